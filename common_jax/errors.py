@@ -1,0 +1,10 @@
+"""The one exception for what a user can mend."""
+
+__all__ = ["InputError"]
+
+
+class InputError(Exception):
+    """Bad input: one line that names the file, line or field, and how to mend it.
+
+    Command lines print it and exit with code 2; nothing that it concerns has been written.
+    """

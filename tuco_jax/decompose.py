@@ -1,0 +1,266 @@
+"""The decomposition of a tuned model into what the base does and what tuning adds, and TuCo.
+
+"TuCo: Measuring the Contribution of Fine-Tuning to Individual Responses of LLMs", arXiv
+2506.23423. On the tuned model's residual stream x_l, with f what a block adds to it:
+
+    PTC(x, l) = f_PT(x, l)        FTC(x, l) = f_FT(x, l) - f_PT(x, l)
+    x_L = x_0 + sum_l PTC(x_l, l) + sum_l FTC(x_l, l)      (exact)
+    TuCo = |FTC_L[n]| / (|PTC_L[n]| + |FTC_L[n]|)          (Definition 4.3; n the last token)
+
+Legend: B batch, T tokens, D residual width, L layers, V vocabulary.
+
+Two forms of one function: `decompose` is the full one, `last_token` the exact form that scores
+need. The stream moves by f_FT alone, so the base is wanted at the last token only: its norm, keys
+and values at every token, its query, output and MLP at one. At the last layer the same holds for
+the tuned model.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from tuco_jax.models import decoder
+from tuco_jax.models.decoder import Params, merge, variables
+from tuco_jax.models.layers import Block, Delta, LayerInfo, Positions, layer_infos
+from tuco_jax.pair import Pair
+
+__all__ = [
+    "Decomposition",
+    "LastToken",
+    "decompose",
+    "last_column",
+    "last_token",
+    "share",
+    "tuco",
+]
+
+
+@struct.dataclass
+class Decomposition:
+    """Result of `decompose`. Everything is float32.
+
+    ptc, ftc: [B, T, D] sums over layers, or [L, B, T, D], each layer's own, with `layers=True`.
+    attention, mlp: FTC's two parts in the same shape; a variant, not of the paper: the MLP's part
+    holds the answer of the MLP to the changed attention. hidden: [B, T, D], the stream before the
+    final norm. logits: [B, T, V] or None. embeddings: x_0, [B, T, D].
+    """
+
+    ptc: jax.Array
+    ftc: jax.Array
+    ftc_attention: jax.Array
+    ftc_mlp: jax.Array
+    hidden: jax.Array
+    logits: jax.Array | None
+    embeddings: jax.Array
+
+
+@struct.dataclass
+class LastToken:
+    """Result of `last_token`. Everything is float32.
+
+    tuco [B]; layers [L, B], beta_1 .. beta_L of the last token (cumulative sums up to layer l,
+    the last of them is tuco); ptc, ftc [B, D], the sums; ftc_attention, ftc_mlp [B, D], parts of
+    ftc (a variant, not of the paper); telescoping [B], max |x_L - x_0 - PTC - FTC| / max |x_L|.
+    """
+
+    tuco: jax.Array
+    layers: jax.Array
+    ptc: jax.Array
+    ftc: jax.Array
+    ftc_attention: jax.Array
+    ftc_mlp: jax.Array
+    telescoping: jax.Array
+
+
+def share(ptc: jax.Array, ftc: jax.Array, norm: int = 1, axis: Any = -1) -> jax.Array:
+    """|ftc| / (|ptc| + |ftc|) over `axis`, 0/0 taken as 0 (its gradient, too)."""
+    if norm not in (1, 2):
+        raise ValueError(f"norm must be 1 or 2, not {norm!r}")
+
+    def size(x: jax.Array) -> jax.Array:
+        if norm == 1:
+            return jnp.sum(jnp.abs(x), axis=axis)
+        square = jnp.sum(jnp.square(x), axis=axis)
+        return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+
+    p, f = size(ptc), size(ftc)
+    total = p + f
+    return jnp.where(total > 0, f / jnp.where(total > 0, total, 1), 0)
+
+
+def last_column(mask: jax.Array) -> jax.Array:
+    """Column of each row's last real token, [B] int; padding may stand on either side."""
+    return mask.shape[1] - 1 - jnp.argmax(mask.astype(bool)[:, ::-1], axis=1)
+
+
+def _start(
+    pair: Pair, tokens: jax.Array | None, mask: jax.Array, embeddings: jax.Array | None
+) -> tuple[jax.Array, Positions, Positions]:
+    """x_0 from the tuned model's embedding, and each model's own positions."""
+    base = Positions.of(pair.base_config, mask)
+    tuned = Positions.of(pair.tuned_config, mask)
+    if (tokens is None) == (embeddings is None):
+        raise ValueError("give either tokens [B, T] or embeddings [B, T, D]")
+    if embeddings is None:
+        embeddings = decoder.embed(pair.tuned_config, pair.tuned_params, tokens, tuned)
+    return embeddings.astype(jnp.float32), base, tuned
+
+
+def _layers(pair: Pair) -> tuple[Params, Params, Params, LayerInfo, LayerInfo]:
+    """What the scan runs over, stacked on axis 0: (base, tuned where it differs, lora, infos)."""
+    return (
+        pair.base["layers"],
+        pair.tuned.get("layers", {}),
+        pair.lora.get("layers", {}),
+        layer_infos(pair.base_config),
+        layer_infos(pair.tuned_config),
+    )
+
+
+def decompose(
+    pair: Pair,
+    tokens: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    alpha: jax.Array | float = 1.0,
+    *,
+    embeddings: jax.Array | None = None,
+    layers: bool = False,
+    logits: bool = False,
+    remat: bool = False,
+) -> Decomposition:
+    """Split every block of the tuned model into PTC and FTC along the (alpha-scaled) stream.
+
+    x_{l+1} = x_l + PTC(x_l, l) + alpha FTC(x_l, l) (Definition 5.1), computed as
+    x_l + f_FT + (alpha - 1) FTC, which is exact at alpha = 1.
+
+    Args:
+        pair: the two models.
+        tokens: [B, T] int. Or `embeddings` [B, T, D], the stream x_0 itself.
+        mask: [B, T], True at real tokens; padding on either side. None: all are real.
+        alpha: broadcastable to [L, B]: a scalar, [L, 1] per layer, [B] per example.
+        embeddings: x_0 in place of tokens (for gradients and soft prompts).
+        layers: keep each layer's own components instead of their sums.
+        logits: also apply the tuned model's final norm and head.
+        remat: recompute activations in the backward pass.
+
+    Pure, jittable, and differentiable in alpha, embeddings and weights.
+    """
+    given = tokens if tokens is not None else embeddings
+    if given is None:
+        raise ValueError("give either tokens [B, T] or embeddings [B, T, D]")
+    if mask is None:
+        mask = jnp.ones(given.shape[:2], bool)
+    x0, at_base, at_tuned = _start(pair, tokens, mask, embeddings)
+    base_block, tuned_block = Block(pair.base_config), Block(pair.tuned_config)
+    depth = pair.base_config.depth
+    alphas = jnp.broadcast_to(jnp.asarray(alpha, jnp.float32), (depth, mask.shape[0]))
+
+    def body(carry, xs):
+        x, sums = carry
+        (base, changed, lora, base_info, tuned_info), alpha = xs
+        pt: Delta = base_block.apply({"params": base}, x, at_base, base_info)
+        ft: Delta = tuned_block.apply(
+            variables(merge(base, changed), lora), x, at_tuned, tuned_info
+        )
+        ftc = ft.total - pt.total
+        own = (pt.total, ftc, ft.attention - pt.attention, ft.mlp - pt.mlp)
+        x = x + ft.total + (alpha[:, None, None] - 1) * ftc
+        if layers:
+            return (x, sums), own
+        return (x, tuple(s + o for s, o in zip(sums, own, strict=True))), None
+
+    if remat:
+        body = jax.checkpoint(body)
+    sums = () if layers else (jnp.zeros_like(x0),) * 4
+    (x, sums), own = jax.lax.scan(body, (x0, sums), (_layers(pair), alphas))
+    ptc, ftc, attention, mlp = own if layers else sums
+    out = None
+    if logits:
+        out = decoder.logits(pair.tuned_config, pair.tuned_params, x, pair.lora)
+    return Decomposition(ptc, ftc, attention, mlp, x, out, x0)
+
+
+def last_token(
+    pair: Pair,
+    tokens: jax.Array | None,
+    mask: jax.Array,
+    *,
+    embeddings: jax.Array | None = None,
+    norm: int = 1,
+) -> LastToken:
+    """PTC, FTC and TuCo at each row's last real token, exactly, for about one forward pass.
+
+    tokens [B, T] int (or embeddings [B, T, D]), mask [B, T]; norm 1 (the paper's) or 2.
+    Differentiable; with respect to weights `decompose` is the cheaper way, since the layers here
+    are indexed rather than scanned over, to leave the last one out of the full pass.
+    """
+    x, at_base, at_tuned = _start(pair, tokens, mask, embeddings)
+    column = last_column(mask)
+    base_block, tuned_block = Block(pair.base_config), Block(pair.tuned_config)
+    base_query, tuned_query = at_base.pick(column), at_tuned.pick(column)
+    stacked = _layers(pair)
+
+    def pick(x: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(x, column[:, None, None], axis=1)
+
+    def components(x: jax.Array, last: jax.Array, index: jax.Array | int, full: bool):
+        """One layer: its f_FT at every token (if `full`), and both deltas at the last one."""
+        base, changed, lora, base_info, tuned_info = jax.tree.map(
+            lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), stacked
+        )
+        base, tuned = {"params": base}, variables(merge(base, changed), lora)
+        kv = base_block.apply(base, x, at_base, base_info, method="keys_values")
+        pt = base_block.apply(base, last, kv, base_query, at_base, base_info, method="delta")
+        kv = tuned_block.apply(tuned, x, at_tuned, tuned_info, method="keys_values")
+        if full:
+            everywhere = tuned_block.apply(
+                tuned, x, kv, at_tuned, at_tuned, tuned_info, method="delta"
+            )
+            ft = Delta(pick(everywhere.attention), pick(everywhere.mlp))
+            x = x + everywhere.total
+        else:
+            ft = tuned_block.apply(
+                tuned, last, kv, tuned_query, at_tuned, tuned_info, method="delta"
+            )
+        attention, mlp = ft.attention - pt.attention, ft.mlp - pt.mlp
+        # The stream's own move at the last token, so that `last` equals pick(x).
+        return x, last + ft.total, (pt.total, ft.total - pt.total, attention, mlp)
+
+    def body(carry, index):
+        x, last, sums = carry
+        x, last, own = components(x, last, index, full=True)
+        sums = tuple(s + o for s, o in zip(sums, own, strict=True))
+        return (x, last, sums), share(sums[0], sums[1], norm)[:, 0]
+
+    depth = pair.base_config.depth
+    first = pick(x)
+    carry = (x, first, (jnp.zeros_like(first),) * 4)
+    (x, last, sums), shares = jax.lax.scan(body, carry, jnp.arange(depth - 1))
+    _, last, own = components(x, last, depth - 1, full=False)
+    ptc, ftc, attention, mlp = (s + o for s, o in zip(sums, own, strict=True))
+    ratio = share(ptc, ftc, norm)[:, 0]
+    error = jnp.max(jnp.abs(last - first - ptc - ftc), axis=(1, 2))
+    error = error / jnp.max(jnp.abs(last), axis=(1, 2))
+    return LastToken(
+        ratio,
+        jnp.concatenate([shares, ratio[None]]),
+        ptc[:, 0],
+        ftc[:, 0],
+        attention[:, 0],
+        mlp[:, 0],
+        error,
+    )
+
+
+def tuco(
+    pair: Pair,
+    tokens: jax.Array | None,
+    mask: jax.Array,
+    *,
+    embeddings: jax.Array | None = None,
+    norm: int = 1,
+) -> jax.Array:
+    """TuCo of each row, [B] in [0, 1] (Definition 4.3). Pure, jittable, differentiable."""
+    return last_token(pair, tokens, mask, embeddings=embeddings, norm=norm).tuco

@@ -1,0 +1,88 @@
+"""One frozen, hashable description of a decoder, whatever its family.
+
+A family is nothing but a point in this space: `from_huggingface` maps a Hugging Face config to
+it, and the one block in `layers.py` is switched by it.
+"""
+
+import dataclasses
+from typing import Literal
+
+__all__ = ["ModelConfig", "Rope"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding, its scaling already resolved into frequencies.
+
+    `frequencies` [rotary_dim / 2] turn a position into an angle. Rows longer than `switch` tokens
+    use `long_frequencies` (LongRoPE), or a base that grows with the row (`dynamic_factor`, NTK).
+    Both are decided per row, never per batch, so that padding and buckets change nothing.
+    """
+
+    frequencies: tuple[float, ...]
+    scale: float = 1.0  # multiplies cos and sin (YaRN, LongRoPE)
+    long_frequencies: tuple[float, ...] = ()
+    long_scale: float = 1.0
+    switch: int = 0
+    dynamic_factor: float = 0.0
+    base: float = 10_000.0
+
+    @property
+    def dim(self) -> int:
+        """Number of leading features of a head that are rotated."""
+        return 2 * len(self.frequencies)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Everything that a decoder's forward pass depends on, apart from its weights."""
+
+    family: str
+    vocab_size: int
+    width: int
+    depth: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    max_positions: int
+
+    norm: Literal["rms", "layer"] = "rms"
+    norm_eps: float = 1e-6
+    norm_offset: float = 0.0  # Gemma's norms multiply by offset + scale
+    pre_norm: bool = True
+    post_norm: bool = False  # norms on what attention and MLP add (Gemma 2/3, OLMo 2)
+    parallel: bool = False  # attention and MLP read the same stream (GPT-NeoX)
+
+    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    gated: bool = True
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: Literal["none", "head", "width"] = "none"
+    query_scale: float = 0.0  # 0: head_dim ** -0.5
+    attention_softcap: float = 0.0  # 0: none
+    logit_softcap: float = 0.0  # 0: none
+
+    ropes: tuple[Rope, ...] = ()  # empty: learned positions
+    rope_index: tuple[int, ...] = ()  # [depth], which of `ropes` a layer uses
+    windows: tuple[int, ...] = ()  # [depth], 0: the layer sees every earlier token
+
+    embed_scale: float = 1.0
+    tied_head: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.query_scale:
+            object.__setattr__(self, "query_scale", self.head_dim**-0.5)
+        if not self.rope_index:
+            object.__setattr__(self, "rope_index", (0,) * self.depth)
+        if not self.windows:
+            object.__setattr__(self, "windows", (0,) * self.depth)
+        if len(self.rope_index) != self.depth or len(self.windows) != self.depth:
+            raise ValueError(
+                f"rope_index and windows need one entry for each of {self.depth} layers"
+            )
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"{self.heads} query heads cannot share {self.kv_heads} key/value heads evenly"
+            )

@@ -1,0 +1,129 @@
+"""A decoder as pure functions on a plain dict of parameters, layers stacked on axis 0.
+
+Legend: B batch, T tokens, D residual width, V vocabulary, L layers.
+
+    {"embed": {"table": [V, D]}, "positions": {"table": [P, D]} (learned positions only),
+     "layers": {... each leaf [L, ...] ...}, "final_norm": {...},
+     "head": {"kernel": [D, V]} (absent when tied)}
+
+Low-rank factors live in a tree of their own, "lora", with {"a": [L, in, r], "b": [L, r, out]} in
+place of a {"kernel", "bias"}.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tuco_jax.models.config import ModelConfig
+from tuco_jax.models.layers import Block, LayerInfo, Linear, Positions, layer_infos, make_norm
+
+__all__ = [
+    "Params",
+    "embed",
+    "forward",
+    "init",
+    "logits",
+    "merge",
+    "param_shapes",
+    "variables",
+]
+
+Params = dict[str, Any]
+
+
+def param_shapes(config: ModelConfig) -> Params:
+    """The parameter tree that `config` calls for, with `jax.ShapeDtypeStruct` leaves (float32)."""
+    return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+
+
+def init(config: ModelConfig, key: jax.Array) -> Params:
+    """Random parameters in float32, norms at one and biases at zero."""
+    keys = jax.random.split(key, 5)
+    x = jnp.zeros((1, 1, config.width))
+    positions = Positions.of(config, jnp.ones((1, 1)))
+    info = LayerInfo(jnp.int32(0), jnp.int32(0))
+
+    def init_layer(key: jax.Array) -> Params:
+        return Block(config).init(key, x, positions, info)["params"]
+
+    def table(key: jax.Array, rows: int) -> Params:
+        return {"table": jax.random.normal(key, (rows, config.width)) / math.sqrt(config.width)}
+
+    params: Params = {
+        "embed": table(keys[0], config.vocab_size),
+        "layers": jax.vmap(init_layer)(jax.random.split(keys[1], config.depth)),
+        "final_norm": make_norm(config).init(keys[2], x)["params"],
+    }
+    if not config.ropes:
+        params["positions"] = table(keys[3], config.max_positions)
+    if not config.tied_head:
+        params["head"] = Linear(config.vocab_size).init(keys[4], x)["params"]
+    return params
+
+
+def merge(params: Params, overrides: Params | None) -> Params:
+    """`params` with the leaves that `overrides` holds replaced; the rest are shared, not copied."""
+    if not overrides:
+        return params
+    merged = dict(params)
+    for name, value in overrides.items():
+        old = params.get(name)
+        merged[name] = merge(old, value) if isinstance(value, dict) and old else value
+    return merged
+
+
+def variables(layer: Params, lora: Params | None = None) -> dict[str, Params]:
+    """One layer's parameters and low-rank factors as the variables of `Block.apply`."""
+    return {"params": layer, "lora": lora} if lora else {"params": layer}
+
+
+def embed(
+    config: ModelConfig, params: Params, tokens: jax.Array, positions: Positions
+) -> jax.Array:
+    """The residual stream before the first layer, [B, T, D] float32."""
+    x = params["embed"]["table"][tokens].astype(jnp.float32)
+    if config.embed_scale != 1:
+        x *= config.embed_scale
+    if "positions" in params:
+        x += params["positions"]["table"][jnp.maximum(positions.index, 0)]
+    return x
+
+
+def forward(
+    config: ModelConfig,
+    params: Params,
+    x: jax.Array,
+    positions: Positions,
+    lora: Params | None = None,
+    *,
+    hidden_states: bool = False,
+    remat: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Run all layers over the stream x [B, T, D].
+
+    Returns the stream after the last layer, before the final norm, and, with `hidden_states`, the
+    stream after every layer, [L, B, T, D]. `remat` recomputes activations in the backward pass.
+    """
+    block = Block(config)
+
+    def body(x: jax.Array, xs: tuple[Params, Params, LayerInfo]):
+        layer, factors, info = xs
+        x = x + block.apply(variables(layer, factors), x, positions, info).total
+        return x, x if hidden_states else None
+
+    if remat:
+        body = jax.checkpoint(body)
+    factors = (lora or {}).get("layers", {})
+    return jax.lax.scan(body, x, (params["layers"], factors, layer_infos(config)))
+
+
+def logits(
+    config: ModelConfig, params: Params, x: jax.Array, lora: Params | None = None
+) -> jax.Array:
+    """Final norm and unembedding of x [..., D]: logits [..., V] float32."""
+    x = make_norm(config).apply({"params": params["final_norm"]}, x)
+    head = params["head"] if "head" in params else {"kernel": params["embed"]["table"].T}
+    y = Linear(config.vocab_size).apply(variables(head, (lora or {}).get("head")), x)
+    return config.logit_softcap * jnp.tanh(y / config.logit_softcap) if config.logit_softcap else y

@@ -1,0 +1,43 @@
+"""A pre-trained model and what tuning made of it, as one frozen pytree."""
+
+from typing import Any
+
+from flax import struct
+
+from tuco_jax.models.config import ModelConfig
+from tuco_jax.models.decoder import Params, merge
+
+__all__ = ["Notes", "Pair"]
+
+
+class Notes(tuple):
+    """Findings about a pair, in words. All are equal to jit: a remark never recompiles."""
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, Notes)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@struct.dataclass
+class Pair:
+    """PT ("base") and FT ("tuned") of the TuCo paper; the base's weights are held once.
+
+    base: the base's parameters (`models/decoder.py` gives the tree). tuned: the leaves in which
+    the tuned model differs; the whole tree for a full fine-tune, what `modules_to_save` replaced
+    (mostly nothing) for an adapter. lora: an adapter's low-rank factors, ranks padded to the
+    largest, zeros for untouched layers. The configs are static and hashable.
+    """
+
+    base: Params
+    tuned: Params
+    lora: Params
+    base_config: ModelConfig = struct.field(pytree_node=False)
+    tuned_config: ModelConfig = struct.field(pytree_node=False)
+    notes: Notes = struct.field(pytree_node=False, default=Notes())
+
+    @property
+    def tuned_params(self) -> Params:
+        """The tuned model's parameters, without `lora`; leaves shared with the base are shared."""
+        return merge(self.base, self.tuned)
