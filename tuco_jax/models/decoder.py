@@ -64,7 +64,7 @@ def init(config: ModelConfig, key: jax.Array) -> Params:
 
 
 def merge(params: Params, overrides: Params | None) -> Params:
-    """`params` with the leaves that `overrides` holds replaced; the rest are shared, not copied."""
+    """`params` with the leaves of `overrides` in their place; the rest are shared, not copied."""
     if not overrides:
         return params
     merged = dict(params)

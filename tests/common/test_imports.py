@@ -1,0 +1,83 @@
+"""Arrows between modules run one way: common <- models <- weights, decompose <- score <- cli."""
+
+import ast
+import pathlib
+from collections.abc import Iterator
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+PACKAGES = ("common_jax", "tuco_jax", "reward_jax")
+
+# A module may import its own tier and those above it in this list, never one below.
+TUCO_TIERS = (
+    ("tuco_jax.models",),
+    ("tuco_jax.pair",),
+    ("tuco_jax.decompose", "tuco_jax.weights", "tuco_jax.prompts", "tuco_jax.batching"),
+    ("tuco_jax.output", "tuco_jax.sampling", "tuco_jax.steer", "tuco_jax.profile"),
+    ("tuco_jax.score",),
+    ("tuco_jax.training",),
+    ("tuco_jax.finetune",),
+    ("tuco_jax.studies",),
+    ("tuco_jax.cli",),
+)
+REFERENCES = {"torch", "peft", "diffusers", "pytest", "hypothesis", "tests"}
+
+
+def modules() -> Iterator[tuple[str, pathlib.Path]]:
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    """Every module named by an import statement, at whatever depth of the code."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module or "")
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def tier(module: str) -> int | None:
+    for rank, prefixes in enumerate(TUCO_TIERS):
+        if any(module == p or module.startswith(p + ".") for p in prefixes):
+            return rank
+    return None
+
+
+ALL = dict(modules())
+
+
+@pytest.mark.parametrize("module", [m for m in ALL if m != "tuco_jax"])
+def test_arrows_run_one_way(module):
+    package = module.split(".")[0]
+    mine = tier(module)
+    assert package != "tuco_jax" or mine is not None, f"{module} stands in no tier: place it"
+    for name in imports(ALL[module]):
+        top = name.split(".")[0]
+        assert top not in REFERENCES, f"{module} imports {name}, a reference for tests only"
+        if top not in PACKAGES:
+            continue
+        if package == "common_jax":
+            assert top == "common_jax", f"common_jax must not know {name}"
+        assert top in ("common_jax", package), f"{module} imports {name}"
+        theirs = tier(name)
+        if mine is not None and theirs is not None:
+            assert theirs <= mine, f"{module} imports {name}, which stands below it"
+
+
+def test_nothing_imports_a_cli():
+    for module, path in ALL.items():
+        clis = [n for n in imports(path) if n.endswith(".cli") and n.split(".")[0] in PACKAGES]
+        assert not clis, f"{module} imports {clis}"
+
+
+def test_common_stays_small():
+    lines = sum(len(p.read_text().splitlines()) for m, p in ALL.items() if m.startswith("common"))
+    assert lines < 500, f"common_jax has {lines} lines"
