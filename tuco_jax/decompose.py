@@ -20,10 +20,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import Mesh
 
 from tuco_jax.models import decoder
 from tuco_jax.models.decoder import Params, merge, variables
 from tuco_jax.models.layers import Block, Delta, LayerInfo, Positions, layer_infos
+from tuco_jax.models.sharding import constrain
 from tuco_jax.pair import Pair
 
 __all__ = [
@@ -96,7 +98,11 @@ def last_column(mask: jax.Array) -> jax.Array:
 
 
 def _start(
-    pair: Pair, tokens: jax.Array | None, mask: jax.Array, embeddings: jax.Array | None
+    pair: Pair,
+    tokens: jax.Array | None,
+    mask: jax.Array,
+    embeddings: jax.Array | None,
+    mesh: Mesh | None,
 ) -> tuple[jax.Array, Positions, Positions]:
     """x_0 from the tuned model's embedding, and each model's own positions."""
     base = Positions.of(pair.base_config, mask)
@@ -105,7 +111,7 @@ def _start(
         raise ValueError("give either tokens [B, T] or embeddings [B, T, D]")
     if embeddings is None:
         embeddings = decoder.embed(pair.tuned_config, pair.tuned_params, tokens, tuned)
-    return embeddings.astype(jnp.float32), base, tuned
+    return constrain(embeddings.astype(jnp.float32), mesh), base, tuned
 
 
 def _layers(pair: Pair) -> tuple[Params, Params, Params, LayerInfo, LayerInfo]:
@@ -129,6 +135,7 @@ def decompose(
     layers: bool = False,
     logits: bool = False,
     remat: bool = False,
+    mesh: Mesh | None = None,
 ) -> Decomposition:
     """Split every block of the tuned model into PTC and FTC along the (alpha-scaled) stream.
 
@@ -144,6 +151,7 @@ def decompose(
         layers: keep each layer's own components instead of their sums.
         logits: also apply the tuned model's final norm and head.
         remat: recompute activations in the backward pass.
+        mesh: where the pair is spread (`models/sharding.py`); the stream then stays cut by rows.
 
     Pure, jittable, and differentiable in alpha, embeddings and weights.
     """
@@ -152,7 +160,7 @@ def decompose(
         raise ValueError("give either tokens [B, T] or embeddings [B, T, D]")
     if mask is None:
         mask = jnp.ones(given.shape[:2], bool)
-    x0, at_base, at_tuned = _start(pair, tokens, mask, embeddings)
+    x0, at_base, at_tuned = _start(pair, tokens, mask, embeddings, mesh)
     base_block, tuned_block = Block(pair.base_config), Block(pair.tuned_config)
     depth = pair.base_config.depth
     alphas = jnp.broadcast_to(jnp.asarray(alpha, jnp.float32), (depth, mask.shape[0]))
@@ -166,7 +174,7 @@ def decompose(
         )
         ftc = ft.total - pt.total
         own = (pt.total, ftc, ft.attention - pt.attention, ft.mlp - pt.mlp)
-        x = x + ft.total + (alpha[:, None, None] - 1) * ftc
+        x = constrain(x + ft.total + (alpha[:, None, None] - 1) * ftc, mesh)
         if layers:
             return (x, sums), own
         return (x, tuple(s + o for s, o in zip(sums, own, strict=True))), None
@@ -189,14 +197,16 @@ def last_token(
     *,
     embeddings: jax.Array | None = None,
     norm: int = 1,
+    mesh: Mesh | None = None,
 ) -> LastToken:
     """PTC, FTC and TuCo at each row's last real token, exactly, for about one forward pass.
 
-    tokens [B, T] int (or embeddings [B, T, D]), mask [B, T]; norm 1 (the paper's) or 2.
+    tokens [B, T] int (or embeddings [B, T, D]), mask [B, T]; norm 1 (the paper's) or 2;
+    mesh as in `decompose`.
     Differentiable; with respect to weights `decompose` is the cheaper way, since the layers here
     are indexed rather than scanned over, to leave the last one out of the full pass.
     """
-    x, at_base, at_tuned = _start(pair, tokens, mask, embeddings)
+    x, at_base, at_tuned = _start(pair, tokens, mask, embeddings, mesh)
     column = last_column(mask)
     base_block, tuned_block = Block(pair.base_config), Block(pair.tuned_config)
     base_query, tuned_query = at_base.pick(column), at_tuned.pick(column)
@@ -219,7 +229,7 @@ def last_token(
                 tuned, x, kv, at_tuned, at_tuned, tuned_info, method="delta"
             )
             ft = Delta(pick(everywhere.attention), pick(everywhere.mlp))
-            x = x + everywhere.total
+            x = constrain(x + everywhere.total, mesh)
         else:
             ft = tuned_block.apply(
                 tuned, last, kv, tuned_query, at_tuned, tuned_info, method="delta"
@@ -261,6 +271,7 @@ def tuco(
     *,
     embeddings: jax.Array | None = None,
     norm: int = 1,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """TuCo of each row, [B] in [0, 1] (Definition 4.3). Pure, jittable, differentiable."""
-    return last_token(pair, tokens, mask, embeddings=embeddings, norm=norm).tuco
+    return last_token(pair, tokens, mask, embeddings=embeddings, norm=norm, mesh=mesh).tuco

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.layers import Block, LayerInfo, Linear, Positions, layer_infos, make_norm
+from tuco_jax.models.sharding import constrain
 
 __all__ = [
     "Params",
@@ -100,23 +101,27 @@ def forward(
     *,
     hidden_states: bool = False,
     remat: bool = False,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Run all layers over the stream x [B, T, D].
 
     Returns the stream after the last layer, before the final norm, and, with `hidden_states`, the
     stream after every layer, [L, B, T, D]. `remat` recomputes activations in the backward pass.
+    Over a `mesh`, the stream stays cut by rows.
     """
     block = Block(config)
 
     def body(x: jax.Array, xs: tuple[Params, Params, LayerInfo]):
         layer, factors, info = xs
         x = x + block.apply(variables(layer, factors), x, positions, info).total
+        x = constrain(x, mesh)
         return x, x if hidden_states else None
 
     if remat:
         body = jax.checkpoint(body)
     factors = (lora or {}).get("layers", {})
-    return jax.lax.scan(body, x, (params["layers"], factors, layer_infos(config)))
+    xs = (params["layers"], factors, layer_infos(config))
+    return jax.lax.scan(body, constrain(x, mesh), xs)
 
 
 def logits(

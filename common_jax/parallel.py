@@ -1,0 +1,107 @@
+"""Where a program runs: a mesh for `jax.jit`, or `jax.pmap` over data alone.
+
+A mesh has three axes: "data" (whole copies of the parameters), "fsdp" (parameters cut into shards
+that are gathered when used; the batch is cut over data and fsdp) and "tensor" (single matrices cut
+across devices). `jax.jit` over a mesh is the default way. `pmap` is in JAX's maintenance mode: it
+is offered for data parallelism alone, through one thin wrapper.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from common_jax.errors import InputError
+
+__all__ = ["AXES", "make_mesh", "pmap", "replicate"]
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def make_mesh(
+    data: int = 1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """A mesh with axes data, fsdp and tensor over the first `data * fsdp * tensor` devices.
+
+    One size may be -1: as many as there are devices left for it. Settings in a file or on a
+    command line go in as `make_mesh(**settings)`. Raises InputError where sizes and devices do
+    not match.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
+    free = [axis for axis, size in sizes.items() if size == -1]
+    bad = [axis for axis, size in sizes.items() if size < 1 and size != -1]
+    if bad or len(free) > 1:
+        raise InputError(
+            f"mesh {data} x {fsdp} x {tensor} (data x fsdp x tensor): sizes are 1 or more, "
+            "and one of them may be -1 for all devices that are left"
+        )
+    wanted = math.prod(size for size in sizes.values() if size != -1)
+    if free:
+        sizes[free[0]] = max(len(devices) // wanted, 1)
+        wanted *= sizes[free[0]]
+    if wanted > len(devices):
+        raise InputError(
+            f"mesh {data} x {fsdp} x {tensor} (data x fsdp x tensor) wants {wanted} devices, but "
+            f"there are {len(devices)}: choose smaller sizes"
+        )
+    return jax.make_mesh(
+        tuple(sizes.values()), AXES, (AxisType.Auto,) * len(AXES), devices=devices[:wanted]
+    )
+
+
+def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
+    """A copy of every array on every device, so that calls of a `pmap` need not broadcast it."""
+    devices = jax.local_devices() if devices is None else list(devices)
+    mesh = make_mesh(data=len(devices), devices=devices)
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def pmap(
+    function: Callable[..., Any],
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    out_axes: Any = 0,
+) -> Callable[..., Any]:
+    """`function(params, *batch)` with the batch split over devices, under `jax.pmap`.
+
+    Every array in `batch` has the same leading axis B, and `params` goes whole to each device.
+    out_axes: where B stands in the results, an int or a tree of them (a prefix of the result, as
+    in `jax.vmap`). Rows are independent of each other: B is padded up to a multiple of the
+    devices by repeating the last row, and the padding is cut from what comes back, so that the
+    wrapped function has the signature and the results of `function`.
+    """
+    devices = jax.local_devices() if devices is None else list(devices)
+    count = len(devices)
+
+    @functools.cache
+    def mapped(arguments: int) -> Callable[..., Any]:
+        in_axes = (None,) + (0,) * arguments
+        return jax.pmap(function, in_axes=in_axes, out_axes=out_axes, devices=devices)
+
+    def run(params: Any, *batch: Any) -> Any:
+        rows = {x.shape[0] for x in jax.tree.leaves(batch)}
+        if len(rows) != 1:
+            raise ValueError(f"arrays of one batch have {sorted(rows)} rows")
+        (size,) = rows
+
+        def split(x: jax.Array) -> jax.Array:
+            x = jnp.asarray(x)
+            padding = [(0, -size % count)] + [(0, 0)] * (x.ndim - 1)
+            return jnp.pad(x, padding, mode="edge").reshape(count, -1, *x.shape[1:])
+
+        def join(x: jax.Array, axis: int) -> jax.Array:
+            x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+            return jax.lax.slice_in_dim(x, 0, size, axis=axis)
+
+        out = mapped(len(batch))(params, *jax.tree.map(split, batch))
+        return jax.tree.map(join, out, jax.tree.broadcast(out_axes, out))
+
+    return run

@@ -1,0 +1,89 @@
+"""Which axis of which parameter is cut over which axis of the mesh.
+
+A mesh is `common_jax.parallel.make_mesh`'s: data, fsdp, tensor. Matrices that read the stream
+(q, k, v, gate, up, head) are cut by columns over "tensor", those that write to it (o, down) by
+rows, so that a block sums over devices twice; the other side of each is cut over "fsdp" and
+gathered when used. Layers (axis 0) are never cut: the scan runs over them. An axis that does not
+divide stays whole.
+
+Legend: B batch, T tokens, D residual width.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+__all__ = ["batch_sharding", "constrain", "place", "placement", "shardings"]
+
+_BATCH = ("data", "fsdp")
+
+# (end of a parameter's path, axes of the mesh for its last dimensions); the first match counts.
+_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"embed/table", ("tensor", "fsdp")),
+    (r"positions/table", (None, "fsdp")),
+    (r"(q|k|v|gate|up|head)/kernel", ("fsdp", "tensor")),
+    (r"(q|k|v|gate|up|head)/bias", ("tensor",)),
+    (r"(q|k|v|gate|up|head)/a", ("fsdp", None)),
+    (r"(q|k|v|gate|up|head)/b", (None, "tensor")),
+    (r"(o|down)/kernel", ("tensor", "fsdp")),
+    (r"(o|down)/a", ("tensor", None)),
+    (r"(o|down)/b", (None, "fsdp")),
+)
+
+
+def placement(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
+    """(path, shape) -> where that parameter lives on `mesh`.
+
+    A path is "layers/attention/q/kernel" with or without a prefix such as "tuned" or "lora", so
+    that pairs, gradients and optimiser states follow the same rules.
+    """
+
+    def sharding(path: str, shape: tuple[int, ...]) -> NamedSharding:
+        for pattern, axes in _RULES:
+            if re.search(rf"(^|/){pattern}$", path) and len(shape) >= len(axes):
+                axes = (None,) * (len(shape) - len(axes)) + axes
+                fits = (
+                    axis if axis and size % mesh.shape[axis] == 0 else None
+                    for axis, size in zip(axes, shape, strict=True)
+                )
+                return NamedSharding(mesh, PartitionSpec(*fits))
+        return NamedSharding(mesh, PartitionSpec())
+
+    return sharding
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """The sharding of every leaf of a tree of parameters (or of `jax.ShapeDtypeStruct`)."""
+    where = placement(mesh)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: where(jax.tree_util.keystr(path, simple=True, separator="/"), x.shape),
+        tree,
+    )
+
+
+def place(tree: Any, mesh: Mesh) -> Any:
+    """A tree of parameters, such as a `Pair`, moved to its shards."""
+    return jax.device_put(tree, shardings(tree, mesh))
+
+
+def batch_sharding(mesh: Mesh, rows: int | None = None) -> NamedSharding:
+    """Rows [B, ...] cut over data and fsdp; over fewer axes where `rows` does not divide."""
+    axes = _BATCH
+    while rows is not None and rows % math.prod(mesh.shape[axis] for axis in axes):
+        axes = axes[:-1]
+    return NamedSharding(mesh, PartitionSpec(axes or None))
+
+
+def constrain(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Hold the residual stream x [B, T, D] to its rows, so that weights move and not activations.
+
+    Left to itself, the compiler may keep the stream cut over D as the weights are, and sum
+    activations over devices after each product. Without a mesh, x as it is.
+    """
+    if mesh is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, batch_sharding(mesh, x.shape[0]))
