@@ -26,7 +26,7 @@ def make_mesh(
     data: int = 1,
     fsdp: int = 1,
     tensor: int = 1,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Mesh:
     """A mesh with axes data, fsdp and tensor over the first `data * fsdp * tensor` devices.
 
@@ -35,7 +35,7 @@ def make_mesh(
     not match.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
+    sizes: dict[str, int] = dict(zip(AXES, (data, fsdp, tensor), strict=True))
     free = [axis for axis, size in sizes.items() if size == -1]
     bad = [axis for axis, size in sizes.items() if size < 1 and size != -1]
     if bad or len(free) > 1:
@@ -57,7 +57,7 @@ def make_mesh(
     )
 
 
-def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
+def replicate(tree: Any, devices: Sequence[Any] | None = None) -> Any:
     """A copy of every array on every device, so that calls of a `pmap` need not broadcast it."""
     devices = jax.local_devices() if devices is None else list(devices)
     mesh = make_mesh(data=len(devices), devices=devices)
@@ -67,7 +67,7 @@ def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
 def pmap(
     function: Callable[..., Any],
     *,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
     out_axes: Any = 0,
 ) -> Callable[..., Any]:
     """`function(params, *batch)` with the batch split over devices, under `jax.pmap`.

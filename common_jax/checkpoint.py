@@ -1,0 +1,110 @@
+"""Trees of arrays on disk, through orbax: straight from their shards and back to them.
+
+`save` and `restore` are for one tree that is written once (an imported model). `Checkpoints` is
+for a run that writes many and goes on after a kill where it stopped. Both write into a temporary
+directory first and rename it, so that what is there is whole.
+"""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+__all__ = ["Checkpoints", "restore", "restore_like", "save", "targets"]
+
+
+def save(directory: str | pathlib.Path, tree: Any) -> None:
+    """Write a tree of arrays; `directory` must not exist yet."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(pathlib.Path(directory).absolute(), tree)
+
+
+def targets(
+    directory: str | pathlib.Path,
+    *,
+    dtype: str | None = None,
+    placement: Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None] | None = None,
+) -> Any:
+    """What `restore` would give: the tree with `jax.ShapeDtypeStruct` leaves; reads no array.
+
+    dtype: what to cast to on the way (None: as stored). placement: (path, shape) -> sharding, or
+    None for the default device, with paths such as "layers/attention/q/kernel".
+    """
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree: Any = checkpointer.metadata(pathlib.Path(directory).absolute()).item_metadata.tree
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def target(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        shape = tuple(leaf.shape)
+        where = (placement(name, shape) if placement else None) or here
+        return jax.ShapeDtypeStruct(shape, dtype or leaf.dtype, sharding=where)
+
+    return jax.tree_util.tree_map_with_path(target, tree)
+
+
+def restore(
+    directory: str | pathlib.Path,
+    *,
+    dtype: str | None = None,
+    placement: Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None] | None = None,
+) -> Any:
+    """Read a tree that `save` wrote, each device its own shards alone; arguments of `targets`."""
+    return restore_like(directory, targets(directory, dtype=dtype, placement=placement))
+
+
+def restore_like(directory: str | pathlib.Path, like: Any) -> Any:
+    """Read a tree in the shapes, dtypes and shardings of `like` (arrays or ShapeDtypeStructs)."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(pathlib.Path(directory).absolute(), like)
+
+
+class Checkpoints:
+    """The checkpoints of a training run, newest `keep` of them, with exact resume.
+
+    A checkpoint is a tree of arrays (parameters, optimiser state, `jax.random.key_data` of keys)
+    and a dictionary that JSON can hold (position in the data, settings). Use as a context:
+
+        with Checkpoints("run/checkpoints", keep=2) as checkpoints:
+            if (step := checkpoints.latest()) is not None:
+                state, extra = checkpoints.restore(step, like=state)
+            ...
+            checkpoints.save(step, state, {"epoch": epoch})
+
+    Writing goes on in the background; leaving the context waits for it.
+    """
+
+    def __init__(self, directory: str | pathlib.Path, *, keep: int = 2) -> None:
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self._manager = ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        """Step of the newest whole checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, extra: dict[str, Any] | None = None) -> None:
+        """Write `state` and `extra` as the checkpoint of `step`; one that is there is kept."""
+        if step in self._manager.all_steps():
+            return
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            extra=ocp.args.JsonSave(extra or {}),
+        )
+        self._manager.save(step, args=arguments)
+
+    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """State and extra of `step`, in the shapes, dtypes and shardings of `like`."""
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardRestore(like),
+            extra=ocp.args.JsonRestore(),
+        )
+        restored = self._manager.restore(step, args=arguments)
+        return restored["state"], restored["extra"]
