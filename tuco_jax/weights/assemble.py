@@ -2,13 +2,14 @@
 
 A family's key table says where each of our parameters comes from. The importer is loud: a tensor
 that is unknown, missing, misshaped or not finite is an error that names it. At any moment the host
-holds one stacked parameter and one source tensor beside what is already on the devices.
+holds one stacked parameter and one source tensor (of a large one, a block of rows) beside what is
+already on the devices; where the device is the CPU it takes over the host's memory uncopied.
 """
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Literal, Protocol
 
 import jax
 import numpy as np
@@ -18,7 +19,12 @@ from common_jax.errors import InputError
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.decoder import Params, param_shapes
 
-__all__ = ["Key", "KeyTable", "Placement", "TensorSource", "assemble"]
+__all__ = ["DTYPES", "Key", "KeyTable", "Placement", "TensorSource", "assemble"]
+
+DTYPES = ("float32", "bfloat16", "float16")
+_BLOCK = 1 << 22  # numbers read at a time from a tensor that can be read in rows
+_STRIP = 16  # rows transposed at a time: one cache line of the destination
+_ALIGNMENT = 64  # bytes; XLA's CPU client adopts host memory that is aligned so
 
 
 class TensorSource(Protocol):
@@ -30,8 +36,12 @@ class TensorSource(Protocol):
         """Shape of every tensor, in the orientation that `read` returns."""
         ...
 
-    def read(self, tensor: str) -> np.ndarray:
-        """The tensor, float32, float16 or bfloat16."""
+    def file(self, tensor: str) -> str:
+        """The file that holds the tensor, for error messages."""
+        ...
+
+    def read(self, tensor: str, rows: slice = slice(None)) -> np.ndarray:
+        """The tensor, or those rows of its first axis; float32, float16 or bfloat16."""
         ...
 
 
@@ -40,11 +50,14 @@ class Key:
     """Where one parameter comes from: a tensor's name, `{l}` standing for the layer, and how.
 
     `transform` turns the tensor that was read into one layer's parameter (transpose, a slice of a
-    fused projection, ...). Several keys may read one tensor.
+    fused projection, ...). Several keys may read one tensor. `rows` is the parameter's axis along
+    which the tensor's rows run, if `transform` works row by row: large tensors are then read in
+    blocks. None: the tensor is read whole.
     """
 
     tensor: str
     transform: Callable[[np.ndarray, ModelConfig], np.ndarray] = lambda a, _: a
+    rows: Literal[0, 1] | None = None
 
 
 KeyTable = Mapping[str, Key]  # our path, such as "layers/attention/q/kernel", to its key
@@ -64,15 +77,23 @@ def assemble(
 ) -> Params:
     """Read every parameter that `config` calls for, stack layers on axis 0, put it on devices.
 
-    ignore: regular expressions (full match) of tensors that a checkpoint may hold and that the
-    forward pass does not need. Raises InputError naming the tensor.
+    dtype: of the parameters, one of `DTYPES`. ignore: regular expressions (full match) of tensors
+    that a checkpoint may hold and that the forward pass does not need. Raises InputError naming
+    the file and the tensor.
     """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     shapes = source.shapes()
-    wanted = flatten_dict(param_shapes(config), sep="/")
+    wanted: dict[str, jax.ShapeDtypeStruct] = flatten_dict(param_shapes(config), sep="/")
     _check_names(config, source.name, shapes, wanted, table, tuple(ignore))
     params = {}
     for path, spec in wanted.items():
-        params[path] = _parameter(config, source, path, spec.shape, table[path], dtype, placement)
+        host = _aligned(spec.shape, dtype)
+        stacked = path.startswith("layers/")
+        for layer, tensor in enumerate(_tensors(config, path, table[path])):
+            target = host[layer] if stacked else host
+            _fill(target, config, source, table[path], tensor, shapes[tensor], path)
+        params[path] = _place(host, placement(path, spec.shape) if placement else None)
     return unflatten_dict(params, sep="/")
 
 
@@ -88,15 +109,18 @@ def _check_names(
     for path in wanted:
         if path not in table:
             raise InputError(f"{name}: family {config.family!r} has no key for {path}")
-        expected |= {tensor for tensor in _tensors(config, path, table[path])}
+        expected |= set(_tensors(config, path, table[path]))
     missing = sorted(expected - set(shapes))
     if missing:
-        raise InputError(f"{name}: tensor {missing[0]} is missing{_and_more(missing)}")
+        raise InputError(
+            f"{name}: tensor {missing[0]} is missing{_and_more(missing)}; "
+            "the checkpoint is incomplete, or its config describes another model"
+        )
     unknown = [t for t in sorted(set(shapes) - expected) if not _matches(t, ignore)]
     if unknown:
         raise InputError(
-            f"{name}: tensor {unknown[0]} is unknown to family {config.family!r}"
-            f"{_and_more(unknown)}"
+            f"{name}: tensor {unknown[0]} is unknown to family {config.family!r} as its config "
+            f"describes it{_and_more(unknown)}"
         )
 
 
@@ -115,30 +139,67 @@ def _tensors(config: ModelConfig, path: str, key: Key) -> list[str]:
     return [key.tensor]
 
 
-def _parameter(
+def _aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Uninitialised host memory that a CPU device can adopt without a copy."""
+    kind = np.dtype(jax.numpy.dtype(dtype))
+    size = int(np.prod(shape)) * kind.itemsize
+    raw = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + size].view(kind).reshape(shape)
+
+
+def _fill(
+    target: np.ndarray,
     config: ModelConfig,
     source: TensorSource,
-    path: str,
-    shape: tuple[int, ...],
     key: Key,
-    dtype: str,
-    placement: Placement | None,
-) -> jax.Array:
-    stacked = path.startswith("layers/")
-    host = np.empty(shape, jax.numpy.dtype(dtype))
-    for layer, tensor in enumerate(_tensors(config, path, key)):
-        value = key.transform(source.read(tensor), config)
-        target = shape[1:] if stacked else shape
-        if value.shape != target:
-            raise InputError(
-                f"{source.name}: tensor {tensor} gives shape {list(value.shape)} for {path}, "
-                f"but the config calls for {list(target)}"
-            )
-        if not np.isfinite(value.astype(np.float32, copy=False)).all():
-            raise InputError(f"{source.name}: tensor {tensor} holds NaN or infinity")
-        if stacked:
-            host[layer] = value
-        else:
-            host[...] = value
-    sharding = placement(path, shape) if placement else None
-    return jax.device_put(host, sharding)
+    tensor: str,
+    shape: tuple[int, ...],
+    path: str,
+) -> None:
+    """Read one tensor into one layer's parameter, in blocks where the key allows it."""
+    misshaped = InputError(
+        f"{source.file(tensor)}: tensor {tensor} has shape {list(shape)}, which does not give "
+        f"{path} the shape {list(target.shape)} that the config calls for"
+    )
+    if key.rows is not None and shape != (target.shape if key.rows == 0 else target.shape[::-1]):
+        raise misshaped
+    for rows in _blocks(shape) if key.rows is not None else (slice(None),):
+        value = source.read(tensor, rows)
+        try:
+            value = key.transform(value, config)
+        except ValueError:  # a fused tensor that does not split as the config says
+            raise misshaped from None
+        part = target if key.rows is None else target[(slice(None),) * key.rows + (rows,)]
+        if value.shape != part.shape:
+            raise misshaped
+        with np.errstate(over="ignore"):
+            _copy(part, value)
+        if not np.isfinite(part).all():
+            flaw = "holds NaN or infinity"
+            if np.isfinite(value.astype(np.float32)).all():
+                flaw = f"holds numbers too large for {part.dtype}; load it in another dtype"
+            raise InputError(f"{source.file(tensor)}: tensor {tensor} {flaw}")
+
+
+def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Slices of the first axis, of about `_BLOCK` numbers each."""
+    step = max(1, _BLOCK // max(1, int(np.prod(shape[1:]))))
+    for start in range(0, shape[0], step):
+        yield slice(start, min(start + step, shape[0]))
+
+
+def _copy(target: np.ndarray, value: np.ndarray) -> None:
+    """target[...] = value, quickly where value is a transposed view."""
+    if value.ndim != 2 or value.flags.c_contiguous:
+        target[...] = value
+        return
+    for start in range(0, value.shape[1], _STRIP):
+        columns = slice(start, start + _STRIP)
+        target[:, columns] = value[:, columns]
+
+
+def _place(host: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    if sharding is None:
+        return jax.device_put(host)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
