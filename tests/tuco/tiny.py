@@ -65,7 +65,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     ),
     "phi3": dict(sliding_window=5, partial_rotary_factor=0.5),
     "olmo2": dict(attention_bias=True),
-    "gpt2": dict(n_inner=48),
+    "gpt2": dict(n_inner=48, num_key_value_heads=None, intermediate_size=None),
     "gpt_neox": dict(partial_rotary_factor=0.5, rotary_pct=0.5, num_key_value_heads=None),
 }
 FAMILIES = list(_FIELDS)

@@ -9,7 +9,7 @@ already on the devices; where the device is the CPU it takes over the host's mem
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
@@ -84,7 +84,7 @@ def assemble(
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     shapes = source.shapes()
-    wanted: dict[str, jax.ShapeDtypeStruct] = flatten_dict(param_shapes(config), sep="/")
+    wanted: dict[str, Any] = flatten_dict(param_shapes(config), sep="/")
     _check_names(config, source.name, shapes, wanted, table, tuple(ignore))
     params = {}
     for path, spec in wanted.items():

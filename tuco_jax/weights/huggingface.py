@@ -12,8 +12,8 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from typing import Any
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 from huggingface_hub import snapshot_download
@@ -52,6 +52,7 @@ _DOWNLOAD = [
     "vocab.json",
     "merges.txt",
 ]
+_Flat = dict[str, Any]  # path to array
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -161,7 +162,7 @@ def export(
     text = copy.deepcopy(hf_config.get_text_config())
     if from_huggingface(text) != config:
         raise ValueError("hf_config describes another model than config does")
-    flat: dict[str, jax.Array] = flatten_dict(params, sep="/")
+    flat: _Flat = flatten_dict(params, sep="/")
     text.dtype = str(flat["embed/table"].dtype)
     if text is not hf_config and hf_config.model_type == "gemma3":
         text.architectures = ["Gemma3ForCausalLM"]
@@ -283,7 +284,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _stored_tensors(
-    config: ModelConfig, flat: Mapping[str, jax.Array]
+    config: ModelConfig, flat: _Flat
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor of the checkpoint, made from the parameters when asked for."""
     for row in FAMILIES[config.family].rows:
@@ -298,7 +299,7 @@ def _stored_tensors(
 def _write_weights(
     directory: pathlib.Path,
     config: ModelConfig,
-    flat: Mapping[str, jax.Array],
+    flat: _Flat,
     max_shard_bytes: int,
 ) -> None:
     shards: list[list[str]] = []
