@@ -174,7 +174,8 @@ def decompose(
         )
         ftc = ft.total - pt.total
         own = (pt.total, ftc, ft.attention - pt.attention, ft.mlp - pt.mlp)
-        x = constrain(x + ft.total + (alpha[:, None, None] - 1) * ftc, mesh)
+        x = x + ft.total + (alpha[:, None, None] - 1) * ftc
+        x, own = constrain((x, own), mesh)
         if layers:
             return (x, sums), own
         return (x, tuple(s + o for s, o in zip(sums, own, strict=True))), None
@@ -229,14 +230,15 @@ def last_token(
                 tuned, x, kv, at_tuned, at_tuned, tuned_info, method="delta"
             )
             ft = Delta(pick(everywhere.attention), pick(everywhere.mlp))
-            x = constrain(x + everywhere.total, mesh)
+            x = x + everywhere.total
         else:
             ft = tuned_block.apply(
                 tuned, last, kv, tuned_query, at_tuned, tuned_info, method="delta"
             )
         attention, mlp = ft.attention - pt.attention, ft.mlp - pt.mlp
         # The stream's own move at the last token, so that `last` equals pick(x).
-        return x, last + ft.total, (pt.total, ft.total - pt.total, attention, mlp)
+        own = (pt.total, ft.total - pt.total, attention, mlp)
+        return constrain((x, last + ft.total, own), mesh)
 
     def body(carry, index):
         x, last, sums = carry

@@ -78,12 +78,14 @@ def batch_sharding(mesh: Mesh, rows: int | None = None) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(axes or None))
 
 
-def constrain(x: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Hold the residual stream x [B, T, D] to its rows, so that weights move and not activations.
+def constrain(tree: Any, mesh: Mesh | None) -> Any:
+    """Hold a stream [B, T, D], or a tree of them, to its rows: weights move, activations stay.
 
     Left to itself, the compiler may keep the stream cut over D as the weights are, and sum
-    activations over devices after each product. Without a mesh, x as it is.
+    activations over devices after each product. Without a mesh, the tree as it is.
     """
     if mesh is None:
-        return x
-    return jax.lax.with_sharding_constraint(x, batch_sharding(mesh, x.shape[0]))
+        return tree
+    return jax.tree.map(
+        lambda x: jax.lax.with_sharding_constraint(x, batch_sharding(mesh, x.shape[0])), tree
+    )
