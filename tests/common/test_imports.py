@@ -17,6 +17,7 @@ TUCO_TIERS = (
     ("tuco_jax.sampling", "tuco_jax.decoding"),
     ("tuco_jax.output", "tuco_jax.steer", "tuco_jax.trajectories"),
     ("tuco_jax.score",),
+    ("tuco_jax.score_file",),
     ("tuco_jax.training",),
     ("tuco_jax.finetune",),
     ("tuco_jax.studies",),

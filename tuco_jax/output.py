@@ -1,0 +1,196 @@
+"""Files of results: written whole or not at all, and a journal that lets a killed run go on.
+
+Nothing heavy is imported here, so that an output which cannot be written is reported at once.
+"""
+
+import contextlib
+import csv
+import fcntl
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from common_jax.errors import InputError
+
+Columns = Mapping[str, Sequence[Any] | np.ndarray]  # equally long, by name
+
+__all__ = [
+    "FORMATS",
+    "Columns",
+    "Entry",
+    "Journal",
+    "atomic",
+    "check_writable",
+    "write_json",
+    "write_table",
+]
+
+FORMATS = (".jsonl", ".csv", ".parquet")
+
+
+def check_writable(path: str | pathlib.Path) -> pathlib.Path:
+    """The path of a table yet to be written, or InputError if it could not be; nothing is left."""
+    path = pathlib.Path(path)
+    if path.suffix not in FORMATS:
+        raise InputError(f"{path}: output comes as {', '.join(FORMATS)}, not {path.suffix!r}")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file")
+    folder = path.parent
+    if not folder.is_dir():
+        raise InputError(f"{path}: the folder {folder} does not exist; make it first")
+    try:
+        # Permission bits do not tell of read-only mounts, nor bind root: try.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{path}: cannot write into {folder}: {error.strerror}") from error
+    return path
+
+
+@contextlib.contextmanager
+def atomic(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary path beside `path`, moved onto it when the block ends without an error."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_table(path: pathlib.Path, columns: Columns) -> None:
+    """Write equally long columns as .jsonl, .csv or .parquet, by the path's ending.
+
+    A column is a list or an array [N] or [N, K]; in a .csv the latter are JSON lists. Floats keep
+    float32's shortest digits that read back as the same number.
+    """
+    write = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": _write_parquet}
+    with atomic(path) as temporary:
+        write[path.suffix](temporary, columns)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Write one JSON document."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """A value as Python's own types."""
+    if isinstance(value, np.ndarray):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        return float(str(value)) if value.dtype == np.float32 else value.item()
+    return value
+
+
+def _rows(columns: Columns) -> Iterator[list[Any]]:
+    for row in zip(*columns.values(), strict=True):
+        yield [_plain(value) for value in row]
+
+
+def _write_jsonl(path: pathlib.Path, columns: Columns) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for row in _rows(columns):
+            record = dict(zip(columns, row, strict=True))
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _write_csv(path: pathlib.Path, columns: Columns) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for row in _rows(columns):
+            writer.writerow(json.dumps(v) if isinstance(v, list | bool) else v for v in row)
+
+
+def _write_parquet(path: pathlib.Path, columns: Columns) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    def column(values: Sequence[Any] | np.ndarray) -> pyarrow.Array:
+        if isinstance(values, np.ndarray) and values.ndim == 2:
+            return pyarrow.array(
+                list(values), pyarrow.list_(pyarrow.from_numpy_dtype(values.dtype))
+            )
+        if len({type(v) for v in values} - {type(None)}) > 1:  # such as ids 1, 2, "three"
+            numbers = not any(isinstance(v, str) for v in values)
+            values = [v if v is None else float(v) if numbers else str(v) for v in values]
+        return pyarrow.array(values)
+
+    table = pyarrow.table({name: column(values) for name, values in columns.items()})
+    pyarrow.parquet.write_table(table, path)
+
+
+class Entry(NamedTuple):
+    """One batch's results for prompts `rows`: tuco [b], layers [b, L], telescoping [b]."""
+
+    rows: list[int]
+    tuco: np.ndarray
+    layers: np.ndarray
+    telescoping: np.ndarray
+
+
+class Journal:
+    """An append-only file of finished batches, so that a run that was killed can go on.
+
+    Its first line is a fingerprint of prompts, pair and options: a journal of any other run is
+    started anew. A last line cut short by the kill is dropped. The file is locked while open, so
+    that two runs do not share it; a lock dies with its process.
+    """
+
+    def __init__(self, path: pathlib.Path, fingerprint: str):
+        self.path = path
+        self.entries: list[Entry] = []
+        try:
+            self._file = path.open("a+b")
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise InputError(f"{path}: another run is writing this output") from error
+        self._file.seek(0)
+        header = json.dumps({"fingerprint": fingerprint}).encode() + b"\n"
+        keep = len(header)
+        if self._file.readline() == header:
+            for line in self._file:
+                if not line.endswith(b"\n"):
+                    break
+                rows, *arrays = json.loads(line)
+                self.entries.append(Entry(rows, *(np.asarray(a, np.float32) for a in arrays)))
+                keep += len(line)
+            self._file.truncate(keep)
+        else:
+            self._file.truncate(0)
+            self._write(header)
+
+    def _write(self, data: bytes) -> None:
+        try:
+            self._file.write(data)
+            self._file.flush()  # to the kernel: outlives the process, not the machine
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written: {error.strerror}") from error
+
+    def append(self, entry: Entry) -> None:
+        """Add a finished batch."""
+        self.entries.append(entry)
+        record = [entry.rows, *(_plain(array) for array in entry[1:])]
+        self._write(json.dumps(record).encode() + b"\n")
+
+    def close(self) -> None:
+        """Leave the file for the next run."""
+        self._file.close()
+
+    def remove(self) -> None:
+        """The run is complete: delete the file."""
+        self.path.unlink(missing_ok=True)
+        self._file.close()

@@ -1,0 +1,332 @@
+"""Prompts: read from a file, checked row by row, and turned into tokens.
+
+Nothing heavy is imported here, so that a bad file is reported before any model is touched. Every
+error is one line that names the file and line, or the prompt's id.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["FORMATS", "Message", "Prompt", "as_prompts", "encode", "read_prompts"]
+
+FORMATS = (".jsonl", ".csv", ".parquet", ".txt")
+ROLES = ("system", "user", "assistant", "tool")
+
+Message = Mapping[str, str]  # {"role": one of ROLES, "content": text}
+Label = str | float | int | bool | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One row: a text or a conversation, never both.
+
+    id: its name in the output, unique in a file (by default its line or row, from 1). label:
+    passed through to the output. line: where it stood in its file, 0 if it came from elsewhere.
+    """
+
+    id: str | int
+    prompt: str | None = None
+    messages: tuple[Message, ...] | None = None
+    label: Label = None
+    line: int = 0
+
+    def __str__(self) -> str:
+        return f"prompt {self.id!r}" + (f" (line {self.line})" if self.line else "")
+
+
+def read_prompts(path: str | pathlib.Path) -> list[Prompt]:
+    """Every row of a .jsonl, .csv, .parquet or .txt file (one prompt a line), in order.
+
+    Rows have `prompt` (text) or `messages` (a list of {"role", "content"}; JSON text in a .csv),
+    and may have `id` and `label`; other columns are ignored. Raises InputError naming file and
+    line (for .parquet: row) for whatever is wrong, duplicate ids included.
+    """
+    path = pathlib.Path(path)
+    if path.suffix not in FORMATS:
+        raise InputError(f"{path}: prompts come as {', '.join(FORMATS)}, not {path.suffix!r}")
+    if not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise InputError(f"{path}: the prompts file {what}")
+    try:
+        rows = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet, ".txt": _txt}[path.suffix]
+        prompts = [_prompt(row, line, f"{path}:{line}") for line, row in rows(path)]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not prompts:
+        raise InputError(f"{path}: holds no prompts")
+    _check_unique(prompts, path)
+    _check_labels(prompts, path)
+    return prompts
+
+
+def as_prompts(prompts: Iterable[str | Sequence[Message] | Prompt]) -> list[Prompt]:
+    """Texts, conversations or Prompts as Prompts; the first two are numbered from 0."""
+    if isinstance(prompts, str):
+        raise InputError("give a list of prompts, not one text")
+    found = []
+    for index, item in enumerate(prompts):
+        if not isinstance(item, Prompt):
+            key = "prompt" if isinstance(item, str) else "messages"
+            item = _prompt({"id": index, key: item}, 0, f"prompts[{index}]")
+        found.append(item)
+    if not found:
+        raise InputError("the list of prompts is empty")
+    return found
+
+
+def _text(path: pathlib.Path) -> str:
+    """The file as text; a byte-order mark and blank lines at the end are dropped."""
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{path}:{line}: byte {error.start} of the file is not UTF-8; save the file as UTF-8"
+        ) from error
+    return text.removeprefix("\ufeff").rstrip("\r\n")
+
+
+def _lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
+    # Not splitlines(): a prompt may hold other separators, such as U+2028.
+    text = _text(path)
+    return enumerate((line.removesuffix("\r") for line in text.split("\n") if text), start=1)
+
+
+def _txt(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
+    for line, text in _lines(path):
+        yield line, {"prompt": text}
+
+
+def _jsonl(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
+    for line, text in _lines(path):
+        try:
+            yield line, json.loads(text)
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else "too deep"
+            raise InputError(
+                f"{path}:{line}: not JSON ({reason}); write one object a line, such as "
+                '{"prompt": "..."}'
+            ) from error
+
+
+@contextlib.contextmanager
+def _long_csv_fields() -> Iterator[None]:
+    """Lift csv's limit of 128 KiB a field, which long prompts pass."""
+    old = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    try:
+        yield
+    finally:
+        csv.field_size_limit(old)
+
+
+def _csv(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    with _long_csv_fields():
+        try:
+            header = next(reader, [])
+            if not {"prompt", "messages"} & set(header):
+                columns = ", ".join(repr(c) for c in header) or "none"
+                raise InputError(
+                    f"{path}: no column 'prompt' or 'messages' (columns: {columns}); "
+                    "name it in the first line"
+                )
+            line = reader.line_num + 1
+            for row in reader:
+                if len(row) != len(header):
+                    raise InputError(
+                        f"{path}:{line}: {len(row)} fields where the header has {len(header)}; "
+                        "quote fields that hold commas or line breaks"
+                    )
+                # csv has no null: an empty field is one.
+                yield line, {k: v or None for k, v in zip(header, row, strict=True)}
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise InputError(f"{path}:{reader.line_num}: not CSV ({error})") from error
+
+
+def _parquet(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        if not {"prompt", "messages"} & set(names):
+            raise InputError(f"{path}: no column 'prompt' or 'messages' (columns: {names})")
+        wanted = [n for n in ("id", "prompt", "messages", "label") if n in names]
+        batches = (batch.to_pylist() for batch in file.iter_batches(columns=wanted))
+        yield from enumerate(itertools.chain.from_iterable(batches), start=1)
+    except (pyarrow.ArrowException, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: not a readable Parquet file ({reason})") from error
+
+
+def _prompt(row: Any, line: int, where: str) -> Prompt:
+    if not isinstance(row, Mapping):
+        raise InputError(f"{where}: a row must be an object with `prompt` or `messages`")
+    text, messages = row.get("prompt"), row.get("messages")
+    if (text is None) == (messages is None):
+        found = "neither `prompt` nor" if text is None else "both `prompt` and"
+        raise InputError(f"{where}: the row has {found} `messages`; give one of them")
+    if text is not None:
+        _check_text(text, where, "prompt")
+    else:
+        messages = _messages(messages, where)
+    identity, label = row.get("id"), row.get("label")
+    if identity is None:
+        identity = line
+    if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
+        raise InputError(f"{where}: `id` must be a text or a whole number, not {identity!r}")
+    if isinstance(identity, str):
+        _check_text(identity, where, "id")
+    if not (label is None or isinstance(label, str | int | float)) or (
+        isinstance(label, float) and not math.isfinite(label)
+    ):
+        raise InputError(f"{where}: `label` must be a text, a finite number, true or false")
+    return Prompt(identity, text, messages, label, line)
+
+
+def _check_text(text: Any, where: str, field: str) -> None:
+    if not isinstance(text, str):
+        raise InputError(f"{where}: `{field}` must be text, not {type(text).__name__}")
+    if not text.strip():
+        raise InputError(f"{where}: `{field}` is empty; give it text or remove the row")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where}: `{field}` holds half a surrogate pair, not text") from error
+
+
+def _messages(messages: Any, where: str) -> tuple[Message, ...]:
+    if isinstance(messages, str):  # a column of text, in .csv or .parquet
+        try:
+            messages = json.loads(messages)
+        except ValueError as error:
+            raise InputError(f"{where}: `messages` is text that is not JSON") from error
+    if not isinstance(messages, list | tuple) or not messages:
+        raise InputError(
+            f'{where}: `messages` must be a list of {{"role": ..., "content": ...}}, not empty'
+        )
+    for turn, message in enumerate(messages):
+        field = f"messages[{turn}]"
+        if not isinstance(message, Mapping):
+            raise InputError(f"{where}: `{field}` must be an object with `role` and `content`")
+        if message.get("role") not in ROLES:
+            raise InputError(
+                f"{where}: `{field}.role` is {message.get('role')!r}; roles are {', '.join(ROLES)}"
+            )
+        _check_text(message.get("content"), where, f"{field}.content")
+    return tuple({"role": m["role"], "content": m["content"]} for m in messages)
+
+
+def _check_unique(prompts: list[Prompt], path: pathlib.Path) -> None:
+    # As text: 7 and "7" are one id in a .csv.
+    seen: dict[str, int] = {}
+    for p in prompts:
+        if str(p.id) in seen:
+            raise InputError(
+                f"{path}:{p.line}: id {p.id!r} is already that of line {seen[str(p.id)]}; "
+                "ids must be unique"
+            )
+        seen[str(p.id)] = p.line
+
+
+def _check_labels(prompts: list[Prompt], path: pathlib.Path) -> None:
+    """One kind of label a file, so that it makes one column of output."""
+    kinds: dict[str, int] = {}
+    for p in prompts:
+        if p.label is not None:
+            kind = "truth value" if isinstance(p.label, bool) else "number"
+            kinds.setdefault("text" if isinstance(p.label, str) else kind, p.line)
+    if len(kinds) > 1:
+        (first, _), (other, line), *_ = kinds.items()
+        raise InputError(
+            f"{path}:{line}: `label` is a {other} where an earlier one is a {first}; use one kind"
+        )
+
+
+def encode(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Prompt],
+    *,
+    max_tokens: int | None = None,
+    vocab_size: int | None = None,
+    truncate: bool = False,
+) -> list[np.ndarray]:
+    """Token ids of each prompt, int32 [n_i].
+
+    A text gets the tokenizer's default special tokens. A conversation goes through the chat
+    template, which opens the assistant's turn unless the last message is the assistant's, and
+    gets no special tokens beyond the template's own: never a second BOS.
+
+    A prompt beyond `max_tokens` is an error, or with `truncate` keeps its last `max_tokens`
+    tokens (a BOS at its start is lost). Raises InputError naming the prompt, also for a token
+    beyond `vocab_size`, and where there is no chat template or it refuses the conversation.
+    """
+    plain = [i for i, p in enumerate(prompts) if p.messages is None]
+    chats = [i for i, p in enumerate(prompts) if p.messages is not None]
+    rows: dict[int, list[int]] = {}
+    for indices, texts, special in (
+        (plain, [prompts[i].prompt for i in plain], True),
+        (chats, [_render(tokenizer, prompts[i]) for i in chats], False),
+    ):
+        if indices:
+            ids = tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]  # pyright: ignore[reportArgumentType]
+            rows.update(zip(indices, ids, strict=True))
+    encoded = []
+    for i, prompt in enumerate(prompts):
+        tokens = np.asarray(rows[i], np.int32)
+        if not tokens.size:
+            raise InputError(f"{prompt}: the tokenizer makes no token of it")
+        if vocab_size is not None and tokens.max() >= vocab_size:
+            raise InputError(
+                f"{prompt}: token {tokens.max()} is beyond the tuned model's vocabulary of "
+                f"{vocab_size}; the tokenizer belongs to another model"
+            )
+        if max_tokens is not None and tokens.size > max_tokens:
+            if not truncate:
+                raise InputError(
+                    f"{prompt}: {tokens.size} tokens, but the model's context holds {max_tokens}; "
+                    "shorten it, or keep its last tokens with --truncate"
+                )
+            tokens = tokens[-max_tokens:]
+        encoded.append(tokens)
+    return encoded
+
+
+def _render(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> str:
+    """The conversation as the text that the chat template makes of it."""
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"{prompt}: `messages` need a chat template and the tuned model's tokenizer has none; "
+            "give `prompt` instead"
+        )
+    messages = [dict(m) for m in prompt.messages or ()]
+    try:
+        text = tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=messages[-1]["role"] != "assistant",
+        )
+    except Exception as error:  # whatever a template raises: jinja2's own errors, or TypeErrors
+        reason = " ".join(str(error).split())
+        raise InputError(f"{prompt}: the chat template refuses `messages`: {reason}") from error
+    assert isinstance(text, str)
+    return text
