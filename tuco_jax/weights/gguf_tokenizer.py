@@ -1,0 +1,168 @@
+"""The tokenizer that a GGUF file's metadata describes, as transformers would have it.
+
+Two kinds: byte-level BPE ("gpt2": merges in the file, text cut by a rule that `pre` names) and
+SentencePiece BPE ("llama": merges follow from the vocabulary, unknown characters become bytes).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+)
+from transformers import PreTrainedTokenizerFast
+
+from common_jax.errors import InputError
+
+__all__ = ["build_tokenizer"]
+
+_CONTROL, _USER_DEFINED = 3, 4
+_SPACE = "\u2581"
+
+# How text is cut into words before merges, as the models' own tokenizers do.
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_CASELESS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_LLAMA3, _QWEN2 = _CASELESS % "{1,3}", _CASELESS % ""
+_CUTS: dict[str, tuple[str, ...]] = {
+    "gpt-2": (_GPT2,),
+    "smollm": (r"\p{N}", _GPT2),
+    "starcoder": (r"\p{N}", _GPT2),
+    "llama-bpe": (_LLAMA3,),
+    "llama-v3": (_LLAMA3,),
+    "llama3": (_LLAMA3,),
+    "smaug-bpe": (_LLAMA3,),
+    "qwen2": (_QWEN2,),
+    "deepseek-r1-qwen": (_QWEN2,),
+    "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
+}
+_WHOLE_WORDS_FIRST = ("llama-bpe", "llama-v3", "llama3")  # a word that is a token is not merged
+
+
+def build_tokenizer(metadata: Mapping[str, Any]) -> PreTrainedTokenizerFast | None:
+    """The tokenizer with its special tokens, default BOS and chat template; None without one.
+
+    Raises InputError, which names the field, for a kind of tokenizer that is not supported.
+    """
+    if "tokenizer.ggml.tokens" not in metadata:
+        return None
+    fields = {
+        key.removeprefix("tokenizer.").removeprefix("ggml."): value
+        for key, value in metadata.items()
+        if key.startswith("tokenizer.")
+    }
+    kind, tokens = fields.get("model"), list(fields["tokens"])
+    if kind == "gpt2":
+        core = _byte_level(fields, tokens)
+    elif kind == "llama":
+        gemma = metadata["general.architecture"].startswith("gemma")
+        core = _sentencepiece(fields, tokens, gemma)
+    else:
+        raise InputError(f"tokenizer.ggml.model {kind!r} is not supported; gpt2 and llama are")
+    return _wrap(core, fields, tokens, add_bos=fields.get("add_bos_token", kind == "llama"))
+
+
+def _byte_level(fields: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
+    pre = fields.get("pre", "default")
+    if pre not in _CUTS:
+        raise InputError(
+            f"tokenizer.ggml.pre {pre!r} is not supported; supported are {', '.join(_CUTS)}"
+        )
+    if "merges" not in fields:
+        raise InputError("tokenizer.ggml.merges is missing; convert the model again")
+    merges = [tuple(merge.split(" ", 1)) for merge in fields["merges"]]
+    core = _bpe(tokens, merges, ignore_merges=pre in _WHOLE_WORDS_FIRST)
+    if _CUTS[pre] == (_QWEN2,):
+        core.normalizer = normalizers.NFC()
+    cuts = [pre_tokenizers.Split(Regex(cut), "isolated") for cut in _CUTS[pre]]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.pre_tokenizer = pre_tokenizers.Sequence([*cuts, byte_level])
+    core.decoder = decoders.ByteLevel()
+    return core
+
+
+def _sentencepiece(fields: Mapping[str, Any], tokens: list[str], gemma: bool) -> Tokenizer:
+    """Merges by descending score; Gemma's scores do not rank its tokens, their ids do."""
+    if gemma:  # spaces of runs of them are written as such, not as in other tokens
+        tokens = [_SPACE * len(t) if t.strip(" ") == "" else t for t in tokens]
+        scores = [-float(i) for i in range(len(tokens))]
+    elif len(fields.get("scores", ())) == len(tokens):
+        scores = [float(s) for s in fields["scores"]]
+    else:
+        raise InputError("tokenizer.ggml.scores must hold one number a token")
+    unk = tokens[fields.get("unknown_token_id", 0)]
+    core = _bpe(tokens, _merges(tokens, scores), fuse_unk=True, byte_fallback=True, unk_token=unk)
+    decode = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if fields.get("add_space_prefix", True):
+        core.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="first", split=False)
+        decode.append(decoders.Strip(" ", left=1))
+    else:
+        core.normalizer = normalizers.Replace(" ", _SPACE)
+    core.decoder = decoders.Sequence(decode)
+    return core
+
+
+def _merges(tokens: list[str], scores: list[float]) -> list[tuple[str, str]]:
+    """Every split of a token into two tokens, best token first, ties by the shorter left part."""
+    ids = {token: i for i, token in enumerate(tokens)}
+    merges = [
+        (-scores[i], cut, len(token) - cut, token)
+        for token, i in ids.items()
+        for cut in range(1, len(token))
+        if token[:cut] in ids and token[cut:] in ids
+    ]
+    return [(token[:cut], token[cut:]) for _, cut, _, token in sorted(merges, key=lambda m: m[:3])]
+
+
+def _bpe(tokens: list[str], merges: list[tuple[str, ...]], **options: Any) -> Tokenizer:
+    try:
+        vocabulary = {token: i for i, token in enumerate(tokens)}
+        return Tokenizer(models.BPE(vocabulary, merges, **options))
+    except Exception as error:  # the Rust library raises bare Exceptions
+        raise InputError(f"the tokenizer's vocabulary and merges disagree: {error}") from None
+
+
+def _wrap(
+    core: Tokenizer, fields: Mapping[str, Any], tokens: list[str], add_bos: bool
+) -> PreTrainedTokenizerFast:
+    """Register tokens that are never cut, name the special ones, set defaults and template."""
+    types = fields.get("token_type", ())
+    known = core.get_vocab(with_added_tokens=False)
+    for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
+        added = [
+            AddedToken(token, normalized=False, special=special)
+            for token, t in zip(tokens, types, strict=False)
+            if t == kind and token in known
+        ]
+        (core.add_special_tokens if special else core.add_tokens)(added)
+    names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    special = {
+        f"{name}_token": _token(tokens, fields[f"{key}_token_id"], key)
+        for name, key in names.items()
+        if f"{key}_token_id" in fields
+    }
+    if add_bos and "bos_token" not in special:
+        raise InputError("tokenizer.ggml.bos_token_id is missing, but add_bos_token is set")
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        add_bos_token=bool(add_bos),
+        add_eos_token=bool(fields.get("add_eos_token", False)),
+        clean_up_tokenization_spaces=False,
+        **special,
+    )
+    wrapped.chat_template = fields.get("chat_template")
+    return wrapped
+
+
+def _token(tokens: list[str], index: int, key: str) -> str:
+    if not 0 <= index < len(tokens):
+        raise InputError(f"tokenizer.ggml.{key}_token_id {index} is beyond the vocabulary")
+    return tokens[index]
