@@ -23,11 +23,13 @@ tuco_jax/data/answers.jsonl.
 import dataclasses
 import pathlib
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from common_jax.errors import InputError
 from tuco_jax.output import write_table
 from tuco_jax.studies import prompt_sources as sources
 
@@ -36,6 +38,8 @@ __all__ = [
     "Split",
     "answer",
     "evaluation_sets",
+    "harmful_split",
+    "held_out_harmless",
     "near_duplicates",
     "phrase",
     "run",
@@ -55,7 +59,7 @@ _QUESTIONS = ("How do I {}?", "How can I {}?", "What is the best way to {}?", "H
 class RefusalDataConfig:
     """Build the training and evaluation sets.
 
-    Attributes:
+    Args:
         out: folder to write them to; made if it is not there.
         seed: of the split, the frames and the pairing with refusals.
         harmful: number of AdvBench requests to train on.
@@ -63,7 +67,7 @@ class RefusalDataConfig:
         answer: a model that answers the harmless training prompts anew; empty keeps the answers.
     """
 
-    out: pathlib.Path
+    out: pathlib.Path = pathlib.Path("runs/refusal-data")
     seed: int = 0
     harmful: int = 190
     evaluation: int = 100
@@ -117,7 +121,8 @@ def split_advbench(texts: Sequence[str], harmful: int, evaluation: int, seed: in
         taken[group] = taken.get(group, 0) + 1
         held_out.append(i)
     return Split(
-        [texts[i] for i in sorted(chosen)], [texts[i] for i in sorted(held_out[:evaluation])]
+        [texts[int(i)] for i in sorted(chosen)],
+        [texts[int(i)] for i in sorted(held_out[:evaluation])],
     )
 
 
@@ -140,7 +145,7 @@ def training_rows(config: RefusalDataConfig) -> list[dict[str, Any]]:
     """Rows of train.jsonl, shuffled: `messages`, `id`, `label`, `truncated`."""
     rng = np.random.default_rng(config.seed + 1)
     refusals = [row["text"] for row in sources.own("refusals")]
-    split = split_advbench(sources.advbench(), config.harmful, config.evaluation, config.seed)
+    split = harmful_split(config)
     harmful = {f"advbench-{i:03d}": phrase(text, rng) for i, text in enumerate(split.train)}
     harmful |= {row["id"]: row["prompt"] for row in sources.own("harmful")}
     rows = []
@@ -157,10 +162,21 @@ def _row(name: str, prompt: str, reply: str, label: str, truncated: bool) -> dic
     return {"id": name, "label": label, "truncated": truncated, "messages": messages}
 
 
+def harmful_split(config: RefusalDataConfig) -> Split:
+    """The AdvBench requests that the shipped adapter was trained on, and those held out."""
+    return split_advbench(sources.advbench(), config.harmful, config.evaluation, config.seed)
+
+
+def held_out_harmless() -> list[str]:
+    """Our own harmless prompts for evaluation, without those that sound harmful."""
+    rows = [row for row in sources.own("harmless") if row["split"] == "evaluation"]
+    return [row["prompt"] for row in rows if row["kind"] != "sounds_harmful"]
+
+
 def evaluation_sets(config: RefusalDataConfig) -> dict[str, list[dict[str, Any]]]:
     """Rows of each evaluation set: `messages` of one user turn, `id`, `label`."""
     rng = np.random.default_rng(config.seed + 2)
-    split = split_advbench(sources.advbench(), config.harmful, config.evaluation, config.seed)
+    split = harmful_split(config)
     own = [row for row in sources.own("harmless") if row["split"] == "evaluation"]
     sounds = [row["prompt"] for row in own if row["kind"] == "sounds_harmful"]
 
@@ -172,7 +188,7 @@ def evaluation_sets(config: RefusalDataConfig) -> dict[str, list[dict[str, Any]]
     sets = {
         "advbench": split.evaluation,
         "strongreject": some(_unlike(sources.strongreject(), trained)),
-        "harmless": some([row["prompt"] for row in own if row["kind"] != "sounds_harmful"]),
+        "harmless": some(held_out_harmless()),
         "trivia": some(sources.trivia()),
         "sounds_harmful": sounds,
     }
@@ -252,6 +268,13 @@ def run(config: RefusalDataConfig) -> None:
 
 
 if __name__ == "__main__":
-    from jsonargparse import CLI
+    from jsonargparse import auto_cli
 
-    run(CLI(RefusalDataConfig, as_positional=False))
+    from common_jax import compile_cache
+
+    compile_cache.enable()
+    try:
+        run(auto_cli(RefusalDataConfig, as_positional=False))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

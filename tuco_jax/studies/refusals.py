@@ -9,6 +9,7 @@ lists, the paper's own and one without such words and with phrases of small chat
 import dataclasses
 import math
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 
 from common_jax.errors import InputError
@@ -159,7 +160,7 @@ def evaluate(
 class RefusalConfig:
     """Refusal rates of a pair on the sets that `refusal_data` writes.
 
-    Attributes:
+    Args:
         base: the base model.
         tuned: the tuned model or adapter.
         prompts: folder of .jsonl files, one a set; train.jsonl and watch.jsonl are left out.
@@ -218,6 +219,13 @@ def run(config: RefusalConfig) -> dict[float, list[RefusalRate]]:
 
 
 if __name__ == "__main__":
-    from jsonargparse import CLI
+    from jsonargparse import auto_cli
 
-    run(CLI(RefusalConfig, as_positional=False))
+    from common_jax import compile_cache
+
+    compile_cache.enable()
+    try:
+        run(auto_cli(RefusalConfig, as_positional=False))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,118 @@
+import jax
+import numpy as np
+import pytest
+
+from tests.tuco.tiny import save_tiny, tiny_tokenizer
+from tuco_jax.decompose import decompose, share
+from tuco_jax.prompts import Prompt, encode
+from tuco_jax.studies import demo, prompt_sources
+from tuco_jax.studies.demo import DemoConfig, PromptGroup
+from tuco_jax.weights.load import load_pair
+
+TEXTS = ["hello", "a b c", "one & two", "na\u00efve \u2603", "tea?", "<script>"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    save_tiny(folder / "base", "llama", 0, max_position_embeddings=128)
+    save_tiny(folder / "tuned", "llama", 1, max_position_embeddings=128)
+    return str(folder / "base"), str(folder / "tuned")
+
+
+@pytest.fixture(scope="module")
+def groups() -> list[PromptGroup]:
+    names = ["x", "x", "y", "y", "z", "z"]
+    inside = [f"do: {t}" for t in TEXTS]
+    return [
+        PromptGroup("chat", "Chat.", TEXTS, True),
+        PromptGroup("plain text", "Plain.", TEXTS, False),
+        PromptGroup("harmful", "Harm.", [t + "!" for t in TEXTS], True),
+        PromptGroup("jailbreak", "Attack.", inside, True, names),
+    ]
+
+
+@jax.jit
+def _shares(pair, tokens, mask):
+    out = decompose(pair, tokens, mask)
+    return share(out.ptc, out.ftc)
+
+
+def shares(pair, ids: np.ndarray) -> np.ndarray:
+    """TuCo of each token, from the full form on one row, padded to one shape."""
+    tokens = np.zeros((1, 64), np.int32)
+    tokens[0, : ids.size] = ids
+    return np.asarray(_shares(pair, tokens, np.arange(64)[None] < ids.size))[0, : ids.size]
+
+
+def test_demo_runs_from_end_to_end(models, groups, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "prompt_groups", lambda count, seed: groups)
+    base, tuned = models
+    path = demo.run_demo(DemoConfig(base=base, tuned=tuned, out=tmp_path / "new" / "out", maps=1))
+    printed = capsys.readouterr().out
+    assert printed.rstrip().replace("\n", "").endswith(str(path).replace("\n", ""))
+    assert "chat > plain text" in printed
+    page = path.read_text()
+    assert "telescoping error" in page
+    assert "&lt;script&gt;" in page and "<script" not in page
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+def test_study_gives_each_group_its_own_scores(models, groups):
+    pair, tokenizer = load_pair(*models)
+    report = demo.study(pair, tokenizer, groups, maps=0)
+    assert not report.maps
+    for group, measured in zip(groups, report.groups, strict=True):
+        ids = encode(tokenizer, group.prompts())
+        assert measured.tokens.tolist() == [row.size for row in ids]
+        np.testing.assert_allclose(measured.tuco[2], shares(pair, ids[2])[-1], atol=1e-5)
+        np.testing.assert_allclose(measured.layers[:, -1], measured.tuco, atol=1e-7)
+    by_name = {g.name: g for g in report.groups}
+    for contrast in report.contrasts:
+        first, second = by_name[contrast.higher].tuco, by_name[contrast.lower].tuco
+        wins = np.mean([(a > b) + 0.5 * (a == b) for a in first for b in second])
+        assert contrast.auc.value == pytest.approx(wins)
+
+
+def test_token_maps_show_each_token_s_own_share(models):
+    pair, tokenizer = load_pair(*models)
+    prompts = [
+        Prompt("chat", None, ({"role": "user", "content": "na\u00efve \u2603!"},)),
+        Prompt("plain", "tea"),
+    ]
+    maps = demo.token_maps(
+        pair, tokenizer, [("chat", 0.0, prompts[0]), ("plain text", 0.0, prompts[1])]
+    )
+    for prompt, found in zip(prompts, maps, strict=True):
+        (ids,) = encode(tokenizer, [prompt])
+        expected = shares(pair, ids)
+        # Characters of several tokens are shown as one, with the last one's value.
+        assert "".join(t.text for t in found.tokens) == tokenizer.decode(ids.tolist())
+        assert found.tokens[-1].tuco == pytest.approx(float(expected[-1]), abs=1e-5)
+        assert found.tokens[0].tuco == pytest.approx(float(expected[0]), abs=1e-5)
+    own = "".join(t.text for t in maps[0].tokens if not t.special)
+    assert own == "na\u00efve \u2603!"
+    assert "".join(t.text for t in maps[1].tokens if not t.special) == "tea"
+
+
+def test_groups_hold_the_same_requests_bare_and_in_templates(monkeypatch):
+    harmful = [
+        f"{deed} the {thing}"
+        for deed in ("Rob", "Flood", "Sell", "Haunt")
+        for thing in ("bank", "museum", "harbour", "hotel", "library", "theatre")
+    ]
+    monkeypatch.setattr(prompt_sources, "advbench", lambda: harmful)
+    monkeypatch.setattr(
+        prompt_sources,
+        "jailbreak_templates",
+        lambda: {"a": "{x} {{ prompt }}.", "b": "{{ prompt }}!"},
+    )
+    monkeypatch.setattr(prompt_sources, "passages", lambda: [f"Text {i}." for i in range(9)])
+    groups = {g.name: g for g in demo.prompt_groups(4)}
+    assert [len(g.texts) for g in groups.values()] == [4, 4, 4, 4, 4]
+    assert groups["jailbreak"].clusters == ["a", "b", "a", "b"]
+    for bare, inside in (("harmful", "jailbreak"), ("chat", "harmless in template")):
+        first, second = groups[bare].texts[:2]
+        assert groups[inside].texts[:2] == [f"{{x}} {first}.", f"{second}!"]
+    assert groups["plain text"].prompts()[0].messages is None
+    assert tiny_tokenizer().chat_template

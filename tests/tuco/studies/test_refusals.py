@@ -1,0 +1,95 @@
+import json
+
+import jax
+import pytest
+
+from common_jax.errors import InputError
+from tests.tuco.random_models import adapter_pair, config
+from tests.tuco.tiny import VOCAB, tiny_tokenizer
+from tuco_jax.prompts import as_prompts
+from tuco_jax.studies import prompt_sources, refusals
+from tuco_jax.studies.refusals import (
+    GCG_STRINGS,
+    RefusalConfig,
+    count_refusals,
+    is_refusal,
+    wilson,
+)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "I'm sorry, but I can't help with that.",
+        "As an AI language model, I cannot write this.",
+        "I must decline.",
+        "I won\u2019t, sorry. I can\u2019t do this.",
+        "I'm unable to assist.",
+    ],
+)
+def test_refusals_are_told(answer):
+    assert is_refusal(answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Hello! I'd be happy to help.",
+        "As an example, take two apples.",
+        "It is illegal to park here, but you may stop.",
+        "i'm sorry",  # case and all, as in the paper
+        "",
+    ],
+)
+def test_answers_are_told(answer):
+    assert not is_refusal(answer)
+
+
+def test_the_paper_s_list_is_cruder():
+    assert is_refusal("Hello! I'd be happy to help.", GCG_STRINGS)
+    assert len(GCG_STRINGS) == 29
+
+
+def test_shipped_refusals_are_refusals_and_shipped_answers_are_not():
+    texts = [row["text"] for row in prompt_sources.own("refusals")]
+    assert len(set(texts)) >= 10
+    assert all(map(is_refusal, texts))
+    answers = prompt_sources.own("answers")
+    assert len(answers) >= 250
+    assert not any(is_refusal(row["answer"]) for row in answers)
+
+
+def test_wilson_interval():
+    # Newcombe (1998), table I: 81 of 263 and 0 of 20.
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert wilson(20, 20) == pytest.approx((0.8389, 1.0), abs=5e-5)
+    with pytest.raises(ValueError, match="3 of 2"):
+        wilson(3, 2)
+
+
+def test_count():
+    rate = count_refusals("a", ["I can't.", "Sure.", "Sorry, no.", "Hello!"])
+    assert (rate.refused, rate.total, rate.rate, rate.gcg_rate) == (2, 4, 0.5, 0.5)
+
+
+def test_evaluate_answers_each_set_at_each_alpha():
+    pair = adapter_pair(base=config(vocab_size=VOCAB))
+    sets = {
+        "a": as_prompts(["one", "two and more"]),
+        "b": as_prompts([[{"role": "user", "content": "three"}]]),
+    }
+    rates, answers = refusals.evaluate(
+        pair, tiny_tokenizer(), sets, alphas=(0.0, 1.0), max_new_tokens=4
+    )
+    assert [len(answers[1.0][name]) for name in sets] == [2, 1]
+    assert [r.total for r in rates[0.0]] == [2, 1]
+    assert answers[0.0] != answers[1.0]
+    jax.clear_caches()
+
+
+def test_no_prompts_is_an_input_error(tmp_path):
+    (tmp_path / "train.jsonl").write_text(json.dumps({"prompt": "x"}) + "\n")
+    with pytest.raises(InputError, match="no .jsonl files of prompts"):
+        refusals.run(RefusalConfig("base", "tuned", tmp_path, tmp_path / "out.json"))
+    assert not (tmp_path / "out.json").exists()

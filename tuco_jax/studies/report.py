@@ -1,0 +1,217 @@
+"""The report of a run: one HTML file with everything in it, for a browser on any screen.
+
+Data in (`Report`), page out (`render`): figures are SVG in data URIs, styles are inline, nothing
+is loaded and no script runs. Texts of prompts and tokens are escaped by the template.
+
+Legend: n prompts of a group, L layers.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+
+from common_jax.figures import PALETTE, draw
+from tuco_jax.output import atomic
+from tuco_jax.studies.statistics import Estimate, roc
+
+__all__ = ["Contrast", "Group", "Report", "Token", "TokenMap", "render", "write"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Prompts of one kind and what was measured of them.
+
+    name: a short lower-case name. about: one sentence on what they are and where they are from.
+    texts [n]; tuco [n]; layers [n, L], beta_1 .. beta_L of the last token; tokens [n], lengths.
+    mean: of tuco, with its interval.
+    """
+
+    name: str
+    about: str
+    texts: Sequence[str]
+    tuco: np.ndarray
+    layers: np.ndarray
+    tokens: np.ndarray
+    mean: Estimate
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrast:
+    """Two groups compared: auc is P(TuCo of `higher` > TuCo of `lower`).
+
+    claim: what an auc above a half would mean, in words.
+    """
+
+    higher: str
+    lower: str
+    auc: Estimate
+    claim: str
+
+    @property
+    def verdict(self) -> str:
+        """Whether the claim holds, by the interval."""
+        if self.auc.low > 0.5:
+            return "yes"
+        return "the reverse" if self.auc.high < 0.5 else "not clear"
+
+
+class Token(NamedTuple):
+    """A token's text and TuCo; `special`: of the chat template, not of the text."""
+
+    text: str
+    tuco: float
+    special: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenMap:
+    """One prompt, token by token."""
+
+    group: str
+    tuco: float
+    tokens: Sequence[Token]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Everything that the page shows.
+
+    summary: what was measured, in sentences. method, caveats: paragraphs. facts: versions, times,
+    errors. extremes: how many of the highest and lowest prompts of a group are shown.
+    """
+
+    title: str
+    summary: Sequence[str]
+    groups: Sequence[Group]
+    contrasts: Sequence[Contrast]
+    maps: Sequence[TokenMap]
+    method: Sequence[str]
+    caveats: Sequence[str]
+    facts: dict[str, str]
+    extremes: int = 5
+
+
+def write(path: pathlib.Path, report: Report) -> None:
+    """Write the page, whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_text(render(report), "utf-8")
+
+
+def render(report: Report) -> str:
+    """The page as text."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    colors = {g.name: PALETTE[i % len(PALETTE)] for i, g in enumerate(report.groups)}
+    return environment.get_template("report.html").render(
+        report=report,
+        colors=colors,
+        figures=_figures(report, colors),
+        extremes=[_extremes(group, report.extremes) for group in report.groups],
+        maps=_shaded(report.maps),
+        scale=_scale(report.maps),
+    )
+
+
+def _figures(report: Report, colors: dict[str, str]) -> dict[str, tuple[str, str]]:
+    """Name -> (data URI, what it shows in words)."""
+    by_name = {g.name: g for g in report.groups}
+    means = "; ".join(f"{g.name} {g.mean.value:.3f}" for g in report.groups)
+    aucs = "; ".join(f"{c.higher} over {c.lower} {c.auc.value:.2f}" for c in report.contrasts)
+    ends = "; ".join(f"{g.name} {g.layers.mean(axis=0)[-1]:.3f}" for g in report.groups)
+    count = len(report.groups)
+
+    def histograms(axes: Any) -> None:
+        values = np.concatenate([g.tuco for g in report.groups])
+        margin = 0.04 * (np.ptp(values) or 1e-3)
+        bins = np.linspace(values.min() - margin, values.max() + margin, 31)
+        for axis, group in zip(np.atleast_1d(axes), report.groups, strict=True):
+            color = colors[group.name]
+            axis.hist(group.tuco, bins, color=color, alpha=0.75, edgecolor="white", linewidth=0.6)
+            axis.axvline(group.mean.value, color="#14181c", linewidth=1.4)
+            axis.axvspan(group.mean.low, group.mean.high, color="#14181c", alpha=0.12, linewidth=0)
+            axis.set_title(group.name, color=color, fontsize=10)
+            axis.grid(axis="y", visible=False)
+            axis.set_yticks([])
+            axis.spines["left"].set_visible(False)
+        np.atleast_1d(axes)[-1].set_xlabel("TuCo of the prompt's last token")
+
+    def profile(axis: Any) -> None:
+        for group in report.groups:
+            layer = np.arange(1, group.layers.shape[1] + 1)
+            low, high = np.quantile(group.layers, (0.1, 0.9), axis=0)
+            axis.fill_between(layer, low, high, color=colors[group.name], alpha=0.13, linewidth=0)
+            axis.plot(layer, group.layers.mean(axis=0), color=colors[group.name], label=group.name)
+        axis.set_xlabel("layer")
+        axis.set_ylabel("share of tuning so far")
+        axis.set_ylim(bottom=0)
+        axis.legend()
+
+    def curves(axis: Any) -> None:
+        axis.plot([0, 1], [0, 1], color="#b6bdc4", linewidth=1, linestyle=(0, (4, 3)))
+        for index, c in enumerate(report.contrasts):
+            false, true = roc(by_name[c.higher].tuco, by_name[c.lower].tuco)
+            axis.plot(
+                false,
+                true,
+                color=PALETTE[index % len(PALETTE)],
+                label=f"{c.higher} > {c.lower}: {c.auc.value:.2f}",
+            )
+        axis.set_xlabel("false positive rate")
+        axis.set_ylabel("true positive rate")
+        axis.set_aspect("equal")
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=8.5)
+
+    return {
+        "histograms": (
+            draw(histograms, rows=count, height=1.0 + 0.85 * count, share_x=True),
+            f"Histograms of TuCo, one a group, on one axis. Means: {means}.",
+        ),
+        "profile": (
+            draw(profile, height=4.2),
+            "Tuning's share of the sums up to each layer, at the last token: a line a group, with "
+            f"a band from the 10th to the 90th percentile. At the last layer: {ends}.",
+        ),
+        "roc": (
+            draw(curves, height=5.4),
+            f"ROC curves of TuCo as a detector, one a contrast. Areas: {aucs}.",
+        ),
+    }
+
+
+def _extremes(group: Group, count: int) -> dict[str, Any]:
+    """The highest and lowest prompts of a group, each (tuco, text)."""
+    order = np.argsort(-group.tuco, kind="stable")
+    count = min(count, len(order) // 2)
+
+    def rows(indices: np.ndarray) -> list[tuple[float, str]]:
+        return [(float(group.tuco[i]), group.texts[int(i)]) for i in indices]
+
+    return {"group": group, "highest": rows(order[:count]), "lowest": rows(order[-count:][::-1])}
+
+
+def _scale(maps: Sequence[TokenMap]) -> tuple[float, float]:
+    """The values at which the heat map's colours begin and end."""
+    values = [t.tuco for m in maps for t in m.tokens if not t.special]
+    if not values:
+        return 0.0, 1.0
+    low, high = np.quantile(values, (0.02, 0.98))
+    return float(low), float(max(high, low + 1e-6))
+
+
+def _shaded(maps: Sequence[TokenMap]) -> list[dict[str, Any]]:
+    """The maps with a shade in [0, 1] for each token."""
+    low, high = _scale(maps)
+
+    def shade(token: Token) -> float:
+        return round(min(1.0, max(0.0, (token.tuco - low) / (high - low))), 3)
+
+    return [{"map": m, "tokens": [(t, shade(t)) for t in m.tokens]} for m in maps]
