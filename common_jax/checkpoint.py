@@ -33,7 +33,10 @@ def targets(
     None for the default device, with paths such as "layers/attention/q/kernel".
     """
     with ocp.StandardCheckpointer() as checkpointer:
-        tree: Any = checkpointer.metadata(pathlib.Path(directory).absolute()).item_metadata.tree
+        metadata = checkpointer.metadata(pathlib.Path(directory).absolute()).item_metadata
+    if metadata is None:
+        raise ValueError(f"{directory} holds no whole checkpoint")
+    tree: Any = metadata.tree
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def target(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:

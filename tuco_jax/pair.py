@@ -40,4 +40,9 @@ class Pair:
     @property
     def tuned_params(self) -> Params:
         """The tuned model's parameters, without `lora`; leaves shared with the base are shared."""
-        return merge(self.base, self.tuned)
+        params = merge(self.base, self.tuned)
+        if (
+            self.tuned_config.tied_head and "head" in params
+        ):  # tied by tuning: the base's is not it
+            params = {name: value for name, value in params.items() if name != "head"}
+        return params

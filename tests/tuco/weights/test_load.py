@@ -1,0 +1,120 @@
+"""Models and pairs from whatever a user names."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from common_jax.errors import InputError
+from common_jax.parallel import make_mesh
+from tests.tuco.tiny import save_tiny, tiny_tokenizer
+from tests.tuco.weights import test_peft
+from tuco_jax.decompose import tuco
+from tuco_jax.weights import huggingface, store
+from tuco_jax.weights.load import load_model, load_pair, model_config
+
+
+@pytest.fixture(scope="module")
+def where(tmp_path_factory):
+    """A base, a full fine-tune of it, and an adapter over it, on disk."""
+    directory = tmp_path_factory.mktemp("models")
+    test_peft.write(directory, "llama", dict(target_modules=["q_proj", "down_proj"]))
+    tiny_tokenizer().save_pretrained(directory / "base")
+    save_tiny(directory / "tuned", "llama", seed=1, rms_norm_eps=1e-3)
+    return directory
+
+
+def shapes(tree):
+    return jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)
+
+
+def test_full_pair(where):
+    pair, tokenizer = load_pair(str(where / "base"), str(where / "tuned"))
+    base, tuned = (huggingface.load(str(where / name)) for name in ("base", "tuned"))
+    jax.tree.map(np.testing.assert_array_equal, pair.base, base.params)
+    jax.tree.map(np.testing.assert_array_equal, pair.tuned_params, tuned.params)
+    assert (pair.base_config, pair.tuned_config) == (base.config, tuned.config)
+    assert pair.lora == {}
+    assert tokenizer.get_vocab() == tiny_tokenizer().get_vocab()
+    notes = " | ".join(pair.notes)
+    assert re.search(r"norm_eps differs: 1e-06 in the base, 0.001 tuned", notes)
+    assert re.search(r"embeddings moved by 1\.\d+e\+00 .*272 shared rows", notes)
+
+
+def test_adapter_pair_holds_the_base_once(where):
+    pair, tokenizer = load_pair(str(where / "base"), str(where / "adapter"))
+    assert pair.tuned == {} and pair.tuned_params is pair.base
+    assert set(pair.lora["layers"]) == {"attention", "mlp"}
+    assert tokenizer.chat_template == tiny_tokenizer().chat_template
+
+
+def test_an_adapters_own_tokenizer_is_used(where, tmp_path):
+    for path in (where / "adapter").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    own = tiny_tokenizer()
+    own.chat_template = "{{ messages[0]['content'] }}"
+    own.save_pretrained(tmp_path)
+    pair, tokenizer = load_pair(str(where / "base"), str(tmp_path))
+    assert tokenizer.chat_template == own.chat_template
+    assert any("chat template differs" in note for note in pair.notes)
+
+
+def test_every_kind_of_model_serves_as_base_and_tuned(where, tmp_path):
+    """A store in place of either half, and a store of the pair: the same scores."""
+    tokens, mask = (jnp.asarray(x) for x in test_peft.batch())
+    score = jax.jit(tuco)
+    for tuned in ("tuned", "adapter"):
+        base = str(where / "base")
+        pair, tokenizer = load_pair(base, str(where / tuned))
+        expected = score(pair, tokens, mask)
+        stored = str(tmp_path / f"{tuned}-base")
+        store.save(stored, load_model(base))
+        whole = str(tmp_path / f"{tuned}-pair")
+        store.save_pair(whole, pair, tokenizer)
+        for names in ((stored, str(where / tuned)), (whole, whole)):
+            again, words = load_pair(*names)
+            assert shapes(again) == shapes(pair) and words.get_vocab() == tokenizer.get_vocab()
+            np.testing.assert_allclose(score(again, tokens, mask), expected, atol=1e-7)
+        assert again.notes and list(again.notes) == list(pair.notes) or not pair.notes
+
+
+@pytest.mark.parametrize("tuned", ["tuned", "adapter"])
+def test_pairs_go_straight_to_their_shards(where, tuned):
+    mesh = make_mesh(2, 2, 2)
+    pair, _ = load_pair(str(where / "base"), str(where / tuned), dtype="bfloat16", mesh=mesh)
+    leaves = jax.tree.leaves(pair)
+    assert {x.dtype for x in leaves} == {jnp.dtype("bfloat16")}
+    assert all(x.sharding.mesh == mesh for x in leaves)
+    table = pair.base["embed"]["table"]
+    assert table.addressable_shards[0].data.shape == (272 // 2, 32 // 2)
+
+
+def test_config_without_weights(where):
+    assert model_config(str(where / "base")) == load_model(str(where / "base")).config
+
+
+@pytest.mark.parametrize("call", [load_model, model_config, lambda x: load_pair(x, x)])
+@pytest.mark.parametrize("name", ["nothing/here/at/all", "model.gguf", "no-such-owner/no-model"])
+def test_unknown_sources_are_one_clear_line(call, name):
+    with pytest.raises(InputError, match=f"^{name}: no such") as caught:
+        call(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_without_any_tokenizer(where, tmp_path):
+    save_tiny(tmp_path / "a", "llama", tokenizer=False)
+    with pytest.raises(InputError, match="neither it nor its base has a tokenizer"):
+        load_pair(str(tmp_path / "a"), str(tmp_path / "a"))
+
+
+def test_stores_in_the_wrong_place(where, tmp_path):
+    base, whole = str(where / "base"), str(tmp_path / "pair")
+    store.save_pair(whole, *load_pair(base, str(where / "adapter")))
+    with pytest.raises(InputError, match="holds a whole pair; give it as the base, too"):
+        load_pair(base, whole)
+    with pytest.raises(InputError, match="holds a pair, not one model"):
+        load_model(whole)
+    with pytest.raises(InputError, match="holds a pair, not one model"):
+        load_pair(whole, base)

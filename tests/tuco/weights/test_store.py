@@ -1,0 +1,151 @@
+"""Orbax stores: round trips, shards, and that nothing is overwritten by accident."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from common_jax import checkpoint
+from common_jax.errors import InputError
+from common_jax.parallel import make_mesh
+from tests.tuco import random_models as rm
+from tests.tuco.tiny import tiny_tokenizer
+from tuco_jax.models.sharding import place, placement, shardings
+from tuco_jax.pair import Notes
+from tuco_jax.weights import store
+from tuco_jax.weights.model import Model
+
+CONFIG = rm.config(vocab_size=64, width=32, rope_index=(0, 1, 1), norm_eps=1.2345678912345e-5)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Model(CONFIG, rm.params(CONFIG, 0), tiny_tokenizer(), "owner/name")
+
+
+@pytest.fixture(scope="module")
+def stored(model, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("store") / "model"
+    store.save(directory, model)
+    return directory
+
+
+def test_round_trip(model, stored):
+    again = store.load(stored)
+    chex.assert_trees_all_equal(again.params, model.params)
+    assert again.config == model.config and hash(again.config) == hash(model.config)
+    assert again.name == model.name and store.read_config(stored) == model.config
+    assert again.tokenizer is not None
+    assert again.tokenizer.get_vocab() == model.tokenizer.get_vocab()
+    assert again.tokenizer.chat_template == model.tokenizer.chat_template
+    assert store.load(stored, tokenizer=False).tokenizer is None
+    assert store.is_store(stored) and not store.holds_pair(stored)
+    assert not store.is_store(stored.parent)
+
+
+@pytest.mark.parametrize("layout", [(1, 2, 4), (2, 4, 1), (8, 1, 1)], ids=str)
+def test_restores_to_its_shards_under_any_mesh(model, stored, layout):
+    mesh = make_mesh(*layout)
+    again = store.load(stored, placement=placement(mesh))
+    chex.assert_trees_all_equal(again.params, model.params)
+    assert jax.tree.map(lambda x: x.sharding, again.params) == shardings(model.params, mesh)
+
+
+def test_written_from_shards_and_cast_to_bfloat16(model, tmp_path):
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.params)
+    store.save(tmp_path / "low", model._replace(params=place(low, make_mesh(2, 2, 2))))
+    chex.assert_trees_all_equal(store.load(tmp_path / "low", dtype="bfloat16").params, low)
+    high = store.load(tmp_path / "low", dtype="float32").params
+    chex.assert_trees_all_equal(high, jax.tree.map(lambda x: x.astype(jnp.float32), low))
+
+
+@pytest.mark.parametrize("kind", ["full", "adapter", "mixed"])
+def test_pairs(kind, tmp_path):
+    pair = rm.adapter_pair(base=CONFIG) if kind == "adapter" else rm.full_pair(base=CONFIG)
+    if kind == "mixed":  # an adapter that also replaces the embedding; empty branches
+        tuned = {"embed": pair.tuned["embed"], "layers": {"mlp": {}}}
+        config = dataclasses.replace(CONFIG, windows=(0, 0, 3))
+        pair = dataclasses.replace(pair, tuned=tuned, tuned_config=config)
+    pair = dataclasses.replace(pair, notes=Notes(["RoPE bases differ", "ünïcode"]))
+    store.save_pair(tmp_path / "pair", pair, tiny_tokenizer())
+    mesh = make_mesh(1, 4, 2)
+    again, tokenizer = store.load_pair(tmp_path / "pair", placement=placement(mesh))
+    chex.assert_trees_all_equal(jax.tree.leaves(again), jax.tree.leaves(pair))
+    chex.assert_trees_all_equal(again.tuned_params, pair.tuned_params)
+    assert (again.base_config, again.tuned_config) == (pair.base_config, pair.tuned_config)
+    assert list(again.notes) == list(pair.notes)
+    assert jax.tree.leaves(again)[0].sharding.mesh == mesh
+    assert tokenizer is not None and len(tokenizer) == len(tiny_tokenizer())
+    assert store.holds_pair(tmp_path / "pair")
+
+
+def test_nothing_is_overwritten_unless_told(model, stored, tmp_path):
+    before = sorted(stored.rglob("*"))
+    with pytest.raises(InputError, match="exists; name a new directory, or allow overwriting"):
+        store.save(stored, model)
+    assert sorted(stored.rglob("*")) == before
+    store.save(tmp_path / "store", model)
+    other = model._replace(params=rm.params(CONFIG, 9), tokenizer=None)
+    store.save(tmp_path / "store", other, overwrite=True)
+    again = store.load(tmp_path / "store")
+    chex.assert_trees_all_equal(again.params, other.params)
+    assert again.tokenizer is None
+    assert [p.name for p in tmp_path.iterdir()] == ["store"]
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="is not a store, so it is not overwritten"):
+        store.save(precious, model, overwrite=True)
+    assert (precious / "thesis.txt").exists()
+
+
+def test_a_save_that_fails_leaves_nothing(model, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", fail)
+    with pytest.raises(InputError, match="store: cannot be written .No space left on device"):
+        store.save(tmp_path / "store", model)
+    assert not list(tmp_path.iterdir())
+
+
+def test_spoilt_stores_say_so(model, tmp_path):
+    store.save(tmp_path / "store", model)
+    description = tmp_path / "store" / "store.json"
+    text = description.read_text()
+    (tmp_path / "store" / "params" / "manifest.ocdbt").unlink()
+    with pytest.raises(InputError, match="params: incomplete or corrupt") as caught:
+        store.load(tmp_path / "store")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="dtype 'int8' is not one of float32"):
+        store.load(tmp_path / "store", dtype="int8")
+    description.write_text(text.replace("version 1", "version 9"))
+    with pytest.raises(InputError, match="store.json: not the description of a store"):
+        store.load(tmp_path / "store")
+    with pytest.raises(InputError, match="the store holds one model, not a pair"):
+        description.write_text(text)
+        store.load_pair(tmp_path / "store")
+
+
+def test_checkpoints_of_a_run_resume_exactly(tmp_path):
+    mesh = make_mesh(1, 2, 4)
+    state = {"params": rm.params(CONFIG, 0), "key": jax.random.key_data(jax.random.key(3))}
+    state["params"] = place(state["params"], mesh)
+    with checkpoint.Checkpoints(tmp_path / "run", keep=2) as checkpoints:
+        assert checkpoints.latest() is None
+        for step in (1, 2, 3):
+            state = jax.tree.map(lambda x: x + 1, state)
+            checkpoints.save(step, state, {"epoch": step, "order": [3, 1, 2]})
+        checkpoints.save(3, jax.tree.map(jnp.zeros_like, state))  # there already: kept
+    like = jax.tree.map(jnp.zeros_like, state)
+    with checkpoint.Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.latest() == 3
+        again, extra = checkpoints.restore(3, like)
+        older, _ = checkpoints.restore(2, like)
+    chex.assert_trees_all_equal(again, state)
+    np.testing.assert_array_equal(older["key"], state["key"] - 1)
+    assert extra == {"epoch": 3, "order": [3, 1, 2]}
+    assert jax.tree.map(lambda x: x.sharding, again["params"]) == shardings(again["params"], mesh)
