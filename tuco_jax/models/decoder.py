@@ -10,6 +10,7 @@ Low-rank factors live in a tree of their own, "lora", with {"a": [L, in, r], "b"
 place of a {"kernel", "bias"}.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -39,6 +40,7 @@ def param_shapes(config: ModelConfig) -> Params:
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init(config: ModelConfig, key: jax.Array) -> Params:
     """Random parameters in float32, norms at one and biases at zero."""
     keys = jax.random.split(key, 5)
