@@ -42,6 +42,8 @@ _TOKENIZER_FILES = (
 )
 _DOWNLOAD = [
     "config.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
     "generation_config.json",
     "model*.safetensors",
     _INDEX,
@@ -283,9 +285,7 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _stored_tensors(
-    config: ModelConfig, flat: _Flat
-) -> Iterator[tuple[str, np.ndarray]]:
+def _stored_tensors(config: ModelConfig, flat: _Flat) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor of the checkpoint, made from the parameters when asked for."""
     for row in FAMILIES[config.family].rows:
         if row.paths[0] not in flat:

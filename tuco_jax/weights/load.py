@@ -58,9 +58,9 @@ def load_pair(
 ) -> tuple[Pair, PreTrainedTokenizerBase]:
     """Read a pre-trained model and what tuning made of it.
 
-    base: anything that `load_model` reads. tuned: likewise, or the directory of a PEFT adapter
-    over `base`. A store that holds a pair is given as both. mesh: where to spread the weights;
-    they go straight to their shards.
+    base: anything that `load_model` reads. tuned: likewise, or a PEFT adapter over `base`, by its
+    directory or hub id. A store that holds a pair is given as both. mesh: where to spread the
+    weights; they go straight to their shards.
 
     Returns the pair, whose `notes` say in what its halves differ beside their weights, and the
     tuned model's tokenizer (an adapter's own if it ships one, else the base's). Configs are
@@ -73,8 +73,10 @@ def load_pair(
             raise InputError(f"{tuned}: the store holds a whole pair; give it as the base, too")
         pair, words = store.load_pair(tuned, dtype=dtype, placement=where)
         return pair, _needed(words, tuned)
-    if peft.is_adapter(tuned):
-        return _load_adapter(base, tuned, dtype, where)
+    if not _is_gguf(tuned) and not store.is_store(tuned):
+        directory = huggingface.locate(tuned)
+        if peft.is_adapter(directory):
+            return _load_adapter(base, str(directory), dtype, where)
     notes = validate.configs(model_config(base), model_config(tuned), base, tuned)
     old = load_model(base, dtype=dtype, placement=where)
     new = load_model(tuned, dtype=dtype, placement=where)
