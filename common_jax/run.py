@@ -1,0 +1,134 @@
+"""A training run's directory: its settings, where they came from, and what was measured.
+
+run/
+  config.yaml         settings, ready to be given to the command again
+  environment.json    git revision, versions, devices, time and command of each start
+  metrics.jsonl       one object a logged step
+  tensorboard/        the same numbers
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import yaml
+from tensorboardX import SummaryWriter
+
+from common_jax.errors import InputError
+
+__all__ = ["Run", "check_directory"]
+
+_VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
+
+
+def check_directory(directory: str | pathlib.Path, *, resume: bool = False) -> None:
+    """Can a run be written there? Writes nothing; raises InputError naming the directory.
+
+    A run that is already there needs `resume`. A directory that holds something else is refused.
+    """
+    path = pathlib.Path(directory).absolute()
+    existing = path
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise InputError(f"{directory}: {existing} is a file; name a directory for the run")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"{directory}: {existing} cannot be written to; name another directory")
+    if path.is_dir() and any(path.iterdir()):
+        if not (path / "config.yaml").is_file():
+            raise InputError(f"{directory}: is not empty and holds no run; name a new directory")
+        if not resume:
+            raise InputError(
+                f"{directory}: holds a run already; go on with it by --resume, or name a new "
+                "directory"
+            )
+
+
+class Run:
+    """An open run directory. Use as a context: leaving it closes the files."""
+
+    def __init__(
+        self, directory: str | pathlib.Path, config: Mapping[str, Any], *, start: int = 0
+    ) -> None:
+        """Open or make the directory.
+
+        start: the step that the run goes on from. What was logged beyond it, by a start that was
+        killed after its last checkpoint, is dropped: those steps are run, and logged, again.
+        """
+        self.directory = pathlib.Path(directory)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+            (self.directory / "config.yaml").write_text(text, encoding="utf-8")
+            self._note_environment()
+            self._keep_until(start)
+            self._metrics = (self.directory / "metrics.jsonl").open("a", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{directory}: cannot be written ({error.strerror})") from error
+        self._board = SummaryWriter(
+            str(self.directory / "tensorboard"), purge_step=start + 1 if start else None
+        )
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._metrics.close()
+        self._board.close()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write numbers measured at `step`, at once: a kill loses none that were logged."""
+        self._metrics.write(json.dumps({"step": step, **metrics}, ensure_ascii=False) + "\n")
+        self._metrics.flush()
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+
+    def _note_environment(self) -> None:
+        path = self.directory / "environment.json"
+        starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        starts.append(
+            {
+                "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "command": sys.argv,
+                "revision": _revision(),
+                "devices": [str(d.device_kind) for d in jax.devices()],
+                "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
+            }
+        )
+        path.write_text(json.dumps(starts, indent=1) + "\n", encoding="utf-8")
+
+    def _keep_until(self, step: int) -> None:
+        path = self.directory / "metrics.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            # Only a kill in the middle of a write leaves a line that does not end.
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text("".join(kept), encoding="utf-8")
+        scratch.replace(path)
+
+
+def _revision() -> str | None:
+    """The revision of the code that runs, "+" when files were changed; None outside git."""
+    here = pathlib.Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,100 @@
+import json
+import os
+import stat
+
+import pytest
+import yaml
+from tensorboardX.proto import event_pb2
+
+from common_jax import run as run_module
+from common_jax.errors import InputError
+from common_jax.run import Run, check_directory
+
+
+def rows(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def scalars(directory):
+    """(step, name, value) of every TensorBoard event, read from the raw records."""
+    found = []
+    for path in sorted((directory / "tensorboard").iterdir()):
+        data = path.read_bytes()
+        while data:
+            size = int.from_bytes(data[:8], "little")
+            event = event_pb2.Event.FromString(data[12 : 12 + size])  # pyright: ignore[reportAttributeAccessIssue]
+            found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+            data = data[16 + size :]
+    return found
+
+
+def test_settings_metrics_and_board(tmp_path):
+    directory = tmp_path / "deep" / "run"
+    with Run(directory, {"seed": 3, "mesh": {"data": 2}}) as run:
+        run.log(1, {"loss": 0.5, "tuco/über": 0.25})
+        assert rows(directory) == [{"step": 1, "loss": 0.5, "tuco/über": 0.25}]  # at once
+        run.log(2, {"loss": 0.25})
+    assert yaml.safe_load((directory / "config.yaml").read_text()) == {
+        "seed": 3,
+        "mesh": {"data": 2},
+    }
+    assert scalars(directory) == [
+        (1, "loss", 0.5),
+        (1, "tuco/über", 0.25),
+        (2, "loss", 0.25),
+    ]
+    (start,) = json.loads((directory / "environment.json").read_text())
+    assert start["versions"]["jax"] and start["devices"]
+
+
+def test_going_on_drops_what_came_after_the_checkpoint(tmp_path):
+    with Run(tmp_path, {}) as run:
+        for step in range(1, 6):
+            run.log(step, {"loss": step})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')  # killed in the middle of a write
+    with Run(tmp_path, {}, start=3) as run:
+        run.log(4, {"loss": 40})
+    assert [row["loss"] for row in rows(tmp_path)] == [1, 2, 3, 40]
+    assert len(json.loads((tmp_path / "environment.json").read_text())) == 2
+
+
+def test_revision_names_changed_files(tmp_path, monkeypatch):
+    def git(*arguments):
+        author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        run_module.subprocess.run(["git", *author, "-C", str(tmp_path), *arguments], check=True)
+
+    monkeypatch.setattr(run_module, "__file__", str(tmp_path / "run.py"))
+    assert run_module._revision() is None
+    (tmp_path / "file").write_text("1")
+    for command in (["init", "-q"], ["add", "file"], ["commit", "-qm", "one"]):
+        git(*command)
+    clean = run_module._revision()
+    assert clean and len(clean) == 40
+    (tmp_path / "file").write_text("2")
+    assert run_module._revision() == clean + "+"
+
+
+def test_directories_that_will_not_do(tmp_path, monkeypatch):
+    check_directory(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    check_directory(tmp_path / "new", resume=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file is a file"):
+        check_directory(tmp_path / "file")
+    with pytest.raises(InputError, match="file is a file"):
+        check_directory(tmp_path / "file" / "run")
+    with pytest.raises(InputError, match="not empty and holds no run"):
+        check_directory(tmp_path, resume=True)
+    with Run(tmp_path / "run", {}):
+        pass
+    with pytest.raises(InputError, match="holds a run already"):
+        check_directory(tmp_path / "run")
+    check_directory(tmp_path / "run", resume=True)
+    # Root may write anywhere, so ask as somebody else would be answered.
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: bool(os.stat(path).st_mode & stat.S_IWUSR)
+    )
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(InputError, match="closed cannot be written to"):
+        check_directory(tmp_path / "closed" / "run")

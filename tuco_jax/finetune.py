@@ -1,0 +1,482 @@
+"""Make a tuned model from a base, by LoRA or in full, and watch TuCo while it trains.
+
+    run/
+      config.yaml, environment.json, metrics.jsonl, tensorboard/     (`common_jax/run.py`)
+      checkpoints/     the newest few, whole training states
+      adapter/         LoRA: the result, as the PEFT library lays it out
+      model/           full tuning: the result, as a Hugging Face directory, or as a store where
+                       the base did not come from one
+
+A run is a function of its settings and data: every step's rows follow from (seed, step), so that
+one that was killed goes on from its last checkpoint as if nothing had happened.
+"""
+
+import dataclasses
+import math
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from common_jax.checkpoint import Checkpoints
+from common_jax.errors import InputError
+from common_jax.parallel import make_mesh
+from common_jax.run import Run, check_directory
+from tuco_jax.models import sharding
+from tuco_jax.models.decoder import Params
+from tuco_jax.pair import Pair
+from tuco_jax.prompts import Prompt, encode, read_prompts
+from tuco_jax.score import score_tokens
+from tuco_jax.training import lora as low_rank
+from tuco_jax.training.batches import Batch, Plan, bucket, fingerprint, pack
+from tuco_jax.training.conversations import Conversation, read_conversations, tokenize
+from tuco_jax.training.lora import LoraOptions
+from tuco_jax.training.step import (
+    Method,
+    OptimizerOptions,
+    TrainState,
+    make_eval,
+    make_step,
+    start,
+)
+from tuco_jax.weights import huggingface, peft, store
+from tuco_jax.weights.load import load_model
+from tuco_jax.weights.model import Model
+
+__all__ = ["FinetuneConfig", "MeshOptions", "run_finetune"]
+
+
+@dataclasses.dataclass
+class MeshOptions:
+    """Devices along each axis; one of them may be -1, for all that are left.
+
+    Args:
+        data: whole copies of the model, each with its part of a batch.
+        fsdp: devices among which weights and optimiser state are cut, gathered when used.
+        tensor: devices among which single matrices are cut.
+    """
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass
+class FinetuneConfig:
+    """Tune a model on conversations; the loss is on the assistant's turns.
+
+    Args:
+        base: a Hugging Face directory, a hub id, a .gguf file or a store, with a chat template.
+        data: .jsonl; rows have messages, and truncated: true where the answer was cut short.
+        out: the run's directory; it must not exist yet, unless resume is given.
+        method: train an adapter (lora), or all parameters (full).
+        lora: the adapter.
+        optimizer: AdamW and its schedule.
+        steps: optimiser steps; by default those of the epochs.
+        epochs: times that all rows are seen.
+        batch: rows of a micro-batch, over all devices.
+        accumulate: micro-batches of a step.
+        length: tokens of a row, at most.
+        packing: put several conversations in a row, each for itself; else a few lengths of rows.
+        truncate: cut the end off conversations beyond length; else an error.
+        eval_data: .jsonl of conversations that are held out.
+        eval_fraction: share of data to hold out where there is no eval_data.
+        watch: held-out prompts (.jsonl .csv .parquet .txt) whose TuCo is logged, by label.
+        log_every: steps between lines of metrics.
+        eval_every: steps between held-out losses.
+        watch_every: steps between scores of the watched prompts.
+        save_every: steps between checkpoints.
+        keep: checkpoints that are kept.
+        resume: go on with the run in out, if there is one.
+        dtype: of the base's weights; what is trained is float32.
+        export_dtype: of the result.
+        remat: recompute activations in the backward pass: less memory, a third more time.
+        seed: of the factors and of the order of rows.
+        mesh: devices.
+    """
+
+    base: str
+    data: str
+    out: str
+    method: Literal["lora", "full"] = "lora"
+    lora: LoraOptions = dataclasses.field(default_factory=LoraOptions)
+    optimizer: OptimizerOptions = dataclasses.field(default_factory=OptimizerOptions)
+    steps: int | None = None
+    epochs: int = 1
+    batch: int = 8
+    accumulate: int = 1
+    length: int = 512
+    packing: bool = True
+    truncate: bool = False
+    eval_data: str | None = None
+    eval_fraction: float = 0.0
+    watch: str | None = None
+    log_every: int = 1
+    eval_every: int = 50
+    watch_every: int = 50
+    save_every: int = 50
+    keep: int = 2
+    resume: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    export_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    remat: bool = False
+    seed: int = 0
+    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
+
+
+# Settings that may change when a run goes on; the data is known by its fingerprint.
+_FREE = {"data", "out", "eval_data", "watch", "resume", "keep", "mesh", "export_dtype", "remat"}
+_FREE |= {"log_every", "eval_every", "watch_every", "save_every"}
+
+
+def run_finetune(config: FinetuneConfig) -> pathlib.Path:
+    """Train, and return the directory of the result (adapter/ or model/ of the run).
+
+    Raises InputError, before anything is written, for whatever is wrong with settings, files or
+    data; and when the loss is no longer finite, naming the step and the last good checkpoint.
+    """
+    _check(config)
+    check_directory(config.out, resume=config.resume)
+    sizes = make_mesh(**dataclasses.asdict(config.mesh))
+    mesh = sizes if sizes.size > 1 else None
+    if config.batch % (sizes.shape["data"] * sizes.shape["fsdp"]):
+        raise InputError(
+            f"batch: {config.batch} rows cannot be cut over {sizes.shape['data']} x "
+            f"{sizes.shape['fsdp']} devices (data x fsdp); choose a multiple"
+        )
+    training, held_out = _read(config)
+    watched = read_prompts(config.watch) if config.watch else []
+
+    placement = sharding.placement(mesh) if mesh else None
+    model = load_model(config.base, dtype=config.dtype, placement=placement)
+    tables = _tables(config, model, training)
+    plan = Plan(tables, config.batch * config.accumulate, config.seed)
+    evaluation = Plan(_tables(config, model, held_out), config.batch, 0) if held_out else None
+    watched_tokens = _encode(model, watched)
+
+    total = config.steps or config.epochs * plan.steps
+    optimizer = config.optimizer.make(total)
+    method = Method(config.lora.scale if config.method == "lora" else None, config.dtype)
+    state = start(_trained(config, model), optimizer)
+    if mesh:
+        state = sharding.place(state, mesh)
+    trainer = _Trainer(
+        config=config,
+        model=model,
+        method=method,
+        mesh=mesh,
+        plan=plan,
+        total=total,
+        step=make_step(model.config, method, optimizer, remat=config.remat, mesh=mesh),
+        evaluate=_evaluator(model, method, mesh, evaluation),
+        watch=_watcher(model, method, mesh, watched, watched_tokens),
+    )
+    return _export(config, model, method, trainer.train(state, fingerprint(tables)))
+
+
+def _check(config: FinetuneConfig) -> None:
+    positive = ("batch", "accumulate", "length", "epochs", "keep")
+    every = ("log_every", "eval_every", "watch_every", "save_every")
+    for name in (*positive, *every):
+        if getattr(config, name) < 1:
+            raise InputError(f"{name} must be 1 or more, not {getattr(config, name)}")
+    if config.steps is not None and config.steps < 1:
+        raise InputError(f"steps must be 1 or more, not {config.steps}")
+    if config.lora.rank < 1:
+        raise InputError(f"lora.rank must be 1 or more, not {config.lora.rank}")
+    if not 0 <= config.eval_fraction < 1:
+        raise InputError(f"eval_fraction must be in [0, 1), not {config.eval_fraction}")
+    if config.eval_data and config.eval_fraction:
+        raise InputError("give eval_data or eval_fraction, not both")
+    if not config.optimizer.learning_rate > 0:
+        raise InputError(
+            f"optimizer.learning_rate must be above 0, not {config.optimizer.learning_rate}"
+        )
+
+
+def _read(config: FinetuneConfig) -> tuple[list[Conversation], list[Conversation]]:
+    """Conversations to train on, and those held out."""
+    rows = read_conversations(config.data)
+    if config.eval_data:
+        return rows, read_conversations(config.eval_data)
+    count = math.ceil(config.eval_fraction * len(rows))
+    if count >= len(rows):
+        raise InputError(f"{config.data}: eval_fraction leaves no row of {len(rows)} to train on")
+    order = np.random.default_rng([config.seed, len(rows)]).permutation(len(rows))
+    out = set(order[:count].tolist())
+    return (
+        [row for i, row in enumerate(rows) if i not in out],
+        [row for i, row in enumerate(rows) if i in out],
+    )
+
+
+def _tables(
+    config: FinetuneConfig, model: Model, conversations: Sequence[Conversation]
+) -> list[Batch]:
+    if model.tokenizer is None:
+        raise InputError(f"{config.base}: has no tokenizer, which training needs")
+    length = min(config.length, model.config.max_positions)
+    examples = tokenize(
+        model.tokenizer,
+        conversations,
+        max_tokens=length,
+        vocab_size=model.config.vocab_size,
+        truncate=config.truncate,
+    )
+    if not config.packing:
+        return bucket(examples)
+    for rope in model.config.ropes:
+        if rope.switch and length > rope.switch:
+            raise InputError(
+                f"packing: the model's rotary positions change for rows beyond {rope.switch} "
+                f"tokens; set packing to false, or length to {rope.switch}"
+            )
+    return [pack(examples, length)]
+
+
+def _encode(model: Model, prompts: list[Prompt]) -> list[np.ndarray]:
+    if not prompts:
+        return []
+    assert model.tokenizer is not None
+    return encode(
+        model.tokenizer,
+        prompts,
+        max_tokens=model.config.max_positions,
+        vocab_size=model.config.vocab_size,
+    )
+
+
+def _trained(config: FinetuneConfig, model: Model) -> Params:
+    """What is trained, before the first step: fresh factors, or a float32 copy of the base."""
+    if config.method == "lora":
+        return low_rank.init(model.config, config.lora, jax.random.key(config.seed))
+    return jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), model.params)
+
+
+Measure = Callable[[Params], dict[str, float]]
+
+
+def _evaluator(
+    model: Model, method: Method, mesh: Mesh | None, plan: Plan | None
+) -> Measure | None:
+    """A function that gives the held-out loss, in nats an answer token."""
+    if plan is None:
+        return None
+    evaluate = make_eval(model.config, method, mesh=mesh)
+    batches = [_put(batch, mesh, micro=False) for batch in plan.sweep()]
+
+    def measure(trained: Params) -> dict[str, float]:
+        parts = [evaluate(trained, _base(model, method), batch) for batch in batches]
+        return {"eval_loss": float(sum(p[0] for p in parts) / sum(p[1] for p in parts))}
+
+    return measure
+
+
+def _watcher(
+    model: Model,
+    method: Method,
+    mesh: Mesh | None,
+    prompts: list[Prompt],
+    tokens: list[np.ndarray],
+) -> Measure | None:
+    """A function that gives TuCo of the base and its tuned self, the mean and by label."""
+    if not prompts:
+        return None
+    labels = np.asarray([str(p.label) for p in prompts])
+    named = sorted({str(p.label) for p in prompts if p.label is not None})
+
+    def measure(trained: Params) -> dict[str, float]:
+        params, factors = method.model(trained, {})
+        pair = Pair(model.params, params, factors, model.config, model.config)
+        tuco = score_tokens(pair, tokens, prompts, mesh=mesh).tuco
+        means = {f"tuco/{name}": float(tuco[labels == name].mean()) for name in named}
+        return {"tuco/mean": float(tuco.mean()), **means}
+
+    return measure
+
+
+def _base(model: Model, method: Method) -> Params:
+    """The base's parameters where the tuned model needs them."""
+    return {} if method.scale is None else model.params
+
+
+def _put(batch: Batch, mesh: Mesh | None, *, micro: bool = True) -> Batch:
+    """A batch on the devices, its rows cut over data and fsdp; micro: rows are on axis 1."""
+    if mesh is None:
+        return jax.device_put(batch)
+    rows = ("data", "fsdp")
+    spec = PartitionSpec(None, rows) if micro else PartitionSpec(rows)
+    return jax.device_put(batch, NamedSharding(mesh, spec))
+
+
+@dataclasses.dataclass
+class _Trainer:
+    """The loop: steps, and what is done between them."""
+
+    config: FinetuneConfig
+    model: Model
+    method: Method
+    mesh: Mesh | None
+    plan: Plan
+    total: int
+    step: Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, jax.Array]]]
+    evaluate: Measure | None
+    watch: Measure | None
+
+    def train(self, state: TrainState, data: str) -> Params:
+        """Steps until `total`, from the last checkpoint if there is one; what was trained."""
+        directory = pathlib.Path(self.config.out)
+        folder = directory / "checkpoints"
+        settings = self._settings(data)
+        done = 0
+        if folder.is_dir():
+            with Checkpoints(folder, keep=self.config.keep) as checkpoints:
+                latest = checkpoints.latest()
+                if latest is not None:
+                    state, extra = checkpoints.restore(latest, like=state)
+                    _check_same(self.config.out, extra, settings)
+                    done = latest
+        written = dataclasses.asdict(self.config) | {"resume": False}
+        with (
+            Run(directory, written, start=done) as run,
+            Checkpoints(folder, keep=self.config.keep) as checkpoints,
+            _progress() as bar,
+        ):
+            if not done:
+                self._measure(run, 0, state, always=True)
+            task = bar.add_task("training", total=self.total, completed=done, loss="")
+            window = _Window(self.config, checkpoints)
+            for index in range(done, self.total):
+                batch = self.plan.batch(index)
+                micro = (self.config.accumulate, self.config.batch)
+                device = Batch(*(a.reshape(*micro, *a.shape[1:]) for a in batch))
+                base = _base(self.model, self.method)
+                state, metrics = self.step(state, base, _put(device, self.mesh))
+                window.add(index + 1, metrics, int(batch.mask.sum()))
+                step, last = index + 1, index + 1 == self.total
+                logs, saves = self._due(step, "log"), self._due(step, "save")
+                if logs or saves or last or self._due(step, "eval") or self._due(step, "watch"):
+                    window.check()
+                if logs or last:
+                    rate = jnp.asarray(self.config.optimizer.schedule(self.total)(index))
+                    values = window.close() | {"learning_rate": rate.item()}
+                    run.log(step, values)
+                    bar.update(task, completed=step, loss=f"loss {values['loss']:.3f}")
+                if saves or last:
+                    checkpoints.save(step, state, settings)
+                paused = time.perf_counter()
+                self._measure(run, step, state, always=last)
+                window.began += time.perf_counter() - paused
+        return state.trained
+
+    def _due(self, step: int, what: Literal["log", "eval", "watch", "save"]) -> bool:
+        return step % getattr(self.config, f"{what}_every") == 0
+
+    def _measure(self, run: Run, step: int, state: TrainState, always: bool) -> None:
+        """The held-out loss and TuCo of the watched prompts, where they are due."""
+        values: dict[str, float] = {}
+        if self.evaluate and (always or self._due(step, "eval")):
+            values |= self.evaluate(state.trained)
+        if self.watch and (always or self._due(step, "watch")):
+            values |= self.watch(state.trained)
+        if values:
+            run.log(step, values)
+
+    def _settings(self, data: str) -> dict[str, Any]:
+        """What a run may not change when it goes on, as JSON holds it."""
+        settings = dataclasses.asdict(self.config)
+        kept = {name: value for name, value in settings.items() if name not in _FREE}
+        return kept | {"steps": self.total, "data": data}
+
+
+class _Window:
+    """Metrics since the last line, on the device until they are asked for."""
+
+    def __init__(self, config: FinetuneConfig, checkpoints: Checkpoints) -> None:
+        self._config, self._checkpoints = config, checkpoints
+        self._new: list[tuple[int, dict[str, jax.Array]]] = []
+        self._seen: list[dict[str, float]] = []
+        self._tokens = 0
+        self.began = time.perf_counter()
+
+    def add(self, step: int, metrics: dict[str, jax.Array], tokens: int) -> None:
+        self._new.append((step, metrics))
+        self._tokens += tokens
+
+    def check(self) -> None:
+        """Fetch what is new. A loss or gradient that is not finite ends the run."""
+        for step, metrics in self._new:
+            values = {name: float(value) for name, value in metrics.items()}
+            if not all(map(math.isfinite, values.values())):
+                latest = self._checkpoints.latest()
+                kept = (
+                    "there is no checkpoint yet"
+                    if latest is None
+                    else (f"the last good checkpoint is {self._config.out}/checkpoints/{latest}")
+                )
+                raise InputError(
+                    f"step {step}: loss {values['loss']:g}, gradient {values['grad_norm']:g}: "
+                    f"training diverged; {kept}; start anew with a lower optimizer.learning_rate "
+                    f"(now {self._config.optimizer.learning_rate:g}) or a longer warmup"
+                )
+            self._seen.append(values)
+        self._new = []
+
+    def close(self) -> dict[str, float]:
+        """Means since the last line; `tokens` counts real ones, padding apart."""
+        seconds = time.perf_counter() - self.began
+        names = self._seen[0]
+        values = {name: float(np.mean([v[name] for v in self._seen])) for name in names}
+        values |= {"tokens": self._tokens, "tokens_per_second": self._tokens / seconds}
+        self._seen, self._tokens, self.began = [], 0, time.perf_counter()
+        return values
+
+
+def _check_same(out: str, stored: dict[str, Any], settings: dict[str, Any]) -> None:
+    for name, value in settings.items():
+        if stored.get(name) != value:
+            what = "its rows" if name == "data" else f"{name}: {stored.get(name)!r}, now {value!r}"
+            raise InputError(
+                f"{out}: the run began with other settings ({what}); give the same, or name a new "
+                "directory"
+            )
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeRemainingColumn(),
+    )
+
+
+def _export(config: FinetuneConfig, model: Model, method: Method, trained: Params) -> pathlib.Path:
+    """Write the result beside what may be there, then put it in its place."""
+    directory = pathlib.Path(config.out) / ("adapter" if config.method == "lora" else "model")
+    scratch = directory.with_name(f".{directory.name}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    dtype = jnp.dtype(config.export_dtype)
+    if config.method == "lora":
+        factors = low_rank.fold_scale(trained, config.lora.scale)
+        factors = jax.tree.map(lambda x: np.asarray(x.astype(dtype)), factors)
+        peft.save(scratch, model.config, factors, base_name=config.base)
+    else:
+        params = jax.tree.map(lambda x: x.astype(dtype), trained)
+        if config.base.endswith(".gguf") or store.is_store(config.base):
+            store.save(scratch, Model(model.config, params, model.tokenizer, model.name))
+        else:
+            source = huggingface.read_config(huggingface.locate(config.base))
+            huggingface.export(scratch, model.config, params, model.tokenizer, source)
+    shutil.rmtree(directory, ignore_errors=True)
+    scratch.replace(directory)
+    print(f"{'adapter' if config.method == 'lora' else 'model'}: {directory}")
+    return directory
