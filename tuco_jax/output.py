@@ -187,7 +187,9 @@ class Journal:
         self._write(json.dumps(record).encode() + b"\n")
 
     def close(self) -> None:
-        """Leave the file for the next run."""
+        """Leave the file for the next run, if it holds anything."""
+        if not self.entries:
+            self.path.unlink(missing_ok=True)
         self._file.close()
 
     def remove(self) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["TOKEN_BUDGET", "Scores", "context", "score", "score_tokens"]
+__all__ = ["TOKEN_BUDGET", "Scores", "check_options", "context", "score", "score_tokens"]
 
 TOKEN_BUDGET = 4096  # tokens of a batch, padding included
 
@@ -120,6 +120,18 @@ def context(pair: Pair) -> int:
     return min(pair.base_config.max_positions, pair.tuned_config.max_positions)
 
 
+def check_options(norm: int, mesh: Mesh | None, token_budget: int, parallel: str) -> None:
+    """InputError for options that `score` cannot run with."""
+    if norm not in (1, 2):
+        raise InputError(f"norm must be 1 or 2, not {norm!r}")
+    if token_budget < 1:
+        raise InputError(f"token_budget must be positive, not {token_budget}")
+    if parallel not in ("jit", "pmap"):
+        raise InputError(f"parallel must be jit or pmap, not {parallel!r}")
+    if parallel == "pmap" and mesh is not None and mesh.shape["data"] != mesh.size:
+        raise InputError("pmap is for data alone: set mesh.fsdp and mesh.tensor to 1, or use jit")
+
+
 def score_tokens(
     pair: Pair,
     tokens: Sequence[np.ndarray],
@@ -137,8 +149,7 @@ def score_tokens(
     prompts: their names, for errors and the result. With a journal, scores that it holds are not
     computed again, and each batch is added to it.
     """
-    if token_budget < 1:
-        raise InputError(f"token_budget must be positive, not {token_budget}")
+    check_options(norm, mesh, token_budget, parallel)
     started = time.perf_counter()
     lengths = [row.size for row in tokens]
     run, width = _runner(pair, norm, mesh, parallel)
@@ -206,17 +217,11 @@ def _pmapped(norm: int, devices: tuple[Any, ...]) -> Callable[..., Result]:
 
 def _runner(pair: Pair, norm: int, mesh: Mesh | None, parallel: Parallel) -> tuple[Run, int]:
     """A function of tokens and mask that returns at once, and what divides its batch size."""
-    if norm not in (1, 2):
-        raise InputError(f"norm must be 1 or 2, not {norm!r}")
     if parallel == "pmap":
-        if mesh is not None and mesh.shape["data"] != mesh.size:
-            raise InputError("pmap is for data alone: set mesh.fsdp and mesh.tensor to 1, or jit")
         devices = tuple(mesh.devices.flat) if mesh is not None else tuple(jax.local_devices())
         copies = parallel_jax.replicate(pair, devices)
         mapped = _pmapped(norm, devices)
         return lambda tokens, mask: mapped(copies, tokens, mask), len(devices)
-    if parallel != "jit":
-        raise InputError(f"parallel must be jit or pmap, not {parallel!r}")
     if mesh is None:
         return lambda tokens, mask: _jitted(norm, None, pair, tokens, mask), 1
     placed = sharding.place(pair, mesh)

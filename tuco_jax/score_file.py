@@ -22,7 +22,7 @@ from common_jax.parallel import make_mesh
 from tuco_jax.output import Columns, Journal, check_writable, write_json, write_table
 from tuco_jax.pair import Pair
 from tuco_jax.prompts import Prompt, encode, read_prompts
-from tuco_jax.score import TOKEN_BUDGET, Parallel, Scores, context, score_tokens
+from tuco_jax.score import TOKEN_BUDGET, Parallel, Scores, check_options, context, score_tokens
 
 __all__ = ["fingerprint", "score_file"]
 
@@ -75,6 +75,7 @@ def score_file(
     if path.exists() and path.samefile(prompts):
         raise InputError(f"{out}: is the prompts file itself; name another output")
     devices = _mesh(**mesh) if mesh else None
+    check_options(norm, devices, token_budget, parallel)
 
     with _timed(seconds, "load"):
         from tuco_jax.weights.load import load_pair

@@ -1,0 +1,233 @@
+"""The command line: files in and out, configs under flags, a kill in the middle, quick answers."""
+
+import csv
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+import tuco_jax
+from tests.tuco.cli_pair import ROOT, read_jsonl, run_in_process, save_pair, start, write_jsonl
+from tuco_jax import cli
+from tuco_jax.score import score
+
+ROWS = [
+    {"id": "greeting", "prompt": "Good morning", "label": "plain"},
+    {"id": 2, "messages": [{"role": "user", "content": "Why, über-bot?"}], "label": "chat"},
+    {"prompt": "x"},
+    {"id": "last", "prompt": "Good morning to all of you", "label": "plain"},
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("pair")
+
+
+@pytest.fixture(scope="module")
+def pair(folder):
+    return save_pair(folder)
+
+
+@pytest.fixture
+def run(monkeypatch, folder):
+    return lambda *argv: run_in_process(monkeypatch, folder / "cache", [str(a) for a in argv])
+
+
+@pytest.fixture
+def flags(pair, tmp_path):
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", ROWS)
+    return ["score", "--base", pair[0], "--tuned", pair[1], "--prompts", prompts]
+
+
+def test_rows_in_order_and_metadata_beside(pair, run, flags, tmp_path, capsys):
+    out = tmp_path / "scores.jsonl"
+    assert run(*flags, "--out", out, "--layers") == 0
+    printed = capsys.readouterr().out
+    rows = read_jsonl(out)
+    assert [r["id"] for r in rows] == ["greeting", 2, 3, "last"]
+    assert [r["label"] for r in rows] == ["plain", "chat", None, "plain"]
+    assert list(rows[0]) == ["id", "tuco", "preco", "tokens", "label", "layers"]
+
+    models, tokenizer = tuco_jax.load_pair(*pair)
+    expected = score(models, tokenizer, [r.get("prompt") or r["messages"] for r in ROWS])
+    for name in ("tuco", "preco", "layers"):
+        got = np.array([r[name] for r in rows], np.float32)
+        np.testing.assert_array_equal(got, getattr(expected, name))
+    assert [r["tokens"] for r in rows] == expected.tokens.tolist()
+
+    meta = json.loads((tmp_path / "scores.jsonl.meta.json").read_text())
+    assert (meta["base"], meta["tuned"]) == pair
+    assert meta["rows"] == 4 and meta["resumed_rows"] == 0 and meta["dtype"] == "float32"
+    assert 0 <= meta["telescoping_error"] < 1e-5
+    assert meta["notes"] == list(models.notes)
+    assert meta["versions"]["jax"] and meta["device"]["platform"] == "cpu"
+    parts = ("imports", "prompts", "load", "tokenise", "fingerprint", "compile", "run")
+    assert all(meta["seconds"][part] >= 0 for part in parts)
+    assert meta["seconds"]["first"] <= meta["seconds"]["total"]
+    assert "telescoping error" in printed and "compile" in printed and str(out) in printed
+    left = sorted(p.name for p in tmp_path.iterdir())
+    assert left == ["prompts.jsonl", "scores.jsonl", "scores.jsonl.meta.json"]
+
+
+def test_formats_agree(run, flags, tmp_path):
+    outs = [tmp_path / f"scores{suffix}" for suffix in (".jsonl", ".csv", ".parquet")]
+    for out in outs:
+        assert run(*flags, "--out", out, "--layers") == 0
+    rows = read_jsonl(outs[0])
+    with outs[1].open(newline="") as file:
+        table = list(csv.DictReader(file))
+    columns = pyarrow.parquet.read_table(outs[2]).to_pydict()
+    assert [str(r["id"]) for r in rows] == [r["id"] for r in table] == columns["id"]
+    assert [r["label"] or "" for r in rows] == [r["label"] for r in table]
+    assert [r["label"] for r in rows] == columns["label"]
+    for name in ("tuco", "preco", "tokens"):
+        want = np.array([r[name] for r in rows], np.float32)
+        np.testing.assert_array_equal(want, np.array([r[name] for r in table], np.float32))
+        np.testing.assert_array_equal(want, np.array(columns[name], np.float32))
+    want = np.array([r["layers"] for r in rows], np.float32)
+    cells = [json.loads(r["layers"]) for r in table]
+    np.testing.assert_array_equal(want, np.array(cells, np.float32))
+    np.testing.assert_array_equal(want, np.array(columns["layers"], np.float32))
+
+
+def test_flags_go_on_top_of_the_config_wherever_it_stands(run, flags, tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("out: elsewhere.jsonl\nnorm: 2\nlayers: true\nmesh:\n  data: 2\n")
+    out = tmp_path / "scores.jsonl"
+    assert run(*flags, "--out", out, "--config", config, "--token-budget", "512") == 0
+    meta = json.loads((tmp_path / "scores.jsonl.meta.json").read_text())
+    assert (meta["norm"], meta["token_budget"]) == (2, 512)
+    assert meta["mesh"] == {"data": 2, "fsdp": 1, "tensor": 1}
+    assert "layers" in read_jsonl(out)[0]
+    assert run(*flags, f"--config={config}", "--norm=1", f"--out={out}", "--layers", "false") == 0
+    assert "layers" not in read_jsonl(out)[0]
+
+
+def test_devices_and_dtype(run, flags, tmp_path):
+    outs = [tmp_path / f"{i}.jsonl" for i in range(3)]
+    assert run(*flags, "--out", outs[0]) == 0
+    assert run(*flags, "--out", outs[1], "--mesh.data=2", "--parallel=pmap") == 0
+    assert run(*flags, "--out", outs[2], "--dtype", "bfloat16") == 0
+    plain, pmapped, half = ([r["tuco"] for r in read_jsonl(out)] for out in outs)
+    np.testing.assert_allclose(plain, pmapped, rtol=0, atol=1e-5)
+    assert 1e-5 < np.abs(np.subtract(plain, half)).max() < 0.05
+
+
+def test_truncate(run, pair, tmp_path):
+    prompts = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a" * 90}, {"prompt": "a" * 64}])
+    out = tmp_path / "scores.csv"
+    argv = ["score", "--base", pair[0], "--tuned", pair[1], "--prompts", prompts, "--out", out]
+    assert run(*argv, "--truncate") == 0
+    with out.open() as file:
+        first, second = csv.DictReader(file)
+    assert first["tokens"] == "64" and first["tuco"] == second["tuco"]
+    assert json.loads((tmp_path / "scores.csv.meta.json").read_text())["truncated_ids"] == [1, 2]
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_import_makes_a_store_that_scores_alike(run, pair, flags, tmp_path, tuned):
+    store, outs = tmp_path / "store", [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    more = ["--tuned", pair[1]] if tuned else []
+    assert run("import", "--model", pair[0], *more, "--out", store) == 0
+    assert run(*flags, "--out", outs[0]) == 0
+    again = ["--base", store, *(["--tuned", store] if tuned else [])]
+    assert run(*flags, *again, "--out", outs[1]) == 0
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+
+
+def test_killed_and_started_again(pair, tmp_path):
+    """SIGKILL in the middle: nothing at OUT; the second start goes on and gives the same file."""
+    rows = [{"id": f"p{i}", "prompt": f"{i:05d}"} for i in range(2500)]
+    prompts = write_jsonl(tmp_path / "p.jsonl", rows)
+    cache, out, whole = tmp_path / "cache", tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
+    argv = ["score", "--base", pair[0], "--tuned", pair[1], "--prompts", prompts]
+    argv += ["--token_budget", "1", "--layers", "--out"]
+
+    process = start([*argv, str(whole)], cache)
+    assert process.wait(timeout=300) == 0, process.communicate()
+    programs = sorted(p.name for p in cache.iterdir() if p.name.endswith("-cache"))
+    assert programs
+
+    process = start([*argv, str(out)], cache)
+    journal = tmp_path / "out.jsonl.journal"
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 200:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert journal.exists() and not out.exists()
+
+    process = start([*argv, str(out)], cache)
+    assert process.wait(timeout=300) == 0, process.communicate()
+    meta = json.loads((tmp_path / "out.jsonl.meta.json").read_text())
+    assert 199 <= meta["resumed_rows"] < 2500
+    assert out.read_bytes() == whole.read_bytes()
+    assert not journal.exists()
+    assert sorted(p.name for p in cache.iterdir() if p.name.endswith("-cache")) == programs
+
+
+def test_progress_only_on_a_terminal(run, flags, tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for stream, shown in ((Terminal(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert run(*flags, "--out", tmp_path / "o.jsonl") == 0
+        total = sum(r["tokens"] for r in read_jsonl(tmp_path / "o.jsonl"))
+        assert (f"{total}/{total} tokens" in stream.getvalue()) == shown
+        assert shown or not stream.getvalue()
+
+
+def test_help_and_option_errors_load_no_jax():
+    code = """
+import sys
+from tuco_jax.cli import main
+codes = [main(a.split()) for a in ("--help", "--version", "score --help", "import --help")]
+codes += [main(a.split()) for a in ("scroe", "score --lables", "score --dtype f33", "")]
+print(codes, [m for m in ("jax", "transformers", "numpy") if m in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[0, 0, 0, 0, 2, 2, 2, 2] []"
+    for text in ("usage: tuco-jax COMMAND", "score a file", "--token_budget", "--mesh.fsdp"):
+        assert text in done.stdout
+    assert [line.startswith("tuco-jax: error: ") for line in done.stderr.splitlines()] == [
+        True
+    ] * 4
+
+
+@pytest.mark.parametrize("command", ["finetune", "demo"])
+def test_other_commands_are_wired(run, command, capsys):
+    assert run(command, "--help") == 0
+    assert "--config" in capsys.readouterr().out
+    assert run(command, "--nothing-such") == 2
+    options, function = cli._command(command)
+    assert options.__name__.endswith("Config") and callable(function)
+
+
+def test_the_shipped_config_is_read():
+    path = ROOT / "configs" / "tuco" / "score.yaml"
+    argv = ["--config", str(path), "--prompts", "p.txt", "--out", "o.csv"]
+    options = cli._parse("score", cli.ScoreOptions, argv)
+    assert options == cli.ScoreOptions(options.base, options.tuned, "p.txt", "o.csv")
+    assert options.base.startswith("meta-llama/")
+
+
+def test_interrupt_is_clean(run, flags, tmp_path, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["tuco_jax.score_file"], "score_tokens", interrupt)
+    assert run(*flags, "--out", tmp_path / "o.jsonl") == 130
+    assert capsys.readouterr().err == "tuco-jax: interrupted\n"
+    with pytest.raises(KeyboardInterrupt):
+        run(*flags, "--out", tmp_path / "o.jsonl", "--debug")
