@@ -1,0 +1,89 @@
+"""Both forms against Algorithm 1 in PyTorch (forward hooks), for every family."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.tuco.tiny import FAMILIES, VOCAB, save_tiny
+from tests.tuco.torch_reference import reference
+from tuco_jax.decompose import decompose, last_column, last_token, share
+from tuco_jax.pair import Pair
+from tuco_jax.weights.huggingface import load
+
+ATOL = 1e-5
+LENGTH = 13  # beyond every window (4 or 5)
+
+# What PT and FT do not share, beside their weights: each block must use its own.
+DIFFERENT = {
+    "llama": (
+        dict(rope_theta=100.0, rms_norm_eps=1e-5),
+        dict(rope_theta=9000.0, rms_norm_eps=0.3),
+    ),
+    "mistral": (dict(sliding_window=4, rope_theta=50.0), dict(sliding_window=9, rms_norm_eps=0.1)),
+    "phi3": (dict(rms_norm_eps=0.2, sliding_window=3), dict(rope_theta=77.0)),
+    "gpt_neox": (dict(layer_norm_eps=0.2), dict(rotary_emb_base=55, rotary_pct=1.0)),
+}
+CASES = {f: (f, {}, {}) for f in FAMILIES} | {
+    f"{f}, configs differ": (f, *changes) for f, changes in DIFFERENT.items()
+}
+
+
+def inputs(side: str):
+    rng = np.random.default_rng(3)
+    lengths = np.array([LENGTH, 6, 1])
+    columns = np.arange(LENGTH)[None]
+    right = columns < lengths[:, None]
+    mask = right if side == "right" else right[:, ::-1].copy()
+    return rng.integers(0, VOCAB, mask.shape), mask
+
+
+decompose = jax.jit(decompose, static_argnames="layers")
+last_token = jax.jit(last_token, static_argnames="norm")
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request, tmp_path_factory):
+    family, base_changes, tuned_changes = CASES[request.param]
+    directory = tmp_path_factory.mktemp("pair")
+    base, _ = save_tiny(directory / "base", family, 0, tokenizer=False, **base_changes)
+    tuned, _ = save_tiny(directory / "tuned", family, 1, tokenizer=False, **tuned_changes)
+    ours = [load(str(directory / name), tokenizer=False) for name in ("base", "tuned")]
+    pair = Pair(ours[0].params, ours[1].params, {}, ours[0].config, ours[1].config)
+    return base, tuned, pair
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_scores_and_components_equal_algorithm_1(case, side):
+    base, tuned, pair = case
+    tokens, mask = inputs(side)
+    expected = reference(base, tuned, tokens, mask)
+    out = decompose(pair, tokens, mask, layers=True)
+    scale = np.abs(expected.ftc.numpy()).max()
+    for got, want in ((out.ptc, expected.ptc), (out.ftc, expected.ftc)):
+        np.testing.assert_allclose(
+            np.asarray(got)[:, mask], want.numpy()[:, mask], atol=1e-5 * max(1, scale)
+        )
+    rows = np.arange(len(tokens))
+    at_last = [np.asarray(x)[:, rows, last_column(mask)].cumsum(0) for x in (out.ptc, out.ftc)]
+    full = share(*at_last)
+    scored = last_token(pair, tokens, mask)
+    for got in (full, scored.layers):
+        np.testing.assert_allclose(got, expected.layers, atol=ATOL)
+    np.testing.assert_allclose(scored.tuco, expected.tuco, atol=ATOL)
+    np.testing.assert_allclose(scored.tuco, full[-1], atol=ATOL)
+    assert 0.05 < float(scored.tuco.min()) and float(scored.tuco.max()) < 0.95
+
+
+def test_the_scaled_stream_and_norm_2_equal_algorithm_1(case):
+    base, tuned, pair = case
+    tokens, mask = inputs("right")
+    expected = reference(base, tuned, tokens, mask, alpha=0.6, norm=2)
+    got = decompose(pair, tokens, mask, 0.6, layers=True)
+    want = expected.hidden.numpy()[mask]
+    np.testing.assert_allclose(
+        np.asarray(got.hidden)[mask], want, atol=1e-5 * max(1, np.abs(want).max())
+    )
+    plain = reference(base, tuned, tokens, mask, norm=2)
+    np.testing.assert_allclose(
+        last_token(pair, tokens, mask, norm=2).layers, plain.layers, atol=ATOL
+    )
