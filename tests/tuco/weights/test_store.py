@@ -5,7 +5,6 @@ import dataclasses
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from common_jax import checkpoint
@@ -128,24 +127,3 @@ def test_spoilt_stores_say_so(model, tmp_path):
     with pytest.raises(InputError, match="the store holds one model, not a pair"):
         description.write_text(text)
         store.load_pair(tmp_path / "store")
-
-
-def test_checkpoints_of_a_run_resume_exactly(tmp_path):
-    mesh = make_mesh(1, 2, 4)
-    state = {"params": rm.params(CONFIG, 0), "key": jax.random.key_data(jax.random.key(3))}
-    state["params"] = place(state["params"], mesh)
-    with checkpoint.Checkpoints(tmp_path / "run", keep=2) as checkpoints:
-        assert checkpoints.latest() is None
-        for step in (1, 2, 3):
-            state = jax.tree.map(lambda x: x + 1, state)
-            checkpoints.save(step, state, {"epoch": step, "order": [3, 1, 2]})
-        checkpoints.save(3, jax.tree.map(jnp.zeros_like, state))  # there already: kept
-    like = jax.tree.map(jnp.zeros_like, state)
-    with checkpoint.Checkpoints(tmp_path / "run") as checkpoints:
-        assert checkpoints.latest() == 3
-        again, extra = checkpoints.restore(3, like)
-        older, _ = checkpoints.restore(2, like)
-    chex.assert_trees_all_equal(again, state)
-    np.testing.assert_array_equal(older["key"], state["key"] - 1)
-    assert extra == {"epoch": 3, "order": [3, 1, 2]}
-    assert jax.tree.map(lambda x: x.sharding, again["params"]) == shardings(again["params"], mesh)
