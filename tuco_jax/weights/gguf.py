@@ -9,12 +9,19 @@ are written as llama, and without their attention window: right up to the window
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from huggingface_hub.errors import StrictDataclassError
-from transformers import Gemma3TextConfig, LlamaConfig, PreTrainedConfig, Qwen2Config
+from transformers import (
+    Gemma3TextConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
 
 from common_jax.errors import InputError
 from tuco_jax.models.config import ModelConfig
@@ -45,22 +52,25 @@ def load(
     file, a tensor that is missing, unknown, misshaped or not finite.
     """
     file = GGUFFile(pathlib.Path(path).expanduser())
-    source = _Source(file)
-    try:
-        config = _config(file)
-        words = build_tokenizer(file.metadata) if tokenizer else None
-    except (InputError, StrictDataclassError) as error:
-        raise InputError(f"{file.path}: {' '.join(str(error).split())}") from None
-    ignore = (_ROPE_FACTORS.replace(".", r"\."), r"blk\.\d+\.attn_rot_embd\.weight")
-    params = assemble(config, source, _TABLE, dtype=dtype, ignore=ignore, placement=placement)
+    config, words = _describe(file, tokenizer)
+    ignore = (re.escape(_ROPE_FACTORS), r"blk\.\d+\.attn_rot_embd\.weight")
+    params = assemble(
+        config, _Source(file), _TABLE, dtype=dtype, ignore=ignore, placement=placement
+    )
     return Model(config, params, words, path)
 
 
 def read_config(path: str) -> ModelConfig:
-    """The config of a file from its metadata and tensor names; reads no tensor but RoPE factors."""
-    file = GGUFFile(pathlib.Path(path).expanduser())
+    """The config of a file, from its metadata, tensor names and RoPE factors alone."""
+    return _describe(GGUFFile(pathlib.Path(path).expanduser()), tokenizer=False)[0]
+
+
+def _describe(
+    file: GGUFFile, tokenizer: bool
+) -> tuple[ModelConfig, PreTrainedTokenizerFast | None]:
+    """Config and tokenizer, the file named in what is raised."""
     try:
-        return _config(file)
+        return _config(file), build_tokenizer(file.metadata) if tokenizer else None
     except (InputError, StrictDataclassError) as error:
         raise InputError(f"{file.path}: {' '.join(str(error).split())}") from None
 
@@ -192,7 +202,7 @@ def _gemma3(
     else:
         sliding = [(layer + 1) % pattern != 0 for layer in range(depth)]
     local = {"rope_type": "default", "rope_theta": fields.number("rope.freq_base_swa", 10_000.0)}
-    per_head = shared["hidden_size"] / shared["num_attention_heads"]
+    per_head = shared["hidden_size"] // shared["num_attention_heads"]
     return Gemma3TextConfig(
         **shared,
         sliding_window=fields.number("attention.sliding_window"),

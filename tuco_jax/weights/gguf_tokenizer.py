@@ -78,7 +78,7 @@ def _byte_level(fields: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
         )
     if "merges" not in fields:
         raise InputError("tokenizer.ggml.merges is missing; convert the model again")
-    merges = [tuple(merge.split(" ", 1)) for merge in fields["merges"]]
+    merges = [(left, right) for left, _, right in (m.partition(" ") for m in fields["merges"])]
     core = _bpe(tokens, merges, ignore_merges=pre in _WHOLE_WORDS_FIRST)
     if _CUTS[pre] == (_QWEN2,):
         core.normalizer = normalizers.NFC()
@@ -122,7 +122,7 @@ def _merges(tokens: list[str], scores: list[float]) -> list[tuple[str, str]]:
     return [(token[:cut], token[cut:]) for _, cut, _, token in sorted(merges, key=lambda m: m[:3])]
 
 
-def _bpe(tokens: list[str], merges: list[tuple[str, ...]], **options: Any) -> Tokenizer:
+def _bpe(tokens: list[str], merges: list[tuple[str, str]], **options: Any) -> Tokenizer:
     try:
         vocabulary = {token: i for i, token in enumerate(tokens)}
         return Tokenizer(models.BPE(vocabulary, merges, **options))
