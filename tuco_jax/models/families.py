@@ -14,7 +14,7 @@ from common_jax.errors import InputError
 from tuco_jax.models.config import ModelConfig, Rope
 from tuco_jax.models.rope import resolve_rope
 
-__all__ = ["from_huggingface"]
+__all__ = ["check_supported", "from_huggingface"]
 
 _ACTIVATIONS = {
     "silu": "silu",
@@ -25,6 +25,8 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 
+_MULTIMODAL = "gemma3"  # wraps a gemma3_text
+
 Fields = dict[str, Any]
 
 
@@ -34,14 +36,9 @@ def from_huggingface(config: PreTrainedConfig) -> ModelConfig:
     Raises InputError, one line that names the field, for a family or a setting that the block
     does not have.
     """
-    if config.model_type == "gemma3":
+    check_supported(config.model_type)
+    if config.model_type == _MULTIMODAL:
         config = config.get_text_config()
-    mapping = _MAPPINGS.get(config.model_type)
-    if mapping is None:
-        raise InputError(
-            f"model_type {config.model_type!r} is not supported; supported are "
-            f"{', '.join(sorted(_MAPPINGS))} (Vicuna is llama, Zephyr mistral or gemma)"
-        )
     if getattr(config, "quantization_config", None):
         raise InputError(
             "quantization_config: quantised weights are not read; "
@@ -50,9 +47,18 @@ def from_huggingface(config: PreTrainedConfig) -> ModelConfig:
     if getattr(config, "use_bidirectional_attention", None) not in (None, False):
         raise InputError("use_bidirectional_attention: only causal models are supported")
     try:
-        return ModelConfig(family=config.model_type, **mapping(config))
+        return ModelConfig(family=config.model_type, **_MAPPINGS[config.model_type](config))
     except ValueError as error:
         raise InputError(f"{error}; mend the config") from None
+
+
+def check_supported(model_type: str) -> None:
+    """Raise InputError, naming what is supported, unless `model_type` is."""
+    if model_type not in _MAPPINGS and model_type != _MULTIMODAL:
+        raise InputError(
+            f"model_type {model_type!r} is not supported; supported are "
+            f"{', '.join(sorted(_MAPPINGS))} (Vicuna is llama, Zephyr mistral or gemma)"
+        )
 
 
 def _activation(name: str) -> str:
@@ -138,6 +144,7 @@ def _gemma2(c: PreTrainedConfig) -> Fields:
 
 def _gemma3(c: PreTrainedConfig) -> Fields:
     sliding = tuple(int(kind == "sliding_attention") for kind in c.layer_types)
+    # transformers reads attn_logit_softcapping here and never applies it.
     return _gemma2(c) | dict(attention_softcap=0.0, qk_norm="head", rope_index=sliding)
 
 

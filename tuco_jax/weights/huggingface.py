@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from common_jax.errors import InputError
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.decoder import Params
-from tuco_jax.models.families import from_huggingface
+from tuco_jax.models.families import check_supported, from_huggingface
 from tuco_jax.weights.assemble import Placement, assemble
 from tuco_jax.weights.keys import FAMILIES, Family
 from tuco_jax.weights.model import Model
@@ -126,7 +126,10 @@ def read_config(directory: str | pathlib.Path) -> PreTrainedConfig:
             raise ValueError("not a JSON object")
         if "model_type" not in fields:
             raise ValueError("no field model_type")
+        check_supported(fields["model_type"])  # before transformers asks to run the model's code
         return AutoConfig.from_pretrained(str(path.parent), trust_remote_code=False)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise InputError(f"{path}: {_one_line(error)}; mend the field") from None
 

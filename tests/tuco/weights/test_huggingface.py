@@ -342,7 +342,10 @@ def test_a_directory_without_weights_or_config_is_named(llama):
         ("{", "Expecting property name"),
         ("[]", "not a JSON object"),
         ('{"vocab_size": 3}', "no field model_type"),
-        ('{"model_type": "nonesuch"}', "nonesuch"),
+        (
+            '{"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}',
+            "model_type 'mine' is not supported",
+        ),
         ('{"model_type": "bloom"}', "model_type 'bloom' is not supported"),
         ('{"model_type": "llama", "hidden_size": "wide"}', "hidden_size"),
         ('{"model_type": "llama", "hidden_size": 30, "num_attention_heads": 4}', "multiple"),
