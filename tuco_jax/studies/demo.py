@@ -12,20 +12,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from tuco_jax.batching import pad, plan
-from tuco_jax.decompose import decompose, share
+from common_jax.errors import InputError
 from tuco_jax.pair import Pair
-from tuco_jax.prompts import Prompt, encode
+from tuco_jax.prompts import Prompt
 from tuco_jax.score import Scores, score
 from tuco_jax.studies import prompt_sources as sources
 from tuco_jax.studies.refusal_data import RefusalDataConfig, harmful_split, held_out_harmless
-from tuco_jax.studies.report import Contrast, Group, Report, Token, TokenMap, write
+from tuco_jax.studies.report import Contrast, Group, Report, write
 from tuco_jax.studies.statistics import bootstrap_auc, bootstrap_mean
+from tuco_jax.studies.token_maps import token_maps
 
 __all__ = ["DemoConfig", "PromptGroup", "prompt_groups", "run_demo", "study"]
 
@@ -47,7 +46,7 @@ class DemoConfig:
     base: str = ""
     tuned: str = ""
     out: pathlib.Path = pathlib.Path("runs/demo")
-    prompts: int = 36
+    prompts: int = 32
     maps: int = 2
     dtype: str = "float32"
     seed: int = 0
@@ -86,15 +85,21 @@ CONTRASTS = (
 
 
 def prompt_groups(count: int, seed: int = 0) -> list[PromptGroup]:
-    """The demo's groups of `count` prompts; none of them was trained on."""
+    """The demo's groups of `count` prompts; none of them was trained on.
+
+    Raises InputError where there are not so many.
+    """
     rng = np.random.default_rng(seed)
-
-    def some(texts: Sequence[str]) -> list[str]:
-        return [texts[int(i)] for i in sorted(rng.permutation(len(texts))[:count].tolist())]
-
-    harmful, harmless = (
-        some(harmful_split(RefusalDataConfig()).evaluation),
-        some(held_out_harmless()),
+    pools = (
+        harmful_split(RefusalDataConfig()).evaluation,
+        held_out_harmless(),
+        sources.passages(),
+    )
+    most = min(map(len, pools))
+    if not 2 <= count <= most:
+        raise InputError(f"prompts is {count}: give 2 or more, {most} at most")
+    harmful, harmless, plain = (
+        [pool[int(i)] for i in sorted(rng.permutation(len(pool))[:count])] for pool in pools
     )
     templates = sources.jailbreak_templates()
     names = [list(templates)[i % len(templates)] for i in range(count)]
@@ -107,7 +112,7 @@ def prompt_groups(count: int, seed: int = 0) -> list[PromptGroup]:
         PromptGroup(
             "chat", "Harmless requests and questions of our own, as a user's turn.", harmless, True
         ),
-        PromptGroup("plain text", sources.PASSAGES_ARE, some(sources.passages()), False),
+        PromptGroup("plain text", sources.PASSAGES_ARE, plain, False),
         PromptGroup(
             "harmful",
             "Requests of AdvBench that were not trained on, as a user's turn.",
@@ -199,62 +204,10 @@ def _contrasts(
     return found
 
 
-def _to_show(group: Group, count: int, longest: int = 160) -> list[int]:
+def _to_show(group: Group, count: int, longest: int = 100) -> list[int]:
     """The prompts nearest to the group's median among those short enough to read."""
     near = np.argsort(np.abs(group.tuco - np.median(group.tuco)), kind="stable")
     return [int(i) for i in near if group.tokens[i] <= longest][:count]
-
-
-@jax.jit
-def _token_tuco(pair: Pair, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-    """TuCo of every token, [B, T]: the share of FTC in the sums over all layers at that token."""
-    out = decompose(pair, tokens, mask)
-    return share(out.ptc, out.ftc)
-
-
-def token_maps(
-    pair: Pair, tokenizer: Any, chosen: Sequence[tuple[str, float, Prompt]]
-) -> list[TokenMap]:
-    """TuCo of every token of chosen prompts (group, tuco, prompt), with their texts."""
-    tokens = encode(tokenizer, [prompt for _, _, prompt in chosen])
-    values: dict[int, np.ndarray] = {}
-    for batch in plan([row.size for row in tokens], token_budget=1024):
-        ids, mask = pad(tokens, batch)
-        shares = np.asarray(_token_tuco(pair, jnp.asarray(ids), jnp.asarray(mask)))
-        values |= {row: shares[i, : tokens[row].size] for i, row in enumerate(batch.rows)}
-    return [
-        TokenMap(group, tuco, _pieces(tokenizer, tokens[row], values[row], prompt))
-        for row, (group, tuco, prompt) in enumerate(chosen)
-    ]
-
-
-def _pieces(tokenizer: Any, ids: np.ndarray, values: np.ndarray, prompt: Prompt) -> list[Token]:
-    """Tokens with their texts; the bytes of one character, split over tokens, are shown as one."""
-    first, last = _content(tokenizer, ids, prompt)
-    pieces: list[Token] = []
-    held: list[int] = []
-    for position, token in enumerate(ids.tolist()):
-        held.append(token)
-        text = str(tokenizer.decode(held))
-        if text.endswith("\ufffd") and position + 1 < len(ids):
-            continue
-        pieces.append(Token(text, float(values[position]), not first <= position < last))
-        held = []
-    return pieces
-
-
-def _content(tokenizer: Any, ids: np.ndarray, prompt: Prompt) -> tuple[int, int]:
-    """First and end position of the user's own text among the tokens of a prompt."""
-    if prompt.messages is None:
-        return 0, len(ids)
-    text = prompt.messages[-1]["content"]
-    ends = [len(str(tokenizer.decode(ids[:n].tolist()))) for n in range(len(ids) + 1)]
-    whole = str(tokenizer.decode(ids.tolist()))
-    start = whole.rfind(text)
-    if start < 0:
-        return 0, len(ids)
-    first = int(np.searchsorted(ends, start, side="right")) - 1
-    return first, int(np.searchsorted(ends, start + len(text), side="left"))
 
 
 def _summary(groups: Sequence[Group]) -> list[str]:
@@ -282,7 +235,7 @@ METHOD = (
 CAVEATS = (
     "TuCo says how much tuning moves the residual stream, not whether the answer is a refusal.",
     "Chat prompts go through the model's chat template, up to where its answer begins; plain text "
-    "does not. That contrast is one of format, too.",
+    "does not. That contrast is one of format, too: even a random change of the weights shows it.",
     "A template moves TuCo by itself, whatever it holds: compare jailbreaks with the harmless "
     "requests in the same templates before reading anything into their mean.",
     "Intervals are 95% percentile intervals of 2000 bootstrap draws. Groups made with templates "
@@ -337,7 +290,7 @@ def run_demo(config: DemoConfig) -> pathlib.Path:
     started = time.perf_counter()
     config.out.mkdir(parents=True, exist_ok=True)
     groups = prompt_groups(config.prompts, config.seed)
-    base = config.base or str(fetch("smollm2"))
+    base = config.base or str(next(fetch("smollm2").glob("*.gguf")))
     tuned = config.tuned or str(sources.DATA / "smollm2-refusal")
     pair, tokenizer = load_pair(base, tuned, dtype=config.dtype)
     loaded = time.perf_counter() - started

@@ -2,11 +2,13 @@ import jax
 import numpy as np
 import pytest
 
-from tests.tuco.tiny import save_tiny, tiny_tokenizer
+from common_jax.errors import InputError
+from tests.tuco.tiny import save_tiny
 from tuco_jax.decompose import decompose, share
 from tuco_jax.prompts import Prompt, encode
 from tuco_jax.studies import demo, prompt_sources
 from tuco_jax.studies.demo import DemoConfig, PromptGroup
+from tuco_jax.studies.token_maps import token_maps
 from tuco_jax.weights.load import load_pair
 
 TEXTS = ["hello", "a b c", "one & two", "na\u00efve \u2603", "tea?", "<script>"]
@@ -80,7 +82,7 @@ def test_token_maps_show_each_token_s_own_share(models):
         Prompt("chat", None, ({"role": "user", "content": "na\u00efve \u2603!"},)),
         Prompt("plain", "tea"),
     ]
-    maps = demo.token_maps(
+    maps = token_maps(
         pair, tokenizer, [("chat", 0.0, prompts[0]), ("plain text", 0.0, prompts[1])]
     )
     for prompt, found in zip(prompts, maps, strict=True):
@@ -115,4 +117,6 @@ def test_groups_hold_the_same_requests_bare_and_in_templates(monkeypatch):
         first, second = groups[bare].texts[:2]
         assert groups[inside].texts[:2] == [f"{{x}} {first}.", f"{second}!"]
     assert groups["plain text"].prompts()[0].messages is None
-    assert tiny_tokenizer().chat_template
+    for count in (1, 10):
+        with pytest.raises(InputError, match=f"prompts is {count}: give 2 or more, 9 at most"):
+            demo.prompt_groups(count)
