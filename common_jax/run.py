@@ -59,8 +59,9 @@ class Run:
     ) -> None:
         """Open or make the directory.
 
-        start: the step that the run goes on from. What was logged beyond it, by a start that was
-        killed after its last checkpoint, is dropped: those steps are run, and logged, again.
+        start: the step that the run goes on from, 0 if from its beginning. What was logged beyond
+        it, by a start that was killed after its last checkpoint, is dropped: those steps are run,
+        and logged, again.
         """
         self.directory = pathlib.Path(directory)
         try:
@@ -73,7 +74,7 @@ class Run:
         except OSError as error:
             raise InputError(f"{directory}: cannot be written ({error.strerror})") from error
         self._board = SummaryWriter(
-            str(self.directory / "tensorboard"), purge_step=start + 1 if start else None
+            str(self.directory / "tensorboard"), purge_step=start + 1 if start else 0
         )
 
     def __enter__(self) -> "Run":
@@ -111,7 +112,7 @@ class Run:
         kept = []
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
             # Only a kill in the middle of a write leaves a line that does not end.
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
+            if step and line.endswith("\n") and json.loads(line)["step"] <= step:
                 kept.append(line)
         scratch = path.with_suffix(".tmp")
         scratch.write_text("".join(kept), encoding="utf-8")

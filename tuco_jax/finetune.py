@@ -97,7 +97,7 @@ class FinetuneConfig:
         resume: go on with the run in out, if there is one.
         dtype: of the base's weights; what is trained is float32.
         export_dtype: of the result.
-        remat: recompute activations in the backward pass: less memory, a third more time.
+        remat: recompute activations in the backward pass: less memory, up to half more time.
         seed: of the factors and of the order of rows.
         mesh: devices.
     """
@@ -369,10 +369,10 @@ class _Trainer:
                     values = window.close() | {"learning_rate": rate.item()}
                     run.log(step, values)
                     bar.update(task, completed=step, loss=f"loss {values['loss']:.3f}")
-                if saves or last:
-                    checkpoints.save(step, state, settings)
                 paused = time.perf_counter()
                 self._measure(run, step, state, always=last)
+                if saves or last:  # last of all: what is logged up to a checkpoint is kept with it
+                    checkpoints.save(step, state, settings)
                 window.began += time.perf_counter() - paused
         return state.trained
 

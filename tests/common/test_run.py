@@ -56,7 +56,10 @@ def test_going_on_drops_what_came_after_the_checkpoint(tmp_path):
     with Run(tmp_path, {}, start=3) as run:
         run.log(4, {"loss": 40})
     assert [row["loss"] for row in rows(tmp_path)] == [1, 2, 3, 40]
-    assert len(json.loads((tmp_path / "environment.json").read_text())) == 2
+    with Run(tmp_path, {}, start=0) as run:
+        run.log(0, {"loss": 7})
+    assert rows(tmp_path) == [{"step": 0, "loss": 7}]
+    assert len(json.loads((tmp_path / "environment.json").read_text())) == 3
 
 
 def test_revision_names_changed_files(tmp_path, monkeypatch):

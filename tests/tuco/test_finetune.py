@@ -177,7 +177,7 @@ def test_kill_and_resume_changes_nothing(files, adapter, tmp_path, monkeypatch, 
 
 
 def test_full_tuning_exports_a_model_that_transformers_loads(files, tmp_path):
-    config = settings(files, tmp_path / "run", method="full", packing=False, save_every=3)
+    config = settings(files, tmp_path / "run", method="full", save_every=3)
     directory = run_finetune(config)
     assert directory == tmp_path / "run" / "model"
     hf = AutoModelForCausalLM.from_pretrained(directory)
@@ -202,7 +202,7 @@ def test_a_mesh_and_accumulation_train_alike(files, adapter, tmp_path):
         mesh=MeshOptions(data=2, fsdp=1, tensor=2),
         steps=2,
         optimizer=OptimizerOptions(learning_rate=0.01, warmup=20),
-        watch_every=100,
+        watch=None,
     )
     run_finetune(config)
     alone = dataclasses.replace(
@@ -212,7 +212,7 @@ def test_a_mesh_and_accumulation_train_alike(files, adapter, tmp_path):
     for a, b in zip(metrics(tmp_path / "run"), metrics(tmp_path / "alone"), strict=True):
         assert a.keys() == b.keys()
         for name in a.keys() - {"tokens_per_second"}:
-            np.testing.assert_allclose(a[name], b[name], rtol=1e-4, err_msg=name)
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_divergence_stops_and_names_the_step(files, tmp_path, monkeypatch):
@@ -231,7 +231,7 @@ def test_divergence_stops_and_names_the_step(files, tmp_path, monkeypatch):
     monkeypatch.setattr(finetune, "make_step", poisoned)
     out = tmp_path / "run"
     with pytest.raises(InputError, match=rf"step 4: loss nan.*checkpoint is {out}/checkpoints/2"):
-        run_finetune(settings(files, out, log_every=5))
+        run_finetune(settings(files, out, log_every=5, packing=False, watch=None))
     assert (out / "checkpoints" / "2").is_dir() and not (out / "checkpoints" / "4").exists()
     assert not (out / "adapter").exists()
 
@@ -292,9 +292,9 @@ def test_a_run_is_not_overwritten(files, adapter):
     other = OptimizerOptions(learning_rate=0.5)
     with pytest.raises(InputError, match="began with other settings .*learning_rate"):
         run_finetune(settings(files, out, resume=True, optimizer=other))
-    (files / "other.jsonl").write_text(json.dumps(conversation(np.random.default_rng(9))) * 1)
+    rng = np.random.default_rng(9)
+    rows = [json.dumps(conversation(rng)) for _ in range(20)]
+    (files / "other.jsonl").write_text("\n".join(rows))
     with pytest.raises(InputError, match=r"began with other settings \(its rows\)"):
-        run_finetune(
-            settings(files, out, resume=True, data=str(files / "other.jsonl"), eval_fraction=0.0)
-        )
+        run_finetune(settings(files, out, resume=True, data=str(files / "other.jsonl")))
     assert (out / "metrics.jsonl").read_bytes() == before
