@@ -112,6 +112,13 @@ class _Fields:
             raise InputError(f"metadata {self._prefix}{key} {flaw}; convert the model again")
         return value
 
+    def count(self, key: str, default: int | None = None) -> int:
+        """A positive integer."""
+        value = self.number(key, default)
+        if not isinstance(value, int):
+            raise InputError(f"metadata {self._prefix}{key} is {value!r}, not an integer")
+        return value
+
 
 def _config(file: GGUFFile) -> ModelConfig:
     """The file's metadata as a Hugging Face config, mapped as any other, and what tensors tell."""
@@ -134,7 +141,7 @@ def _config(file: GGUFFile) -> ModelConfig:
     config = from_huggingface(hf_config)
     config = dataclasses.replace(
         config,
-        qkv_bias="blk.0.attn_q.bias" in file.tensors,
+        qkv_bias=config.qkv_bias or "blk.0.attn_q.bias" in file.tensors,
         out_bias="blk.0.attn_output.bias" in file.tensors,
         mlp_bias="blk.0.ffn_down.bias" in file.tensors,
     )
@@ -145,23 +152,37 @@ def _shared(file: GGUFFile, fields: _Fields) -> tuple[dict[str, Any], int]:
     """What every architecture's config says, and the width of a head."""
     if "token_embd.weight" not in file.tensors:
         raise InputError("tensor token_embd.weight is missing; the file is incomplete")
-    width, heads = fields.number("embedding_length"), fields.number("attention.head_count")
-    head_dim = fields.number("attention.key_length", width // heads)
+    width, heads = fields.count("embedding_length"), fields.count("attention.head_count")
+    depth = fields.count("block_count")
+    head_dim = fields.count("attention.key_length", width // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
         if fields.number(key, head_dim) != head_dim:
             raise InputError(
                 f"metadata {key} is {fields.number(key)}, but heads are {head_dim} wide; "
                 "only equal widths are supported"
             )
+    rows = file.tensors["token_embd.weight"].shape[0]
+    tokens = len(file.metadata.get("tokenizer.ggml.tokens", ()))
+    if tokens > rows:
+        raise InputError(f"{tokens} tokens, but token_embd.weight has {rows} rows; it is corrupt")
+    # Before anything is made of that many layers or features.
+    last, query = f"blk.{depth - 1}.attn_norm.weight", file.tensors.get("blk.0.attn_q.weight")
+    if last not in file.tensors:
+        raise InputError(f"tensor {last} is missing, but block_count is {depth}; it is incomplete")
+    if query is not None and query.shape[0] != heads * head_dim:
+        raise InputError(
+            f"tensor blk.0.attn_q.weight has shape {list(query.shape)}, but the metadata calls "
+            f"for {heads} heads of {head_dim}"
+        )
     shared = dict(
-        vocab_size=file.tensors["token_embd.weight"].shape[0],
+        vocab_size=rows,
         hidden_size=width,
-        intermediate_size=fields.number("feed_forward_length"),
-        num_hidden_layers=fields.number("block_count"),
+        intermediate_size=fields.count("feed_forward_length"),
+        num_hidden_layers=depth,
         num_attention_heads=heads,
-        num_key_value_heads=fields.number("attention.head_count_kv", heads),
+        num_key_value_heads=fields.count("attention.head_count_kv", heads),
         head_dim=head_dim,
-        max_position_embeddings=fields.number("context_length"),
+        max_position_embeddings=fields.count("context_length"),
         rms_norm_eps=fields.number("attention.layer_norm_rms_epsilon"),
         tie_word_embeddings="output.weight" not in file.tensors,
     )
@@ -200,12 +221,13 @@ def _gemma3(
     if isinstance(pattern, np.ndarray):
         sliding = pattern.astype(bool).tolist()
     else:
+        pattern = fields.count("attention.sliding_window_pattern", 6)
         sliding = [(layer + 1) % pattern != 0 for layer in range(depth)]
     local = {"rope_type": "default", "rope_theta": fields.number("rope.freq_base_swa", 10_000.0)}
     per_head = shared["hidden_size"] // shared["num_attention_heads"]
     return Gemma3TextConfig(
         **shared,
-        sliding_window=fields.number("attention.sliding_window"),
+        sliding_window=fields.count("attention.sliding_window"),
         layer_types=["sliding_attention" if s else "full_attention" for s in sliding],
         rope_parameters={"full_attention": rope, "sliding_attention": local},
         # The file does not say; the 27B model, known by its 62 layers, differs from the others.

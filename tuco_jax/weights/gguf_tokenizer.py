@@ -44,7 +44,8 @@ _CUTS: dict[str, tuple[str, ...]] = {
     "deepseek-r1-qwen": (_QWEN2,),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
 }
-_WHOLE_WORDS_FIRST = ("llama-bpe", "llama-v3", "llama3")  # a word that is a token is not merged
+# There, a word that is a token is never built by merges, and BOS is the default.
+_LLAMA3_NAMES = ("llama-bpe", "llama-v3", "llama3")
 
 
 def build_tokenizer(metadata: Mapping[str, Any]) -> PreTrainedTokenizerFast | None:
@@ -67,7 +68,8 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> PreTrainedTokenizerFast | No
         core = _sentencepiece(fields, tokens, gemma)
     else:
         raise InputError(f"tokenizer.ggml.model {kind!r} is not supported; gpt2 and llama are")
-    return _wrap(core, fields, tokens, add_bos=fields.get("add_bos_token", kind == "llama"))
+    usual = kind == "llama" or fields.get("pre") in _LLAMA3_NAMES
+    return _wrap(core, fields, tokens, add_bos=bool(fields.get("add_bos_token", usual)))
 
 
 def _byte_level(fields: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
@@ -79,7 +81,7 @@ def _byte_level(fields: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
     if "merges" not in fields:
         raise InputError("tokenizer.ggml.merges is missing; convert the model again")
     merges = [(left, right) for left, _, right in (m.partition(" ") for m in fields["merges"])]
-    core = _bpe(tokens, merges, ignore_merges=pre in _WHOLE_WORDS_FIRST)
+    core = _bpe(tokens, merges, ignore_merges=pre in _LLAMA3_NAMES)
     if _CUTS[pre] == (_QWEN2,):
         core.normalizer = normalizers.NFC()
     cuts = [pre_tokenizers.Split(Regex(cut), "isolated") for cut in _CUTS[pre]]
@@ -153,7 +155,7 @@ def _wrap(
         raise InputError("tokenizer.ggml.bos_token_id is missing, but add_bos_token is set")
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=core,
-        add_bos_token=bool(add_bos),
+        add_bos_token=add_bos,
         add_eos_token=bool(fields.get("add_eos_token", False)),
         clean_up_tokenization_spaces=False,
         **special,

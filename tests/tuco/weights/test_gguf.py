@@ -11,10 +11,10 @@ import torch
 from gguf.constants import GGMLQuantizationType
 from transformers.integrations.gguf import dequant
 
-from common_jax.assets import fetch
 from common_jax.errors import InputError
 from tests.tuco.tiny import VOCAB, tiny_hf
 from tests.tuco.weights.gguf_writer import encode, llama3_factors, write
+from tuco_jax.assets import fetch
 from tuco_jax.models import decoder
 from tuco_jax.models.families import from_huggingface
 from tuco_jax.models.layers import Positions
@@ -210,6 +210,15 @@ REFUSALS = {
         {".attention.head_count": [4, 4, 2]},
         r"attention\.head_count differs by layer",
     ),
+    "half a layer": ({".block_count": 2.5}, r"block_count is 2\.5, not an integer"),
+    "other heads": (
+        {".attention.key_length": 2**30},
+        r"tensor blk\.0\.attn_q\.weight has shape \[64, 32\], but .* 4 heads of 1073741824",
+    ),
+    "layers beyond number": (
+        {".block_count": 2**31},
+        r"tensor blk\.2147483647\.attn_norm\.weight is missing",
+    ),
     "partial rotation": (
         {".rope.dimension_count": 8},
         r"rope\.dimension_count is 8, but heads are 16 wide",
@@ -217,11 +226,15 @@ REFUSALS = {
     "experts": ({".expert_count": 8}, r"expert_count: mixtures of experts"),
     "a part": ({"split.count": 2}, r"one part of a split model; merge"),
     "rope": ({".rope.scaling.type": "longrope"}, r"rope\.scaling\.type 'longrope'"),
-    "one layer more": ({".block_count": 4}, r"tensor blk\.3\.attn_k\.bias is missing \(and"),
+    "one layer more": ({".block_count": 4}, r"tensor blk\.3\.attn_norm\.weight is missing, but"),
     "one layer less": ({".block_count": 2}, r"tensor blk\.2\.attn_k\.bias is unknown"),
     "other width": (
         {".feed_forward_length": 50},
         r"tensor blk\.0\.ffn_down\.weight has shape \[32, 48\], which does not give",
+    ),
+    "more tokens than rows": (
+        {"tokenizer.ggml.tokens": [str(i) for i in range(300)]},
+        r"300 tokens, but token_embd\.weight has 272 rows",
     ),
     "tokenizer": (
         {"tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.model": "rwkv"},
@@ -268,6 +281,15 @@ def test_refusals_name_the_file_and_the_field(name, tmp_path):
     with pytest.raises(InputError, match=rf"^{re.escape(str(path))}: .*{message}") as error:
         load(str(path))
     assert "\n" not in str(error.value)
+
+
+def test_qwen2_without_its_biases_is_incomplete(tmp_path):
+    hf, hf_config = tiny_hf("llama", head_dim=8, attention_bias=False, mlp_bias=False)
+    write(tmp_path / "m.gguf", hf, hf_config)
+    whole = (tmp_path / "m.gguf").read_bytes()
+    (tmp_path / "m.gguf").write_bytes(whole.replace(b"llama", b"qwen2"))
+    with pytest.raises(InputError, match=r"m\.gguf: tensor blk\.0\.attn_k\.bias is missing"):
+        load(str(tmp_path / "m.gguf"))
 
 
 def test_a_tensor_that_is_not_finite_is_named(tmp_path):

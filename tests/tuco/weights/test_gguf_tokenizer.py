@@ -7,9 +7,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from common_jax.assets import fetch
 from tests.tuco.tiny import tiny_hf
 from tests.tuco.weights.gguf_writer import write
+from tuco_jax.assets import fetch
 from tuco_jax.weights.gguf_file import GGUFFile
 from tuco_jax.weights.gguf_tokenizer import build_tokenizer
 
@@ -148,6 +148,18 @@ def test_default_bos_and_eos_are_the_files(tmp_path):
     ids = ours("Hello")["input_ids"]
     assert (ids[0], ids[-1]) == (1, 2)
     assert ours("Hello", add_special_tokens=False)["input_ids"] == ids[1:-1]
+
+
+def test_llama3_adds_bos_where_the_file_does_not_say_and_takes_whole_words(tmp_path):
+    fields = byte_level_fields("llama-bpe")
+    del fields["tokenizer.ggml.add_bos_token"]
+    fields["tokenizer.ggml.tokens"].append("\u0120zzyzx")  # no merges lead to it
+    fields["tokenizer.ggml.token_type"].append(1)
+    ours, _ = both(tmp_path, fields)
+    assert ours.convert_ids_to_tokens(ours(" zzyzx")["input_ids"]) == [
+        "<|im_start|>",
+        "\u0120zzyzx",
+    ]
 
 
 @pytest.mark.parametrize("prefix", [{}, {"tokenizer.ggml.add_space_prefix": True}])
