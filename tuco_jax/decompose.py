@@ -85,11 +85,12 @@ def share(ptc: jax.Array, ftc: jax.Array, norm: int = 1, axis: Any = -1) -> jax.
         if norm == 1:
             return jnp.sum(jnp.abs(x), axis=axis)
         square = jnp.sum(jnp.square(x), axis=axis)
-        return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+        return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
 
     p, f = size(ptc), size(ftc)
     total = p + f
-    return jnp.where(total > 0, f / jnp.where(total > 0, total, 1), 0)
+    # Not `total > 0`: a norm that is not a number must stay one.
+    return jnp.where(total == 0, 0, f / jnp.where(total == 0, 1, total))
 
 
 def last_column(mask: jax.Array) -> jax.Array:

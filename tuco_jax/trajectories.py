@@ -69,10 +69,10 @@ def trajectories(pair: Pair, tokens: jax.Array, mask: jax.Array) -> Trajectories
         on_y = base_block.apply({"params": base}, y, at_base, base_info).total
         step = tuned_block.apply(tuned, x, at_tuned, tuned_info).total
         gap = norm(x - y)
-        ratio = jnp.where(gap > 0, norm(on_x - on_y) / jnp.where(gap > 0, gap, 1), 0)
+        ratio = jnp.where(gap == 0, 0, norm(on_x - on_y) / jnp.where(gap == 0, 1, gap))
         ptc, ftc = ptc + on_x, ftc + step - on_x
         p, f = norm(ptc), norm(ftc)
-        beta = jnp.where(p + f > 0, f / jnp.where(p + f > 0, p + f, 1), 0)
+        beta = jnp.where(p + f == 0, 0, f / jnp.where(p + f == 0, 1, p + f))
         return (x + step, y + on_y, ptc, ftc), (beta, norm(on_x), f, ratio)
 
     stacked = (

@@ -1,5 +1,7 @@
 """Small random models of our own, every tensor random, for identities that need no reference."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ def rope(dim: int, base: float = 1e4) -> Rope:
 
 def config(**changes) -> ModelConfig:
     """A three-layer model with grouped heads, biases, two rotary tables and a window."""
-    fields = dict(
+    fields: dict[str, Any] = dict(
         family="llama",
         vocab_size=61,
         width=24,

@@ -1,5 +1,7 @@
 """Both forms against Algorithm 1 in PyTorch (forward hooks), for every family."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ ATOL = 1e-5
 LENGTH = 13  # beyond every window (4 or 5)
 
 # What PT and FT do not share, beside their weights: each block must use its own.
-DIFFERENT = {
+DIFFERENT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "llama": (
         dict(rope_theta=100.0, rms_norm_eps=1e-5),
         dict(rope_theta=9000.0, rms_norm_eps=0.3),
@@ -23,9 +25,9 @@ DIFFERENT = {
     "phi3": (dict(rms_norm_eps=0.2, sliding_window=3), dict(rope_theta=77.0)),
     "gpt_neox": (dict(layer_norm_eps=0.2), dict(rotary_emb_base=55, rotary_pct=1.0)),
 }
-CASES = {f: (f, {}, {}) for f in FAMILIES} | {
-    f"{f}, configs differ": (f, *changes) for f, changes in DIFFERENT.items()
-}
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    f: (f, {}, {}) for f in FAMILIES
+} | {f"{f}, configs differ": (f, *changes) for f, changes in DIFFERENT.items()}
 
 
 def inputs(side: str):

@@ -189,6 +189,27 @@ def test_the_papers_check_values():
     assert float(share(jnp.zeros(3), jnp.zeros(3))) == 0
 
 
+@pytest.mark.parametrize("norm", [1, 2])
+def test_what_is_not_a_number_stays_so(norm):
+    broken = jnp.array([1.0, jnp.nan])
+    assert np.isnan(share(broken, jnp.ones(2), norm))
+    assert np.isnan(share(jnp.ones(2), broken, norm))
+
+
+def test_adapters_can_be_differentiated_forward_and_twice():
+    pair, (tokens, mask) = rm.adapter_pair(), rm.batch()
+    x = decompose(pair, tokens, mask).embeddings
+    v = jnp.asarray(np.random.default_rng(0).normal(size=x.shape), jnp.float32)
+
+    def score(x):
+        return tuco(pair, None, mask, embeddings=x).sum()
+
+    slope, curved = jax.jit(lambda: jax.jvp(jax.grad(score), (x,), (v,)))()
+    _, along = jax.jit(lambda: jax.jvp(score, (x,), (v,)))()
+    np.testing.assert_allclose(along, jnp.vdot(slope, v), rtol=1e-4)
+    assert np.isfinite(curved).all() and float(jnp.abs(curved).max()) > 0
+
+
 def test_bfloat16_weights_accumulate_in_float32():
     pair = rm.full_pair()
     low = jax.tree.map(lambda a: a.astype(jnp.bfloat16), pair)

@@ -284,7 +284,7 @@ def _print(report: Report) -> None:
 
 def run_demo(config: DemoConfig) -> pathlib.Path:
     """Load the pair, score, print the tables, write the report; returns the report's path."""
-    from common_jax.assets import fetch
+    from tuco_jax.assets import fetch
     from tuco_jax.weights.load import load_pair
 
     started = time.perf_counter()

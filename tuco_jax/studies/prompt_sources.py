@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from common_jax.assets import fetch
+from tuco_jax.assets import fetch
 
 __all__ = [
     "DATA",

@@ -88,7 +88,7 @@ def _download(asset: str, package: dict[str, Any], scratch: str) -> pathlib.Path
     if found != package["sha256"]:
         raise InputError(
             f"asset {asset}: {wheels[0].name} has sha256 {found}, but {package['sha256']} is "
-            "pinned in common_jax/assets.json; the package index serves another file"
+            "pinned in tuco_jax/assets.json; the package index serves another file"
         )
     return wheels[0]
 

@@ -7,8 +7,8 @@ import zipfile
 
 import pytest
 
-from common_jax import assets
 from common_jax.errors import InputError
+from tuco_jax import assets
 
 
 @pytest.fixture

@@ -1,0 +1,246 @@
+"""Speed of TuCo: against PyTorch hooks, one forward pass, and the machine's matmul rate.
+
+    python benchmarks/tuco.py [--rounds 7] [--out benchmarks/results]
+
+One run, everything interleaved, medians; see README.md beside this file for what is measured and
+what came out. Prints a table and keeps a JSON of it.
+"""
+
+import argparse
+import functools
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from torch_tuco import TorchTuco
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tuco_jax.decompose import decompose, last_token
+from tuco_jax.models import decoder
+from tuco_jax.models.layers import Positions
+from tuco_jax.pair import Pair
+from tuco_jax.prompts import Prompt
+from tuco_jax.score import score_tokens
+from tuco_jax.weights.huggingface import load
+
+CONFIG: dict[str, Any] = dict(
+    vocab_size=4096,
+    hidden_size=768,
+    intermediate_size=2048,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    num_key_value_heads=4,
+    max_position_embeddings=512,
+)
+BATCH, LENGTH, PROMPTS = 8, 128, 400
+
+
+def models(folder: pathlib.Path) -> tuple[TorchTuco, Pair]:
+    """The same two random models on both sides, by way of a checkpoint."""
+    made, ours = [], []
+    for seed, name in enumerate(("base", "tuned")):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(LlamaConfig(**CONFIG)).eval()
+        model.save_pretrained(folder / name)
+        made.append(model)
+        ours.append(load(str(folder / name), tokenizer=False))
+    base, tuned = ours
+    return TorchTuco(*made), Pair(base.params, tuned.params, {}, base.config, tuned.config)
+
+
+def flops(lengths: list[int], pair: Pair) -> tuple[float, float]:
+    """Floating-point operations of the products: (one forward pass, blocks only; the score).
+
+    The score leaves the last layer out but for its keys and values, and adds the base's keys and
+    values; what both models do at the last token alone is not counted.
+    """
+    c = pair.tuned_config
+    heads, key_value = c.heads * c.head_dim, 2 * c.kv_heads * c.head_dim * c.width
+    linear = 2 * heads * c.width + key_value + 3 * c.width * c.mlp_width
+    layer = sum(n * linear + 2 * n * n * heads for n in lengths)
+    forward = c.depth * layer
+    score = forward - layer + (c.depth + 1) * sum(lengths) * key_value
+    return 2 * forward, 2 * score
+
+
+def interleave(cases: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds of each case: every round runs all of them once, after one warm-up round."""
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    for turn in range(rounds + 1):
+        for name, case in cases.items():
+            start = time.perf_counter()
+            jax.block_until_ready(case())
+            if turn:
+                times[name].append(time.perf_counter() - start)
+            else:
+                print(f"  first run of {name}: {time.perf_counter() - start:.1f} s", flush=True)
+    return {
+        name: {"median": statistics.median(t), "min": min(t), "max": max(t)}
+        for name, t in times.items()
+    }
+
+
+def batch_cases(theirs: TorchTuco, pair: Pair) -> dict[str, Callable[[], Any]]:
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, CONFIG["vocab_size"], (BATCH, LENGTH))
+    mask = np.ones_like(tokens, bool)
+    torch_inputs = torch.from_numpy(tokens), torch.from_numpy(mask).long()
+    ours = jnp.asarray(tokens, jnp.int32), jnp.asarray(mask)
+    last = jax.jit(last_token)
+    full = jax.jit(decompose)
+    config = pair.tuned_config
+
+    @jax.jit
+    def forward(params, tokens, mask):
+        at = Positions.of(config, mask)
+        x = decoder.embed(config, params, tokens, at)
+        return decoder.forward(config, params, x, at)[0]
+
+    gap = np.abs(theirs.batch(*torch_inputs).numpy() - last(pair, *ours).tuco).max()
+    print(f"PyTorch and JAX agree on TuCo within {gap:.1e}")
+    assert gap < 1e-5
+    # The rate of a product of the block's own shape (tokens x width x MLP width), and larger.
+    a = jnp.asarray(rng.normal(size=(BATCH * LENGTH, 2048)), jnp.float32)
+    b = jnp.asarray(rng.normal(size=(2048, 2048)), jnp.float32)
+    matmul = jax.jit(functools.partial(jnp.matmul, precision="highest"))
+
+    def many() -> Any:
+        out = [matmul(a, b) for _ in range(10)]
+        return out[-1]
+
+    return {
+        "torch hooks": lambda: theirs.batch(*torch_inputs),
+        "score": lambda: last(pair, *ours).tuco,
+        "forward": lambda: forward(pair.tuned, *ours),
+        "full decomposition": lambda: full(pair, *ours).ftc,
+        "matmul": many,
+    }
+
+
+def mixed_cases(
+    theirs: TorchTuco, pair: Pair, rows: list[np.ndarray]
+) -> dict[str, Callable[[], Any]]:
+    names = [Prompt(id=i, prompt="", messages=None, label=None, line=i) for i in range(len(rows))]
+    gap = np.abs(theirs.prompts(rows) - score_tokens(pair, rows, names).tuco).max()
+    print(f"PyTorch and JAX agree on TuCo of the mixed prompts within {gap:.1e}")
+    assert gap < 1e-5
+    return {
+        "torch hooks": lambda: theirs.prompts(rows),
+        "score": lambda: score_tokens(pair, rows, names).tuco,
+    }
+
+
+def start_up(folder: pathlib.Path, count: int = 60) -> dict[str, dict[str, float]]:
+    """Seconds of `tuco-jax score` in a new process, first with an empty cache, then with it."""
+    rng = np.random.default_rng(1)
+    prompts = folder / "prompts.jsonl"
+    words = "what tuning changed in this model is what we ask of every prompt here".split()
+    with prompts.open("w") as file:
+        for _ in range(count):
+            text = " ".join(rng.choice(words, rng.integers(4, 100)))
+            file.write(json.dumps({"prompt": text}) + "\n")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {w: i for i, w in enumerate(["<unk>", *sorted(set(words))])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    for name in ("base", "tuned"):
+        PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>").save_pretrained(
+            folder / name
+        )
+    command = [
+        *(sys.executable, "-m", "tuco_jax.cli", "score"),
+        *("--base", str(folder / "base"), "--tuned", str(folder / "tuned")),
+        *("--prompts", str(prompts), "--out", str(folder / "scores.jsonl")),
+    ]
+    environment = dict(os.environ, JAX_COMPILATION_CACHE_DIR=str(folder / "cache"))
+    seconds = {}
+    for start in ("first start", "second start"):
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+        seconds[start] = json.loads((folder / "scores.jsonl.meta.json").read_text())["seconds"]
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Speed of TuCo.")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=pathlib.Path, default=None)
+    args = parser.parse_args()
+    torch.set_num_threads(os.cpu_count() or 1)
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        theirs, pair = models(folder)
+        batch = interleave(batch_cases(theirs, pair), args.rounds)
+        rng = np.random.default_rng(0)
+        lengths = rng.integers(4, 257, PROMPTS).tolist()
+        rows = [rng.integers(0, CONFIG["vocab_size"], n).astype(np.int32) for n in lengths]
+        mixed = interleave(mixed_cases(theirs, pair, rows), max(3, args.rounds // 2))
+        starts = start_up(folder)
+
+    median = {k: v["median"] for k, v in batch.items()}
+    rate = 10 * 2 * BATCH * LENGTH * 2048 * 2048 / median["matmul"]
+    forward_work, score_work = flops([LENGTH] * BATCH, pair)
+    mixed_work = flops(lengths, pair)[1]
+    figures = {
+        "batch: torch hooks / score (asked: 1.9)": median["torch hooks"] / median["score"],
+        "batch: score / forward (asked: at most 1.08)": median["score"] / median["forward"],
+        "batch: forward's share of the matmul rate": forward_work / median["forward"] / rate,
+        "batch: score's share of the matmul rate (asked: 0.75)": score_work
+        / median["score"]
+        / rate,
+        "batch: torch hooks / full decomposition": median["torch hooks"]
+        / median["full decomposition"],
+        "mixed: torch hooks / score (asked: 2.2)": mixed["torch hooks"]["median"]
+        / mixed["score"]["median"],
+        "mixed: score's share of the matmul rate": mixed_work / mixed["score"]["median"] / rate,
+        "second start: compilation / first start's (asked: 0.2)": starts["second start"]["compile"]
+        / starts["first start"]["compile"],
+    }
+    report = {
+        "figures": figures,
+        "matmul_gflops": rate / 1e9,
+        "floor_seconds": {"forward": forward_work / rate, "score": score_work / rate},
+        "batch_seconds": batch,
+        "mixed_seconds": mixed,
+        "start_seconds": starts,
+        "rounds": args.rounds,
+        "device": {
+            "jax": jax.devices()[0].device_kind,
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "torch": torch.__version__,
+        },
+    }
+    print(json.dumps(report, indent=2))
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "tuco.json").write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _processor() -> str:
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()
