@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from tuco_jax.models import decoder
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.decoder import Params, merge, variables
-from tuco_jax.models.layers import Block, Positions, layer_infos
+from tuco_jax.models.layers import Positions, block_delta, block_keys_values, layer_infos
 from tuco_jax.models.sharding import constrain
 from tuco_jax.pair import Pair
 from tuco_jax.sampling import Sampling, choose
@@ -99,28 +99,27 @@ def advance(
         Positions.at(config, index, now(cache.mask), None, lengths)
         for config in (pair.tuned_config, pair.base_config)
     )
-    tuned_block, base_block = Block(pair.tuned_config), Block(pair.base_config)
     # Merged inside the scan where both run, so that what an adapter shares with its base is one
     # operand, and products with it are computed once.
     params, changed = pair.base["layers"], pair.tuned.get("layers", {})
     if alpha is None:
         params, changed = pair.tuned_params["layers"], {}
 
-    def add(block, weights, x, query, info, held):
-        new = block.apply(weights, x, query, info, method="keys_values")
-        keys_values = tuple(
+    def add(config, weights, x, query, info, held):
+        new = block_keys_values(config, weights, x, query, info)
+        keys, values = (
             jax.lax.dynamic_update_slice_in_dim(old, one, cache.filled, axis=1)
             for old, one in zip(held, new, strict=True)
         )
-        return block.apply(weights, x, keys_values, query, key, info, method="delta").total, new
+        return block_delta(config, weights, x, (keys, values), query, key, info).total, new
 
     def body(x, xs):
         base, changed, lora, base_info, tuned_info, alpha, held = xs
         tuned = variables(merge(base, changed), lora)
-        ft, tuned_new = add(tuned_block, tuned, x, at_tuned, tuned_info, held[0])
+        ft, tuned_new = add(pair.tuned_config, tuned, x, at_tuned, tuned_info, held[0])
         if alpha is None:
             return constrain(x + ft, mesh), (tuned_new,)
-        pt, base_new = add(base_block, {"params": base}, x, at_base, base_info, held[1])
+        pt, base_new = add(pair.base_config, {"params": base}, x, at_base, base_info, held[1])
         x = x + ft + (alpha[:, None, None] - 1) * (ft - pt)
         return constrain(x, mesh), (tuned_new, base_new)
 

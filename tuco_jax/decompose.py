@@ -24,7 +24,15 @@ from jax.sharding import Mesh
 
 from tuco_jax.models import decoder
 from tuco_jax.models.decoder import Params, merge, variables
-from tuco_jax.models.layers import Block, Delta, LayerInfo, Positions, layer_infos
+from tuco_jax.models.layers import (
+    Delta,
+    LayerInfo,
+    Positions,
+    block_delta,
+    block_keys_values,
+    layer_infos,
+    whole_block,
+)
 from tuco_jax.models.sharding import constrain
 from tuco_jax.pair import Pair
 
@@ -110,8 +118,9 @@ def _start(
     tuned = Positions.of(pair.tuned_config, mask)
     if (tokens is None) == (embeddings is None):
         raise ValueError("give either tokens [B, T] or embeddings [B, T, D]")
-    if embeddings is None:
+    if tokens is not None:
         embeddings = decoder.embed(pair.tuned_config, pair.tuned_params, tokens, tuned)
+    assert embeddings is not None
     return constrain(embeddings.astype(jnp.float32), mesh), base, tuned
 
 
@@ -162,17 +171,15 @@ def decompose(
     if mask is None:
         mask = jnp.ones(given.shape[:2], bool)
     x0, at_base, at_tuned = _start(pair, tokens, mask, embeddings, mesh)
-    base_block, tuned_block = Block(pair.base_config), Block(pair.tuned_config)
     depth = pair.base_config.depth
     alphas = jnp.broadcast_to(jnp.asarray(alpha, jnp.float32), (depth, mask.shape[0]))
 
     def body(carry, xs):
         x, sums = carry
         (base, changed, lora, base_info, tuned_info), alpha = xs
-        pt: Delta = base_block.apply({"params": base}, x, at_base, base_info)
-        ft: Delta = tuned_block.apply(
-            variables(merge(base, changed), lora), x, at_tuned, tuned_info
-        )
+        pt = whole_block(pair.base_config, {"params": base}, x, at_base, base_info)
+        tuned = variables(merge(base, changed), lora)
+        ft = whole_block(pair.tuned_config, tuned, x, at_tuned, tuned_info)
         ftc = ft.total - pt.total
         own = (pt.total, ftc, ft.attention - pt.attention, ft.mlp - pt.mlp)
         x = x + ft.total + (alpha[:, None, None] - 1) * ftc
@@ -183,9 +190,9 @@ def decompose(
 
     if remat:
         body = jax.checkpoint(body)
-    sums = () if layers else (jnp.zeros_like(x0),) * 4
+    sums: Any = () if layers else (jnp.zeros_like(x0),) * 4
     (x, sums), own = jax.lax.scan(body, (x0, sums), (_layers(pair), alphas))
-    ptc, ftc, attention, mlp = own if layers else sums
+    ptc, ftc, attention, mlp = own if own is not None else sums
     out = None
     if logits:
         out = decoder.logits(pair.tuned_config, pair.tuned_params, x, pair.lora)
@@ -210,7 +217,6 @@ def last_token(
     """
     x, at_base, at_tuned = _start(pair, tokens, mask, embeddings, mesh)
     column = last_column(mask)
-    base_block, tuned_block = Block(pair.base_config), Block(pair.tuned_config)
     base_query, tuned_query = at_base.pick(column), at_tuned.pick(column)
     stacked = _layers(pair)
 
@@ -223,19 +229,17 @@ def last_token(
             lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), stacked
         )
         base, tuned = {"params": base}, variables(merge(base, changed), lora)
-        kv = base_block.apply(base, x, at_base, base_info, method="keys_values")
-        pt = base_block.apply(base, last, kv, base_query, at_base, base_info, method="delta")
-        kv = tuned_block.apply(tuned, x, at_tuned, tuned_info, method="keys_values")
+        kv = block_keys_values(pair.base_config, base, x, at_base, base_info)
+        pt = block_delta(pair.base_config, base, last, kv, base_query, at_base, base_info)
+        kv = block_keys_values(pair.tuned_config, tuned, x, at_tuned, tuned_info)
         if full:
-            everywhere = tuned_block.apply(
-                tuned, x, kv, at_tuned, at_tuned, tuned_info, method="delta"
+            everywhere = block_delta(
+                pair.tuned_config, tuned, x, kv, at_tuned, at_tuned, tuned_info
             )
             ft = Delta(pick(everywhere.attention), pick(everywhere.mlp))
             x = x + everywhere.total
         else:
-            ft = tuned_block.apply(
-                tuned, last, kv, tuned_query, at_tuned, tuned_info, method="delta"
-            )
+            ft = block_delta(pair.tuned_config, tuned, last, kv, tuned_query, at_tuned, tuned_info)
         attention, mlp = ft.attention - pt.attention, ft.mlp - pt.mlp
         # The stream's own move at the last token, so that `last` equals pick(x).
         own = (pt.total, ft.total - pt.total, attention, mlp)

@@ -21,7 +21,7 @@ from flax import struct
 from tuco_jax.decompose import last_column, share
 from tuco_jax.models import decoder
 from tuco_jax.models.decoder import merge, variables
-from tuco_jax.models.layers import Block, Positions, layer_infos
+from tuco_jax.models.layers import Positions, layer_infos, whole_block
 from tuco_jax.pair import Pair
 
 __all__ = ["Trajectories", "output_co", "trajectories"]
@@ -55,7 +55,6 @@ def trajectories(pair: Pair, tokens: jax.Array, mask: jax.Array) -> Trajectories
     at_base = Positions.of(pair.base_config, mask)
     at_tuned = Positions.of(pair.tuned_config, mask)
     x0 = decoder.embed(pair.tuned_config, pair.tuned_params, tokens, at_tuned)
-    base_block, tuned_block = Block(pair.base_config), Block(pair.tuned_config)
     real = mask.astype(bool)[..., None]
 
     def norm(x: jax.Array) -> jax.Array:
@@ -65,9 +64,9 @@ def trajectories(pair: Pair, tokens: jax.Array, mask: jax.Array) -> Trajectories
         x, y, ptc, ftc = carry
         base, changed, lora, base_info, tuned_info = xs
         tuned = variables(merge(base, changed), lora)
-        on_x = base_block.apply({"params": base}, x, at_base, base_info).total
-        on_y = base_block.apply({"params": base}, y, at_base, base_info).total
-        step = tuned_block.apply(tuned, x, at_tuned, tuned_info).total
+        on_x = whole_block(pair.base_config, {"params": base}, x, at_base, base_info).total
+        on_y = whole_block(pair.base_config, {"params": base}, y, at_base, base_info).total
+        step = whole_block(pair.tuned_config, tuned, x, at_tuned, tuned_info).total
         gap = norm(x - y)
         ratio = jnp.where(gap == 0, 0, norm(on_x - on_y) / jnp.where(gap == 0, 1, gap))
         ptc, ftc = ptc + on_x, ftc + step - on_x

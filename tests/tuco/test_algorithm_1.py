@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -36,7 +37,7 @@ def inputs(side: str):
     columns = np.arange(LENGTH)[None]
     right = columns < lengths[:, None]
     mask = right if side == "right" else right[:, ::-1].copy()
-    return rng.integers(0, VOCAB, mask.shape), mask
+    return jnp.asarray(rng.integers(0, VOCAB, mask.shape)), jnp.asarray(mask)
 
 
 decompose = jax.jit(decompose, static_argnames="layers")
@@ -58,7 +59,7 @@ def case(request, tmp_path_factory):
 def test_scores_and_components_equal_algorithm_1(case, side):
     base, tuned, pair = case
     tokens, mask = inputs(side)
-    expected = reference(base, tuned, tokens, mask)
+    expected = reference(base, tuned, np.array(tokens), np.array(mask))
     out = decompose(pair, tokens, mask, layers=True)
     scale = np.abs(expected.ftc.numpy()).max()
     for got, want in ((out.ptc, expected.ptc), (out.ftc, expected.ftc)):
@@ -66,8 +67,8 @@ def test_scores_and_components_equal_algorithm_1(case, side):
             np.asarray(got)[:, mask], want.numpy()[:, mask], atol=1e-5 * max(1, scale)
         )
     rows = np.arange(len(tokens))
-    at_last = [np.asarray(x)[:, rows, last_column(mask)].cumsum(0) for x in (out.ptc, out.ftc)]
-    full = share(*at_last)
+    ptc, ftc = (x[:, rows, last_column(mask)].cumsum(0) for x in (out.ptc, out.ftc))
+    full = share(ptc, ftc)
     scored = last_token(pair, tokens, mask)
     for got in (full, scored.layers):
         np.testing.assert_allclose(got, expected.layers, atol=ATOL)
@@ -79,13 +80,13 @@ def test_scores_and_components_equal_algorithm_1(case, side):
 def test_the_scaled_stream_and_norm_2_equal_algorithm_1(case):
     base, tuned, pair = case
     tokens, mask = inputs("right")
-    expected = reference(base, tuned, tokens, mask, alpha=0.6, norm=2)
+    expected = reference(base, tuned, np.array(tokens), np.array(mask), alpha=0.6, norm=2)
     got = decompose(pair, tokens, mask, 0.6, layers=True)
     want = expected.hidden.numpy()[mask]
     np.testing.assert_allclose(
         np.asarray(got.hidden)[mask], want, atol=1e-5 * max(1, np.abs(want).max())
     )
-    plain = reference(base, tuned, tokens, mask, norm=2)
+    plain = reference(base, tuned, np.array(tokens), np.array(mask), norm=2)
     np.testing.assert_allclose(
         last_token(pair, tokens, mask, norm=2).layers, plain.layers, atol=ATOL
     )

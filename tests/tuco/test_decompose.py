@@ -1,5 +1,7 @@
 """Identities of the decomposition and of the score, on random models."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -91,7 +93,7 @@ def test_sums_equal_the_layers_own(pair, inputs):
 
 def test_equal_models_have_no_tuning_component():
     pair = rm.full_pair()
-    pair = pair.replace(tuned=pair.base)
+    pair = dataclasses.replace(pair, tuned=pair.base)
     out = decompose(pair, *rm.batch())
     assert float(jnp.abs(out.ftc).max()) == 0
     assert float(jnp.abs(last_token(pair, *rm.batch()).tuco).max()) < 1e-6
@@ -106,7 +108,7 @@ def test_alpha_zero_is_the_base_between_the_tuned_models_ends():
     out = decompose(pair, tokens, mask, alpha=0.0, logits=True)
     at = Positions.of(pair.base_config, mask)
     x = decoder.embed(pair.tuned_config, pair.tuned, tokens, at)
-    base = pair.replace(tuned=pair.base)
+    base = dataclasses.replace(pair, tuned=pair.base)
     x = decompose(base, None, mask, embeddings=x).hidden
     np.testing.assert_allclose(out.hidden[mask], x[mask], atol=2e-5)
     logits = decoder.logits(pair.tuned_config, pair.tuned, x)

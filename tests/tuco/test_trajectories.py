@@ -1,5 +1,7 @@
 """beta over n x d, the Groenwall quantities, and OutputCo."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,14 +62,14 @@ def test_the_bound_of_proposition_4_2_holds(pair):
 def test_distance_is_between_two_ordinary_forward_passes(pair):
     tokens, mask = rm.batch()
     same_start = dict(pair.base) | {"embed": pair.tuned_params["embed"]}
-    base, tuned = final_streams(pair.replace(base=same_start), tokens, mask)
+    base, tuned = final_streams(dataclasses.replace(pair, base=same_start), tokens, mask)
     expected = jnp.where(mask[..., None], jnp.abs(tuned - base), 0).sum((1, 2))
     np.testing.assert_allclose(compare(pair, tokens, mask).distance, expected, rtol=1e-4)
 
 
 def test_equal_models_never_part():
     pair = rm.full_pair()
-    pair = pair.replace(tuned=pair.base)
+    pair = dataclasses.replace(pair, tuned=pair.base)
     got = compare(pair, *rm.batch())
     for value in (got.beta, got.distance, got.lipschitz, got.bound):
         assert float(jnp.abs(value).max()) == 0
@@ -87,5 +89,5 @@ def test_output_co_comes_from_two_forward_passes(pair, norm):
 def test_output_co_survives_a_larger_tuned_vocabulary():
     pair = rm.full_pair(tuned=rm.config())
     bigger = rm.config(vocab_size=70)
-    pair = pair.replace(tuned=rm.params(bigger, 5), tuned_config=bigger)
+    pair = dataclasses.replace(pair, tuned=rm.params(bigger, 5), tuned_config=bigger)
     assert np.isfinite(jax.jit(output_co)(pair, *rm.batch(vocab=70))).all()

@@ -57,7 +57,9 @@ def reference(base, tuned, tokens, mask, alpha: float = 1.0, norm: int = 1) -> R
     for handle in handles:
         handle.remove()
 
-    ptc, ftc, streams = [], [], []
+    added: list[torch.Tensor] = []
+    tuning: list[torch.Tensor] = []
+    streams: list[torch.Tensor] = []
 
     def split(layer):
         def hook(module, args, kwargs, output):
@@ -65,8 +67,8 @@ def reference(base, tuned, tokens, mask, alpha: float = 1.0, norm: int = 1) -> R
             rest, named = given[layer]
             pt = _first(blocks(base)[layer](x, *rest, **named)) - x
             ft = _first(output) - x
-            ptc.append(pt)
-            ftc.append(ft - pt)
+            added.append(pt)
+            tuning.append(ft - pt)
             moved = x + ft + (alpha - 1) * (ft - pt)
             streams.append(moved)
             return (moved, *output[1:]) if isinstance(output, tuple) else moved
@@ -81,7 +83,7 @@ def reference(base, tuned, tokens, mask, alpha: float = 1.0, norm: int = 1) -> R
     for handle in handles:
         handle.remove()
 
-    ptc, ftc = torch.stack(ptc), torch.stack(ftc)
+    ptc, ftc = torch.stack(added), torch.stack(tuning)
     last = mask.shape[1] - 1 - mask.flip(1).argmax(1)
     rows = torch.arange(len(tokens))
     p = ptc[:, rows, last].cumsum(0).norm(p=norm, dim=-1)

@@ -12,13 +12,22 @@ place of a {"kernel", "bias"}.
 
 import functools
 import math
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
 from tuco_jax.models.config import ModelConfig
-from tuco_jax.models.layers import Block, LayerInfo, Linear, Positions, layer_infos, make_norm
+from tuco_jax.models.layers import (
+    Block,
+    LayerInfo,
+    Linear,
+    Positions,
+    layer_infos,
+    make_norm,
+    softcap,
+    whole_block,
+)
 from tuco_jax.models.sharding import constrain
 
 __all__ = [
@@ -49,7 +58,7 @@ def init(config: ModelConfig, key: jax.Array) -> Params:
     info = LayerInfo(jnp.int32(0), jnp.int32(0))
 
     def init_layer(key: jax.Array) -> Params:
-        return Block(config).init(key, x, positions, info)["params"]
+        return cast(Params, Block(config).init(key, x, positions, info)["params"])
 
     def table(key: jax.Array, rows: int) -> Params:
         return {"table": jax.random.normal(key, (rows, config.width)) / math.sqrt(config.width)}
@@ -111,11 +120,10 @@ def forward(
     stream after every layer, [L, B, T, D]. `remat` recomputes activations in the backward pass.
     Over a `mesh`, the stream stays cut by rows.
     """
-    block = Block(config)
 
     def body(x: jax.Array, xs: tuple[Params, Params, LayerInfo]):
         layer, factors, info = xs
-        x = x + block.apply(variables(layer, factors), x, positions, info).total
+        x = x + whole_block(config, variables(layer, factors), x, positions, info).total
         x = constrain(x, mesh)
         return x, x if hidden_states else None
 
@@ -130,7 +138,7 @@ def logits(
     config: ModelConfig, params: Params, x: jax.Array, lora: Params | None = None
 ) -> jax.Array:
     """Final norm and unembedding of x [..., D]: logits [..., V] float32."""
-    x = make_norm(config).apply({"params": params["final_norm"]}, x)
+    normed = make_norm(config).apply({"params": params["final_norm"]}, x)
     head = params["head"] if "head" in params else {"kernel": params["embed"]["table"].T}
-    y = Linear(config.vocab_size).apply(variables(head, (lora or {}).get("head")), x)
-    return config.logit_softcap * jnp.tanh(y / config.logit_softcap) if config.logit_softcap else y
+    y = Linear(config.vocab_size).apply(variables(head, (lora or {}).get("head")), normed)
+    return softcap(cast(jax.Array, y), config.logit_softcap)

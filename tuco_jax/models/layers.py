@@ -10,7 +10,7 @@ decoding needs them from a cache. Weights may be of any float type: matrix produ
 of that type and accumulate in float32; everything else is float32.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,27 @@ from flax import struct
 
 from tuco_jax.models.config import ModelConfig, Rope
 
-__all__ = ["Block", "Delta", "LayerInfo", "Linear", "Positions", "layer_infos", "make_norm"]
+__all__ = [
+    "Block",
+    "Delta",
+    "KeysValues",
+    "LayerInfo",
+    "Linear",
+    "Positions",
+    "block_delta",
+    "block_keys_values",
+    "layer_infos",
+    "make_norm",
+    "softcap",
+    "whole_block",
+]
 
 _MASKED = -1e30  # finite, so that a query which sees no key yields finite numbers
 _PRECISION = jax.lax.Precision.HIGHEST  # float32 means float32 on TPU and GPU too
+
+
+KeysValues = tuple[jax.Array, jax.Array]  # rotated keys and values, [B, T, K, h] each
+Variables = dict[str, Any]  # {"params": ...}, and "lora" where there are low-rank factors
 
 
 class Delta(NamedTuple):
@@ -224,7 +241,8 @@ def make_norm(config: ModelConfig) -> nn.Module:
     return RMSNorm(config.norm_eps, config.norm_offset)
 
 
-def _softcap(x: jax.Array, cap: float) -> jax.Array:
+def softcap(x: jax.Array, cap: float) -> jax.Array:
+    """Squash x into (-cap, cap): cap tanh(x / cap). A cap of 0 leaves x as it is."""
     return cap * jnp.tanh(x / cap) if cap else x
 
 
@@ -281,7 +299,7 @@ class Attention(nn.Module):
             precision=_PRECISION,
             preferred_element_type=jnp.float32,
         )
-        logits = _softcap(logits, c.attention_softcap)
+        logits = softcap(logits, c.attention_softcap)
         visible = _visible(query, key, info.window)
         logits = jnp.where(visible[:, None, None], logits, _MASKED)
         weights = jax.nn.softmax(logits, axis=-1)
@@ -372,3 +390,32 @@ class Block(nn.Module):
         """What the layer adds at every token of x [B, T, D]."""
         keys_values = self.keys_values(x, positions, info)
         return self.delta(x, keys_values, positions, positions, info)
+
+
+def block_keys_values(
+    config: ModelConfig, weights: Variables, x: jax.Array, positions: Positions, info: LayerInfo
+) -> KeysValues:
+    """`Block.keys_values` as a pure function of one layer's variables."""
+    out = Block(config).apply(weights, x, positions, info, method="keys_values")
+    return cast(KeysValues, out)
+
+
+def block_delta(
+    config: ModelConfig,
+    weights: Variables,
+    x: jax.Array,
+    keys_values: KeysValues,
+    query: Positions,
+    key: Positions,
+    info: LayerInfo,
+) -> Delta:
+    """`Block.delta` as a pure function of one layer's variables."""
+    out = Block(config).apply(weights, x, keys_values, query, key, info, method="delta")
+    return cast(Delta, out)
+
+
+def whole_block(
+    config: ModelConfig, weights: Variables, x: jax.Array, positions: Positions, info: LayerInfo
+) -> Delta:
+    """What one layer adds at every token of x [B, T, D], a pure function of its variables."""
+    return cast(Delta, Block(config).apply(weights, x, positions, info))
