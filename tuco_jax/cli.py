@@ -244,7 +244,7 @@ def _arrange(argv: list[str], known: list[str]) -> list[str]:
 
 
 def _config_files(argv: list[str]) -> Iterator[str]:
-    for token, following in zip(argv, [*argv[1:], ""], strict=True):
+    for token, following in zip(argv, [*argv[1:], ""], strict=False):
         if token == "--config" and following:
             yield following
         elif token.startswith("--config="):
