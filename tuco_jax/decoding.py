@@ -38,7 +38,7 @@ __all__ = ["Cache", "Progress", "Request", "advance", "begin", "make_cache", "re
 class Cache:
     """What the blocks have seen. `filled` is the number of columns written so far.
 
-    keys_values: M pairs of [L, B, S, K, h]. index [B, S] int, each column's position; mask [B, S]
+    keys_values: M pairs of [L, B, K, S, h]. index [B, S] int, each column's position; mask [B, S]
     bool, False at padding. A column not yet written has a later position than any query.
     """
 
@@ -64,7 +64,8 @@ def make_cache(pair: Pair, mask: jax.Array, room: int, *, steered: bool) -> Cach
         models.append((pair.base_config, pair.base))
 
     def empty(config: ModelConfig, params: Params) -> tuple[jax.Array, jax.Array]:
-        shape = (config.depth, *mask.shape, config.kv_heads, config.head_dim)
+        rows, columns = mask.shape
+        shape = (config.depth, rows, config.kv_heads, columns, config.head_dim)
         dtype = params["layers"]["attention"]["k"]["kernel"].dtype
         return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
 
@@ -108,7 +109,7 @@ def advance(
     def add(config, weights, x, query, info, held):
         new = block_keys_values(config, weights, x, query, info)
         keys, values = (
-            jax.lax.dynamic_update_slice_in_dim(old, one, cache.filled, axis=1)
+            jax.lax.dynamic_update_slice_in_dim(old, one, cache.filled, axis=2)
             for old, one in zip(held, new, strict=True)
         )
         return block_delta(config, weights, x, (keys, values), query, key, info).total, new
@@ -137,7 +138,7 @@ def advance(
     x, new = jax.lax.scan(body, x, xs)
     # Written after the scan, which only reads the cache: one update in place, all layers at once.
     keys_values = jax.tree.map(
-        lambda old, one: jax.lax.dynamic_update_slice_in_dim(old, one, cache.filled, axis=2),
+        lambda old, one: jax.lax.dynamic_update_slice_in_dim(old, one, cache.filled, axis=3),
         cache.keys_values,
         new,
     )

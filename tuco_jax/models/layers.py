@@ -38,7 +38,7 @@ _MASKED = -1e30  # finite, so that a query which sees no key yields finite numbe
 _PRECISION = jax.lax.Precision.HIGHEST  # float32 means float32 on TPU and GPU too
 
 
-KeysValues = tuple[jax.Array, jax.Array]  # rotated keys and values, [B, T, K, h] each
+KeysValues = tuple[jax.Array, jax.Array]  # rotated keys and values, [B, K, T, h] each
 Variables = dict[str, Any]  # {"params": ...}, and "lora" where there are low-rank factors
 
 
@@ -270,19 +270,17 @@ class Attention(nn.Module):
             return norm(x).reshape(split)
         return norm(x.reshape(split))
 
-    def keys_values(
-        self, x: jax.Array, positions: Positions, info: LayerInfo
-    ) -> tuple[jax.Array, jax.Array]:
+    def keys_values(self, x: jax.Array, positions: Positions, info: LayerInfo) -> KeysValues:
         norm = self.k_norm if self.config.qk_norm != "none" else None
         keys = _rotate(self._heads(self.k(x), norm), positions, info)
         values = self._heads(self.v(x), None)
         dtype = self.k.get_variable("params", "kernel").dtype
-        return keys.astype(dtype), values.astype(dtype)
+        return keys.swapaxes(1, 2).astype(dtype), values.swapaxes(1, 2).astype(dtype)
 
     def attend(
         self,
         x: jax.Array,
-        keys_values: tuple[jax.Array, jax.Array],
+        keys_values: KeysValues,
         query: Positions,
         key: Positions,
         info: LayerInfo,
@@ -291,26 +289,22 @@ class Attention(nn.Module):
         keys, values = keys_values
         norm = self.q_norm if c.qk_norm != "none" else None
         q = _rotate(self._heads(self.q(x), norm), query, info) * c.query_scale
-        q = q.reshape(*q.shape[:2], c.kv_heads, c.heads // c.kv_heads, c.head_dim)
-        logits = jnp.einsum(
-            "bqkgh,btkh->bkgqt",
-            q.astype(keys.dtype),
-            keys,
-            precision=_PRECISION,
-            preferred_element_type=jnp.float32,
+        # Heads first and the heads of a group in one matrix: XLA on CPU runs these products three
+        # times as fast as one einsum over all five axes.
+        rows, queries, group = *q.shape[:2], c.heads // c.kv_heads
+        q = q.reshape(rows, queries, c.kv_heads, group, c.head_dim)
+        q = q.transpose(0, 2, 3, 1, 4).reshape(rows, c.kv_heads, group * queries, c.head_dim)
+        logits = _matmul(q, keys.swapaxes(2, 3)).reshape(
+            rows, c.kv_heads, group, queries, keys.shape[2]
         )
         logits = softcap(logits, c.attention_softcap)
         visible = _visible(query, key, info.window)
         logits = jnp.where(visible[:, None, None], logits, _MASKED)
         weights = jax.nn.softmax(logits, axis=-1)
-        mixed = jnp.einsum(
-            "bkgqt,btkh->bqkgh",
-            weights.astype(values.dtype),
-            values,
-            precision=_PRECISION,
-            preferred_element_type=jnp.float32,
-        )
-        return self.o(mixed.reshape(*x.shape[:-1], c.heads * c.head_dim))
+        mixed = _matmul(weights.reshape(rows, c.kv_heads, group * queries, -1), values)
+        mixed = mixed.reshape(rows, c.kv_heads, group, queries, c.head_dim)
+        mixed = mixed.transpose(0, 3, 1, 2, 4)
+        return self.o(mixed.reshape(rows, queries, c.heads * c.head_dim))
 
 
 _ACTIVATIONS = {
@@ -340,7 +334,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One decoder layer: f(x, l) of the paper, in two steps or at once.
 
-    `keys_values` [B, T, K, h] twice needs the stream at every token; `delta` gives what the layer
+    `keys_values` [B, K, T, h] twice needs the stream at every token; `delta` gives what the layer
     adds at the query tokens, which may be all of them, the last one, or a newly decoded one.
     """
 
@@ -357,10 +351,8 @@ class Block(nn.Module):
             self.attention_post_norm = make_norm(c)
             self.mlp_post_norm = make_norm(c)
 
-    def keys_values(
-        self, x: jax.Array, positions: Positions, info: LayerInfo
-    ) -> tuple[jax.Array, jax.Array]:
-        """Rotated keys and values of x [B, T, D]: two arrays [B, T, K, h]."""
+    def keys_values(self, x: jax.Array, positions: Positions, info: LayerInfo) -> KeysValues:
+        """Rotated keys and values of x [B, T, D]: two arrays [B, K, T, h]."""
         if self.config.pre_norm:
             x = self.attention_norm(x)
         return self.attention.keys_values(x, positions, info)
@@ -368,7 +360,7 @@ class Block(nn.Module):
     def delta(
         self,
         x: jax.Array,
-        keys_values: tuple[jax.Array, jax.Array],
+        keys_values: KeysValues,
         query: Positions,
         key: Positions,
         info: LayerInfo,
