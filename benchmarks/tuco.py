@@ -76,20 +76,25 @@ def flops(lengths: list[int], pair: Pair) -> tuple[float, float]:
 
 
 def interleave(cases: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
-    """Seconds of each case: every round runs all of them once, after one warm-up round."""
+    """Seconds of each case, each warm already: every round runs all of them once."""
     times: dict[str, list[float]] = {name: [] for name in cases}
-    for turn in range(rounds + 1):
+    for _ in range(rounds):
         for name, case in cases.items():
             start = time.perf_counter()
             jax.block_until_ready(case())
-            if turn:
-                times[name].append(time.perf_counter() - start)
-            else:
-                print(f"  first run of {name}: {time.perf_counter() - start:.1f} s", flush=True)
+            times[name].append(time.perf_counter() - start)
     return {
         name: {"median": statistics.median(t), "min": min(t), "max": max(t)}
         for name, t in times.items()
     }
+
+
+def first_run(name: str, case: Callable[[], Any]) -> Any:
+    """Run once, print the seconds that it took (compilation, for JAX), return the result."""
+    start = time.perf_counter()
+    result = jax.block_until_ready(case())
+    print(f"first run of {name}: {time.perf_counter() - start:.1f} s", flush=True)
+    return result
 
 
 def batch_cases(theirs: TorchTuco, pair: Pair) -> dict[str, Callable[[], Any]]:
@@ -108,9 +113,6 @@ def batch_cases(theirs: TorchTuco, pair: Pair) -> dict[str, Callable[[], Any]]:
         x = decoder.embed(config, params, tokens, at)
         return decoder.forward(config, params, x, at)[0]
 
-    gap = np.abs(theirs.batch(*torch_inputs).numpy() - last(pair, *ours).tuco).max()
-    print(f"PyTorch and JAX agree on TuCo within {gap:.1e}")
-    assert gap < 1e-5
     # The rate of a product of the block's own shape (tokens x width x MLP width), and larger.
     a = jnp.asarray(rng.normal(size=(BATCH * LENGTH, 2048)), jnp.float32)
     b = jnp.asarray(rng.normal(size=(2048, 2048)), jnp.float32)
@@ -120,26 +122,35 @@ def batch_cases(theirs: TorchTuco, pair: Pair) -> dict[str, Callable[[], Any]]:
         out = [matmul(a, b) for _ in range(10)]
         return out[-1]
 
-    return {
+    cases = {
         "torch hooks": lambda: theirs.batch(*torch_inputs),
         "score": lambda: last(pair, *ours).tuco,
         "forward": lambda: forward(pair.tuned, *ours),
         "full decomposition": lambda: full(pair, *ours).ftc,
         "matmul": many,
     }
+    results = {name: first_run(name, case) for name, case in cases.items()}
+    check_agreement(results)
+    return cases
+
+
+def check_agreement(results: dict[str, Any]) -> None:
+    """What is timed against each other computes the same scores."""
+    gap = np.abs(np.asarray(results["torch hooks"]) - np.asarray(results["score"])).max()
+    print(f"PyTorch and JAX agree on TuCo within {gap:.1e}")
+    assert gap < 1e-5
 
 
 def mixed_cases(
     theirs: TorchTuco, pair: Pair, rows: list[np.ndarray]
 ) -> dict[str, Callable[[], Any]]:
     names = [Prompt(id=i, prompt="", messages=None, label=None, line=i) for i in range(len(rows))]
-    gap = np.abs(theirs.prompts(rows) - score_tokens(pair, rows, names).tuco).max()
-    print(f"PyTorch and JAX agree on TuCo of the mixed prompts within {gap:.1e}")
-    assert gap < 1e-5
-    return {
+    cases = {
         "torch hooks": lambda: theirs.prompts(rows),
         "score": lambda: score_tokens(pair, rows, names).tuco,
     }
+    check_agreement({f: first_run(f"{f}, mixed", case) for f, case in cases.items()})
+    return cases
 
 
 def start_up(folder: pathlib.Path, count: int = 60) -> dict[str, dict[str, float]]:
@@ -184,12 +195,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         theirs, pair = models(folder)
+        starts = start_up(folder)
         batch = interleave(batch_cases(theirs, pair), args.rounds)
         rng = np.random.default_rng(0)
         lengths = rng.integers(4, 257, PROMPTS).tolist()
         rows = [rng.integers(0, CONFIG["vocab_size"], n).astype(np.int32) for n in lengths]
         mixed = interleave(mixed_cases(theirs, pair, rows), max(3, args.rounds // 2))
-        starts = start_up(folder)
 
     median = {k: v["median"] for k, v in batch.items()}
     rate = 10 * 2 * BATCH * LENGTH * 2048 * 2048 / median["matmul"]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tuco_jax.prompts import Prompt, read_prompts
     from tuco_jax.score import Scores, score
     from tuco_jax.steer import generate
+    from tuco_jax.trajectories import output_co, trajectories
     from tuco_jax.weights.load import load_pair
 
 __all__ = [
@@ -21,8 +22,10 @@ __all__ = [
     "decompose",
     "generate",
     "load_pair",
+    "output_co",
     "read_prompts",
     "score",
+    "trajectories",
     "tuco",
 ]
 
@@ -32,8 +35,10 @@ _HOMES = {
     "decompose": "tuco_jax.decompose",
     "generate": "tuco_jax.steer",
     "load_pair": "tuco_jax.weights.load",
+    "output_co": "tuco_jax.trajectories",
     "read_prompts": "tuco_jax.prompts",
     "score": "tuco_jax.score",
+    "trajectories": "tuco_jax.trajectories",
     "tuco": "tuco_jax.decompose",
 }
 

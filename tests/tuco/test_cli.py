@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -212,6 +213,20 @@ def test_other_commands_are_wired(run, command, capsys):
     assert run(command, "--nothing-such") == 2
     options, function = cli._command(command)
     assert options.__name__.endswith("Config") and callable(function)
+
+
+@pytest.mark.parametrize("command", ["score", "import", "finetune"])
+def test_a_command_without_options_names_one_that_it_needs(run, command, capsys):
+    assert run(command) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"tuco-jax: error: .*--\w+.*\n", error), error
+
+
+def test_the_demo_needs_no_options(run, monkeypatch):
+    seen = []
+    monkeypatch.setattr("tuco_jax.studies.demo.run_demo", lambda options: seen.append(options))
+    assert run("demo") == 0
+    assert seen[0].prompts == 32
 
 
 def test_the_shipped_config_is_read():
