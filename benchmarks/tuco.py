@@ -45,6 +45,7 @@ CONFIG: dict[str, Any] = dict(
     max_position_embeddings=512,
 )
 BATCH, LENGTH, PROMPTS = 8, 128, 400
+HERE = pathlib.Path(__file__).parent
 
 
 def models(folder: pathlib.Path) -> tuple[TorchTuco, Pair]:
@@ -188,7 +189,7 @@ def start_up(folder: pathlib.Path, count: int = 60) -> dict[str, dict[str, float
 def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of TuCo.")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=pathlib.Path, default=None)
+    parser.add_argument("--out", type=pathlib.Path, default=HERE / "results")
     args = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
 
@@ -241,9 +242,8 @@ def main() -> None:
         },
     }
     print(json.dumps(report, indent=2))
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "tuco.json").write_text(json.dumps(report, indent=2) + "\n")
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "tuco.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
 def _processor() -> str:
