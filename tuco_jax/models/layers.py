@@ -10,6 +10,7 @@ decoding needs them from a cache. Weights may be of any float type: matrix produ
 of that type and accumulate in float32; everything else is float32.
 """
 
+import functools
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -384,6 +385,7 @@ class Block(nn.Module):
         return self.delta(x, keys_values, positions, positions, info)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def block_keys_values(
     config: ModelConfig, weights: Variables, x: jax.Array, positions: Positions, info: LayerInfo
 ) -> KeysValues:
@@ -392,6 +394,7 @@ def block_keys_values(
     return cast(KeysValues, out)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def block_delta(
     config: ModelConfig,
     weights: Variables,
@@ -406,6 +409,7 @@ def block_delta(
     return cast(Delta, out)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def whole_block(
     config: ModelConfig, weights: Variables, x: jax.Array, positions: Positions, info: LayerInfo
 ) -> Delta:
