@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from common_jax.errors import InputError
+
 __all__ = ["Checkpoints", "restore", "restore_like", "save", "targets"]
 
 
@@ -103,11 +105,26 @@ class Checkpoints:
         )
         self._manager.save(step, args=arguments)
 
+    def extra(self, step: int) -> dict[str, Any]:
+        """The dictionary of `step`, to be looked at before its arrays are read."""
+        arguments = ocp.args.Composite(extra=ocp.args.JsonRestore())
+        return self._restored(step, arguments)["extra"]
+
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """State and extra of `step`, in the shapes, dtypes and shardings of `like`."""
         arguments = ocp.args.Composite(
             state=ocp.args.StandardRestore(like),
             extra=ocp.args.JsonRestore(),
         )
-        restored = self._manager.restore(step, args=arguments)
+        restored = self._restored(step, arguments)
         return restored["state"], restored["extra"]
+
+    def _restored(self, step: int, arguments: ocp.args.Composite) -> Any:
+        try:
+            return self._manager.restore(step, args=arguments)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{self._manager.directory}/{step}: the checkpoint is corrupt, or of other "
+                f"settings ({reason}); delete it to go on from the one before"
+            ) from error

@@ -15,7 +15,7 @@ and values at every token, its query, output and MLP at one. At the last layer t
 the tuned model.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from tuco_jax.models import decoder
+from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.decoder import Params, merge, variables
 from tuco_jax.models.layers import (
     Delta,
@@ -37,12 +38,19 @@ from tuco_jax.models.sharding import constrain
 from tuco_jax.pair import Pair
 
 __all__ = [
+    "Carry",
     "Decomposition",
     "LastToken",
+    "Layers",
+    "Places",
+    "advance",
+    "begin",
     "decompose",
+    "finish",
     "last_column",
     "last_token",
     "share",
+    "stacked_layers",
     "tuco",
 ]
 
@@ -52,15 +60,16 @@ class Decomposition:
     """Result of `decompose`. Everything is float32.
 
     ptc, ftc: [B, T, D] sums over layers, or [L, B, T, D], each layer's own, with `layers=True`.
-    attention, mlp: FTC's two parts in the same shape; a variant, not of the paper: the MLP's part
-    holds the answer of the MLP to the changed attention. hidden: [B, T, D], the stream before the
-    final norm. logits: [B, T, V] or None. embeddings: x_0, [B, T, D].
+    ftc_attention, ftc_mlp: with `parts=True`, FTC's two parts in the same shape, else None; a
+    variant, not of the paper: the MLP's part holds the answer of the MLP to the changed attention.
+    hidden: [B, T, D], the stream before the final norm. logits: [B, T, V] or None. embeddings:
+    x_0, [B, T, D].
     """
 
     ptc: jax.Array
     ftc: jax.Array
-    ftc_attention: jax.Array
-    ftc_mlp: jax.Array
+    ftc_attention: jax.Array | None
+    ftc_mlp: jax.Array | None
     hidden: jax.Array
     logits: jax.Array | None
     embeddings: jax.Array
@@ -124,8 +133,11 @@ def _start(
     return constrain(embeddings.astype(jnp.float32), mesh), base, tuned
 
 
-def _layers(pair: Pair) -> tuple[Params, Params, Params, LayerInfo, LayerInfo]:
-    """What the scan runs over, stacked on axis 0: (base, tuned where it differs, lora, infos)."""
+Layers = tuple[Params, Params, Params, LayerInfo, LayerInfo]
+
+
+def stacked_layers(pair: Pair) -> Layers:
+    """What differs from layer to layer, stacked: (base, tuned where it differs, lora, infos)."""
     return (
         pair.base["layers"],
         pair.tuned.get("layers", {}),
@@ -144,6 +156,7 @@ def decompose(
     embeddings: jax.Array | None = None,
     layers: bool = False,
     logits: bool = False,
+    parts: bool = False,
     remat: bool = False,
     mesh: Mesh | None = None,
 ) -> Decomposition:
@@ -159,6 +172,7 @@ def decompose(
         alpha: broadcastable to [L, B]: a scalar, [L, 1] per layer, [B] per example.
         embeddings: x_0 in place of tokens (for gradients and soft prompts).
         layers: keep each layer's own components instead of their sums.
+        parts: also split FTC into attention's and the MLP's.
         logits: also apply the tuned model's final norm and head.
         remat: recompute activations in the backward pass.
         mesh: where the pair is spread (`models/sharding.py`); the stream then stays cut by rows.
@@ -181,7 +195,9 @@ def decompose(
         tuned = variables(merge(base, changed), lora)
         ft = whole_block(pair.tuned_config, tuned, x, at_tuned, tuned_info)
         ftc = ft.total - pt.total
-        own = (pt.total, ftc, ft.attention - pt.attention, ft.mlp - pt.mlp)
+        own = (pt.total, ftc)
+        if parts:
+            own += (ft.attention - pt.attention, ft.mlp - pt.mlp)
         x = x + ft.total + (alpha[:, None, None] - 1) * ftc
         x, own = constrain((x, own), mesh)
         if layers:
@@ -190,13 +206,100 @@ def decompose(
 
     if remat:
         body = jax.checkpoint(body)
-    sums: Any = () if layers else (jnp.zeros_like(x0),) * 4
-    (x, sums), own = jax.lax.scan(body, (x0, sums), (_layers(pair), alphas))
-    ptc, ftc, attention, mlp = own if own is not None else sums
+    sums: Any = () if layers else (jnp.zeros_like(x0),) * (4 if parts else 2)
+    (x, sums), own = jax.lax.scan(body, (x0, sums), (stacked_layers(pair), alphas))
+    ptc, ftc, *split = own if own is not None else sums
+    attention, mlp = split if parts else (None, None)
     out = None
     if logits:
         out = decoder.logits(pair.tuned_config, pair.tuned_params, x, pair.lora)
     return Decomposition(ptc, ftc, attention, mlp, x, out, x0)
+
+
+class Carry(NamedTuple):
+    """What the last-token form hands from layer to layer, float32.
+
+    x [B, T, D], the stream; first and last [B, 1, D], the last token's x_0 and its x so far; sums,
+    four [B, 1, D]: PTC, FTC and FTC's two parts.
+    """
+
+    x: jax.Array
+    first: jax.Array
+    last: jax.Array
+    sums: tuple[jax.Array, ...]
+
+
+class Places(NamedTuple):
+    """Where tokens stand, for each model, and the column [B] of each row's last one."""
+
+    base: Positions
+    tuned: Positions
+    column: jax.Array
+
+
+def _pick(x: jax.Array, column: jax.Array) -> jax.Array:
+    """One token a row, [B, 1, D]."""
+    return jnp.take_along_axis(x, column[:, None, None], axis=1)
+
+
+def begin(
+    pair: Pair,
+    tokens: jax.Array | None,
+    mask: jax.Array,
+    embeddings: jax.Array | None = None,
+    mesh: Mesh | None = None,
+) -> tuple[Carry, Places]:
+    """The last-token form before its first layer. Of the pair no layers are needed."""
+    x, base, tuned = _start(pair, tokens, mask, embeddings, mesh)
+    column = last_column(mask)
+    first = _pick(x, column)
+    return Carry(x, first, first, (jnp.zeros_like(first),) * 4), Places(base, tuned, column)
+
+
+def advance(
+    configs: tuple[ModelConfig, ModelConfig],
+    carry: Carry,
+    layer: Layers,
+    places: Places,
+    *,
+    full: bool,
+    norm: int = 1,
+    mesh: Mesh | None = None,
+) -> tuple[Carry, jax.Array]:
+    """One layer of the last-token form, and beta_l [B], of the sums up to it.
+
+    configs: (base's, tuned's). layer: an index of each leaf of `stacked_layers`. full: move the
+    stream at every token; false for the last layer, after which only the last token's counts.
+    """
+    x, first, last, sums = carry
+    base, changed, lora, base_info, tuned_info = layer
+    base, tuned = {"params": base}, variables(merge(base, changed), lora)
+    at, query = places.base, places.base.pick(places.column)
+    kv = block_keys_values(configs[0], base, x, at, base_info)
+    pt = block_delta(configs[0], base, last, kv, query, at, base_info)
+    at, query = places.tuned, places.tuned.pick(places.column)
+    kv = block_keys_values(configs[1], tuned, x, at, tuned_info)
+    if full:
+        everywhere = block_delta(configs[1], tuned, x, kv, at, at, tuned_info)
+        ft = Delta(*(_pick(part, places.column) for part in everywhere))
+        x = x + everywhere.total
+    else:
+        ft = block_delta(configs[1], tuned, last, kv, query, at, tuned_info)
+    own = (pt.total, ft.total - pt.total, ft.attention - pt.attention, ft.mlp - pt.mlp)
+    # The stream's own move at the last token, so that `last` equals x there.
+    x, last, own = constrain((x, last + ft.total, own), mesh)
+    sums = tuple(s + o for s, o in zip(sums, own, strict=True))
+    return Carry(x, first, last, sums), share(sums[0], sums[1], norm)[:, 0]
+
+
+def finish(carry: Carry, betas: jax.Array) -> LastToken:
+    """The result, after all layers; betas [L, B]."""
+    ptc, ftc, attention, mlp = (s[:, 0] for s in carry.sums)
+    first, last = carry.first[:, 0], carry.last[:, 0]
+    error = jnp.max(jnp.abs(last - first - ptc - ftc), axis=1)
+    largest = jnp.max(jnp.abs(last), axis=1)
+    error = error / jnp.where(largest == 0, 1, largest)
+    return LastToken(betas[-1], betas, ptc, ftc, attention, mlp, error)
 
 
 def last_token(
@@ -215,60 +318,20 @@ def last_token(
     Differentiable; with respect to weights `decompose` is the cheaper way, since the layers here
     are indexed rather than scanned over, to leave the last one out of the full pass.
     """
-    x, at_base, at_tuned = _start(pair, tokens, mask, embeddings, mesh)
-    column = last_column(mask)
-    base_query, tuned_query = at_base.pick(column), at_tuned.pick(column)
-    stacked = _layers(pair)
+    carry, places = begin(pair, tokens, mask, embeddings, mesh)
+    configs = pair.base_config, pair.tuned_config
+    layers = stacked_layers(pair)
 
-    def pick(x: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(x, column[:, None, None], axis=1)
-
-    def components(x: jax.Array, last: jax.Array, index: jax.Array | int, full: bool):
-        """One layer: its f_FT at every token (if `full`), and both deltas at the last one."""
-        base, changed, lora, base_info, tuned_info = jax.tree.map(
-            lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), stacked
+    def body(carry: Carry, index: jax.Array | int, full: bool = True):
+        layer = jax.tree.map(
+            lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), layers
         )
-        base, tuned = {"params": base}, variables(merge(base, changed), lora)
-        kv = block_keys_values(pair.base_config, base, x, at_base, base_info)
-        pt = block_delta(pair.base_config, base, last, kv, base_query, at_base, base_info)
-        kv = block_keys_values(pair.tuned_config, tuned, x, at_tuned, tuned_info)
-        if full:
-            everywhere = block_delta(
-                pair.tuned_config, tuned, x, kv, at_tuned, at_tuned, tuned_info
-            )
-            ft = Delta(pick(everywhere.attention), pick(everywhere.mlp))
-            x = x + everywhere.total
-        else:
-            ft = block_delta(pair.tuned_config, tuned, last, kv, tuned_query, at_tuned, tuned_info)
-        attention, mlp = ft.attention - pt.attention, ft.mlp - pt.mlp
-        # The stream's own move at the last token, so that `last` equals pick(x).
-        own = (pt.total, ft.total - pt.total, attention, mlp)
-        return constrain((x, last + ft.total, own), mesh)
-
-    def body(carry, index):
-        x, last, sums = carry
-        x, last, own = components(x, last, index, full=True)
-        sums = tuple(s + o for s, o in zip(sums, own, strict=True))
-        return (x, last, sums), share(sums[0], sums[1], norm)[:, 0]
+        return advance(configs, carry, layer, places, full=full, norm=norm, mesh=mesh)
 
     depth = pair.base_config.depth
-    first = pick(x)
-    carry = (x, first, (jnp.zeros_like(first),) * 4)
-    (x, last, sums), shares = jax.lax.scan(body, carry, jnp.arange(depth - 1))
-    _, last, own = components(x, last, depth - 1, full=False)
-    ptc, ftc, attention, mlp = (s + o for s, o in zip(sums, own, strict=True))
-    ratio = share(ptc, ftc, norm)[:, 0]
-    error = jnp.max(jnp.abs(last - first - ptc - ftc), axis=(1, 2))
-    error = error / jnp.max(jnp.abs(last), axis=(1, 2))
-    return LastToken(
-        ratio,
-        jnp.concatenate([shares, ratio[None]]),
-        ptc[:, 0],
-        ftc[:, 0],
-        attention[:, 0],
-        mlp[:, 0],
-        error,
-    )
+    carry, betas = jax.lax.scan(body, carry, jnp.arange(depth - 1))
+    carry, beta = body(carry, depth - 1, full=False)
+    return finish(carry, jnp.concatenate([betas, beta[None]]))
 
 
 def tuco(

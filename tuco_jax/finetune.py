@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from common_jax.checkpoint import Checkpoints
 from common_jax.errors import InputError
+from common_jax.options import MeshOptions
 from common_jax.parallel import make_mesh
 from common_jax.run import Run, check_directory
 from tuco_jax.models import sharding
@@ -50,22 +51,7 @@ from tuco_jax.weights import huggingface, peft, store
 from tuco_jax.weights.load import load_model
 from tuco_jax.weights.model import Model
 
-__all__ = ["FinetuneConfig", "MeshOptions", "run_finetune"]
-
-
-@dataclasses.dataclass
-class MeshOptions:
-    """Devices along each axis; one of them may be -1, for all that are left.
-
-    Args:
-        data: whole copies of the model, each with its part of a batch.
-        fsdp: devices among which weights and optimiser state are cut, gathered when used.
-        tensor: devices among which single matrices are cut.
-    """
-
-    data: int = 1
-    fsdp: int = 1
-    tensor: int = 1
+__all__ = ["FinetuneConfig", "run_finetune"]
 
 
 @dataclasses.dataclass
@@ -189,6 +175,20 @@ def _check(config: FinetuneConfig) -> None:
             raise InputError(f"{name} must be 1 or more, not {getattr(config, name)}")
     if config.steps is not None and config.steps < 1:
         raise InputError(f"steps must be 1 or more, not {config.steps}")
+    if config.seed < 0:
+        raise InputError(f"seed must be 0 or more, not {config.seed}")
+    o = config.optimizer
+    for name, good, wanted in (
+        ("warmup", o.warmup >= 0, "0 or more"),
+        ("final", 0 <= o.final <= 1, "in [0, 1]"),
+        ("weight_decay", o.weight_decay >= 0, "0 or more"),
+        ("clip", o.clip >= 0, "0 or more"),
+        ("beta1", 0 <= o.beta1 < 1, "in [0, 1)"),
+        ("beta2", 0 <= o.beta2 < 1, "in [0, 1)"),
+        ("epsilon", o.epsilon > 0, "above 0"),
+    ):
+        if not good:
+            raise InputError(f"optimizer.{name} must be {wanted}, not {getattr(o, name)}")
     if config.lora.rank < 1:
         raise InputError(f"lora.rank must be 1 or more, not {config.lora.rank}")
     if not 0 <= config.eval_fraction < 1:
@@ -340,8 +340,8 @@ class _Trainer:
             with Checkpoints(folder, keep=self.config.keep) as checkpoints:
                 latest = checkpoints.latest()
                 if latest is not None:
-                    state, extra = checkpoints.restore(latest, like=state)
-                    _check_same(self.config.out, extra, settings)
+                    _check_same(self.config.out, checkpoints.extra(latest), settings)
+                    state, _ = checkpoints.restore(latest, like=state)
                     done = latest
         written = dataclasses.asdict(self.config) | {"resume": False}
         with (

@@ -1,21 +1,19 @@
-"""Files of results: written whole or not at all, and a journal that lets a killed run go on.
+"""Tables of results, and a journal that lets a killed run go on.
 
 Nothing heavy is imported here, so that an output which cannot be written is reported at once.
 """
 
-import contextlib
 import csv
 import fcntl
 import json
-import os
 import pathlib
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from common_jax.errors import InputError
+from common_jax.files import atomic
 
 Columns = Mapping[str, Sequence[Any] | np.ndarray]  # equally long, by name
 
@@ -24,45 +22,10 @@ __all__ = [
     "Columns",
     "Entry",
     "Journal",
-    "atomic",
-    "check_writable",
-    "write_json",
     "write_table",
 ]
 
 FORMATS = (".jsonl", ".csv", ".parquet")
-
-
-def check_writable(path: str | pathlib.Path) -> pathlib.Path:
-    """The path of a table yet to be written, or InputError if it could not be; nothing is left."""
-    path = pathlib.Path(path)
-    if path.suffix not in FORMATS:
-        raise InputError(f"{path}: output comes as {', '.join(FORMATS)}, not {path.suffix!r}")
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; name a file")
-    folder = path.parent
-    if not folder.is_dir():
-        raise InputError(f"{path}: the folder {folder} does not exist; make it first")
-    try:
-        # Permission bits do not tell of read-only mounts, nor bind root: try.
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(f"{path}: cannot write into {folder}: {error.strerror}") from error
-    return path
-
-
-@contextlib.contextmanager
-def atomic(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary path beside `path`, moved onto it when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_table(path: pathlib.Path, columns: Columns) -> None:
@@ -74,12 +37,6 @@ def write_table(path: pathlib.Path, columns: Columns) -> None:
     write = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": _write_parquet}
     with atomic(path) as temporary:
         write[path.suffix](temporary, columns)
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Write one JSON document."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _plain(value: Any) -> Any:
@@ -159,14 +116,23 @@ class Journal:
             self._file.close()
             raise InputError(f"{path}: another run is writing this output") from error
         self._file.seek(0)
+        start = self._file.read(16)
+        if start and not b'{"fingerprint": "'.startswith(start[:16]):
+            self._file.close()
+            raise InputError(f"{path}: is not a journal of ours; move it, or name another output")
+        self._file.seek(0)
         header = json.dumps({"fingerprint": fingerprint}).encode() + b"\n"
         keep = len(header)
         if self._file.readline() == header:
             for line in self._file:
                 if not line.endswith(b"\n"):
                     break
-                rows, *arrays = json.loads(line)
-                self.entries.append(Entry(rows, *(np.asarray(a, np.float32) for a in arrays)))
+                try:
+                    rows, *arrays = json.loads(line)
+                    entry = Entry(rows, *(np.asarray(a, np.float32) for a in arrays))
+                except (ValueError, TypeError):
+                    break  # damaged: what stands from here on is computed again
+                self.entries.append(entry)
                 keep += len(line)
             self._file.truncate(keep)
         else:

@@ -38,6 +38,11 @@ class Pair:
     notes: Notes = struct.field(pytree_node=False, default=Notes())
 
     @property
+    def context(self) -> int:
+        """The longest row, in tokens, that both models can read."""
+        return min(self.base_config.max_positions, self.tuned_config.max_positions)
+
+    @property
     def tuned_params(self) -> Params:
         """The tuned model's parameters, without `lora`; leaves shared with the base are shared."""
         params = merge(self.base, self.tuned)

@@ -91,7 +91,7 @@ def as_prompts(prompts: Iterable[str | Sequence[Message] | Prompt]) -> list[Prom
 
 
 def _text(path: pathlib.Path) -> str:
-    """The file as text; a byte-order mark and blank lines at the end are dropped."""
+    """The file as text, without a byte-order mark."""
     data = path.read_bytes()
     try:
         text = data.decode("utf-8")
@@ -100,12 +100,12 @@ def _text(path: pathlib.Path) -> str:
         raise InputError(
             f"{path}:{line}: byte {error.start} of the file is not UTF-8; save the file as UTF-8"
         ) from error
-    return text.removeprefix("\ufeff").rstrip("\r\n")
+    return text.removeprefix("\ufeff")
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
     # Not splitlines(): a prompt may hold other separators, such as U+2028.
-    text = _text(path)
+    text = _text(path).rstrip("\r\n")
     return enumerate((line.removesuffix("\r") for line in text.split("\n") if text), start=1)
 
 
@@ -119,7 +119,7 @@ def _jsonl(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
         try:
             yield line, json.loads(text)
         except (ValueError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else "too deep"
+            reason = getattr(error, "msg", None) or str(error)
             raise InputError(
                 f"{path}:{line}: not JSON ({reason}); write one object a line, such as "
                 '{"prompt": "..."}'
@@ -149,6 +149,9 @@ def _csv(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
                 )
             line = reader.line_num + 1
             for row in reader:
+                if not row:  # a blank line
+                    line = reader.line_num + 1
+                    continue
                 if len(row) != len(header):
                     raise InputError(
                         f"{path}:{line}: {len(row)} fields where the header has {len(header)}; "
@@ -196,6 +199,9 @@ def _prompt(row: Any, line: int, where: str) -> Prompt:
         raise InputError(f"{where}: `id` must be a text or a whole number, not {identity!r}")
     if isinstance(identity, str):
         _check_text(identity, where, "id")
+    for field, value in (("id", identity), ("label", label)):
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise InputError(f"{where}: `{field}` is beyond 64 bits; write it as a text")
     if not (label is None or isinstance(label, str | int | float)) or (
         isinstance(label, float) and not math.isfinite(label)
     ):

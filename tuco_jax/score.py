@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["TOKEN_BUDGET", "Scores", "check_options", "context", "score", "score_tokens"]
+__all__ = ["TOKEN_BUDGET", "Scores", "check_options", "score", "score_tokens"]
 
 TOKEN_BUDGET = 4096  # tokens of a batch, padding included
 
@@ -99,7 +99,7 @@ def score(
     tokens = encode(
         tokenizer,
         prompts,
-        max_tokens=context(pair),
+        max_tokens=pair.context,
         vocab_size=pair.tuned_config.vocab_size,
         truncate=truncate,
     )
@@ -113,11 +113,6 @@ def score(
         progress=progress,
         parallel=parallel,
     )
-
-
-def context(pair: Pair) -> int:
-    """The longest prompt, in tokens, that both models can read."""
-    return min(pair.base_config.max_positions, pair.tuned_config.max_positions)
 
 
 def check_options(norm: int, mesh: Mesh | None, token_budget: int, parallel: str) -> None:

@@ -18,11 +18,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from common_jax.errors import InputError
+from common_jax.files import check_writable, write_json
 from common_jax.parallel import make_mesh
-from tuco_jax.output import Columns, Journal, check_writable, write_json, write_table
+from tuco_jax.output import FORMATS, Columns, Journal, write_table
 from tuco_jax.pair import Pair
 from tuco_jax.prompts import Prompt, encode, read_prompts
-from tuco_jax.score import TOKEN_BUDGET, Parallel, Scores, check_options, context, score_tokens
+from tuco_jax.score import TOKEN_BUDGET, Parallel, Scores, check_options, score_tokens
 
 __all__ = ["fingerprint", "score_file"]
 
@@ -69,7 +70,10 @@ def score_file(
     begin = time.perf_counter()
     if started is not None:
         seconds["imports"] = begin - started
-    path = check_writable(out)
+    path = check_writable(out, FORMATS)
+    beside = path.with_name(path.name + ".meta.json")
+    if beside.is_dir():
+        raise InputError(f"{beside}: is a folder, where the metadata would go; move it")
     with _timed(seconds, "prompts"):
         rows = read_prompts(prompts)
     if path.exists() and path.samefile(prompts):
@@ -82,12 +86,12 @@ def score_file(
 
         pair, tokenizer = load_pair(base, tuned, dtype=dtype, mesh=devices)
     with _timed(seconds, "tokenise"):
-        longest = None if truncate else context(pair)
+        longest = None if truncate else pair.context
         tokens = encode(
             tokenizer, rows, max_tokens=longest, vocab_size=pair.tuned_config.vocab_size
         )
-        cut = [p.id for p, t in zip(rows, tokens, strict=True) if t.size > context(pair)]
-        tokens = [t[-context(pair) :] for t in tokens]
+        cut = [p.id for p, t in zip(rows, tokens, strict=True) if t.size > pair.context]
+        tokens = [t[-pair.context :] for t in tokens]
     with _timed(seconds, "fingerprint"):
         key = fingerprint(pair, tokens, norm)
 
@@ -120,8 +124,8 @@ def score_file(
             "mesh": dict(devices.shape) if devices is not None else None,
             "token_budget": token_budget,
         }
-        write_json(path.with_name(path.name + ".meta.json"), meta)
         write_table(path, _columns(rows, scores, layers))
+        write_json(beside, meta)
         journal.remove()
     finally:
         journal.close()

@@ -73,7 +73,7 @@ def generate_tokens(
     pair, alphas = _plan(pair, alpha, len(prompts))
     if max_new_tokens < 1 or batch_size < 1:
         raise InputError("max_new_tokens and batch_size must be positive")
-    context = pair.tuned_config.max_positions
+    context = pair.tuned_config.max_positions if alphas is None else pair.context
     for number, prompt in enumerate(prompts):
         if not 0 < len(prompt) < context:
             raise InputError(

@@ -17,11 +17,13 @@ for the prompt at hand.
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import Mesh
 
 from tuco_jax.decompose import last_column, share
 from tuco_jax.models import decoder
 from tuco_jax.models.decoder import merge, variables
 from tuco_jax.models.layers import Positions, layer_infos, whole_block
+from tuco_jax.models.sharding import constrain
 from tuco_jax.pair import Pair
 
 __all__ = ["Trajectories", "output_co", "trajectories"]
@@ -47,14 +49,18 @@ class Trajectories:
     bound: jax.Array
 
 
-def trajectories(pair: Pair, tokens: jax.Array, mask: jax.Array) -> Trajectories:
+def trajectories(
+    pair: Pair, tokens: jax.Array, mask: jax.Array, *, mesh: Mesh | None = None
+) -> Trajectories:
     """Run both models from the tuned model's x_0 and compare their streams.
 
-    tokens [B, T] int, mask [B, T] True at real tokens. Costs three forward passes.
+    tokens [B, T] int, mask [B, T] True at real tokens; mesh: where the pair is spread. Costs three
+    forward passes.
     """
     at_base = Positions.of(pair.base_config, mask)
     at_tuned = Positions.of(pair.tuned_config, mask)
     x0 = decoder.embed(pair.tuned_config, pair.tuned_params, tokens, at_tuned)
+    x0 = constrain(x0, mesh)
     real = mask.astype(bool)[..., None]
 
     def norm(x: jax.Array) -> jax.Array:
@@ -72,7 +78,8 @@ def trajectories(pair: Pair, tokens: jax.Array, mask: jax.Array) -> Trajectories
         ptc, ftc = ptc + on_x, ftc + step - on_x
         p, f = norm(ptc), norm(ftc)
         beta = jnp.where(p + f == 0, 0, f / jnp.where(p + f == 0, 1, p + f))
-        return (x + step, y + on_y, ptc, ftc), (beta, norm(on_x), f, ratio)
+        carry = constrain((x + step, y + on_y, ptc, ftc), mesh)
+        return carry, (beta, norm(on_x), f, ratio)
 
     stacked = (
         pair.base["layers"],
@@ -91,7 +98,14 @@ def trajectories(pair: Pair, tokens: jax.Array, mask: jax.Array) -> Trajectories
     return Trajectories(beta, max_ptc, max_ftc, lipschitz, norm(x - y), max_ftc * growth, bound)
 
 
-def output_co(pair: Pair, tokens: jax.Array, mask: jax.Array, *, norm: int = 1) -> jax.Array:
+def output_co(
+    pair: Pair,
+    tokens: jax.Array,
+    mask: jax.Array,
+    *,
+    norm: int = 1,
+    mesh: Mesh | None = None,
+) -> jax.Array:
     """OutputCo [B]: |x^FT - x^PT| / (|x^PT| + |x^FT - x^PT|) of the last token's final streams.
 
     Two ordinary forward passes, each model from its own embedding. Where the tuned vocabulary is
@@ -103,7 +117,7 @@ def output_co(pair: Pair, tokens: jax.Array, mask: jax.Array, *, norm: int = 1) 
         positions = Positions.of(config, mask)
         known = jnp.minimum(tokens, config.vocab_size - 1)
         x = decoder.embed(config, params, known, positions)
-        x, _ = decoder.forward(config, params, x, positions, lora)
+        x, _ = decoder.forward(config, params, x, positions, lora, mesh=mesh)
         return jnp.take_along_axis(x, column, axis=1)[:, 0]
 
     base = final(pair.base_config, pair.base, {})

@@ -82,4 +82,5 @@ def test_nothing_imports_a_cli():
 
 def test_common_stays_small():
     lines = sum(len(p.read_text().splitlines()) for m, p in ALL.items() if m.startswith("common"))
-    assert lines < 500, f"common_jax has {lines} lines"
+    # Not 500: a second command line shares the parser, and both packages' reports their page.
+    assert lines < 750, f"common_jax has {lines} lines"

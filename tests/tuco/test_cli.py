@@ -14,6 +14,7 @@ import pyarrow.parquet
 import pytest
 
 import tuco_jax
+from common_jax import command_line
 from tests.tuco.cli_pair import ROOT, read_jsonl, run_in_process, save_pair, start, write_jsonl
 from tuco_jax import cli
 from tuco_jax.score import score
@@ -211,7 +212,7 @@ def test_other_commands_are_wired(run, command, capsys):
     assert run(command, "--help") == 0
     assert "--config" in capsys.readouterr().out
     assert run(command, "--nothing-such") == 2
-    options, function = cli._command(command)
+    options, function = cli.COMMANDS[command].load()
     assert options.__name__.endswith("Config") and callable(function)
 
 
@@ -232,7 +233,7 @@ def test_the_demo_needs_no_options(run, monkeypatch):
 def test_the_shipped_config_is_read():
     path = ROOT / "configs" / "tuco" / "score.yaml"
     argv = ["--config", str(path), "--prompts", "p.txt", "--out", "o.csv"]
-    options = cli._parse("score", cli.ScoreOptions, argv)
+    options = command_line.parse("tuco-jax score", "", cli.ScoreOptions, argv)
     assert options == cli.ScoreOptions(options.base, options.tuned, "p.txt", "o.csv")
     assert options.base.startswith("meta-llama/")
 

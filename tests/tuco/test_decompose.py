@@ -47,7 +47,7 @@ def tuned_forward(pair, tokens, mask):
 
 
 # Jitted once, shared by all tests: eager execution compiles every operation by itself.
-decompose = jax.jit(eager_decompose, static_argnames=("layers", "logits"))
+decompose = jax.jit(eager_decompose, static_argnames=("layers", "logits", "parts"))
 last_token = jax.jit(eager_last_token, static_argnames="norm")
 forward = jax.jit(tuned_forward)
 
@@ -58,7 +58,7 @@ def at_last(x, mask):
 
 def test_components_telescope_and_alpha_one_is_the_tuned_model(pair, inputs):
     tokens, mask = inputs
-    out = decompose(pair, tokens, mask)
+    out = decompose(pair, tokens, mask, parts=True)
     real = np.asarray(mask)
     np.testing.assert_allclose(
         (out.embeddings + out.ptc + out.ftc)[real], out.hidden[real], atol=2e-5
@@ -70,7 +70,7 @@ def test_components_telescope_and_alpha_one_is_the_tuned_model(pair, inputs):
 @pytest.mark.parametrize("norm", [1, 2])
 def test_last_token_form_equals_the_full_form(pair, inputs, norm):
     tokens, mask = inputs
-    out = decompose(pair, tokens, mask, layers=True)
+    out = decompose(pair, tokens, mask, layers=True, parts=True)
     ptc, ftc = (at_last(x, mask).cumsum(0) for x in (out.ptc, out.ftc))
     expected = share(ptc, ftc, norm)
     scored = last_token(pair, tokens, mask, norm=norm)

@@ -2,14 +2,16 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from common_jax.parallel import make_mesh
 from tests.tuco import random_models as rm
 from tuco_jax.decompose import decompose, last_column, share
-from tuco_jax.models import decoder
+from tuco_jax.models import decoder, sharding
 from tuco_jax.models.layers import Positions
 from tuco_jax.trajectories import output_co, trajectories
 
@@ -65,6 +67,19 @@ def test_distance_is_between_two_ordinary_forward_passes(pair):
     base, tuned = final_streams(dataclasses.replace(pair, base=same_start), tokens, mask)
     expected = jnp.where(mask[..., None], jnp.abs(tuned - base), 0).sum((1, 2))
     np.testing.assert_allclose(compare(pair, tokens, mask).distance, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1)])
+def test_sharded_over_a_mesh(pair, shape):
+    tokens, mask = rm.batch(rows=8)
+    mesh = make_mesh(*shape)
+    placed = sharding.place(pair, mesh)
+    rows = jax.device_put((tokens, mask), sharding.batch_sharding(mesh))
+    run = jax.jit(
+        lambda pair, *a: (trajectories(pair, *a, mesh=mesh), output_co(pair, *a, mesh=mesh))
+    )
+    plain = jax.jit(lambda pair, *a: (trajectories(pair, *a), output_co(pair, *a)))
+    chex.assert_trees_all_close(run(placed, *rows), plain(pair, tokens, mask), rtol=1e-4)
 
 
 def test_equal_models_never_part():

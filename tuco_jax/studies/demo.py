@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common_jax.errors import InputError
+from common_jax.files import make_folder
 from tuco_jax.pair import Pair
 from tuco_jax.prompts import Prompt
 from tuco_jax.score import Scores, score
@@ -217,7 +218,7 @@ def _summary(groups: Sequence[Group]) -> list[str]:
         "TuCo is the share of all that a model's layers add, at a prompt's last token, which is "
         "there because of its tuning: 0 where tuning changed nothing, 1 where it made everything.",
         f"It was measured for {total} prompts of {len(groups)} kinds on a language model and the "
-        "same model after tuning, none of which prompts was trained on.",
+        "same model after tuning.",
         f"It is highest for {ordered[0].name} ({ordered[0].mean.value:.3f} on average) and lowest "
         f"for {ordered[-1].name} ({ordered[-1].mean.value:.3f}).",
     ]
@@ -233,6 +234,8 @@ METHOD = (
     "layers at each token.",
 )
 CAVEATS = (
+    "No prompt shown here was among those that the adapter in the package was trained on; of "
+    "another pair that cannot be said.",
     "TuCo says how much tuning moves the residual stream, not whether the answer is a refusal.",
     "Chat prompts go through the model's chat template, up to where its answer begins; plain text "
     "does not. That contrast is one of format, too: even a random change of the weights shows it.",
@@ -254,7 +257,7 @@ def _facts(scores: Scores) -> dict[str, str]:
         "tokens scored": f"{int(scores.tokens.sum()):,}",
         "scoring": f"{scores.seconds['run']:.1f} s, and {scores.seconds['compile']:.1f} s to "
         "compile",
-        "device": f"{jax.devices()[0].device_kind}, matrix products in float32",
+        "device": f"{jax.devices()[0].device_kind}, sums in float32",
         "versions": versions,
     }
 
@@ -288,8 +291,10 @@ def run_demo(config: DemoConfig) -> pathlib.Path:
     from tuco_jax.weights.load import load_pair
 
     started = time.perf_counter()
-    config.out.mkdir(parents=True, exist_ok=True)
+    if config.seed < 0 or config.maps < 0:
+        raise InputError("seed and maps must be 0 or more")
     groups = prompt_groups(config.prompts, config.seed)
+    make_folder(config.out)
     base = config.base or str(next(fetch("smollm2").glob("*.gguf")))
     tuned = config.tuned or str(sources.DATA / "smollm2-refusal")
     pair, tokenizer = load_pair(base, tuned, dtype=config.dtype)
@@ -300,6 +305,10 @@ def run_demo(config: DemoConfig) -> pathlib.Path:
         "weights": config.dtype,
         "loading": f"{loaded:.1f} s",
     }
+    if pair.notes:
+        facts["notes on the pair"] = "; ".join(pair.notes)
+        for note in pair.notes:
+            print(f"note: {note}")
     report = study(
         pair, tokenizer, groups, maps=config.maps, seed=config.seed, facts=facts, progress=True
     )

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from common_jax.errors import InputError
+from common_jax.files import make_folder
 from tuco_jax.output import write_table
 from tuco_jax.studies import prompt_sources as sources
 
@@ -261,7 +262,7 @@ def run(config: RefusalDataConfig) -> None:
     evaluation = evaluation_sets(config)
     watched = evaluation["advbench"][:WATCHED] + evaluation["harmless"][::3][:WATCHED]
     sets = {"train": training_rows(config), "watch": watched, **evaluation}
-    config.out.mkdir(parents=True, exist_ok=True)
+    make_folder(config.out)
     for name, rows in sets.items():
         _write(config.out / f"{name}.jsonl", rows)
         print(f"{config.out / name}.jsonl: {len(rows)} rows")

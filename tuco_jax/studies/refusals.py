@@ -13,7 +13,8 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from common_jax.errors import InputError
-from tuco_jax.output import check_writable, write_json, write_table
+from common_jax.files import check_writable, write_json
+from tuco_jax.output import FORMATS, write_table
 from tuco_jax.pair import Pair
 from tuco_jax.prompts import Prompt, read_prompts
 from tuco_jax.steer import generate
@@ -190,7 +191,7 @@ def run(config: RefusalConfig) -> dict[float, list[RefusalRate]]:
     if not files:
         raise InputError(f"{config.prompts}: no .jsonl files of prompts; make them first")
     sets = {f.stem: read_prompts(f) for f in files}
-    answers_file = check_writable(config.out.with_suffix(".answers.jsonl"))
+    answers_file = check_writable(config.out.with_suffix(".answers.jsonl"), FORMATS)
     pair, tokenizer = load_pair(config.base, config.tuned, dtype=config.dtype)
     rates, answers = evaluate(
         pair, tokenizer, sets, alphas=config.alphas, max_new_tokens=config.max_new_tokens

@@ -11,11 +11,11 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 
+from common_jax import page
 from common_jax.figures import PALETTE, draw
-from tuco_jax.output import atomic
+from common_jax.files import atomic
 from tuco_jax.studies.statistics import Estimate, roc
 
 __all__ = ["Contrast", "Group", "Report", "Token", "TokenMap", "render", "write"]
@@ -103,15 +103,13 @@ def write(path: pathlib.Path, report: Report) -> None:
 
 def render(report: Report) -> str:
     """The page as text."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     colors = {g.name: PALETTE[i % len(PALETTE)] for i, g in enumerate(report.groups)}
-    return environment.get_template("report.html").render(
+    return page.render(
+        pathlib.Path(__file__).with_name("report.html"),
+        title=report.title,
+        summary=report.summary,
+        method=report.method,
+        facts=report.facts,
         report=report,
         colors=colors,
         figures=_figures(report, colors),

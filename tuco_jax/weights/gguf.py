@@ -73,6 +73,12 @@ def _describe(
         return _config(file), build_tokenizer(file.metadata) if tokenizer else None
     except (InputError, StrictDataclassError) as error:
         raise InputError(f"{file.path}: {' '.join(str(error).split())}") from None
+    except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+        # A field may hold anything in a damaged file: a word for a number, a list for a word.
+        raise InputError(
+            f"{file.path}: its metadata cannot be understood ({' '.join(str(error).split())}); "
+            "the file is corrupt, or convert the model again"
+        ) from error
 
 
 class _Source:
@@ -139,6 +145,9 @@ def _config(file: GGUFFile) -> ModelConfig:
     else:
         hf_config = _CONFIGS[architecture](**shared, rope_parameters=scaling)
     config = from_huggingface(hf_config)
+    if architecture == "llama" and fields.get("attention.sliding_window"):  # a Mistral
+        window = fields.count("attention.sliding_window")
+        config = dataclasses.replace(config, windows=(window,) * config.depth)
     config = dataclasses.replace(
         config,
         qkv_bias=config.qkv_bias or "blk.0.attn_q.bias" in file.tensors,

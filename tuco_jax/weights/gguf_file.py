@@ -58,7 +58,7 @@ class GGUFFile:
             with path.open("rb") as file:
                 header = _Header(file, size)
                 self.metadata: dict[str, Any] = header.metadata()
-                self.tensors = header.tensors(int(self.metadata.get("general.alignment", 32)))
+                self.tensors = header.tensors(self.metadata.get("general.alignment", 32))
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from None
         except _Corrupt as error:
@@ -108,8 +108,8 @@ class _Header:
     def tensors(self, alignment: int) -> dict[str, StoredTensor]:
         """The table of tensors, which follows the metadata, as places in the file."""
         table = [self._tensor() for _ in range(self._tensors)]
-        if alignment < 1:
-            raise _Corrupt(f"general.alignment is {alignment}; the file is corrupt")
+        if not isinstance(alignment, int) or alignment < 1:
+            raise _Corrupt(f"general.alignment is {alignment!r}; the file is corrupt")
         data = -(-self._file.tell() // alignment) * alignment
         places = {}
         for name, kind, shape, offset in table:

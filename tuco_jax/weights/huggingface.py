@@ -183,9 +183,10 @@ def export(
             tokenizer.save_pretrained(str(scratch))
         scratch.chmod(0o755)
         scratch.replace(directory)
-    except BaseException:
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written ({error.strerror or error})") from error
+    finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        raise
 
 
 class _Checkpoint:
@@ -251,7 +252,11 @@ def _files(directory: pathlib.Path) -> list[SafetensorsFile]:
         for path in sorted(directory.iterdir()):
             if path.suffix in _PICKLES:
                 raise _pickled(path)
-        raise InputError(f"{directory}: holds neither {_WEIGHTS} nor {_INDEX}")
+        # Pickles are never downloaded, so what a hub's snapshot lacks may be there as such.
+        raise InputError(
+            f"{directory}: holds neither {_WEIGHTS} nor {_INDEX}; where a model comes as pickled "
+            "weights only, convert it with transformers' save_pretrained where torch is installed"
+        )
     try:
         weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
         names = sorted(set(map(str, weight_map.values())))

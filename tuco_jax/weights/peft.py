@@ -215,7 +215,13 @@ class _Adapter:
     def _pattern(self, field: str, module: str, default: str) -> float:
         """A rank or alpha: the first pattern that matches the module's name, as in PEFT."""
         for pattern, value in (self._config.get(field) or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
+            try:
+                found = re.match(rf"(.*\.)?({pattern})$", module)
+            except re.error as error:
+                raise self._error(
+                    f"{field}: {pattern!r} is no regular expression ({error})"
+                ) from None
+            if found:
                 return value
         return self._config.get(default, 8)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from common_jax.errors import InputError
@@ -71,10 +72,13 @@ def save(
         "fan_in_fan_out": transposed,
         "target_modules": sorted(ranks),
     }
-    directory.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     text = json.dumps(fields, indent=2) + "\n"
-    (directory / CONFIG).write_text(text, encoding="utf-8")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+        (directory / CONFIG).write_text(text, encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{directory}: the adapter cannot be written ({error})") from error
 
 
 def _fuse(

@@ -9,11 +9,13 @@ A store is written beside its place and renamed when it is whole.
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from transformers import PreTrainedTokenizerBase
 
 from common_jax import checkpoint
@@ -105,6 +107,19 @@ def load_pair(
     return pair, read_tokenizer(pathlib.Path(directory) / "tokenizer")
 
 
+def check_target(directory: str | pathlib.Path, *, overwrite: bool = False) -> None:
+    """InputError where a store could not be written, before any work is done for it."""
+    final = pathlib.Path(directory).absolute()
+    if final.exists():
+        if not overwrite:
+            raise InputError(f"{directory}: exists; name a new directory, or allow overwriting")
+        if not is_store(final):
+            raise InputError(f"{directory}: exists and is not a store, so it is not overwritten")
+    folder = next(path for path in final.parents if path.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{directory}: {folder} cannot be written to; name another directory")
+
+
 def _write(
     directory: str | pathlib.Path,
     description: dict[str, Any],
@@ -112,12 +127,8 @@ def _write(
     tokenizer: PreTrainedTokenizerBase | None,
     overwrite: bool,
 ) -> None:
+    check_target(directory, overwrite=overwrite)
     final = pathlib.Path(directory).absolute()
-    if final.exists():
-        if not overwrite:
-            raise InputError(f"{directory}: exists; name a new directory, or allow overwriting")
-        if not is_store(final):
-            raise InputError(f"{directory}: exists and is not a store, so it is not overwritten")
     partial = final.with_name(f".{final.name}.partial")
     first = jax.process_index() == 0
     try:
@@ -147,10 +158,20 @@ def _restore(directory: str | pathlib.Path, dtype: str, placement: Placement | N
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     arrays = pathlib.Path(directory) / "params"
     try:
-        return checkpoint.restore(arrays, dtype=dtype, placement=placement)
+        tree = checkpoint.restore(arrays, dtype=dtype, placement=placement)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{arrays}: incomplete or corrupt ({reason}); import it again") from None
+    for path, finite in jax.tree_util.tree_leaves_with_path(_finite(tree)):
+        if not finite:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise InputError(f"{arrays}: parameter {name} holds NaN or infinity; import it again")
+    return tree
+
+
+@jax.jit
+def _finite(tree: Params) -> Params:
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
 
 
 def _describe(directory: str | pathlib.Path) -> dict[str, Any]:
@@ -170,10 +191,16 @@ def _config(fields: dict[str, Any]) -> ModelConfig:
     def tuples(value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
 
-    ropes = [Rope(**{k: tuples(v) for k, v in rope.items()}) for rope in fields["ropes"]]
-    plain: dict[str, Any] = {k: tuples(v) for k, v in fields.items()}
-    plain["ropes"] = tuple(ropes)
-    return ModelConfig(**plain)
+    try:
+        ropes = [Rope(**{k: tuples(v) for k, v in rope.items()}) for rope in fields["ropes"]]
+        plain: dict[str, Any] = {k: tuples(v) for k, v in fields.items()}
+        plain["ropes"] = tuple(ropes)
+        return ModelConfig(**plain)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"the store's {_DESCRIPTION} describes no model of this version ({error}); "
+            "import the model again"
+        ) from None
 
 
 def _without_empty(tree: Params) -> Params:

@@ -1,0 +1,63 @@
+"""Files of results, tried before the work begins and written whole or not at all. Loads fast."""
+
+import contextlib
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from common_jax.errors import InputError
+
+__all__ = ["atomic", "check_writable", "make_folder", "write_json"]
+
+
+def check_writable(path: str | pathlib.Path, formats: Collection[str]) -> pathlib.Path:
+    """The path of a file yet to be written, or InputError if it could not be; nothing is left."""
+    path = pathlib.Path(path)
+    if path.suffix not in formats:
+        raise InputError(f"{path}: output comes as {', '.join(formats)}, not {path.suffix!r}")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file")
+    folder = path.parent
+    if not folder.is_dir():
+        raise InputError(f"{path}: the folder {folder} does not exist; make it first")
+    try:
+        # Permission bits do not tell of read-only mounts, nor bind root: try.
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(f"{path}: cannot write into {folder}: {error.strerror}") from error
+    return path
+
+
+def make_folder(path: str | pathlib.Path) -> pathlib.Path:
+    """The folder, made if it is not there, or InputError."""
+    path = pathlib.Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise InputError(
+            f"{path}: no folder that can be written to ({error.strerror}); name another"
+        ) from error
+    return path
+
+
+@contextlib.contextmanager
+def atomic(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary path beside `path`, moved onto it when the block ends without an error."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Write one JSON document."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
