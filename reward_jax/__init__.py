@@ -1,0 +1,63 @@
+"""Relative rewards in JAX: what does an expert diffusion model want that its base does not?
+
+See `extract_reward`, `score_from`, `guided_sample`. Importing this package imports nothing else: a
+name is loaded when it is first asked for.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reward_jax.denoiser import score_from
+    from reward_jax.diagnostics import antisymmetric_part, explained_fraction, seed_agreement
+    from reward_jax.diffusion import FirstState, Pinned, first_state
+    from reward_jax.discriminator import DiscriminatorGuide, train_discriminator
+    from reward_jax.extract import RelativeReward, draw_targets, extract_reward, init_params
+    from reward_jax.guide import guided_sample, sweep
+    from reward_jax.schedule import cosine_schedule, linear_schedule
+    from reward_jax.train import train_denoiser
+
+_HOMES = {
+    "denoiser": ("score_from",),
+    "diagnostics": ("antisymmetric_part", "explained_fraction", "seed_agreement"),
+    "diffusion": ("FirstState", "Pinned", "first_state"),
+    "discriminator": ("DiscriminatorGuide", "train_discriminator"),
+    "extract": ("RelativeReward", "draw_targets", "extract_reward", "init_params"),
+    "guide": ("guided_sample", "sweep"),
+    "schedule": ("cosine_schedule", "linear_schedule"),
+    "train": ("train_denoiser",),
+}
+
+__all__ = [
+    "DiscriminatorGuide",
+    "FirstState",
+    "Pinned",
+    "RelativeReward",
+    "antisymmetric_part",
+    "cosine_schedule",
+    "draw_targets",
+    "explained_fraction",
+    "extract_reward",
+    "first_state",
+    "guided_sample",
+    "init_params",
+    "linear_schedule",
+    "score_from",
+    "seed_agreement",
+    "sweep",
+    "train_denoiser",
+    "train_discriminator",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            value = getattr(importlib.import_module(f"reward_jax.{home}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,88 @@
+"""The command line `reward-jax COMMAND`: its commands."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from common_jax.command_line import Command, run
+
+__all__ = ["COMMANDS", "main"]
+
+_ABOUT = "What does an expert want that its base does not? Rewards from two diffusion models."
+_Loaded = tuple[type, Callable[[Any], Any]]
+
+
+def _data() -> _Loaded:
+    from reward_jax.runs.data import DataConfig, run_data
+
+    return DataConfig, run_data
+
+
+def _train() -> _Loaded:
+    from reward_jax.runs.train import TrainConfig, run_train
+
+    return TrainConfig, run_train
+
+
+def _extract() -> _Loaded:
+    from reward_jax.runs.extract import ExtractConfig, run_extract
+
+    return ExtractConfig, run_extract
+
+
+def _heatmap() -> _Loaded:
+    from reward_jax.runs.heatmap import HeatmapConfig, run_heatmap
+
+    return HeatmapConfig, run_heatmap
+
+
+def _steer() -> _Loaded:
+    from reward_jax.runs.steer import SteerConfig, run_steer
+
+    return SteerConfig, run_steer
+
+
+def _sweep() -> _Loaded:
+    from reward_jax.runs.steer import SweepConfig, run_sweep
+
+    return SweepConfig, run_sweep
+
+
+def _report() -> _Loaded:
+    from reward_jax.runs.report import ReportConfig, run_report
+
+    return ReportConfig, run_report
+
+
+def _study() -> _Loaded:
+    from reward_jax.studies.maze import MazeStudyConfig, run_maze_study
+
+    return MazeStudyConfig, run_maze_study
+
+
+def _demo() -> _Loaded:
+    from reward_jax.studies.demo import DemoConfig, run_demo
+
+    return DemoConfig, run_demo
+
+
+COMMANDS = {
+    "data": Command("record walks in a maze: of a base, or of an expert", _data),
+    "train": Command("train a diffusion model on recorded trajectories", _train),
+    "extract": Command("learn the reward of an expert model relative to its base", _extract),
+    "heatmap": Command("draw where a reward is high, and its peak against the goal", _heatmap),
+    "steer": Command("plan with the base, steered by a reward, and execute", _steer),
+    "sweep": Command("guidance scales and stop steps, all in one compiled call", _sweep),
+    "report": Command("one HTML page of a base, an expert and their reward", _report),
+    "study": Command("four mazes, eight goals each: a reward and a map for every goal", _study),
+    "demo": Command("extract a reward from the shipped models and write a report", _demo),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    return run("reward-jax", _ABOUT, COMMANDS, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

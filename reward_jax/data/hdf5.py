@@ -1,0 +1,218 @@
+"""D4RL's HDF5 layout: flat arrays of steps, and flags at the last step of each episode.
+
+    observations [M, O]  actions [M, A]  rewards, terminals, timeouts [M]  infos/goal [M, G]
+
+What that layout has no place for is kept under `metadata/`, which D4RL's and Diffuser's readers
+pass over: about (JSON) and arrivals [E]. Legend: M steps, E episodes, O, A, G widths.
+"""
+
+import json
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from common_jax.errors import InputError
+from reward_jax.data.trajectories import Episodes, check_rows
+
+__all__ = ["ENDS", "read", "write"]
+
+ENDS = ("auto", "marks", "goal", "none")
+REACHED = 0.5  # metres: D4RL's reward is 1 within this distance of the goal, else 0
+
+
+def read(path: str | pathlib.Path, *, ends: str = "auto") -> Episodes:
+    """Episodes of a file in D4RL's layout; InputError naming the file and what is wrong with it.
+
+    ends: where episodes end. "marks": where `terminals` or `timeouts` say so; "goal": where
+    `infos/goal` changes; "none": nowhere, the file is one episode; "auto": at the marks, and at
+    the changes of the goal where nothing is marked. Steps after the last are an episode, too.
+
+    D4RL's Maze2D files are one stream of walks to ever new goals: `terminals` are all false, and
+    `timeouts` mark where a goal was reached (D4RL issue 85); files from its generation script may
+    lack timeouts. Most of these walks are shorter than a window of 256 steps: ends="none" allows
+    such windows. (Diffuser cuts where the stream leaves the surroundings of the task's own goal.)
+    Positions are as the file has them: D4RL counts cells from a corner of the maze, not metres
+    from its middle.
+    """
+    import h5py
+
+    path = pathlib.Path(path)
+    if ends not in ENDS:
+        raise InputError(f"ends is one of {', '.join(ENDS)}, not {ends!r}")
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise InputError(f"{path}: {what}; give an HDF5 file in D4RL's layout")
+    try:
+        with h5py.File(path, "r") as file:
+            arrays = {
+                name: _array(path, file, name)
+                for name in ("observations", "actions", "terminals", "timeouts", "infos/goal")
+            }
+            kept = _array(path, file, "metadata/arrivals")
+            about = _array(path, file, "metadata/about")
+    # h5py raises one of them for what is no HDF5 file, is cut short, or points at nothing.
+    except (OSError, RuntimeError, KeyError) as error:
+        raise InputError(
+            f"{path}: cannot be read as HDF5 ({_first_line(error)}); fetch or write it anew"
+        ) from None
+    for name in ("observations", "actions"):
+        if arrays[name] is None:
+            raise InputError(f"{path}: has no {name!r}, which D4RL's layout asks for")
+    observations, actions = check_rows(str(path), arrays["observations"], arrays["actions"])
+    steps = len(observations)
+    goal = _goal_rows(path, arrays["infos/goal"], steps)
+    lengths = _lengths(path, arrays, goal, steps, ends)
+    goals = _goals(goal, lengths)
+    return Episodes(
+        observations=observations,
+        actions=actions,
+        lengths=lengths,
+        about=_about(path, about) if about is not None else {"goal": _only(goals)},
+        arrivals=_arrivals(path, kept, lengths),
+        goals=goals,
+    )
+
+
+def write(path: str | pathlib.Path, episodes: Episodes) -> None:
+    """Write D4RL's layout; the file appears whole or not at all. `read` gives the same episodes.
+
+    `rewards` are D4RL's sparse ones: 1 within 0.5 m of the goal, else 0 (all 0 without goals).
+    """
+    import h5py
+
+    path = pathlib.Path(path)
+    lengths = np.asarray(episodes.lengths)
+    steps = len(episodes.observations)
+    if lengths.sum() != steps or (lengths < 1).any():
+        raise ValueError(f"lengths must be 1 or more, of sum {steps}: {lengths}")
+    timeouts = np.zeros(steps, bool)
+    timeouts[episodes.ends - 1] = True
+    arrays = {
+        "observations": episodes.observations,
+        "actions": episodes.actions,
+        "rewards": np.zeros(steps, np.float32),
+        "terminals": np.zeros(steps, bool),
+        "timeouts": timeouts,
+    }
+    if episodes.goals is not None:
+        goal = np.repeat(np.asarray(episodes.goals, np.float32), lengths, axis=0)
+        away = np.linalg.norm(episodes.observations[:, : goal.shape[1]] - goal, axis=1)
+        arrays["infos/goal"] = goal
+        arrays["rewards"] = (away <= REACHED).astype(np.float32)
+    if episodes.arrivals is not None:
+        arrays["metadata/arrivals"] = np.asarray(episodes.arrivals, np.int64)
+    about = json.dumps(episodes.about)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+            whole = pathlib.Path(scratch) / path.name
+            with h5py.File(whole, "w") as file:
+                for name, array in arrays.items():
+                    file.create_dataset(name, data=array, compression="gzip", shuffle=True)
+                file["metadata/about"] = about
+            os.replace(whole, path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({_first_line(error)}); give another path"
+        ) from None
+
+
+def _array(path: pathlib.Path, file: Any, name: str) -> Any:
+    """A data set's values, or None where the file has none of this name."""
+    import h5py
+
+    if name not in file:
+        return None
+    if not isinstance(file[name], h5py.Dataset):
+        raise InputError(f"{path}: {name!r} is a group, not a data set as in D4RL's layout")
+    return file[name][()]
+
+
+def _lengths(
+    path: pathlib.Path, arrays: dict[str, Any], goal: np.ndarray | None, steps: int, ends: str
+) -> np.ndarray:
+    """Lengths of episodes, [E]."""
+    marks = np.zeros(steps, bool)
+    for name in ("terminals", "timeouts"):
+        if (flags := arrays[name]) is None:
+            continue
+        if flags.shape not in ((steps,), (steps, 1)) or flags.dtype.kind not in "biuf":
+            raise InputError(
+                f"{path}: {name} are {flags.dtype} of shape {flags.shape}; give one flag for each "
+                f"of the {steps} steps"
+            )
+        marks |= flags.reshape(steps).astype(bool)
+    if ends == "auto" and arrays["timeouts"] is None and goal is None:
+        raise InputError(
+            f"{path}: has neither 'timeouts' nor 'infos/goal', so where episodes end is unknown; "
+            "add timeouts, true at the last step of each episode (or read it with ends='marks' "
+            "or 'none')"
+        )
+    if ends == "goal" and goal is None:
+        raise InputError(f"{path}: has no 'infos/goal' to cut episodes by; use ends='auto'")
+    last = np.zeros(steps, bool)
+    if ends == "marks" or (ends == "auto" and marks.any()):
+        last = marks
+    elif ends != "none" and goal is not None:
+        last[:-1] = (goal[1:] != goal[:-1]).any(axis=1)
+    last[-1] = True
+    return np.diff(np.flatnonzero(last), prepend=-1)
+
+
+def _goal_rows(path: pathlib.Path, goal: Any, steps: int) -> np.ndarray | None:
+    """The goal at each step, [M, G], or None."""
+    if goal is None:
+        return None
+    if goal.ndim != 2 or len(goal) != steps or goal.dtype.kind not in "iuf":
+        raise InputError(
+            f"{path}: infos/goal is {goal.dtype} of shape {goal.shape}; give a goal for each of "
+            f"the {steps} steps, or leave it out"
+        )
+    if (bad := np.argwhere(~np.isfinite(goal))).size:
+        row, column = bad[0]
+        raise InputError(
+            f"{path}: infos/goal row {row}, column {column} (from 0) is {goal[row, column]}; "
+            "mend it, or leave infos/goal out"
+        )
+    return goal.astype(np.float32)
+
+
+def _goals(goal: np.ndarray | None, lengths: np.ndarray) -> np.ndarray | None:
+    """Goals of episodes, [E, G]; None where an episode has no goal, or several."""
+    if goal is None:
+        return None
+    goals = goal[np.cumsum(lengths) - lengths]
+    return goals if (goal == np.repeat(goals, lengths, axis=0)).all() else None
+
+
+def _only(goals: np.ndarray | None) -> list[float] | None:
+    """The goal that all episodes share, or None."""
+    return goals[0].tolist() if goals is not None and (goals == goals[0]).all() else None
+
+
+def _arrivals(path: pathlib.Path, kept: Any, lengths: np.ndarray) -> np.ndarray | None:
+    if kept is None:
+        return None
+    if kept.shape != lengths.shape or kept.dtype.kind not in "iu":
+        raise InputError(
+            f"{path}: metadata/arrivals is {kept.dtype} of shape {kept.shape}; give a number of "
+            f"steps for each of the {len(lengths)} episodes, or leave it out"
+        )
+    return kept.astype(np.int64)
+
+
+def _about(path: pathlib.Path, kept: Any) -> dict[str, Any]:
+    try:
+        about = json.loads(kept)
+    except (TypeError, ValueError):
+        about = None
+    if not isinstance(about, dict):
+        raise InputError(f"{path}: metadata/about is no JSON object; mend it, or leave it out")
+    return about
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

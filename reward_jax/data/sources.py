@@ -1,0 +1,64 @@
+"""Where batches of x_0 are drawn from, on the device, inside a compiled loop.
+
+A source is a pytree with `sample(key, count) -> x_0 [count, ...]`. Legend: N rows or windows, M
+time steps of all episodes, H horizon, D transition width.
+"""
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+__all__ = ["Mixed", "Rows", "Source", "Strided"]
+
+
+class Source(Protocol):
+    """What compiled loops draw from."""
+
+    def sample(self, key: jax.Array, count: int) -> Any:
+        """Rows drawn with replacement, each equally probable."""
+        ...
+
+
+@struct.dataclass
+class Rows:
+    """An array [N, ...], or a tree of arrays with the same N, such as (x_0, condition)."""
+
+    rows: Any
+
+    def sample(self, key: jax.Array, count: int) -> Any:
+        """See `Source`."""
+        total = jax.tree.leaves(self.rows)[0].shape[0]
+        index = jax.random.randint(key, (count,), 0, total)
+        return jax.tree.map(lambda x: x[index], self.rows)
+
+
+@struct.dataclass
+class Strided:
+    """Windows of a long series: flat [M, D], starts [N]; every `stride`-th step, H of them."""
+
+    flat: Any
+    starts: Any
+    horizon: int = struct.field(pytree_node=False)
+    stride: int = struct.field(pytree_node=False, default=1)
+
+    def sample(self, key: jax.Array, count: int) -> jax.Array:
+        """See `Source`."""
+        starts = self.starts[jax.random.randint(key, (count,), 0, self.starts.shape[0])]
+        return self.flat[starts[:, None] + self.stride * jnp.arange(self.horizon)]
+
+
+@struct.dataclass
+class Mixed:
+    """As many rows from each source, up to one; the first gets what is left over."""
+
+    sources: tuple[Any, ...]
+
+    def sample(self, key: jax.Array, count: int) -> Any:
+        """See `Source`."""
+        each = count // len(self.sources)
+        counts = [count - each * (len(self.sources) - 1)] + [each] * (len(self.sources) - 1)
+        keys = jax.random.split(key, len(counts))
+        parts = [s.sample(k, n) for s, k, n in zip(self.sources, keys, counts, strict=True)]
+        return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)

@@ -1,0 +1,70 @@
+"""Convolutions over time, by whatever is quickest on the backend: the one place that chooses.
+
+XLA's convolutions are right on GPU and TPU, but many times slower than a matrix product on the CPU
+at these sizes. There, a convolution is one product over shifted copies of the input, without the
+taps that would only ever meet padding: at one time step, one of five is left.
+
+Shapes, as everywhere here, channels last: x [B, T, C], kernel [K, C, F], result [B, T', F].
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+__all__ = ["Method", "conv1d", "conv1d_transpose"]
+
+Method = Literal["auto", "matmul", "lax"]
+
+
+def conv1d(
+    x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int, method: Method = "auto"
+) -> jax.Array:
+    """Cross-correlation with zero padding on both sides, as PyTorch's Conv1d.
+
+    T' = (T + 2 padding - K) // stride + 1. method: "auto" takes "matmul" on the CPU, else "lax".
+    """
+    size, length = kernel.shape[0], x.shape[1]
+    out = (length + 2 * padding - size) // stride + 1
+    if size == 1 and stride == 1 and padding == 0:
+        return x @ kernel[0]
+    if _chosen(method) == "lax":
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride,), [(padding, padding)], dimension_numbers=("NWC", "WIO", "NWC")
+        )
+    reach = [stride * o - padding for o in (0, out - 1)]  # where the first tap stands, ends
+    first, last = max(0, -reach[1]), min(size, length - reach[0])
+    before, after = max(0, -reach[0] - first), max(0, reach[1] + last - length)
+    padded = jnp.pad(x, ((0, 0), (before, after), (0, 0)))
+    start = reach[0] + first + before
+    span = stride * (out - 1) + 1
+    taps = [padded[:, i : i + span : stride] for i in range(start, start + last - first)]
+    return jnp.concatenate(taps, -1) @ kernel[first:last].reshape(-1, kernel.shape[2])
+
+
+def conv1d_transpose(x: jax.Array, kernel: jax.Array, *, method: Method = "auto") -> jax.Array:
+    """PyTorch's ConvTranspose1d with kernel 4, stride 2 and padding 1: T' = 2 T.
+
+    out[o] = sum over i of x[i] kernel[o + 1 - 2 i]. kernel: [4, C, F].
+    """
+    length = x.shape[1]
+    if _chosen(method) == "lax":
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel[::-1],
+            (1,),
+            [(2, 2)],
+            lhs_dilation=(2,),
+            dimension_numbers=("NWC", "WIO", "NWC"),
+        )
+    padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
+    pairs = jnp.concatenate([padded[:, :-1], padded[:, 1:]], -1)  # (x[i - 1], x[i]), i = 0 .. T
+    even = pairs[:, :-1] @ jnp.concatenate([kernel[3], kernel[1]])
+    odd = pairs[:, 1:] @ jnp.concatenate([kernel[2], kernel[0]])
+    return jnp.stack([even, odd], 2).reshape(x.shape[0], 2 * length, -1)
+
+
+def _chosen(method: Method) -> Method:
+    if method == "auto":
+        return "matmul" if jax.default_backend() == "cpu" else "lax"
+    return method

@@ -1,0 +1,179 @@
+"""What the trajectory networks are made of (Diffuser, Janner et al. 2022), channels last.
+
+Legend: B batch, T time steps, C channels, E width of the time embedding.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from common_jax.errors import InputError
+from reward_jax.models.conv import Method, conv1d, conv1d_transpose
+
+__all__ = [
+    "Activation",
+    "Conv",
+    "ConvBlock",
+    "Downsample",
+    "LinearAttention",
+    "ResidualBlock",
+    "TimeEmbedding",
+    "Upsample",
+    "activation",
+    "mish",
+]
+
+Activation = Literal["mish", "silu", "relu", "leaky_relu"]
+
+
+def mish(x: jax.Array) -> jax.Array:
+    """X tanh(log(1 + e^x)), by one exponential: n / (n + 2) with n = e^x (e^x + 2)."""
+    e = jnp.exp(jnp.minimum(x, 20.0))  # beyond 20 the factor is 1 in float32
+    n = e * (e + 2)
+    return x * (n / (n + 2))
+
+
+def activation(name: Activation) -> Callable[[jax.Array], jax.Array]:
+    """The function of that name."""
+    if name not in get_args(Activation):
+        raise InputError(
+            f"activation {name!r} is unknown; known are {', '.join(get_args(Activation))}"
+        )
+    if name == "mish":
+        return mish
+    return {"silu": jax.nn.silu, "relu": jax.nn.relu, "leaky_relu": jax.nn.leaky_relu}[name]
+
+
+class TimeEmbedding(nn.Module):
+    """t [B] -> [B, E]: sines and cosines, then two layers."""
+
+    width: int
+    act: Activation = "mish"
+
+    @nn.compact
+    def __call__(self, t: jax.Array) -> jax.Array:
+        half = self.width // 2
+        rates = jnp.exp(jnp.arange(half) * (-math.log(10000) / (half - 1)))
+        angles = t[:, None] * rates
+        x = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
+        x = activation(self.act)(nn.Dense(4 * self.width, name="first")(x))
+        return nn.Dense(self.width, name="second")(x)
+
+
+def _uniform(fan_in: int) -> Callable[..., jax.Array]:
+    """PyTorch's default for weights and biases of convolutions: U(+-1 / sqrt(fan in))."""
+    limit = fan_in**-0.5
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
+        key, shape, dtype, -limit, limit
+    )
+
+
+class Conv(nn.Module):
+    """Convolution over time."""
+
+    features: int
+    size: int
+    stride: int = 1
+    padding: int = 0
+    use_bias: bool = True
+    method: Method = "auto"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.size, x.shape[-1], self.features)
+        fan_in = shape[0] * shape[1]
+        kernel = self.param("kernel", _uniform(fan_in), shape)
+        y = conv1d(x, kernel, stride=self.stride, padding=self.padding, method=self.method)
+        return y + self.param("bias", _uniform(fan_in), shape[-1:]) if self.use_bias else y
+
+
+class Downsample(nn.Module):
+    """Half the time steps (rounded up), by a convolution of 3."""
+
+    use_bias: bool = True
+    method: Method = "auto"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        conv = Conv(x.shape[-1], 3, 2, 1, self.use_bias, self.method, name="conv")
+        return conv(x)
+
+
+class Upsample(nn.Module):
+    """Twice the time steps, by a transposed convolution of 4."""
+
+    method: Method = "auto"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        kernel = self.param("kernel", _uniform(4 * channels), (4, channels, channels))
+        bias = self.param("bias", _uniform(4 * channels), (channels,))
+        return conv1d_transpose(x, kernel, method=self.method) + bias
+
+
+class ConvBlock(nn.Module):
+    """Convolution, group norm, activation."""
+
+    features: int
+    size: int = 5
+    act: Activation = "mish"
+    groups: int | None = 8  # None: no norm
+    use_bias: bool = True
+    method: Method = "auto"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = Conv(
+            self.features, self.size, 1, self.size // 2, self.use_bias, self.method, name="conv"
+        )(x)
+        if self.groups is not None:
+            x = nn.GroupNorm(self.groups, epsilon=1e-5, use_fast_variance=False, name="norm")(x)
+        return activation(self.act)(x)
+
+
+class ResidualBlock(nn.Module):
+    """Two `ConvBlock`s with the time embedding between, around a shortcut."""
+
+    features: int
+    size: int = 5
+    act: Activation = "mish"
+    groups: int | None = 8
+    use_bias: bool = True
+    method: Method = "auto"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
+        block = dict(
+            size=self.size,
+            act=self.act,
+            groups=self.groups,
+            use_bias=self.use_bias,
+            method=self.method,
+        )
+        added = nn.Dense(self.features, name="time")(activation(self.act)(time))
+        y = ConvBlock(self.features, name="first", **block)(x) + added[:, None]
+        y = ConvBlock(self.features, name="second", **block)(y)
+        if x.shape[-1] != self.features:
+            x = Conv(self.features, 1, name="shortcut")(x)
+        return y + x
+
+
+class LinearAttention(nn.Module):
+    """X + attention(norm(x)), linear in T: keys are normalised over time, queries are not."""
+
+    heads: int = 4
+    width: int = 32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="norm")(x)
+        y = nn.Dense(3 * self.heads * self.width, use_bias=False, name="qkv")(y)
+        q, k, v = jnp.moveaxis(y.reshape(*y.shape[:2], 3, self.heads, self.width), 2, 0)
+        context = jnp.einsum("bthd,bthe->bhde", jax.nn.softmax(k, axis=1), v)
+        out = jnp.einsum("bhde,bthd->bthe", context, q * self.width**-0.5)
+        return x + nn.Dense(x.shape[-1], name="out")(out.reshape(*x.shape[:2], -1))

@@ -1,0 +1,99 @@
+"""Noise schedules: how much of x_0 is left in x_t.
+
+x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t = 0 .. T - 1; abar is `alphas_cumprod`. Tables are
+computed in float64 and cast once. Legend: T diffusion steps.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from common_jax.errors import InputError
+
+__all__ = ["Schedule", "cosine_schedule", "from_betas", "linear_schedule", "make_schedule"]
+
+
+@struct.dataclass
+class Schedule:
+    """Tables of a variance-preserving schedule, each [T] float32.
+
+    posterior_x0 and posterior_xt are the coefficients of x_0 and x_t in the mean of
+    q(x_{t-1} | x_t, x_0), posterior_variance its variance (0 at t = 0), mean_per_score what a
+    difference of scores does to that mean: beta_t / sqrt(alpha_t).
+    """
+
+    betas: Any
+    alphas_cumprod: Any
+    sqrt_alphas_cumprod: Any
+    sqrt_one_minus_alphas_cumprod: Any
+    posterior_x0: Any
+    posterior_xt: Any
+    posterior_variance: Any
+    mean_per_score: Any
+    name: str = struct.field(pytree_node=False, default="betas")
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return self.betas.shape[0]
+
+    def at(self, table: jax.Array, t: jax.Array, like: jax.Array) -> jax.Array:
+        """`table` at t [B], shaped to be multiplied with `like` [B, ...]."""
+        return jnp.reshape(jnp.asarray(table)[t], t.shape + (1,) * (like.ndim - t.ndim))
+
+
+def from_betas(betas: np.ndarray, name: str = "betas") -> Schedule:
+    """A schedule from its betas [T], each in (0, 1)."""
+    betas = np.asarray(betas, np.float64)
+    if betas.ndim != 1 or not betas.size or not ((betas > 0) & (betas < 1)).all():
+        raise InputError("betas of a schedule are a list of numbers above 0 and below 1")
+    alphas = 1 - betas
+    bar = np.cumprod(alphas)
+    before = np.concatenate([[1.0], bar[:-1]])
+    tables = {
+        "betas": betas,
+        "alphas_cumprod": bar,
+        "sqrt_alphas_cumprod": np.sqrt(bar),
+        "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - bar),
+        "posterior_x0": betas * np.sqrt(before) / (1 - bar),
+        "posterior_xt": (1 - before) * np.sqrt(alphas) / (1 - bar),
+        "posterior_variance": betas * (1 - before) / (1 - bar),
+        "mean_per_score": betas / np.sqrt(alphas),
+    }
+    return Schedule(**{k: jnp.asarray(v, jnp.float32) for k, v in tables.items()}, name=name)
+
+
+def cosine_schedule(steps: int, offset: float = 0.008, most: float = 0.999) -> Schedule:
+    """Cosine: abar ~ cos((t / T + offset) / (1 + offset) * pi / 2) ** 2 (Nichol, Dhariwal 2021).
+
+    most: betas are cut there, or the last one would be 1.
+    """
+    _check(steps)
+    grid = np.arange(steps + 1, dtype=np.float64) / steps
+    bar = np.cos((grid + offset) / (1 + offset) * np.pi / 2) ** 2
+    return from_betas(np.clip(1 - bar[1:] / bar[:-1], 1e-12, most), "cosine")
+
+
+def linear_schedule(steps: int, first: float | None = None, last: float | None = None) -> Schedule:
+    """Betas from first to last (Ho et al. 2020: 1e-4 to .02 at 1000 steps, scaled to T)."""
+    _check(steps)
+    scale = 1000 / steps
+    first = scale * 1e-4 if first is None else first
+    last = min(scale * 0.02, 0.999) if last is None else last
+    return from_betas(np.linspace(first, last, steps), "linear")
+
+
+def make_schedule(name: str, steps: int) -> Schedule:
+    """The schedule called "cosine" or "linear"."""
+    makers = {"cosine": cosine_schedule, "linear": linear_schedule}
+    if name not in makers:
+        raise InputError(f"schedule {name!r} is unknown; known are {', '.join(makers)}")
+    return makers[name](steps)
+
+
+def _check(steps: int) -> None:
+    if steps < 1:
+        raise InputError(f"a schedule needs 1 diffusion step or more, not {steps}")

@@ -1,0 +1,309 @@
+"""Models as single files: parameters in safetensors, what they mean in its header.
+
+A file holds all that using it takes: architecture, prediction, schedule, normaliser, horizon and
+stride, and where it came from. Legend: H horizon, D transition width, A actions, O observations.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from common_jax.errors import InputError
+from reward_jax.data.normalisers import Normaliser
+from reward_jax.denoiser import Denoiser, Score, score_from
+from reward_jax.diffusion import FirstState
+from reward_jax.discriminator import DiscriminatorGuide
+from reward_jax.extract import RelativeReward
+from reward_jax.models.reward_net import HalfUnet, WindowMLP
+from reward_jax.models.temporal_unet import TemporalUnet
+from reward_jax.schedule import Schedule, make_schedule
+
+__all__ = [
+    "Converted",
+    "Space",
+    "TrajectoryGuide",
+    "TrajectoryModel",
+    "check_same_space",
+    "expert_in_base_terms",
+    "load_guide",
+    "load_model",
+    "save_guide",
+    "save_model",
+]
+
+_FORMAT = 1
+_METHOD = "method"  # of convolutions: the backend's matter, not the file's
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """What a trajectory of a model is.
+
+    horizon: H. stride: environment steps between its rows. actions: A. normaliser: of rows [D].
+    about: where the data came from (environment, maze, goal, ...), plain JSON.
+    """
+
+    horizon: int
+    stride: int
+    actions: int
+    normaliser: Normaliser
+    about: dict[str, Any]
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(np.shape(self.normaliser.offset)[0])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, D)."""
+        return self.horizon, self.width
+
+    @property
+    def pin(self) -> FirstState:
+        """x_0 -> its first observation, given."""
+        return FirstState(self.actions)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrajectoryModel:
+    """A denoiser and the space of its trajectories."""
+
+    denoiser: Denoiser
+    space: Space
+
+
+@dataclasses.dataclass(frozen=True)
+class TrajectoryGuide:
+    """A relative reward, or a discriminator, and the space of its trajectories."""
+
+    guide: RelativeReward | DiscriminatorGuide
+    space: Space
+    schedule: Schedule
+
+
+def save_model(path: str | pathlib.Path, model: TrajectoryModel) -> None:
+    """Write a denoiser, its parameters as they are."""
+    d = model.denoiser
+    kind = {"kind": "denoiser", "prediction": d.prediction, "clip": d.clip}
+    _write(path, d.params, kind | _network(d.model) | _about(model.space, d.schedule))
+
+
+def load_model(path: str | pathlib.Path) -> TrajectoryModel:
+    """Read a denoiser; InputError where the file is missing, corrupt or holds something else."""
+    params, header = _read(path, "denoiser")
+    schedule = _schedule(header)
+    denoiser = score_from(
+        _module(header, path), params, header["prediction"], schedule, clip=header["clip"]
+    )
+    return TrajectoryModel(denoiser, _space(header))
+
+
+def save_guide(path: str | pathlib.Path, guide: TrajectoryGuide) -> None:
+    """Write a reward or a discriminator; the unit of a reward is kept with it."""
+    g = guide.guide
+    if isinstance(g, RelativeReward):
+        kind = {"kind": "reward", "target": g.target, "seeds": g.seeds} | _network(g.reward)
+    else:
+        kind = {"kind": "discriminator", "output": g.output} | _network(g.model)
+    _write(path, g.params, kind | _about(guide.space, guide.schedule))
+
+
+def load_guide(path: str | pathlib.Path) -> TrajectoryGuide:
+    """Read what `save_guide` wrote; InputError as for `load_model`."""
+    params, header = _read(path, "reward", "discriminator")
+    module, schedule = _module(header, path), _schedule(header)
+    if header["kind"] == "reward":
+        guide = RelativeReward(params, schedule, module, header["target"], header["seeds"])
+    else:
+        guide = DiscriminatorGuide(params, module, header["output"])
+    return TrajectoryGuide(guide, _space(header), schedule)
+
+
+@struct.dataclass
+class Converted:
+    """A score in the terms of another normaliser: by the chain rule, x' = (x - offset) / scale.
+
+    Noise of one size in both terms is taken for granted: exact where scales agree.
+    """
+
+    score: Any
+    schedule: Schedule
+    offset: Any
+    scale: Any
+
+    def __call__(self, x_t: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
+        """The score [B, H, D] with respect to x_t in the other normaliser's terms."""
+        given = () if cond is None else (cond,)
+        kept = self.schedule.at(self.schedule.sqrt_alphas_cumprod, t, x_t)
+        return self.score((x_t - kept * self.offset) / self.scale, t, *given) / self.scale
+
+
+def expert_in_base_terms(
+    base: TrajectoryModel, expert: TrajectoryModel, most: float = 1.25
+) -> tuple[Score, list[str]]:
+    """The expert's score for trajectories in the base's terms, and notes on what was converted.
+
+    Raises InputError naming each difference that cannot be converted: horizon, transition, stride,
+    diffusion steps, schedule, or scales that differ by more than the factor `most`.
+    """
+    check_same_space("base and expert", base.space, expert.space)
+    ours, theirs = base.denoiser.schedule, expert.denoiser.schedule
+    if ours.steps != theirs.steps:
+        raise InputError(
+            f"base and expert differ in diffusion steps: {ours.steps} and {theirs.steps}; "
+            "train the expert with the base's"
+        )
+    gap = float(jnp.abs(ours.alphas_cumprod - theirs.alphas_cumprod).max())
+    if gap > 1e-5:
+        raise InputError(
+            f"base and expert differ in schedule: {ours.name} and {theirs.name} (abar by up to "
+            f"{gap:.3f}); train the expert with the base's"
+        )
+    a, b = base.space.normaliser, expert.space.normaliser
+    if np.allclose(a.offset, b.offset, rtol=0, atol=1e-6) and np.allclose(a.scale, b.scale, 1e-6):
+        return expert.denoiser, []
+    between = a.to(b)  # from the base's terms to the expert's
+    ratio = float(np.max(np.maximum(between.scale, 1 / np.asarray(between.scale))))
+    if ratio > most:
+        raise InputError(
+            f"base and expert differ in their normalisers by a factor of {ratio:.2f}, too much to "
+            "convert: train the expert from the base (--init), which keeps the base's normaliser"
+        )
+    note = (
+        f"the normalisers of base and expert differ (scales by up to {100 * (ratio - 1):.2g}%): "
+        "the expert's score is converted to the base's terms"
+    )
+    return Converted(expert.denoiser, theirs, between.offset, between.scale), [note]
+
+
+def check_same_space(what: str, a: Space, b: Space) -> None:
+    """InputError naming the first thing in which two spaces differ, normalisers apart."""
+    for name, x, y in (
+        ("horizon", a.horizon, b.horizon),
+        ("transition width", a.width, b.width),
+        ("actions", a.actions, b.actions),
+        ("stride", a.stride, b.stride),
+    ):
+        if x != y:
+            raise InputError(f"{what} differ in {name}: {x} and {y}; train both alike")
+
+
+def _about(space: Space, schedule: Schedule) -> dict[str, Any]:
+    n = space.normaliser
+    return {
+        "schedule": {"name": schedule.name, "steps": schedule.steps},
+        "horizon": space.horizon,
+        "stride": space.stride,
+        "actions": space.actions,
+        "normaliser": {
+            "kind": n.kind,
+            "offset": np.asarray(n.offset, np.float64).tolist(),
+            "scale": np.asarray(n.scale, np.float64).tolist(),
+        },
+        "about": space.about,
+    }
+
+
+def _space(header: dict[str, Any]) -> Space:
+    n = header["normaliser"]
+    offset, scale = (np.asarray(n[k], np.float32) for k in ("offset", "scale"))
+    return Space(
+        header["horizon"],
+        header["stride"],
+        header["actions"],
+        Normaliser(offset, scale, n["kind"]),
+        header["about"],
+    )
+
+
+def _schedule(header: dict[str, Any]) -> Schedule:
+    return make_schedule(header["schedule"]["name"], header["schedule"]["steps"])
+
+
+def _network(module: Any) -> dict[str, Any]:
+    fields = {
+        f.name: getattr(module, f.name)
+        for f in dataclasses.fields(module)
+        if f.name not in ("parent", "name", _METHOD)
+    }
+    for name, made in (
+        ("temporal_unet", TemporalUnet),
+        ("half_unet", HalfUnet),
+        ("window_mlp", WindowMLP),
+    ):
+        if isinstance(module, made):
+            return {"network": name, "fields": fields}
+    raise InputError(f"a model of {type(module).__name__} cannot be written to a file")
+
+
+def _module(header: dict[str, Any], path: Any) -> Any:
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in header["fields"].items()}
+    makers: dict[str, Any] = {
+        "temporal_unet": TemporalUnet,
+        "half_unet": HalfUnet,
+        "window_mlp": WindowMLP,
+    }
+    try:
+        return makers[header["network"]](**fields)
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: its network is none of this version's ({error}); train it again"
+        ) from None
+
+
+def _write(path: str | pathlib.Path, params: Any, header: dict[str, Any]) -> None:
+    path = pathlib.Path(path)
+    flat = {
+        jax.tree_util.keystr(k, simple=True, separator="/"): np.ascontiguousarray(v)
+        for k, v in jax.tree_util.tree_leaves_with_path(params)
+    }
+    scratch = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(flat, scratch, {"reward_jax": json.dumps({"format": _FORMAT} | header)})
+        scratch.replace(path)
+    except (OSError, SafetensorError) as error:
+        scratch.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written ({error}); name another place") from error
+
+
+def _read(path: str | pathlib.Path, *kinds: str) -> tuple[Any, dict[str, Any]]:
+    path = pathlib.Path(path)
+    wanted = " or ".join(kinds)
+    if path.is_dir():  # a run's directory stands for what it made
+        found = [path / f"{kind}.safetensors" for kind in kinds]
+        path = next((p for p in found if p.is_file()), found[0])
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file; a {wanted} is wanted")
+    params: dict[str, Any] = {}
+    try:
+        with safe_open(path, "numpy") as file:
+            header = json.loads((file.metadata() or {})["reward_jax"])
+            for name in file.keys():  # noqa: SIM118 (it is no mapping)
+                value = file.get_tensor(name)
+                if not np.isfinite(value).all():
+                    raise InputError(f"{path}: parameter {name} is not finite; train it again")
+                *parents, leaf = name.split("/")
+                node = params
+                for parent in parents:
+                    node = node.setdefault(parent, {})
+                node[leaf] = jnp.asarray(value)
+        if header["format"] != _FORMAT:
+            raise InputError(f"{path}: is of another version ({header['format']}); train it again")
+        if header["kind"] not in kinds:
+            raise InputError(f"{path}: holds a {header['kind']}, where a {wanted} is wanted")
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"{path}: corrupt, or no model of ours ({reason}); copy or train it again"
+        ) from error
+    return params, header

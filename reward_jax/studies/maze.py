@@ -1,0 +1,369 @@
+"""The Maze2D study: four mazes, eight goals each, a reward for every goal.
+
+For each maze a base model of walks to random goals; for each goal an expert, the base trained
+further on walks to that goal alone; the reward of the two, with its heat map; and plans of the
+base steered by it. Beside them: the discriminator, and a null control, the reward of two
+checkpoints of one base.
+
+    out/MAZE/base.safetensors, null.safetensors, null.json
+    out/MAZE/goal_K/{expert,reward,discriminator}.safetensors, result.json, maps.npz
+
+What is there is not made again, so that a study that was stopped goes on where it stood; several
+processes may take a maze each.
+"""
+
+import dataclasses
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from common_jax.errors import InputError
+from common_jax.files import make_folder, write_json
+from reward_jax.data.sources import Mixed, Strided
+from reward_jax.discriminator import DiscriminatorGuide, train_discriminator
+from reward_jax.envs.collect import collect, steps_for
+from reward_jax.envs.mazes import Maze, goals, maze
+from reward_jax.extract import RelativeReward
+from reward_jax.heatmap import HeatMap, heat_map, score_windows
+from reward_jax.runs.extract import Matching, RewardOptions, diagnose, fit_reward
+from reward_jax.runs.steer import ends, plan, plan_sweep, positions, starts_in
+from reward_jax.runs.train import (
+    NetworkOptions,
+    Training,
+    fit,
+    optimiser,
+    space_of,
+    window_source,
+)
+from reward_jax.schedule import cosine_schedule
+from reward_jax.store import (
+    TrajectoryGuide,
+    TrajectoryModel,
+    load_guide,
+    load_model,
+    save_guide,
+    save_model,
+)
+
+__all__ = ["MazeStudyConfig", "STRIDES", "run_maze_study"]
+
+# Environment steps between rows: the longest walks of a maze fit into 32 rows.
+STRIDES = {"open": 10, "umaze": 10, "medium": 16, "large": 28}
+
+
+@dataclasses.dataclass
+class MazeStudyConfig:
+    """Extract a reward for every goal of every maze.
+
+    Args:
+        out: folder of the study; what is there already is kept.
+        mazes: of open, umaze, medium, large.
+        goals: how many of each maze's eight.
+        horizon: rows of a trajectory.
+        diffusion_steps: T.
+        network: of the denoisers.
+        base: training of the bases.
+        expert: training of the experts, which begin as their base.
+        reward: the reward network.
+        matching: its training.
+        base_episodes: of the base's data.
+        expert_episodes: of an expert's data.
+        map_windows: windows of the base's held-out data that make a heat map.
+        bins: of a heat map, to the side of a cell.
+        plans: steered plans for each goal.
+        scales: guidance scales that are tried.
+        headline_scale: the one that the summary tells of.
+        seed: of everything.
+    """
+
+    out: pathlib.Path = pathlib.Path("runs/maze-study")
+    mazes: tuple[str, ...] = ("open", "umaze", "medium", "large")
+    goals: int = 8
+    horizon: int = 32
+    diffusion_steps: int = 50
+    network: NetworkOptions = dataclasses.field(default_factory=NetworkOptions)
+    base: Training = dataclasses.field(default_factory=Training)
+    expert: Training = dataclasses.field(
+        default_factory=lambda: Training(
+            steps=1500, learning_rate=5e-4, ema_decay=0.99, ema_every=1, ema_begin=0
+        )
+    )
+    reward: RewardOptions = dataclasses.field(default_factory=RewardOptions)
+    matching: Matching = dataclasses.field(default_factory=Matching)
+    base_episodes: int = 2000
+    expert_episodes: int = 600
+    map_windows: int = 10000
+    bins: int = 10
+    plans: int = 256
+    scales: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    headline_scale: float = 2.0
+    seed: int = 0
+
+
+def run_maze_study(config: MazeStudyConfig) -> dict[str, Any]:
+    """Do what is not done yet; writes and returns the summary (results.json)."""
+    if not 1 <= config.goals <= 8:
+        raise InputError(f"goals is {config.goals}: give 1 to 8")
+    if config.headline_scale not in config.scales:
+        raise InputError(f"headline_scale {config.headline_scale} is none of the scales")
+    layouts = [maze(name) for name in config.mazes]
+    make_folder(config.out)
+    for layout in layouts:
+        work = _Work(config, layout)
+        work.null()
+        for index in range(config.goals):
+            work.goal(index)
+    return summarise(config.out)
+
+
+class _Work:
+    """What is made for one maze."""
+
+    def __init__(self, config: MazeStudyConfig, layout: Maze) -> None:
+        self.config, self.maze = config, layout
+        self.folder = config.out / layout.name
+        self.stride = STRIDES[layout.name]
+        self._base: tuple[TrajectoryModel, Strided, np.ndarray] | None = None
+
+    def _episodes(self, goal: Any, count: int, seed: int) -> Any:
+        steps = steps_for(self.maze, self.config.horizon, self.stride)
+        return collect(self.maze, goal=goal, episodes=count, steps=steps, seed=seed)
+
+    def base(self) -> tuple[TrajectoryModel, Strided, np.ndarray]:
+        """The base, the windows of its data, and held-out windows [N, H, D]."""
+        if self._base:
+            return self._base
+        c = self.config
+        episodes = self._episodes(None, c.base_episodes, c.seed)
+        space = space_of(episodes, horizon=c.horizon, stride=self.stride, actions=False)
+        source = window_source(episodes, space)
+        path = self.folder / "base.safetensors"
+        if not path.exists():
+            begun = time.perf_counter()
+            schedule = cosine_schedule(c.diffusion_steps)
+            model = fit(
+                source,
+                None,
+                space,
+                c.base,
+                seed=c.seed,
+                network=c.network,
+                schedule=schedule,
+                clip_x0=1.2,
+            )
+            save_model(path, model)
+            _say(f"{self.maze.name}: base, {time.perf_counter() - begun:.0f} s")
+        held = window_source(self._episodes(None, c.base_episodes, c.seed + 1), space)
+        rows = np.asarray(held.sample(jax.random.key(c.seed), c.map_windows))
+        self._base = load_model(path), source, rows
+        return self._base
+
+    def null(self) -> None:
+        """Two checkpoints of one base: where does the map of their "reward" peak?"""
+        path = self.folder / "null.json"
+        if path.exists():
+            return
+        c = self.config
+        base, source, rows = self.base()
+        other = fit(source, base, base.space, c.expert, seed=c.seed + 500)
+        guide = self._reward(base, other, Mixed((source, source)), c.seed + 501)
+        peaks = [self._map(g, rows).peak for g in self._seeds(guide)]
+        found = diagnose(guide, base.denoiser, other.denoiser, jnp.asarray(rows[:256]))
+        write_json(path, {"peaks": np.stack(peaks).tolist(), "diagnostics": found})
+
+    def goal(self, index: int) -> None:
+        """Expert, reward, map, steering and the discriminator of one goal."""
+        folder = self.folder / f"goal_{index}"
+        if (folder / "result.json").exists():
+            return
+        c, place = self.config, goals(self.maze)[index]
+        base, base_source, rows = self.base()
+        begun, seconds = time.perf_counter(), {}
+
+        def lap(name: str) -> None:
+            nonlocal begun
+            now = time.perf_counter()
+            seconds[name], begun = round(now - begun, 1), now
+
+        seed = c.seed + 1000 + 10 * index
+        episodes = self._episodes(place, c.expert_episodes, seed)
+        space = dataclasses.replace(base.space, about=dict(episodes.about))
+        source = window_source(episodes, space)
+        lap("data")
+        path = folder / "expert.safetensors"
+        if not path.exists():
+            make_folder(folder)
+            save_model(path, fit(source, base, space, c.expert, seed=seed))
+        expert = load_model(path)
+        lap("expert")
+        mixed = Mixed((base_source, source))
+        path = folder / "reward.safetensors"
+        if not path.exists():
+            save_guide(path, self._reward(base, expert, mixed, seed + 1))
+        guide = load_guide(path)
+        lap("reward")
+        path = folder / "discriminator.safetensors"
+        if not path.exists():
+            save_guide(path, self._discriminator(guide, base_source, source, seed + 2))
+        judge = load_guide(path)
+        lap("discriminator")
+        held = jnp.concatenate([rows[:256], source.sample(jax.random.key(seed), 256)])
+        diagnostics = diagnose(guide, base.denoiser, expert.denoiser, held)
+        maps = {"reward": self._map(guide, rows), "discriminator": self._map(judge, rows)}
+        seeds = [self._map(g, rows) for g in self._seeds(guide)[1:]]
+        lap("maps")
+        steering = self._steer(base, expert, guide, judge, place, seed)
+        lap("steering")
+        np.savez_compressed(folder / "maps.npz", **{name: m.values for name, m in maps.items()})
+        write_json(
+            folder / "result.json",
+            {
+                "maze": self.maze.name,
+                "goal": place.tolist(),
+                "peak": self._peak(maps["reward"], place),
+                "seed_peaks": [self._peak(m, place) for m in seeds],
+                "discriminator_peak": self._peak(maps["discriminator"], place),
+                "free_cells": len(self.maze.free),
+                "diagnostics": diagnostics,
+                "steering": steering,
+                "seconds": seconds,
+            },
+        )
+        off = self._peak(maps["reward"], place)["metres"]
+        _say(
+            f"{self.maze.name} goal {index}: peak {off:.2f} m off; {json.dumps(steering)}; "
+            f"{json.dumps(seconds)}"
+        )
+
+    def _reward(
+        self, base: TrajectoryModel, expert: TrajectoryModel, source: Mixed, seed: int
+    ) -> TrajectoryGuide:
+        c = self.config
+        d = base.denoiser
+        return fit_reward(
+            d, expert.denoiser, source, expert.space, d.schedule, c.reward, c.matching, seed=seed
+        )
+
+    def _discriminator(
+        self, guide: TrajectoryGuide, base: Strided, expert: Strided, seed: int
+    ) -> TrajectoryGuide:
+        """The reward's network, trained as long and on as many rows, to tell the data apart."""
+        c, space = self.config, guide.space
+        model, key = c.reward.make(space), jax.random.key(seed)
+        rows = jnp.zeros((1, *space.shape)), jnp.zeros(1, jnp.int32)
+        params, _ = train_discriminator(
+            model,
+            model.init(key, *rows)["params"],
+            base,
+            expert,
+            guide.schedule,
+            optimiser(c.matching.learning_rate, c.matching.steps, decay=True, clip=0.0),
+            steps=c.matching.steps,
+            key=key,
+            batch_size=c.matching.batch,
+            pin=space.pin,
+            steps_per_call=c.matching.steps_per_call,
+        )
+        return TrajectoryGuide(DiscriminatorGuide(params, model), space, guide.schedule)
+
+    def _seeds(self, guide: TrajectoryGuide) -> list[TrajectoryGuide]:
+        """The mean of the seeds, then each seed."""
+        reward = guide.guide
+        assert isinstance(reward, RelativeReward) and reward.seeds
+        each = [dataclasses.replace(guide, guide=reward.seed(i)) for i in range(reward.seeds)]
+        return [guide, *each]
+
+    def _map(self, guide: TrajectoryGuide, rows: np.ndarray) -> HeatMap:
+        places = positions(rows, guide.space)
+        scores = score_windows(guide.guide, rows)
+        return heat_map(
+            places, scores, self.maze.extent, bins=self.config.bins, cell=self.maze.size
+        )
+
+    def _peak(self, found: HeatMap, goal: np.ndarray) -> dict[str, Any]:
+        return {
+            "metres": float(np.linalg.norm(found.peak - goal)),
+            "in_cell": bool((self.maze.cell_of(found.peak) == self.maze.cell_of(goal)).all()),
+            "at": found.peak.tolist(),
+        }
+
+    def _steer(
+        self,
+        base: TrajectoryModel,
+        expert: TrajectoryModel,
+        guide: TrajectoryGuide,
+        judge: TrajectoryGuide,
+        goal: np.ndarray,
+        seed: int,
+    ) -> dict[str, dict[str, Any]]:
+        c = self.config
+        starts, key = starts_in(self.maze, c.plans, seed), jax.random.key(seed)
+
+        def measure(x: jax.Array) -> dict[str, Any]:
+            found = ends(self.maze, goal, positions(x, base.space), starts, self.stride)
+            return {k: round(v, 4) for k, v in dataclasses.asdict(found).items()}
+
+        found = {
+            "unsteered": measure(plan(base, starts, key=key)),
+            "expert": measure(plan(expert, starts, key=key)),
+        }
+        assert isinstance(judge.guide, DiscriminatorGuide)
+        sigmoid = judge.guide.replace(output="sigmoid")  # pyright: ignore[reportAttributeAccessIssue]
+        guides = {"reward": guide.guide, "logit": judge.guide, "sigmoid": sigmoid}
+        for name, one in guides.items():
+            swept = plan_sweep(base, starts, key=key, reward=one, scales=c.scales, t_stopgrads=[0])
+            for scale, x in zip(c.scales, swept[:, 0], strict=True):
+                found[f"{name} {scale:g}"] = measure(x)
+        return found
+
+
+def summarise(out: pathlib.Path) -> dict[str, Any]:
+    """The study's figures from what is there; also written to results.json."""
+    results = [json.loads(p.read_text()) for p in sorted(out.glob("*/goal_*/result.json"))]
+    if not results:
+        raise InputError(f"{out}: holds no result yet")
+    nulls = {p.parent.name: json.loads(p.read_text()) for p in sorted(out.glob("*/null.json"))}
+
+    def share(values: Any) -> float:
+        return float(np.mean(list(values)))
+
+    steering = {
+        name: {
+            key: round(share(r["steering"][name][key] for r in results), 4)
+            for key in ("planned", "executed", "inside")
+        }
+        for name in results[0]["steering"]
+    }
+    null_hits = []
+    for r in results:
+        layout = maze(r["maze"])
+        cell = layout.cell_of(r["goal"])
+        peaks = nulls.get(r["maze"], {}).get("peaks", [])[:1]
+        null_hits += [bool((layout.cell_of(p) == cell).all()) for p in peaks]
+    summary = {
+        "goals": len(results),
+        "peaks_in_goal_cell": sum(r["peak"]["in_cell"] for r in results),
+        "share_in_goal_cell": share(r["peak"]["in_cell"] for r in results),
+        "seed_share_in_goal_cell": share(p["in_cell"] for r in results for p in r["seed_peaks"]),
+        "median_metres": float(np.median([r["peak"]["metres"] for r in results])),
+        "discriminator_share_in_goal_cell": share(
+            r["discriminator_peak"]["in_cell"] for r in results
+        ),
+        "null_share_in_goal_cell": share(null_hits) if null_hits else None,
+        "chance_share_in_goal_cell": share(1 / r["free_cells"] for r in results),
+        "steering": steering,
+        "seconds": sum(sum(r["seconds"].values()) for r in results),
+        "results": results,
+        "null": nulls,
+    }
+    write_json(out / "results.json", summary)
+    return summary
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,147 @@
+"""Datasets that the minari package has written."""
+
+from typing import Any
+
+import gymnasium
+import minari
+import numpy as np
+import pytest
+from minari.data_collector import EpisodeBuffer
+
+from common_jax.errors import InputError
+from reward_jax.data.files import read_episodes
+
+LENGTHS = (7, 4, 9)
+
+
+def vector(width):
+    return gymnasium.spaces.Box(-np.inf, np.inf, (width,), np.float64)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    return tmp_path
+
+
+def write(name, *, goal=True, extra=None, edit=None):
+    """A dataset as minari's PointMaze ones are: dictionary observations, one more than actions."""
+    rng = np.random.default_rng(0)
+    keys: Any = {"observation": 4, "achieved_goal": 2, "desired_goal": 2} if goal else {extra: 4}
+    buffers: list[Any] = []
+    for length in LENGTHS:
+        seen: Any = {key: rng.normal(size=(length + 1, width)) for key, width in keys.items()}
+        if goal:
+            seen["desired_goal"][:] = seen["desired_goal"][0]
+        buffers.append(
+            EpisodeBuffer(
+                observations=seen if goal or extra != "flat" else seen[extra],
+                actions=rng.uniform(-1, 1, (length, 2)),  # pyright: ignore[reportArgumentType]
+                rewards=[0.0] * length,
+                terminations=[False] * length,
+                truncations=[False] * (length - 1) + [True],
+            )
+        )
+    if edit:
+        edit(buffers)
+    spaces = gymnasium.spaces.Dict({key: vector(width) for key, width in keys.items()})
+    minari.create_dataset_from_buffers(
+        name,
+        buffers,
+        observation_space=spaces if goal or extra != "flat" else vector(4),
+        action_space=vector(2),
+    )
+    return buffers
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("by", ["id", "folder", "data folder"])
+def test_dictionary_observations(store, by):
+    buffers = write("pointmaze/own-v0")
+    source = {
+        "id": "minari:pointmaze/own-v0",
+        "folder": store / "pointmaze/own-v0",
+        "data folder": store / "pointmaze/own-v0/data",
+    }[by]
+    data = read_episodes(source)
+    assert data.goals is not None
+    assert data.lengths.tolist() == list(LENGTHS) and data.observations.dtype == np.float32
+    for start, end, buffer, goal in zip(data.starts, data.ends, buffers, data.goals, strict=True):
+        seen = buffer.observations
+        np.testing.assert_allclose(
+            data.observations[start:end], seen["observation"][:-1], rtol=1e-6
+        )
+        np.testing.assert_allclose(data.actions[start:end], buffer.actions, rtol=1e-6)
+        np.testing.assert_allclose(goal, seen["desired_goal"][0], rtol=1e-6)
+    assert data.about["minari"] == "pointmaze/own-v0"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_flat_observations(store):
+    buffers = write("flat-v0", goal=False, extra="flat")
+    data = read_episodes("minari:flat-v0")
+    np.testing.assert_allclose(data.observations[:7], buffers[0].observations[:-1], rtol=1e-6)
+    assert data.goals is None
+
+
+def move(buffers):
+    buffers[2].observations["desired_goal"][-1] += 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_goals_that_move_are_no_goals_of_episodes(store):
+    write("moving-v0", edit=move)
+    assert read_episodes("minari:moving-v0").goals is None
+
+
+def shorten(buffers):
+    buffers[0].observations["observation"] = buffers[0].observations["observation"][:-1]
+
+
+def spoil(buffers):
+    buffers[1].observations["observation"][2, 3] = np.nan
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_wrong_is_named(store):
+    with pytest.raises(InputError, match="Minari dataset not/there-v0: is not on this machine"):
+        read_episodes("minari:not/there-v0")
+    write("other-v0", goal=False, extra="image")
+    with pytest.raises(InputError, match="its observations are image; a dict needs an"):
+        read_episodes("minari:other-v0")
+    write("nan-v0", edit=spoil)
+    with pytest.raises(
+        InputError, match=r"episode 1: observations row 2, column 3 \(from 0\) is nan"
+    ):
+        read_episodes("minari:nan-v0")
+    write("short-v0", edit=shorten)
+    with pytest.raises(InputError, match="episode 0: has 7 observations and 7 actions; Minari"):
+        read_episodes("minari:short-v0")
+    write("cut-v0")
+    (data,) = (store / "cut-v0" / "data").glob("*.hdf5")
+    data.write_bytes(data.read_bytes()[:2000])
+    with pytest.raises(InputError, match="Minari dataset .*cut-v0: cannot be read"):
+        read_episodes(store / "cut-v0")
+    (store / "cut-v0" / "data" / "metadata.json").write_text("{")
+    with pytest.raises(InputError, match="Minari dataset .*cut-v0: cannot be read"):
+        read_episodes(store / "cut-v0")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nothing", "nothing: no such file; give a .hdf5 or .h5 file in D4RL's layout, a Minari"),
+        ("table.csv", "table.csv: is of no known kind; give a .hdf5 or .h5 file"),
+        (".", "has no data/metadata.json; give a Minari dataset's folder"),
+    ],
+)
+def test_sources_of_no_known_kind(tmp_path, source, message):
+    (tmp_path / "table.csv").write_text("x,y")
+    with pytest.raises(InputError) as error:
+        read_episodes(tmp_path / source)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_id_of_no_such_form():
+    with pytest.raises(InputError, match="no such folder, nor an id such as D4RL/pointmaze"):
+        read_episodes("minari:point maze")

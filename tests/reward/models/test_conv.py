@@ -1,0 +1,125 @@
+"""A convolution as one matrix product: XLA's, PyTorch's and ours are the same function."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from reward_jax.models.conv import conv1d, conv1d_transpose
+
+SHAPES = [
+    (length, size, stride, padding)
+    for length in range(1, 10)
+    for size in (5, 3, 1)
+    for stride in (1, 2)
+    for padding in (size // 2,)
+] + [(9, 5, 1, 0), (9, 3, 2, 2), (4, 1, 1, 2), (6, 5, 2, 4), (2, 3, 2, 1), (5, 5, 1, 0)]
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def all_orders(function, x, kernel, probe):
+    """Value, gradients in x and kernel, and gradients of the x-gradient's square (second order).
+
+    The second is what gradient matching needs. A cube makes the function other than linear in x.
+    """
+
+    def total(x, kernel):
+        return jnp.sum(probe * function(x, kernel) ** 3)
+
+    def matched(x, kernel):
+        return jnp.sum(jnp.square(jax.grad(total)(x, kernel)))
+
+    return (
+        function(x, kernel),
+        jax.grad(total, (0, 1))(x, kernel),
+        jax.grad(matched, (0, 1))(x, kernel),
+    )
+
+
+def assert_close(got, wanted):
+    def check(a, b):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * max(1.0, np.abs(b).max()))
+
+    jax.tree.map(check, got, wanted)
+
+
+def test_matmul_is_torch_is_lax():
+    x = [normal(i, 2, shape[0], 3) for i, shape in enumerate(SHAPES)]
+    kernels = [normal(100 + i, shape[1], 3, 4) for i, shape in enumerate(SHAPES)]
+
+    @jax.jit
+    def ours(x, kernels):
+        return [
+            [
+                conv1d(a, k, stride=stride, padding=padding, method=m)
+                for m in ("matmul", "lax", "auto")
+            ]
+            for a, k, (_, _, stride, padding) in zip(x, kernels, SHAPES, strict=True)
+        ]
+
+    for a, k, shape, results in zip(x, kernels, SHAPES, ours(x, kernels), strict=True):
+        theirs = torch.nn.functional.conv1d(
+            torch.from_numpy(a).mT,
+            torch.from_numpy(k).permute(2, 1, 0),
+            stride=shape[2],
+            padding=shape[3],
+        ).mT
+        for got in results:
+            assert got.shape == theirs.shape, shape
+            np.testing.assert_allclose(got, theirs, atol=1e-5, err_msg=str(shape))
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 9])
+@pytest.mark.parametrize("size, stride", [(5, 1), (3, 2), (1, 2)])
+def test_derivatives_agree(length, size, stride):
+    x, kernel = normal(0, 2, length, 2), normal(1, size, 2, 3)
+    padding = size // 2
+    probe = normal(2, 2, (length + 2 * padding - size) // stride + 1, 3)
+
+    @jax.jit
+    def orders(x, kernel):
+        return [
+            all_orders(
+                lambda x, k, m=method: conv1d(x, k, stride=stride, padding=padding, method=m),
+                x,
+                kernel,
+                probe,
+            )
+            for method in ("matmul", "lax")
+        ]
+
+    ours, wanted = orders(x, kernel)
+    assert_close(ours, wanted)
+    assert np.abs(wanted[2][1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_transpose_is_torchs_to_the_second_derivative(length):
+    x, kernel, probe = normal(3, 2, length, 3), normal(4, 4, 3, 2), normal(5, 2, 2 * length, 2)
+    a, k, p = torch.from_numpy(x), torch.from_numpy(kernel), torch.from_numpy(probe)
+    a, k = a.requires_grad_(), k.requires_grad_()
+    y = torch.nn.functional.conv_transpose1d(a.mT, k.permute(1, 2, 0), stride=2, padding=1).mT
+    first = torch.autograd.grad((p * y**3).sum(), (a, k), create_graph=True)
+    second = torch.autograd.grad((first[0] ** 2).sum(), (a, k))
+    wanted = jax.tree.map(lambda x: x.detach().numpy(), (y, first, second))
+
+    @jax.jit
+    def orders(x, kernel):
+        return [
+            all_orders(lambda x, k, m=m: conv1d_transpose(x, k, method=m), x, kernel, probe)
+            for m in ("matmul", "lax")
+        ]
+
+    for got in orders(x, kernel):
+        assert_close(got, wanted)
+
+
+def test_taps_that_meet_only_padding_are_left_out():
+    """At one time step, a kernel of 5 is a product with one of its taps."""
+    x, kernel = jnp.ones((2, 1, 8)), jnp.ones((5, 8, 8))
+    text = jax.jit(lambda x, k: conv1d(x, k, padding=2, method="matmul")).lower(x, kernel)
+    assert "tensor<8x8xf32>" in text.as_text() and "tensor<40x8xf32>" not in text.as_text()
