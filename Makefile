@@ -5,11 +5,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := common_jax tuco_jax reward_jax tests benchmarks
 
-.PHONY: demo test bench adapter check format clean
+.PHONY: demo demo-reward test bench adapter check format clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
 	$(BIN)/tuco-jax demo
+
+demo-reward: $(VENV)/.installed
+	$(BIN)/reward-jax demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -24,6 +27,7 @@ adapter: $(VENV)/.installed
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/tuco.py
+	$(BIN)/python -m benchmarks.reward
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check $(SOURCES)

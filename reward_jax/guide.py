@@ -174,5 +174,5 @@ def _sample(
     first, rest = jax.random.split(key)
     x = impose(jax.random.normal(first, shape))
     levels = jnp.arange(schedule.steps - 1, -1, -1)
-    last, all_x = jax.lax.scan(back, x, (levels, jax.random.split(rest, schedule.steps)))
-    return jnp.concatenate([x[None], all_x]) if chain else last
+    last, rows = jax.lax.scan(back, x, (levels, jax.random.split(rest, schedule.steps)))
+    return last if rows is None else jnp.concatenate([x[None], rows])

@@ -1,6 +1,6 @@
 """Reward networks: (x_t [B, H, D], t [B]) -> [B]. Their gradient in x is what is trained."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +40,10 @@ class HalfUnet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array) -> jax.Array:
-        block = dict(act=self.act, groups=self.groups, use_bias=self.use_bias, method=self.method)
-        sample = dict(use_bias=self.use_bias, method=self.method)
+        block: dict[str, Any] = dict(
+            act=self.act, groups=self.groups, use_bias=self.use_bias, method=self.method
+        )
+        sample: dict[str, Any] = dict(use_bias=self.use_bias, method=self.method)
         time = TimeEmbedding(self.dim, self.act, name="time")(t)
         width = self.dim
         for level, multiplier in enumerate(self.multipliers):

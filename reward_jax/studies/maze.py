@@ -219,7 +219,8 @@ class _Work:
         lap("maps")
         steering = self._steer(base, expert, guide, judge, place, seed)
         lap("steering")
-        np.savez_compressed(folder / "maps.npz", **{name: m.values for name, m in maps.items()})
+        found = {name: m.values for name, m in maps.items()}
+        np.savez_compressed(folder / "maps.npz", allow_pickle=False, **found)
         write_json(
             folder / "result.json",
             {

@@ -1,0 +1,98 @@
+"""The demo: the shipped base and expert of UMaze, their reward, its map, steered plans, a report.
+
+It runs what a user would: `reward-jax data`, `extract` and `report`, and says so.
+"""
+
+import dataclasses
+import pathlib
+import shutil
+import time
+from typing import Any
+
+from common_jax.errors import InputError
+from common_jax.files import make_folder
+from reward_jax.runs.data import DataConfig, run_data
+from reward_jax.runs.extract import ExtractConfig, Matching, run_extract
+from reward_jax.runs.report import ReportConfig, run_report
+from reward_jax.store import load_model
+
+__all__ = ["SHIPPED", "DemoConfig", "run_demo"]
+
+SHIPPED = pathlib.Path(__file__).parents[1] / "shipped" / "umaze"
+
+
+@dataclasses.dataclass
+class DemoConfig:
+    """Extract a reward from the shipped models of UMaze and write a report.
+
+    Args:
+        out: folder of the demo; the data, reward and report of an earlier demo are replaced.
+        episodes: walks that are recorded for the base; a third as many for the expert.
+        steps: of gradient matching.
+        seeds: rewards trained at once.
+        scale: guidance scale.
+        plans: steered plans.
+        seed: of everything.
+    """
+
+    out: pathlib.Path = pathlib.Path("runs/demo-reward")
+    episodes: int = 900
+    steps: int = 1500
+    seeds: int = 3
+    scale: float = 2.0
+    plans: int = 256
+    seed: int = 0
+
+
+def run_demo(config: DemoConfig) -> pathlib.Path:
+    """Record, extract, report; returns the path of the page."""
+    begun = time.perf_counter()
+    if config.episodes < 3 or config.seed < 0:
+        raise InputError("episodes must be 3 or more, and seed 0 or more")
+    out = make_folder(config.out)
+    base, expert = SHIPPED / "base.safetensors", SHIPPED / "expert.safetensors"
+    about = load_model(expert).space
+    goal = about.about["goal"]
+    shared: dict[str, Any] = dict(
+        env=about.about["maze"], horizon=about.horizon, stride=about.stride
+    )
+    walks = {
+        "base": DataConfig(
+            out=str(out / "base.hdf5"), episodes=config.episodes, seed=config.seed + 100, **shared
+        ),
+        "expert": DataConfig(
+            out=str(out / "expert.hdf5"),
+            episodes=config.episodes // 3,
+            goal=f"{goal[0]},{goal[1]}",
+            seed=config.seed + 101,
+            **shared,
+        ),
+    }
+    for one in walks.values():
+        run_data(one)
+    shutil.rmtree(out / "reward", ignore_errors=True)
+    run_extract(
+        ExtractConfig(
+            base=str(base),
+            expert=str(expert),
+            data=walks["base"].out,
+            expert_data=walks["expert"].out,
+            out=str(out / "reward"),
+            matching=Matching(steps=config.steps, seeds=config.seeds),
+            seed=config.seed,
+        )
+    )
+    path = run_report(
+        ReportConfig(
+            base=str(base),
+            expert=str(expert),
+            reward=str(out / "reward"),
+            data=walks["base"].out,
+            out=out,
+            scale=config.scale,
+            plans=config.plans,
+            seed=config.seed,
+        )
+    )
+    print(f"{time.perf_counter() - begun:.0f} s in all")
+    return path
