@@ -346,10 +346,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="of a measurement")
     parser.add_argument("--trajectories", type=int, default=512, help="sampled at once")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--torch-threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "results")
     args = parser.parse_args()
     jax.config.update("jax_enable_compilation_cache", False)
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(args.torch_threads)
+    load = os.getloadavg()[0]  # on a busy machine PyTorch's threads wait for each other
+    if load > 0.5:
+        print(f"the machine is busy (load {load:.1f}): these times will say little", flush=True)
     on_gpu = jax.default_backend() == "gpu"
     if on_gpu:
         torch.backends.cuda.matmul.allow_tf32 = True  # as XLA does, and cuDNN
@@ -368,6 +372,7 @@ def main() -> None:
             "torch": torch.cuda.get_device_name() if on_gpu else "cpu",
             "processor": _processor(),
             "cores": os.cpu_count(),
+            "load_at_start": load,
             "torch_threads": torch.get_num_threads(),
         },
         "versions": {

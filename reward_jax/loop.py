@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from common_jax.checkpoint import Checkpoints
@@ -30,12 +31,13 @@ def run_loop(
 ) -> tuple[Any, dict[str, np.ndarray]]:
     """Run `steps` steps, from the newest checkpoint in `directory` where there is one.
 
+    state: a tuple, parameters first.
     on_step: told, after each call, the number of steps done and the call's metrics.
     directory: for checkpoints, every `save_every` steps (default: at the end alone), rounded up to
     whole calls. settings: what must be the same when a run goes on.
     Returns the state and the metrics of the steps that were run now, each [steps, ...].
-    Raises InputError when the loss is no longer finite, naming the step; the checkpoints before it
-    stay as they are.
+    Raises InputError when the loss is no longer finite, or the parameters that would be saved or
+    returned are not, naming the step; the checkpoints before it stay as they are.
     """
     if steps < 1 or per_call < 1:
         raise InputError(f"steps and steps per call must be 1 or more, not {steps} and {per_call}")
@@ -80,10 +82,13 @@ def _steps(
         metrics = {name: np.asarray(value) for name, value in metrics.items()}
         check_finite(metrics, done, saved if save else None)
         done += count
+        due = done == steps or (save_every and done - saved >= save_every)
+        if due:  # the step that ruins them has a finite loss itself
+            _check_parameters(state[0], done, saved if save else None)
         measured.append(metrics)
         if on_step:
             on_step(done, metrics)
-        if save and (done == steps or (save_every and done - saved >= save_every)):
+        if save and due:
             save(done, state)
             saved = done
     if not measured:
@@ -96,11 +101,17 @@ def check_finite(metrics: Mapping[str, np.ndarray], first: int, saved: int | Non
     loss = metrics["loss"]
     bad = ~np.isfinite(loss).reshape(loss.shape[0], -1).all(axis=1)
     if bad.any():
-        kept = f"; the checkpoint of step {saved} is kept" if saved else ""
-        raise InputError(
-            f"the loss is not finite at step {first + int(bad.argmax()) + 1}{kept}; "
-            "lower the learning rate, or look for outliers in the data"
-        )
+        raise _diverged(f"the loss is not finite at step {first + int(bad.argmax()) + 1}", saved)
+
+
+def _check_parameters(parameters: Any, done: int, saved: int | None) -> None:
+    if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(parameters)):
+        raise _diverged(f"the parameters are not finite after step {done}", saved)
+
+
+def _diverged(what: str, saved: int | None) -> InputError:
+    kept = f"; the checkpoint of step {saved} is kept" if saved else ""
+    return InputError(f"{what}{kept}; lower the learning rate, or look for outliers in the data")
 
 
 def _check_same(

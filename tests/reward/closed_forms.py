@@ -85,7 +85,7 @@ def at_level(schedule: Schedule, x_0: jax.Array, level: int, key: jax.Array) -> 
 
 @struct.dataclass
 class LinearScore:
-    """x_t -> matrix x_t at every t: with a base of zeros, a target that is known to be no gradient."""
+    """x_t -> matrix x_t at every t: over a base of zeros, a target that may be no gradient."""
 
     matrix: Any
 

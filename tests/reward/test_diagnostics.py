@@ -31,7 +31,8 @@ QUADRATIC = Quadratic()
 
 @pytest.fixture(scope="module")
 def pair():
-    return tuple(mixture(s, SCHEDULE, dimensions=D, components=2) for s in (0, 1))
+    one, two = (mixture(s, SCHEDULE, dimensions=D, components=2) for s in (0, 1))
+    return one, two
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ class Scaled:
 
 @pytest.mark.parametrize("by", [1.0, 0.6, 0.0, -1.0])
 def test_the_exact_reward_explains_all_and_a_part_of_it_its_part(pair, x_0, by):
-    got = explained_fraction(Scaled(LogRatio(*pair), by), *pair, x_0, SCHEDULE, key=KEY)  # pyright: ignore[reportArgumentType]
+    got = explained_fraction(Scaled(LogRatio(*pair), by), pair[0], pair[1], x_0, SCHEDULE, key=KEY)  # pyright: ignore[reportArgumentType]
     assert got.shape == (T,)
     np.testing.assert_allclose(got, np.full(T, 1 - (1 - by) ** 2), atol=1e-4)
 
@@ -88,8 +89,9 @@ def test_antisymmetric_part_of_a_linear_field(x_0):
 
 
 def test_a_gradient_field_has_no_antisymmetric_part(pair, x_0):
-    got = antisymmetric_part(*pair, x_0[:50], SCHEDULE, key=KEY, probes=2)
-    assert np.abs(got).max() < 1e-8
+    got = antisymmetric_part(pair[0], pair[1], x_0[:50], SCHEDULE, key=KEY, probes=2)
+    # float32 is all that is left, where at the last t the two scores are nearly the same.
+    assert np.abs(got).max() < 1e-6
 
 
 def test_pinned_entries_do_not_count():

@@ -118,7 +118,7 @@ def test_loss_and_gradient_are_the_authors():
     )
     ref.randomise(reference, 0)
     net = WindowMLP(2, (8, 4, 1), 8, "mish", "strided", "mean", "linear")
-    linears = [m for m in reference.modules() if isinstance(m, torch.nn.Linear)]
+    linears: list[Any] = [m for m in reference.modules() if isinstance(m, torch.nn.Linear)]
     names = ["time/first", "time/second", "layer_0", "layer_1", "layer_2", "head"]
     params: Any = {"time": {}}
     for name, linear in zip(names, linears, strict=True):
@@ -127,9 +127,7 @@ def test_loss_and_gradient_are_the_authors():
             "kernel": jnp.asarray(linear.weight.detach().numpy().T),
             "bias": jnp.asarray(linear.bias.detach().numpy()),
         }
-    teachers = [
-        ref.GaussianDiffusion(TorchLinear(m), H, D, A, T, clip=True) for m in MATRICES[:2]
-    ]
+    teachers = [ref.GaussianDiffusion(TorchLinear(m), H, D, A, T, clip=True) for m in MATRICES[:2]]
     base, expert = (score_from(LINEAR, m, "x0", SCHEDULE, clip=1.0) for m in MATRICES[:2])
     theirs = ref.Reward(reference, teachers[1], teachers[0])
     wanted = theirs.loss(*(torch.from_numpy(np.array(v)) for v in (x_0,)), {}, *(  # pyright: ignore
@@ -162,7 +160,7 @@ def test_loss_and_gradient_are_the_authors():
     # And the reward itself, and its gradient in x.
     x_t = q_sample(SCHEDULE, x_0, t, noise)
     x, level = torch.from_numpy(np.array(x_t)), torch.from_numpy(np.array(t)).long()
-    got = net.apply({"params": params}, x_t, t)
+    got: Any = net.apply({"params": params}, x_t, t)
     np.testing.assert_allclose(got, theirs(x, {}, level)[:, 0].detach(), atol=1e-5)
     np.testing.assert_allclose(
         reward_gradient(net, params, x_t, t), theirs.gradient(x, {}, level), atol=1e-5
@@ -190,7 +188,7 @@ def test_the_loss_is_what_is_written(target, gradient_at):
             np.asarray(c)[t][:, None, None] for c in (SCHEDULE.posterior_x0, SCHEDULE.posterior_xt)
         ]
         at = coefficients[0] * BASE.x0(x_t, t) + coefficients[1] * x_t
-    error = np.asarray(reward_gradient(NET, fresh(), at, t) - value)
+    error = np.array(reward_gradient(NET, fresh(), at, t) - value)
     value = np.array(value)
     for array in (error, value):
         array[:, 0, A:] = 0
@@ -223,6 +221,7 @@ def test_weightings():
     _, history = extract(zero, DATA, steps=40, weighting="standardise", batch_size=200)
     np.testing.assert_allclose(history.loss[0], 1, rtol=0.1)
     _, standard = extract(zero, targets, steps=1, weighting="standardise", batch_size=2000)
+    size = np.maximum(size, square.mean() / 1000)
     _, by_hand = extract(zero, targets, steps=1, weighting=1 / size, batch_size=2000)
     np.testing.assert_allclose(standard.loss, by_hand.loss, rtol=1e-2)
     _, by_call = extract(zero, lambda step: DATA, steps=1, weighting="standardise")
@@ -288,10 +287,10 @@ def test_an_iterable_that_ends_early_names_the_step():
 def test_a_condition_reaches_both_scores():
     """Scores that are linear in the condition: the wanted gradient is known, and is learned."""
 
-    def base(x, t, cond):
+    def base(x, t, cond=None):
         return -x
 
-    def expert(x, t, cond):
+    def expert(x, t, cond: Any = None):
         return -x + cond[:, None, None]
 
     class Slope:
@@ -358,7 +357,11 @@ def test_pinned_entries_are_clean_and_not_matched():
     x_0 = jnp.concatenate([drawn(step)[0] for step in range(4)])
     np.testing.assert_array_equal(targets.x[:, 0, A:], x_0[:, 0, A:])
     assert not targets.value[:, 0, A:].any()
-    assert np.abs(targets.value[:, 1:]).min() > 0 and np.abs(targets.value[:, 0, :A]).min() > 0
+    free: Any = (
+        np.asarray(targets.value).reshape(-1, H * D) != 0
+    )  # zero only where both are clipped
+    np.testing.assert_array_equal(free.any(0).reshape(H, D)[0], [True, False, False])
+    assert free.any(0)[D:].all()
 
 
 def test_unknown_words():
@@ -405,7 +408,7 @@ def test_resume_is_exact(tmp_path, form):
     def batches():
         return DATA if form == "array" else (drawn(step)[0] for step in range(8))
 
-    options = dict(steps=8, steps_per_call=2, seeds=2)
+    options: Any = dict(steps=8, steps_per_call=2, seeds=2)
     whole, history = extract(start, batches(), **options)
     options |= dict(checkpoints=tmp_path / "run", save_every=2)
     with pytest.raises(Killed):
@@ -420,15 +423,19 @@ def test_resume_is_exact(tmp_path, form):
 
 def test_a_diverging_loss_names_its_step_and_the_last_good_checkpoint_is_kept(tmp_path):
     """The step that ruins the parameters has a finite loss: it must not be saved as good."""
-    hot = optax.sgd(lambda step: jnp.where(step == 5, 1e38, 1e-4))
+    hot = optax.sgd(lambda step: jnp.where(step == 5, jnp.inf, 1e-4))
     options: Any = dict(
         optimizer=hot, steps=10, steps_per_call=2, checkpoints=tmp_path / "run", save_every=2
     )
     with pytest.raises(InputError) as raised:
         extract(fresh(), DATA, **options)
     said = str(raised.value)
-    assert "not finite" in said and "step 6" in said and "\n" not in said
-    assert "the checkpoint of step 4 is kept" in said
+    assert said.startswith(
+        "the parameters are not finite after step 6; the checkpoint of step 4 is kept; lower the"
+    )
+    assert "\n" not in said
+    with pytest.raises(InputError, match="the loss is not finite at step 7; lower"):
+        extract(fresh(), DATA, **(options | dict(steps_per_call=10, checkpoints=None)))
     good, history = extract(fresh(), DATA, **(options | dict(steps=4)))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(good))
     assert len(history.loss) == 0
@@ -464,11 +471,25 @@ def test_eight_devices_give_what_one_does(six, layout):
 
 
 def test_eager_is_jit():
-    wanted, history = extract(fresh(), DATA, steps=2)
+    """With a small reward: outside jit every operation of it is compiled by itself."""
+
+    class Bowl:
+        def apply(self, variables, x, t):
+            return jnp.square(x * variables["params"]["w"]).sum((1, 2))
+
+    bowl, params, sgd = Bowl(), {"w": jnp.linspace(-1, 1, D)}, optax.sgd(0.1)
+
+    def run():
+        return extract_reward(
+            BASE, EXPERT, bowl, params, DATA, SCHEDULE, sgd, steps=2, key=KEY, batch_size=B
+        )
+
+    wanted, history = run()
     with jax.disable_jit():
-        got, eager = extract(fresh(), DATA, steps=2)
+        got, eager = run()
     np.testing.assert_allclose(eager.loss, history.loss, rtol=1e-4)
-    assert_close(got, wanted, 1e-4)
+    assert_close(got, wanted, 1e-5)
+    assert away(wanted, params) > 1e-3
 
 
 def test_scoring_under_pmap():

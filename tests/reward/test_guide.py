@@ -1,4 +1,4 @@
-"""Steered sampling: against Diffuser's step in PyTorch, and against distributions that are known."""
+"""Steered sampling: Diffuser's step in PyTorch, and distributions that are known."""
 
 import functools
 from typing import Any

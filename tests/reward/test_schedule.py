@@ -75,9 +75,7 @@ def test_tables_agree_with_the_reference():
     import torch
 
     betas = np.random.default_rng(1).uniform(1e-3, 0.5, 12).astype(np.float32)
-    theirs = ref.GaussianDiffusion(
-        torch.nn.Identity(), 2, 3, 1, 12, betas=torch.from_numpy(betas)
-    )
+    theirs = ref.GaussianDiffusion(torch.nn.Identity(), 2, 3, 1, 12, betas=torch.from_numpy(betas))
     ours = from_betas(betas)
     names = {
         "alphas_cumprod": "alphas_cumprod",

@@ -1,5 +1,7 @@
 """A convolution as one matrix product: XLA's, PyTorch's and ours are the same function."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,9 @@ SHAPES = [
     for stride in (1, 2)
     for padding in (size // 2,)
 ] + [(9, 5, 1, 0), (9, 3, 2, 2), (4, 1, 1, 2), (6, 5, 2, 4), (2, 3, 2, 1), (5, 5, 1, 0)]
+
+
+METHODS: tuple[Any, ...] = ("matmul", "lax")
 
 
 def normal(seed, *shape):
@@ -89,7 +94,7 @@ def test_derivatives_agree(length, size, stride):
                 kernel,
                 probe,
             )
-            for method in ("matmul", "lax")
+            for method in METHODS
         ]
 
     ours, wanted = orders(x, kernel)
@@ -111,7 +116,7 @@ def test_transpose_is_torchs_to_the_second_derivative(length):
     def orders(x, kernel):
         return [
             all_orders(lambda x, k, m=m: conv1d_transpose(x, k, method=m), x, kernel, probe)
-            for m in ("matmul", "lax")
+            for m in METHODS
         ]
 
     for got in orders(x, kernel):
