@@ -4,9 +4,11 @@ A file holds all that using it takes: architecture, prediction, schedule, normal
 stride, and where it came from. Legend: H horizon, D transition width, A actions, O observations.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from common_jax.errors import InputError
+from common_jax.files import atomic, make_folder
 from reward_jax.data.normalisers import Normaliser
 from reward_jax.denoiser import Denoiser, Score, score_from
 from reward_jax.diffusion import FirstState
@@ -32,6 +35,7 @@ __all__ = [
     "TrajectoryGuide",
     "TrajectoryModel",
     "check_same_space",
+    "check_same_terms",
     "expert_in_base_terms",
     "load_guide",
     "load_model",
@@ -100,11 +104,12 @@ def save_model(path: str | pathlib.Path, model: TrajectoryModel) -> None:
 def load_model(path: str | pathlib.Path) -> TrajectoryModel:
     """Read a denoiser; InputError where the file is missing, corrupt or holds something else."""
     params, header = _read(path, "denoiser")
-    schedule = _schedule(header)
-    denoiser = score_from(
-        _module(header, path), params, header["prediction"], schedule, clip=header["clip"]
-    )
-    return TrajectoryModel(denoiser, _space(header))
+    with _sound(path):
+        schedule = _schedule(header)
+        denoiser = score_from(
+            _module(header, path), params, header["prediction"], schedule, clip=header["clip"]
+        )
+        return TrajectoryModel(denoiser, _space(header))
 
 
 def save_guide(path: str | pathlib.Path, guide: TrajectoryGuide) -> None:
@@ -120,12 +125,13 @@ def save_guide(path: str | pathlib.Path, guide: TrajectoryGuide) -> None:
 def load_guide(path: str | pathlib.Path) -> TrajectoryGuide:
     """Read what `save_guide` wrote; InputError as for `load_model`."""
     params, header = _read(path, "reward", "discriminator")
-    module, schedule = _module(header, path), _schedule(header)
-    if header["kind"] == "reward":
-        guide = RelativeReward(params, schedule, module, header["target"], header["seeds"])
-    else:
-        guide = DiscriminatorGuide(params, module, header["output"])
-    return TrajectoryGuide(guide, _space(header), schedule)
+    with _sound(path):
+        module, schedule = _module(header, path), _schedule(header)
+        if header["kind"] == "reward":
+            guide = RelativeReward(params, schedule, module, header["target"], header["seeds"])
+        else:
+            guide = DiscriminatorGuide(params, module, header["output"])
+        return TrajectoryGuide(guide, _space(header), schedule)
 
 
 @struct.dataclass
@@ -156,20 +162,10 @@ def expert_in_base_terms(
     diffusion steps, schedule, or scales that differ by more than the factor `most`.
     """
     check_same_space("base and expert", base.space, expert.space)
-    ours, theirs = base.denoiser.schedule, expert.denoiser.schedule
-    if ours.steps != theirs.steps:
-        raise InputError(
-            f"base and expert differ in diffusion steps: {ours.steps} and {theirs.steps}; "
-            "train the expert with the base's"
-        )
-    gap = float(jnp.abs(ours.alphas_cumprod - theirs.alphas_cumprod).max())
-    if gap > 1e-5:
-        raise InputError(
-            f"base and expert differ in schedule: {ours.name} and {theirs.name} (abar by up to "
-            f"{gap:.3f}); train the expert with the base's"
-        )
+    theirs = expert.denoiser.schedule
+    _check_same_schedule("base and expert", base.denoiser.schedule, theirs)
     a, b = base.space.normaliser, expert.space.normaliser
-    if np.allclose(a.offset, b.offset, rtol=0, atol=1e-6) and np.allclose(a.scale, b.scale, 1e-6):
+    if _same_normaliser(a, b):
         return expert.denoiser, []
     between = a.to(b)  # from the base's terms to the expert's
     ratio = float(np.max(np.maximum(between.scale, 1 / np.asarray(between.scale))))
@@ -195,6 +191,35 @@ def check_same_space(what: str, a: Space, b: Space) -> None:
     ):
         if x != y:
             raise InputError(f"{what} differ in {name}: {x} and {y}; train both alike")
+
+
+def check_same_terms(what: str, base: TrajectoryModel, guide: TrajectoryGuide) -> None:
+    """InputError naming the first thing for which a guide cannot steer a base."""
+    check_same_space(what, base.space, guide.space)
+    _check_same_schedule(what, base.denoiser.schedule, guide.schedule)
+    if not _same_normaliser(base.space.normaliser, guide.space.normaliser):
+        raise InputError(
+            f"{what} differ in their normalisers: train this base from the reward's own (--init), "
+            "which keeps the normaliser"
+        )
+
+
+def _check_same_schedule(what: str, a: Schedule, b: Schedule) -> None:
+    if a.steps != b.steps:
+        raise InputError(
+            f"{what} differ in diffusion steps: {a.steps} and {b.steps}; train both alike"
+        )
+    gap = float(jnp.abs(a.alphas_cumprod - b.alphas_cumprod).max())
+    if gap > 1e-5:
+        raise InputError(
+            f"{what} differ in schedule: {a.name} and {b.name} (abar by up to {gap:.3f}); train "
+            "both alike"
+        )
+
+
+def _same_normaliser(a: Normaliser, b: Normaliser) -> bool:
+    offsets = np.allclose(a.offset, b.offset, rtol=0, atol=1e-6)
+    return offsets and np.allclose(a.scale, b.scale, 1e-6)
 
 
 def _about(space: Space, schedule: Schedule) -> dict[str, Any]:
@@ -246,12 +271,12 @@ def _network(module: Any) -> dict[str, Any]:
 
 
 def _module(header: dict[str, Any], path: Any) -> Any:
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in header["fields"].items()}
     makers: dict[str, Any] = {
         "temporal_unet": TemporalUnet,
         "half_unet": HalfUnet,
         "window_mlp": WindowMLP,
     }
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in header["fields"].items()}
     try:
         return makers[header["network"]](**fields)
     except (KeyError, TypeError) as error:
@@ -266,13 +291,11 @@ def _write(path: str | pathlib.Path, params: Any, header: dict[str, Any]) -> Non
         jax.tree_util.keystr(k, simple=True, separator="/"): np.ascontiguousarray(v)
         for k, v in jax.tree_util.tree_leaves_with_path(params)
     }
-    scratch = path.with_name(f".{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(flat, scratch, {"reward_jax": json.dumps({"format": _FORMAT} | header)})
-        scratch.replace(path)
-    except (OSError, SafetensorError) as error:
-        scratch.unlink(missing_ok=True)
+        make_folder(path.parent)
+        with atomic(path) as scratch:
+            save_file(flat, scratch, {"reward_jax": json.dumps({"format": _FORMAT} | header)})
+    except SafetensorError as error:
         raise InputError(f"{path}: cannot be written ({error}); name another place") from error
 
 
@@ -285,7 +308,7 @@ def _read(path: str | pathlib.Path, *kinds: str) -> tuple[Any, dict[str, Any]]:
     if not path.is_file():
         raise InputError(f"{path}: there is no such file; a {wanted} is wanted")
     params: dict[str, Any] = {}
-    try:
+    with _sound(path):
         with safe_open(path, "numpy") as file:
             header = json.loads((file.metadata() or {})["reward_jax"])
             for name in file.keys():  # noqa: SIM118 (it is no mapping)
@@ -301,9 +324,16 @@ def _read(path: str | pathlib.Path, *kinds: str) -> tuple[Any, dict[str, Any]]:
             raise InputError(f"{path}: is of another version ({header['format']}); train it again")
         if header["kind"] not in kinds:
             raise InputError(f"{path}: holds a {header['kind']}, where a {wanted} is wanted")
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+    return params, header
+
+
+@contextlib.contextmanager
+def _sound(path: Any) -> Iterator[None]:
+    """What a damaged or foreign file raises, as one InputError."""
+    try:
+        yield
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(
             f"{path}: corrupt, or no model of ours ({reason}); copy or train it again"
         ) from error
-    return params, header

@@ -1,0 +1,394 @@
+"""The command line from recording to a report; kills and interrupts; quick answers; configs."""
+
+import base64
+import functools
+import html.parser
+import json
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+
+from common_jax import command_line
+from common_jax.run import Run
+from reward_jax import cli
+from reward_jax.data.files import read_episodes
+from reward_jax.envs.mazes import goals, maze
+from reward_jax.runs.extract import Matching
+from reward_jax.runs.report import ReportConfig
+from reward_jax.store import expert_in_base_terms, load_guide, load_model
+from reward_jax.studies import demo
+from reward_jax.studies.maze import MazeStudyConfig
+from tests.reward.cli_runs import MATCHING, ROOT, SMALL, STEPS, read_jsonl, run, start
+
+WHOLE = 200  # steps of the base, whose training is killed below
+STEERED = ["--plans", 4]
+MAP = ["--windows", 200, "--bins", 4]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Every command once; the folder, and what each one printed."""
+    folder, printed = tmp_path_factory.mktemp("made"), {}
+
+    def go(name, *argv):
+        with pytest.MonkeyPatch.context() as patch:
+            lines = []
+            patch.setattr("builtins.print", lambda *a, **_: lines.append(" ".join(map(str, a))))
+            assert run(*argv) == 0, lines
+        printed[name] = "\n".join(lines)
+
+    base, expert, reward = (folder / name for name in ("base", "expert", "reward"))
+    data = [folder / "base.hdf5", folder / "expert.hdf5"]
+    walks = ["data", "--env", "umaze", "--episodes", 6, "--horizon", 8]
+    go("data", *walks, "--out", data[0])
+    go("expert data", *walks, "--out", data[1], "--goal", 0, "--seed", 1)
+    go("train", "train", "--data", data[0], "--out", base, *SMALL, "--training.steps", WHOLE)
+    go("expert", "train", "--data", data[1], "--out", expert, "--init", base, *STEPS)
+    both = ["--data", data[0], "--expert_data", data[1]]
+    go("extract", "extract", "--base", base, "--expert", expert, *both, "--out", reward, *MATCHING)
+    go("heatmap", "heatmap", "--reward", reward, "--data", data[0], "--out", folder / "map", *MAP)
+    steered = ["--base", base, "--reward", reward, *STEERED]
+    go("steer", "steer", *steered, "--out", folder / "steer")
+    grid = ["--scales", "[0, 2]", "--t_stopgrads", "[0, 4, 8]"]
+    go("sweep", "sweep", *steered, "--out", folder / "sweep", *grid)
+    models = ["--base", base, "--expert", expert, "--reward", reward, "--data", data[0]]
+    go("report", "report", *models, "--out", folder / "report", *STEERED, *MAP)
+    return folder, printed
+
+
+def names(folder: pathlib.Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+RUN = ["checkpoints", "config.yaml", "environment.json", "metrics.jsonl", "tensorboard"]
+
+
+def test_data(made):
+    folder, printed = made
+    base, expert = (read_episodes(folder / f"{name}.hdf5") for name in ("base", "expert"))
+    assert len(base.lengths) == len(expert.lengths) == 6
+    assert base.about["maze"] == "umaze" and base.about["goal"] is None
+    assert expert.about["goal"] == [-1.2, 1.2]
+    assert "6 walks to random goals" in printed["data"]
+    assert "6 walks to the goal (-1.2, 1.2)" in printed["expert data"]
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("base", ["denoiser.safetensors"]),
+        ("expert", ["denoiser.safetensors"]),
+        ("reward", ["diagnostics.json", "reward.safetensors"]),
+    ],
+)
+def test_a_run_keeps_all_that_it_takes_to_know_it(made, name, more):
+    folder, _ = made
+    assert names(folder / name) == sorted(RUN + more)
+    (begun,) = json.loads((folder / name / "environment.json").read_text())
+    assert re.fullmatch(r"[0-9a-f]{40}\+?", begun["revision"] or "0" * 40)
+    assert begun["versions"]["jax"] and begun["devices"] and begun["time"] and begun["command"]
+    rows = read_jsonl(folder / name / "metrics.jsonl")
+    last = WHOLE if name == "base" else 20
+    assert [row["step"] for row in rows] == list(range(10, last + 1, 10))
+    assert all(np.isfinite(row["loss"]) for row in rows) and rows[1]["steps_per_second"] > 0
+    assert names(folder / name / "checkpoints") == [str(last)]
+    command = "extract" if name == "reward" else "train"
+    options, _ = cli.COMMANDS[command].load()
+    path = folder / name / "config.yaml"
+    again = command_line.parse("reward-jax", "", options, ["--config", str(path)])
+    assert again.out == str(folder / name) and again.resume is False
+
+
+def test_what_the_models_know(made):
+    folder, printed = made
+    base, expert = load_model(folder / "base"), load_model(folder / "expert")
+    assert base.space.shape == expert.space.shape == (8, 4)
+    assert base.denoiser.schedule.steps == 8 and base.denoiser.model.multipliers == (1,)
+    np.testing.assert_array_equal(base.space.normaliser.scale, expert.space.normaliser.scale)
+    assert base.space.about["goal"] is None and expert.space.about["goal"] == [-1.2, 1.2]
+    assert printed["train"] == f"denoiser: {folder / 'base' / 'denoiser.safetensors'}"
+
+    reward = load_guide(folder / "reward")
+    assert reward.space.about["goal"] == [-1.2, 1.2]
+    found = json.loads((folder / "reward" / "diagnostics.json").read_text())
+    assert set(found) == {"explained", "antisymmetric", "seed_agreement", "notes"}
+    assert [len(found[k]) for k in ("explained", "antisymmetric", "seed_agreement")] == [8] * 3
+    assert found["notes"] == []
+    middle = (
+        f"explained fraction of the target, median over t: {np.median(found['explained']):.2f}"
+    )
+    assert middle in printed["extract"] and "reward.safetensors" in printed["extract"]
+
+
+def test_heatmap(made):
+    folder, printed = made
+    assert names(folder / "map") == ["heatmap.json", "heatmap.npz", "heatmap.png"]
+    found = json.loads((folder / "map" / "heatmap.json").read_text())
+    away = np.linalg.norm(np.subtract(found["peak"], found["goal"]))
+    assert found["metres"] == pytest.approx(away) and found["goal"] == [-1.2, 1.2]
+    where = "the same cell" if found["in_goal_cell"] else "another cell"
+    assert f"goal at (-1.20, 1.20): {away:.2f} m apart, {where}" in printed["heatmap"]
+    with np.load(folder / "map" / "heatmap.npz") as arrays:
+        assert arrays["values"].shape == arrays["counts"].shape == (20, 20)
+        assert arrays["counts"].sum() == 200 * 8
+
+
+def test_steer_and_sweep(made):
+    folder, printed = made
+    assert names(folder / "steer") == ["plans.npz", "steer.json", "steer.png"]
+    found = json.loads((folder / "steer" / "steer.json").read_text())
+    assert found["goal"] == [-1.2, 1.2] and found["scale"] == 2.0
+    for name in ("unsteered", "steered"):
+        assert all(0 <= share <= 1 for share in found[name].values())
+        assert f"{name}: {found[name]['planned']:.2f} of plans end at" in printed["steer"]
+    with np.load(folder / "steer" / "plans.npz") as arrays:
+        plans, unsteered, starts = (arrays[k] for k in ("plans", "unsteered", "starts"))
+    assert plans.shape == unsteered.shape == (4, 8, 2)
+    for each in (plans, unsteered):  # the first state is the given one
+        np.testing.assert_allclose(each[:, 0], starts[:, :2], atol=1e-5)
+    assert np.abs(plans - unsteered).max() > 1e-4
+
+    rows = json.loads((folder / "sweep" / "sweep.json").read_text())
+    assert [(r["scale"], r["t_stopgrad"]) for r in rows] == [
+        (s, t) for s in (0, 2) for t in (0, 4, 8)
+    ]
+    table = printed["sweep"].splitlines()
+    assert table[1].split()[-3:] == ["0", "4", "8"]
+    for scale, line in zip((0, 2), table[2:4], strict=True):
+        shares = [r["planned"] for r in rows if r["scale"] == scale]
+        assert line.split() == [f"{scale:g}", *(f"{share:.2f}" for share in shares)]
+
+
+class Page(html.parser.HTMLParser):
+    """Tags and where they point."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.sources, self.alts = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        found = dict(attrs)
+        self.sources += [found[k] for k in ("src", "href") if found.get(k)]
+        if tag == "img":
+            self.alts.append(found.get("alt"))
+
+
+def test_report(made):
+    folder, printed = made
+    assert names(folder / "report") == ["report.html"]
+    text = (folder / "report" / "report.html").read_text("utf-8")
+    page = Page(text)
+    assert "script" not in page.tags and "link" not in page.tags
+    assert "http://" not in text and "https://" not in text
+    assert "default-src 'none'" in text
+    pictures = [s for s in page.sources if s.startswith("data:image/svg+xml;base64,")]
+    assert pictures == page.sources
+    # map, base, expert, unsteered, steered, 6 panels, loss, diagnostics
+    assert len(pictures) == 13 and all(page.alts)
+    for picture in pictures:
+        assert b"</svg>" in base64.b64decode(picture.partition(",")[2])[-20:]
+    for words in (
+        "heat map",
+        "walks that the base learned",
+        "plans of the expert",
+        "steered plans",
+    ):
+        assert any(words in alt for alt in page.alts), words
+    for row in ("base, unsteered", "base, steered by the reward", "expert"):
+        assert row in text and f"{row}: " in printed["report"]
+    assert "m apart" in printed["report"] and str(folder / "report") in printed["report"]
+
+
+def test_values_in_the_report_are_escaped(made, monkeypatch):
+    from reward_jax.runs import report
+
+    folder, _ = made
+    monkeypatch.setattr(report, "_figures", lambda found: dict.fromkeys(KINDS, ("data:,", "<b>")))
+    monkeypatch.setattr(report, "_panels", lambda found: [("<i>t", "data:,")])
+    models = {name: str(folder / name) for name in ("base", "expert", "reward")}
+    out = folder / "escaped"
+    config = report.ReportConfig(
+        **models, data=str(folder / "base.hdf5"), out=out, plans=4, windows=200, bins=4
+    )
+    text = report.run_report(config).read_text("utf-8")
+    assert "&lt;i&gt;t" in text and "&lt;b&gt;" in text
+    assert "<i>" not in text and '"<b>"' not in text
+
+
+KINDS = ("base", "expert", "heat", "unsteered", "steered", "loss", "explained")
+
+
+def test_the_expert_is_drawn_in_its_own_terms(made, tmp_path):
+    """An expert of another normaliser: the page restores its plans by that."""
+    from reward_jax.runs import report
+
+    folder, _ = made
+    base = load_model(folder / "base")
+    seen = []
+
+    def positions(x, space):
+        seen.append(space)
+        return np.zeros((*np.shape(x)[:-1], 2))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "positions", positions)
+        patch.setattr(report, "plan", lambda model, starts, **_: np.zeros((len(starts), 8, 4)))
+        patch.setattr(report, "_render", lambda *_: "")
+        models = {name: str(folder / name) for name in ("base", "expert", "reward")}
+        data = str(folder / "base.hdf5")
+        report.run_report(report.ReportConfig(**models, data=data, out=tmp_path, plans=2))
+    assert [space.about["goal"] for space in seen].count([-1.2, 1.2]) == 1
+    assert base.space.about["goal"] is None
+
+
+def test_killed_and_resumed(made, tmp_path):
+    """SIGKILL in the middle: --resume goes on from a checkpoint to the same bytes."""
+    folder, _ = made
+    whole, killed = folder / "base", tmp_path / "killed"
+    argv = ["train", "--data", folder / "base.hdf5", *SMALL, "--training.steps", WHOLE]
+    argv += ["--save_every", 20, "--out", killed]
+    process = start(*argv)
+    checkpoints, metrics = killed / "checkpoints", killed / "metrics.jsonl"
+    while not list(checkpoints.glob("[0-9]*")) or len(read_jsonl(metrics)) < 6:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "denoiser.safetensors").exists()
+    began = max(int(p.name) for p in checkpoints.iterdir() if p.name.isdigit())
+    assert 20 <= began < WHOLE
+
+    assert run(*argv) == 2  # without --resume it is left alone
+    assert run(*argv, "--resume") == 0
+    written = [(d / "denoiser.safetensors").read_bytes() for d in (whole, killed)]
+    assert written[0] == written[1]
+    rows = [read_jsonl(d / "metrics.jsonl") for d in (whole, killed)]
+    assert [r["step"] for r in rows[1]] == list(range(10, WHOLE + 1, 10))
+    assert [r["loss"] for r in rows[0]] == [r["loss"] for r in rows[1]]
+    assert len(json.loads((killed / "environment.json").read_text())) == 2
+
+
+def test_an_interrupted_extraction_goes_on(made, tmp_path, monkeypatch, capsys):
+    folder, _ = made
+    both = ["--data", folder / "base.hdf5", "--expert_data", folder / "expert.hdf5"]
+    argv = ["extract", "--base", folder / "base", "--expert", folder / "expert", *both, *MATCHING]
+    argv += ["--save_every", 10, "--out", tmp_path / "reward"]
+    log = Run.log
+
+    def interrupt(self, step, metrics):
+        log(self, step, metrics)
+        if step == 20:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "log", interrupt)
+        assert run(*argv) == 130
+    assert capsys.readouterr().err == "reward-jax: interrupted\n"
+    assert names(tmp_path / "reward" / "checkpoints") == ["10"]
+    assert not (tmp_path / "reward" / "reward.safetensors").exists()
+
+    assert run(*argv, "--resume") == 0
+    for name in ("reward.safetensors", "diagnostics.json"):
+        assert (tmp_path / "reward" / name).read_bytes() == (folder / "reward" / name).read_bytes()
+    assert [r["step"] for r in read_jsonl(tmp_path / "reward" / "metrics.jsonl")] == [10, 20]
+
+
+def test_flags_go_on_top_of_the_config(tmp_path):
+    config, out = tmp_path / "c.yaml", tmp_path / "walks.hdf5"
+    config.write_text(f"env: medium\nout: {out}\nepisodes: 5\nhorizon: 4\n")
+    assert run("data", "--episodes", 2, "--config", config, "--env=umaze", "--goal", "1,1") == 0
+    with h5py.File(out) as file:
+        about = json.loads(file["metadata/about"][()])  # pyright: ignore[reportIndexIssue]
+    assert about["maze"] == "umaze" and about["goal"] == [1, 1]
+    assert len(read_episodes(out).lengths) == 2
+
+
+def test_help_and_option_errors_load_no_jax():
+    code = """
+import sys
+from reward_jax.cli import main
+codes = [main(["--help"]), main(["--version"]), main(["heatmpa"]), main([])]
+print(codes, [m for m in ("jax", "numpy", "gymnasium", "matplotlib") if m in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[0, 0, 2, 2] []"
+    for command in ("data", "train", "extract", "heatmap", "steer", "sweep", "report", "demo"):
+        assert re.search(rf"^  {command} ", done.stdout, re.M), command
+    first, second = done.stderr.splitlines()
+    assert first.startswith("reward-jax: error: unknown command heatmpa; did you mean heatmap?")
+    assert second.startswith("reward-jax: error: a command is missing (commands: data, train,")
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_every_command_has_help_and_knows_its_options(command, capsys):
+    assert run(command, "--help") == 0
+    assert "--config" in capsys.readouterr().out
+    assert run(command, "--sede", 1) == 2
+    assert "unknown option --sede; did you mean --seed?" in capsys.readouterr().err
+
+
+CONFIGS = sorted((ROOT / "configs" / "reward").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_shipped_config_is_read(path, tmp_path, capsys):
+    text = path.read_text("utf-8")
+    named = re.search(r"command:\s+reward-jax (\w+) --config (\S+)", text)
+    assert named and named[2] == str(path.relative_to(ROOT))
+    for part in ("hardware:", "run time:", "expected:"):
+        assert part in text, part
+    options, _ = cli.COMMANDS[named[1]].load()
+    found = command_line.parse("reward-jax", "", options, ["--config", str(path)])
+    if named[1] in ("train", "extract"):  # its settings pass: it asks for its files
+        files = {"train": ["data"], "extract": ["base", "expert", "data", "expert_data"]}
+        argv = [x for name in files[named[1]] for x in (f"--{name}", tmp_path / "no.h5")]
+        assert run(named[1], "--config", path, *argv, "--out", tmp_path / "out") == 2
+        assert "no such file" in capsys.readouterr().err
+    if path.stem == "study_maze_cpu":
+        assert found == MazeStudyConfig()
+        keys = set(yaml.safe_load(text))
+        assert keys == set(MazeStudyConfig.__dataclass_fields__)
+
+
+def test_there_are_configs():
+    assert len(CONFIGS) >= 18
+
+
+def test_demo(made, tmp_path, capsys, monkeypatch):
+    """On tiny models in place of the shipped ones."""
+    folder, _ = made
+    for name in ("base", "expert"):
+        shutil.copy(folder / name / "denoiser.safetensors", tmp_path / f"{name}.safetensors")
+    monkeypatch.setattr(demo, "SHIPPED", tmp_path)
+    monkeypatch.setattr(demo, "Matching", functools.partial(Matching, draws=128))
+    monkeypatch.setattr(demo, "ReportConfig", functools.partial(ReportConfig, windows=200))
+    out = tmp_path / "demo"
+    (out / "reward").mkdir(parents=True)
+    (out / "reward" / "config.yaml").write_text("of: an earlier demo\n")
+    argv = ["demo", "--out", out, "--episodes", 6, "--steps", 100, "--seeds", 2]
+    assert run(*argv, "--plans", 4) == 0
+    printed = capsys.readouterr().out
+    assert "m apart" in printed and "report.html" in printed and "s in all" in printed
+    assert len(Page((out / "report.html").read_text("utf-8")).alts) == 13
+
+
+@pytest.mark.skipif(not demo.SHIPPED.is_dir(), reason="the shipped models are not there yet")
+def test_the_shipped_models_fit_each_other():
+    base, expert = (load_model(demo.SHIPPED / f"{k}.safetensors") for k in ("base", "expert"))
+    score, notes = expert_in_base_terms(base, expert)
+    assert score is expert.denoiser and not notes
+    assert base.space.about["goal"] is None and base.space.about["maze"] == "umaze"
+    assert expert.space.about["goal"] in goals(maze("umaze")).tolist()

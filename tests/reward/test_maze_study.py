@@ -1,0 +1,137 @@
+"""The maze study at its smallest: one goal of UMaze; a second start makes nothing anew."""
+
+import json
+
+import numpy as np
+import pytest
+
+from common_jax.errors import InputError
+from reward_jax.runs.extract import Matching, RewardOptions
+from reward_jax.runs.train import NetworkOptions, Training
+from reward_jax.store import load_guide, load_model
+from reward_jax.studies import maze as study
+from reward_jax.studies.maze import MazeStudyConfig, run_maze_study
+
+TRAINING = Training(steps=10, batch=8, ema_begin=0, ema_every=1, steps_per_call=10)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    config = MazeStudyConfig(
+        out=tmp_path_factory.mktemp("study"),
+        mazes=("umaze",),
+        goals=1,
+        horizon=8,
+        diffusion_steps=8,
+        network=NetworkOptions(8, (1,)),
+        base=TRAINING,
+        expert=TRAINING,
+        reward=RewardOptions(widths=(8,)),
+        matching=Matching(steps=10, batch=8, draws=64, seeds=2, steps_per_call=10),
+        base_episodes=6,
+        expert_episodes=6,
+        map_windows=200,
+        bins=4,
+        plans=4,
+        scales=(1.0, 2.0),
+    )
+    return config, run_maze_study(config)
+
+
+def times(folder):
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+STEERED = {"unsteered", "expert"} | {
+    f"{name} {scale}" for name in ("reward", "logit", "sigmoid") for scale in (1, 2)
+}
+
+
+def test_files_and_results(done):
+    config, _ = done
+    found = {str(p.relative_to(config.out)) for p in times(config.out)}
+    goal = ("discriminator.safetensors", "expert.safetensors", "maps.npz", "result.json")
+    assert found == {
+        "results.json",
+        *(f"umaze/{name}" for name in ("base.safetensors", "null.json")),
+        *(f"umaze/goal_0/{name}" for name in (*goal, "reward.safetensors")),
+    }
+    folder = config.out / "umaze" / "goal_0"
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["maze"], result["goal"], result["free_cells"]) == ("umaze", [-1.2, 1.2], 7)
+    for peak in (result["peak"], result["discriminator_peak"], *result["seed_peaks"]):
+        away = np.linalg.norm(np.subtract(peak["at"], result["goal"]))
+        assert peak["metres"] == pytest.approx(away)
+        x, y = peak["at"]
+        assert peak["in_cell"] == (-1.5 < x < -0.5 and 0.5 < y < 1.5)
+    assert len(result["seed_peaks"]) == 2
+    assert set(result["steering"]) == STEERED
+    for shares in result["steering"].values():
+        assert set(shares) == {"planned", "executed", "inside"}
+        assert all(0 <= share <= 1 for share in shares.values())
+    assert all(len(v) == 8 for v in result["diagnostics"].values())
+    laps = {"data", "expert", "reward", "discriminator", "maps", "steering"}
+    assert set(result["seconds"]) == laps
+    with np.load(folder / "maps.npz") as maps:
+        assert maps["reward"].shape == maps["discriminator"].shape == (20, 20)
+    assert load_model(folder / "expert.safetensors").space.about["goal"] == [-1.2, 1.2]
+    assert load_guide(folder / "reward.safetensors").space.shape == (8, 4)
+
+
+def test_summary(done):
+    config, summary = done
+    assert json.loads((config.out / "results.json").read_text()) == summary
+    (result,) = summary["results"]
+    hit = result["peak"]["in_cell"]
+    assert summary["goals"] == 1 and summary["peaks_in_goal_cell"] == int(hit)
+    assert summary["share_in_goal_cell"] == float(hit)
+    seeds = [p["in_cell"] for p in result["seed_peaks"]]
+    assert summary["seed_share_in_goal_cell"] == np.mean(seeds)
+    assert summary["median_metres"] == result["peak"]["metres"]
+    assert summary["chance_share_in_goal_cell"] == pytest.approx(1 / 7)
+    assert summary["steering"] == result["steering"]
+    null = summary["null"]["umaze"]
+    assert len(null["peaks"]) == 3  # the mean of the seeds, then each
+    x, y = null["peaks"][0]
+    assert summary["null_share_in_goal_cell"] == float(-1.5 < x < -0.5 and 0.5 < y < 1.5)
+    assert summary["seconds"] == pytest.approx(sum(result["seconds"].values()))
+
+
+def test_a_second_start_makes_nothing_anew(done, monkeypatch):
+    config, summary = done
+    before = times(config.out / "umaze")
+    for name in ("fit", "fit_reward", "train_discriminator", "collect"):
+        monkeypatch.setattr(study, name, None)
+    assert run_maze_study(config) == summary
+    assert times(config.out / "umaze") == before
+
+
+def test_a_study_that_was_stopped_goes_on(done, monkeypatch):
+    """What is missing is made, of what is there."""
+    config, summary = done
+    folder = config.out / "umaze"
+    kept = {p: p.read_bytes() for p in times(folder)}
+    (folder / "goal_0" / "result.json").unlink()
+    monkeypatch.setattr(study, "fit", None)
+    monkeypatch.setattr(study, "fit_reward", None)
+    monkeypatch.setattr(study, "train_discriminator", None)
+    again = run_maze_study(config)
+
+    def timeless(result):
+        return {k: v for k, v in result.items() if k != "seconds"}
+
+    assert timeless(again["results"][0]) == timeless(summary["results"][0])
+    for path, data in kept.items():
+        if path.suffix == ".safetensors":
+            assert path.read_bytes() == data
+
+
+def test_bad_settings(tmp_path):
+    for changes, message in (
+        (dict(goals=9), "goals is 9: give 1 to 8"),
+        (dict(headline_scale=3.0), "headline_scale 3.0 is none of the scales"),
+        (dict(mazes=("hedge",)), "environment 'hedge' is unknown"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run_maze_study(MazeStudyConfig(out=tmp_path / "study", **changes))
+    assert not list(tmp_path.iterdir())
