@@ -27,7 +27,8 @@ import torch
 from torch_tuco import TorchTuco
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tuco_jax.decompose import decompose, last_token
+from tuco_jax.by_layer import ByLayer
+from tuco_jax.decompose import decompose
 from tuco_jax.models import decoder
 from tuco_jax.models.layers import Positions
 from tuco_jax.pair import Pair
@@ -104,7 +105,7 @@ def batch_cases(theirs: TorchTuco, pair: Pair) -> dict[str, Callable[[], Any]]:
     mask = np.ones_like(tokens, bool)
     torch_inputs = torch.from_numpy(tokens), torch.from_numpy(mask).long()
     ours = jnp.asarray(tokens, jnp.int32), jnp.asarray(mask)
-    last = jax.jit(last_token)
+    score = ByLayer(pair)
     full = jax.jit(decompose)
     config = pair.tuned_config
 
@@ -125,7 +126,7 @@ def batch_cases(theirs: TorchTuco, pair: Pair) -> dict[str, Callable[[], Any]]:
 
     cases = {
         "torch hooks": lambda: theirs.batch(*torch_inputs),
-        "score": lambda: last(pair, *ours).tuco,
+        "score": lambda: score(*ours)[0],
         "forward": lambda: forward(pair.tuned, *ours),
         "full decomposition": lambda: full(pair, *ours).ftc,
         "matmul": many,

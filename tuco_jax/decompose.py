@@ -274,20 +274,21 @@ def advance(
     x, first, last, sums = carry
     base, changed, lora, base_info, tuned_info = layer
     base, tuned = {"params": base}, variables(merge(base, changed), lora)
-    at, query = places.base, places.base.pick(places.column)
-    kv = block_keys_values(configs[0], base, x, at, base_info)
-    pt = block_delta(configs[0], base, last, kv, query, at, base_info)
-    at, query = places.tuned, places.tuned.pick(places.column)
-    kv = block_keys_values(configs[1], tuned, x, at, tuned_info)
+
+    def at_last(config: ModelConfig, weights: Params, at: Positions, info: LayerInfo) -> Delta:
+        keys_values = block_keys_values(config, weights, x, at, info)
+        return block_delta(config, weights, last, keys_values, at.pick(places.column), at, info)
+
+    pt = at_last(configs[0], base, places.base, base_info)
     if full:
-        everywhere = block_delta(configs[1], tuned, x, kv, at, at, tuned_info)
+        everywhere = whole_block(configs[1], tuned, x, places.tuned, tuned_info)
         ft = Delta(*(_pick(part, places.column) for part in everywhere))
-        x = x + everywhere.total
+        moved = x + everywhere.total
     else:
-        ft = block_delta(configs[1], tuned, last, kv, query, at, tuned_info)
+        ft, moved = at_last(configs[1], tuned, places.tuned, tuned_info), x
     own = (pt.total, ft.total - pt.total, ft.attention - pt.attention, ft.mlp - pt.mlp)
     # The stream's own move at the last token, so that `last` equals x there.
-    x, last, own = constrain((x, last + ft.total, own), mesh)
+    x, last, own = constrain((moved, last + ft.total, own), mesh)
     sums = tuple(s + o for s, o in zip(sums, own, strict=True))
     return Carry(x, first, last, sums), share(sums[0], sums[1], norm)[:, 0]
 

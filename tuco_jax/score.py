@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from common_jax import parallel as parallel_jax
 from common_jax.errors import InputError
 from tuco_jax import batching
+from tuco_jax.by_layer import ByLayer, Result
 from tuco_jax.decompose import last_token
 from tuco_jax.models import sharding
 from tuco_jax.output import Entry, Journal
@@ -190,8 +191,6 @@ def score_tokens(
     )
 
 
-# What is fetched of a batch: tuco [B], layers [B, L], telescoping [B].
-Result = tuple[jax.Array, jax.Array, jax.Array]
 Run = Callable[[np.ndarray, np.ndarray], Result]
 
 
@@ -217,6 +216,8 @@ def _runner(pair: Pair, norm: int, mesh: Mesh | None, parallel: Parallel) -> tup
         copies = parallel_jax.replicate(pair, devices)
         mapped = _pmapped(norm, devices)
         return lambda tokens, mask: mapped(copies, tokens, mask), len(devices)
+    if mesh is None and ByLayer.fits(pair):
+        return ByLayer(pair, norm), 1
     if mesh is None:
         return lambda tokens, mask: _jitted(norm, None, pair, tokens, mask), 1
     placed = sharding.place(pair, mesh)

@@ -11,7 +11,7 @@ PACKAGES = ("common_jax", "tuco_jax", "reward_jax")
 
 # A module may import its own tier and those above it in this list, never one below.
 TUCO_TIERS = (
-    ("tuco_jax.models", "tuco_jax.assets"),
+    ("tuco_jax.models", "tuco_jax.assets", "tuco_jax.programs"),
     ("tuco_jax.pair",),
     ("tuco_jax.decompose", "tuco_jax.weights", "tuco_jax.prompts", "tuco_jax.batching"),
     ("tuco_jax.sampling", "tuco_jax.decoding"),
