@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import h5py
 import numpy as np
@@ -216,7 +217,7 @@ def test_values_in_the_report_are_escaped(made, monkeypatch):
     folder, _ = made
     monkeypatch.setattr(report, "_figures", lambda found: dict.fromkeys(KINDS, ("data:,", "<b>")))
     monkeypatch.setattr(report, "_panels", lambda found: [("<i>t", "data:,")])
-    models = {name: str(folder / name) for name in ("base", "expert", "reward")}
+    models: dict[str, Any] = {k: str(folder / k) for k in ("base", "expert", "reward")}
     out = folder / "escaped"
     config = report.ReportConfig(
         **models, data=str(folder / "base.hdf5"), out=out, plans=4, windows=200, bins=4
@@ -245,7 +246,7 @@ def test_the_expert_is_drawn_in_its_own_terms(made, tmp_path):
         patch.setattr(report, "positions", positions)
         patch.setattr(report, "plan", lambda model, starts, **_: np.zeros((len(starts), 8, 4)))
         patch.setattr(report, "_render", lambda *_: "")
-        models = {name: str(folder / name) for name in ("base", "expert", "reward")}
+        models: dict[str, Any] = {k: str(folder / k) for k in ("base", "expert", "reward")}
         data = str(folder / "base.hdf5")
         report.run_report(report.ReportConfig(**models, data=data, out=tmp_path, plans=2))
     assert [space.about["goal"] for space in seen].count([-1.2, 1.2]) == 1
@@ -309,7 +310,8 @@ def test_flags_go_on_top_of_the_config(tmp_path):
     config.write_text(f"env: medium\nout: {out}\nepisodes: 5\nhorizon: 4\n")
     assert run("data", "--episodes", 2, "--config", config, "--env=umaze", "--goal", "1,1") == 0
     with h5py.File(out) as file:
-        about = json.loads(file["metadata/about"][()])  # pyright: ignore[reportIndexIssue]
+        kept: Any = file["metadata/about"]
+        about = json.loads(kept[()])
     assert about["maze"] == "umaze" and about["goal"] == [1, 1]
     assert len(read_episodes(out).lengths) == 2
 
@@ -373,13 +375,23 @@ def test_demo(made, tmp_path, capsys, monkeypatch):
     for name in ("base", "expert"):
         shutil.copy(folder / name / "denoiser.safetensors", tmp_path / f"{name}.safetensors")
     monkeypatch.setattr(demo, "SHIPPED", tmp_path)
-    monkeypatch.setattr(demo, "Matching", functools.partial(Matching, draws=128))
+    asked = []
+
+    def extract(config):  # tested above; what it leaves is taken from there
+        asked.append(config)
+        shutil.copytree(folder / "reward", config.out)
+
+    monkeypatch.setattr(demo, "run_extract", extract)
     monkeypatch.setattr(demo, "ReportConfig", functools.partial(ReportConfig, windows=200))
     out = tmp_path / "demo"
     (out / "reward").mkdir(parents=True)
     (out / "reward" / "config.yaml").write_text("of: an earlier demo\n")
     argv = ["demo", "--out", out, "--episodes", 6, "--steps", 100, "--seeds", 2]
     assert run(*argv, "--plans", 4) == 0
+    (config,) = asked
+    assert config.matching == Matching(steps=100, seeds=2) and config.seed == 0
+    assert len(read_episodes(config.data).lengths) == 6
+    assert read_episodes(config.expert_data).about["goal"] == [-1.2, 1.2]
     printed = capsys.readouterr().out
     assert "m apart" in printed and "report.html" in printed and "s in all" in printed
     assert len(Page((out / "report.html").read_text("utf-8")).alts) == 13

@@ -104,5 +104,7 @@ def test_drawn_with_peak_and_goal():
     axes = matplotlib.figure.Figure().subplots()
     image = draw_map(axes, found, goal=(0.5, 0.0))
     assert tuple(image.get_extent()) == EXTENT and image.origin == "lower"
-    marks = {line.get_label(): line.get_xydata()[0].tolist() for line in axes.get_lines()}
+    marks = {
+        line.get_label(): np.asarray(line.get_xydata())[0].tolist() for line in axes.get_lines()
+    }
     assert marks == {"peak": [-0.75, -0.25], "goal": [0.5, 0.0]}

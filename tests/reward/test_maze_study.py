@@ -1,6 +1,7 @@
 """The maze study at its smallest: one goal of UMaze; a second start makes nothing anew."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,11 +128,12 @@ def test_a_study_that_was_stopped_goes_on(done, monkeypatch):
 
 
 def test_bad_settings(tmp_path):
-    for changes, message in (
+    cases: list[tuple[dict[str, Any], str]] = [
         (dict(goals=9), "goals is 9: give 1 to 8"),
         (dict(headline_scale=3.0), "headline_scale 3.0 is none of the scales"),
         (dict(mazes=("hedge",)), "environment 'hedge' is unknown"),
-    ):
+    ]
+    for changes, message in cases:
         with pytest.raises(InputError, match=message):
             run_maze_study(MazeStudyConfig(out=tmp_path / "study", **changes))
     assert not list(tmp_path.iterdir())
