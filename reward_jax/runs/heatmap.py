@@ -1,0 +1,79 @@
+"""`reward-jax heatmap`: where a reward is high, drawn in its maze."""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+
+from common_jax.errors import InputError
+from common_jax.files import make_folder, write_json
+from reward_jax.data import files
+from reward_jax.envs.mazes import draw_maze
+from reward_jax.heatmap import draw_map, heat_map, score_windows
+from reward_jax.runs.steer import goal_of, positions
+from reward_jax.runs.train import window_source
+from reward_jax.store import load_guide
+
+__all__ = ["HeatmapConfig", "run_heatmap"]
+
+
+@dataclasses.dataclass
+class HeatmapConfig:
+    """Draw the heat map of a reward over the positions that the base visits.
+
+    Args:
+        reward: a reward or a discriminator, a file or a run.
+        data: the base's episodes.
+        out: folder of heatmap.png, heatmap.json (peak, goal, distance) and heatmap.npz.
+        windows: trajectories that are scored.
+        bins: to the side of a cell.
+        t: diffusion step at which they are scored.
+        goal: [x, y] in metres that the peak is measured against; by default the expert's.
+        seed: of the choice of windows.
+    """
+
+    reward: str
+    data: str
+    out: pathlib.Path
+    windows: int = 10000
+    bins: int = 10
+    t: int = 0
+    goal: tuple[float, float] | None = None
+    seed: int = 0
+
+
+def run_heatmap(config: HeatmapConfig) -> pathlib.Path:
+    """Score, draw, print the peak against the goal; returns the folder."""
+    from matplotlib.figure import Figure
+
+    guide = load_guide(config.reward)
+    layout, goal = goal_of(guide.space, config.goal)
+    if config.windows < 1 or config.bins < 1:
+        raise InputError("windows and bins must be 1 or more")
+    if not 0 <= config.t < guide.schedule.steps:
+        raise InputError(f"t is {config.t}: give 0 to {guide.schedule.steps - 1}")
+    source = window_source(files.read_episodes(config.data), guide.space)
+    make_folder(config.out)
+    rows = np.asarray(source.sample(jax.random.key(config.seed), config.windows))
+    scores = score_windows(guide.guide, rows, t=config.t)
+    found = heat_map(
+        positions(rows, guide.space), scores, layout.extent, bins=config.bins, cell=layout.size
+    )
+    away = float(np.linalg.norm(found.peak - goal))
+    in_cell = bool((layout.cell_of(found.peak) == layout.cell_of(goal)).all())
+    figure = Figure(figsize=(5.4, 4.8), layout="constrained")
+    axis = figure.subplots()
+    draw_maze(axis, layout)
+    figure.colorbar(draw_map(axis, found, goal=goal), label="reward, scaled to 0 .. 1")
+    axis.legend(loc="upper right", fontsize=8)
+    figure.savefig(config.out / "heatmap.png", dpi=120)
+    np.savez_compressed(config.out / "heatmap.npz", values=found.values, counts=found.counts)
+    facts = {"peak": found.peak.tolist(), "goal": goal.tolist(), "metres": away}
+    write_json(config.out / "heatmap.json", facts | {"in_goal_cell": in_cell})
+    print(
+        f"peak at ({found.peak[0]:.2f}, {found.peak[1]:.2f}), goal at ({goal[0]:.2f}, "
+        f"{goal[1]:.2f}): {away:.2f} m apart, {'the same cell' if in_cell else 'another cell'}"
+    )
+    print(f"heat map: {config.out / 'heatmap.png'}")
+    return config.out
