@@ -101,9 +101,9 @@ def first_run(name: str, case: Callable[[], Any]) -> Any:
 
 def batch_cases(theirs: TorchTuco, pair: Pair) -> dict[str, Callable[[], Any]]:
     rng = np.random.default_rng(0)
-    tokens = rng.integers(0, CONFIG["vocab_size"], (BATCH, LENGTH))
+    tokens = rng.integers(0, CONFIG["vocab_size"], (BATCH, LENGTH), dtype=np.int32)
     mask = np.ones_like(tokens, bool)
-    torch_inputs = torch.from_numpy(tokens), torch.from_numpy(mask).long()
+    torch_inputs = torch.from_numpy(tokens).long(), torch.from_numpy(mask).long()
     ours = jnp.asarray(tokens, jnp.int32), jnp.asarray(mask)
     score = ByLayer(pair)
     full = jax.jit(decompose)
@@ -126,7 +126,7 @@ def batch_cases(theirs: TorchTuco, pair: Pair) -> dict[str, Callable[[], Any]]:
 
     cases = {
         "torch hooks": lambda: theirs.batch(*torch_inputs),
-        "score": lambda: score(*ours)[0],
+        "score": lambda: score(tokens, mask)[0],
         "forward": lambda: forward(pair.tuned, *ours),
         "full decomposition": lambda: full(pair, *ours).ftc,
         "matmul": many,

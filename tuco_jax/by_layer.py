@@ -7,6 +7,7 @@ of their own, views that take no memory, and one program serves all layers but t
 Legend: B batch, T tokens, D residual width, L layers.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +45,8 @@ class ByLayer:
             jax.tree.map(lambda x: jax.device_put(x[index], device), host)  # noqa: B023
             for index in range(pair.base_config.depth)
         ]
-        self._outside = pair.replace(
+        self._outside = dataclasses.replace(
+            pair,
             base=_without_layers(pair.base),
             tuned=_without_layers(pair.tuned),
             lora=_without_layers(pair.lora),

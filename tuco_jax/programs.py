@@ -40,14 +40,14 @@ def program(function: Callable[..., Any], *args: Any) -> Callable[..., Any]:
         raise ValueError("a program is for one device")
     key = _key(function, args, device)
     if key not in _programs:
-        folder = jax.config.jax_compilation_cache_dir
+        folder = jax.config.values["jax_compilation_cache_dir"]
         path = pathlib.Path(folder, f"{key}.program") if folder else None
         found = _read(path, device) if path else None
         _programs[key] = found or _compile(function, args, path)
     return _programs[key]
 
 
-def _key(function: Callable[..., Any], args: tuple[Any, ...], device: jax.Device) -> str:
+def _key(function: Callable[..., Any], args: tuple[Any, ...], device: Any) -> str:
     bound: tuple[Any, ...] = ()
     if isinstance(function, functools.partial):
         bound = function.args, sorted(function.keywords.items())
@@ -86,7 +86,7 @@ def _processor() -> str:
     return repr(sorted({x for x in lines if x.startswith(("model name", "flags", "Features"))}))
 
 
-def _read(path: pathlib.Path, device: jax.Device) -> Callable[..., Any] | None:
+def _read(path: pathlib.Path, device: Any) -> Callable[..., Any] | None:
     """As trusted as JAX's own cache beside it: whoever can write there can run code anyway."""
     try:
         content = path.read_bytes()

@@ -329,7 +329,9 @@ def test_pickles_are_refused_with_the_way_to_convert_them(name, llama):
 
 def test_a_directory_without_weights_or_config_is_named(llama):
     (llama / WEIGHTS).unlink()
-    assert refusal(llama) == f"{llama}: holds neither {WEIGHTS} nor {INDEX}"
+    message = refusal(llama)
+    assert message.startswith(f"{llama}: holds neither {WEIGHTS} nor {INDEX}; ")
+    assert "pickled weights only, convert it with transformers' save_pretrained" in message
     (llama / "config.json").unlink()
     assert refusal(llama) == f"{llama / 'config.json'}: no such file; is this a model's directory?"
     (llama / "adapter_config.json").write_text("{}")
