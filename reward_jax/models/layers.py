@@ -19,6 +19,7 @@ __all__ = [
     "Conv",
     "ConvBlock",
     "Downsample",
+    "GroupNorm",
     "LinearAttention",
     "ResidualBlock",
     "TimeEmbedding",
@@ -117,6 +118,26 @@ class Upsample(nn.Module):
         return conv1d_transpose(x, kernel, method=self.method) + bias
 
 
+class GroupNorm(nn.Module):
+    """Group norm over time and the channels of a group; parameters as flax's own has them.
+
+    In flax's the statistics are repeated to every channel: that, differentiated twice, is a good
+    part of what XLA has to compile. Here they stay [B, 1, G, 1].
+    """
+
+    groups: int
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        y = x.reshape(*x.shape[:2], self.groups, -1)
+        y = y - y.mean((1, 3), keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean((1, 3), keepdims=True) + self.epsilon)
+        return y.reshape(x.shape) * scale + bias
+
+
 class ConvBlock(nn.Module):
     """Convolution, group norm, activation."""
 
@@ -133,7 +154,7 @@ class ConvBlock(nn.Module):
             self.features, self.size, 1, self.size // 2, self.use_bias, self.method, name="conv"
         )(x)
         if self.groups is not None:
-            x = nn.GroupNorm(self.groups, epsilon=1e-5, use_fast_variance=False, name="norm")(x)
+            x = GroupNorm(self.groups, name="norm")(x)
         return activation(self.act)(x)
 
 

@@ -189,7 +189,7 @@ def _query_parts(
     Where a row attends to itself no token sees a later column, so that its first half needs no
     more than the first half of the keys. Short rows gain nothing by it, and programs grow.
     """
-    count = 1 if queries < 128 else min(8, queries // 32)
+    count = 1 if queries < 96 else min(8, queries // 24)
     if query is not key or query.segments is not None or count == 1:
         return [(0, queries, keys)]
     bounds = [queries * i // count for i in range(count + 1)]
@@ -318,9 +318,12 @@ class Attention(nn.Module):
             logits = _matmul(part, keys[:, :, :seen].swapaxes(2, 3))
             logits = logits.reshape(rows, c.kv_heads, group, stop - start, seen)
             logits = softcap(logits, c.attention_softcap) + hidden[..., start:stop, :seen]
-            weights = jax.nn.softmax(logits, axis=-1)
+            # Softmax, divided by its sum after the product: there are fewer numbers there.
+            most = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+            weights = jnp.exp(logits - most)
             mixed = _matmul(weights.reshape(rows, c.kv_heads, -1, seen), values[:, :, :seen])
-            parts.append(mixed.reshape(rows, c.kv_heads, group, stop - start, c.head_dim))
+            mixed = mixed.reshape(rows, c.kv_heads, group, stop - start, c.head_dim)
+            parts.append(mixed / jnp.sum(weights, axis=-1, keepdims=True))
         mixed = jnp.concatenate(parts, axis=3).transpose(0, 3, 1, 2, 4)
         return self.o(mixed.reshape(rows, queries, c.heads * c.head_dim))
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+from flax import linen as nn
 
 from common_jax.errors import InputError
 from reward_jax.data.sources import Rows
@@ -16,7 +17,7 @@ from reward_jax.denoiser import score_from
 from reward_jax.diffusion import FirstState, first_state
 from reward_jax.extract import RelativeReward, extract_reward, init_params
 from reward_jax.guide import guided_sample
-from reward_jax.models.layers import activation, mish
+from reward_jax.models.layers import GroupNorm, activation, mish
 from reward_jax.models.reward_net import HalfUnet, WindowMLP
 from reward_jax.models.temporal_unet import TemporalUnet
 from reward_jax.schedule import cosine_schedule
@@ -215,3 +216,26 @@ def test_seeds_get_parameters_of_their_own():
     kernels = made["layer_0"]["kernel"]
     assert kernels.shape == (3, 11, 4)
     assert np.abs(kernels[0] - kernels[1]).max() > 0.01
+
+
+def test_group_norm_is_flax_s_twice_differentiated():
+    ours, theirs = GroupNorm(4), nn.GroupNorm(4, epsilon=1e-5, use_fast_variance=False)
+    x = 3 + jax.random.normal(jax.random.key(0), (2, 5, 12))
+    keys = jax.random.split(jax.random.key(1))
+    params = {n: jax.random.normal(k, (12,)) for n, k in zip(("scale", "bias"), keys, strict=True)}
+
+    def matched(norm, params):
+        def total(x):
+            return jnp.sum(jnp.sin(norm.apply({"params": params}, x)))
+
+        return jnp.sum(jnp.cos(jax.grad(total)(x)))
+
+    for f in (
+        lambda norm, p: norm.apply({"params": p}, x),
+        jax.grad(matched, argnums=1),
+    ):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4),
+            f(ours, params),
+            f(theirs, params),
+        )

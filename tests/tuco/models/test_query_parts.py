@@ -38,8 +38,8 @@ def test_parts_are_the_whole(length, side, layer):
 def test_where_rows_are_cut():
     at = Positions.of(rm.config(), jnp.ones((1, 4)))
     other = Positions.of(rm.config(), jnp.ones((1, 4)))
-    assert _query_parts(at, at, 127, 127) == [(0, 127, 127)]
-    assert _query_parts(at, at, 129, 129)[::3] == [(0, 32, 32), (96, 129, 129)]
+    assert _query_parts(at, at, 95, 95) == [(0, 95, 95)]
+    assert _query_parts(at, at, 97, 97)[::3] == [(0, 24, 24), (72, 97, 97)]
     assert [stop for _, stop, _ in _query_parts(at, at, 512, 512)] == list(range(64, 513, 64))
     assert _query_parts(at, other, 512, 600) == [(0, 512, 600)]
     packed = Positions.of(rm.config(), jnp.ones((1, 4)), jnp.zeros((1, 4), int))
