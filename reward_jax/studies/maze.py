@@ -70,6 +70,9 @@ class MazeStudyConfig:
         diffusion_steps: T.
         network: of the denoisers.
         base: training of the bases.
+        base_steps: steps of a maze's base, where they are not base.steps: long walks through
+            narrow halls take longer to learn.
+        dims: channels of a maze's networks, where they are not network.dim.
         expert: training of the experts, which begin as their base.
         reward: the reward network.
         matching: its training.
@@ -90,6 +93,8 @@ class MazeStudyConfig:
     diffusion_steps: int = 50
     network: NetworkOptions = dataclasses.field(default_factory=NetworkOptions)
     base: Training = dataclasses.field(default_factory=Training)
+    base_steps: dict[str, int] = dataclasses.field(default_factory=dict)
+    dims: dict[str, int] = dataclasses.field(default_factory=dict)
     expert: Training = dataclasses.field(
         default_factory=lambda: Training(
             steps=1500, learning_rate=5e-4, ema_decay=0.99, ema_every=1, ema_begin=0
@@ -113,6 +118,10 @@ def run_maze_study(config: MazeStudyConfig) -> dict[str, Any]:
         raise InputError(f"goals is {config.goals}: give 1 to 8")
     if config.headline_scale not in config.scales:
         raise InputError(f"headline_scale {config.headline_scale} is none of the scales")
+    for name in ("base_steps", "dims"):
+        for key in getattr(config, name):
+            if key not in STRIDES:
+                raise InputError(f"{name}: {key!r} is no maze; there are {', '.join(STRIDES)}")
     layouts = [maze(name) for name in config.mazes]
     make_folder(config.out)
     for layout in layouts:
@@ -150,15 +159,16 @@ class _Work:
         path = self.folder / "base.safetensors"
         if not path.exists():
             begun = time.perf_counter()
-            schedule = cosine_schedule(c.diffusion_steps)
+            name = self.maze.name
+            steps, dim = c.base_steps.get(name, c.base.steps), c.dims.get(name, c.network.dim)
             model = fit(
                 source,
                 None,
                 space,
-                c.base,
+                dataclasses.replace(c.base, steps=steps),
                 seed=c.seed,
-                network=c.network,
-                schedule=schedule,
+                network=dataclasses.replace(c.network, dim=dim),
+                schedule=cosine_schedule(c.diffusion_steps),
                 clip_x0=1.2,
             )
             save_model(path, model)

@@ -1,5 +1,6 @@
 """The maze study at its smallest: one goal of UMaze; a second start makes nothing anew."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -24,8 +25,10 @@ def done(tmp_path_factory):
         goals=1,
         horizon=8,
         diffusion_steps=8,
-        network=NetworkOptions(8, (1,)),
-        base=TRAINING,
+        network=NetworkOptions(16, (1,)),
+        base=dataclasses.replace(TRAINING, steps=1000),
+        base_steps={"umaze": 10, "large": 1000},
+        dims={"umaze": 8},
         expert=TRAINING,
         reward=RewardOptions(widths=(8,)),
         matching=Matching(steps=10, batch=8, draws=64, seeds=2, steps_per_call=10),
@@ -77,7 +80,9 @@ def test_files_and_results(done):
     assert set(result["seconds"]) == laps
     with np.load(folder / "maps.npz") as maps:
         assert maps["reward"].shape == maps["discriminator"].shape == (20, 20)
-    assert load_model(folder / "expert.safetensors").space.about["goal"] == [-1.2, 1.2]
+    expert = load_model(folder / "expert.safetensors")
+    assert expert.space.about["goal"] == [-1.2, 1.2]
+    assert expert.denoiser.model.dim == 8
     assert load_guide(folder / "reward.safetensors").space.shape == (8, 4)
 
 
@@ -146,6 +151,8 @@ def test_a_study_that_was_stopped_goes_on(done, monkeypatch):
 def test_bad_settings(tmp_path):
     cases: list[tuple[dict[str, Any], str]] = [
         (dict(goals=9), "goals is 9: give 1 to 8"),
+        (dict(base_steps={"small": 5}), "base_steps: 'small' is no maze; there are open, umaze"),
+        (dict(dims={"Large": 32}), "dims: 'Large' is no maze; there are open, umaze, medium"),
         (dict(headline_scale=3.0), "headline_scale 3.0 is none of the scales"),
         (dict(mazes=("hedge",)), "environment 'hedge' is unknown"),
     ]
