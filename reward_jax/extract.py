@@ -11,6 +11,7 @@ is u(t) times the relative reward rho; `RelativeReward` keeps the unit and undoe
 Legend: B batch, T diffusion steps, S seeds.
 """
 
+import concurrent.futures
 import functools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
@@ -199,17 +200,31 @@ def extract_reward(
         InputError: an iterable that ends early, or a loss that is not finite, naming the step.
     """
     setting = _Setting(reward, optimizer, target, gradient_at, pin, batch_size, mesh)
-    base, expert = as_argument(base_score), as_argument(expert_score)
+    teachers = _teachers(base_score, expert_score)
     feed = _Feed(batches)
-    weights = _weights(weighting, setting, base, expert, schedule, feed, key)
+    weights = _weights(weighting, setting, teachers, schedule, feed, key)
     start = optimizer.init if seeds is None else jax.vmap(optimizer.init)
     state = (jax.tree.map(jnp.array, params), start(params))  # a copy: the state is donated
     run = functools.partial(_run, setting=setting, seeds=seeds is not None)
+    # Teachers and student are two programs, which compile side by side.
+    ask = functools.partial(_draw_many, setting=_asking(setting))
+    compiled: set[int] = set()
 
     def call(state: Any, first: int, count: int) -> Any:
         source, fed = feed.take(first, count)
-        steps = jnp.arange(first, first + count)
-        return run(state, base, expert, schedule, weights, key, source, steps, fed)
+        span = jnp.arange(first, first + count)
+        drawn = teachers, schedule, key, source, span, fed
+        found = _draw_many.eval_shape(*drawn, **ask.keywords)
+        if sum(x.size * x.dtype.itemsize for x in found) > _BYTES_AT_ONCE:
+            return run(state, teachers, schedule, weights, key, source, span, fed)
+        given = state, None, schedule, weights, key, None, span
+        if count not in compiled and mesh is None:
+            compiled.add(count)
+            _compile_together(
+                _draw_many.lower(*drawn, **ask.keywords),
+                _run.lower(*given, found, **run.keywords),
+            )
+        return run(*given, ask(*drawn))
 
     (params, _), metrics = run_loop(
         call,
@@ -242,45 +257,76 @@ def draw_targets(
 
     batches: an array, (x_0, cond) or a source. count is rounded up to whole batches.
     """
-    setting = _Setting(None, _NO_OPTIMIZER, target, gradient_at, pin, batch_size, None)
+    setting = _Setting(None, optax.identity(), target, gradient_at, pin, batch_size, None)
     feed = _Feed(batches)
     calls = jnp.arange(-(-count // batch_size))
-    base, expert = as_argument(base_score), as_argument(expert_score)
     source, _ = feed.take(0, 1)
     if not hasattr(source, "sample"):
         raise InputError("targets are drawn from an array or a source, not from an iterable")
-    found = _draw_many(base, expert, schedule, key, source, calls, setting=setting)
+    teachers = _teachers(base_score, expert_score)
+    asked = teachers, schedule, key, source, calls, None
+    found = _draw_many(*asked, setting=_asking(setting))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
 
 
 _NO_OPTIMIZER = optax.identity()
+# Targets of one call that are held at once, where the teachers have a program of their own.
+_BYTES_AT_ONCE = 2**28
+
+
+def _asking(setting: _Setting) -> _Setting:
+    """What the teachers' program depends on: not on who learns from it."""
+    return setting._replace(reward=None, optimizer=_NO_OPTIMIZER)
 
 
 @functools.partial(jax.jit, static_argnames="setting")
-def _draw_many(base, expert, schedule, key, source, calls, *, setting: _Setting) -> Targets:
-    teachers = _teachers(base, expert)
+def _draw_many(teachers, schedule, key, source, steps, fed, *, setting: _Setting) -> Targets:
+    """What `len(steps)` steps are trained on, [steps, B, ...]."""
 
-    def one(_: None, step: jax.Array) -> tuple[None, Targets]:
-        draw, noise = jax.random.split(jax.random.fold_in(key, step))
+    def one(_: None, given: Any) -> tuple[None, Targets]:
+        return None, _drawn(teachers, schedule, key, source, given, setting)
+
+    return jax.lax.scan(one, None, (steps, fed))[1]
+
+
+def _drawn(teachers, schedule, key, source, given: Any, setting: _Setting) -> Targets:
+    """The targets of one step, given its number and the batch that was fed, or None."""
+    step, batch = given
+    draw, noise = jax.random.split(jax.random.fold_in(key, step))
+    if batch is None:
         batch = source.sample(draw, setting.batch)
-        return None, _targets(teachers, schedule, batch, noise, setting)
+    if isinstance(batch, Targets):
+        return batch
+    return _targets(teachers, schedule, batch, noise, setting)
 
-    return jax.lax.scan(one, None, calls)[1]
+
+def _compile_together(*lowered: jax.stages.Lowered) -> None:
+    """Compile side by side; the calls that follow find the programs."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        list(pool.map(lambda one: one.compile(), lowered))
 
 
 def _teachers(base: Any, expert: Any) -> Any:
-    """Both, to be asked together: on a CPU two models of one network are stacked [2, ...].
+    """Both, as arguments; on a CPU two models of one network are stacked [2, ...].
 
-    One network is compiled then, run twice: a sixth of a step's compilation at the paper's sizes.
-    It costs a copy of the weights, which an accelerator's memory is too dear for.
+    One network is compiled then, run for each: a tenth of a step's compilation at the paper's
+    sizes. It costs a copy of the weights, which an accelerator's memory is too dear for.
     """
-    same = jax.tree.structure(base) == jax.tree.structure(expert)
-    if not (same and isinstance(base, Denoiser) and jax.default_backend() == "cpu"):
+    base, expert = as_argument(base), as_argument(expert)
+    if not isinstance(base, Denoiser) or jax.tree.structure(base) != jax.tree.structure(expert):
         return base, expert
-    shapes = [[(x.shape, x.dtype) for x in jax.tree.leaves(model)] for model in (base, expert)]
-    if shapes[0] != shapes[1]:
+    pairs = list(zip(jax.tree.leaves(base), jax.tree.leaves(expert), strict=True))
+    alike = all(a.shape == b.shape and a.dtype == b.dtype for a, b in pairs)
+    if not alike or not all(map(_on_one_cpu, jax.tree.leaves(pairs))):
         return base, expert
-    return jax.tree.map(lambda *x: jnp.stack(x), base, expert)
+    return jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), base, expert)
+
+
+def _on_one_cpu(x: Any) -> bool:
+    if isinstance(x, jax.core.Tracer):
+        return False
+    devices = x.devices() if isinstance(x, jax.Array) else {jax.devices()[0]}
+    return [d.platform for d in devices] == ["cpu"]
 
 
 def _targets(teachers: Any, schedule, batch: Any, key: jax.Array, setting: _Setting) -> Targets:
@@ -313,8 +359,7 @@ def _targets(teachers: Any, schedule, batch: Any, key: jax.Array, setting: _Sett
 @functools.partial(jax.jit, static_argnames=("setting", "seeds"), donate_argnums=0)
 def _run(
     state,
-    base,
-    expert,
+    teachers,
     schedule,
     weights,
     key,
@@ -326,7 +371,6 @@ def _run(
     seeds: bool,
 ):
     """`len(steps)` steps; batches are fed [steps, B, ...], or drawn from the source."""
-    teachers = _teachers(base, expert)
 
     def loss_of(params: Any, targets: Targets) -> tuple[jax.Array, jax.Array]:
         gradient = reward_gradient(setting.reward, params, targets.x, targets.t)
@@ -343,14 +387,7 @@ def _run(
         return optax.apply_updates(params, updates), moments, loss, explained
 
     def one(state: Any, given: Any):
-        step, batch = given
-        draw, noise = jax.random.split(jax.random.fold_in(key, step))
-        if batch is None:
-            batch = source.sample(draw, setting.batch)
-        if isinstance(batch, Targets):
-            targets = batch
-        else:
-            targets = _targets(teachers, schedule, batch, noise, setting)
+        targets = _drawn(teachers, schedule, key, source, given, setting)
         each: Any = jax.vmap(update, in_axes=(0, 0, None)) if seeds else update
         params, moments, loss, explained = each(state[0], state[1], targets)
         return (params, moments), {"loss": loss, "explained": explained}
@@ -403,14 +440,14 @@ class _Feed:
         return None, jax.tree.map(lambda *x: jnp.stack(x), *found)
 
 
-def _weights(weighting: Weighting, setting, base, expert, schedule, feed, key) -> jax.Array:
+def _weights(weighting: Weighting, setting, teachers, schedule, feed, key) -> jax.Array:
     """w(t) as [T] float32."""
     if weighting is None:
         return jnp.ones(schedule.steps)
     if isinstance(weighting, str):
         if weighting != "standardise":
             raise InputError(f"weighting {weighting!r} is unknown; give values, or standardise")
-        square = _mean_square(setting, base, expert, schedule, feed, key)
+        square = _mean_square(setting, teachers, schedule, feed, key)
         return jnp.where(square > 0, 1 / square, 1.0)
     values = weighting(jnp.arange(schedule.steps)) if callable(weighting) else weighting
     values = jnp.asarray(values, jnp.float32)
@@ -422,7 +459,7 @@ def _weights(weighting: Weighting, setting, base, expert, schedule, feed, key) -
     return values
 
 
-def _mean_square(setting, base, expert, schedule, feed, key, draws: int = 4096) -> jax.Array:
+def _mean_square(setting, teachers, schedule, feed, key, draws: int = 4096) -> jax.Array:
     """The target's mean square at each t [T], at least a thousandth of the mean of all."""
     source, fed = feed.take(0, 1) if feed._iterator is None else (None, None)
     if source is None and fed is None:
@@ -433,7 +470,7 @@ def _mean_square(setting, base, expert, schedule, feed, key, draws: int = 4096) 
     if targets is None:
         calls = jnp.arange(max(1, draws // setting.batch)) + 2**30  # apart from the steps' draws
         targets = _draw_many(
-            base, expert, schedule, key, source, calls, setting=setting._replace(reward=None)
+            teachers, schedule, key, source, calls, None, setting=_asking(setting)
         )
     t = targets.t.reshape(-1)
     square = jnp.mean(jnp.square(targets.value).reshape(t.size, -1), axis=1)

@@ -11,6 +11,7 @@ import optax
 import pytest
 import torch
 
+import reward_jax.extract
 from common_jax.errors import InputError
 from common_jax.parallel import make_mesh, pmap
 from reward_jax.data.sources import Rows
@@ -482,6 +483,24 @@ def test_each_teacher_is_asked_once(gradient_at):
     mixed = score_from(other, MATRICES[1], "x0", SCHEDULE, clip=0.8)
     assert_close(draw_targets(base, mixed, DATA, SCHEDULE, **draw), found)
     assert other.traces == 1
+
+
+def test_one_program_is_the_same_run(six, monkeypatch):
+    """Where the targets of a call would be too large to hold."""
+    monkeypatch.setattr(reward_jax.extract, "_BYTES_AT_ONCE", 0)
+    got, history = extract(fresh(), DATA, steps=6)
+    np.testing.assert_allclose(history.loss, six[1].loss, rtol=1e-5)
+    assert_close(got, six[0], 1e-6)
+
+
+def test_what_compiles_together_is_not_compiled_again(caplog):
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        extract(fresh(), DATA, steps=4, optimizer=optax.adam(2e-2), batch_size=B - 1)
+    lines = [r.getMessage() for r in caplog.records]
+    for name in ("_draw_many", "_run"):
+        assert sum(line.startswith(f"Compiling jit({name})") for line in lines) == 1
+        # In threads of their own, which are not logged here: the calls compile nothing.
+        assert not any(f"XLA compilation of jit({name})" in line for line in lines)
 
 
 @pytest.mark.parametrize("layout", [(8, 1, 1), (2, 4, 1)], ids=str)

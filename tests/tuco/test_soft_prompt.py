@@ -42,6 +42,23 @@ def test_vectors_of_tokens_are_those_tokens(learned):
     np.testing.assert_allclose(got, plain(model, whole, mask), rtol=1e-4)
 
 
+def test_gradient_is_that_of_finite_differences():
+    """By norm 2: norm 1 has a kink wherever a component changes sign."""
+    vectors = jnp.asarray(np.random.default_rng(0).normal(size=(3, 24)), jnp.float32)
+    direction = jnp.asarray(np.random.default_rng(1).normal(size=(3, 24)), jnp.float32)
+    model, rows = pair(), prompts()  # made outside of what is traced
+
+    @jax.jit
+    def mean(v):
+        return soft_prompt_tuco(model, v, rows, norm=2).mean()
+
+    slope = float((jax.grad(mean)(vectors) * direction).sum())
+    step = 4e-3 * direction
+    expected = float(mean(vectors + step) - mean(vectors - step)) / 8e-3
+    assert abs(slope) > 1e-3
+    assert slope == pytest.approx(expected, rel=0.02)
+
+
 @pytest.mark.parametrize("maximise", [False, True])
 def test_tuco_moves_where_it_should(maximise):
     options = dataclasses.replace(OPTIONS, maximise=maximise)
