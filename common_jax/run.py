@@ -22,8 +22,9 @@ import yaml
 from tensorboardX import SummaryWriter
 
 from common_jax.errors import InputError
+from common_jax.files import make_folder
 
-__all__ = ["Run", "check_directory"]
+__all__ = ["Run", "check_directory", "note_run"]
 
 _VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
 
@@ -51,6 +52,21 @@ def check_directory(directory: str | pathlib.Path, *, resume: bool = False) -> N
             )
 
 
+def note_run(directory: str | pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Make the directory, and keep there what a command ran with: config.yaml, environment.json.
+
+    Paths among the settings become text. Raises InputError where it cannot be written.
+    """
+    path = make_folder(directory)
+    plain = {k: str(v) if isinstance(v, pathlib.PurePath) else v for k, v in config.items()}
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    try:
+        (path / "config.yaml").write_text(text, encoding="utf-8")
+        _note_environment(path / "environment.json")
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written ({error.strerror})") from error
+
+
 class Run:
     """An open run directory. Use as a context: leaving it closes the files."""
 
@@ -65,10 +81,7 @@ class Run:
         """
         self.directory = pathlib.Path(directory)
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-            (self.directory / "config.yaml").write_text(text, encoding="utf-8")
-            self._note_environment()
+            note_run(directory, config)
             self._keep_until(start)
             self._metrics = (self.directory / "metrics.jsonl").open("a", encoding="utf-8")
         except OSError as error:
@@ -91,20 +104,6 @@ class Run:
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
 
-    def _note_environment(self) -> None:
-        path = self.directory / "environment.json"
-        starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-        starts.append(
-            {
-                "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "command": sys.argv,
-                "revision": _revision(),
-                "devices": [str(d.device_kind) for d in jax.devices()],
-                "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
-            }
-        )
-        path.write_text(json.dumps(starts, indent=1) + "\n", encoding="utf-8")
-
     def _keep_until(self, step: int) -> None:
         path = self.directory / "metrics.jsonl"
         if not path.exists():
@@ -117,6 +116,20 @@ class Run:
         scratch = path.with_suffix(".tmp")
         scratch.write_text("".join(kept), encoding="utf-8")
         scratch.replace(path)
+
+
+def _note_environment(path: pathlib.Path) -> None:
+    starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    starts.append(
+        {
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "command": sys.argv,
+            "revision": _revision(),
+            "devices": [str(d.device_kind) for d in jax.devices()],
+            "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
+        }
+    )
+    path.write_text(json.dumps(starts, indent=1) + "\n", encoding="utf-8")
 
 
 def _revision() -> str | None:

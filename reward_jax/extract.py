@@ -200,7 +200,7 @@ def extract_reward(
         InputError: an iterable that ends early, or a loss that is not finite, naming the step.
     """
     setting = _Setting(reward, optimizer, target, gradient_at, pin, batch_size, mesh)
-    teachers = _teachers(base_score, expert_score)
+    teachers = _teachers(base_score, expert_score, schedule)
     feed = _Feed(batches)
     weights = _weights(weighting, setting, teachers, schedule, feed, key)
     start = optimizer.init if seeds is None else jax.vmap(optimizer.init)
@@ -218,7 +218,7 @@ def extract_reward(
         if sum(x.size * x.dtype.itemsize for x in found) > _BYTES_AT_ONCE:
             return run(state, teachers, schedule, weights, key, source, span, fed)
         given = state, None, schedule, weights, key, None, span
-        if count not in compiled and mesh is None:
+        if count not in compiled and not _committed((drawn, given)):
             compiled.add(count)
             _compile_together(
                 _draw_many.lower(*drawn, **ask.keywords),
@@ -234,7 +234,13 @@ def extract_reward(
         on_step=on_step,
         directory=checkpoints,
         save_every=save_every,
-        settings={"target": target, "batch_size": batch_size, "gradient_at": gradient_at},
+        settings={
+            "target": target,
+            "batch_size": batch_size,
+            "gradient_at": gradient_at,
+            "key": np.asarray(jax.random.key_data(key)).tolist(),
+            "weights": np.asarray(weights, np.float64).round(6).tolist(),
+        },
     )
     loss, explained = (metrics.get(k, np.zeros(0)) for k in ("loss", "explained"))
     return params, History(np.arange(steps - len(loss), steps) + 1, loss, explained, target)
@@ -263,7 +269,7 @@ def draw_targets(
     source, _ = feed.take(0, 1)
     if not hasattr(source, "sample"):
         raise InputError("targets are drawn from an array or a source, not from an iterable")
-    teachers = _teachers(base_score, expert_score)
+    teachers = _teachers(base_score, expert_score, schedule)
     asked = teachers, schedule, key, source, calls, None
     found = _draw_many(*asked, setting=_asking(setting))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
@@ -295,9 +301,17 @@ def _drawn(teachers, schedule, key, source, given: Any, setting: _Setting) -> Ta
     draw, noise = jax.random.split(jax.random.fold_in(key, step))
     if batch is None:
         batch = source.sample(draw, setting.batch)
+    if setting.mesh is not None:
+        rows = NamedSharding(setting.mesh, PartitionSpec(("data", "fsdp")))
+        batch = jax.lax.with_sharding_constraint(batch, rows)
     if isinstance(batch, Targets):
         return batch
     return _targets(teachers, schedule, batch, noise, setting)
+
+
+def _committed(tree: Any) -> bool:
+    """Whether an array is bound to devices: what is computed from it is, too, and lowers anew."""
+    return any(getattr(x, "committed", False) for x in jax.tree.leaves(tree))
 
 
 def _compile_together(*lowered: jax.stages.Lowered) -> None:
@@ -306,12 +320,18 @@ def _compile_together(*lowered: jax.stages.Lowered) -> None:
         list(pool.map(lambda one: one.compile(), lowered))
 
 
-def _teachers(base: Any, expert: Any) -> Any:
+def _teachers(base: Any, expert: Any, schedule: Schedule) -> Any:
     """Both, as arguments; on a CPU two models of one network are stacked [2, ...].
 
     One network is compiled then, run for each: a tenth of a step's compilation at the paper's
     sizes. It costs a copy of the weights, which an accelerator's memory is too dear for.
     """
+    for name, model in (("base_score", base), ("expert_score", expert)):
+        if isinstance(model, Denoiser) and model.schedule.steps != schedule.steps:
+            raise InputError(
+                f"{name} has {model.schedule.steps} diffusion steps, the schedule "
+                f"{schedule.steps}; give the schedule that the models were trained with"
+            )
     base, expert = as_argument(base), as_argument(expert)
     if not isinstance(base, Denoiser) or jax.tree.structure(base) != jax.tree.structure(expert):
         return base, expert
@@ -332,9 +352,6 @@ def _on_one_cpu(x: Any) -> bool:
 def _targets(teachers: Any, schedule, batch: Any, key: jax.Array, setting: _Setting) -> Targets:
     """Noise a batch and ask both teachers."""
     x_0, cond = batch if isinstance(batch, tuple) else (batch, None)
-    if setting.mesh is not None:
-        rows = NamedSharding(setting.mesh, PartitionSpec(("data", "fsdp")))
-        x_0 = jax.lax.with_sharding_constraint(x_0, rows)
     for_t, for_noise = jax.random.split(key)
     t = jax.random.randint(for_t, (x_0.shape[0],), 0, schedule.steps)
     x_t = q_sample(schedule, x_0, t, jax.random.normal(for_noise, x_0.shape, x_0.dtype))

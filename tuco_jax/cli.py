@@ -67,6 +67,7 @@ class GenerateOptions:
         out: .jsonl to write the answers to.
         page: .html to show the answers in, each token shaded by its TuCo.
         dtype: what weights are held in; sums are float32.
+        mesh: devices along each axis; prompts are split over data and fsdp.
     """
 
     base: str
@@ -85,6 +86,7 @@ class GenerateOptions:
     out: str | None = None
     page: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
 
 @dataclasses.dataclass
@@ -154,6 +156,8 @@ def _import(options: ImportOptions) -> None:
         store.save(options.out, load.load_model(options.model, dtype=options.dtype))
     else:
         pair, tokenizer = load.load_pair(options.model, options.tuned, dtype=options.dtype)
+        for note in pair.notes:
+            print(f"note: {one_line(note)}")
         store.save_pair(options.out, pair, tokenizer)
     print(f"stored in {options.out}")
 

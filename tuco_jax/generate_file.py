@@ -8,17 +8,20 @@ import importlib.metadata
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from common_jax import page as pages
+from common_jax.command_line import one_line
 from common_jax.errors import InputError
-from common_jax.files import atomic, check_writable
+from common_jax.files import atomic, check_writable, write_json
 from tuco_jax.along import Piece, pieces, response_tuco
 from tuco_jax.prompts import Prompt, encode, read_prompts
 from tuco_jax.sampling import Sampling
+from tuco_jax.score_file import mesh_of, provenance
 from tuco_jax.steer import Response, respond
 
 if TYPE_CHECKING:
@@ -72,6 +75,7 @@ def generate_file(
     out: str | None = None,
     page: str | None = None,
     dtype: str = "float32",
+    mesh: Mapping[str, int] | None = None,
 ) -> list[Answer]:
     """Answer one prompt, or every prompt of a file, in order.
 
@@ -90,10 +94,13 @@ def generate_file(
         stop: texts at which an answer ends; they are left out.
         tuco: also TuCo of each token of the answers (`along.response_tuco`).
         out: .jsonl: id, prompt or messages, label, response, tokens, and tuco if asked for.
+            Metadata goes beside it, to OUT.meta.json.
         page: .html: the answers, with tokens shaded by TuCo; asks for tuco.
         dtype: what weights are held in; sums are float32.
+        mesh: sizes of the axes data, fsdp and tensor; one device if all are 1.
 
-    Raises InputError, before anything is written, for whatever is wrong with the input.
+    Findings about the pair are printed to stderr. Raises InputError, before anything is written,
+    for whatever is wrong with the input.
     """
     path = None if out is None else check_writable(out, (".jsonl",))
     page_path = None if page is None else check_writable(page, (".html",))
@@ -118,14 +125,16 @@ def generate_file(
 
     from tuco_jax.weights.load import load_pair
 
-    pair, tokenizer = load_pair(base, tuned, dtype=dtype)
+    devices = mesh_of(**mesh) if mesh else None
+    pair, tokenizer = load_pair(base, tuned, dtype=dtype, mesh=devices)
     # Checked here, too, since these errors name the prompt by its id and line.
     vocab_size = pair.tuned_config.vocab_size
     encode(tokenizer, rows, max_tokens=pair.context - 1, vocab_size=vocab_size)
+    for note in pair.notes:
+        print(f"note: {one_line(note)}", file=sys.stderr)
     limits: Any = dict(max_new_tokens=max_new_tokens, top_k=top_k, seed=seed)
-    responses = respond(
-        pair, tokenizer, rows, alpha, temperature=temperature, top_p=top_p, stop=stop, **limits
-    )
+    limits |= dict(temperature=temperature, top_p=top_p, stop=stop, mesh=devices)
+    responses = respond(pair, tokenizer, rows, alpha, **limits)
     found: list[Sequence[Piece] | None] = [None] * len(rows)
     if tuco or page_path is not None:
         texts, new = [r.prompt for r in responses], [r.tokens for r in responses]
@@ -136,6 +145,11 @@ def generate_file(
         with atomic(path) as temporary:
             text = "".join(json.dumps(a.row, ensure_ascii=False) + "\n" for a in answers)
             temporary.write_text(text, "utf-8")
+        settings = {"base": base, "tuned": tuned, "prompts": prompts, "dtype": dtype}
+        settings |= {"alpha": alpha, "chat": chat, **limits, "stop": list(stop)}
+        settings["mesh"] = dict(devices.shape) if devices is not None else None
+        facts = {"notes": list(pair.notes), "family": pair.tuned_config.family}
+        write_json(path.with_name(path.name + ".meta.json"), settings | facts | provenance())
     if page_path is not None:
         facts = {"base": base, "tuned": tuned, "alpha": f"{alpha:g}"}
         if temperature:

@@ -78,7 +78,7 @@ def score_file(
         rows = read_prompts(prompts)
     if path.exists() and path.samefile(prompts):
         raise InputError(f"{out}: is the prompts file itself; name another output")
-    devices = _mesh(**mesh) if mesh else None
+    devices = mesh_of(**mesh) if mesh else None
     check_options(norm, devices, token_budget, parallel)
     token_budget = token_budget or default_budget()
 
@@ -133,7 +133,7 @@ def score_file(
     return meta
 
 
-def _mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh | None:
+def mesh_of(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh | None:
     """None for one device: programs without a mesh are simpler ones."""
     return None if data == fsdp == tensor == 1 else make_mesh(data, fsdp, tensor)
 
@@ -188,11 +188,24 @@ def _columns(prompts: Sequence[Prompt], scores: Scores, layers: bool) -> Columns
     return columns
 
 
+def provenance() -> dict[str, Any]:
+    """The devices and versions of this process, as outputs' metadata keep them."""
+    devices = jax.devices()
+    return {
+        "device": {
+            "platform": devices[0].platform,
+            "kind": devices[0].device_kind,
+            "count": len(devices),
+        },
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
 def _metadata(
     pair: Pair, scores: Scores, seconds: Mapping[str, float], cut: Sequence[str | int]
 ) -> dict[str, Any]:
     computed = scores.seconds["run"] > 0 and scores.resumed < len(scores.ids)
-    devices = jax.devices()
     return {
         "rows": len(scores.ids),
         "tokens": int(scores.tokens.sum()),
@@ -209,11 +222,4 @@ def _metadata(
         else None,
         "padding": round(scores.padding, 4),
         "shapes": [list(shape) for shape in scores.shapes],
-        "device": {
-            "platform": devices[0].platform,
-            "kind": devices[0].device_kind,
-            "count": len(devices),
-        },
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in PACKAGES},
-    }
+    } | provenance()

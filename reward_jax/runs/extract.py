@@ -289,9 +289,9 @@ def run_extract(config: ExtractConfig) -> pathlib.Path:
             save_every=config.save_every,
             mesh=sizes if sizes.size > 1 else None,
         )
-    held_out = source.sample(jax.random.key(config.seed + 2), 256)
+    rows = source.sample(jax.random.key(config.seed + 2), 256)
     found = diagnose(
-        guide, base.denoiser, expert_score, held_out, seed=config.seed, pin=config.matching.pin
+        guide, base.denoiser, expert_score, rows, seed=config.seed, pin=config.matching.pin
     )
     path = out / "reward.safetensors"
     save_guide(path, guide)

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from common_jax.errors import InputError
-from common_jax.files import make_folder, write_json
+from common_jax.files import write_json
+from common_jax.run import note_run
 from reward_jax.data import files
 from reward_jax.envs.mazes import draw_maze
 from reward_jax.heatmap import draw_map, heat_map, score_windows
@@ -54,7 +55,7 @@ def run_heatmap(config: HeatmapConfig) -> pathlib.Path:
     if not 0 <= config.t < guide.schedule.steps:
         raise InputError(f"t is {config.t}: give 0 to {guide.schedule.steps - 1}")
     source = window_source(files.read_episodes(config.data), guide.space)
-    make_folder(config.out)
+    note_run(config.out, dataclasses.asdict(config))
     rows = np.asarray(source.sample(jax.random.key(config.seed), config.windows))
     scores = score_windows(guide.guide, rows, t=config.t)
     found = heat_map(

@@ -13,7 +13,8 @@ import numpy as np
 from common_jax import page
 from common_jax.errors import InputError
 from common_jax.figures import PALETTE, draw
-from common_jax.files import atomic, make_folder
+from common_jax.files import atomic
+from common_jax.run import note_run
 from reward_jax.data import files
 from reward_jax.data.sources import Strided
 from reward_jax.envs.mazes import Maze, draw_maze
@@ -105,7 +106,7 @@ def run_report(config: ReportConfig) -> pathlib.Path:
     check_same_space("base and expert", base.space, expert.space)
     goal_of(guide.space)  # before anything is written
     source = window_source(files.read_episodes(config.data), base.space)
-    make_folder(config.out)
+    note_run(config.out, dataclasses.asdict(config))
     found = _measure(config, base, expert, guide, source)
     path = config.out / "report.html"
     with atomic(path) as temporary:

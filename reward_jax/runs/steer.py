@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from common_jax.errors import InputError
-from common_jax.files import make_folder, write_json
+from common_jax.files import write_json
+from common_jax.run import note_run
 from reward_jax.diffusion import first_state
 from reward_jax.discriminator import DiscriminatorGuide
 from reward_jax.envs.mazes import Maze, check_goal, draw_maze, maze, uniform_starts
@@ -216,7 +217,7 @@ def run_steer(config: SteerConfig) -> pathlib.Path:
 
     base, guide, climbed = _load(config)
     layout, goal = goal_of(guide.space, config.goal)
-    make_folder(config.out)
+    note_run(config.out, dataclasses.asdict(config))
     starts, key = starts_in(layout, config.plans, config.seed), jax.random.key(config.seed)
     shared: dict[str, Any] = dict(temperature=config.temperature)
     steered = plan(
@@ -262,7 +263,7 @@ def run_sweep(config: SweepConfig) -> pathlib.Path:
         raise InputError("scales and t_stopgrads need a number each, or more")
     base, guide, climbed = _load(config)
     layout, goal = goal_of(guide.space, config.goal)
-    make_folder(config.out)
+    note_run(config.out, dataclasses.asdict(config))
     starts = starts_in(layout, config.plans, config.seed)
     swept = plan_sweep(
         base,

@@ -25,6 +25,7 @@ import numpy as np
 
 from common_jax.errors import InputError
 from common_jax.files import make_folder, write_json
+from common_jax.run import note_run
 from reward_jax.data.sources import Mixed, Strided
 from reward_jax.discriminator import DiscriminatorGuide, train_discriminator
 from reward_jax.envs.collect import collect, steps_for
@@ -32,6 +33,7 @@ from reward_jax.envs.mazes import Maze, goals, maze
 from reward_jax.extract import RelativeReward
 from reward_jax.heatmap import HeatMap, heat_map, score_windows
 from reward_jax.runs.extract import Matching, RewardOptions, diagnose, fit_reward
+from reward_jax.runs.progress import check_resumed
 from reward_jax.runs.steer import ends, plan, plan_sweep, positions, starts_in
 from reward_jax.runs.train import (
     NetworkOptions,
@@ -72,7 +74,6 @@ class MazeStudyConfig:
         base: training of the bases.
         base_steps: steps of a maze's base, where they are not base.steps: long walks through
             narrow halls take longer to learn.
-        dims: channels of a maze's networks, where they are not network.dim.
         expert: training of the experts, which begin as their base.
         reward: the reward network.
         matching: its training.
@@ -93,8 +94,9 @@ class MazeStudyConfig:
     diffusion_steps: int = 50
     network: NetworkOptions = dataclasses.field(default_factory=NetworkOptions)
     base: Training = dataclasses.field(default_factory=Training)
-    base_steps: dict[str, int] = dataclasses.field(default_factory=dict)
-    dims: dict[str, int] = dataclasses.field(default_factory=dict)
+    base_steps: dict[str, int] = dataclasses.field(
+        default_factory=lambda: {"medium": 24000, "large": 24000}
+    )
     expert: Training = dataclasses.field(
         default_factory=lambda: Training(
             steps=1500, learning_rate=5e-4, ema_decay=0.99, ema_every=1, ema_begin=0
@@ -118,12 +120,14 @@ def run_maze_study(config: MazeStudyConfig) -> dict[str, Any]:
         raise InputError(f"goals is {config.goals}: give 1 to 8")
     if config.headline_scale not in config.scales:
         raise InputError(f"headline_scale {config.headline_scale} is none of the scales")
-    for name in ("base_steps", "dims"):
-        for key in getattr(config, name):
-            if key not in STRIDES:
-                raise InputError(f"{name}: {key!r} is no maze; there are {', '.join(STRIDES)}")
+    for name in config.base_steps:
+        if name not in STRIDES:
+            raise InputError(f"base_steps: {name!r} is no maze; there are {', '.join(STRIDES)}")
     layouts = [maze(name) for name in config.mazes]
-    make_folder(config.out)
+    free = ("mazes", "goals", "out")  # may change from start to start
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
+    check_resumed(config.out, settings)
+    note_run(config.out, settings)
     for layout in layouts:
         work = _Work(config, layout)
         work.null()
@@ -160,14 +164,14 @@ class _Work:
         if not path.exists():
             begun = time.perf_counter()
             name = self.maze.name
-            steps, dim = c.base_steps.get(name, c.base.steps), c.dims.get(name, c.network.dim)
+            steps = c.base_steps.get(name, c.base.steps)
             model = fit(
                 source,
                 None,
                 space,
                 dataclasses.replace(c.base, steps=steps),
                 seed=c.seed,
-                network=dataclasses.replace(c.network, dim=dim),
+                network=c.network,
                 schedule=cosine_schedule(c.diffusion_steps),
                 clip_x0=1.2,
             )

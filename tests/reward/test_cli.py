@@ -33,6 +33,7 @@ from tests.reward.cli_runs import MATCHING, ROOT, SMALL, STEPS, read_jsonl, run,
 WHOLE = 200  # steps of the base, whose training is killed below
 STEERED = ["--plans", 4]
 MAP = ["--windows", 200, "--bins", 4]
+NOTED = ["config.yaml", "environment.json"]  # what a command ran with
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,7 @@ def test_what_the_models_know(made):
 
 def test_heatmap(made):
     folder, printed = made
-    assert names(folder / "map") == ["heatmap.json", "heatmap.npz", "heatmap.png"]
+    assert names(folder / "map") == [*NOTED, "heatmap.json", "heatmap.npz", "heatmap.png"]
     found = json.loads((folder / "map" / "heatmap.json").read_text())
     away = np.linalg.norm(np.subtract(found["peak"], found["goal"]))
     assert found["metres"] == pytest.approx(away) and found["goal"] == [-1.2, 1.2]
@@ -145,7 +146,7 @@ def test_heatmap(made):
 
 def test_steer_and_sweep(made):
     folder, printed = made
-    assert names(folder / "steer") == ["plans.npz", "steer.json", "steer.png"]
+    assert names(folder / "steer") == [*NOTED, "plans.npz", "steer.json", "steer.png"]
     found = json.loads((folder / "steer" / "steer.json").read_text())
     assert found["goal"] == [-1.2, 1.2] and found["scale"] == 2.0
     for name in ("unsteered", "steered"):
@@ -158,6 +159,7 @@ def test_steer_and_sweep(made):
         np.testing.assert_allclose(each[:, 0], starts[:, :2], atol=1e-5)
     assert np.abs(plans - unsteered).max() > 1e-4
 
+    assert names(folder / "sweep") == [*NOTED, "sweep.json"]
     rows = json.loads((folder / "sweep" / "sweep.json").read_text())
     assert [(r["scale"], r["t_stopgrad"]) for r in rows] == [
         (s, t) for s in (0, 2) for t in (0, 4, 8)
@@ -187,7 +189,7 @@ class Page(html.parser.HTMLParser):
 
 def test_report(made):
     folder, printed = made
-    assert names(folder / "report") == ["report.html"]
+    assert names(folder / "report") == [*NOTED, "report.html"]
     text = (folder / "report" / "report.html").read_text("utf-8")
     page = Page(text)
     assert "script" not in page.tags and "link" not in page.tags

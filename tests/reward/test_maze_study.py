@@ -25,10 +25,9 @@ def done(tmp_path_factory):
         goals=1,
         horizon=8,
         diffusion_steps=8,
-        network=NetworkOptions(16, (1,)),
+        network=NetworkOptions(8, (1,)),
         base=dataclasses.replace(TRAINING, steps=1000),
         base_steps={"umaze": 10, "large": 1000},
-        dims={"umaze": 8},
         expert=TRAINING,
         reward=RewardOptions(widths=(8,)),
         matching=Matching(steps=10, batch=8, draws=64, seeds=2, steps_per_call=10),
@@ -56,7 +55,7 @@ def test_files_and_results(done):
     found = {str(p.relative_to(config.out)) for p in times(config.out)}
     goal = ("discriminator.safetensors", "expert.safetensors", "maps.npz", "result.json")
     assert found == {
-        "results.json",
+        *("results.json", "config.yaml", "environment.json"),
         *(f"report/{name}" for name in ("results.json", "report.html", "report.md")),
         "report/maps_umaze.svg",
         *(f"umaze/{name}" for name in ("base.safetensors", "null.json")),
@@ -82,7 +81,8 @@ def test_files_and_results(done):
         assert maps["reward"].shape == maps["discriminator"].shape == (20, 20)
     expert = load_model(folder / "expert.safetensors")
     assert expert.space.about["goal"] == [-1.2, 1.2]
-    assert expert.denoiser.model.dim == 8
+    with pytest.raises(InputError, match="the run there has horizon 8, not 16; give the same"):
+        run_maze_study(dataclasses.replace(config, horizon=16))
     assert load_guide(folder / "reward.safetensors").space.shape == (8, 4)
 
 
@@ -152,7 +152,6 @@ def test_bad_settings(tmp_path):
     cases: list[tuple[dict[str, Any], str]] = [
         (dict(goals=9), "goals is 9: give 1 to 8"),
         (dict(base_steps={"small": 5}), "base_steps: 'small' is no maze; there are open, umaze"),
-        (dict(dims={"Large": 32}), "dims: 'Large' is no maze; there are open, umaze, medium"),
         (dict(headline_scale=3.0), "headline_scale 3.0 is none of the scales"),
         (dict(mazes=("hedge",)), "environment 'hedge' is unknown"),
     ]

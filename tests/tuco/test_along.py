@@ -8,6 +8,7 @@ import pytest
 
 import tuco_jax
 from common_jax import command_line
+from common_jax.command_line import one_line
 from common_jax.errors import InputError
 from tests.tuco.cli_pair import ROOT, read_jsonl, run_in_process, save_pair, write_jsonl
 from tests.tuco.random_models import adapter_pair
@@ -111,10 +112,27 @@ def test_a_file_of_prompts_with_tuco_out_and_page(run, saved, tmp_path, capsys):
         expected.append(f"[{row['id']}]")
         expected += [f"{t['tuco']:.4f}  {t['text']!r}" for t in row["tuco"]]
     assert printed[: len(expected)] == expected
+    meta = json.loads((tmp_path / "o.jsonl.meta.json").read_text())
+    assert (meta["base"], meta["tuned"], meta["alpha"]) == (*saved, 0.5)
+    assert meta["notes"] == list(pair.notes) and meta["mesh"] is None and meta["versions"]["jax"]
     assert printed[len(expected) :] == [f"2 answers: {out}", f"2 answers: {page}"]
     text = page.read_text("utf-8")
     assert text.count('title="0.') == sum(len(r["tuco"]) for r in rows)
     assert "Good morning" in text and "alpha" in text and "<script" not in text
+
+
+def test_findings_are_told_and_a_mesh_changes_nothing(run, saved, folder, tmp_path, capsys):
+    prompts = write_jsonl(tmp_path / "p.jsonl", PROMPTS)
+    out = tmp_path / "o.jsonl"
+    assert run("--prompts", prompts, "--out", out) == 0
+    pair, _ = tuco_jax.load_pair(*saved)
+    assert pair.notes
+    told = capsys.readouterr().err.splitlines()
+    assert [f"note: {one_line(note)}" for note in pair.notes] == told[: len(pair.notes)]
+    alone = read_jsonl(out)
+    assert run("--prompts", prompts, "--out", out, "--mesh.data", 2, "--mesh.fsdp", 2) == 0
+    assert read_jsonl(out) == alone
+    assert json.loads((tmp_path / "o.jsonl.meta.json").read_text())["mesh"]["fsdp"] == 2
 
 
 def test_one_prompt_is_printed_alone(run, saved, capsys):

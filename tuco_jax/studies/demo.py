@@ -294,10 +294,10 @@ def run_demo(config: DemoConfig) -> pathlib.Path:
     if config.seed < 0 or config.maps < 0:
         raise InputError("seed and maps must be 0 or more")
     groups = prompt_groups(config.prompts, config.seed)
-    make_folder(config.out)
     base = config.base or str(next(fetch("smollm2").glob("*.gguf")))
     tuned = config.tuned or str(sources.DATA / "smollm2-refusal")
     pair, tokenizer = load_pair(base, tuned, dtype=config.dtype)
+    make_folder(config.out)
     loaded = time.perf_counter() - started
     facts = {
         "base": config.base or "SmolLM2-135M-Instruct, Q4_1 GGUF, read as float32",
