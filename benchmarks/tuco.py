@@ -27,10 +27,10 @@ import torch
 from torch_tuco import TorchTuco
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tuco_jax.by_layer import ByLayer
+from tuco_jax.by_layer import ByLayer, split
 from tuco_jax.decompose import decompose
 from tuco_jax.models import decoder
-from tuco_jax.models.layers import Positions
+from tuco_jax.models.layers import Positions, layer_infos, whole_block
 from tuco_jax.pair import Pair
 from tuco_jax.prompts import Prompt
 from tuco_jax.score import score_tokens
@@ -109,11 +109,24 @@ def batch_cases(theirs: TorchTuco, pair: Pair) -> dict[str, Callable[[], Any]]:
     full = jax.jit(decompose)
     config = pair.tuned_config
 
+    # A layer at a time, as the score on a CPU: a scan would copy each layer's weights out.
+    layers = split((pair.tuned["layers"], layer_infos(config)))
+    ends = {name: value for name, value in pair.tuned.items() if name != "layers"}
+
     @jax.jit
-    def forward(params, tokens, mask):
+    def begin(params, tokens, mask):
         at = Positions.of(config, mask)
-        x = decoder.embed(config, params, tokens, at)
-        return decoder.forward(config, params, x, at)[0]
+        return decoder.embed(config, params, tokens, at), at
+
+    @jax.jit
+    def layer(x, at, params, info):
+        return x + whole_block(config, decoder.variables(params), x, at, info).total
+
+    def forward() -> jax.Array:
+        x, at = begin(ends, *ours)
+        for params, info in layers:
+            x = layer(x, at, params, info)
+        return x
 
     # The rate of a product of the block's own shape (tokens x width x MLP width), and larger.
     a = jnp.asarray(rng.normal(size=(BATCH * LENGTH, 2048)), jnp.float32)
@@ -127,7 +140,7 @@ def batch_cases(theirs: TorchTuco, pair: Pair) -> dict[str, Callable[[], Any]]:
     cases = {
         "torch hooks": lambda: theirs.batch(*torch_inputs),
         "score": lambda: score(tokens, mask)[0],
-        "forward": lambda: forward(pair.tuned, *ours),
+        "forward": forward,
         "full decomposition": lambda: full(pair, *ours).ftc,
         "matmul": many,
     }
@@ -145,14 +158,18 @@ def check_agreement(results: dict[str, Any]) -> None:
 
 def mixed_cases(
     theirs: TorchTuco, pair: Pair, rows: list[np.ndarray]
-) -> dict[str, Callable[[], Any]]:
+) -> tuple[dict[str, Callable[[], Any]], float]:
+    """The cases, and the seconds that compilation took."""
     names = [Prompt(id=i, prompt="", messages=None, label=None, line=i) for i in range(len(rows))]
+    first = score_tokens(pair, rows, names)
+    seconds = first.seconds["compile"]
+    print(f"score, mixed: {len(first.shapes)} shapes compiled in {seconds:.1f} s", flush=True)
     cases = {
         "torch hooks": lambda: theirs.prompts(rows),
         "score": lambda: score_tokens(pair, rows, names).tuco,
     }
     check_agreement({f: first_run(f"{f}, mixed", case) for f, case in cases.items()})
-    return cases
+    return cases, seconds
 
 
 def start_up(folder: pathlib.Path, count: int = 60) -> dict[str, dict[str, float]]:
@@ -202,7 +219,8 @@ def main() -> None:
         rng = np.random.default_rng(0)
         lengths = rng.integers(4, 257, PROMPTS).tolist()
         rows = [rng.integers(0, CONFIG["vocab_size"], n).astype(np.int32) for n in lengths]
-        mixed = interleave(mixed_cases(theirs, pair, rows), max(3, args.rounds // 2))
+        cases, compiling = mixed_cases(theirs, pair, rows)
+        mixed = interleave(cases, max(3, args.rounds // 2))
 
     median = {k: v["median"] for k, v in batch.items()}
     rate = 10 * 2 * BATCH * LENGTH * 2048 * 2048 / median["matmul"]
@@ -229,6 +247,7 @@ def main() -> None:
         "floor_seconds": {"forward": forward_work / rate, "score": score_work / rate},
         "batch_seconds": batch,
         "mixed_seconds": mixed,
+        "mixed_compile_seconds": compiling,
         "start_seconds": starts,
         "rounds": args.rounds,
         "device": {

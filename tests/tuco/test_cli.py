@@ -144,6 +144,19 @@ def test_import_makes_a_store_that_scores_alike(run, pair, flags, tmp_path, tune
     assert outs[0].read_bytes() == outs[1].read_bytes()
 
 
+def test_generate_takes_a_store(run, pair, tmp_path, capsys):
+    store = tmp_path / "store"
+    assert run("import", "--model", pair[0], "--tuned", pair[1], "--out", store) == 0
+    notes = [f"note: {note}" for note in tuco_jax.load_pair(*pair)[0].notes]
+    assert notes and all(note in capsys.readouterr().out for note in notes[:1])
+    texts = []
+    for models in (pair, (store, store)):
+        options = ["--prompt", "tea", "--max_new_tokens", 4, "--alpha", 0.5]
+        assert run("generate", "--base", models[0], "--tuned", models[1], *options) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != ""
+
+
 def test_killed_and_started_again(pair, tmp_path):
     """SIGKILL in the middle: nothing at OUT; the second start goes on and gives the same file."""
     rows = [{"id": f"p{i}", "prompt": f"{i:05d}"} for i in range(2500)]
@@ -228,6 +241,16 @@ def test_the_demo_needs_no_options(run, monkeypatch):
     monkeypatch.setattr("tuco_jax.studies.demo.run_demo", lambda options: seen.append(options))
     assert run("demo") == 0
     assert seen[0].prompts == 32
+
+
+CONFIGS = sorted((ROOT / "configs" / "tuco").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_shipped_config_says_what_it_is(path):
+    header = path.read_text("utf-8").partition("\n\n")[0]
+    for part in ("command", "hardware", "run time", "expected"):
+        assert re.search(rf"# {part}:[ ]+[^ \n]", header, re.IGNORECASE), part
 
 
 def test_the_shipped_config_is_read():

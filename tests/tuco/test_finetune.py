@@ -24,6 +24,7 @@ from tuco_jax.prompts import read_prompts
 from tuco_jax.score import score
 from tuco_jax.training.lora import LoraOptions
 from tuco_jax.training.step import OptimizerOptions
+from tuco_jax.weights import store
 from tuco_jax.weights.load import load_model, load_pair
 
 WORDS = "red blue green seven eight nine cat dog bird".split()
@@ -150,8 +151,16 @@ def test_peft_loads_the_adapter_with_equal_logits(files, adapter):
         assert (plain(torch.from_numpy(tokens)).logits - expected).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("kill_at", [1, 5])
-def test_kill_and_resume_changes_nothing(files, adapter, tmp_path, monkeypatch, kill_at):
+@pytest.fixture(scope="module")
+def whole(files, tmp_path_factory):
+    """A fully tuned model."""
+    out = tmp_path_factory.mktemp("runs") / "full"
+    return run_finetune(settings(files, out, method="full"))
+
+
+@pytest.mark.parametrize("method, kill_at", [("lora", 1), ("lora", 5), ("full", 5)])
+def test_kill_and_resume_changes_nothing(files, request, tmp_path, monkeypatch, method, kill_at):
+    kept = request.getfixturevalue({"lora": "adapter", "full": "whole"}[method])
     out = tmp_path / "run"
     log = Run.log
 
@@ -162,24 +171,39 @@ def test_kill_and_resume_changes_nothing(files, adapter, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(Run, "log", killed)
     with pytest.raises(KeyboardInterrupt):
-        run_finetune(settings(files, out))
+        run_finetune(settings(files, out, method=method))
     monkeypatch.undo()
-    assert metrics(out)[-1]["step"] == kill_at and not (out / "adapter").exists()
-    run_finetune(settings(files, out, resume=True))
+    assert metrics(out)[-1]["step"] == kill_at and not (out / kept.name).exists()
+    run_finetune(settings(files, out, method=method, resume=True))
 
     def timeless(rows):
         return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows]
 
-    assert timeless(metrics(out)) == timeless(metrics(adapter.parent))
-    one, other = (a / "adapter_model.safetensors" for a in (adapter, out / "adapter"))
-    assert one.read_bytes() == other.read_bytes()
+    assert timeless(metrics(out)) == timeless(metrics(kept.parent))
+    for one in kept.glob("*.safetensors"):
+        assert one.read_bytes() == (out / kept.name / one.name).read_bytes()
+    assert list(kept.glob("*.safetensors"))
     assert len(json.loads((out / "environment.json").read_text())) == 2
 
 
-def test_full_tuning_exports_a_model_that_transformers_loads(files, tmp_path):
-    config = settings(files, tmp_path / "run", method="full", save_every=3)
+def test_a_store_is_a_base_like_any_other(files, adapter, tmp_path):
+    """Of what is trained over a store, the same adapter comes; of a full run, a store."""
+    base = tmp_path / "store"
+    store.save(base, load_model(str(files / "base")))
+    found = run_finetune(settings(files, tmp_path / "lora", base=str(base)))
+    one, other = (a / "adapter_model.safetensors" for a in (adapter, found))
+    assert one.read_bytes() == other.read_bytes()
+    config = settings(files, tmp_path / "full", base=str(base), method="full", steps=2)
     directory = run_finetune(config)
-    assert directory == tmp_path / "run" / "model"
+    assert store.is_store(str(directory))
+    config = dataclasses.replace(config, base=str(files / "base"), out=str(tmp_path / "again"))
+    params = load_model(str(run_finetune(config))).params
+    jax.tree.map(np.testing.assert_array_equal, load_model(str(directory)).params, params)
+
+
+def test_full_tuning_exports_a_model_that_transformers_loads(files, whole):
+    directory = whole
+    assert directory == whole.parent / "model"
     hf = AutoModelForCausalLM.from_pretrained(directory)
     ours = load_model(str(directory))
     tokens = np.random.default_rng(1).integers(0, 256, (2, 12))
@@ -190,7 +214,7 @@ def test_full_tuning_exports_a_model_that_transformers_loads(files, tmp_path):
     base: dict[str, Any] = flatten_dict(load_model(str(files / "base")).params, sep="/")
     for path, value in flatten_dict(ours.params, sep="/").items():
         assert np.abs(value - base[path]).max() > 1e-3, path
-    rows = [row for row in metrics(tmp_path / "run") if "tuco/mean" in row]
+    rows = [row for row in metrics(whole.parent) if "tuco/mean" in row]
     assert rows[0]["tuco/mean"] < 1e-6 < rows[-1]["tuco/mean"]
 
 
@@ -202,7 +226,6 @@ def test_a_mesh_and_accumulation_train_alike(files, adapter, tmp_path):
         mesh=MeshOptions(data=2, fsdp=1, tensor=2),
         steps=2,
         optimizer=OptimizerOptions(learning_rate=0.01, warmup=20),
-        watch=None,
     )
     run_finetune(config)
     alone = dataclasses.replace(
@@ -213,6 +236,7 @@ def test_a_mesh_and_accumulation_train_alike(files, adapter, tmp_path):
         assert a.keys() == b.keys()
         for name in a.keys() - {"tokens_per_second"}:
             np.testing.assert_allclose(a[name], b[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    assert any("tuco/mean" in row for row in metrics(tmp_path / "run"))
 
 
 def test_divergence_stops_and_names_the_step(files, tmp_path, monkeypatch):

@@ -1,7 +1,10 @@
 import json
 
 import jax
+import ml_dtypes  # noqa: F401  bfloat16 in numpy
+import numpy as np
 import pytest
+import safetensors
 
 from common_jax.errors import InputError
 from tests.tuco.random_models import adapter_pair, config
@@ -16,6 +19,22 @@ from tuco_jax.studies.refusals import (
     is_refusal,
     wilson,
 )
+
+
+def test_the_shipped_adapter_refuses_and_is_small():
+    """Its own figures: 70 points between held-out harmful and harmless prompts, or more."""
+    folder = prompt_sources.DATA / "smollm2-refusal"
+    size = sum(p.stat().st_size for p in folder.iterdir())
+    assert size <= 8 * 2**20
+    rates = {
+        row["name"]: row["rate"]
+        for row in json.loads((folder / "refusals.json").read_text())["1.0"]
+    }
+    assert rates["advbench"] - rates["harmless"] >= 0.7
+    assert {"strongreject", "trivia", "sounds_harmful"} < rates.keys()
+    with safetensors.safe_open(folder / "adapter_model.safetensors", "numpy") as file:
+        for name in file.keys():  # noqa: SIM118
+            assert np.abs(file.get_tensor(name).astype(np.float32)).max() > 0, name
 
 
 @pytest.mark.parametrize(
