@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from common_jax.errors import InputError
@@ -234,13 +235,7 @@ def extract_reward(
         on_step=on_step,
         directory=checkpoints,
         save_every=save_every,
-        settings={
-            "target": target,
-            "batch_size": batch_size,
-            "gradient_at": gradient_at,
-            "key": np.asarray(jax.random.key_data(key)).tolist(),
-            "weights": np.asarray(weights, np.float64).round(6).tolist(),
-        },
+        settings=None if checkpoints is None else _settings(setting, weights, key),
     )
     loss, explained = (metrics.get(k, np.zeros(0)) for k in ("loss", "explained"))
     return params, History(np.arange(steps - len(loss), steps) + 1, loss, explained, target)
@@ -310,8 +305,12 @@ def _drawn(teachers, schedule, key, source, given: Any, setting: _Setting) -> Ta
 
 
 def _committed(tree: Any) -> bool:
-    """Whether an array is bound to devices: what is computed from it is, too, and lowers anew."""
-    return any(getattr(x, "committed", False) for x in jax.tree.leaves(tree))
+    """Whether an array is bound to devices: what is computed from it is, too, and lowers anew.
+
+    So does what is traced.
+    """
+    leaves = jax.tree.leaves(tree)
+    return any(isinstance(x, Tracer) or getattr(x, "committed", False) for x in leaves)
 
 
 def _compile_together(*lowered: jax.stages.Lowered) -> None:
@@ -343,7 +342,7 @@ def _teachers(base: Any, expert: Any, schedule: Schedule) -> Any:
 
 
 def _on_one_cpu(x: Any) -> bool:
-    if isinstance(x, jax.core.Tracer):
+    if isinstance(x, Tracer):
         return False
     devices = x.devices() if isinstance(x, jax.Array) else {jax.devices()[0]}
     return [d.platform for d in devices] == ["cpu"]
@@ -410,6 +409,17 @@ def _run(
         return (params, moments), {"loss": loss, "explained": explained}
 
     return jax.lax.scan(one, state, (steps, fed))
+
+
+def _settings(setting: _Setting, weights: jax.Array, key: jax.Array) -> dict[str, Any]:
+    """What must be the same when a run goes on, as JSON holds it."""
+    return {
+        "target": setting.target,
+        "batch_size": setting.batch,
+        "gradient_at": setting.gradient_at,
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "weights": np.asarray(weights, np.float64).round(6).tolist(),
+    }
 
 
 class _Feed:

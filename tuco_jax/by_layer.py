@@ -10,7 +10,7 @@ Legend: B batch, T tokens, D residual width, L layers.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from tuco_jax.programs import program
 
 __all__ = ["ByLayer", "Result", "outside", "split"]
 
+Tree = TypeVar("Tree")
 Result = tuple[jax.Array, jax.Array, jax.Array]  # tuco [B], layers [B, L], telescoping [B]
 
 
@@ -91,7 +92,7 @@ def _end(
     return out.tuco, out.layers.T, out.telescoping
 
 
-def split(stacked: Layers) -> list[Layers]:
+def split(stacked: Tree) -> list[Tree]:
     """Each layer's own arrays, of leaves with layers on axis 0: views, where all is on one CPU."""
     host = jax.tree.map(np.asarray, stacked)
     return [

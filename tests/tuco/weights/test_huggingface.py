@@ -1,10 +1,8 @@
-"""Checkpoints in and out: what is read, what is refused and how it says so, and at what memory."""
+"""Checkpoints in and out: what is read, what is refused and how it says so."""
 
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import huggingface_hub
 import jax
@@ -16,9 +14,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common_jax.errors import InputError
-from tests.tuco.tiny import FAMILIES, save_tiny, tiny_config, tiny_hf, tiny_tokenizer
-from tuco_jax.models import decoder
-from tuco_jax.models.families import from_huggingface
+from tests.tuco.tiny import FAMILIES, save_tiny, tiny_hf, tiny_tokenizer
 from tuco_jax.weights.huggingface import export, load, read_config
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -458,69 +454,3 @@ def test_an_export_of_changed_parameters_and_an_occupied_directory(tmp_path):
     with pytest.raises(ValueError, match="hf_config describes another model"):
         export(tmp_path / "new", model.config, changed, None, other)
     assert not (tmp_path / "new").exists()
-
-
-# Memory
-
-# Not ru_maxrss: a process inherits its parent's.
-MEASURE = """
-import pathlib, re, sys
-import jax
-from tuco_jax.weights.huggingface import load
-
-def memory(field):
-    status = pathlib.Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(field + r":\\s*(\\d+) kB", status).group(1))
-
-load(sys.argv[1], tokenizer=False)  # a tiny one: imports, the backend, compiled initialisers
-before = memory("VmRSS")
-model = load(sys.argv[2], dtype=sys.argv[3], tokenizer=False)
-jax.block_until_ready(model.params)
-held = sum(x.nbytes for x in jax.tree.leaves(model.params))
-print(held, memory("VmHWM") - before)
-"""
-
-
-@pytest.fixture(scope="module")
-def big(tmp_path_factory):
-    """A checkpoint of 66M random parameters in each dtype, a third of them tied embeddings."""
-    directory = tmp_path_factory.mktemp("big")
-    hf_config = tiny_config(
-        "llama",
-        vocab_size=24_000,
-        hidden_size=1024,
-        intermediate_size=2048,
-        num_hidden_layers=4,
-        num_attention_heads=16,
-        num_key_value_heads=16,
-        head_dim=64,
-        tie_word_embeddings=True,
-    )
-    config = from_huggingface(hf_config)
-    params = decoder.init(config, jax.random.key(0))
-    for dtype in ("float32", "bfloat16"):
-        cast = jax.tree.map(lambda x: x.astype(dtype), params)  # noqa: B023
-        export(directory / dtype, config, cast, None, hf_config)
-    save_tiny(directory / "warm-up", "llama", tokenizer=False)
-    yield directory
-    shutil.rmtree(directory)
-
-
-@pytest.mark.parametrize(
-    ("stored", "dtype", "held"),
-    [
-        ("float32", "float32", 266_000_000),
-        ("float32", "bfloat16", 133_000_000),
-        ("bfloat16", "float32", 266_000_000),
-    ],
-)
-def test_peak_memory_is_at_most_1_3_times_the_weights(big, stored, dtype, held):
-    """On the CPU the device's memory is the host's: nothing may be held twice."""
-    paths = [str(big / "warm-up"), str(big / stored)]
-    out = subprocess.run(
-        [sys.executable, "-c", MEASURE, *paths, dtype], capture_output=True, text=True, check=True
-    )
-    weights, peak = map(int, out.stdout.split())
-    assert weights == pytest.approx(held, rel=0.01)
-    print(f"peak {peak / weights:.2f} x the weights")
-    assert 0.9 * weights < peak <= 1.3 * weights
