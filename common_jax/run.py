@@ -55,8 +55,15 @@ def check_directory(directory: str | pathlib.Path, *, resume: bool = False) -> N
 def note_run(directory: str | pathlib.Path, config: Mapping[str, Any]) -> None:
     """Make the directory, and keep there what a command ran with: config.yaml, environment.json.
 
-    Paths among the settings become text. Raises InputError where it cannot be written.
+    Paths among the settings become text. Raises InputError where it cannot be written, and for
+    the directory of a training run, whose own settings would be lost.
     """
+    if (pathlib.Path(directory) / "metrics.jsonl").exists():
+        raise InputError(f"{directory}: holds a training run; name another directory")
+    _note(directory, config)
+
+
+def _note(directory: str | pathlib.Path, config: Mapping[str, Any]) -> None:
     path = make_folder(directory)
     plain = {k: str(v) if isinstance(v, pathlib.PurePath) else v for k, v in config.items()}
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
@@ -81,7 +88,7 @@ class Run:
         """
         self.directory = pathlib.Path(directory)
         try:
-            note_run(directory, config)
+            _note(directory, config)
             self._keep_until(start)
             self._metrics = (self.directory / "metrics.jsonl").open("a", encoding="utf-8")
         except OSError as error:

@@ -258,7 +258,7 @@ def draw_targets(
 
     batches: an array, (x_0, cond) or a source. count is rounded up to whole batches.
     """
-    setting = _Setting(None, optax.identity(), target, gradient_at, pin, batch_size, None)
+    setting = _Setting(None, _NO_OPTIMIZER, target, gradient_at, pin, batch_size, None)
     feed = _Feed(batches)
     calls = jnp.arange(-(-count // batch_size))
     source, _ = feed.take(0, 1)

@@ -144,6 +144,22 @@ def test_heatmap(made):
         assert arrays["counts"].sum() == 200 * 8
 
 
+def test_the_settings_of_a_training_run_are_not_lost(made, capsys):
+    folder, _ = made
+    kept = (folder / "reward" / "config.yaml").read_bytes()
+    argv = [
+        "--reward",
+        folder / "reward",
+        "--data",
+        folder / "base.hdf5",
+        "--out",
+        folder / "reward",
+    ]
+    assert run("heatmap", *argv, *MAP) == 2
+    assert "reward: holds a training run; name another directory" in capsys.readouterr().err
+    assert (folder / "reward" / "config.yaml").read_bytes() == kept
+
+
 def test_steer_and_sweep(made):
     folder, printed = made
     assert names(folder / "steer") == [*NOTED, "plans.npz", "steer.json", "steer.png"]
@@ -399,7 +415,6 @@ def test_demo(made, tmp_path, capsys, monkeypatch):
     assert len(Page((out / "report.html").read_text("utf-8")).alts) == 13
 
 
-@pytest.mark.skipif(not demo.SHIPPED.is_dir(), reason="the shipped models are not there yet")
 def test_the_shipped_models_fit_each_other():
     base, expert = (load_model(demo.SHIPPED / f"{k}.safetensors") for k in ("base", "expert"))
     score, notes = expert_in_base_terms(base, expert)
