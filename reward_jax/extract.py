@@ -11,7 +11,6 @@ is u(t) times the relative reward rho; `RelativeReward` keeps the unit and undoe
 Legend: B batch, T diffusion steps, S seeds.
 """
 
-import concurrent.futures
 import functools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
@@ -207,9 +206,8 @@ def extract_reward(
     start = optimizer.init if seeds is None else jax.vmap(optimizer.init)
     state = (jax.tree.map(jnp.array, params), start(params))  # a copy: the state is donated
     run = functools.partial(_run, setting=setting, seeds=seeds is not None)
-    # Teachers and student are two programs, which compile side by side.
+    # Teachers and student are two programs: another student finds the teachers' compiled.
     ask = functools.partial(_draw_many, setting=_asking(setting))
-    compiled: set[int] = set()
 
     def call(state: Any, first: int, count: int) -> Any:
         source, fed = feed.take(first, count)
@@ -218,14 +216,7 @@ def extract_reward(
         found = _draw_many.eval_shape(*drawn, **ask.keywords)
         if sum(x.size * x.dtype.itemsize for x in found) > _BYTES_AT_ONCE:
             return run(state, teachers, schedule, weights, key, source, span, fed)
-        given = state, None, schedule, weights, key, None, span
-        if count not in compiled and not _committed((drawn, given)):
-            compiled.add(count)
-            _compile_together(
-                _draw_many.lower(*drawn, **ask.keywords),
-                _run.lower(*given, found, **run.keywords),
-            )
-        return run(*given, ask(*drawn))
+        return run(state, None, schedule, weights, key, None, span, ask(*drawn))
 
     (params, _), metrics = run_loop(
         call,
@@ -302,21 +293,6 @@ def _drawn(teachers, schedule, key, source, given: Any, setting: _Setting) -> Ta
     if isinstance(batch, Targets):
         return batch
     return _targets(teachers, schedule, batch, noise, setting)
-
-
-def _committed(tree: Any) -> bool:
-    """Whether an array is bound to devices: what is computed from it is, too, and lowers anew.
-
-    So does what is traced.
-    """
-    leaves = jax.tree.leaves(tree)
-    return any(isinstance(x, Tracer) or getattr(x, "committed", False) for x in leaves)
-
-
-def _compile_together(*lowered: jax.stages.Lowered) -> None:
-    """Compile side by side; the calls that follow find the programs."""
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        list(pool.map(lambda one: one.compile(), lowered))
 
 
 def _teachers(base: Any, expert: Any, schedule: Schedule) -> Any:
