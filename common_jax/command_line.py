@@ -10,6 +10,7 @@ import difflib
 import importlib.metadata
 import re
 import sys
+from argparse import SUPPRESS
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -100,8 +101,13 @@ def parse(program: str, about: str, options_class: type, argv: Sequence[str]) ->
     parser = ArgumentParser(prog=program, description=about, exit_on_error=False)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file; flags go on top")
     parser.add_class_arguments(options_class, fail_untyped=True)
-    known = [o for a in parser._actions for o in a.option_strings]
+    every = [o for a in parser._actions for o in a.option_strings]
+    known = []
     for action in parser._actions:
+        if any(o.startswith(f"{own}.") for own in action.option_strings for o in every):
+            action.help = SUPPRESS  # --mesh FILE: --config has groups, too
+        else:
+            known += action.option_strings
         if getattr(action, "_typehint", None) is bool:  # --layers alone means --layers true
             action.nargs, action.const = "?", True
 
@@ -119,7 +125,20 @@ def parse(program: str, about: str, options_class: type, argv: Sequence[str]) ->
         found = parser.instantiate(parser.parse_args(argv))
     except ArgumentError as error:
         raise InputError(f"{_explain(str(error))} (see {program} --help)") from error
-    return options_class(**{f.name: found[f.name] for f in dataclasses.fields(options_class)})
+    options = options_class(**{f.name: found[f.name] for f in dataclasses.fields(options_class)})
+    for name in _empty(options):
+        raise InputError(f"option --{name} is empty: give a value, or leave the option out")
+    return options
+
+
+def _empty(options: Any, prefix: str = "") -> Iterator[str]:
+    """Names of options that were given as an empty text, which is nobody's path or name."""
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _empty(value, f"{prefix}{field.name}.")
+        elif value == "" and field.default != "":
+            yield prefix + field.name
 
 
 def _arrange(argv: Sequence[str], known: list[str]) -> list[str]:

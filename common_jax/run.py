@@ -116,13 +116,21 @@ class Run:
         if not path.exists():
             return
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        for number, line in enumerate(lines, 1):
             # Only a kill in the middle of a write leaves a line that does not end.
-            if step and line.endswith("\n") and json.loads(line)["step"] <= step:
+            if step and line.endswith("\n") and _step_of(line, f"{path}:{number}") <= step:
                 kept.append(line)
         scratch = path.with_suffix(".tmp")
         scratch.write_text("".join(kept), encoding="utf-8")
         scratch.replace(path)
+
+
+def _step_of(line: str, where: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{where}: not a line of metrics; remove it to go on") from error
 
 
 def environment() -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Eight fake CPU devices for every test, and quick compilation: tests compile more than they run.
 
-LLVM's expensive passes are off, and what one test process compiled the others read from a cache
-in the git-ignored `.cache/`. Neither changes what a matrix product computes.
+LLVM's expensive passes are off, fusions are emitted the older way (a third of the compiler's time;
+an XLA that has lost the flag says so when it starts), and what one test process compiled the
+others read from a cache in the git-ignored `.cache/`. None changes what a matrix product computes.
 """
 
 import gc
@@ -14,6 +15,8 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_force_host_platform_device_count=8",
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
     ]
 )
 os.environ.setdefault(

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh
 
 from common_jax import page
 from common_jax.errors import InputError
@@ -28,7 +29,7 @@ from tuco_jax import batching
 from tuco_jax.decompose import tuco
 from tuco_jax.models import decoder
 from tuco_jax.models.layers import Positions
-from tuco_jax.models.sharding import batch_width, mesh_of, put_rows
+from tuco_jax.models.sharding import batch_width, constrain, mesh_of, put_rows
 from tuco_jax.pair import Pair
 from tuco_jax.prompts import Message, Prompt, as_prompts, encode
 
@@ -65,7 +66,7 @@ def _streams(pair: Pair, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array,
     return x, x + pair.tuned_config.embed_scale * (mean - own)
 
 
-@functools.partial(jax.jit, static_argnames=("points", "norm"))
+@functools.partial(jax.jit, static_argnames=("points", "norm", "mesh"))
 def attribute(
     pair: Pair,
     tokens: jax.Array,
@@ -74,6 +75,7 @@ def attribute(
     baseline: jax.Array | None = None,
     points: int = 32,
     norm: int = 1,
+    mesh: Mesh | None = None,
 ) -> Attribution:
     """Each token's part in TuCo.
 
@@ -84,6 +86,7 @@ def attribute(
         baseline: [B, T, D], a stream to compare with; by default the table's mean at all tokens.
         points: of the Gauss-Legendre quadrature; each costs a forward and a backward pass.
         norm: TuCo's, 1 or 2.
+        mesh: where the pair is spread; streams then stay cut by rows, as in `decompose`.
 
     Pure and jitted. Raises InputError for points below 1.
     """
@@ -95,7 +98,7 @@ def attribute(
     step = x - start
 
     def total(stream: jax.Array) -> tuple[jax.Array, jax.Array]:
-        values = tuco(pair, None, mask, embeddings=stream, norm=norm)
+        values = tuco(pair, None, mask, embeddings=stream, norm=norm, mesh=mesh)
         return jnp.sum(values), values  # rows do not see each other: one pass for all
 
     slope = jax.grad(total, has_aux=True)
@@ -105,11 +108,11 @@ def attribute(
 
     def body(mean: jax.Array, point: tuple[jax.Array, jax.Array]):
         place, weight = point
-        return mean + weight * slope(start + place * step)[0], None
+        return constrain(mean + weight * slope(start + place * step)[0], mesh), None
 
     along, _ = jax.lax.scan(body, jnp.zeros_like(x), path)
     gradient, integrated = (jnp.where(mask, jnp.sum(step * g, axis=-1), 0) for g in (at_x, along))
-    below = tuco(pair, None, mask, embeddings=start, norm=norm)
+    below = tuco(pair, None, mask, embeddings=start, norm=norm, mesh=mesh)
     return Attribution(
         values, below, gradient, integrated, values - below - jnp.sum(integrated, axis=1)
     )
@@ -149,7 +152,7 @@ def attribute_prompts(
     for batch in batching.plan([row.size for row in ids], token_budget, batch_width(mesh)):
         tokens, mask = batching.pad(ids, batch)
         inputs = put_rows((jnp.asarray(tokens), jnp.asarray(mask)), mesh)
-        got = jax.device_get(attribute(pair, *inputs, points=points))
+        got = jax.device_get(attribute(pair, *inputs, points=points, mesh=mesh))
         for place, row in enumerate(batch.rows):
             real = mask[place].astype(bool)
             found[row] = Attributed(

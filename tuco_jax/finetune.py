@@ -202,6 +202,8 @@ def _check(config: FinetuneConfig) -> None:
             raise InputError(f"optimizer.{name} must be {wanted}, not {getattr(o, name)}")
     if config.lora.rank < 1:
         raise InputError(f"lora.rank must be 1 or more, not {config.lora.rank}")
+    if not 0 < config.lora.alpha < math.inf:
+        raise InputError(f"lora.alpha must be above 0 and finite, not {config.lora.alpha}")
     if not 0 <= config.eval_fraction < 1:
         raise InputError(f"eval_fraction must be in [0, 1), not {config.eval_fraction}")
     if config.eval_data and config.eval_fraction:

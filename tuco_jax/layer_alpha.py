@@ -18,10 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from common_jax.errors import InputError
 from tuco_jax.decompose import decompose, last_column
 from tuco_jax.models import decoder
+from tuco_jax.models.sharding import mesh_of, put_rows
 from tuco_jax.pair import Pair
 
 __all__ = [
@@ -83,13 +85,15 @@ class Folds:
     fold: np.ndarray
 
 
-def option_chances(pair: Pair, choices: Choices, alpha: Any) -> jax.Array:
+def option_chances(
+    pair: Pair, choices: Choices, alpha: Any, *, mesh: Mesh | None = None
+) -> jax.Array:
     """Log probability [N, O] of each option's token after its question, over all of V.
 
     alpha: broadcastable to [L, N]; differentiable in it. Pure and jittable. The head is applied at
-    the last token alone, else as `decompose(alpha=..., logits=True)`.
+    the last token alone, else as `decompose(alpha=..., logits=True, mesh=mesh)`.
     """
-    out = decompose(pair, choices.tokens, choices.mask, alpha, remat=True)
+    out = decompose(pair, choices.tokens, choices.mask, alpha, remat=True, mesh=mesh)
     column = last_column(choices.mask)
     last = jnp.take_along_axis(out.hidden, column[:, None, None], axis=1)[:, 0]
     logits = decoder.logits(pair.tuned_config, pair.tuned_params, last, pair.lora)
@@ -101,14 +105,21 @@ def _right(chances: jax.Array, choices: Choices) -> jax.Array:
     return -jnp.take_along_axis(chances, choices.answers[:, None], axis=1)[:, 0]
 
 
-@functools.partial(jax.jit, static_argnames="steps")
+@functools.partial(jax.jit, static_argnames=("steps", "mesh"))
 def _descend(
-    pair: Pair, choices: Choices, weights: jax.Array, rate: float, penalty: float, *, steps: int
+    pair: Pair,
+    choices: Choices,
+    weights: jax.Array,
+    rate: float,
+    penalty: float,
+    *,
+    steps: int,
+    mesh: Mesh | None,
 ) -> tuple[jax.Array, jax.Array]:
     optimizer = optax.adam(rate)
 
     def loss(alpha: jax.Array) -> jax.Array:
-        own = _right(option_chances(pair, choices, alpha[:, None]), choices)
+        own = _right(option_chances(pair, choices, alpha[:, None], mesh=mesh), choices)
         mean = jnp.sum(weights * own) / jnp.sum(weights)
         return mean + penalty * jnp.mean(jnp.square(alpha - 1))
 
@@ -127,13 +138,19 @@ def _descend(
 def _fit(
     pair: Pair, choices: Choices, weights: jax.Array, options: LayerAlphaOptions
 ) -> tuple[jax.Array, jax.Array]:
-    return _descend(pair, choices, weights, options.rate, options.penalty, steps=options.steps)
+    mesh = mesh_of(pair)
+    choices, weights = put_rows((choices, weights), mesh)
+    return _descend(
+        pair, choices, weights, options.rate, options.penalty, steps=options.steps, mesh=mesh
+    )
 
 
-@jax.jit
-def _judge(pair: Pair, choices: Choices, alpha: jax.Array) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.jit, static_argnames="mesh")
+def _judge(
+    pair: Pair, choices: Choices, alpha: jax.Array, *, mesh: Mesh | None
+) -> tuple[jax.Array, jax.Array]:
     """Losses and hits [N] at alpha [L]."""
-    chances = option_chances(pair, choices, alpha[:, None])
+    chances = option_chances(pair, choices, alpha[:, None], mesh=mesh)
     return _right(chances, choices), jnp.argmax(chances, axis=1) == choices.answers
 
 
@@ -206,8 +223,12 @@ def cross_validate_layer_alpha(
         raise InputError("grid holds no alpha: give one or more")
     fold = np.random.default_rng(seed).permutation(np.arange(count) % folds)
 
+    mesh = mesh_of(pair)
+    placed = put_rows(choices, mesh)
+
     def judged(alpha: Any) -> tuple[np.ndarray, np.ndarray]:
-        losses, hits = _judge(pair, choices, jnp.broadcast_to(jnp.float32(alpha), (depth,)))
+        alphas = jnp.broadcast_to(jnp.float32(alpha), (depth,))
+        losses, hits = _judge(pair, placed, alphas, mesh=mesh)
         return np.asarray(losses), np.asarray(hits)
 
     by_grid = [judged(alpha) for alpha in grid]

@@ -16,11 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from common_jax.errors import InputError
 from tuco_jax.decompose import tuco
 from tuco_jax.models import decoder
 from tuco_jax.models.layers import Positions
+from tuco_jax.models.sharding import mesh_of, put_rows
 from tuco_jax.pair import Pair
 
 __all__ = ["SoftPrompt", "SoftPromptOptions", "Tokens", "fit_soft_prompt", "soft_prompt_tuco"]
@@ -86,13 +88,20 @@ def _insert(x: jax.Array, count: int, place: int) -> jax.Array:
     return jnp.concatenate([x[:, :place], gap, x[:, place:]], axis=1)
 
 
-@functools.partial(jax.jit, static_argnames=("place", "norm"))
+@functools.partial(jax.jit, static_argnames=("place", "norm", "mesh"))
 def soft_prompt_tuco(
-    pair: Pair, vectors: jax.Array, prompts: Tokens, *, place: int = 1, norm: int = 1
+    pair: Pair,
+    vectors: jax.Array,
+    prompts: Tokens,
+    *,
+    place: int = 1,
+    norm: int = 1,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """TuCo [B] of right-padded prompts with vectors [k, D] after their first `place` tokens.
 
-    Pure and differentiable in the vectors. Vectors take positions like any token.
+    Pure and differentiable in the vectors. Vectors take positions like any token. mesh: as in
+    `decompose`.
     """
     count = len(vectors)
     tokens = _insert(prompts.tokens, count, place)
@@ -103,7 +112,7 @@ def soft_prompt_tuco(
     held = tokens[0, place : place + count]
     own = config.embed_scale * params["embed"]["table"][held].astype(jnp.float32)
     x = x.at[:, place : place + count].add(vectors - own)
-    return tuco(pair, None, mask, embeddings=x, norm=norm)
+    return tuco(pair, None, mask, embeddings=x, norm=norm, mesh=mesh)
 
 
 def _embedding_norm(pair: Pair) -> jax.Array:
@@ -111,7 +120,7 @@ def _embedding_norm(pair: Pair) -> jax.Array:
     return pair.tuned_config.embed_scale * jnp.mean(jnp.linalg.norm(table, axis=1))
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "place", "norm"))
+@functools.partial(jax.jit, static_argnames=("steps", "place", "norm", "mesh"))
 def _fit(
     pair: Pair,
     start: jax.Array,
@@ -123,6 +132,7 @@ def _fit(
     steps: int,
     place: int,
     norm: int,
+    mesh: Mesh | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Fitted vectors [k, D] and mean TuCo before each step; sign 1 minimises, -1 maximises."""
     size = _embedding_norm(pair)
@@ -133,7 +143,7 @@ def _fit(
         return v * jnp.minimum(1, bound / jnp.where(length == 0, 1, length))
 
     def loss(v: jax.Array) -> jax.Array:
-        values = soft_prompt_tuco(pair, v * size, prompts, place=place, norm=norm)
+        values = soft_prompt_tuco(pair, v * size, prompts, place=place, norm=norm, mesh=mesh)
         return sign * jnp.mean(values)
 
     def step(carry: Any, _: None) -> Any:
@@ -177,8 +187,9 @@ def fit_soft_prompt(
 ) -> SoftPrompt:
     """Vectors that minimise, or maximise, mean TuCo over a batch of prompts.
 
-    One compiled scan over all steps. Raises InputError for prompts that are not right-padded, are
-    too short for `place` or too long for the context.
+    One compiled scan over all steps, on the mesh that the pair is spread over, if any. Raises
+    InputError for prompts that are not right-padded, are too short for `place` or too long for
+    the context.
     """
     options = options or SoftPromptOptions()
     _check(prompts, options, pair, "prompts")
@@ -190,6 +201,9 @@ def fit_soft_prompt(
         jax.random.key(options.seed), (options.vectors,), 0, config.vocab_size
     )
     start = config.embed_scale * table[chosen].astype(jnp.float32)
+    mesh = mesh_of(pair)
+    prompts, held_out = put_rows((prompts, held_out), mesh)
+    how: Any = {"place": options.place, "norm": options.norm, "mesh": mesh}
     vectors, history = _fit(
         pair,
         start,
@@ -198,14 +212,13 @@ def fit_soft_prompt(
         options.rate,
         float("inf") if options.bound is None else options.bound,
         steps=options.steps,
-        place=options.place,
-        norm=options.norm,
+        **how,
     )
-    whole = functools.partial(soft_prompt_tuco, pair, place=options.place, norm=options.norm)
-    plain = jax.jit(tuco, static_argnames="norm")
+    whole = functools.partial(soft_prompt_tuco, pair, **how)
+    plain = jax.jit(tuco, static_argnames=("norm", "mesh"))
 
     def judged(rows: Tokens) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        without = plain(pair, *rows, norm=options.norm)
+        without = plain(pair, *rows, norm=options.norm, mesh=mesh)
         found = without, whole(start, rows), whole(vectors, rows)
         a, b, c = (np.asarray(x) for x in found)
         return a, b, c

@@ -88,6 +88,7 @@ def test_help_says_what_every_option_is(name, command, capsys):
     with pytest.raises(SystemExit):
         parse(name, command.help, options, ["--help"])
     shown = " ".join(capsys.readouterr().out.split())
+    assert "CONFIG" not in shown.replace("--config CONFIG", "")
     assert "<class" not in shown.partition("options:")[2].replace("type: <class", "")
     for field in dataclasses.fields(options):
         if not dataclasses.is_dataclass(field.type):
@@ -129,6 +130,8 @@ def test_flags_over_later_configs_over_earlier_ones(program, tmp_path):
         ("draw --model a --style thin", ["option --style: ", "thin", "(see artist draw --help)"]),
         ("draw --model a --config", ["argument --config: expected one argument"]),
         ("draw --model a b", ["b (see artist draw --help)"]),
+        ("draw --model=", ["option --model is empty: give a value, or leave the option out"]),
+        ("draw --model a --mesh b", ["unknown option --mesh"]),
     ],
 )
 def test_what_is_mistyped_is_one_line(program, error, argv, parts):

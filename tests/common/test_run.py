@@ -62,6 +62,15 @@ def test_going_on_drops_what_came_after_the_checkpoint(tmp_path):
     assert len(json.loads((tmp_path / "environment.json").read_text())) == 3
 
 
+def test_a_line_of_metrics_that_is_none_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for damage in ("\0\0\n", "[3]\n", '{"loss": 1}\n'):
+        path.write_text('{"step": 1}\n' + damage + '{"step": 2}\n')
+        with pytest.raises(InputError, match=r"metrics.jsonl:2: not a line of metrics; remove it"):
+            Run(tmp_path, {}, start=2)
+        assert path.read_text().count("\n") == 3
+
+
 def test_an_environment_cut_short_does_not_stop_a_run(tmp_path):
     with Run(tmp_path, {}):
         pass

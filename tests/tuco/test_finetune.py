@@ -346,6 +346,7 @@ def test_export_in_bfloat16_is_half_as_large(files, adapter, tmp_path):
         (dict(steps=0), "steps must be 1 or more"),
         (dict(batch=0), "batch must be 1 or more"),
         (dict(lora=LoraOptions(rank=0)), "lora.rank must be 1"),
+        (dict(lora=LoraOptions(alpha=0.0)), "lora.alpha must be above 0"),
         (dict(lora=LoraOptions(targets=["w"])), "lora.targets: the model has no linear layer 'w'"),
         (dict(eval_fraction=1.0), r"eval_fraction must be in \[0, 1\)"),
         (dict(eval_fraction=0.99), "eval_fraction leaves no row of 20"),

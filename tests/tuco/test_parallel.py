@@ -1,6 +1,7 @@
 """Eager, jitted, sharded and under pmap: the same numbers, and one compilation."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -157,11 +158,12 @@ def test_forward_on_a_mesh(inputs):
     assert_close(got, wanted, 1e-5)
 
 
-def test_weights_are_gathered_and_activations_stay():
+@pytest.mark.parametrize("function", [tuco, functools.partial(attribute, points=2)])
+def test_weights_are_gathered_and_activations_stay(function):
     """Under fsdp no product is summed over devices: collectives move weights only."""
     pair, mesh = PAIRS["full"](), make_mesh(1, 8, 1)
     batch = jax.device_put(rm.batch(rows=8, vocab=64), batch_sharding(mesh))
-    lowered = jax.jit(lambda *a: tuco(*a, mesh=mesh)).lower(place(pair, mesh), *batch)
+    lowered = jax.jit(lambda *a: function(*a, mesh=mesh)).lower(place(pair, mesh), *batch)
     text = str(lowered.compile().as_text())
     assert "all-gather" in text
     assert "all-reduce" not in text and "reduce-scatter" not in text
@@ -217,7 +219,8 @@ def test_research_extensions_run_where_the_pair_lies(name):
     placed = place(pair, mesh)
     cut = jax.device_put((tokens, mask), batch_sharding(mesh))
 
-    got, want = (attribute(p, *x, points=2) for p, x in ((placed, cut), (pair, (tokens, mask))))
+    got = attribute(placed, *cut, points=2, mesh=mesh)
+    want = attribute(pair, tokens, mask, points=2)
     assert_close(got, want, 1e-4)
     right = jnp.arange(tokens.shape[1])[None] < 3 + jnp.arange(8)[:, None] % 4
     options = SoftPromptOptions(vectors=2, steps=2)

@@ -130,7 +130,7 @@ def _all_losses(
         rows = candidates[first : first + chunk]
         filled = np.concatenate([rows, np.repeat(rows[:1], chunk - len(rows), axis=0)])
         loss, greedy = jax.device_get(
-            candidate_losses(model, scene, put_rows(jnp.asarray(filled), mesh))
+            candidate_losses(model, scene, put_rows(jnp.asarray(filled), mesh), mesh=mesh)
         )
         losses.append(loss[: len(rows)])
         hits.append(greedy[: len(rows), : match or None].all(axis=1))
@@ -257,7 +257,8 @@ def _step(
     """One step: moves state.tokens; its mean loss, and whether it succeeds on all that are in."""
     tokens = jnp.asarray(state.tokens, jnp.int32)
     active = ready[: state.active]
-    gradient = sum(_unit(token_gradient(model, scene, tokens)) for scene in active)
+    mesh = mesh_of(model)
+    gradient = sum(_unit(token_gradient(model, scene, tokens, mesh=mesh)) for scene in active)
     drawn = _sample(
         jax.random.fold_in(jax.random.key(options.seed), state.step),
         jnp.asarray(gradient),

@@ -10,6 +10,7 @@ the attack, S tokens of attack, rest and target (padded), C tokens of the target
 candidates, V vocabulary, D residual width.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh
 
 from tuco_jax.models import decoder
 from tuco_jax.models.config import ModelConfig
@@ -28,6 +30,7 @@ from tuco_jax.models.layers import (
     block_keys_values,
     layer_infos,
 )
+from tuco_jax.models.sharding import constrain
 from tuco_jax.pair import Pair
 
 __all__ = ["Model", "Pieces", "Scene", "candidate_losses", "scenes", "token_gradient"]
@@ -146,7 +149,7 @@ def _positions(config: ModelConfig, scene: Scene) -> tuple[Positions, Positions]
     return query, Positions(index[None], mask[None], None, None, None)
 
 
-def _target_logits(model: Model, scene: Scene, x: jax.Array) -> jax.Array:
+def _target_logits(model: Model, scene: Scene, x: jax.Array, mesh: Mesh | None) -> jax.Array:
     """Logits [N, C, V] at the target's columns, for streams x_0 [N, S, D]."""
     query, key = _positions(model.config, scene)
 
@@ -158,15 +161,18 @@ def _target_logits(model: Model, scene: Scene, x: jax.Array) -> jax.Array:
             jnp.concatenate([jnp.broadcast_to(old, (len(x), *old.shape)), own], axis=2)
             for old, own in zip(held, new, strict=True)
         )
-        return x + block_delta(model.config, weights, x, seen, query, key, info).total, None
+        x = x + block_delta(model.config, weights, x, seen, query, key, info).total
+        return constrain(x, mesh), None
 
-    x, _ = jax.lax.scan(body, x, (_layers(model), scene.held))
+    x, _ = jax.lax.scan(body, constrain(x, mesh), (_layers(model), scene.held))
     return decoder.logits(model.config, model.params, x[:, scene.columns], model.lora)
 
 
-def _losses(model: Model, scene: Scene, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _losses(
+    model: Model, scene: Scene, x: jax.Array, mesh: Mesh | None
+) -> tuple[jax.Array, jax.Array]:
     """Mean negative log likelihood of the target [N], and the target's greedy tokens [N, C]."""
-    logits = _target_logits(model, scene, x)
+    logits = _target_logits(model, scene, x, mesh)
     chances = jax.nn.log_softmax(logits, axis=-1)
     own = jnp.take_along_axis(chances, scene.targets[None, :, None], axis=2)[..., 0]
     loss = -jnp.sum(jnp.where(scene.real, own, 0), axis=1) / jnp.sum(scene.real)
@@ -182,16 +188,21 @@ def _embed(model: Model, scene: Scene, attacks: jax.Array) -> jax.Array:
     return decoder.embed(model.config, model.params, tokens, query)
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="mesh")
 def candidate_losses(
-    model: Model, scene: Scene, attacks: jax.Array
+    model: Model, scene: Scene, attacks: jax.Array, *, mesh: Mesh | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Loss [N] of attacks [N, A] int, nats a token; whether each target token is greedy [N, C]."""
-    return _losses(model, scene, _embed(model, scene, attacks))
+    """Loss [N] of attacks [N, A] int, nats a token; whether each target token is greedy [N, C].
+
+    mesh: where the model is spread; candidates then stay cut by rows.
+    """
+    return _losses(model, scene, _embed(model, scene, attacks), mesh)
 
 
-@jax.jit
-def token_gradient(model: Model, scene: Scene, attack: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="mesh")
+def token_gradient(
+    model: Model, scene: Scene, attack: jax.Array, *, mesh: Mesh | None = None
+) -> jax.Array:
     """Gradient [A, V] of the loss by the one-hot rows of attack [A] int.
 
     A one-hot row enters through the table alone, so its gradient is the stream's times the table.
@@ -199,7 +210,7 @@ def token_gradient(model: Model, scene: Scene, attack: jax.Array) -> jax.Array:
     x = _embed(model, scene, attack[None])
 
     def loss(own: jax.Array) -> jax.Array:
-        return _losses(model, scene, x.at[0, : attack.size].set(own))[0][0]
+        return _losses(model, scene, x.at[0, : attack.size].set(own), mesh)[0][0]
 
     by_stream = jax.grad(loss)(x[0, : attack.size])
     table = model.params["embed"]["table"].astype(jnp.float32)
