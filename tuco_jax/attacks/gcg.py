@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 import pathlib
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,7 @@ class Attack:
     """What was found. text and tokens [A]: the string of the most prompts, then the lowest loss.
 
     loss: its own, nats a token of the target, mean over the prompts that were in. losses and
-    prompts: of each step. succeeded: on all prompts.
+    prompts: of each step. succeeded: on all prompts. seconds: that the steps took, in all starts.
     """
 
     text: str
@@ -95,6 +96,7 @@ class Attack:
     losses: list[float]
     prompts: list[int]
     succeeded: bool
+    seconds: float = dataclasses.field(default=0.0, compare=False)
 
 
 @functools.partial(jax.jit, static_argnames=("topk", "count"))
@@ -150,6 +152,7 @@ class _State:
     best: list[int] = dataclasses.field(default_factory=list)
     best_rank: tuple[int, float] = (0, 0.0)
     succeeded: bool = False
+    seconds: float = 0.0
 
 
 def _settings(model: Model, layouts: Sequence[Layout], options: Options) -> str:
@@ -221,7 +224,9 @@ def attack(
         active = 1 if options.progressive else len(goals)
         state = _State(start.tolist(), active, first)
     while state.step < options.steps and not (state.succeeded and options.stop):
+        started = time.perf_counter()
         loss, hits = _step(model, tokenizer, layouts, ready, allowed, options, state)
+        state.seconds += time.perf_counter() - started
         state.losses.append(loss)
         state.prompts.append(state.active)
         rank = (state.active, -loss)
@@ -241,7 +246,13 @@ def attack(
             write_json(checkpoint, {"settings": settings, **dataclasses.asdict(state)})
     text = tokenizer.decode(state.best, clean_up_tokenization_spaces=False)
     return Attack(
-        str(text), state.best, -state.best_rank[1], state.losses, state.prompts, state.succeeded
+        str(text),
+        state.best,
+        -state.best_rank[1],
+        state.losses,
+        state.prompts,
+        state.succeeded,
+        state.seconds,
     )
 
 

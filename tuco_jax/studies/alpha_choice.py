@@ -105,11 +105,11 @@ def mcnemar(won: int, lost: int) -> float:
     return float(binomtest(won, won + lost, 0.5).pvalue) if won + lost else 1.0
 
 
-def over_tasks(gains: Mapping[str, Gain], seed: int = 0) -> tuple[Estimate, float, float]:
+def over_tasks(gains: Mapping[str, Gain]) -> tuple[Estimate, float, float]:
     """Mean gain over tasks with its interval, share of tasks that gain, p of Wilcoxon's test."""
     from scipy.stats import wilcoxon
 
     values = np.asarray([g.gain.value for g in gains.values()])
     test: Any = wilcoxon(values) if len(values) > 1 and values.any() else None
     p = float(test.pvalue) if test else 1.0
-    return bootstrap_mean(values, seed=seed), float((values > 0).mean()), p
+    return bootstrap_mean(values), float((values > 0).mean()), p

@@ -132,6 +132,8 @@ def _read(config: Config) -> list[Task]:
 
         if config.data is not None:
             raise InputError("data and source socialiqa: give one of the two")
+        if config.split != "test":
+            raise InputError(f"split is {config.split}: Social IQA has test alone here")
         path = fetch("evals") / "theory_of_mind/socialiqa/test.jsonl"
         tasks = [read_social_iqa(path, config.shots)]
     elif config.data is None:
@@ -182,7 +184,7 @@ def _findings(
         c: np.concatenate([right[n] for n in right if categories[n] == c], axis=1)
         for c in dict.fromkeys(categories.values())
     }
-    mean, share, p = over_tasks(gains, config.seed)
+    mean, share, p = over_tasks(gains)
     if len(gains) == 1:  # the spread is that of questions
         (only,) = gains.values()
         mean, p = only.gain, only.p

@@ -26,7 +26,7 @@ from tuco_jax.score import score
 from tuco_jax.steer import generate
 from tuco_jax.studies import prompt_sources as sources
 from tuco_jax.studies.baselines import baselines
-from tuco_jax.studies.broken_report import Outcome, findings
+from tuco_jax.studies.broken_report import BARE, Outcome, findings
 from tuco_jax.studies.refusal_data import held_out_harmless
 from tuco_jax.studies.refusals import GCG_STRINGS, is_refusal, refuses
 from tuco_jax.studies.requests import ORIGIN, read_texts, shared_jailbreaks
@@ -94,7 +94,8 @@ class Attack:
 def read_attacks(path: str | pathlib.Path, placement: str = "prefix") -> list[Attack]:
     """Attacks of a prompts file; a string without a place for the request goes beside it.
 
-    Raises InputError naming a line of `messages` or of several such places.
+    Raises InputError naming a line of `messages`, of several such places, or of a name that
+    stands for no attack.
     """
     beside = {"suffix": "{{ prompt }} %s", "prefix": "%s {{ prompt }}"}[placement]
     found = []
@@ -104,6 +105,10 @@ def read_attacks(path: str | pathlib.Path, placement: str = "prefix") -> list[At
             raise InputError(
                 f"{path}:{p.line}: an attack is a `prompt`, with one "
                 '"{{ prompt }}" in it where the request goes, or none'
+            )
+        if str(p.id) == BARE:
+            raise InputError(
+                f"{path}:{p.line}: {BARE} names requests without an attack; rename it"
             )
         inside = "{{ prompt }}" in text
         found.append(Attack(str(p.id), text if inside else beside.replace("%s", text)))
@@ -135,6 +140,11 @@ def _read(config: Config) -> tuple[list[str], list[str], list[Attack]]:
         raise InputError("tokens must be 1 or more, temperature above 0")
     rng = np.random.default_rng(config.seed)
     if config.attacks in _ATTACKS:
+        if config.placement != "prefix":
+            raise InputError(
+                f"placement is of strings in a file; {config.attacks} say where a request goes: "
+                "leave it out"
+            )
         attacks = [Attack(n, t) for n, t in _ATTACKS[config.attacks][1]().items()]
     elif "." not in config.attacks:
         raise InputError(f"attacks is {config.attacks!r}: give a file, or {' or '.join(_ATTACKS)}")
@@ -198,7 +208,7 @@ def measure(
     return Outcome(
         requests,
         np.repeat(["benign", "harmful", "attacked"], sizes),
-        np.asarray(["bare"] * bare + [attack.name for attack, _ in turns]),
+        np.asarray([BARE] * bare + [attack.name for attack, _ in turns]),
         scores.tuco,
         scores.tokens,
         count(judge),

@@ -21,14 +21,16 @@ from tuco_jax.studies.contrasts import (
 )
 from tuco_jax.studies.simpler_scores import simpler_table, under_each_score
 
-__all__ = ["Outcome", "findings"]
+__all__ = ["BARE", "Outcome", "findings"]
+
+BARE = "bare"  # stands for an attack's name where there is none
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """What became of N prompts.
 
-    kinds [N]: benign, harmful or attacked. clusters [N]: the attack's name; "bare" for none.
+    kinds [N]: benign, harmful or attacked. clusters [N]: the attack's name, or `BARE`.
     tuco, tokens [N]. helped [N]: how many of its answers are no refusals. answers [N][K].
     simpler: other scores of the same prompts, [N] each (`baselines.py`). helped_too [N]: `helped`
     by another list of refusal strings, or None.

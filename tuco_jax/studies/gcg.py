@@ -124,13 +124,12 @@ def _options(config: Config, number: int) -> Options:
 
 def _search(
     pair: Pair, tokenizer: Any, config: Config, requests: Sequence[Request]
-) -> list[tuple[Attack, float]]:
-    """Each string, and seconds that its search took."""
+) -> list[Attack]:
+    """Each string."""
     found = []
     for number in range(config.strings):
         own = requests[number * config.goals : (number + 1) * config.goals]
         goals = [Goal(request.text, request.target or config.target) for request in own]
-        started = time.perf_counter()
 
         def tell(step: int, loss: float, prompts: int, number: int = number) -> None:
             if step % 10 == 0:
@@ -144,7 +143,7 @@ def _search(
             checkpoint=config.out / f"search_{number + 1}.json",
             on_step=tell,
         )
-        found.append((result, time.perf_counter() - started))
+        found.append(result)
     return found
 
 
@@ -200,7 +199,7 @@ def run(config: Config) -> Findings:
     make_folder(config.out)
     pair, tokenizer, facts = load_studied(config)
     results = [] if strings else _search(pair, tokenizer, config, searched)
-    strings = strings or [found.text for found, _ in results]
+    strings = strings or [found.text for found in results]
     _keep(config.out / "attacks.jsonl", strings)
     lengths = [len(tokenizer(s, add_special_tokens=False)["input_ids"]) for s in strings]
     drawn = random_strings(
@@ -245,7 +244,7 @@ def _method(config: Config, searched: bool) -> list[str]:
         f"Each of {config.strings} strings was searched on {config.goals} requests, added one by "
         f"one, for up to {config.steps} steps of {config.candidates} candidates (top "
         f"{config.topk}), from {config.length} marks; the target was the request's own where its "
-        "file has one, else the same words for all."
+        f'file has one, else "{config.target}" for all.'
         if searched
         else "The attack strings were read from a file."
     )

@@ -75,7 +75,7 @@ def _by_refusal(groups: Sequence[Measured], seed: int) -> Compared | None:
 
 def findings(
     measured: Sequence[Measured],
-    results: Sequence[tuple[Attack, float]],
+    results: Sequence[Attack],
     *,
     method: Sequence[str],
     facts: Mapping[str, str],
@@ -84,8 +84,8 @@ def findings(
 ) -> Findings:
     """Everything that the study reports.
 
-    measured: the plain requests, then "attack 1", ... and "random 1", ... results: each search and
-    its seconds; none where strings were given. answer_tokens: of the answers that were counted.
+    measured: the plain requests, then "attack 1", ... and "random 1", ... results: each search,
+    none where strings were given. answer_tokens: of the answers that were counted.
     """
     plain = measured[0]
     attacked = [m for m in measured if m.name.startswith("attack")]
@@ -207,15 +207,15 @@ def findings(
                     "requests": found.prompts,
                     "best": found.loss,
                     "succeeded": found.succeeded,
-                    "seconds": round(seconds, 1),
+                    "seconds": round(found.seconds, 1),
                 }
-                for found, seconds in results
+                for found in results
             ],
         },
     )
 
 
-def _search_table(results: Sequence[tuple[Attack, float]]) -> Table:
+def _search_table(results: Sequence[Attack]) -> Table:
     return Table(
         "Searches",
         ("string", "steps", "first loss", "best loss", "requests in", "succeeded", "seconds"),
@@ -227,18 +227,18 @@ def _search_table(results: Sequence[tuple[Attack, float]]) -> Table:
                 found.loss,
                 found.prompts[-1],
                 "yes" if found.succeeded else "no",
-                round(seconds),
+                round(found.seconds),
             ]
-            for i, (found, seconds) in enumerate(results, start=1)
+            for i, found in enumerate(results, start=1)
         ],
         "Loss: nats a token of the target, mean over the requests that were in. Succeeded: the "
         "target is the greedy answer's beginning to every request searched on.",
     )
 
 
-def _loss_figure(results: Sequence[tuple[Attack, float]]) -> Figure:
+def _loss_figure(results: Sequence[Attack]) -> Figure:
     def paint(axes: Any) -> None:
-        for i, (found, _) in enumerate(results):
+        for i, found in enumerate(results):
             color = PALETTE[i % len(PALETTE)]
             axes.plot(found.losses, color=color, label=f"attack {i + 1}")
         axes.set_xlabel("step")

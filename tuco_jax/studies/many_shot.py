@@ -60,6 +60,8 @@ class Config(Studied):
             opening that agrees and holds nothing else.
         harmless: .jsonl of `question` and `answer`; empty for programming questions and web pages
             to be continued. Answers are cut to the length that they have to have.
+        refusing: file of wordings of a refusal (`prompt`, or a line of .txt each), matched to the
+            complying answers' length; empty for wordings of pyrit's.
         shots: numbers of demonstrations, rising; 0 for none.
         count: requests a point.
     """
@@ -68,6 +70,7 @@ class Config(Studied):
     prompts: str = "advbench"
     complying: str = ""
     harmless: str = ""
+    refusing: str = ""
     shots: tuple[int, ...] = (0, 1, 2, 4, 8, 16, 32)
     count: int = 30
 
@@ -80,8 +83,10 @@ class Curve:
     tokens: np.ndarray
 
 
-def _read(config: Config) -> tuple[list[str], list[Demonstration], list[Demonstration]]:
-    """Requests, complying and harmless demonstrations."""
+def _read(
+    config: Config,
+) -> tuple[list[str], list[Demonstration], list[str], list[Demonstration]]:
+    """Requests, complying demonstrations, wordings of a refusal, harmless demonstrations."""
     shots = config.shots
     if len(shots) < 2 or shots[0] < 0 or any(b <= a for a, b in zip(shots, shots[1:])):  # noqa: B905
         raise InputError(f"shots is {list(shots)}: give 2 or more numbers that rise, from 0 on")
@@ -121,13 +126,15 @@ def _read(config: Config) -> tuple[list[str], list[Demonstration], list[Demonstr
                 f"shots holds {shots[-1]}: there are {len(pool)} {name} demonstrations; give "
                 "more of them or fewer shots"
             )
-    return requests[: config.count], complying, harmless
+    refusals = read_texts(config.refusing) if config.refusing else sources.labelled_refusals()
+    return requests, complying, refusals, harmless
 
 
 def build(
     tokenizer: Any,
     requests: Sequence[str],
     complying: Sequence[Demonstration],
+    refusals: Sequence[str],
     harmless: Sequence[Demonstration],
     shots: Sequence[int],
     *,
@@ -138,7 +145,6 @@ def build(
     A request has the same demonstrations at every number of them, the first so many of a random
     order of its own. Refused ones ask the complying ones' questions.
     """
-    refusals = sources.labelled_refusals()
     lengths: dict[str, int] = {}
 
     def count(text: str) -> int:
@@ -207,10 +213,12 @@ def measure(
 def run(config: Config) -> Findings:
     """Read, build, score, report; files are checked before a model is loaded."""
     started = time.perf_counter()
-    requests, complying, harmless = _read(config)
+    requests, complying, refusals, harmless = _read(config)
     make_folder(config.out)
     pair, tokenizer, facts = load_studied(config)
-    prompts = build(tokenizer, requests, complying, harmless, config.shots, seed=config.seed)
+    prompts = build(
+        tokenizer, requests, complying, refusals, harmless, config.shots, seed=config.seed
+    )
     curves = measure(pair, tokenizer, prompts, config.shots)
     findings = _findings(config, curves, facts)
     print_tables(findings)
@@ -223,6 +231,17 @@ def _beyond(changes: Mapping[str, np.ndarray], seed: int) -> dict[str, Estimate]
     return {
         kind: bootstrap_mean(changes["complying"] - changes[kind], seed=seed) for kind in KINDS[1:]
     }
+
+
+def _untrained(config: Config) -> list[str]:
+    """Which texts of the controls no pair of ours was trained on: those of no file."""
+    what = {
+        (False, False): "any text of these controls",
+        (False, True): "those wordings",
+        (True, False): "those harmless texts",
+    }.get((bool(config.refusing), bool(config.harmless)))
+    pairs = "the refusal adapter in the package nor a pair tuned on `chat_data`"
+    return [f"Neither {pairs} was trained on {what}."] if what else []
 
 
 def _both(estimates: Sequence[Estimate], count: int) -> Verdict:
@@ -309,8 +328,13 @@ def _findings(config: Config, curves: Mapping[str, Curve], facts: Mapping[str, s
                 else "other AdvBench requests, each answered by one of four openings that agree "
                 f'("{OPENINGS[0]}") and hold nothing else.'
             )
-            + " Refusing ones ask the same questions and answer with wordings of replies that "
-            "people labelled as refusals (pyrit). Harmless ones are "
+            + " Refusing ones ask the same questions and answer with wordings "
+            + (
+                f"of {config.refusing}"
+                if config.refusing
+                else "of replies that people labelled as refusals (pyrit)"
+            )
+            + ". Harmless ones are "
             + (
                 config.harmless
                 or "programming questions with their answers (chatterbot-corpus) and, as too few "
@@ -320,8 +344,7 @@ def _findings(config: Config, curves: Mapping[str, Curve], facts: Mapping[str, s
             "follow the complying prompt's, exchange by exchange: within "
             f"{SLACK} tokens or {100 * TOLERANCE:g}%; the largest difference was "
             f"{max(off.values()):.0f} tokens.",
-            "Neither the refusal adapter in the package nor a pair tuned on `chat_data` was "
-            f"trained on {'those wordings' if config.harmless else 'any text of these controls'}.",
+            *_untrained(config),
         ],
         caveats=[
             f"Complying answers are those of {config.complying}; the paper's are Model-Written "
@@ -330,8 +353,8 @@ def _findings(config: Config, curves: Mapping[str, Curve], facts: Mapping[str, s
             else "The paper's demonstrations are Model-Written Evals with the answers that match "
             "a bad behaviour; ours only agree to harmful requests. Files of the former can be "
             "given with --complying.",
-            "Refusals resemble one another: though no wording here was trained on, most share "
-            'words such as "I cannot assist" with those that were.',
+            "Refusals resemble one another: a wording that was not trained on shares words such "
+            'as "I cannot assist" with those that were.',
             "Intervals say nothing of another draw of models or another set of demonstrations.",
         ],
         facts={

@@ -64,7 +64,7 @@ def shared_jailbreaks() -> dict[str, str]:
 def read_requests(source: str | pathlib.Path) -> list[Request]:
     """All requests of a file, whose rows may have a `target`, or of one of `SETS`.
 
-    Raises InputError naming the file and line, or the nearest that there is.
+    Raises InputError naming the file and line, or the sets that there are.
     """
     if str(source) in SETS:
         return [Request(text) for text in SETS[str(source)]()]

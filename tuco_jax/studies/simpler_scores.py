@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from common_jax.findings import Table
-from tuco_jax.studies.contrasts import Compared, Sample, compare, orientation, shown
+from tuco_jax.studies.contrasts import LEAST, Compared, Sample, compare, orientation, shown
 from tuco_jax.studies.statistics import Estimate, bootstrap_strength_gap
 
 __all__ = ["ScoreRow", "simpler_table", "under_each_score"]
@@ -44,7 +44,9 @@ def simpler_table(contrasts: Sequence[Sequence[ScoreRow]]) -> Table:
     cells = []
     for row in (row for contrast in contrasts for row in contrast):
         c = row.compared
-        words = orientation(c.first, c.second, c.auc)
+        words = f"fewer than {LEAST} of a kind: too few to say"
+        if c.enough:
+            words = orientation(c.first, c.second, c.auc)
         cells.append([f"{c.first} > {c.second}", row.score, shown(c.auc), words, shown(row.gap)])
     return Table(
         "The same contrasts by simpler scores",

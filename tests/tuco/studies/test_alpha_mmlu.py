@@ -165,6 +165,7 @@ def test_one_option_for_every_question_tells_nothing_of_alpha(models, tmp_path, 
     [
         (dict(data=None), "give --data, MMLU's folder or a .jsonl, or --source socialiqa"),
         (dict(source="socialiqa"), "data and source socialiqa: give one of the two"),
+        (dict(data=None, source="socialiqa", split="val"), "split is val: Social IQA has test"),
         (dict(tasks=("logic",)), "task 'logic' is not in the data; there are alchemy, virology"),
         (dict(folds=7), "task alchemy: 6 questions are too few for 7 folds"),
         (dict(folds=1), "folds must be 2 or more"),

@@ -299,8 +299,8 @@ def test_labelled_refusals_answer_any_request_and_were_not_trained_on(monkeypatc
 
 
 def test_many_shot_controls_are_as_long(models, requests, tmp_path, monkeypatch):
-    refusals = [row["text"] for row in prompt_sources.own("refusals")]
-    monkeypatch.setattr(prompt_sources, "labelled_refusals", lambda: refusals)
+    monkeypatch.setattr(prompt_sources, "fetch", None)  # with files for all, nothing is fetched
+    refusals = [{"prompt": row["text"]} for row in prompt_sources.own("refusals")]
     demos = [{"question": sentence(3), "answer": sentence(10)} for _ in range(5)]
     easy = [{"question": sentence(3), "answer": sentence(30)} for _ in range(5)]
     config = many_shot.Config(
@@ -308,6 +308,7 @@ def test_many_shot_controls_are_as_long(models, requests, tmp_path, monkeypatch)
         requests,
         jsonl(tmp_path / "complying.jsonl", demos),
         jsonl(tmp_path / "harmless.jsonl", easy),
+        jsonl(tmp_path / "refusing.jsonl", refusals),
         shots=(0, 1, 4),
         count=3,
         **models,
@@ -396,7 +397,7 @@ def test_no_request_is_answered_in_its_own_prompt(requests, tmp_path):
         config = many_shot.Config(
             tmp_path, prompts, complying, shots=(0, 1, 2), count=count, seed=len(drawn)
         )
-        asked, pool, _ = many_shot._read(config)
+        asked, pool, *_ = many_shot._read(config)
         assert len(asked) == len(set(asked)) == count
         assert not {d.question for d in pool} & set(asked)
         drawn.append(asked)
@@ -602,6 +603,12 @@ def test_strings_of_a_gcg_run_go_beside_the_request(tmp_path):
     path = jsonl(tmp_path / "attacks.jsonl", rows)
     said = {p: [a.on("q") for a in broken.read_attacks(path, p)] for p in ("suffix", "prefix")}
     assert said == {"suffix": ["q ! ! x", "a q b"], "prefix": ["! ! x q", "a q b"]}
+    path = jsonl(tmp_path / "bare.jsonl", [*rows, {"id": "bare", "prompt": "x"}])
+    with pytest.raises(InputError, match="bare.jsonl:3: bare names requests without an attack"):
+        broken.read_attacks(path)
+    config = broken.Config(tmp_path / "out", placement="suffix", count=2)
+    with pytest.raises(InputError, match="placement is of strings in a file; templates say where"):
+        broken.run(config)
 
 
 def test_one_class_is_not_testable_and_no_crash(models, requests, tmp_path, monkeypatch):

@@ -111,6 +111,8 @@ def test_a_killed_study_goes_on_to_the_same_end(config, models, monkeypatch, cap
     again = gcg.run(parted)
     assert (parted.out / "search_1.json").read_bytes() == done["search_1.json"]
     assert again.data["tuco"] == whole.data["tuco"]
+    kept = json.loads(done["search_1.json"])["seconds"]  # of the start that made it
+    assert kept > 0 and again.data["searches"][0]["seconds"] == round(kept, 1)
     assert [s["losses"] for s in again.data["searches"]] == [
         s["losses"] for s in whole.data["searches"]
     ]

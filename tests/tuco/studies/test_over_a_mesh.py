@@ -21,7 +21,6 @@ from tuco_jax.studies import (
     gcg,
     many_shot,
     output_co,
-    prompt_sources,
     web_chat,
 )
 from tuco_jax.studies.catalog import STUDIES
@@ -62,6 +61,7 @@ def configs(folder: pathlib.Path) -> dict[str, Any]:
             requests,
             file(folder / "complying.jsonl", **pairs),
             file(folder / "harmless.jsonl", **long),
+            file(folder / "refusing.jsonl", prompt=[f"I cannot {t}" for t in texts(40, 9, 10)]),
             shots=(0, 1, 4),
             count=3,
         ),
@@ -128,8 +128,6 @@ def test_the_numbers_are_those_of_one_device(name, models, tmp_path, monkeypatch
         PromptGroup("jailbreak", "Attack.", texts(4, 7, 9), True, ["x", "x", "y", "y"]),
     ]
     monkeypatch.setattr(floors, "prompt_groups", lambda count, seed: groups)
-    refusals = [row["text"] for row in prompt_sources.own("refusals")]
-    monkeypatch.setattr(prompt_sources, "labelled_refusals", lambda: refusals)
     _, run = STUDIES[name].load()
     one = dataclasses.replace(configs(tmp_path)[name], **models)
     mesh = MeshOptions(data=2, fsdp=2, tensor=2)
