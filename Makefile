@@ -53,8 +53,8 @@ studies: $(VENV)/.installed
 	  --pairs '[runs/studies/smollm2, runs/studies/gemma]' --out docs/results/tuco
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/tuco.py
-	$(BIN)/python benchmarks/steer.py
+	$(BIN)/python -m benchmarks.tuco
+	$(BIN)/python -m benchmarks.steer
 	$(BIN)/python -m benchmarks.reward
 
 check: $(VENV)/.installed-dev

@@ -15,7 +15,6 @@ import json
 import math
 import os
 import pathlib
-import platform
 import statistics
 import tempfile
 import time
@@ -28,6 +27,7 @@ import numpy as np
 import optax
 import torch
 
+from benchmarks.machine import machine
 from benchmarks.torch_reward import Diffusing, Matching, Models, Sampling, Size, make
 from reward_jax import extract_reward
 from reward_jax.data.sources import Rows
@@ -404,31 +404,15 @@ def main() -> None:
         "rounds": args.rounds,
         "steps": args.steps,
         "trajectories": args.trajectories,
-        "device": {
-            "jax": jax.devices()[0].device_kind,
-            "torch": torch.cuda.get_device_name() if on_gpu else "cpu",
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "load_at_start": load,
-            "torch_threads": torch.get_num_threads(),
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "jax": jax.__version__,
-            "torch": torch.__version__,
-        },
+        "torch_on": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "torch_threads": torch.get_num_threads(),
+        "load_at_start": load,
+        **machine(),
     }
     print(json.dumps(report, indent=2))
     args.out.mkdir(parents=True, exist_ok=True)
     name = "reward_gpu.json" if on_gpu else "reward.json"
     (args.out / name).write_text(json.dumps(report, indent=2) + "\n")
-
-
-def _processor() -> str:
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

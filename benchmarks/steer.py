@@ -1,6 +1,6 @@
 """Speed of steering: a grid of alphas against forward passes, decoding against PyTorch's.
 
-    python benchmarks/steer.py      # about 3 minutes on two cores; `make bench` runs it, too
+    python -m benchmarks.steer      # about 3 minutes on two cores; `make bench` runs it, too
 
 One process and the same random weights on both sides (`tuco.py` gives the configuration, float32),
 which are checked to give the same tokens before anything is timed. Prints a JSON and keeps it.
@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import pathlib
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,10 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from torch_steer import TorchSteer
 from transformers import LlamaConfig, LlamaForCausalLM
-from tuco import BATCH, CONFIG, HERE, LENGTH, first_run, interleave, processor
 
+from benchmarks.machine import machine
+from benchmarks.torch_steer import TorchSteer
+from benchmarks.tuco import BATCH, CONFIG, HERE, LENGTH, first_run, interleave
 from tuco_jax.decompose import decompose
 from tuco_jax.grid import grid_logits
 from tuco_jax.models import decoder
@@ -159,16 +159,7 @@ def main() -> None:
         "bandwidth_gigabytes": rate / 1e9,
         "floor_seconds": floors,
         "rounds": args.rounds,
-        "device": {
-            "jax": jax.devices()[0].device_kind,
-            "processor": processor(),
-            "cores": os.cpu_count(),
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "jax": jax.__version__,
-            "torch": torch.__version__,
-        },
+        **machine(),
     }
     print(json.dumps(report, indent=2))
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Speed of TuCo: against PyTorch hooks, one forward pass, and the machine's matmul rate.
 
-    python benchmarks/tuco.py [--rounds 7] [--out benchmarks/results]
+    python -m benchmarks.tuco [--rounds 7] [--out benchmarks/results]
 
 One run, everything interleaved, medians; see README.md beside this file for what is measured and
 what came out. Prints a table and keeps a JSON of it.
@@ -11,7 +11,6 @@ import functools
 import json
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,9 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from torch_tuco import TorchTuco
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.machine import machine
+from benchmarks.torch_tuco import TorchTuco
 from tuco_jax.by_layer import ByLayer, split
 from tuco_jax.decompose import decompose
 from tuco_jax.models import decoder
@@ -250,27 +250,11 @@ def main() -> None:
         "mixed_compile_seconds": compiling,
         "start_seconds": starts,
         "rounds": args.rounds,
-        "device": {
-            "jax": jax.devices()[0].device_kind,
-            "processor": processor(),
-            "cores": os.cpu_count(),
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "jax": jax.__version__,
-            "torch": torch.__version__,
-        },
+        **machine(),
     }
     print(json.dumps(report, indent=2))
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "tuco.json").write_text(json.dumps(report, indent=2) + "\n")
-
-
-def processor() -> str:
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":
