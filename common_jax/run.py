@@ -14,7 +14,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from tensorboardX import SummaryWriter
 from common_jax.errors import InputError
 from common_jax.files import atomic, make_folder
 
-__all__ = ["Run", "check_directory", "environment", "note_run"]
+__all__ = ["Run", "check_directory", "environment", "note_run", "read_metrics"]
 
 _VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
 
@@ -115,22 +115,30 @@ class Run:
         path = self.directory / "metrics.jsonl"
         if not path.exists():
             return
-        kept = []
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        for number, line in enumerate(lines, 1):
-            # Only a kill in the middle of a write leaves a line that does not end.
-            if step and line.endswith("\n") and _step_of(line, f"{path}:{number}") <= step:
-                kept.append(line)
+        kept = [line for line, row in _lines(path) if row["step"] <= step] if step else []
         scratch = path.with_suffix(".tmp")
         scratch.write_text("".join(kept), encoding="utf-8")
         scratch.replace(path)
 
 
-def _step_of(line: str, where: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{where}: not a line of metrics; remove it to go on") from error
+def read_metrics(directory: str | pathlib.Path) -> list[dict[str, float]]:
+    """What a run logged, each with its "step"; [] if nothing. InputError naming a spoilt line."""
+    path = pathlib.Path(directory) / "metrics.jsonl"
+    return [row for _, row in _lines(path)] if path.is_file() else []
+
+
+def _lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, float]]]:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
+        if not line.endswith("\n"):  # a kill in the middle of a write
+            continue
+        try:
+            row = json.loads(line)
+            int(row["step"])
+        except (ValueError, TypeError, KeyError) as error:
+            what = f"{path}:{number}: not a line of metrics; remove it to go on"
+            raise InputError(what) from error
+        yield line, row
 
 
 def environment() -> dict[str, Any]:

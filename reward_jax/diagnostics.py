@@ -13,10 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from reward_jax.denoiser import Score, as_argument
-from reward_jax.diffusion import Pinned, draw_noise, q_sample
+from reward_jax.denoiser import Score, as_argument, estimate_x0, score_and_x0
+from reward_jax.diffusion import Pinned, draw_noise, posterior_mean, q_sample
 from reward_jax.extract import RelativeReward
 from reward_jax.schedule import Schedule
+from reward_jax.targets import GradientAt, check_gradient_at
 
 Data = jax.Array | tuple[jax.Array, Any]
 
@@ -32,23 +33,30 @@ def explained_fraction(
     *,
     key: jax.Array,
     pin: Any = None,
+    gradient_at: GradientAt = "x_t",
 ) -> jax.Array:
     """1 - |grad rho - (s_expert - s_base)|^2 / |s_expert - s_base|^2 at each t, [T].
 
     x_0: held-out data, noised to every t. 1 is all; 0 is what a constant reward explains.
+    gradient_at: where grad rho is taken, as the reward was trained: x_t, or the base's posterior
+    mean of x_{t-1}; the scores are those of x_t either way.
     With seeds in the reward, of the mean of their gradients.
     """
-    return _explained(reward, *_two(base_score, expert_score), x_0, schedule, key, pin=pin)
+    check_gradient_at(gradient_at)
+    both = _two(base_score, expert_score)
+    return _explained(reward, *both, x_0, schedule, key, pin=pin, gradient_at=gradient_at)
 
 
-@functools.partial(jax.jit, static_argnames="pin")
-def _explained(reward, base, expert, data, schedule, key, *, pin):
+@functools.partial(jax.jit, static_argnames=("pin", "gradient_at"))
+def _explained(reward, base, expert, data, schedule, key, *, pin, gradient_at):
     x_0, cond = _split(data)
 
     def at(_: None, given: Any):
         x, t, pinned = _noised(x_0, schedule, pin, *given)
-        wanted = _free(pinned, expert(x, t, *cond) - base(x, t, *cond))
-        got = _free(pinned, jax.grad(lambda x: jnp.sum(reward(x, t)))(x))
+        of_base, estimate = score_and_x0(base, schedule, x, t, *cond)
+        wanted = _free(pinned, expert(x, t, *cond) - of_base)
+        place = x if gradient_at == "x_t" else posterior_mean(schedule, estimate, x, t)
+        got = _free(pinned, jax.grad(lambda x: jnp.sum(reward(x, t)))(place))
         return None, 1 - jnp.sum(jnp.square(got - wanted)) / jnp.sum(jnp.square(wanted))
 
     return jax.lax.scan(at, None, _levels(schedule, key))[1]
@@ -100,23 +108,33 @@ def _antisymmetric(base, expert, data, schedule, key, *, probes: int, pin):
 
 
 def seed_agreement(
-    reward: RelativeReward, x_0: Data, *, key: jax.Array, pin: Any = None
+    reward: RelativeReward,
+    x_0: Data,
+    *,
+    key: jax.Array,
+    pin: Any = None,
+    base_score: Score | None = None,
 ) -> jax.Array:
     """Mean cosine between the gradients of two seeds at each t, [T]; 1 where seeds agree.
 
-    reward: with two seeds or more. x_0: held-out data, noised to every t.
+    reward: with two seeds or more. x_0: held-out data, noised to every t. base_score: where given,
+    gradients are taken at its posterior mean of x_{t-1}, and not at x_t.
     """
     if reward.seeds is None or reward.seeds < 2:
         raise ValueError("agreement between seeds needs a reward of two seeds or more")
-    return _agreement(reward, _split(x_0)[0], key, pin=pin)
+    base = None if base_score is None else as_argument(base_score)
+    return _agreement(reward, base, x_0, key, pin=pin)
 
 
 @functools.partial(jax.jit, static_argnames="pin")
-def _agreement(reward: RelativeReward, x_0, key, *, pin):
-    count = reward.seeds or 1
+def _agreement(reward: RelativeReward, base, data, key, *, pin):
+    count, schedule = reward.seeds or 1, reward.schedule
+    x_0, cond = _split(data)
 
     def at(_: None, given: Any):
-        x, t, pinned = _noised(x_0, reward.schedule, pin, *given)
+        x, t, pinned = _noised(x_0, schedule, pin, *given)
+        if base is not None:
+            x = posterior_mean(schedule, estimate_x0(base, schedule, x, t, *cond), x, t)
 
         def gradient(params: Any) -> jax.Array:
             one = reward.replace(params=params, seeds=None)  # pyright: ignore[reportAttributeAccessIssue]
@@ -126,7 +144,7 @@ def _agreement(reward: RelativeReward, x_0, key, *, pin):
         flat = flat / jnp.linalg.norm(flat, axis=1, keepdims=True)
         return None, (jnp.sum(flat @ flat.T) - count) / (count * (count - 1))
 
-    return jax.lax.scan(at, None, _levels(reward.schedule, key))[1]
+    return jax.lax.scan(at, None, _levels(schedule, key))[1]
 
 
 def _split(data: Data) -> tuple[jax.Array, tuple[Any, ...]]:

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from common_jax.errors import InputError
 from reward_jax.denoiser import Score, as_argument, estimate_x0
@@ -46,6 +47,7 @@ def guided_sample(
     cond: Any = None,
     temperature: Any = 1.0,
     chain: bool = False,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """Samples of the base, steered by a reward.
 
@@ -65,6 +67,7 @@ def guided_sample(
         cond: condition of a conditional base.
         temperature: standard deviation of the noise of each step; the paper has 1, Diffuser .5.
         chain: all x_t, [T + 1, B, ...], noise first, in place of the last.
+        mesh: B is cut over its data and fsdp axes; the noise is that of one device.
     """
     if step not in get_args(Step):
         raise InputError(f"step {step!r} is unknown; known are {', '.join(get_args(Step))}")
@@ -85,6 +88,7 @@ def guided_sample(
         step=step,
         scale_by_variance=scale_by_variance,
         chain=chain,
+        mesh=mesh,
     )
 
 
@@ -122,7 +126,7 @@ def sweep(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("shape", "n_guide_steps", "step", "scale_by_variance", "chain"),
+    static_argnames=("shape", "n_guide_steps", "step", "scale_by_variance", "chain", "mesh"),
 )
 def _sample(
     base,
@@ -140,11 +144,16 @@ def _sample(
     step: Step,
     scale_by_variance: bool,
     chain: bool,
+    mesh: Mesh | None,
 ):
     scale = jnp.reshape(scale, scale.shape + (1,) * (len(shape) - scale.ndim) * (scale.ndim > 0))
 
     def impose(x: jax.Array) -> jax.Array:
-        return pinned(x) if pinned else x
+        x = pinned(x) if pinned else x
+        if mesh is None:
+            return x
+        rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+        return jax.lax.with_sharding_constraint(x, rows)
 
     def climb(x: jax.Array, t: jax.Array, level: jax.Array) -> jax.Array:
         value = reward.learned if step == "learned" else reward

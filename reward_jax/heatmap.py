@@ -6,11 +6,13 @@ Legend: N windows, W steps of a window, P bins of a map.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from common_jax.errors import InputError
 
@@ -41,19 +43,27 @@ class HeatMap:
         return np.array([x, bottom + (row + 0.5) * (top - bottom) / rows])
 
 
-def score_windows(guide: Any, x_0: Any, *, t: int = 0, batch: int = 4096) -> np.ndarray:
-    """The guide's reward of clean trajectories [N, ...] at t, [N]."""
+def score_windows(
+    guide: Any, x_0: Any, *, t: int = 0, batch: int = 4096, mesh: Mesh | None = None
+) -> np.ndarray:
+    """The guide's reward of clean trajectories [N, ...] at t, [N].
+
+    batch: scored in one call. mesh: batches are cut over its data and fsdp axes.
+    """
     parts = []
     for start in range(0, len(x_0), batch):
         rows = jnp.asarray(x_0[start : start + batch])
         missing = min(batch, len(x_0)) - len(rows)  # one shape, one program
         padded = jnp.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1))
-        parts.append(np.asarray(_score(guide, padded, t))[: len(rows)])
+        parts.append(np.asarray(_score(guide, padded, t, mesh=mesh))[: len(rows)])
     return np.concatenate(parts)
 
 
-@jax.jit
-def _score(guide: Any, x: jax.Array, t: int) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="mesh")
+def _score(guide: Any, x: jax.Array, t: int, *, mesh: Mesh | None) -> jax.Array:
+    if mesh is not None:
+        rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+        x = jax.lax.with_sharding_constraint(x, rows)
     return guide(x, jnp.full(x.shape[:1], t))
 
 

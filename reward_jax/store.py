@@ -256,11 +256,26 @@ def _told(schedule: Schedule) -> dict[str, Any]:
 
 
 def _schedule(header: dict[str, Any]) -> Schedule:
+    """ValueError for what is no schedule (see `_sound`)."""
     told = header["schedule"]
     if "tables" not in told:
-        return make_schedule(told["name"], told["steps"])
-    tables = {k: jnp.asarray(v, jnp.float32) for k, v in told["tables"].items()}
-    return Schedule(**tables, name=told["name"])
+        try:
+            return make_schedule(told["name"], told["steps"])
+        except InputError as error:  # it does not name the file
+            raise ValueError(str(error)) from None
+    tables = {k: np.asarray(v, np.float64) for k, v in told["tables"].items()}
+    wanted = {f.name for f in dataclasses.fields(Schedule)} - {"name"}
+    if odd := sorted(set(tables) ^ wanted):
+        raise ValueError(f"its schedule's tables lack {odd[0]}, or should not have it")
+    for name, table in tables.items():
+        if table.shape != (told["steps"],) or not np.isfinite(table).all():
+            raise ValueError(f"its schedule's {name} is not {told['steps']} finite numbers")
+    bar = tables["alphas_cumprod"]
+    if not bar.size or not ((bar > 0) & (bar <= 1)).all() or (np.diff(bar) > 0).any():
+        raise ValueError("its schedule's alphas_cumprod do not fall from 1 or less towards 0")
+    return Schedule(
+        **{k: jnp.asarray(v, jnp.float32) for k, v in tables.items()}, name=told["name"]
+    )
 
 
 def _network(module: Any) -> dict[str, Any]:

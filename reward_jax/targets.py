@@ -35,6 +35,7 @@ __all__ = [
     "Target",
     "Targets",
     "Teachers",
+    "check_gradient_at",
     "draw_targets",
     "mean_square",
     "unit",
@@ -54,6 +55,12 @@ def unit(schedule: Schedule, target: Target) -> jax.Array:
     if target == "epsilon":
         return jnp.asarray(schedule.sqrt_one_minus_alphas_cumprod)
     return jnp.asarray(schedule.mean_per_score)
+
+
+def check_gradient_at(place: str) -> None:
+    """InputError for where no gradient is taken."""
+    if place not in get_args(GradientAt):
+        raise InputError(f"gradient_at is x_t or posterior_mean, not {place!r}")
 
 
 class Targets(NamedTuple):
@@ -84,8 +91,7 @@ class Teachers:
                     f"{name} has {model.schedule.steps} diffusion steps, the schedule "
                     f"{schedule.steps}; give the schedule that the models were trained with"
                 )
-        if asking.gradient_at not in get_args(GradientAt):
-            raise InputError(f"gradient_at is x_t or posterior_mean, not {asking.gradient_at!r}")
+        check_gradient_at(asking.gradient_at)
         self._base, self._expert = as_argument(base), as_argument(expert)
         self._schedule, self._asking = schedule, asking
 

@@ -8,7 +8,6 @@ run/
 """
 
 import dataclasses
-import json
 import pathlib
 from typing import Any, Literal
 
@@ -32,6 +31,7 @@ from reward_jax.extract import RelativeReward, extract_reward, init_params
 from reward_jax.loop import OnStep, steps_done
 from reward_jax.models.layers import Activation
 from reward_jax.models.reward_net import HalfUnet, WindowMLP
+from reward_jax.runs.kept import read_kept
 from reward_jax.runs.progress import check_resumed, reporter
 from reward_jax.runs.train import optimiser, window_source
 from reward_jax.schedule import Schedule
@@ -42,7 +42,7 @@ from reward_jax.store import (
     load_model,
     save_guide,
 )
-from reward_jax.targets import Target, draw_targets
+from reward_jax.targets import GradientAt, Target, draw_targets
 
 __all__ = [
     "ExtractConfig",
@@ -151,7 +151,7 @@ class Matching:
     decay: bool = True
     target: Target = "epsilon"
     weighting: Literal["", "standardise"] = ""
-    gradient_at: Literal["x_t", "posterior_mean"] = "x_t"
+    gradient_at: GradientAt = "x_t"
     x_t: Literal["mixed", "base", "expert"] = "mixed"
     pin: bool = True
     draws: int = 20000
@@ -166,8 +166,8 @@ class ExtractConfig:
     Args:
         base: the base's denoiser, a file or a run of `reward-jax train`.
         expert: the expert's, likewise.
-        data: the base's episodes: x_t is noised data.
         out: the run's directory; it must not exist yet, unless resume is given.
+        data: the base's episodes, for matching.x_t mixed or base: x_t is noised data.
         expert_data: the expert's episodes, for matching.x_t mixed or expert.
         ends: where episodes of an HDF5 file end: at its marks, where the goal changes, nowhere
             (none: D4RL's Maze2D is one stream), or auto.
@@ -182,8 +182,8 @@ class ExtractConfig:
 
     base: str
     expert: str
-    data: str
     out: str
+    data: str | None = None
     expert_data: str | None = None
     ends: EpisodeEnds = "auto"
     held_out: float = 0.05
@@ -256,23 +256,36 @@ def diagnose(
     expert: Score,
     held_out: jax.Array,
     *,
+    matching: Matching,
     seed: int = 0,
-    pin: bool = True,
 ) -> dict[str, list[float]]:
-    """The diagnostics at each t, for trajectories [B, H, D], best of episodes held out."""
+    """The diagnostics at each t, for trajectories [B, H, D], best of episodes held out.
+
+    matching: how the reward was trained: its pin and gradient_at are kept to.
+    """
     reward, schedule = guide.guide, guide.schedule
     assert isinstance(reward, RelativeReward)
-    key, pinned = jax.random.key(seed), guide.space.pin if pin else None
+    key, pinned = jax.random.key(seed), guide.space.pin if matching.pin else None
     found = {
         "explained": explained_fraction(
-            reward, base, expert, held_out, schedule, key=key, pin=pinned
+            reward,
+            base,
+            expert,
+            held_out,
+            schedule,
+            key=key,
+            pin=pinned,
+            gradient_at=matching.gradient_at,
         ),
         "antisymmetric": antisymmetric_part(
             base, expert, held_out[:64], schedule, key=key, probes=2, pin=pinned
         ),
     }
     if reward.seeds and reward.seeds > 1:
-        found["seed_agreement"] = seed_agreement(reward, held_out, key=key, pin=pinned)
+        at = base if matching.gradient_at == "posterior_mean" else None
+        found["seed_agreement"] = seed_agreement(
+            reward, held_out, key=key, pin=pinned, base_score=at
+        )
     return {name: np.asarray(value, np.float64).tolist() for name, value in found.items()}
 
 
@@ -290,10 +303,7 @@ def run_extract(config: ExtractConfig) -> pathlib.Path:
         print(f"note: {note}")
     space = dataclasses.replace(base.space, about=expert.space.about)
     config.reward.make(space)  # before anything is written
-    names = [config.data] if config.matching.x_t != "expert" else []
-    if config.matching.x_t != "base":
-        assert config.expert_data
-        names.append(config.expert_data)
+    names = [name for name in (config.data, config.expert_data) if name]  # see `check`
     episodes = [read_episodes(name, ends=config.ends) for name in names]
     parts = [hold_out(one, config.held_out, space) for one in episodes]
     source, apart = (Mixed(tuple(window_source(p[i], space) for p in parts)) for i in (0, 1))
@@ -324,7 +334,7 @@ def run_extract(config: ExtractConfig) -> pathlib.Path:
         )
     rows = apart.sample(jax.random.key(config.seed + 2), 256)
     found = diagnose(
-        guide, base.denoiser, expert_score, rows, seed=config.seed, pin=config.matching.pin
+        guide, base.denoiser, expert_score, rows, matching=config.matching, seed=config.seed
     )
     path = out / "reward.safetensors"
     save_guide(path, guide)
@@ -363,11 +373,23 @@ def check(config: ExtractConfig) -> None:
         raise InputError(f"matching.draws must be 0 or more, not {m.draws}")
     if not m.learning_rate > 0:
         raise InputError(f"matching.learning_rate must be above 0, not {m.learning_rate}")
-    if m.x_t != "base" and not config.expert_data:
-        raise InputError(f"matching.x_t {m.x_t} needs expert_data; give it, or x_t base")
+    for name, given, other in (
+        ("data", config.data, "expert"),
+        ("expert_data", config.expert_data, "base"),
+    ):
+        if m.x_t != other and not given:
+            raise InputError(f"matching.x_t {m.x_t} needs {name}; give it, or x_t {other}")
+        if m.x_t == other and given:
+            raise InputError(
+                f"{name} is not read with matching.x_t {other}: leave it out, or set mixed"
+            )
 
 
 def read_diagnostics(run: str | pathlib.Path) -> dict[str, Any]:
-    """What a run kept of its diagnostics; {} if nothing."""
+    """What a run kept of its diagnostics; {} if nothing. InputError for a damaged file."""
     path = pathlib.Path(run) / "diagnostics.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    wanted = {"explained": [None], "antisymmetric": [None]}
+    mend = "delete it, and it is made again by `reward-jax extract --resume`"
+    return read_kept(path, wanted, mend)

@@ -8,6 +8,8 @@ import numpy as np
 
 from common_jax.errors import InputError
 from common_jax.files import write_json
+from common_jax.options import MeshOptions
+from common_jax.parallel import mesh_for
 from common_jax.run import note_run
 from reward_jax.data.files import read_episodes
 from reward_jax.data.hdf5 import EpisodeEnds
@@ -34,6 +36,7 @@ class HeatmapConfig:
         t: diffusion step at which they are scored.
         goal: [x, y] in metres that the peak is measured against; by default the expert's.
         seed: of the choice of windows.
+        mesh: devices; windows are cut over data and fsdp.
     """
 
     reward: str
@@ -45,12 +48,14 @@ class HeatmapConfig:
     t: int = 0
     goal: tuple[float, float] | None = None
     seed: int = 0
+    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
 
 def run_heatmap(config: HeatmapConfig) -> pathlib.Path:
     """Score, draw, print the peak against the goal; returns the folder."""
     from matplotlib.figure import Figure
 
+    mesh = mesh_for(dataclasses.asdict(config.mesh))
     guide = load_guide(config.reward)
     layout, goal = goal_of(guide.space, config.goal)
     if config.windows < 1 or config.bins < 1:
@@ -60,7 +65,7 @@ def run_heatmap(config: HeatmapConfig) -> pathlib.Path:
     source = window_source(read_episodes(config.data, ends=config.ends), guide.space)
     note_run(config.out, dataclasses.asdict(config))
     rows = np.asarray(source.sample(jax.random.key(config.seed), config.windows))
-    scores = score_windows(guide.guide, rows, t=config.t)
+    scores = score_windows(guide.guide, rows, t=config.t, mesh=mesh)
     found = heat_map(
         positions(rows, guide.space), scores, layout.extent, bins=config.bins, cell=layout.size
     )

@@ -71,11 +71,20 @@ def check_resumed(
     path = directory / "config.yaml"
     if not path.is_file():
         return
+    wanted = _flat(yaml.safe_load(yaml.safe_dump(dict(config))))
     try:
-        found = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
-        raise InputError(f"{path}: cannot be read; name a new directory") from None
-    for name, value in _flat(yaml.safe_load(yaml.safe_dump(dict(config)))).items():
+        text = path.read_text(encoding="utf-8")
+        found = _flat(yaml.safe_load(text))
+        # Half a file may be YAML, too: of less, or of another number.
+        whole = text.endswith("\n") and not found.keys() & {n.rpartition(".")[0] for n in wanted}
+    except (OSError, ValueError, yaml.YAMLError, AttributeError):
+        whole, found = False, {}
+    if not whole:
+        raise InputError(
+            f"{path}: cannot be read, or is cut short; put the run's settings back, or name a new "
+            "directory"
+        )
+    for name, value in wanted.items():
         if name.partition(".")[0] not in free and found.get(name, value) != value:
             raise InputError(
                 f"{directory}: the run there has {name} {found.get(name)!r}, not {value!r}; "

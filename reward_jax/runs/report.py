@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +13,7 @@ from common_jax import page
 from common_jax.errors import InputError
 from common_jax.figures import PALETTE, draw
 from common_jax.files import atomic
-from common_jax.run import note_run
+from common_jax.run import note_run, read_metrics
 from reward_jax.data.files import read_episodes
 from reward_jax.data.hdf5 import EpisodeEnds
 from reward_jax.data.sources import Strided
@@ -108,9 +107,10 @@ def run_report(config: ReportConfig) -> pathlib.Path:
     check_same_terms("base and reward", base, guide)
     check_same_space("base and expert", base.space, expert.space)
     goal_of(guide.space)  # before anything is written
+    kept = read_diagnostics(config.reward), read_metrics(config.reward)
     source = window_source(read_episodes(config.data, ends=config.ends), base.space)
     note_run(config.out, dataclasses.asdict(config))
-    found = _measure(config, base, expert, guide, source)
+    found = _measure(config, base, expert, guide, source, *kept)
     path = config.out / "report.html"
     with atomic(path) as temporary:
         temporary.write_text(_render(config, base, guide, found), "utf-8")
@@ -131,6 +131,8 @@ def _measure(
     expert: TrajectoryModel,
     guide: TrajectoryGuide,
     source: Strided,
+    diagnostics: dict[str, Any],
+    metrics: list[dict[str, float]],
 ) -> _Found:
     layout, goal = goal_of(guide.space)
     space, reward = base.space, guide.guide
@@ -162,16 +164,9 @@ def _measure(
         seed_peaks=np.stack([map_of(seed).peak for seed in seeds]),
         plans=plans,
         ends={n: ends(layout, goal, xy, starts, space.stride) for n, xy in plans.items()},
-        metrics=_metrics(pathlib.Path(config.reward)),
-        diagnostics=read_diagnostics(config.reward),
+        metrics=metrics,
+        diagnostics=diagnostics,
     )
-
-
-def _metrics(run: pathlib.Path) -> list[dict[str, float]]:
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _render(

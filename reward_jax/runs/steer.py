@@ -4,6 +4,7 @@ Legend: B plans, H horizon, D transition width, A actions, S scales.
 """
 
 import dataclasses
+import math
 import pathlib
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ import numpy as np
 
 from common_jax.errors import InputError
 from common_jax.files import write_json
+from common_jax.options import MeshOptions
+from common_jax.parallel import mesh_for
 from common_jax.run import note_run
 from reward_jax.diffusion import first_state
 from reward_jax.discriminator import DiscriminatorGuide
@@ -144,6 +147,7 @@ class SteerConfig:
         plans: how many, from starts uniform over the maze.
         goal: [x, y] in metres that ends are measured against; by default the expert's.
         seed: of starts and noise.
+        mesh: devices; plans are cut over data and fsdp.
     """
 
     base: str
@@ -159,6 +163,7 @@ class SteerConfig:
     plans: int = 256
     goal: tuple[float, float] | None = None
     seed: int = 0
+    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
 
 @dataclasses.dataclass
@@ -175,10 +180,12 @@ class SweepConfig:
         step: unit of the scales.
         scale_by_variance: times the posterior variance, too.
         output: of a discriminator: logit, or sigmoid.
+        temperature: of the sampling noise.
         plans: how many for each pair.
         execute: also in the simulator.
         goal: [x, y] in metres that ends are measured against; by default the expert's.
         seed: of starts and noise.
+        mesh: devices; plans are cut over data and fsdp.
     """
 
     base: str
@@ -190,10 +197,12 @@ class SweepConfig:
     step: Step = "posterior_mean"
     scale_by_variance: bool = False
     output: Literal["logit", "sigmoid"] = "logit"
+    temperature: float = 1.0
     plans: int = 64
     execute: bool = False
     goal: tuple[float, float] | None = None
     seed: int = 0
+    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
 
 def _load(config: SteerConfig | SweepConfig) -> tuple[TrajectoryModel, TrajectoryGuide, Any]:
@@ -203,6 +212,8 @@ def _load(config: SteerConfig | SweepConfig) -> tuple[TrajectoryModel, Trajector
         raise InputError(f"n_guide_steps must be 1 or more, not {config.n_guide_steps}")
     if config.seed < 0:
         raise InputError(f"seed must be 0 or more, not {config.seed}")
+    if not 0 <= config.temperature < math.inf:
+        raise InputError(f"temperature must be 0 or more, not {config.temperature}")
     base, guide = load_model(config.base), load_guide(config.reward)
     check_same_terms("base and reward", base, guide)
     climbed: Any = guide.guide
@@ -217,9 +228,10 @@ def run_steer(config: SteerConfig) -> pathlib.Path:
 
     base, guide, climbed = _load(config)
     layout, goal = goal_of(guide.space, config.goal)
+    mesh = mesh_for(dataclasses.asdict(config.mesh))
     note_run(config.out, dataclasses.asdict(config))
     starts, key = starts_in(layout, config.plans, config.seed), jax.random.key(config.seed)
-    shared: dict[str, Any] = dict(temperature=config.temperature)
+    shared: dict[str, Any] = dict(temperature=config.temperature, mesh=mesh)
     steered = plan(
         base,
         starts,
@@ -263,6 +275,7 @@ def run_sweep(config: SweepConfig) -> pathlib.Path:
         raise InputError("scales and t_stopgrads need a number each, or more")
     base, guide, climbed = _load(config)
     layout, goal = goal_of(guide.space, config.goal)
+    mesh = mesh_for(dataclasses.asdict(config.mesh))
     note_run(config.out, dataclasses.asdict(config))
     starts = starts_in(layout, config.plans, config.seed)
     swept = plan_sweep(
@@ -275,6 +288,8 @@ def run_sweep(config: SweepConfig) -> pathlib.Path:
         n_guide_steps=config.n_guide_steps,
         step=config.step,
         scale_by_variance=config.scale_by_variance,
+        temperature=config.temperature,
+        mesh=mesh,
     )
     rows = []
     kind = "executed" if config.execute else "planned"

@@ -40,6 +40,7 @@ __all__ = [
     "Training",
     "TrainConfig",
     "check",
+    "check_taken_over",
     "fit",
     "optimiser",
     "run_train",
@@ -104,7 +105,8 @@ class TrainConfig:
         ends: where episodes of an HDF5 file end: at its marks, where the goal changes, nowhere
             (none: D4RL's Maze2D is one stream), or auto.
         init: a trained denoiser (file or run) to begin with: an expert from its base. Its network,
-            space, normaliser and schedule are taken over.
+            horizon, stride, actions, normaliser, schedule, diffusion_steps and clip_x0 are taken
+            over: leave those options out.
         horizon: rows of a trajectory.
         stride: environment steps between rows.
         actions: keep the actions in the trajectories.
@@ -248,6 +250,7 @@ def run_train(config: TrainConfig) -> pathlib.Path:
     like = load_model(config.init) if config.init else None
     if like:
         _check_prediction(config.training, like)
+        check_taken_over(config, like)
     episodes = read_episodes(config.data, ends=config.ends)
     if like:
         space = dataclasses.replace(like.space, about=dict(episodes.about))
@@ -296,6 +299,35 @@ def _check_prediction(training: Training, like: TrajectoryModel) -> None:
             f"training.prediction is {training.prediction}, but the denoiser to begin with "
             f"predicts {like.denoiser.prediction}: give that"
         )
+
+
+def check_taken_over(config: TrainConfig, like: TrajectoryModel) -> None:
+    """InputError naming the first option that is neither its default nor what `like` has."""
+    d, space = like.denoiser, like.space
+    theirs: dict[str, Any] = {
+        "horizon": space.horizon,
+        "stride": space.stride,
+        "actions": space.actions > 0,
+        "normaliser": space.normaliser.kind,
+        "schedule": d.schedule.name,
+        "diffusion_steps": d.schedule.steps,
+        "clip_x0": d.clip or 0.0,
+    }
+    pairs = [(name, config, TrainConfig, value) for name, value in theirs.items()]
+    if isinstance(d.model, TemporalUnet):
+        pairs += [
+            (f"network.{f.name}", config.network, NetworkOptions, getattr(d.model, f.name))
+            for f in dataclasses.fields(NetworkOptions)
+        ]
+    for name, options, defaults, value in pairs:
+        field = name.rpartition(".")[2]
+        given, default = getattr(options, field), getattr(defaults, field)
+        given = tuple(given) if isinstance(value, tuple) else given
+        if given not in (default, value):
+            raise InputError(
+                f"{name} is {given}, but the denoiser to begin with (init) has {value}, which is "
+                "taken over: leave it out, or give that"
+            )
 
 
 def check(config: TrainConfig) -> None:

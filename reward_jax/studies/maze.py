@@ -5,9 +5,9 @@ further on walks to that goal alone; the reward of the two, with its heat map; a
 base steered by it. Beside them: the discriminator, and a null control, the reward of two
 checkpoints of one base.
 
-    out/MAZE/base.safetensors, null.json
+    out/MAZE/{base,null_base,null_reward}.safetensors, null.json
     out/MAZE/goal_K/{expert,reward,discriminator}.safetensors, result.json, maps.npz
-    out/MAZE/base/, out/MAZE/goal_K/{expert,reward}/   metrics of the trainings
+    out/MAZE/base/, out/MAZE/goal_K/expert/, ...   metrics of each model's training
     out/results.json, out/report/
 
 What is there is not made again, and a training goes on from its last checkpoint, so that a study
@@ -20,7 +20,7 @@ import json
 import pathlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common_jax.errors import InputError
-from common_jax.files import make_folder, write_json
+from common_jax.files import write_json
 from common_jax.run import Run, check_directory, note_run
 from reward_jax.data.sources import Mixed, Strided
 from reward_jax.discriminator import DiscriminatorGuide, train_discriminator
@@ -39,6 +39,7 @@ from reward_jax.heatmap import HeatMap, heat_map, score_windows
 from reward_jax.loop import steps_done
 from reward_jax.runs import extract, train
 from reward_jax.runs.extract import ExtractConfig, Matching, RewardOptions, diagnose, fit_reward
+from reward_jax.runs.kept import read_kept
 from reward_jax.runs.progress import check_resumed, reporter
 from reward_jax.runs.steer import ends, plan, plan_sweep, positions, starts_in
 from reward_jax.runs.train import (
@@ -65,6 +66,7 @@ __all__ = ["MazeStudyConfig", "STRIDES", "run_maze_study"]
 
 # Environment steps between rows: the longest walks of a maze fit into 32 rows.
 STRIDES = {"open": 10, "umaze": 10, "medium": 16, "large": 28}
+_GUIDES = ("reward", "logit", "sigmoid")  # that plans are steered by; a discriminator's last two
 
 
 @dataclasses.dataclass
@@ -138,13 +140,14 @@ def run_maze_study(config: MazeStudyConfig) -> dict[str, Any]:
     check_directory(config.out, resume=True)
     free = ("mazes", "goals", "out", "save_every")  # may change from start to start
     check_resumed(config.out, settings, free)
+    _read_results(config.out, config.scales)  # hours before `summarise` does
     note_run(config.out, settings)
     for layout in layouts:
         work = _Work(config, layout)
         work.null()
         for index in range(config.goals):
             work.goal(index)
-    summary = summarise(config.out)
+    summary = summarise(config.out, config.scales)
     page = write_report(config.out, summary, config.headline_scale)
     _say(f"report: {page.resolve()}")
     return summary
@@ -174,6 +177,11 @@ def _check(config: MazeStudyConfig) -> None:
             raise InputError(f"base_steps: {name} must be 1 or more, not {steps}")
     if config.seed < 0:
         raise InputError(f"seed must be 0 or more, not {config.seed}")
+    if config.matching.x_t != "mixed":
+        raise InputError(
+            f"matching.x_t is {config.matching.x_t}, but the study matches on walks of both "
+            "models: leave it out, or set mixed"
+        )
     both: dict[str, Any] = dict(base="-", expert="-", data="-", out="-", expert_data="-")
     extract.check(ExtractConfig(**both, reward=config.reward, matching=config.matching))
 
@@ -208,45 +216,67 @@ class _Work:
         episodes = self._episodes(None, c.base_episodes, c.seed)
         space = space_of(episodes, horizon=c.horizon, stride=self.stride, actions=False)
         source = window_source(episodes, space)
-        path = self.folder / "base.safetensors"
-        if not path.exists():
+        steps = c.base_steps.get(self.maze.name, c.base.steps)
+
+        def train_base(**noted: Any) -> TrajectoryModel:
             begun = time.perf_counter()
-            name = self.maze.name
-            steps = c.base_steps.get(name, c.base.steps)
-            with self._training(path, steps) as noted:
-                model = fit(
-                    source,
-                    None,
-                    space,
-                    dataclasses.replace(c.base, steps=steps),
-                    seed=c.seed,
-                    network=c.network,
-                    schedule=cosine_schedule(c.diffusion_steps),
-                    clip_x0=1.2,
-                    **noted,
-                )
-                save_model(path, model)
+            model = fit(
+                source,
+                None,
+                space,
+                dataclasses.replace(c.base, steps=steps),
+                seed=c.seed,
+                network=c.network,
+                schedule=cosine_schedule(c.diffusion_steps),
+                clip_x0=1.2,
+                **noted,
+            )
             _say(f"{self.maze.name}: base, {time.perf_counter() - begun:.0f} s")
+            return model
+
+        base = self._model(self.folder / "base.safetensors", steps, train_base)
         held = window_source(self._episodes(None, c.base_episodes, c.seed + 1), space)
         rows = np.asarray(held.sample(jax.random.key(c.seed), c.map_windows))
-        self._base = load_model(path), source, rows
+        self._base = base, source, rows
         return self._base
+
+    def _model(
+        self, path: pathlib.Path, steps: int, make: Callable[..., TrajectoryModel]
+    ) -> TrajectoryModel:
+        """The denoiser at `path`, made where it is not there; see `_training`."""
+        with self._training(path, steps) as noted:
+            if noted:
+                save_model(path, make(**noted))
+        return load_model(path)
+
+    def _guide(self, path: pathlib.Path, make: Callable[..., TrajectoryGuide]) -> TrajectoryGuide:
+        """The reward or discriminator at `path`, likewise."""
+        with self._training(path, self.config.matching.steps) as noted:
+            if noted:
+                save_guide(path, make(**noted))
+        return load_guide(path)
 
     @contextlib.contextmanager
     def _training(self, path: pathlib.Path, steps: int) -> Iterator[dict[str, Any]]:
-        """A run's directory, beside the model to be at `path`, for `fit` and `fit_reward`.
+        """What a training of the model to be at `path` is given; {} where the model is there.
 
-        A training is logged there and, after a kill, goes on from its last checkpoint; these are
-        gone once the model is there.
+        A training is logged in a run's directory beside the model and, after a kill, goes on from
+        its last checkpoint; these are gone once the model is there.
         """
         folder = path.with_suffix("")
         kept = folder / "checkpoints"
-        name, done = f"{self.maze.name} {path.stem}", steps_done(kept)
-        with (
-            Run(folder, {"study": str(self.config.out), "model": name}, start=done) as run,
-            reporter(name, steps, run, done) as on_step,
-        ):
-            yield {"on_step": on_step, "checkpoints": kept, "save_every": self.config.save_every}
+        if path.exists():
+            yield {}
+        else:
+            name, done = f"{self.maze.name} {path.stem}", steps_done(kept)
+            about = {"study": str(self.config.out), "model": name}
+            every = self.config.save_every
+            with (
+                Run(folder, about, start=done) as run,
+                reporter(name, steps, run, done) as on_step,
+            ):
+                yield {"on_step": on_step, "checkpoints": kept, "save_every": every}
+        # A start that was killed between the model's writing and here left them, too.
         shutil.rmtree(kept, ignore_errors=True)
 
     def null(self) -> None:
@@ -256,10 +286,19 @@ class _Work:
             return
         c = self.config
         base, source, rows = self.base()
-        other = fit(source, base, base.space, c.expert, seed=c.seed + 500)
-        guide = self._reward(base, other, Mixed((source, source)), c.seed + 501, {})
+        other = self._model(
+            self.folder / "null_base.safetensors",
+            c.expert.steps,
+            lambda **noted: fit(source, base, base.space, c.expert, seed=c.seed + 500, **noted),
+        )
+        both = Mixed((source, source))
+        guide = self._guide(
+            self.folder / "null_reward.safetensors",
+            lambda **noted: self._reward(base, other, both, c.seed + 501, noted),
+        )
         peaks = [self._map(g, rows).peak for g in self._seeds(guide)]
-        found = diagnose(guide, base.denoiser, other.denoiser, jnp.asarray(rows[:256]))
+        held = jnp.asarray(rows[:256])
+        found = diagnose(guide, base.denoiser, other.denoiser, held, matching=c.matching)
         write_json(path, {"peaks": np.stack(peaks).tolist(), "diagnostics": found})
 
     def goal(self, index: int) -> None:
@@ -281,27 +320,28 @@ class _Work:
         space = dataclasses.replace(base.space, about=dict(episodes.about))
         source = window_source(episodes, space)
         lap("data")
-        path = folder / "expert.safetensors"
-        if not path.exists():
-            make_folder(folder)
-            with self._training(path, c.expert.steps) as noted:
-                save_model(path, fit(source, base, space, c.expert, seed=seed, **noted))
-        expert = load_model(path)
+        expert = self._model(
+            folder / "expert.safetensors",
+            c.expert.steps,
+            lambda **noted: fit(source, base, space, c.expert, seed=seed, **noted),
+        )
         lap("expert")
         mixed = Mixed((base_source, source))
-        path = folder / "reward.safetensors"
-        if not path.exists():
-            with self._training(path, c.matching.steps) as noted:
-                save_guide(path, self._reward(base, expert, mixed, seed + 1, noted))
-        guide = load_guide(path)
+        guide = self._guide(
+            folder / "reward.safetensors",
+            lambda **noted: self._reward(base, expert, mixed, seed + 1, noted),
+        )
         lap("reward")
-        path = folder / "discriminator.safetensors"
-        if not path.exists():
-            save_guide(path, self._discriminator(guide, base_source, source, seed + 2))
-        judge = load_guide(path)
+        judge = self._guide(
+            folder / "discriminator.safetensors",
+            lambda **noted: self._discriminator(guide, base_source, source, seed + 2, noted),
+        )
         lap("discriminator")
-        held = jnp.concatenate([rows[:256], source.sample(jax.random.key(seed), 256)])
-        diagnostics = diagnose(guide, base.denoiser, expert.denoiser, held)
+        # Walks that no model has seen.
+        fresh = self._episodes(place, max(8, c.expert_episodes // 20), seed + 3)
+        apart = window_source(fresh, space).sample(jax.random.key(seed), 256)
+        held = jnp.concatenate([rows[:256], apart])
+        diagnostics = diagnose(guide, base.denoiser, expert.denoiser, held, matching=c.matching)
         maps = {"reward": self._map(guide, rows), "discriminator": self._map(judge, rows)}
         seeds = [self._map(g, rows) for g in self._seeds(guide)[1:]]
         lap("maps")
@@ -342,7 +382,12 @@ class _Work:
         return fit_reward(d, e, source, *terms, seed=seed, **noted)
 
     def _discriminator(
-        self, guide: TrajectoryGuide, base: Strided, expert: Strided, seed: int
+        self,
+        guide: TrajectoryGuide,
+        base: Strided,
+        expert: Strided,
+        seed: int,
+        noted: Mapping[str, Any],
     ) -> TrajectoryGuide:
         """The reward's network, trained as long and on as many rows, to tell the data apart."""
         c, space = self.config, guide.space
@@ -360,6 +405,7 @@ class _Work:
             batch_size=c.matching.batch,
             pin=space.pin,
             steps_per_call=c.matching.steps_per_call,
+            **noted,
         )
         return TrajectoryGuide(DiscriminatorGuide(params, model), space, guide.schedule)
 
@@ -406,20 +452,41 @@ class _Work:
         }
         assert isinstance(judge.guide, DiscriminatorGuide)
         sigmoid = judge.guide.replace(output="sigmoid")  # pyright: ignore[reportAttributeAccessIssue]
-        guides = {"reward": guide.guide, "logit": judge.guide, "sigmoid": sigmoid}
-        for name, one in guides.items():
+        for name, one in zip(_GUIDES, (guide.guide, judge.guide, sigmoid), strict=True):
             swept = plan_sweep(base, starts, key=key, reward=one, scales=c.scales, t_stopgrads=[0])
             for scale, x in zip(c.scales, swept[:, 0], strict=True):
                 found[f"{name} {scale:g}"] = measure(x)
         return found
 
 
-def summarise(out: pathlib.Path) -> dict[str, Any]:
-    """The study's figures from what is there; also written to results.json."""
-    results = [json.loads(p.read_text()) for p in sorted(out.glob("*/goal_*/result.json"))]
+def _read_results(
+    out: pathlib.Path, scales: Sequence[float]
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Results of the goals and, by maze, of the null control; InputError for a damaged file."""
+    peak = dict.fromkeys(("metres", "in_cell", "at"))
+    guides = [f"{name} {scale:g}" for name in _GUIDES for scale in scales]
+    shares = dict.fromkeys(("planned", "executed", "inside"))
+    wanted = {
+        **{"maze": None, "goal": [None], "free_cells": None, "diagnostics": {}, "seconds": {}},
+        **{"peak": peak, "seed_peaks": [peak], "discriminator_peak": peak},
+        "steering": dict.fromkeys(("unsteered", "expert", *guides), shares),
+    }
+    results = [read_kept(p, wanted) for p in sorted(out.glob("*/goal_*/result.json"))]
+    nulls = {
+        p.parent.name: read_kept(p, {"peaks": [None], "diagnostics": None})
+        for p in sorted(out.glob("*/null.json"))
+    }
+    return results, nulls
+
+
+def summarise(out: pathlib.Path, scales: Sequence[float]) -> dict[str, Any]:
+    """The study's figures from what is there; also written to results.json.
+
+    scales: those of the study. Raises InputError naming a result that is damaged.
+    """
+    results, nulls = _read_results(out, scales)
     if not results:
         raise InputError(f"{out}: holds no result yet")
-    nulls = {p.parent.name: json.loads(p.read_text()) for p in sorted(out.glob("*/null.json"))}
 
     def share(values: Any) -> float:
         return float(np.mean(list(values)))

@@ -5,12 +5,14 @@ Reads the folder that `studies/maze.py` fills; measures nothing.
 
 import importlib.metadata
 import pathlib
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from common_jax.errors import InputError
 from common_jax.figures import draw
 from common_jax.findings import Claim, Figure, Findings, Table, Verdict, print_tables, write
 from common_jax.run import environment
@@ -183,8 +185,7 @@ def _maps(out: pathlib.Path, layout: Maze, results: Sequence[Mapping[str, Any]])
         for axis in every[len(results) :]:
             axis.set_axis_off()
         for axis, folder, r in zip(every, folders, results, strict=False):
-            with np.load(folder / "maps.npz") as stored:
-                values = stored["reward"]
+            values = _reward_map(folder)
             axis.imshow(
                 values, origin="lower", extent=layout.extent, cmap="viridis", rasterized=True
             )
@@ -202,6 +203,18 @@ def _maps(out: pathlib.Path, layout: Maze, results: Sequence[Mapping[str, Any]])
         f"{layout.name}: where each goal's reward is high (yellow); star: the goal, circle: the "
         f"map's peak. {hits} of {len(results)} peak in the goal's cell.",
     )
+
+
+def _reward_map(folder: pathlib.Path) -> np.ndarray:
+    path = folder / "maps.npz"
+    try:
+        with np.load(path) as stored:
+            return stored["reward"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path}: is missing or damaged; delete {folder / 'result.json'}, and both are made "
+            "again"
+        ) from error
 
 
 def _facts(summary: Mapping[str, Any], scale: float) -> dict[str, str]:

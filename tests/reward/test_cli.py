@@ -21,14 +21,25 @@ import yaml
 
 from common_jax import command_line
 from common_jax.run import Run
-from reward_jax import cli
+from reward_jax import cli, guide
 from reward_jax.data import hdf5
 from reward_jax.data.files import read_episodes
+from reward_jax.data.normalisers import Normaliser
+from reward_jax.denoiser import score_from
 from reward_jax.envs.mazes import goals, maze
 from reward_jax.models.reward_net import HalfUnet, WindowMLP
+from reward_jax.models.temporal_unet import TemporalUnet
 from reward_jax.runs.extract import Matching, hold_out
 from reward_jax.runs.report import ReportConfig
-from reward_jax.store import expert_in_base_terms, load_guide, load_model
+from reward_jax.runs.train import TrainConfig, check_taken_over
+from reward_jax.schedule import make_schedule
+from reward_jax.store import (
+    Space,
+    TrajectoryModel,
+    expert_in_base_terms,
+    load_guide,
+    load_model,
+)
 from reward_jax.studies import demo
 from reward_jax.studies.maze import MazeStudyConfig
 from tests.reward.cli_runs import MATCHING, ROOT, SMALL, STEPS, read_jsonl, run, space, start
@@ -255,6 +266,45 @@ def test_steer_and_sweep(made):
         assert line.split() == [f"{scale:g}", *(f"{share:.2f}" for share in shares)]
 
 
+def test_maps_and_plans_over_a_mesh(made, tmp_path, monkeypatch):
+    """Eight devices: cut over them, and what one device gave."""
+    from reward_jax.runs import steer
+
+    folder, _ = made
+    mesh = ["--mesh.data", 4, "--mesh.fsdp", 2]
+    swept, asked = [], []
+
+    def keep(*args, **options):
+        asked.append(options)
+        swept.append(guide.sweep(*args, **options))
+        return swept[-1]
+
+    monkeypatch.setattr(steer, "sweep", keep)
+    models = ["--base", folder / "base", "--reward", folder / "reward", *STEERED, *mesh]
+    assert run("steer", *models, "--out", tmp_path / "steer") == 0
+    grid = ["--scales", "[0, 2]", "--t_stopgrads", "[0, 4, 8]"]
+    assert run("sweep", *models, "--out", tmp_path / "sweep", *grid) == 0
+    argv = ["--reward", folder / "reward", "--data", folder / "base.hdf5", *MAP, *mesh]
+    assert run("heatmap", *argv, "--out", tmp_path / "map") == 0
+    for file in ("steer/plans.npz", "map/heatmap.npz"):
+        with np.load(folder / file) as one, np.load(tmp_path / file) as many:
+            assert set(one) == set(many)
+            for name in one:
+                np.testing.assert_allclose(many[name], one[name], atol=1e-4, err_msg=name)
+    with np.load(folder / "steer" / "plans.npz") as one:
+        spaces = load_model(folder / "base").space
+        for x, name in ((swept[0][1, 0], "plans"), (swept[0][0, 0], "unsteered")):
+            np.testing.assert_allclose(steer.positions(x, spaces), one[name], atol=1e-4)
+    rows = [json.loads((d / "sweep" / "sweep.json").read_text()) for d in (folder, tmp_path)]
+    assert rows[0] == rows[1]
+    assert not swept[0].sharding.is_fully_replicated and asked[0]["temperature"] == 1.0
+
+    cold = [*models, "--temperature", 0.25, "--scales", "[0]", "--t_stopgrads", "[0]"]
+    monkeypatch.setattr(steer, "plan_sweep", lambda *_, **o: asked.append(o) or swept[0][:1, :1])
+    assert run("sweep", *cold, "--out", tmp_path / "cold") == 0
+    assert asked[-1]["temperature"] == 0.25
+
+
 class Page(html.parser.HTMLParser):
     """Tags and where they point."""
 
@@ -459,14 +509,40 @@ def test_a_shipped_config_is_read(path, tmp_path, capsys):
     options, _ = cli.COMMANDS[named[1]].load()
     found = command_line.parse("reward-jax", "", options, ["--config", str(path)])
     if named[1] in ("train", "extract"):  # its settings pass: it asks for its files
-        files = {"train": ["data"], "extract": ["base", "expert", "data", "expert_data"]}
-        argv = [x for name in files[named[1]] for x in (f"--{name}", tmp_path / "no.h5")]
+        files = {"base", "expert", "data", "expert_data"} & set(yaml.safe_load(text))
+        argv = [x for name in files for x in (f"--{name}", tmp_path / "no.h5")]
         assert run(named[1], "--config", path, *argv, "--out", tmp_path / "out") == 2
         assert "no such file" in capsys.readouterr().err
     if path.stem == "study_maze_cpu":
         assert found == MazeStudyConfig()
         keys = set(yaml.safe_load(text))
         assert keys == set(MazeStudyConfig.__dataclass_fields__)
+
+
+def read_config(path):
+    return command_line.parse("reward-jax train", "", TrainConfig, ["--config", str(path)])
+
+
+INITS = [path for path in CONFIGS if "\ninit: " in path.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("path", INITS, ids=lambda path: path.stem)
+def test_a_shipped_expert_asks_for_nothing_but_what_its_base_has(path):
+    """As `train --init` holds it to; the base as the config that makes it says."""
+    expert = read_config(path)
+    (base,) = [
+        b
+        for p in CONFIGS
+        if "_train_" in f"_{p.stem}" and (b := read_config(p)).out == expert.init
+    ]
+    n = base.network
+    normaliser = Normaliser(np.zeros(4), np.ones(4), base.normaliser)
+    made = score_from(
+        TemporalUnet(4, n.dim, tuple(n.multipliers), n.attention), {}, "v",
+        make_schedule(base.schedule, base.diffusion_steps), clip=base.clip_x0 or None,
+    )  # fmt: skip
+    about = Space(base.horizon, base.stride, int(base.actions), normaliser, {})
+    check_taken_over(expert, TrajectoryModel(made, about))
 
 
 AUTHORS = {
@@ -488,7 +564,7 @@ def test_the_paper_s_configs_make_the_networks_of_its_checkpoints(name):
 
 
 def test_there_are_configs():
-    assert len(CONFIGS) >= 20
+    assert len(CONFIGS) >= 20 and len(INITS) >= 4
 
 
 def test_demo(made, tmp_path, capsys, monkeypatch):

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from flax import struct
 
+from common_jax.errors import InputError
 from reward_jax.diagnostics import antisymmetric_part, explained_fraction, seed_agreement
-from reward_jax.diffusion import FirstState
+from reward_jax.diffusion import FirstState, x0_to_score
 from reward_jax.extract import RelativeReward
+from reward_jax.runs import extract
 from reward_jax.schedule import cosine_schedule
 from reward_jax.targets import unit
+from tests.reward.cli_runs import model, reward
 from tests.reward.closed_forms import LinearScore, LogRatio, mixture
 
 T, D = 6, 3
@@ -137,6 +140,62 @@ def test_agreement_of_seeds(x_0):
     one = RelativeReward({"m": matrices[0], "unit": tables[0]}, SCHEDULE, QUADRATIC)
     with pytest.raises(ValueError, match="two seeds or more"):
         seed_agreement(one, x_0, key=KEY)
+
+
+def test_gradients_are_taken_where_the_reward_was_trained(x_0):
+    """Over a standard normal, mu(x_t) = k x_t, k = sqrt(1 - beta_t): M / k is exact there."""
+    matrix = jax.random.normal(jax.random.key(8), (D, D))
+    matrix = matrix + matrix.T
+    base, expert = LinearScore(-jnp.eye(D)), LinearScore(matrix - jnp.eye(D))
+    k = jnp.sqrt(1 - SCHEDULE.betas)
+    params = {"m": matrix, "unit": unit(SCHEDULE, "epsilon") / k}
+    reward = RelativeReward(params, SCHEDULE, QUADRATIC, "epsilon")
+    asked = reward, base, expert, x_0, SCHEDULE
+    at_mean = explained_fraction(*asked, key=KEY, gradient_at="posterior_mean")
+    np.testing.assert_allclose(at_mean, np.ones(T), atol=1e-4)
+    at_x_t = explained_fraction(*asked, key=KEY)
+    np.testing.assert_allclose(at_x_t, 1 - (1 / k - 1) ** 2, rtol=1e-3)
+    assert at_x_t[-1] < -100
+    with pytest.raises(InputError, match="gradient_at is x_t or posterior_mean, not 'x_0'"):
+        explained_fraction(*asked, key=KEY, gradient_at="x_0")  # pyright: ignore[reportArgumentType]
+
+
+def test_agreement_of_seeds_at_the_posterior_mean(x_0):
+    """Seeds that differ in one dimension alone, where the posterior mean is 0 and x_t is not."""
+
+    @struct.dataclass
+    class Base:
+        def x0(self, x, t, cond=None):
+            back = SCHEDULE.posterior_xt[t] / SCHEDULE.posterior_x0[t]
+            estimate = (-back[:, None] * x).at[:, :2].set(x[:, :2])
+            return estimate * (0 if cond is None else cond)
+
+        def __call__(self, x, t, cond=None):
+            return x0_to_score(SCHEDULE, self.x0(x, t, cond), x, t)
+
+    m = jnp.stack([jnp.diag(jnp.array([1.0, 1, 9])), jnp.diag(jnp.array([1.0, 1, -9]))])
+    reward = RelativeReward({"m": m, "unit": jnp.ones((2, T))}, SCHEDULE, QUADRATIC, seeds=2)
+    data = (x_0, jnp.ones((len(x_0), 1)))
+    at_mean = seed_agreement(reward, data, key=KEY, base_score=Base())
+    np.testing.assert_allclose(at_mean, np.ones(T), atol=1e-5)
+    assert seed_agreement(reward, data, key=KEY).max() < -0.9
+
+
+@pytest.mark.parametrize("gradient_at", ["x_t", "posterior_mean"])
+@pytest.mark.parametrize("pin", [True, False])
+def test_a_run_s_diagnostics_are_of_its_own_matching(monkeypatch, gradient_at, pin):
+    asked = {}
+    for name in ("explained_fraction", "antisymmetric_part", "seed_agreement"):
+        monkeypatch.setattr(
+            extract, name, lambda *_, name=name, **o: asked.update({name: o}) or np.zeros(8)
+        )
+    guide, base, expert = reward(), model(0).denoiser, model(1).denoiser
+    matching = extract.Matching(gradient_at=gradient_at, pin=pin)
+    extract.diagnose(guide, base, expert, jnp.zeros((2, 8, 4)), matching=matching)
+    assert all(o["pin"] == (guide.space.pin if pin else None) for o in asked.values())
+    assert asked["explained_fraction"]["gradient_at"] == gradient_at
+    at_mean = asked["seed_agreement"]["base_score"]
+    assert at_mean is (base if gradient_at == "posterior_mean" else None)
 
 
 def test_a_condition_reaches_the_scores(pair, x_0):

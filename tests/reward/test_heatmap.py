@@ -7,6 +7,7 @@ import pytest
 from flax import struct
 
 from common_jax.errors import InputError
+from common_jax.parallel import make_mesh
 from reward_jax.heatmap import LEAST, draw_map, heat_map, score_windows
 from tests.reward.cli_runs import reward
 
@@ -81,11 +82,13 @@ def test_cells_of_another_size():
     np.testing.assert_allclose(found.peak, [11 / 3, 1 / 3])
 
 
-@pytest.mark.parametrize("count", [1, 7, 8, 9, 20])
-def test_batches_change_nothing(count):
-    guide = reward().guide
+@pytest.mark.parametrize(
+    ("count", "mesh"), [*((n, None) for n in (1, 7, 8, 9, 20)), (6, (4, 2)), (20, (4, 2))]
+)
+def test_batches_and_devices_change_nothing(count, mesh):
+    guide, mesh = reward().guide, mesh and make_mesh(*mesh)
     rows = np.random.default_rng(2).normal(size=(count, 8, 4)).astype(np.float32)
-    found = score_windows(guide, rows, t=2, batch=8)
+    found = score_windows(guide, rows, t=2, batch=8, mesh=mesh)
     assert found.shape == (count,)
     expected = guide(jnp.asarray(rows), jnp.full(count, 2))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import shlex
+import shutil
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,10 +15,11 @@ from common_jax.errors import InputError
 from common_jax.run import Run
 from reward_jax.envs.mazes import maze
 from reward_jax.runs.extract import Matching, RewardOptions
-from reward_jax.runs.train import NetworkOptions, Training
+from reward_jax.runs.train import NetworkOptions, Training, window_source
 from reward_jax.store import load_guide, load_model
 from reward_jax.studies import maze as study
 from reward_jax.studies.maze import MazeStudyConfig, run_maze_study
+from reward_jax.studies.maze_report import write_report
 
 TRAINING = Training(steps=10, batch=8, ema_begin=0, ema_every=1, steps_per_call=10)
 
@@ -49,10 +52,14 @@ def times(folder):
     return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
 
+MODELS = ("base", "null_base", "null_reward") + tuple(
+    f"goal_0/{name}" for name in ("expert", "reward", "discriminator")
+)
+
+
 def logged(folder):
     """Files of the trainings' own directories."""
-    names = ("base", "goal_0/expert", "goal_0/reward")
-    return {p for name in names for p in times(folder / "umaze" / name)}
+    return {p for name in MODELS for p in times(folder / "umaze" / name)}
 
 
 STEERED = {"unsteered", "expert"} | {
@@ -63,15 +70,14 @@ STEERED = {"unsteered", "expert"} | {
 def test_files_and_results(done):
     config, _ = done
     found = {str(p.relative_to(config.out)) for p in times(config.out)}
-    goal = ("discriminator.safetensors", "expert.safetensors", "maps.npz", "result.json")
     assert found == {
         *("results.json", "config.yaml", "environment.json"),
         *(f"report/{name}" for name in ("results.json", "report.html", "report.md")),
         "report/maps_umaze.svg",
-        *(f"umaze/{name}" for name in ("base.safetensors", "null.json")),
-        *(f"umaze/goal_0/{name}" for name in (*goal, "reward.safetensors")),
+        *(f"umaze/{name}.safetensors" for name in MODELS),
+        *(f"umaze/{name}" for name in ("null.json", "goal_0/maps.npz", "goal_0/result.json")),
     } | {str(p.relative_to(config.out)) for p in logged(config.out)}
-    for name in ("base", "goal_0/expert", "goal_0/reward"):
+    for name in MODELS:
         (line,) = (config.out / "umaze" / name / "metrics.jsonl").read_text().splitlines()
         assert json.loads(line)["step"] == 10 and json.loads(line)["loss"] > 0
         assert not (config.out / "umaze" / name / "checkpoints").exists()
@@ -119,6 +125,13 @@ def test_summary(done):
     assert summary["seconds"] == pytest.approx(sum(result["seconds"].values()))
 
 
+def test_a_damaged_map_is_named(done, tmp_path):
+    config, summary = done
+    (tmp_path / "umaze/goal_0").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"goal_0/maps.npz: is missing or damaged; delete .*json"):
+        write_report(tmp_path, summary, config.headline_scale)
+
+
 def test_report(done):
     config, summary = done
     found = json.loads((config.out / "report" / "results.json").read_text())
@@ -143,11 +156,19 @@ def test_a_second_start_makes_nothing_anew(done, monkeypatch):
 
 
 def test_a_study_that_was_stopped_goes_on(done, monkeypatch):
-    """What is missing is made, of what is there."""
+    """What is missing is made, of what is there; what a kill left of a training is removed."""
     config, summary = done
     folder = config.out / "umaze"
     kept = {p: p.read_bytes() for p in times(folder)}
     (folder / "goal_0" / "result.json").unlink()
+    (folder / "null.json").unlink()
+    left = [folder / name / "checkpoints" for name in MODELS]
+    for path in left:
+        (path / "10").mkdir(parents=True)
+    diagnose, held = study.diagnose, []
+    monkeypatch.setattr(
+        study, "diagnose", lambda *a, **o: held.append((a[3], o)) or diagnose(*a, **o)
+    )
     monkeypatch.setattr(study, "fit", None)
     monkeypatch.setattr(study, "fit_reward", None)
     monkeypatch.setattr(study, "train_discriminator", None)
@@ -157,44 +178,110 @@ def test_a_study_that_was_stopped_goes_on(done, monkeypatch):
         return {k: v for k, v in result.items() if k != "seconds"}
 
     assert timeless(again["results"][0]) == timeless(summary["results"][0])
+    assert again["null"] == summary["null"]
+    assert not any(path.exists() for path in left)
+    # Diagnostics are of walks that no model was trained on, and of the matching that there was.
+    (rows, options), space = held[-1], load_model(folder / "goal_0" / "expert.safetensors").space
+    assert options == {"matching": config.matching} and rows.shape == (200 + 256, 8, 4)
+    walks = study._Work(config, maze("umaze"))._episodes(np.array([-1.2, 1.2]), 6, 1000)
+    trained = window_source(walks, space)
+    every = trained.flat[trained.starts[:, None] + trained.stride * np.arange(8)]
+    assert len(every) > 6
+    assert not {r.tobytes() for r in np.asarray(rows)} & {r.tobytes() for r in np.asarray(every)}
+    sampled = np.asarray(trained.sample(jax.random.key(0), 50))
+    assert {r.tobytes() for r in sampled} <= {r.tobytes() for r in np.asarray(every)}
     for path, data in kept.items():
         if path.suffix == ".safetensors":
             assert path.read_bytes() == data
 
 
-@pytest.mark.parametrize("model", ["base", "expert", "reward"])
-def test_a_training_that_was_killed_goes_on_to_the_same_end(done, tmp_path, monkeypatch, model):
+DAMAGED = {
+    "cut short": ("goal_0/result.json", lambda text: text[:200], "is damaged or cut short"),
+    "empty": ("null.json", lambda text: "", "is damaged or cut short"),
+    "another file": ("null.json", lambda text: "[]", "is damaged, it has no mapping"),
+    "lacks a guide": (
+        "goal_0/result.json",
+        lambda text: text.replace('"logit 2"', '"logit 3"'),
+        "is damaged, it has no steering.logit 2",
+    ),
+    "lacks a peak": (
+        "goal_0/result.json",
+        lambda text: text.replace('"in_cell"', '"in"'),
+        "is damaged, it has no peak.in_cell",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_result_is_named_before_anything_is_made(done, tmp_path, monkeypatch, case):
     config, _ = done
+    name, damage, told = DAMAGED[case]
+    for file in ("config.yaml", "umaze/null.json", "umaze/goal_0/result.json"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(config.out / file, tmp_path / file)
+    path = tmp_path / "umaze" / name
+    path.write_text(damage(path.read_text()))
+    before = times(tmp_path)
+    monkeypatch.setattr(study, "collect", None)
+    with pytest.raises(InputError) as error:
+        run_maze_study(dataclasses.replace(config, out=tmp_path))
+    assert str(error.value) == f"{path}: {told}; delete it, and it is made again"
+    assert times(tmp_path) == before
+
+
+@pytest.fixture(scope="module")
+def longer(done, tmp_path_factory):
+    """The same with trainings of 40 steps, without what comes after them."""
     config = dataclasses.replace(
-        config, base_steps={"umaze": 40}, expert=dataclasses.replace(TRAINING, steps=40),
-        matching=dataclasses.replace(config.matching, steps=40), save_every=10,
-    )  # fmt: skip
-    ends = []
-    for out, killed in ((tmp_path / "whole", False), (tmp_path / "killed", True)):
-        work = study._Work(dataclasses.replace(config, out=out), maze("umaze"))
-        folder = out / "umaze" / ("" if model == "base" else "goal_0") / model
-        log = Run.log
-
-        def interrupt(self, step, metrics, folder=folder, log=log):
-            log(self, step, metrics)
-            if step == 30 and self.directory == folder:
-                raise KeyboardInterrupt
-
-        if killed:
-            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-                patch.setattr(Run, "log", interrupt)
-                work.goal(0)
-            assert {p.name for p in (folder / "checkpoints").glob("[0-9]*")} >= {"20"}
-            assert not folder.with_suffix(".safetensors").exists()
-            work = study._Work(dataclasses.replace(config, out=out), maze("umaze"))
+        done[0],
+        out=tmp_path_factory.mktemp("longer"),
+        base_steps={"umaze": 40},
+        expert=dataclasses.replace(TRAINING, steps=40),
+        matching=dataclasses.replace(done[0].matching, steps=40),
+        save_every=10,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study._Work, "_steer", lambda *_: {})
+        patch.setattr(study, "diagnose", lambda *_, **__: {})
+        work = study._Work(config, maze("umaze"))
+        work.null()
         work.goal(0)
-        steps = [
-            json.loads(x)["step"] for x in (folder / "metrics.jsonl").read_text().splitlines()
-        ]
-        assert steps == [10, 20, 30, 40]
-        starts = json.loads((folder / "environment.json").read_text())
-        assert len(starts) == 1 + killed
-        ends.append(folder.with_suffix(".safetensors").read_bytes())
+        yield config
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_training_that_was_killed_goes_on_to_the_same_end(longer, tmp_path, monkeypatch, model):
+    config = dataclasses.replace(longer, out=tmp_path)
+    shutil.copytree(longer.out, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "umaze" / model
+    shutil.rmtree(folder)
+    folder.with_suffix(".safetensors").unlink()
+    for name in ("null.json", "goal_0/result.json"):
+        (tmp_path / "umaze" / name).unlink()
+    log = Run.log
+
+    def interrupt(self, step, metrics):
+        log(self, step, metrics)
+        if step == 30:
+            raise KeyboardInterrupt
+
+    def go_on():
+        work = study._Work(config, maze("umaze"))
+        work.goal(0) if model.startswith("goal") else work.null()
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "log", interrupt)
+        go_on()
+    assert {p.name for p in (folder / "checkpoints").glob("[0-9]*")} >= {"20"}
+    assert not folder.with_suffix(".safetensors").exists()
+    go_on()
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [10, 20, 30, 40]
+    assert len(json.loads((folder / "environment.json").read_text())) == 2
+    assert not (folder / "checkpoints").exists()
+    ends = [
+        (out / "umaze" / f"{model}.safetensors").read_bytes() for out in (longer.out, tmp_path)
+    ]
     assert ends[0] == ends[1]
 
 
@@ -230,6 +317,7 @@ def test_bad_settings(tmp_path):
         (dict(expert=Training(batch=0)), "expert.batch must be 1 or more, not 0"),
         (dict(expert=Training(prediction="x0")), "expert.prediction must be base.prediction"),
         (dict(matching=Matching(seeds=0)), "matching.seeds must be 1 or more, not 0"),
+        (dict(matching=Matching(x_t="base")), "matching.x_t is base, but the study matches on"),
     ]
     for changes, message in cases:
         with pytest.raises(InputError, match=message):

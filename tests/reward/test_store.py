@@ -334,6 +334,33 @@ def test_a_schedule_of_one_s_own_comes_back(tmp_path, name):
     jax.tree.map(np.testing.assert_array_equal, found, own)
 
 
+DAMAGED_SCHEDULES = {
+    "a table gone": ({"betas": None}, "tables lack betas"),
+    "one too many": ({"gammas": [0.5] * 8}, "tables lack gammas, or should not have it"),
+    "another length": ({"posterior_x0": [0.5] * 7}, "posterior_x0 is not 8 finite numbers"),
+    "another shape": ({"betas": [[0.1]] * 8}, "betas is not 8 finite numbers"),
+    "not finite": ({"mean_per_score": [0.1] * 7 + [np.nan]}, "mean_per_score is not 8 finite"),
+    "no numbers": ({"betas": ["x"] * 8}, "could not convert"),
+    "above 1": ({"alphas_cumprod": [1.1] + [0.5] * 7}, "alphas_cumprod do not fall from"),
+    "0": ({"alphas_cumprod": [0.5] * 7 + [0.0]}, "alphas_cumprod do not fall from"),
+    "rises": ({"alphas_cumprod": [0.5] * 7 + [0.6]}, "alphas_cumprod do not fall from"),
+    "another name": (None, "schedule 'sigmoid' is unknown"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED_SCHEDULES)
+def test_a_damaged_schedule_is_refused(path, case):
+    changes, message = DAMAGED_SCHEDULES[case]
+    header, own = header_of(path), cosine_schedule(8)
+    told = {"name": "sigmoid", "steps": 8}
+    if changes is not None:
+        tables = {k: np.asarray(v).tolist() for k, v in vars(own).items() if k != "name"}
+        told["tables"] = {k: v for k, v in (tables | changes).items() if v is not None}
+    rewrite(path, header | {"schedule": told})
+    with pytest.raises(InputError, match=rf"m\.safetensors: corrupt, .*{message}"):
+        load_model(path)
+
+
 def test_a_guide_steers_only_in_its_own_terms():
     check_same_terms("base and reward", model(), reward())
     for base, message in (
