@@ -2,7 +2,9 @@
 
 import dataclasses
 
-__all__ = ["MeshOptions"]
+from common_jax.errors import InputError
+
+__all__ = ["MeshOptions", "check_seed"]
 
 
 @dataclasses.dataclass
@@ -18,3 +20,9 @@ class MeshOptions:
     data: int = 1
     fsdp: int = 1
     tensor: int = 1
+
+
+def check_seed(seed: int) -> None:
+    """InputError for a seed beyond 32 bits, which jax would cut without a word."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed}: give 0 to {2**32 - 1}")

@@ -271,7 +271,7 @@ def _schedule(header: dict[str, Any]) -> Schedule:
         if table.shape != (told["steps"],) or not np.isfinite(table).all():
             raise ValueError(f"its schedule's {name} is not {told['steps']} finite numbers")
     bar = tables["alphas_cumprod"]
-    if not bar.size or not ((bar > 0) & (bar <= 1)).all() or (np.diff(bar) > 0).any():
+    if not bar.size or not ((bar >= 0) & (bar <= 1)).all() or (np.diff(bar) > 0).any():
         raise ValueError("its schedule's alphas_cumprod do not fall from 1 or less towards 0")
     return Schedule(
         **{k: jnp.asarray(v, jnp.float32) for k, v in tables.items()}, name=told["name"]

@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from common_jax.checkpoint import Checkpoints
 from common_jax.errors import InputError
-from common_jax.options import MeshOptions
+from common_jax.options import MeshOptions, check_seed
 from common_jax.parallel import make_mesh
 from common_jax.run import Run, check_directory
 from tuco_jax.chat_templates import check_template, read_template
@@ -186,8 +186,7 @@ def _check(config: FinetuneConfig) -> None:
             raise InputError(f"{name} must be 1 or more, not {getattr(config, name)}")
     if config.steps is not None and config.steps < 1:
         raise InputError(f"steps must be 1 or more, not {config.steps}")
-    if not 0 <= config.seed < 2**32:
-        raise InputError(f"seed must be 0 to {2**32 - 1}, not {config.seed}")
+    check_seed(config.seed)
     o = config.optimizer
     for name, good, wanted in (
         ("warmup", o.warmup >= 0, "0 or more"),

@@ -18,6 +18,7 @@ from common_jax import page as pages
 from common_jax.command_line import one_line
 from common_jax.errors import InputError
 from common_jax.files import atomic, check_writable, write_json
+from common_jax.options import check_seed
 from common_jax.parallel import mesh_for
 from tuco_jax.along import Piece, pieces, response_tuco
 from tuco_jax.prompts import Prompt, encode, read_prompts
@@ -109,6 +110,11 @@ def generate_file(
         raise InputError("give --prompt TEXT or --prompts FILE, one of the two")
     if prompt is not None and not prompt.strip():
         raise InputError("--prompt is empty: give a text")
+    if prompt is not None and not prompt.isprintable():
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise InputError("--prompt is not UTF-8: give it as text, or in a file") from error
     rows = [Prompt(1, prompt=prompt)] if prompts is None else read_prompts(prompts)
     if path is not None and prompts is not None and path.exists() and path.samefile(prompts):
         raise InputError(f"{out}: is the prompts file itself; name another output")
@@ -118,8 +124,7 @@ def generate_file(
         raise InputError(f"alpha is {alpha}: give a finite number")
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}: give a positive number")
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed is {seed}: give 0 to {2**32 - 1}")
+    check_seed(seed)
     if "" in stop:
         raise InputError("stop holds an empty text: remove it")
     Sampling.of(temperature, top_k, top_p)

@@ -239,6 +239,8 @@ def _prompt(row: Any, line: int, where: str) -> Prompt:
         isinstance(label, float) and not math.isfinite(label)
     ):
         raise InputError(f"{where}: `label` must be a text, a finite number, true or false")
+    if isinstance(label, str):
+        _check_encodes(label, where, "label")
     target = row.get("target")  # of an attack, or some other column of a user's own
     target = target if isinstance(target, str) and target.strip() else None
     return Prompt(identity, text, messages, label, line, target)
@@ -249,6 +251,10 @@ def _check_text(text: Any, where: str, field: str) -> None:
         raise InputError(f"{where}: `{field}` must be text, not {type(text).__name__}")
     if not text.strip():
         raise InputError(f"{where}: `{field}` is empty; give it text or remove the row")
+    _check_encodes(text, where, field)
+
+
+def _check_encodes(text: str, where: str, field: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -259,7 +265,7 @@ def _messages(messages: Any, where: str) -> tuple[Message, ...]:
     if isinstance(messages, str):  # a column of text, in .csv or .parquet
         try:
             messages = json.loads(messages)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: `messages` is text that is not JSON") from error
     if not isinstance(messages, list | tuple) or not messages:
         raise InputError(

@@ -5,6 +5,7 @@ import pathlib
 
 from common_jax.errors import InputError
 from common_jax.files import check_writable
+from common_jax.options import check_seed
 from common_jax.run import environment
 from reward_jax.data import hdf5
 from reward_jax.envs.collect import collect, steps_for
@@ -45,8 +46,7 @@ def run_data(config: DataConfig) -> pathlib.Path:
     for name, value in (("horizon", config.horizon), ("stride", config.stride)):
         if value < 1:
             raise InputError(f"{name} must be 1 or more, not {value}")
-    if config.seed < 0:
-        raise InputError(f"seed must be 0 or more, not {config.seed}")
+    check_seed(config.seed)
     steps = steps_for(layout, config.horizon, config.stride)
     episodes = collect(layout, goal=goal, episodes=config.episodes, steps=steps, seed=config.seed)
     hdf5.write(out, episodes, run={"config": dataclasses.asdict(config)} | environment())

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from common_jax.errors import InputError
 from common_jax.files import write_json
-from common_jax.options import MeshOptions
+from common_jax.options import MeshOptions, check_seed
 from common_jax.parallel import mesh_for
 from common_jax.run import Run, check_directory
 from reward_jax.data.files import read_episodes
@@ -357,6 +357,7 @@ def hold_out(episodes: Episodes, share: float, space: Space) -> tuple[Episodes, 
 
 def check(config: ExtractConfig) -> None:
     """InputError for settings that cannot be matched with."""
+    check_seed(config.seed)
     m = config.matching
     if not 0 <= config.held_out <= 0.5:
         raise InputError(f"held_out must be 0 to .5, not {config.held_out}")

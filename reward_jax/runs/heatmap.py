@@ -8,7 +8,7 @@ import numpy as np
 
 from common_jax.errors import InputError
 from common_jax.files import write_json
-from common_jax.options import MeshOptions
+from common_jax.options import MeshOptions, check_seed
 from common_jax.parallel import mesh_for
 from common_jax.run import note_run
 from reward_jax.data.files import read_episodes
@@ -58,6 +58,7 @@ def run_heatmap(config: HeatmapConfig) -> pathlib.Path:
     mesh = mesh_for(dataclasses.asdict(config.mesh))
     guide = load_guide(config.reward)
     layout, goal = goal_of(guide.space, config.goal)
+    check_seed(config.seed)
     if config.windows < 1 or config.bins < 1:
         raise InputError("windows and bins must be 1 or more")
     if not 0 <= config.t < guide.schedule.steps:

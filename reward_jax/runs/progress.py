@@ -90,6 +90,13 @@ def check_resumed(
                 f"{directory}: the run there has {name} {found.get(name)!r}, not {value!r}; "
                 "give the same settings, or name a new directory"
             )
+    for name in found.keys() - wanted.keys():
+        group = name.partition(".")[0]
+        if isinstance(config.get(group), Mapping) and group not in free:
+            raise InputError(
+                f"{directory}: the run there has {name} {found[name]!r}, which is not given now; "
+                "give the same settings, or name a new directory"
+            )
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from common_jax import page
 from common_jax.errors import InputError
 from common_jax.figures import PALETTE, draw
 from common_jax.files import atomic
+from common_jax.options import check_seed
 from common_jax.run import note_run, read_metrics
 from reward_jax.data.files import read_episodes
 from reward_jax.data.hdf5 import EpisodeEnds
@@ -98,8 +99,7 @@ def run_report(config: ReportConfig) -> pathlib.Path:
     """Measure, draw, write; prints the peak against the goal; returns the path of the page."""
     if config.plans < 1 or config.windows < 1 or config.bins < 1:
         raise InputError("plans, windows and bins must be 1 or more")
-    if config.seed < 0:
-        raise InputError(f"seed must be 0 or more, not {config.seed}")
+    check_seed(config.seed)
     base, expert = load_model(config.base), load_model(config.expert)
     guide = load_guide(config.reward)
     if not isinstance(guide.guide, RelativeReward):
@@ -237,8 +237,8 @@ def _figures(found: _Found) -> dict[str, tuple[str, str]]:
         axis.legend(loc="lower left", fontsize=8, facecolor="#333b42", labelcolor="white")
 
     def loss(axis: Any) -> None:
-        steps = [m["step"] for m in found.metrics]
-        axis.plot(steps, [m["loss"] for m in found.metrics], color=PALETTE[0])
+        rows = [m for m in found.metrics if "loss" in m]
+        axis.plot([m["step"] for m in rows], [m["loss"] for m in rows], color=PALETTE[0])
         axis.set(xlabel="step", ylabel="loss", yscale="log")
 
     def explained(axis: Any) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from common_jax.errors import InputError
 from common_jax.files import write_json
-from common_jax.options import MeshOptions
+from common_jax.options import MeshOptions, check_seed
 from common_jax.parallel import mesh_for
 from common_jax.run import note_run
 from reward_jax.diffusion import first_state
@@ -210,8 +210,7 @@ def _load(config: SteerConfig | SweepConfig) -> tuple[TrajectoryModel, Trajector
         raise InputError(f"plans must be 1 or more, not {config.plans}")
     if config.n_guide_steps < 1:
         raise InputError(f"n_guide_steps must be 1 or more, not {config.n_guide_steps}")
-    if config.seed < 0:
-        raise InputError(f"seed must be 0 or more, not {config.seed}")
+    check_seed(config.seed)
     if not 0 <= config.temperature < math.inf:
         raise InputError(f"temperature must be 0 or more, not {config.temperature}")
     base, guide = load_model(config.base), load_guide(config.reward)

@@ -18,7 +18,7 @@ import optax
 from jax.sharding import Mesh
 
 from common_jax.errors import InputError
-from common_jax.options import MeshOptions
+from common_jax.options import MeshOptions, check_seed
 from common_jax.parallel import mesh_for
 from common_jax.run import Run, check_directory
 from reward_jax.data import normalisers
@@ -332,6 +332,7 @@ def check_taken_over(config: TrainConfig, like: TrajectoryModel) -> None:
 
 def check(config: TrainConfig) -> None:
     """InputError for settings that cannot be trained with."""
+    check_seed(config.seed)
     t = config.training
     for name, value in (
         ("training.steps", t.steps),

@@ -11,6 +11,7 @@ from typing import Any
 
 from common_jax.errors import InputError
 from common_jax.files import make_folder
+from common_jax.options import check_seed
 from reward_jax.runs.data import DataConfig, run_data
 from reward_jax.runs.extract import ExtractConfig, Matching, run_extract
 from reward_jax.runs.report import ReportConfig, run_report
@@ -47,8 +48,9 @@ class DemoConfig:
 def run_demo(config: DemoConfig) -> pathlib.Path:
     """Record, extract, report; returns the path of the page."""
     begun = time.perf_counter()
-    if config.episodes < 3 or config.seed < 0:
-        raise InputError("episodes must be 3 or more, and seed 0 or more")
+    if config.episodes < 3:
+        raise InputError(f"episodes must be 3 or more, not {config.episodes}")
+    check_seed(config.seed)
     out = make_folder(config.out)
     marker = out / "demo.txt"
     if not marker.exists() and any(out.iterdir()):

@@ -29,6 +29,7 @@ import numpy as np
 
 from common_jax.errors import InputError
 from common_jax.files import write_json
+from common_jax.options import check_seed
 from common_jax.run import Run, check_directory, note_run
 from reward_jax.data.sources import Mixed, Strided
 from reward_jax.discriminator import DiscriminatorGuide, train_discriminator
@@ -175,8 +176,7 @@ def _check(config: MazeStudyConfig) -> None:
     for name, steps in config.base_steps.items():
         if steps < 1:
             raise InputError(f"base_steps: {name} must be 1 or more, not {steps}")
-    if config.seed < 0:
-        raise InputError(f"seed must be 0 or more, not {config.seed}")
+    check_seed(config.seed)
     if config.matching.x_t != "mixed":
         raise InputError(
             f"matching.x_t is {config.matching.x_t}, but the study matches on walks of both "

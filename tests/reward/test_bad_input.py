@@ -301,7 +301,7 @@ SETTINGS = {
     ("data", "episodes", 0): "episodes must be 1 or more, not 0",
     ("data", "horizon", 0): "horizon must be 1 or more, not 0",
     ("data", "stride", -1): "stride must be 1 or more, not -1",
-    ("data", "seed", -1): "seed must be 0 or more, not -1",
+    ("data", "seed", -1): "seed is -1: give 0 to 4294967295",
     ("data", "out", "no/such/folder/x.hdf5"): "does not exist; make it first",
     ("data", "out", "x.csv"): "x.csv: output comes as .hdf5, .h5, not '.csv'",
     ("train", "training.steps", 0): "training.steps must be 1 or more, not 0",
@@ -317,6 +317,9 @@ SETTINGS = {
     ("train", "network.dim", 12): "network.dim must be a multiple of 8, not 12",
     ("train", "network.multipliers", "[]"): "network.multipliers must be",
     ("train", "network.multipliers", "[1, 1, 1, 1, 1]"): "horizon must be a multiple of 16 for",
+    ("train", "seed", 2**32): "seed is 4294967296: give 0 to 4294967295",
+    ("extract", "seed", 2**64): "seed is 18446744073709551616: give 0 to 4294967295",
+    ("heatmap", "seed", -1): "seed is -1: give 0 to 4294967295",
     ("train", "save_every", 0): "save_every must be 1 or more, not 0",
     ("train", "mesh.data", 64): "wants 64 devices",
     ("extract", "matching.steps", 0): "matching.steps must be 1 or more, not 0",
@@ -335,7 +338,7 @@ SETTINGS = {
     ("heatmap", "mesh.data", 64): "wants 64 devices",
     ("steer", "plans", 0): "plans must be 1 or more, not 0",
     ("steer", "n_guide_steps", 0): "n_guide_steps must be 1 or more, not 0",
-    ("steer", "seed", -1): "seed must be 0 or more, not -1",
+    ("steer", "seed", -1): "seed is -1: give 0 to 4294967295",
     ("steer", "step", "leap"): "--step",
     ("steer", "temperature", -0.1): "temperature must be 0 or more, not -0.1",
     ("steer", "mesh.data", 64): "wants 64 devices",
@@ -343,7 +346,7 @@ SETTINGS = {
     ("sweep", "mesh.fsdp", 64): "wants 64 devices",
     ("sweep", "scales", "[]"): "scales and t_stopgrads need a number each",
     ("report", "bins", 0): "plans, windows and bins must be 1 or more",
-    ("report", "seed", -1): "seed must be 0 or more, not -1",
+    ("report", "seed", -1): "seed is -1: give 0 to 4294967295",
 }
 
 

@@ -125,6 +125,12 @@ def test_summary(done):
     assert summary["seconds"] == pytest.approx(sum(result["seconds"].values()))
 
 
+def test_steps_that_are_given_no_longer_are_another_setting(done):
+    config, _ = done
+    with pytest.raises(InputError, match=r"has base_steps\.\w+ \d+, which is not given now"):
+        run_maze_study(dataclasses.replace(config, base_steps={}))
+
+
 def test_a_damaged_map_is_named(done, tmp_path):
     config, summary = done
     (tmp_path / "umaze/goal_0").mkdir(parents=True)
@@ -312,7 +318,7 @@ def test_bad_settings(tmp_path):
         (dict(mazes=()), "mazes is empty: give one of open, umaze"),
         (dict(plans=0), "plans must be 1 or more, not 0"),
         (dict(map_windows=0), "map_windows must be 1 or more, not 0"),
-        (dict(seed=-1), "seed must be 0 or more, not -1"),
+        (dict(seed=-1), "seed is -1: give 0 to 4294967295"),
         (dict(base=Training(steps=0)), "base.steps must be 1 or more, not 0"),
         (dict(expert=Training(batch=0)), "expert.batch must be 1 or more, not 0"),
         (dict(expert=Training(prediction="x0")), "expert.prediction must be base.prediction"),

@@ -172,6 +172,7 @@ BAD = {
     "neither": ([], "give --prompt TEXT or --prompts FILE, one of the two"),
     "both": (["--prompt", "a", "--prompts", "p.jsonl"], "one of the two"),
     "empty": (["--prompt", " "], "--prompt is empty: give a text"),
+    "not UTF-8": (["--prompt", "a\udcff"], "--prompt is not UTF-8: give it as text"),
     "missing": (["--prompts", "absent.jsonl"], "absent.jsonl: the prompts file does not exist"),
     "out": (["--prompt", "a", "--out", "o.csv"], "o.csv: output comes as .jsonl, not '.csv'"),
     "page": (["--prompt", "a", "--page", "o.txt"], "o.txt: output comes as .html, not '.txt'"),

@@ -82,6 +82,10 @@ ROWS = {
     ),
     "id of another type": ('{"prompt": "a", "id": [1]}\n', "p.jsonl:1: `id` must be"),
     "label of another type": ('{"prompt": "a", "label": {}}\n', "p.jsonl:1: `label` must be"),
+    "label of half a character": (
+        '{"prompt": "a", "label": "\\ud800"}\n',
+        "p.jsonl:1: `label` holds half a surrogate",
+    ),
     "label not finite": ('{"prompt": "a", "label": NaN}\n', "p.jsonl:1: `label` must be"),
     "labels of two kinds": (
         '{"prompt": "a", "label": "x"}\n{"prompt": "a", "label": 1}\n',

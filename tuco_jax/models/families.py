@@ -50,6 +50,8 @@ def from_huggingface(config: PreTrainedConfig) -> ModelConfig:
         return ModelConfig(family=config.model_type, **_MAPPINGS[config.model_type](config))
     except ValueError as error:
         raise InputError(f"{error}; mend the config") from None
+    except TypeError as error:  # such as a number in quotes
+        raise InputError(f"a setting is of the wrong type ({error}); mend the config") from None
     except ArithmeticError as error:
         raise InputError(
             f"a size or a scale is 0 or too large ({error}); mend the config"

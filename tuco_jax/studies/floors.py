@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from common_jax.errors import InputError
+from common_jax.figures import PALETTE, draw
 from common_jax.files import make_folder
-from common_jax.findings import Claim, Findings, Table, print_tables, write
+from common_jax.findings import Claim, Figure, Findings, Table, print_tables, write
 from tuco_jax.models.decoder import Params, merge
 from tuco_jax.pair import Pair
 from tuco_jax.prompts import encode
@@ -177,6 +178,22 @@ def _within(row: ScoreRow, bare: Sample, wrapped: Sample, seed: int) -> ScoreRow
     return dataclasses.replace(row, compared=inside)
 
 
+def _heights(floors: Mapping[str, np.ndarray]) -> Figure:
+    rng = np.random.default_rng(0)
+
+    def paint(axes: Any) -> None:
+        for row, values in enumerate(floors.values()):
+            height = row + rng.uniform(-0.25, 0.25, len(values))
+            axes.plot(values, height, ".", color=PALETTE[row], alpha=0.6)
+        axes.set_yticks(range(len(floors)), list(floors))
+        axes.invert_yaxis()
+        axes.set_xscale("log")
+        axes.set_xlabel("TuCo")
+
+    words = "TuCo of the same prompts for this pair and for the pairs that it is held against."
+    return Figure("floors", draw(paint, height=1.2 + 0.5 * len(floors)), words)
+
+
 def _findings(
     config: Config,
     groups: Sequence[PromptGroup],
@@ -233,7 +250,7 @@ def _findings(
             Table("Noise floors", ("pair", "prompts", "mean TuCo", "lowest", "highest"), heights),
             Table("Noise floors by kind of prompt, means", ("group", *floors), by_group),
         ],
-        figures=[],
+        figures=[_heights(floors)],
         method=[
             "Floors hold the base against a changed base, layers alone: embedding, final norm and "
             "head have no part in TuCo. The random change is Gaussian, drawn once, and has in "

@@ -27,7 +27,7 @@ from tuco_jax.score import score_tokens
 from tuco_jax.studies import prompt_sources as sources
 from tuco_jax.studies.contrasts import shown, verdict
 from tuco_jax.studies.refusal_data import RefusalDataConfig, harmful_split
-from tuco_jax.studies.requests import ORIGIN, read_texts
+from tuco_jax.studies.requests import ORIGIN, read_file, read_texts
 from tuco_jax.studies.statistics import Estimate, bootstrap_mean
 from tuco_jax.studies.studied import Studied, command, load_studied
 
@@ -126,7 +126,11 @@ def _read(
                 f"shots holds {shots[-1]}: there are {len(pool)} {name} demonstrations; give "
                 "more of them or fewer shots"
             )
-    refusals = read_texts(config.refusing) if config.refusing else sources.labelled_refusals()
+    refusals = (
+        [request.text for request in read_file(config.refusing)]
+        if config.refusing
+        else sources.labelled_refusals()
+    )
     return requests, complying, refusals, harmless
 
 

@@ -16,7 +16,15 @@ from tuco_jax.studies.refusal_data import (
     unlike,
 )
 
-__all__ = ["ORIGIN", "SETS", "Request", "read_requests", "read_texts", "shared_jailbreaks"]
+__all__ = [
+    "ORIGIN",
+    "SETS",
+    "Request",
+    "read_file",
+    "read_requests",
+    "read_texts",
+    "shared_jailbreaks",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +79,15 @@ def read_requests(source: str | pathlib.Path) -> list[Request]:
     path = pathlib.Path(source)
     if not path.suffix and not path.exists():
         raise InputError(f"{source}: no such file, nor a set; sets are {', '.join(SETS)}")
+    return read_file(path)
+
+
+def read_file(path: str | pathlib.Path) -> list[Request]:
+    """All requests of a file. Raises InputError naming the file and line."""
     found = []
     for p in read_prompts(path, layouts=True):
         if p.prompt is None:
-            raise InputError(f"{source}:{p.line}: a request is `prompt`, not `messages`")
+            raise InputError(f"{path}:{p.line}: a request is `prompt`, not `messages`")
         found.append(Request(p.prompt, p.target))
     return found
 

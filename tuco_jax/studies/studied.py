@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 import jax
 
-from common_jax.errors import InputError
-from common_jax.options import MeshOptions
+from common_jax.options import MeshOptions, check_seed
 from common_jax.parallel import mesh_for
 from tuco_jax.assets import fetch
 from tuco_jax.pair import Pair
@@ -37,8 +36,7 @@ class Studied:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed is {self.seed}: give 0 to {2**32 - 1}")
+        check_seed(self.seed)
 
 
 def command(study: str, config: Any) -> str:

@@ -94,7 +94,21 @@ def read_config(directory: str | pathlib.Path) -> dict[str, Any]:
             f"{path}: init_lora_weights: {start!r} changes the base's weights; save the adapter "
             "with path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
         )
+    _check_numbers(config, path)
     return config
+
+
+def _check_numbers(config: Mapping[str, Any], path: pathlib.Path) -> None:
+    """Ranks and alphas are numbers, patterns of them mappings to numbers."""
+    found = {field: config[field] for field in ("r", "lora_alpha") if field in config}
+    for field in ("rank_pattern", "alpha_pattern"):
+        patterns = config.get(field) or {}
+        if not isinstance(patterns, dict):
+            raise InputError(f"{path}: {field}: must map names to numbers, not {patterns!r}")
+        found |= {f"{field}: {name}": value for name, value in patterns.items()}
+    for field, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(f"{path}: {field}: must be a number, not {value!r}")
 
 
 def read_chat_template(directory: str | pathlib.Path) -> str | None:

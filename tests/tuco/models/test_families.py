@@ -218,6 +218,11 @@ REFUSED = [
         "layer_types: 'chunked_attention' is not supported",
     ),
     ("llama", dict(num_hidden_layers=0), "depth is 0; mend the config"),
+    (
+        "llama",
+        dict(rope_parameters=dict(LLAMA31_ROPE, factor="8")),
+        "a setting is of the wrong type",
+    ),
     ("gpt2", dict(n_head=0), "a size or a scale is 0"),
     ("gemma2", dict(query_pre_attn_scalar=0), "a size or a scale is 0"),
     (

@@ -410,6 +410,17 @@ def test_many_shot_settings(tmp_path, requests):
             many_shot.run(many_shot.Config(tmp_path / "out", requests, shots=shots))
     with pytest.raises(InputError, match="count is 1: give 2 or more"):
         many_shot.run(many_shot.Config(tmp_path / "out", requests, count=1))
+    files: dict[str, Any] = dict(
+        complying=jsonl(tmp_path / "c.jsonl", [{"question": "a", "answer": "b"}] * 2),
+        harmless=jsonl(tmp_path / "h.jsonl", [{"question": "a", "answer": "b"}] * 2),
+    )
+    for refusing, message in (
+        ("strongreject", "strongreject: prompts come as .*, not ''"),  # no set of requests
+        (jsonl(tmp_path / "r.jsonl", [{"words": "no"}]), "r.jsonl:1: the row has neither"),
+    ):
+        config = many_shot.Config(tmp_path / "out", requests, **files, shots=(0, 1), count=2)
+        with pytest.raises(InputError, match=message):
+            many_shot.run(dataclasses.replace(config, refusing=refusing))
     demos = jsonl(tmp_path / "d.jsonl", [{"question": "a", "answer": "b"}])
     with pytest.raises(InputError, match="count is 30: there are 6 requests; give fewer"):
         many_shot.run(many_shot.Config(tmp_path / "out", requests, demos))

@@ -88,6 +88,12 @@ def test_the_study_holds_tuco_against_simpler_scores(tmp_path, monkeypatch):
     np.testing.assert_array_equal(
         data["floors"]["this pair"], tuco_values[[0, 1, 4, 5, 8, 9, 12, 13]]
     )
+    assert (tmp_path / "out" / "floors.svg").is_file()
+    # With four prompts a group no AUC is put into words, be it TuCo's or another score's.
+    for table in found.tables[:2]:
+        assert {row[-1 if table is found.tables[0] else -2] for row in table.rows} == {
+            "fewer than 5 of a kind: too few to say"
+        }
     rows = {(c["first"], c["second"], c["score"]): c for c in data["contrasts"]}
     assert len(rows) == 3 * 5
     # Every chat prompt is longer or shorter than every plain one, or the AUC says how often.

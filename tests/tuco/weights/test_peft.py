@@ -286,6 +286,9 @@ def spoil(small, tmp_path, fields=None, tensors=None):
         ({"bias": "all"}, "bias: 'all' .trained biases. is not supported"),
         ({"lora_bias": True}, "lora_bias: a bias on B"),
         ({"init_lora_weights": "pissa_niter_4"}, "changes the base's weights"),
+        ({"lora_alpha": None}, "adapter_config.json: lora_alpha: must be a number, not None"),
+        ({"rank_pattern": ["q"]}, "rank_pattern: must map names to numbers, not .'q'."),
+        ({"alpha_pattern": {"q": "8"}}, "alpha_pattern: q: must be a number, not '8'"),
         ({"r": 5}, "A .3, 32. and B .64, 3., but adapter_config.json gives it rank 5"),
     ],
 )
