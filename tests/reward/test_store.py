@@ -342,7 +342,7 @@ DAMAGED_SCHEDULES = {
     "not finite": ({"mean_per_score": [0.1] * 7 + [np.nan]}, "mean_per_score is not 8 finite"),
     "no numbers": ({"betas": ["x"] * 8}, "could not convert"),
     "above 1": ({"alphas_cumprod": [1.1] + [0.5] * 7}, "alphas_cumprod do not fall from"),
-    "0": ({"alphas_cumprod": [0.5] * 7 + [0.0]}, "alphas_cumprod do not fall from"),
+    "below 0": ({"alphas_cumprod": [0.5] * 7 + [-0.1]}, "alphas_cumprod do not fall from"),
     "rises": ({"alphas_cumprod": [0.5] * 7 + [0.6]}, "alphas_cumprod do not fall from"),
     "another name": (None, "schedule 'sigmoid' is unknown"),
 }
