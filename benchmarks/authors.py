@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import machine
-from benchmarks.reward import HERE, SIZES
+from benchmarks.reward import HERE, SIZES, waited
 from benchmarks.torch_reward import Diffusing, Matching, Models, Sampling, Size, make
 
 
@@ -160,8 +160,6 @@ def check_agreement(theirs: Authors, ours: Models, size: Size, rows: Tensor) -> 
 
 def measure(code: pathlib.Path, size: Size, rounds: int, steps: int, many: int) -> dict[str, Any]:
     """Gaps, and seconds of a step: median, least and most of the rounds."""
-    from benchmarks.reward import _waited
-
     models = make(size, "cpu")
     theirs = Authors(code, size, models)
     shape = 4096, size.horizon, size.transition
@@ -199,7 +197,7 @@ def measure(code: pathlib.Path, size: Size, rounds: int, steps: int, many: int) 
     times: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(rounds + 1):  # the first warms up
         for name, (run, count) in cases.items():
-            took = _waited(models.device, lambda: [run() for _ in range(count)]) / count  # noqa: B023
+            took = waited(models.device, lambda: [run() for _ in range(count)]) / count  # noqa: B023
             if number:
                 times[name].append(took)
     return {

@@ -101,7 +101,7 @@ def check_agreement(theirs: Models, ours: Ours, x: np.ndarray) -> None:
         assert gap < (1e-4 if jax.default_backend() == "cpu" else 1e-2)  # a GPU has TF32
 
 
-def _waited(device: torch.device, case: Callable[[], Any]) -> float:
+def waited(device: torch.device, case: Callable[[], Any]) -> float:
     """Seconds that it takes."""
     started = time.perf_counter()
     case()
@@ -116,12 +116,12 @@ def torch_cases(theirs: Models, size: Size, rows: np.ndarray, steps: int, many: 
     sampling = Sampling(theirs, size, x_0[:many, 0, size.actions :])
 
     def repeated(step: Callable[[], Any]) -> Seconds:
-        return lambda: _waited(theirs.device, lambda: [step() for _ in range(steps)]) / steps
+        return lambda: waited(theirs.device, lambda: [step() for _ in range(steps)]) / steps
 
     return {
         "torch matching": repeated(matching),
         "torch diffusion": repeated(diffusing),
-        "torch sampling": lambda: _waited(theirs.device, sampling),
+        "torch sampling": lambda: waited(theirs.device, sampling),
     }
 
 
@@ -335,8 +335,8 @@ def measure(size: Size, rounds: int, steps: int, many: int, device: str) -> dict
         began, ready, *_, last = stamps = _stamped(run, steps)
         first[name] = ready - began - (last - ready) / (len(stamps) - 2)
         cases[name] = _step(run, steps)
-    first["jax sampling"] = _waited(theirs.device, lambda: jax.block_until_ready(sampling()))
-    cases["jax sampling"] = lambda: _waited(
+    first["jax sampling"] = waited(theirs.device, lambda: jax.block_until_ready(sampling()))
+    cases["jax sampling"] = lambda: waited(
         theirs.device, lambda: jax.block_until_ready(sampling())
     )
     for name, case in parts(ours, size, rows, many).items():
