@@ -17,9 +17,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from common_jax.errors import InputError
 
-__all__ = ["AXES", "make_mesh", "mesh_for", "pmap", "replicate"]
+__all__ = ["AXES", "batch_sharding", "constrain", "make_mesh", "mesh_for", "pmap", "replicate"]
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor")  # rows are cut over the first two
 
 
 def make_mesh(
@@ -66,6 +66,27 @@ def mesh_for(sizes: Mapping[str, int] | None) -> Mesh | None:
         return None
     mesh = make_mesh(sizes.get("data", 1), sizes.get("fsdp", 1), sizes.get("tensor", 1))
     return mesh if mesh.size > 1 else None
+
+
+def batch_sharding(mesh: Mesh, rows: int | None = None) -> NamedSharding:
+    """Rows [B, ...] cut over data and fsdp; over fewer axes where `rows` does not divide."""
+    axes = AXES[:2]
+    while rows is not None and rows % math.prod(mesh.shape[axis] for axis in axes):
+        axes = axes[:-1]
+    return NamedSharding(mesh, PartitionSpec(axes or None))
+
+
+def constrain(tree: Any, mesh: Mesh | None) -> Any:
+    """Hold arrays [B, ...], a tree of them, to their rows: weights move, activations stay.
+
+    Left to itself, the compiler may keep them cut as the weights are, and sum activations over
+    devices after each product. Without a mesh, the tree as it is.
+    """
+    if mesh is None:
+        return tree
+    return jax.tree.map(
+        lambda x: jax.lax.with_sharding_constraint(x, batch_sharding(mesh, x.shape[0])), tree
+    )
 
 
 def replicate(tree: Any, devices: Sequence[Any] | None = None) -> Any:

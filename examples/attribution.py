@@ -28,6 +28,8 @@ def main() -> None:
     found = attribute_prompts(pair, tokenizer, prompts, points=options.points)
     for text, a in zip(PROMPTS, found, strict=True):
         print(f"\n{text}\nTuCo {a.tuco:.4f}, baseline {a.baseline:.4f}, left {a.left_over:+.1e}")
+        if abs(a.left_over) > 0.1 * abs(a.tuco - a.baseline):
+            print("  too much is left for the parts to be trusted: raise --points")
         order = np.argsort(a.integrated)
         for name, rows in (("lower", order[:4]), ("raise", order[:-5:-1])):
             shown = ", ".join(f"{a.texts[i]!r} {a.integrated[i]:+.4f}" for i in rows)

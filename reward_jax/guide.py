@@ -19,9 +19,10 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from common_jax.errors import InputError
+from common_jax.parallel import constrain
 from reward_jax.denoiser import Score, as_argument, estimate_x0
 from reward_jax.diffusion import Pinned, draw_noise, posterior_mean
 from reward_jax.schedule import Schedule
@@ -149,11 +150,7 @@ def _sample(
     scale = jnp.reshape(scale, scale.shape + (1,) * (len(shape) - scale.ndim) * (scale.ndim > 0))
 
     def impose(x: jax.Array) -> jax.Array:
-        x = pinned(x) if pinned else x
-        if mesh is None:
-            return x
-        rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-        return jax.lax.with_sharding_constraint(x, rows)
+        return constrain(pinned(x) if pinned else x, mesh)
 
     def climb(x: jax.Array, t: jax.Array, level: jax.Array) -> jax.Array:
         value = reward.learned if step == "learned" else reward

@@ -12,9 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from common_jax.errors import InputError
+from common_jax.parallel import constrain
 
 __all__ = ["HeatMap", "draw_map", "heat_map", "score_windows"]
 
@@ -61,9 +62,7 @@ def score_windows(
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def _score(guide: Any, x: jax.Array, t: int, *, mesh: Mesh | None) -> jax.Array:
-    if mesh is not None:
-        rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-        x = jax.lax.with_sharding_constraint(x, rows)
+    x = constrain(x, mesh)
     return guide(x, jnp.full(x.shape[:1], t))
 
 

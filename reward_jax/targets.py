@@ -19,9 +19,10 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from common_jax.errors import InputError
+from common_jax.parallel import constrain
 from reward_jax.data.sources import Rows
 from reward_jax.denoiser import Denoiser, Score, as_argument, score_and_x0
 from reward_jax.diffusion import Pinned, draw_noise, posterior_mean, q_sample
@@ -127,15 +128,13 @@ class _Draws(NamedTuple):
 @functools.partial(jax.jit, static_argnames="asking")
 def _draw(schedule, key, source, steps, fed, *, asking: Asking) -> _Draws | Targets:
     """Draws of each step [steps, B, ...]; targets that were given pass through."""
-    rows = asking.mesh and NamedSharding(asking.mesh, PartitionSpec(("data", "fsdp")))
 
     def one(_: None, given: Any) -> tuple[None, _Draws | Targets]:
         step, batch = given
         for_rows, for_x_t = jax.random.split(jax.random.fold_in(key, step))
         if batch is None:
             batch = source.sample(for_rows, asking.batch)
-        if rows is not None:
-            batch = jax.lax.with_sharding_constraint(batch, rows)
+        batch = constrain(batch, asking.mesh)
         if isinstance(batch, Targets):
             return None, batch
         x_0, cond = batch if isinstance(batch, tuple) else (batch, None)

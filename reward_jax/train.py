@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
+from common_jax.parallel import constrain
 from reward_jax.data.sources import Source
 from reward_jax.diffusion import Prediction, draw_noise, prediction_loss, q_sample
 from reward_jax.loop import OnStep, begin, run_loop
@@ -154,9 +155,7 @@ def train_denoiser(
 def _run(state: TrainState, source, schedule, weights, key, steps, *, setting: _Setting):
     def loss_of(params: Any, x_0: jax.Array, key: jax.Array) -> jax.Array:
         for_t, for_noise = jax.random.split(key)
-        if setting.mesh is not None:
-            rows = NamedSharding(setting.mesh, PartitionSpec(("data", "fsdp")))
-            x_0 = jax.lax.with_sharding_constraint(x_0, rows)
+        x_0 = constrain(x_0, setting.mesh)
         t = jax.random.randint(for_t, x_0.shape[:1], 0, schedule.steps)
         noise = draw_noise(for_noise, x_0.shape, x_0.dtype)
         pinned = setting.pin(x_0) if setting.pin else None

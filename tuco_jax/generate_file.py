@@ -110,7 +110,7 @@ def generate_file(
         raise InputError("give --prompt TEXT or --prompts FILE, one of the two")
     if prompt is not None and not prompt.strip():
         raise InputError("--prompt is empty: give a text")
-    if prompt is not None and not prompt.isprintable():
+    if prompt is not None:
         try:
             prompt.encode()
         except UnicodeEncodeError as error:

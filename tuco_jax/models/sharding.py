@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from common_jax.parallel import AXES
+from common_jax.parallel import AXES, batch_sharding, constrain
 
 __all__ = [
     "batch_sharding",
@@ -29,8 +29,6 @@ __all__ = [
     "put_rows",
     "shardings",
 ]
-
-_BATCH = ("data", "fsdp")
 
 # (end of a parameter's path, axes of the mesh for its last dimensions); the first match counts.
 _RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
@@ -81,17 +79,9 @@ def place(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, shardings(tree, mesh))
 
 
-def batch_sharding(mesh: Mesh, rows: int | None = None) -> NamedSharding:
-    """Rows [B, ...] cut over data and fsdp; over fewer axes where `rows` does not divide."""
-    axes = _BATCH
-    while rows is not None and rows % math.prod(mesh.shape[axis] for axis in axes):
-        axes = axes[:-1]
-    return NamedSharding(mesh, PartitionSpec(axes or None))
-
-
 def batch_width(mesh: Mesh | None) -> int:
     """How many parts a batch is cut into: a size that it divides leaves no device idle."""
-    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in _BATCH)
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in AXES[:2])
 
 
 def put_rows(rows: Any, mesh: Mesh | None) -> Any:
@@ -109,16 +99,3 @@ def mesh_of(tree: Any) -> Mesh | None:
             if where.mesh.size > 1 and where.mesh.axis_names == AXES:
                 return where.mesh
     return None
-
-
-def constrain(tree: Any, mesh: Mesh | None) -> Any:
-    """Hold a stream [B, T, D], or a tree of them, to its rows: weights move, activations stay.
-
-    Left to itself, the compiler may keep the stream cut over D as the weights are, and sum
-    activations over devices after each product. Without a mesh, the tree as it is.
-    """
-    if mesh is None:
-        return tree
-    return jax.tree.map(
-        lambda x: jax.lax.with_sharding_constraint(x, batch_sharding(mesh, x.shape[0])), tree
-    )
