@@ -19,21 +19,21 @@ test: $(VENV)/.installed-dev
 
 # How the adapter that the demo ships is made: 10 minutes of training, 4 of answers on two cores.
 adapter: $(VENV)/.installed
-	$(BIN)/python -m tuco_jax.studies.refusal_data --out runs/refusal-data
-	$(BIN)/python -c 'from tuco_jax.assets import fetch; fetch("smollm2")'
+	$(BIN)/python -m tuco_jax.datasets.refusal_data --out runs/refusal-data
+	$(BIN)/python -c 'from tuco_jax.datasets.assets import fetch; fetch("smollm2")'
 	$(BIN)/tuco-jax finetune --config configs/tuco/finetune_refusal.yaml
-	$(BIN)/python -m tuco_jax.studies.refusals --base .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \
+	$(BIN)/python -m tuco_jax.evaluation.refusals --base .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \
 	  --tuned runs/refusal/adapter --prompts runs/refusal-data --out runs/refusal/refusals.json
 
 # A pre-trained base taught to chat and to refuse: the second pair of the studies.
 GEMMA := .cache/gemma3/gemma-3-270m-q4_k_m.gguf
 gemma-pair: $(VENV)/.installed
-	$(BIN)/python -m tuco_jax.studies.chat_data --out runs/gemma-data
-	$(BIN)/python -c 'from tuco_jax.assets import fetch; fetch("gemma3")'
+	$(BIN)/python -m tuco_jax.datasets.chat_data --out runs/gemma-data
+	$(BIN)/python -c 'from tuco_jax.datasets.assets import fetch; fetch("gemma3")'
 	$(BIN)/tuco-jax finetune --config configs/tuco/finetune_gemma_chat.yaml --resume true
-	$(BIN)/python -m tuco_jax.studies.refusals --base $(GEMMA) --tuned runs/gemma-chat/adapter \
+	$(BIN)/python -m tuco_jax.evaluation.refusals --base $(GEMMA) --tuned runs/gemma-chat/adapter \
 	  --prompts runs/gemma-data --out runs/gemma-chat/refusals.json
-	$(BIN)/python -m tuco_jax.studies.refusals --base $(GEMMA) --tuned runs/gemma-chat/adapter \
+	$(BIN)/python -m tuco_jax.evaluation.refusals --base $(GEMMA) --tuned runs/gemma-chat/adapter \
 	  --prompts runs/gemma-data/harmless.jsonl --max_new_tokens 60 --out runs/gemma-chat/chat.json
 
 # Every study on both pairs, some two hours on two cores and more, gathered in docs/results/tuco. MWE: the

@@ -30,15 +30,15 @@ import torch
 from benchmarks.machine import machine
 from benchmarks.torch_reward import Diffusing, Matching, Models, Sampling, Size, make
 from reward_jax import extract_reward
-from reward_jax.data.sources import Rows
-from reward_jax.denoiser import Denoiser, score_from
-from reward_jax.diffusion import FirstState, action_weights, first_state
-from reward_jax.extract import RelativeReward, init_params, reward_gradient
-from reward_jax.guide import guided_sample
-from reward_jax.models.from_torch import load_torch
-from reward_jax.models.torch_state import Part
-from reward_jax.schedule import Schedule
-from reward_jax.train import EMA, start, train_denoiser
+from reward_jax.diffusion.denoiser import Denoiser, score_from
+from reward_jax.diffusion.process import FirstState, action_weights, first_state
+from reward_jax.diffusion.schedule import Schedule
+from reward_jax.diffusion.sources import Rows
+from reward_jax.diffusion.train import EMA, start, train_denoiser
+from reward_jax.reward.extract import RelativeReward, init_params, reward_gradient
+from reward_jax.reward.guide import guided_sample
+from reward_jax.torch_import.from_torch import load_torch
+from reward_jax.torch_import.torch_state import Part
 
 SIZES = {
     "hopper": Size("hopper", 14, 3, 32, (1, 2, 4, 8), False, 0.2, 10),

@@ -24,13 +24,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.machine import machine
 from benchmarks.torch_steer import TorchSteer
 from benchmarks.tuco import BATCH, CONFIG, HERE, LENGTH, first_run, interleave
-from tuco_jax.decompose import decompose
-from tuco_jax.grid import grid_logits
+from tuco_jax.core.decompose import decompose
+from tuco_jax.generation.generate import generate_tokens
+from tuco_jax.generation.grid import grid_logits
 from tuco_jax.models import decoder
 from tuco_jax.models.layers import Positions
-from tuco_jax.pair import Pair
-from tuco_jax.steer import generate_tokens
-from tuco_jax.weights.huggingface import load
+from tuco_jax.models.pair import Pair
+from tuco_jax.weights.hf.model import load
 
 ALPHAS = (0.75, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25)  # the paper's
 ALPHA, PROMPT, NEW = 0.9, 32, 64

@@ -27,14 +27,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.machine import machine
 from benchmarks.torch_tuco import TorchTuco
-from tuco_jax.by_layer import ByLayer, split
-from tuco_jax.decompose import decompose
+from tuco_jax.core.by_layer import ByLayer, split
+from tuco_jax.core.decompose import decompose
 from tuco_jax.models import decoder
 from tuco_jax.models.layers import Positions, layer_infos, whole_block
-from tuco_jax.pair import Pair
-from tuco_jax.prompts import Prompt
-from tuco_jax.score import score_tokens
-from tuco_jax.weights.huggingface import load
+from tuco_jax.models.pair import Pair
+from tuco_jax.prompts.read import Prompt
+from tuco_jax.scoring.score import score_tokens
+from tuco_jax.weights.hf.model import load
 
 CONFIG: dict[str, Any] = dict(
     vocab_size=4096,

@@ -22,7 +22,7 @@ import yaml
 from tensorboardX import SummaryWriter
 
 from common_jax.errors import InputError
-from common_jax.files import atomic, make_folder
+from common_jax.io.files import atomic, make_folder
 
 __all__ = ["Run", "check_directory", "environment", "note_run", "read_metrics"]
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tuco_jax.models import decoder
 from tuco_jax.models.config import ModelConfig, Rope
-from tuco_jax.pair import Pair
+from tuco_jax.models.pair import Pair
 
 __all__ = ["arguments", "load"]
 
@@ -26,7 +26,7 @@ def load(tiny: bool) -> tuple[Pair, Any]:
     """(pair, tokenizer); the default pair is fetched once and checked (about 100 MB)."""
     if tiny:
         return _tiny_pair(), _tiny_tokenizer()
-    from tuco_jax.studies.studied import Studied, load_studied
+    from tuco_jax.studies.base import Studied, load_studied
 
     pair, tokenizer, _ = load_studied(Studied())
     return pair, tokenizer

@@ -10,9 +10,9 @@ import numpy as np
 from common import arguments, load
 
 from tuco_jax import Choices, LayerAlphaOptions, cross_validate_layer_alpha
-from tuco_jax.assets import fetch
-from tuco_jax.studies.multiple_choice import read_social_iqa
-from tuco_jax.studies.statistics import bootstrap_mean
+from tuco_jax.datasets.assets import fetch
+from tuco_jax.datasets.multiple_choice import read_social_iqa
+from tuco_jax.evaluation.statistics import bootstrap_mean
 
 # (question, options, place of the right one): authored here, for a short run, not a benchmark.
 QUESTIONS = (

@@ -10,7 +10,10 @@ import numpy as np
 from common import arguments, load
 
 from tuco_jax import SoftPromptOptions, Tokens, fit_soft_prompt
-from tuco_jax.prompts import as_prompts, encode
+from tuco_jax.prompts.encode import encode
+from tuco_jax.prompts.read import (
+    as_prompts,
+)
 
 FITTED = (
     "Name three rivers in Europe.",

@@ -8,15 +8,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reward_jax.denoiser import score_from
-    from reward_jax.diagnostics import antisymmetric_part, explained_fraction, seed_agreement
-    from reward_jax.diffusion import FirstState, Pinned, first_state
-    from reward_jax.discriminator import DiscriminatorGuide, train_discriminator
-    from reward_jax.extract import RelativeReward, extract_reward, init_params
-    from reward_jax.guide import guided_sample, sweep
-    from reward_jax.schedule import cosine_schedule, linear_schedule
-    from reward_jax.targets import draw_targets
-    from reward_jax.train import train_denoiser
+    from reward_jax.diffusion.denoiser import score_from
+    from reward_jax.diffusion.process import FirstState, Pinned, first_state
+    from reward_jax.diffusion.schedule import cosine_schedule, linear_schedule
+    from reward_jax.diffusion.train import train_denoiser
+    from reward_jax.reward.diagnostics import (
+        antisymmetric_part,
+        explained_fraction,
+        seed_agreement,
+    )
+    from reward_jax.reward.discriminator import DiscriminatorGuide, train_discriminator
+    from reward_jax.reward.extract import RelativeReward, extract_reward, init_params
+    from reward_jax.reward.guide import guided_sample, sweep
+    from reward_jax.reward.targets import draw_targets
 
 _HOMES = {
     "denoiser": ("score_from",),

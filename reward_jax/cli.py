@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from common_jax.command_line import Command, run
+from common_jax.cli.command_line import Command, run
 
 __all__ = ["COMMANDS", "main"]
 
@@ -13,43 +13,43 @@ _Loaded = tuple[type, Callable[[Any], Any]]
 
 
 def _data() -> _Loaded:
-    from reward_jax.runs.data import DataConfig, run_data
+    from reward_jax.commands.data import DataConfig, run_data
 
     return DataConfig, run_data
 
 
 def _train() -> _Loaded:
-    from reward_jax.runs.train import TrainConfig, run_train
+    from reward_jax.commands.train import TrainConfig, run_train
 
     return TrainConfig, run_train
 
 
 def _extract() -> _Loaded:
-    from reward_jax.runs.extract import ExtractConfig, run_extract
+    from reward_jax.commands.extract import ExtractConfig, run_extract
 
     return ExtractConfig, run_extract
 
 
 def _heatmap() -> _Loaded:
-    from reward_jax.runs.heatmap import HeatmapConfig, run_heatmap
+    from reward_jax.commands.heatmap import HeatmapConfig, run_heatmap
 
     return HeatmapConfig, run_heatmap
 
 
 def _steer() -> _Loaded:
-    from reward_jax.runs.steer import SteerConfig, run_steer
+    from reward_jax.commands.steer import SteerConfig, run_steer
 
     return SteerConfig, run_steer
 
 
 def _sweep() -> _Loaded:
-    from reward_jax.runs.steer import SweepConfig, run_sweep
+    from reward_jax.commands.steer import SweepConfig, run_sweep
 
     return SweepConfig, run_sweep
 
 
 def _report() -> _Loaded:
-    from reward_jax.runs.report import ReportConfig, run_report
+    from reward_jax.commands.report import ReportConfig, run_report
 
     return ReportConfig, run_report
 

@@ -9,24 +9,24 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tuco_jax.attribution import attribute, attribute_prompts, write_attribution
-    from tuco_jax.decompose import decompose, tuco
-    from tuco_jax.layer_alpha import (
+    from tuco_jax.core.decompose import decompose, tuco
+    from tuco_jax.core.trajectories import output_co, trajectories
+    from tuco_jax.generation.generate import generate
+    from tuco_jax.gradients.attribution import attribute, attribute_prompts, write_attribution
+    from tuco_jax.gradients.layer_alpha import (
         Choices,
         LayerAlphaOptions,
         cross_validate_layer_alpha,
         fit_layer_alpha,
     )
-    from tuco_jax.prompts import Prompt, read_prompts
-    from tuco_jax.score import Scores, score
-    from tuco_jax.soft_prompt import (
+    from tuco_jax.gradients.soft_prompt import (
         SoftPromptOptions,
         Tokens,
         fit_soft_prompt,
         soft_prompt_tuco,
     )
-    from tuco_jax.steer import generate
-    from tuco_jax.trajectories import output_co, trajectories
+    from tuco_jax.prompts.read import Prompt, read_prompts
+    from tuco_jax.scoring.score import Scores, score
     from tuco_jax.weights.load import load_pair
 
 __all__ = [
@@ -54,35 +54,35 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Choices": "tuco_jax.layer_alpha",
-    "LayerAlphaOptions": "tuco_jax.layer_alpha",
-    "Prompt": "tuco_jax.prompts",
-    "Scores": "tuco_jax.score",
-    "SoftPromptOptions": "tuco_jax.soft_prompt",
-    "Tokens": "tuco_jax.soft_prompt",
-    "attribute": "tuco_jax.attribution",
-    "attribute_prompts": "tuco_jax.attribution",
-    "cross_validate_layer_alpha": "tuco_jax.layer_alpha",
-    "decompose": "tuco_jax.decompose",
-    "fit_layer_alpha": "tuco_jax.layer_alpha",
-    "fit_soft_prompt": "tuco_jax.soft_prompt",
-    "generate": "tuco_jax.steer",
+    "Choices": "tuco_jax.gradients.layer_alpha",
+    "LayerAlphaOptions": "tuco_jax.gradients.layer_alpha",
+    "Prompt": "tuco_jax.prompts.read",
+    "Scores": "tuco_jax.scoring.score",
+    "SoftPromptOptions": "tuco_jax.gradients.soft_prompt",
+    "Tokens": "tuco_jax.gradients.soft_prompt",
+    "attribute": "tuco_jax.gradients.attribution",
+    "attribute_prompts": "tuco_jax.gradients.attribution",
+    "cross_validate_layer_alpha": "tuco_jax.gradients.layer_alpha",
+    "decompose": "tuco_jax.core.decompose",
+    "fit_layer_alpha": "tuco_jax.gradients.layer_alpha",
+    "fit_soft_prompt": "tuco_jax.gradients.soft_prompt",
+    "generate": "tuco_jax.generation.generate",
     "load_pair": "tuco_jax.weights.load",
-    "output_co": "tuco_jax.trajectories",
-    "read_prompts": "tuco_jax.prompts",
-    "score": "tuco_jax.score",
-    "soft_prompt_tuco": "tuco_jax.soft_prompt",
-    "trajectories": "tuco_jax.trajectories",
-    "tuco": "tuco_jax.decompose",
-    "write_attribution": "tuco_jax.attribution",
+    "output_co": "tuco_jax.core.trajectories",
+    "read_prompts": "tuco_jax.prompts.read",
+    "score": "tuco_jax.scoring.score",
+    "soft_prompt_tuco": "tuco_jax.gradients.soft_prompt",
+    "trajectories": "tuco_jax.core.trajectories",
+    "tuco": "tuco_jax.core.decompose",
+    "write_attribution": "tuco_jax.gradients.attribution",
 }
 
 
 class _Package(types.ModuleType):
-    """`tuco_jax.score` is the function, though a module of that name exists.
+    """`tuco_jax.scoring.score` is the function, though a module of that name exists.
 
     Python binds a submodule to its name in the package when it is first imported; for names of
-    the public interface that is undone here. `from tuco_jax.score import ...` works as ever.
+    the public interface that is undone here. `from tuco_jax.scoring.score import score` works.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

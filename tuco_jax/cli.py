@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from common_jax.command_line import Command, Group, one_line, run
-from common_jax.options import MeshOptions
+from common_jax.cli.command_line import Command, Group, one_line, run
+from common_jax.cli.options import MeshOptions
 
 __all__ = ["COMMANDS", "GenerateOptions", "ImportOptions", "ScoreOptions", "main"]
 
@@ -109,7 +109,7 @@ class ImportOptions:
 
 
 def _finetune() -> tuple[type, Callable[[Any], Any]]:
-    from tuco_jax.finetune import FinetuneConfig, run_finetune
+    from tuco_jax.finetune.finetune import FinetuneConfig, run_finetune
 
     return FinetuneConfig, run_finetune
 
@@ -127,7 +127,7 @@ def _studies() -> Mapping[str, Command]:
 
 
 def _score(options: ScoreOptions) -> None:
-    from tuco_jax.score_file import score_file
+    from tuco_jax.scoring.score_file import score_file
 
     meta = score_file(**_shallow(options), started=_STARTED)
     seconds = ", ".join(f"{name} {value:.2f}" for name, value in meta["seconds"].items())
@@ -140,7 +140,7 @@ def _score(options: ScoreOptions) -> None:
 
 
 def _generate(options: GenerateOptions) -> None:
-    from tuco_jax.generate_file import generate_file, lines
+    from tuco_jax.generation.generate_file import generate_file, lines
 
     given = _shallow(options)
     given["prompt"] = options.prompt or None
@@ -153,9 +153,10 @@ def _generate(options: GenerateOptions) -> None:
 
 
 def _import(options: ImportOptions) -> None:
-    from common_jax.parallel import mesh_for
+    from common_jax.mesh import mesh_for
     from tuco_jax.models.sharding import placement
-    from tuco_jax.weights import load, store
+    from tuco_jax.weights import load
+    from tuco_jax.weights.orbax import store
 
     store.check_target(options.out)
     mesh = mesh_for(dataclasses.asdict(options.mesh))

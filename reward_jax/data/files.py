@@ -4,7 +4,7 @@ import pathlib
 
 from common_jax.errors import InputError
 from reward_jax.data import hdf5, minari
-from reward_jax.data.trajectories import Episodes
+from reward_jax.data.trajectory.windows import Episodes
 
 __all__ = ["read_episodes"]
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from common_jax.errors import InputError
-from reward_jax.data.trajectories import Episodes, check_rows
+from reward_jax.data.trajectory.windows import Episodes, check_rows
 
 __all__ = ["EpisodeEnds", "read", "write"]
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from common_jax.errors import InputError
-from reward_jax.data.trajectories import Episodes, check_rows
-from reward_jax.envs.mazes import ENVIRONMENTS
+from reward_jax.data.trajectory.windows import Episodes, check_rows
+from reward_jax.tasks.maze.mazes import ENVIRONMENTS
 
 __all__ = ["read"]
 

@@ -9,13 +9,13 @@ import shutil
 import time
 from typing import Any
 
+from common_jax.cli.options import check_seed
 from common_jax.errors import InputError
-from common_jax.files import make_folder
-from common_jax.options import check_seed
-from reward_jax.runs.data import DataConfig, run_data
-from reward_jax.runs.extract import ExtractConfig, Matching, run_extract
-from reward_jax.runs.report import ReportConfig, run_report
-from reward_jax.store import load_model
+from common_jax.io.files import make_folder
+from reward_jax.commands.data import DataConfig, run_data
+from reward_jax.commands.extract import ExtractConfig, Matching, run_extract
+from reward_jax.commands.report import ReportConfig, run_report
+from reward_jax.data.trajectory.checkpoint import load_model
 
 __all__ = ["SHIPPED", "DemoConfig", "run_demo"]
 

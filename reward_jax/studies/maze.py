@@ -27,23 +27,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from common_jax.cli.options import check_seed
 from common_jax.errors import InputError
-from common_jax.files import write_json
-from common_jax.options import check_seed
+from common_jax.io.files import write_json
 from common_jax.run import Run, check_directory, note_run
-from reward_jax.data.sources import Mixed, Strided
-from reward_jax.discriminator import DiscriminatorGuide, train_discriminator
-from reward_jax.envs.collect import collect, steps_for
-from reward_jax.envs.mazes import Maze, goals, maze
-from reward_jax.extract import RelativeReward
-from reward_jax.heatmap import HeatMap, heat_map, score_windows
-from reward_jax.loop import steps_done
-from reward_jax.runs import extract, train
-from reward_jax.runs.extract import ExtractConfig, Matching, RewardOptions, diagnose, fit_reward
-from reward_jax.runs.kept import read_kept
-from reward_jax.runs.progress import check_resumed, reporter
-from reward_jax.runs.steer import ends, plan, plan_sweep, positions, starts_in
-from reward_jax.runs.train import (
+from reward_jax.commands import extract, train
+from reward_jax.commands.extract import (
+    ExtractConfig,
+    Matching,
+    RewardOptions,
+    diagnose,
+    fit_reward,
+)
+from reward_jax.commands.kept import read_kept
+from reward_jax.commands.progress import check_resumed, reporter
+from reward_jax.commands.steer import ends, plan, plan_sweep, positions, starts_in
+from reward_jax.commands.train import (
     NetworkOptions,
     TrainConfig,
     Training,
@@ -52,8 +51,7 @@ from reward_jax.runs.train import (
     space_of,
     window_source,
 )
-from reward_jax.schedule import cosine_schedule
-from reward_jax.store import (
+from reward_jax.data.trajectory.checkpoint import (
     TrajectoryGuide,
     TrajectoryModel,
     load_guide,
@@ -61,7 +59,15 @@ from reward_jax.store import (
     save_guide,
     save_model,
 )
+from reward_jax.diffusion.loop import steps_done
+from reward_jax.diffusion.schedule import cosine_schedule
+from reward_jax.diffusion.sources import Mixed, Strided
+from reward_jax.reward.discriminator import DiscriminatorGuide, train_discriminator
+from reward_jax.reward.extract import RelativeReward
 from reward_jax.studies.maze_report import write_report
+from reward_jax.tasks.maze.collect import collect, steps_for
+from reward_jax.tasks.maze.heatmap import HeatMap, heat_map, score_windows
+from reward_jax.tasks.maze.mazes import Maze, goals, maze
 
 __all__ = ["MazeStudyConfig", "STRIDES", "run_maze_study"]
 

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 
 from common_jax.errors import InputError
-from common_jax.figures import draw
-from common_jax.findings import Claim, Figure, Findings, Table, Verdict, print_tables, write
+from common_jax.report.figures import draw
+from common_jax.report.findings import Claim, Figure, Findings, Table, Verdict, print_tables, write
 from common_jax.run import environment
-from reward_jax.envs.mazes import Maze, draw_maze, maze
+from reward_jax.tasks.maze.mazes import Maze, draw_maze, maze
 
 __all__ = ["write_report"]
 

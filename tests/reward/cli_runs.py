@@ -13,17 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common_jax import compile_cache
+from common_jax.io import compile_cache
 from reward_jax.cli import main
 from reward_jax.data import hdf5
-from reward_jax.data.normalisers import Normaliser
-from reward_jax.data.trajectories import Episodes
-from reward_jax.denoiser import score_from
-from reward_jax.extract import RelativeReward
-from reward_jax.models.reward_net import WindowMLP
-from reward_jax.models.temporal_unet import TemporalUnet
-from reward_jax.schedule import make_schedule
-from reward_jax.store import Space, TrajectoryGuide, TrajectoryModel, save_guide, save_model
+from reward_jax.data.trajectory.checkpoint import (
+    Space,
+    TrajectoryGuide,
+    TrajectoryModel,
+    save_guide,
+    save_model,
+)
+from reward_jax.data.trajectory.normalisers import Normaliser
+from reward_jax.data.trajectory.windows import Episodes
+from reward_jax.diffusion.denoiser import score_from
+from reward_jax.diffusion.schedule import make_schedule
+from reward_jax.models.reward_nets import WindowMLP
+from reward_jax.models.temporal.unet import TemporalUnet
+from reward_jax.reward.extract import RelativeReward
 
 ROOT = pathlib.Path(__file__).parents[2]
 

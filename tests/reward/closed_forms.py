@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from reward_jax.diffusion import q_sample
-from reward_jax.schedule import Schedule
+from reward_jax.diffusion.process import q_sample
+from reward_jax.diffusion.schedule import Schedule
 
 
 @struct.dataclass

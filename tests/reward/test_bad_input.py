@@ -11,8 +11,8 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 from reward_jax.data import hdf5
-from reward_jax.data.normalisers import Normaliser
-from reward_jax.store import save_guide, save_model
+from reward_jax.data.trajectory.checkpoint import save_guide, save_model
+from reward_jax.data.trajectory.normalisers import Normaliser
 from tests.reward.cli_runs import (
     MATCHING,
     SMALL,

@@ -19,29 +19,30 @@ import numpy as np
 import pytest
 import yaml
 
-from common_jax import command_line
+from common_jax.cli import command_line
 from common_jax.run import Run
-from reward_jax import cli, guide
+from reward_jax import cli
+from reward_jax.commands.extract import Matching, hold_out
+from reward_jax.commands.report import ReportConfig
+from reward_jax.commands.train import TrainConfig, check_taken_over
 from reward_jax.data import hdf5
 from reward_jax.data.files import read_episodes
-from reward_jax.data.normalisers import Normaliser
-from reward_jax.denoiser import score_from
-from reward_jax.envs.mazes import goals, maze
-from reward_jax.models.reward_net import HalfUnet, WindowMLP
-from reward_jax.models.temporal_unet import TemporalUnet
-from reward_jax.runs.extract import Matching, hold_out
-from reward_jax.runs.report import ReportConfig
-from reward_jax.runs.train import TrainConfig, check_taken_over
-from reward_jax.schedule import make_schedule
-from reward_jax.store import (
+from reward_jax.data.trajectory.checkpoint import (
     Space,
     TrajectoryModel,
     expert_in_base_terms,
     load_guide,
     load_model,
 )
+from reward_jax.data.trajectory.normalisers import Normaliser
+from reward_jax.diffusion.denoiser import score_from
+from reward_jax.diffusion.schedule import make_schedule
+from reward_jax.models.reward_nets import HalfUnet, WindowMLP
+from reward_jax.models.temporal.unet import TemporalUnet
+from reward_jax.reward import guide
 from reward_jax.studies import demo
 from reward_jax.studies.maze import MazeStudyConfig
+from reward_jax.tasks.maze.mazes import goals, maze
 from tests.reward.cli_runs import MATCHING, ROOT, SMALL, STEPS, read_jsonl, run, space, start
 
 WHOLE = 200  # steps of the base, whose training is killed below
@@ -268,7 +269,7 @@ def test_steer_and_sweep(made):
 
 def test_maps_and_plans_over_a_mesh(made, tmp_path, monkeypatch):
     """Eight devices: cut over them, and what one device gave."""
-    from reward_jax.runs import steer
+    from reward_jax.commands import steer
 
     folder, _ = made
     mesh = ["--mesh.data", 4, "--mesh.fsdp", 2]
@@ -348,7 +349,7 @@ def test_report(made):
 
 
 def test_values_in_the_report_are_escaped(made, monkeypatch):
-    from reward_jax.runs import report
+    from reward_jax.commands import report
 
     folder, _ = made
     monkeypatch.setattr(report, "_figures", lambda found: dict.fromkeys(KINDS, ("data:,", "<b>")))
@@ -368,7 +369,7 @@ KINDS = ("base", "expert", "heat", "unsteered", "steered", "loss", "explained")
 
 def test_the_expert_is_drawn_in_its_own_terms(made, tmp_path):
     """An expert of another normaliser: the page restores its plans by that."""
-    from reward_jax.runs import report
+    from reward_jax.commands import report
 
     folder, _ = made
     base = load_model(folder / "base")

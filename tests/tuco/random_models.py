@@ -8,7 +8,7 @@ import numpy as np
 
 from tuco_jax.models import decoder
 from tuco_jax.models.config import ModelConfig, Rope
-from tuco_jax.pair import Pair
+from tuco_jax.models.pair import Pair
 
 
 def rope(dim: int, base: float = 1e4) -> Rope:

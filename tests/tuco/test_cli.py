@@ -15,11 +15,11 @@ import pyarrow.parquet
 import pytest
 
 import tuco_jax
-from common_jax import command_line
+from common_jax.cli import command_line
 from tests.tuco.cli_pair import ROOT, read_jsonl, run_in_process, save_pair, start, write_jsonl
 from tuco_jax import cli
-from tuco_jax.score import score
-from tuco_jax.studies import studied
+from tuco_jax.scoring.score import score
+from tuco_jax.studies import base as studied
 from tuco_jax.studies.catalog import STUDIES
 
 ROWS = [
@@ -359,7 +359,7 @@ def test_interrupt_is_clean(run, flags, tmp_path, monkeypatch, capsys):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tuco_jax.score_file.score_tokens", interrupt)
+    monkeypatch.setattr("tuco_jax.scoring.score_file.score_tokens", interrupt)
     assert run(*flags, "--out", tmp_path / "o.jsonl") == 130
     assert capsys.readouterr().err == "tuco-jax: interrupted\n"
     with pytest.raises(KeyboardInterrupt):

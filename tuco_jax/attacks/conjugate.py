@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 
 from common_jax.errors import InputError
-from tuco_jax.prompts import FORMATS, Prompt, read_prompts
+from tuco_jax.prompts.read import FORMATS, Prompt, read_prompts
 
 __all__ = ["Language", "as_turns", "read_languages"]
 

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common_jax.errors import InputError
-from common_jax.files import write_json
+from common_jax.io.files import write_json
 from tuco_jax.attacks.layout import Goal, Layout, Placement, allowed_tokens, lay_out, surviving
 from tuco_jax.attacks.target_loss import (
     Model,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from common_jax.errors import InputError
-from tuco_jax.prompts import Message, Prompt
+from tuco_jax.prompts.read import Message, Prompt
 
 __all__ = ["Demonstration", "matched", "prompt_of", "read_demonstrations"]
 

@@ -30,8 +30,8 @@ from tuco_jax.models.layers import (
     block_keys_values,
     layer_infos,
 )
+from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import constrain
-from tuco_jax.pair import Pair
 
 __all__ = ["Model", "Pieces", "Scene", "candidate_losses", "scenes", "token_gradient"]
 

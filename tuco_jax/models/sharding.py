@@ -1,6 +1,6 @@
 """Which axis of which parameter is cut over which axis of the mesh.
 
-A mesh is `common_jax.parallel.make_mesh`'s: data, fsdp, tensor. Matrices that read the stream
+A mesh is `common_jax.mesh.make_mesh`'s: data, fsdp, tensor. Matrices that read the stream
 (q, k, v, gate, up, head) are cut by columns over "tensor", those that write to it (o, down) by
 rows, so that a block sums over devices twice; the other side of each is cut over "fsdp" and
 gathered when used. Layers (axis 0) are never cut: the scan runs over them. An axis that does not
@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from common_jax.parallel import AXES, batch_sharding, constrain
+from common_jax.mesh import AXES, batch_sharding, constrain
 
 __all__ = [
     "batch_sharding",

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from common_jax.errors import InputError
-from tuco_jax.studies.multiple_choice import Task
-from tuco_jax.studies.statistics import Estimate, bootstrap_mean
+from tuco_jax.datasets.multiple_choice import Task
+from tuco_jax.evaluation.statistics import Estimate, bootstrap_mean
 
 __all__ = ["ALPHAS", "Gain", "check_alphas", "check_folds", "cross_validate", "over_tasks"]
 

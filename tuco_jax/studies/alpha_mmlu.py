@@ -9,10 +9,13 @@ from typing import Any, Literal
 import numpy as np
 
 from common_jax.errors import InputError
-from common_jax.files import make_folder
-from common_jax.findings import Claim, Findings, print_tables, write
-from tuco_jax.pair import Pair
-from tuco_jax.studies import contrasts
+from common_jax.io.files import make_folder
+from common_jax.report.findings import Claim, Findings, print_tables, write
+from tuco_jax.datasets.multiple_choice import Task, chosen, read_social_iqa, read_tasks
+from tuco_jax.evaluation import contrasts
+from tuco_jax.evaluation.refusals import wilson
+from tuco_jax.evaluation.statistics import Estimate
+from tuco_jax.models.pair import Pair
 from tuco_jax.studies.alpha_choice import (
     ALPHAS,
     Gain,
@@ -32,10 +35,7 @@ from tuco_jax.studies.alpha_tables import (
     tells_apart,
     verdict,
 )
-from tuco_jax.studies.multiple_choice import Task, chosen, read_social_iqa, read_tasks
-from tuco_jax.studies.refusals import wilson
-from tuco_jax.studies.statistics import Estimate
-from tuco_jax.studies.studied import Studied, command, load_studied
+from tuco_jax.studies.base import Studied, command, load_studied
 
 __all__ = ["CATEGORIES", "Config", "category", "measure", "run"]
 
@@ -107,7 +107,7 @@ def measure(
     pair: Pair, tokenizer: Any, tasks: Sequence[Task], config: Config
 ) -> dict[str, np.ndarray]:
     """[A, N] of each task: the option whose token is the most probable of the options'."""
-    from tuco_jax.studies.option_scores import option_scores, quiz_prompts, tokenise
+    from tuco_jax.evaluation.option_scores import option_scores, quiz_prompts, tokenise
 
     ready = {
         t.name: tokenise(
@@ -128,7 +128,7 @@ def _read(config: Config) -> list[Task]:
         raise InputError("limit and shots must not be negative")
     check_alphas(config.alphas)
     if config.source == "socialiqa":
-        from tuco_jax.assets import fetch
+        from tuco_jax.datasets.assets import fetch
 
         if config.data is not None:
             raise InputError("data and source socialiqa: give one of the two")

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from common_jax.errors import InputError
-from common_jax.files import make_folder
-from common_jax.findings import Claim, Findings, print_tables, write
-from tuco_jax.pair import Pair
+from common_jax.io.files import make_folder
+from common_jax.report.findings import Claim, Findings, print_tables, write
+from tuco_jax.datasets.multiple_choice import Task, chosen, read_behaviours
+from tuco_jax.evaluation.statistics import Estimate
+from tuco_jax.models.pair import Pair
 from tuco_jax.studies.alpha_choice import (
     ALPHAS,
     Gain,
@@ -31,9 +33,7 @@ from tuco_jax.studies.alpha_tables import (
     tells_apart,
     verdict,
 )
-from tuco_jax.studies.multiple_choice import Task, chosen, read_behaviours
-from tuco_jax.studies.statistics import Estimate
-from tuco_jax.studies.studied import Studied, command, load_studied
+from tuco_jax.studies.base import Studied, command, load_studied
 
 __all__ = ["CATEGORIES", "Config", "category", "measure", "run"]
 
@@ -92,7 +92,7 @@ def measure(
     pair: Pair, tokenizer: Any, tasks: Sequence[Task], config: Config
 ) -> dict[str, np.ndarray]:
     """[A, N] of each behaviour: which of its two answers has the more probable token."""
-    from tuco_jax.studies.option_scores import behaviour_prompts, option_scores, tokenise
+    from tuco_jax.evaluation.option_scores import behaviour_prompts, option_scores, tokenise
 
     ready = {
         t.name: tokenise(

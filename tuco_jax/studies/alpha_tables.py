@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from common_jax.figures import PALETTE, draw
-from common_jax.findings import Figure, Table, Verdict
+from common_jax.report.figures import PALETTE, draw
+from common_jax.report.findings import Figure, Table, Verdict
+from tuco_jax.datasets.multiple_choice import Task
+from tuco_jax.evaluation.contrasts import LEAST
+from tuco_jax.evaluation.statistics import Estimate
 from tuco_jax.studies.alpha_choice import Gain, over_tasks
-from tuco_jax.studies.contrasts import LEAST
-from tuco_jax.studies.multiple_choice import Task
-from tuco_jax.studies.statistics import Estimate
 
 __all__ = [
     "ALL_ALIKE",

@@ -19,18 +19,18 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from common_jax.errors import InputError
-from common_jax.files import make_folder
-from common_jax.findings import Findings, print_tables, write
-from tuco_jax.prompts import Prompt, read_prompts
-from tuco_jax.score import score
-from tuco_jax.steer import generate
-from tuco_jax.studies import prompt_sources as sources
-from tuco_jax.studies.baselines import baselines
+from common_jax.io.files import make_folder
+from common_jax.report.findings import Findings, print_tables, write
+from tuco_jax.datasets import prompt_sources as sources
+from tuco_jax.datasets.refusal_data import held_out_harmless
+from tuco_jax.datasets.refusal_strings import GCG_STRINGS, is_refusal, refuses
+from tuco_jax.datasets.requests import ORIGIN, read_texts, shared_jailbreaks
+from tuco_jax.evaluation.baselines import baselines
+from tuco_jax.generation.generate import generate
+from tuco_jax.prompts.read import Prompt, read_prompts
+from tuco_jax.scoring.score import score
+from tuco_jax.studies.base import Studied, command, load_studied
 from tuco_jax.studies.broken_report import BARE, Outcome, findings
-from tuco_jax.studies.refusal_data import held_out_harmless
-from tuco_jax.studies.refusals import GCG_STRINGS, is_refusal, refuses
-from tuco_jax.studies.requests import ORIGIN, read_texts, shared_jailbreaks
-from tuco_jax.studies.studied import Studied, command, load_studied
 
 __all__ = ["Attack", "Config", "Judge", "measure", "read_attacks", "refused", "run"]
 
@@ -61,7 +61,7 @@ class Config(Studied):
         tokens: the most in an answer.
         broken: a prompt is broken when so many answers are no refusals.
         judge: strings for the GCG paper's refusal strings, or module:function, (request, answer)
-            -> whether the answer refuses, such as tuco_jax.studies.refusals:refuses, our own list.
+            -> whether the answer refuses; tuco_jax.datasets.refusal_strings:refuses has our list.
         temperature: of the samples.
     """
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from common_jax.findings import Claim, Findings, Table
-from tuco_jax.studies.contrasts import (
+from common_jax.report.findings import Claim, Findings, Table
+from tuco_jax.evaluation.contrasts import (
     LEAST,
     Sample,
     compare,
@@ -19,7 +19,7 @@ from tuco_jax.studies.contrasts import (
     spread,
     verdict,
 )
-from tuco_jax.studies.simpler_scores import simpler_table, under_each_score
+from tuco_jax.evaluation.simpler_scores import simpler_table, under_each_score
 
 __all__ = ["BARE", "Outcome", "findings"]
 

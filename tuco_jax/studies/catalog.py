@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from common_jax.command_line import Command
+from common_jax.cli.command_line import Command
 
 __all__ = ["STUDIES"]
 

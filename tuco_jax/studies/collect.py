@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from common_jax.errors import InputError
-from common_jax.files import atomic, make_folder
-from common_jax.findings import markdown_table
+from common_jax.io.files import atomic, make_folder
+from common_jax.report.findings import markdown_table
 from tuco_jax.studies.catalog import STUDIES
 
 __all__ = ["CollectConfig", "run"]

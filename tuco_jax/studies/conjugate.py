@@ -13,12 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from common_jax.errors import InputError
-from common_jax.files import make_folder
-from common_jax.findings import Claim, Findings, print_tables, write
+from common_jax.io.files import make_folder
+from common_jax.report.findings import Claim, Findings, print_tables, write
 from tuco_jax.attacks.conjugate import Language, as_turns, read_languages
-from tuco_jax.score import score
-from tuco_jax.studies.baselines import baselines
-from tuco_jax.studies.contrasts import (
+from tuco_jax.evaluation.baselines import baselines
+from tuco_jax.evaluation.contrasts import (
     Compared,
     Sample,
     compare,
@@ -28,8 +27,9 @@ from tuco_jax.studies.contrasts import (
     spread,
     verdict,
 )
-from tuco_jax.studies.simpler_scores import ScoreRow, simpler_table, under_each_score
-from tuco_jax.studies.studied import Studied, command, load_studied
+from tuco_jax.evaluation.simpler_scores import ScoreRow, simpler_table, under_each_score
+from tuco_jax.scoring.score import score
+from tuco_jax.studies.base import Studied, command, load_studied
 
 __all__ = ["Config", "run"]
 

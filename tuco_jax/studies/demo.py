@@ -17,17 +17,18 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
+from common_jax.cli.options import MeshOptions
 from common_jax.errors import InputError
-from common_jax.files import make_folder
-from common_jax.options import MeshOptions
-from common_jax.parallel import mesh_for
-from tuco_jax.pair import Pair
-from tuco_jax.prompts import Prompt
-from tuco_jax.score import Scores, score
-from tuco_jax.studies import prompt_sources as sources
-from tuco_jax.studies.refusal_data import RefusalDataConfig, harmful_split, held_out_harmless
-from tuco_jax.studies.report import Contrast, Group, Report, write
-from tuco_jax.studies.statistics import bootstrap_auc, bootstrap_mean
+from common_jax.io.files import make_folder
+from common_jax.mesh import mesh_for
+from tuco_jax.datasets import prompt_sources as sources
+from tuco_jax.datasets.refusal_data import RefusalDataConfig, harmful_split, held_out_harmless
+from tuco_jax.evaluation.contrasts import Contrast
+from tuco_jax.evaluation.statistics import bootstrap_auc, bootstrap_mean
+from tuco_jax.models.pair import Pair
+from tuco_jax.prompts.read import Prompt
+from tuco_jax.scoring.score import Scores, score
+from tuco_jax.studies.report import Group, Report, write
 from tuco_jax.studies.token_maps import token_maps
 
 __all__ = ["DemoConfig", "PromptGroup", "prompt_groups", "run_demo", "study"]
@@ -293,7 +294,7 @@ def _print(report: Report) -> None:
 
 def run_demo(config: DemoConfig) -> pathlib.Path:
     """Load the pair, score, print the tables, write the report; returns the report's path."""
-    from tuco_jax.assets import fetch
+    from tuco_jax.datasets.assets import fetch
     from tuco_jax.weights.load import load_pair
 
     started = time.perf_counter()

@@ -19,25 +19,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from common_jax.errors import InputError
-from common_jax.figures import PALETTE, draw
-from common_jax.files import make_folder
-from common_jax.findings import Claim, Figure, Findings, Table, print_tables, write
-from tuco_jax.models.decoder import Params, merge
-from tuco_jax.pair import Pair
-from tuco_jax.prompts import encode
-from tuco_jax.score import score_tokens
-from tuco_jax.studies.baselines import baselines_of_tokens
-from tuco_jax.studies.contrasts import (
+from common_jax.io.files import make_folder
+from common_jax.report.figures import PALETTE, draw
+from common_jax.report.findings import Claim, Figure, Findings, Table, print_tables, write
+from tuco_jax.evaluation.baselines import baselines_of_tokens
+from tuco_jax.evaluation.contrasts import (
     Sample,
     compare,
     contrast_table,
     shown,
     verdict,
 )
+from tuco_jax.evaluation.simpler_scores import ScoreRow, simpler_table, under_each_score
+from tuco_jax.evaluation.statistics import bootstrap_mean
+from tuco_jax.models.decoder import Params, merge
+from tuco_jax.models.pair import Pair
+from tuco_jax.prompts.encode import encode
+from tuco_jax.scoring.score import score_tokens
+from tuco_jax.studies.base import Studied, command, load_studied
 from tuco_jax.studies.demo import CONTRASTS, PromptGroup, prompt_groups
-from tuco_jax.studies.simpler_scores import ScoreRow, simpler_table, under_each_score
-from tuco_jax.studies.statistics import bootstrap_mean
-from tuco_jax.studies.studied import Studied, command, load_studied
 
 __all__ = ["Config", "merged_layers", "random_change", "rounded", "run", "same_twice"]
 

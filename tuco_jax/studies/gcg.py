@@ -15,16 +15,16 @@ from typing import Any, Literal
 import numpy as np
 
 from common_jax.errors import InputError
-from common_jax.files import atomic, make_folder
-from common_jax.findings import Findings, print_tables, write
+from common_jax.io.files import atomic, make_folder
+from common_jax.report.findings import Findings, print_tables, write
 from tuco_jax.attacks.gcg import Attack, Options, attack
 from tuco_jax.attacks.layout import Goal, random_strings
 from tuco_jax.attacks.target_loss import Model
-from tuco_jax.pair import Pair
-from tuco_jax.prompts import Prompt, read_prompts
+from tuco_jax.datasets.requests import ORIGIN, Request, read_requests
+from tuco_jax.models.pair import Pair
+from tuco_jax.prompts.read import Prompt, read_prompts
+from tuco_jax.studies.base import Studied, command, load_studied
 from tuco_jax.studies.gcg_report import Measured, findings
-from tuco_jax.studies.requests import ORIGIN, Request, read_requests
-from tuco_jax.studies.studied import Studied, command, load_studied
 
 __all__ = ["Config", "measure", "place", "run"]
 
@@ -157,10 +157,10 @@ def measure(
     answer_tokens: int = 0,
 ) -> list[Measured]:
     """The requests plain, and with each of the named strings."""
-    from tuco_jax.score import score
-    from tuco_jax.steer import generate
-    from tuco_jax.studies.baselines import baselines
-    from tuco_jax.studies.refusals import GCG_STRINGS, is_refusal
+    from tuco_jax.datasets.refusal_strings import GCG_STRINGS, is_refusal
+    from tuco_jax.evaluation.baselines import baselines
+    from tuco_jax.generation.generate import generate
+    from tuco_jax.scoring.score import score
 
     forms = {"plain": list(requests)}
     forms |= {n: [place(s, r, placement) for r in requests] for n, s in strings.items()}

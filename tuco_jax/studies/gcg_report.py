@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from common_jax.figures import PALETTE, draw
-from common_jax.findings import Claim, Figure, Findings, Table
+from common_jax.report.figures import PALETTE, draw
+from common_jax.report.findings import Claim, Figure, Findings, Table
 from tuco_jax.attacks.gcg import Attack
-from tuco_jax.studies.contrasts import (
+from tuco_jax.evaluation.contrasts import (
     Compared,
     Sample,
     compare,
@@ -19,7 +19,7 @@ from tuco_jax.studies.contrasts import (
     spread,
     verdict,
 )
-from tuco_jax.studies.simpler_scores import simpler_table, under_each_score
+from tuco_jax.evaluation.simpler_scores import simpler_table, under_each_score
 
 __all__ = ["Measured", "findings"]
 

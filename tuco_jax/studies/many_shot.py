@@ -18,18 +18,21 @@ from typing import Any
 import numpy as np
 
 from common_jax.errors import InputError
-from common_jax.figures import PALETTE, draw
-from common_jax.files import make_folder
-from common_jax.findings import Claim, Figure, Findings, Table, Verdict, print_tables, write
+from common_jax.io.files import make_folder
+from common_jax.report.figures import PALETTE, draw
+from common_jax.report.findings import Claim, Figure, Findings, Table, Verdict, print_tables, write
 from tuco_jax.attacks.many_shot import Demonstration, matched, prompt_of, read_demonstrations
-from tuco_jax.prompts import Prompt, encode
-from tuco_jax.score import score_tokens
-from tuco_jax.studies import prompt_sources as sources
-from tuco_jax.studies.contrasts import shown, verdict
-from tuco_jax.studies.refusal_data import RefusalDataConfig, harmful_split
-from tuco_jax.studies.requests import ORIGIN, read_file, read_texts
-from tuco_jax.studies.statistics import Estimate, bootstrap_mean
-from tuco_jax.studies.studied import Studied, command, load_studied
+from tuco_jax.datasets import prompt_sources as sources
+from tuco_jax.datasets.refusal_data import RefusalDataConfig, harmful_split
+from tuco_jax.datasets.requests import ORIGIN, read_file, read_texts
+from tuco_jax.evaluation.contrasts import shown, verdict
+from tuco_jax.evaluation.statistics import Estimate, bootstrap_mean
+from tuco_jax.prompts.encode import encode
+from tuco_jax.prompts.read import (
+    Prompt,
+)
+from tuco_jax.scoring.score import score_tokens
+from tuco_jax.studies.base import Studied, command, load_studied
 
 __all__ = ["OPENINGS", "Config", "Curve", "build", "run"]
 

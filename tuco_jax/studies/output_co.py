@@ -16,17 +16,20 @@ from typing import Any
 import numpy as np
 
 from common_jax.errors import InputError
-from common_jax.figures import PALETTE, draw
-from common_jax.files import make_folder
-from common_jax.findings import Claim, Figure, Findings, Table, print_tables, write
+from common_jax.io.files import make_folder
+from common_jax.report.figures import PALETTE, draw
+from common_jax.report.findings import Claim, Figure, Findings, Table, print_tables, write
 from tuco_jax.attacks.many_shot import Demonstration, prompt_of
-from tuco_jax.prompts import Prompt, encode
-from tuco_jax.score import score_tokens
-from tuco_jax.studies.baselines import baselines_of_tokens
-from tuco_jax.studies.contrasts import shown, verdict
-from tuco_jax.studies.requests import ORIGIN, read_texts
-from tuco_jax.studies.statistics import bootstrap_mean
-from tuco_jax.studies.studied import Studied, command, load_studied
+from tuco_jax.datasets.requests import ORIGIN, read_texts
+from tuco_jax.evaluation.baselines import baselines_of_tokens
+from tuco_jax.evaluation.contrasts import shown, verdict
+from tuco_jax.evaluation.statistics import bootstrap_mean
+from tuco_jax.prompts.encode import encode
+from tuco_jax.prompts.read import (
+    Prompt,
+)
+from tuco_jax.scoring.score import score_tokens
+from tuco_jax.studies.base import Studied, command, load_studied
 
 __all__ = ["Config", "Measured", "measure", "run"]
 

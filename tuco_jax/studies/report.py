@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from common_jax import page
-from common_jax.figures import PALETTE, draw
-from common_jax.files import atomic
-from tuco_jax.studies.statistics import Estimate, roc
+from common_jax.io.files import atomic
+from common_jax.report import page
+from common_jax.report.figures import PALETTE, draw
+from tuco_jax.evaluation.contrasts import Contrast
+from tuco_jax.evaluation.statistics import Estimate, roc
 
-__all__ = ["Contrast", "Group", "Report", "Token", "TokenMap", "render", "write"]
+__all__ = ["Group", "Report", "Token", "TokenMap", "render", "write"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,26 +38,6 @@ class Group:
     layers: np.ndarray
     tokens: np.ndarray
     mean: Estimate
-
-
-@dataclasses.dataclass(frozen=True)
-class Contrast:
-    """Two groups compared: auc is P(TuCo of `higher` > TuCo of `lower`).
-
-    claim: what an auc above a half would mean, in words.
-    """
-
-    higher: str
-    lower: str
-    auc: Estimate
-    claim: str
-
-    @property
-    def verdict(self) -> str:
-        """Whether the claim holds, by the interval."""
-        if self.auc.low > 0.5:
-            return "yes"
-        return "the reverse" if self.auc.high < 0.5 else "not clear"
 
 
 class Token(NamedTuple):

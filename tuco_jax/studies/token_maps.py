@@ -5,9 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from tuco_jax.along import pieces, token_tuco
-from tuco_jax.pair import Pair
-from tuco_jax.prompts import Prompt, encode
+from tuco_jax.models.pair import Pair
+from tuco_jax.prompts.encode import encode
+from tuco_jax.prompts.read import (
+    Prompt,
+)
+from tuco_jax.scoring.token_tuco import pieces, token_tuco
 from tuco_jax.studies.report import Token, TokenMap
 
 __all__ = ["token_maps"]

@@ -17,13 +17,11 @@ from typing import Any
 import numpy as np
 
 from common_jax.errors import InputError
-from common_jax.files import make_folder
-from common_jax.findings import Claim, Findings, print_tables, write
-from tuco_jax.prompts import Prompt, encode, read_prompts
-from tuco_jax.score import score_tokens
-from tuco_jax.studies import prompt_sources as sources
-from tuco_jax.studies.baselines import baselines_of_tokens
-from tuco_jax.studies.contrasts import (
+from common_jax.io.files import make_folder
+from common_jax.report.findings import Claim, Findings, print_tables, write
+from tuco_jax.datasets import prompt_sources as sources
+from tuco_jax.evaluation.baselines import baselines_of_tokens
+from tuco_jax.evaluation.contrasts import (
     Sample,
     compare,
     contrast_table,
@@ -32,8 +30,14 @@ from tuco_jax.studies.contrasts import (
     spread,
     verdict,
 )
-from tuco_jax.studies.simpler_scores import simpler_table, under_each_score
-from tuco_jax.studies.studied import Studied, command, load_studied
+from tuco_jax.evaluation.simpler_scores import simpler_table, under_each_score
+from tuco_jax.prompts.encode import encode
+from tuco_jax.prompts.read import (
+    Prompt,
+    read_prompts,
+)
+from tuco_jax.scoring.score import score_tokens
+from tuco_jax.studies.base import Studied, command, load_studied
 
 __all__ = ["Config", "run", "windows"]
 

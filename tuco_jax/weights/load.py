@@ -9,11 +9,15 @@ from transformers import PreTrainedTokenizerBase
 from common_jax.errors import InputError
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.decoder import Params
+from tuco_jax.models.pair import Notes, Pair
 from tuco_jax.models.sharding import placement
-from tuco_jax.pair import Notes, Pair
-from tuco_jax.weights import gguf, huggingface, peft, store, validate
+from tuco_jax.weights import validate
 from tuco_jax.weights.assemble import Placement
+from tuco_jax.weights.gguf import model as gguf
+from tuco_jax.weights.hf import model as huggingface
 from tuco_jax.weights.model import Model
+from tuco_jax.weights.orbax import store
+from tuco_jax.weights.peft import read as peft
 
 __all__ = ["load_model", "load_pair", "model_config", "tuned_config"]
 

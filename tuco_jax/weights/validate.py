@@ -26,8 +26,9 @@ from transformers import PreTrainedTokenizerBase
 from common_jax.errors import InputError
 from tuco_jax.models.config import ModelConfig, Rope
 from tuco_jax.models.families import from_huggingface
-from tuco_jax.pair import Pair
-from tuco_jax.weights import huggingface, peft
+from tuco_jax.models.pair import Pair
+from tuco_jax.weights.hf import model as huggingface
+from tuco_jax.weights.peft import read as peft
 
 __all__ = ["adapter", "chat_templates", "configs", "embeddings", "tokenizers"]
 

@@ -9,8 +9,8 @@ import pytest
 from common_jax.errors import InputError
 from reward_jax.data import hdf5
 from reward_jax.data.files import read_episodes
-from reward_jax.envs.collect import collect
-from reward_jax.envs.mazes import maze
+from reward_jax.tasks.maze.collect import collect
+from reward_jax.tasks.maze.mazes import maze
 
 STEPS = 40
 REACHED = [9, 17, 30]  # steps at which D4RL's walker has reached its goal and gets another

@@ -12,16 +12,16 @@ import torch
 from flax import linen as nn
 
 from common_jax.errors import InputError
-from reward_jax.data.sources import Rows
-from reward_jax.denoiser import score_from
-from reward_jax.diffusion import FirstState, first_state
-from reward_jax.extract import RelativeReward, extract_reward, init_params
-from reward_jax.guide import guided_sample
-from reward_jax.models.layers import GroupNorm, activation, mish
-from reward_jax.models.reward_net import HalfUnet, WindowMLP
-from reward_jax.models.temporal_unet import TemporalUnet
-from reward_jax.schedule import cosine_schedule
-from reward_jax.train import start, train_denoiser
+from reward_jax.diffusion.denoiser import score_from
+from reward_jax.diffusion.process import FirstState, first_state
+from reward_jax.diffusion.schedule import cosine_schedule
+from reward_jax.diffusion.sources import Rows
+from reward_jax.diffusion.train import start, train_denoiser
+from reward_jax.models.reward_nets import HalfUnet, WindowMLP
+from reward_jax.models.temporal.layers import GroupNorm, activation, mish
+from reward_jax.models.temporal.unet import TemporalUnet
+from reward_jax.reward.extract import RelativeReward, extract_reward, init_params
+from reward_jax.reward.guide import guided_sample
 from tests.reward import torch_reference as ref
 
 TINY = functools.partial(TemporalUnet, 3, dim=8, multipliers=(1, 2))
@@ -189,8 +189,8 @@ def test_training_extraction_and_sampling_lower():
         return run_loop
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("reward_jax.extract.run_loop", catch("extract"))
-        patch.setattr("reward_jax.train.run_loop", catch("train"))
+        patch.setattr("reward_jax.reward.extract.run_loop", catch("extract"))
+        patch.setattr("reward_jax.diffusion.train.run_loop", catch("train"))
         extract_reward(
             model, model, half, params, data, SCHEDULE, adam, steps=2, key=key, pin=FirstState(1)
         )

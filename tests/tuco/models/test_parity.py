@@ -9,7 +9,7 @@ import torch
 from tests.tuco.tiny import FAMILIES, VOCAB, save_tiny
 from tuco_jax.models import decoder
 from tuco_jax.models.layers import Positions
-from tuco_jax.weights.huggingface import load
+from tuco_jax.weights.hf.model import load
 
 ATOL = 1e-4
 LENGTH = 14  # beyond every window (4 or 5)

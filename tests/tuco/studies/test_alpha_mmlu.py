@@ -9,8 +9,9 @@ import pytest
 from scipy import stats
 
 from common_jax.errors import InputError
-from tests.tuco.studies.test_multiple_choice import ROWS, task, write_csv
+from tests.tuco.datasets.test_multiple_choice import ROWS, task, write_csv
 from tests.tuco.tiny import save_tiny
+from tuco_jax.datasets.multiple_choice import Question, Task
 from tuco_jax.studies import alpha_mmlu
 from tuco_jax.studies.alpha_choice import (
     ALPHAS,
@@ -22,7 +23,6 @@ from tuco_jax.studies.alpha_choice import (
 )
 from tuco_jax.studies.alpha_mmlu import CATEGORIES, Config, category, run
 from tuco_jax.studies.alpha_tables import category_table, picks_table, shown, verdict
-from tuco_jax.studies.multiple_choice import Question, Task
 
 
 def test_gains_by_hand():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common_jax.errors import InputError
-from tests.tuco.studies.test_multiple_choice import BEHAVIOUR, write_jsonl
+from tests.tuco.datasets.test_multiple_choice import BEHAVIOUR, write_jsonl
 from tests.tuco.tiny import save_tiny
 from tuco_jax.studies import alpha_mwe
 from tuco_jax.studies.alpha_mwe import CATEGORIES, Config, category, run

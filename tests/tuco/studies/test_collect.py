@@ -3,8 +3,8 @@
 import pytest
 
 from common_jax.errors import InputError
-from common_jax.figures import draw
-from common_jax.findings import Claim, Figure, Findings, write
+from common_jax.report.figures import draw
+from common_jax.report.findings import Claim, Figure, Findings, write
 from tuco_jax.studies.collect import CollectConfig, run
 
 

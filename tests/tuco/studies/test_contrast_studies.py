@@ -16,21 +16,10 @@ from tests.tuco.tiny import save_tiny, tiny_tokenizer
 from tests.tuco.tiny_tokenizer import BOS, bos_tokenizer
 from tuco_jax.attacks.conjugate import read_languages
 from tuco_jax.attacks.many_shot import Demonstration, matched, prompt_of, read_demonstrations
-from tuco_jax.prompts import encode
-from tuco_jax.studies import (
-    broken,
-    broken_report,
-    chat_data,
-    conjugate,
-    many_shot,
-    output_co,
-    prompt_sources,
-    refusal_data,
-    web_chat,
-)
-from tuco_jax.studies import (
-    requests as sets,
-)
+from tuco_jax.datasets import chat_data, prompt_sources, refusal_data
+from tuco_jax.datasets import requests as sets
+from tuco_jax.prompts.encode import encode
+from tuco_jax.studies import broken, broken_report, conjugate, many_shot, output_co, web_chat
 from tuco_jax.weights.load import load_pair
 
 RNG = np.random.default_rng(0)
@@ -500,7 +489,7 @@ def test_a_judge_that_is_none(tmp_path):
         ("no.such:f", "not to be imported"),
         ("math:nothing", "not to be imported"),
         ("math:pi", "is no function"),
-        ("tuco_jax.studies.refusals:is_refusal", "takes 1 arguments, not .request, answer."),
+        ("tuco_jax.evaluation.refusals:is_refusal", "takes 1 arguments, not .request, answer."),
     ):
         with pytest.raises(InputError, match=f"judge '{name}': {message}"):
             broken.run(broken.Config(tmp_path / "out", judge=name))
@@ -523,11 +512,11 @@ def test_refusals_that_the_paper_s_list_lacks_are_told(models, requests, tmp_pat
     table = next(t for t in found.tables if "another list" in t.title)
     assert "9 of 18 prompts change sides" in table.note
     assert all(row[-1] == "one group is empty: no AUC" for row in table.rows)
-    own = dataclasses.replace(config, judge="tuco_jax.studies.refusals:refuses")
+    own = dataclasses.replace(config, judge="tuco_jax.datasets.refusal_strings:refuses")
     found = broken.run(own)
     assert results(config.out)["not refused"] == [0] * 18
     assert not [t for t in found.tables if "another list" in t.title]
-    assert "refusals are told by tuco_jax.studies.refusals:refuses" in found.method[0]
+    assert "refusals are told by tuco_jax.datasets.refusal_strings:refuses" in found.method[0]
 
 
 def test_auc_of_an_attack_with_both_outcomes():

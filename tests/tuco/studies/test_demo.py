@@ -2,17 +2,21 @@ import jax
 import numpy as np
 import pytest
 
+from common_jax.cli.options import MeshOptions
 from common_jax.errors import InputError
-from common_jax.options import MeshOptions
 from tests.tuco.tiny import save_tiny
-from tuco_jax.decompose import decompose, share
-from tuco_jax.prompts import Prompt, encode
-from tuco_jax.score import score
-from tuco_jax.steer import generate
-from tuco_jax.studies import demo, prompt_sources
+from tuco_jax.core.decompose import decompose, share
+from tuco_jax.datasets import prompt_sources
+from tuco_jax.datasets.refusal_strings import is_refusal
+from tuco_jax.generation.generate import generate
+from tuco_jax.prompts.encode import encode
+from tuco_jax.prompts.read import (
+    Prompt,
+)
+from tuco_jax.scoring.score import score
+from tuco_jax.studies import demo
+from tuco_jax.studies.base import Studied, load_studied
 from tuco_jax.studies.demo import DemoConfig, PromptGroup
-from tuco_jax.studies.refusals import is_refusal
-from tuco_jax.studies.studied import Studied, load_studied
 from tuco_jax.studies.token_maps import token_maps
 from tuco_jax.weights.load import load_pair
 

@@ -11,8 +11,8 @@ from common_jax.errors import InputError
 from tests.tuco.cli_pair import save_pair, write_jsonl
 from tuco_jax.attacks.gcg import attack
 from tuco_jax.attacks.layout import random_strings
-from tuco_jax.prompts import Prompt
-from tuco_jax.score import score
+from tuco_jax.prompts.read import Prompt
+from tuco_jax.scoring.score import score
 from tuco_jax.studies import gcg
 from tuco_jax.studies.gcg import Config, place
 from tuco_jax.studies.gcg_report import Measured, findings

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common_jax.options import MeshOptions
+from common_jax.cli.options import MeshOptions
 from tests.tuco.studies.test_alpha_mmlu import quiz
 from tests.tuco.studies.test_alpha_mwe import behaviours
 from tests.tuco.tiny import save_tiny

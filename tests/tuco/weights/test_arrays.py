@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from common_jax.parallel import make_mesh
+from common_jax.mesh import make_mesh
 from tuco_jax.weights import arrays
 
 

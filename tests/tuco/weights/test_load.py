@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 
 from common_jax.errors import InputError
-from common_jax.parallel import make_mesh
+from common_jax.mesh import make_mesh
 from tests.tuco.tiny import save_tiny, tiny_hf, tiny_tokenizer
-from tests.tuco.weights import gguf_writer, test_peft
-from tuco_jax.weights import huggingface, peft, store
+from tests.tuco.weights.gguf import writer as gguf_writer
+from tests.tuco.weights.peft import test_read as test_peft
+from tuco_jax.weights.hf import model as huggingface
 from tuco_jax.weights.load import load_model, load_pair, model_config
+from tuco_jax.weights.orbax import store
+from tuco_jax.weights.peft import read as peft
 
 
 @pytest.fixture(scope="module")

@@ -11,19 +11,20 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.tuco.tiny import tiny_config
-from tests.tuco.weights.gguf_writer import write
+from tests.tuco.weights.gguf.writer import write
+from tuco_jax.finetune import lora
 from tuco_jax.models import decoder
 from tuco_jax.models.families import from_huggingface
-from tuco_jax.training import lora
-from tuco_jax.weights import peft, store
-from tuco_jax.weights.huggingface import export
+from tuco_jax.weights.hf.model import export
 from tuco_jax.weights.model import Model
+from tuco_jax.weights.orbax import store
+from tuco_jax.weights.peft import read as peft
 
 # Not ru_maxrss: a process inherits its parent's.
 MEASURE = """
 import pathlib, re, sys
 import jax
-from tuco_jax.weights import peft
+from tuco_jax.weights.peft import read as peft
 from tuco_jax.weights.load import load_model
 
 def memory(field):

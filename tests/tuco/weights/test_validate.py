@@ -11,9 +11,11 @@ import pytest
 from common_jax.errors import InputError
 from tests.tuco import random_models as rm
 from tests.tuco.tiny import save_tiny, tiny_hf, tiny_tokenizer
-from tests.tuco.weights import gguf_writer, test_peft
+from tests.tuco.weights.gguf import writer as gguf_writer
+from tests.tuco.weights.peft import test_read as test_peft
 from tuco_jax.models.config import ModelConfig
-from tuco_jax.weights import huggingface, validate
+from tuco_jax.weights import validate
+from tuco_jax.weights.hf import model as huggingface
 from tuco_jax.weights.load import model_config
 
 BASE = rm.config()

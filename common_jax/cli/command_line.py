@@ -1,0 +1,213 @@
+"""A command line: `PROGRAM COMMAND`, each command reading a YAML --config with flags on top.
+
+Options are typed dataclasses, read by jsonargparse. A command's module is imported when that
+command is chosen, so that --help and mistyped options are answered at once. What a user can mend
+is one line on stderr and exit code 2.
+"""
+
+import dataclasses
+import difflib
+import importlib.metadata
+import re
+import sys
+from argparse import SUPPRESS
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser  # pyright: ignore[reportPrivateImportUsage]
+
+from common_jax.errors import InputError
+
+__all__ = ["Command", "Group", "one_line", "parse", "run"]
+
+_USAGE = """\
+usage: {program} COMMAND [options]
+
+{about}
+
+commands:
+{commands}
+
+{program} COMMAND --help lists a command's options; all may stand in a YAML file (--config FILE).
+--version prints the version; --debug shows the traceback of an error.
+Compiled programs are kept in the user's cache folder; JAX_COMPILATION_CACHE_DIR names another."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A line of help, and `load`, which imports and gives the options and what runs on them."""
+
+    help: str
+    load: Callable[[], tuple[type, Callable[[Any], Any]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """A command of commands, `PROGRAM GROUP COMMAND`: a line of help, and what gives them."""
+
+    help: str
+    load: Callable[[], Mapping[str, Command]]
+
+
+Commands = Mapping[str, Command | Group]  # in the order of --help
+
+
+def run(program: str, about: str, commands: Commands, argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for bad input, 130 when interrupted.
+
+    about: what the program does, for --help. argv: what follows the program's name, or None.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in given
+    try:
+        _run(program, about, commands, [token for token in given if token != "--debug"])
+    except SystemExit as stop:  # --help, --print_config
+        return int(stop.code or 0)
+    except (InputError, KeyboardInterrupt) as stop:
+        if debug:
+            raise
+        bad = isinstance(stop, InputError)
+        what = f"error: {one_line(str(stop))}" if bad else "interrupted"
+        print(f"{program}: {what}", file=sys.stderr)
+        return 2 if bad else 130
+    return 0
+
+
+def _run(program: str, about: str, commands: Commands, argv: list[str]) -> None:
+    name = argv[0] if argv else ""
+    if name in ("-h", "--help"):
+        width = max(8, *map(len, commands)) + 2
+        lines = "\n".join(f"  {k:{width}}{v.help}" for k, v in commands.items())
+        print(_USAGE.format(program=program, about=about, commands=lines))
+    elif name == "--version":
+        print(f"{program} {importlib.metadata.version('tuco-reward-jax')}")
+    elif name not in commands:
+        what = f"unknown command {name}" if name else "a command is missing"
+        raise InputError(f"{what}{_nearest(name, commands)} (commands: {', '.join(commands)})")
+    elif isinstance(chosen := commands[name], Group):
+        _run(f"{program} {name}", chosen.help, chosen.load(), argv[1:])
+    else:
+        options_class, command = chosen.load()
+        options = parse(f"{program} {name}", chosen.help, options_class, argv[1:])
+        from common_jax.io import compile_cache  # imports jax
+
+        compile_cache.enable()
+        command(options)
+
+
+def parse(program: str, about: str, options_class: type, argv: Sequence[str]) -> Any:
+    """An instance of `options_class` from flags over --config files over its defaults."""
+    parser = ArgumentParser(prog=program, description=about, exit_on_error=False)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file; flags go on top")
+    parser.add_class_arguments(options_class, fail_untyped=True)
+    every = [o for a in parser._actions for o in a.option_strings]
+    known = []
+    for action in parser._actions:
+        if any(o.startswith(f"{own}.") for own in action.option_strings for o in every):
+            action.help = SUPPRESS  # --mesh FILE: --config has groups, too
+        else:
+            known += action.option_strings
+        if getattr(action, "_typehint", None) is bool:  # --layers alone means --layers true
+            action.nargs, action.const = "?", True
+
+    argv = _arrange(argv, known)
+    for token in argv:
+        name, _, value = token.partition("=")
+        if token.startswith("--") and name not in known:
+            raise InputError(f"unknown option {token}{_nearest(name, known)}")
+        if token.startswith("--config="):
+            for key in _keys_of(value, known):
+                if f"--{key}" not in known:
+                    close = _nearest(key, [o.removeprefix("--") for o in known])
+                    raise InputError(f"{value}: unknown key {key!r}{close}")
+    try:
+        found = parser.instantiate(parser.parse_args(argv))
+    except ArgumentError as error:
+        raise InputError(f"{_explain(str(error))} (see {program} --help)") from error
+    options = options_class(**{f.name: found[f.name] for f in dataclasses.fields(options_class)})
+    for name in _empty(options):
+        raise InputError(f"option --{name} is empty: give a value, or leave the option out")
+    return options
+
+
+def _empty(options: Any, prefix: str = "") -> Iterator[str]:
+    """Names of options that were given as an empty text, which is nobody's path or name."""
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _empty(value, f"{prefix}{field.name}.")
+        elif value == "" and field.default != "":
+            yield prefix + field.name
+
+
+def _arrange(argv: Sequence[str], known: list[str]) -> list[str]:
+    """--token-budget as --token_budget, and --config=FILE first, so that flags go on top of it."""
+    tokens: list[str] = []
+    for token in argv:
+        name, equals, value = token.partition("=")
+        underscored = "--" + name[2:].replace("-", "_")
+        if tokens[-1:] == ["--config"]:
+            tokens[-1] = f"--config={token}"
+        elif name.startswith("--") and name not in known and underscored in known:
+            tokens.append(underscored + equals + value)
+        else:
+            tokens.append(token)
+    return sorted(tokens, key=lambda token: token.partition("=")[0] != "--config")
+
+
+def _read_yaml(path: str) -> Mapping[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            value = yaml.safe_load(file)
+    except OSError as error:
+        raise InputError(f"{path}: the config cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML: {one_line(str(error))}") from error
+    if not isinstance(value, Mapping):
+        raise InputError(f"{path}: a config is a mapping of options, such as `base: MODEL`")
+    return value
+
+
+def _keys_of(path: str, known: list[str]) -> list[str]:
+    """Names of the options that a file sets; InputError names the file."""
+    try:
+        return list(_keys(_read_yaml(path), known))
+    except InputError as error:
+        text = str(error)
+        raise InputError(text if text.startswith(path) else f"{path}: {text}") from None
+
+
+def _keys(config: Mapping[str, Any], known: list[str], prefix: str = "") -> Iterator[str]:
+    """Names of the options that a config sets, groups resolved: mesh.data."""
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if any(o.startswith(f"--{name}.") for o in known):
+            if not isinstance(value, Mapping):
+                inner = next(o for o in known if o.startswith(f"--{name}.")).rpartition(".")[2]
+                raise InputError(
+                    f"{name} is a group of options, not {value!r}; write each on a line below it, "
+                    f"such as {inner}: ..."
+                )
+            yield from _keys(value, known, f"{name}.")
+        else:
+            yield name
+
+
+def _nearest(name: str, names: Any) -> str:
+    close = difflib.get_close_matches(name, list(names), 1, 0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _explain(message: str) -> str:
+    """Jsonargparse's message as one line in the terms of the command line."""
+    text = one_line(message)
+    text = re.sub(r"^Parser key \"([^\"]+)\":", r"option --\1:", text)
+    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "")
+    text, required = re.subn(r"^the following arguments are required: ", "missing --", text)
+    return text.replace(", ", ", --") if required else text
+
+
+def one_line(text: str) -> str:
+    """The text with every run of spaces and line breaks as one space."""
+    return " ".join(text.split())

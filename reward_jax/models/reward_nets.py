@@ -1,0 +1,110 @@
+"""Reward networks: (x_t [B, H, D], t [B]) -> [B]. Their gradient in x is what is trained."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from common_jax.errors import InputError
+from reward_jax.models.conv import Method
+from reward_jax.models.temporal.layers import (
+    Activation,
+    Downsample,
+    ResidualBlock,
+    TimeEmbedding,
+    activation,
+)
+
+__all__ = ["HalfUnet", "WindowMLP"]
+
+
+class HalfUnet(nn.Module):
+    """The descending half of the U-Net with a scalar head, Diffuser's value function.
+
+    Attributes:
+        dim: width of the time embedding, and unit of the channels.
+        multipliers: channels of each level, in units of dim.
+        act: activation; the authors' locomotion rewards have "leaky_relu".
+        groups: of the group norms; None for no norm.
+        use_bias: of the convolutions.
+        method: of convolutions (`models/conv.py`).
+    """
+
+    dim: int = 32
+    multipliers: tuple[int, ...] = (1, 2, 4, 8)
+    act: Activation = "mish"
+    groups: int | None = 8
+    use_bias: bool = True
+    method: Method = "auto"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, t: jax.Array) -> jax.Array:
+        block: dict[str, Any] = dict(
+            act=self.act, groups=self.groups, use_bias=self.use_bias, method=self.method
+        )
+        sample: dict[str, Any] = dict(use_bias=self.use_bias, method=self.method)
+        time = TimeEmbedding(self.dim, self.act, name="time")(t)
+        width = self.dim
+        for level, multiplier in enumerate(self.multipliers):
+            width = self.dim * multiplier
+            x = ResidualBlock(width, name=f"down_{level}_0", **block)(x, time)
+            x = ResidualBlock(width, name=f"down_{level}_1", **block)(x, time)
+            x = Downsample(name=f"down_{level}_sample", **sample)(x)
+        for level, part in enumerate((2, 4)):
+            x = ResidualBlock(width // part, name=f"middle_{level}", **block)(x, time)
+            x = Downsample(name=f"middle_{level}_sample", **sample)(x)
+        flat = x.swapaxes(1, 2).reshape(x.shape[0], -1)  # channels first, as PyTorch flattens
+        hidden = nn.Dense(flat.shape[-1] // 2, name="hidden")(jnp.concatenate([flat, time], -1))
+        return nn.Dense(1, name="head")(activation(self.act)(hidden))[:, 0]
+
+
+class WindowMLP(nn.Module):
+    """A network over windows of the trajectory, summed or averaged; other inputs are one window.
+
+    window = 1 draws maps: a reward of single states. window = H sees the whole and steers best.
+
+    Attributes:
+        window: time steps of a window, a divisor of H; None: all of x, whatever its shape.
+        widths: of the hidden layers.
+        embedding: width of the time embedding.
+        act: activation. A kinked one (leaky_relu, the authors') cannot carry a gradient field.
+        cut: windows of neighbouring steps, or of every (H / window)-th as the authors cut them.
+        reduce: over windows.
+        head: "linear", or "activated": one more activation and scale, as the authors have it.
+    """
+
+    window: int | None = None
+    widths: tuple[int, ...] = (64, 64)
+    embedding: int = 32
+    act: Activation = "silu"
+    cut: Literal["contiguous", "strided"] = "contiguous"
+    reduce: Literal["sum", "mean"] = "sum"
+    head: Literal["linear", "activated"] = "linear"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, t: jax.Array) -> jax.Array:
+        act = activation(self.act)
+        windows = self._windows(x)
+        time = TimeEmbedding(self.embedding, self.act, name="time")(t)
+        time = jnp.broadcast_to(time[:, None], (*windows.shape[:2], self.embedding))
+        y = jnp.concatenate([windows, time], -1)
+        for index, width in enumerate(self.widths):
+            y = act(nn.Dense(width, name=f"layer_{index}")(y))
+        y = nn.Dense(1, name="head")(y)
+        if self.head == "activated":
+            y = nn.Dense(1, name="scale")(act(y))
+        return y[..., 0].sum(1) if self.reduce == "sum" else y[..., 0].mean(1)
+
+    def _windows(self, x: jax.Array) -> jax.Array:
+        """[B, windows, values of a window]."""
+        if self.window is None:
+            return x.reshape(x.shape[0], 1, -1)
+        batch, horizon, width = x.shape
+        if horizon % self.window:
+            raise InputError(f"window {self.window} does not divide the horizon {horizon}")
+        count = horizon // self.window
+        if self.cut == "contiguous":
+            return x.reshape(batch, count, self.window * width)
+        parts = x.reshape(batch, self.window, count, width).swapaxes(1, 2)
+        return parts.reshape(batch, count, -1)

@@ -1,0 +1,260 @@
+"""Relative rewards: a network whose gradient is the difference of two scores (Algorithm 1).
+
+    minimise over theta   E over t, x_0, x_t of   w(t) | grad_x r_theta(x_t, t) - target |^2
+
+with the target of `targets.py`, in a unit u(t) of its own. The learned r is u(t) times the
+relative reward rho; `RelativeReward` keeps the unit and undoes it.
+
+Legend: B batch, T diffusion steps, S seeds.
+"""
+
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from common_jax.errors import InputError
+from reward_jax.diffusion.denoiser import Score
+from reward_jax.diffusion.loop import OnStep, begin, quick_jit, run_loop
+from reward_jax.diffusion.process import Pinned
+from reward_jax.diffusion.schedule import Schedule
+from reward_jax.reward.targets import (
+    Asking,
+    Feed,
+    GradientAt,
+    Target,
+    Targets,
+    Teachers,
+    mean_square,
+    unit,
+)
+
+__all__ = ["History", "RelativeReward", "extract_reward", "init_params", "reward_gradient"]
+
+Weighting = str | jax.Array | np.ndarray | Callable[[jax.Array], jax.Array] | None
+
+
+def reward_gradient(reward: Any, params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
+    """grad_x of the reward [B, ...], each row's own."""
+    return jax.grad(lambda x: jnp.sum(reward.apply({"params": params}, x, t)))(x)
+
+
+@struct.dataclass
+class RelativeReward:
+    """A learned reward with its unit undone: calling it gives rho(x_t, t) [B].
+
+    params: with `seeds`, leaves have a leading axis [S] and the mean over seeds is taken.
+    """
+
+    params: Any
+    schedule: Schedule
+    reward: Any = struct.field(pytree_node=False)
+    target: Target = struct.field(pytree_node=False, default="epsilon")
+    seeds: int | None = struct.field(pytree_node=False, default=None)
+
+    def __call__(self, x_t: jax.Array, t: jax.Array) -> jax.Array:
+        """Rho, up to a constant for each t."""
+        return self.learned(x_t, t) / unit(self.schedule, self.target)[t]
+
+    def learned(self, x_t: jax.Array, t: jax.Array) -> jax.Array:
+        """The network's own output [B], in the target's unit."""
+        run = functools.partial(self._apply, x_t=x_t, t=t)
+        if self.seeds is None:
+            return run(self.params)
+        return jnp.mean(jax.vmap(run)(self.params), axis=0)
+
+    def _apply(self, params: Any, x_t: jax.Array, t: jax.Array) -> jax.Array:
+        return self.reward.apply({"params": params}, x_t, t)
+
+    def seed(self, index: int) -> "RelativeReward":
+        """The reward of one seed."""
+        params = jax.tree.map(lambda x: x[index], self.params)
+        return self.replace(params=params, seeds=None)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class History(NamedTuple):
+    """What was measured, one entry a step: loss and explained are [steps] or [steps, S].
+
+    explained: 1 - |grad r - target|^2 / |target|^2, over the batch. target: the unit of r.
+    """
+
+    step: np.ndarray
+    loss: np.ndarray
+    explained: np.ndarray
+    target: Target
+
+
+@functools.partial(jax.jit, static_argnames=("reward", "seeds"))
+def init_params(reward: Any, key: jax.Array, x: jax.Array, seeds: int | None = None) -> Any:
+    """Parameters of a reward network for inputs like x [B, ...]; [S, ...] leaves with seeds."""
+    t = jnp.zeros(x.shape[0], jnp.int32)
+
+    def init(key: jax.Array) -> Any:
+        return reward.init(key, x, t)["params"]
+
+    return init(key) if seeds is None else jax.vmap(init)(jax.random.split(key, seeds))
+
+
+def extract_reward(
+    base_score: Score,
+    expert_score: Score,
+    reward: Any,
+    params: Any,
+    batches: Any,
+    schedule: Schedule,
+    optimizer: optax.GradientTransformation,
+    *,
+    steps: int,
+    key: jax.Array,
+    target: Target = "epsilon",
+    weighting: Weighting = None,
+    seeds: int | None = None,
+    on_step: OnStep | None = None,
+    batch_size: int = 128,
+    gradient_at: GradientAt = "x_t",
+    pin: Callable[[jax.Array], Pinned] | None = None,
+    steps_per_call: int = 50,
+    checkpoints: str | pathlib.Path | None = None,
+    save_every: int | None = None,
+    mesh: Mesh | None = None,
+) -> tuple[Any, History]:
+    """Learn the reward of `expert_score` relative to `base_score`.
+
+    Args:
+        base_score: the base's score, (x_t [B, ...], t [B] int[, cond]) -> [B, ...]; any model's,
+            see `score_from`. A pytree is an argument of the compiled step; a plain function is
+            compiled in.
+        expert_score: the expert's, likewise.
+        reward: reward.apply({"params": params}, x_t, t) -> [B].
+        params: parameters to begin with (`init_params`); with `seeds` each leaf is [S, ...].
+        batches: an array x_0 [N, ...] to draw from, or (x_0, cond); a source (`data/sources.py`);
+            a callable step -> batch; an iterable of batches; or `Targets` from `draw_targets`,
+            and then no score is called (give the same pin). Best is data of both models, or of
+            the base: the expert's alone leaves out where the two differ.
+        schedule: of both models.
+        optimizer: an optax optimiser.
+        steps: in all; a run that goes on from a checkpoint does what is left.
+        key: of all that is drawn; step i draws from fold_in(key, i).
+        target: what grad r is matched to; r is then u(t) rho (see the module).
+        weighting: w(t) of the loss: None for 1, [T] values, a function of t [T], or "standardise":
+            one over the target's mean square at each t, or over a thousandth of the mean of all
+            where that is more. Its relative errors weigh alike at every t, and cost accuracy.
+        seeds: S, to train as many rewards at once. They share x_t and the teachers' answers, which
+            are computed once; only their initial parameters differ.
+        on_step: called with (steps done, metrics of the last call) after each compiled call.
+        batch_size: B, where batches are drawn here.
+        gradient_at: where grad r is taken: x_t, or the base's posterior mean, as the authors do.
+        pin: x_0 -> what of it is given (`FirstState`): imposed on x_t, and not matched.
+        steps_per_call: steps of one compiled call.
+        checkpoints: folder of an exact resume.
+        save_every: steps between checkpoints; by default there is one at the end.
+        mesh: batches are cut over its data and fsdp axes.
+
+    Returns:
+        Parameters, shaped as they came, and the `History`.
+
+    Raises:
+        InputError: an iterable that ends early, or a loss that is not finite, naming the step.
+    """
+    asking = Asking(target, gradient_at, pin, batch_size, mesh)
+    teachers = Teachers(base_score, expert_score, schedule, asking)
+    feed = Feed(batches)
+    weights = _weights(weighting, teachers, schedule, feed, key, batch_size)
+    moments = begin(params, optimizer=optimizer, seeds=seeds is not None)
+    state = (jax.tree.map(jnp.array, params), moments)  # a copy: the state is donated
+    learn = functools.partial(
+        _learn, reward=reward, optimizer=optimizer, pin=pin, seeds=seeds is not None
+    )
+
+    def call(state: Any, first: int, count: int) -> Any:
+        source, fed = feed.take(first, count)
+        measured = []
+        for targets in teachers.in_parts(key, source, jnp.arange(first, first + count), fed):
+            state, metrics = learn(state, weights, targets)
+            measured.append(metrics)
+        if len(measured) > 1:
+            return state, jax.tree.map(lambda *x: jnp.concatenate(x), *measured)
+        return state, measured[0]
+
+    (params, _), metrics = run_loop(
+        call,
+        state,
+        steps=steps,
+        per_call=steps_per_call,
+        on_step=on_step,
+        directory=checkpoints,
+        save_every=save_every,
+        settings=None if checkpoints is None else _settings(asking, weights, key),
+    )
+    loss, explained = (metrics.get(k, np.zeros(0)) for k in ("loss", "explained"))
+    return params, History(np.arange(steps - len(loss), steps) + 1, loss, explained, target)
+
+
+@quick_jit(static_argnames=("reward", "optimizer", "pin", "seeds"), donate_argnums=0)
+def _learn(state, weights, targets: Targets, *, reward, optimizer, pin, seeds: bool):
+    """A step for each batch of targets [steps, B, ...]."""
+
+    def loss_of(params: Any, targets: Targets) -> tuple[jax.Array, jax.Array]:
+        gradient = reward_gradient(reward, params, targets.x, targets.t)
+        if pin:
+            gradient = pin(targets.x).free(gradient)
+        error = jnp.square(gradient - targets.value)
+        error = jnp.mean(error.reshape(error.shape[0], -1), axis=1)
+        size = jnp.mean(jnp.square(targets.value))
+        return jnp.mean(weights[targets.t] * error), 1 - jnp.mean(error) / size
+
+    def update(params: Any, moments: Any, targets: Targets):
+        (loss, explained), grads = jax.value_and_grad(loss_of, has_aux=True)(params, targets)
+        updates, moments = optimizer.update(grads, moments, params)
+        return optax.apply_updates(params, updates), moments, loss, explained
+
+    def one(state: Any, targets: Targets):
+        each: Any = jax.vmap(update, in_axes=(0, 0, None)) if seeds else update
+        params, moments, loss, explained = each(state[0], state[1], targets)
+        return (params, moments), {"loss": loss, "explained": explained}
+
+    return jax.lax.scan(one, state, targets)
+
+
+def _settings(asking: Asking, weights: jax.Array, key: jax.Array) -> dict[str, Any]:
+    """What must be the same when a run goes on, as JSON holds it."""
+    return {
+        "target": asking.target,
+        "batch_size": asking.batch,
+        "gradient_at": asking.gradient_at,
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "weights": np.asarray(weights, np.float64).round(6).tolist(),
+    }
+
+
+def _weights(
+    weighting: Weighting,
+    teachers: Teachers,
+    schedule: Schedule,
+    feed: Feed,
+    key: jax.Array,
+    batch: int,
+) -> jax.Array:
+    """w(t) as [T] float32."""
+    if weighting is None:
+        return jnp.ones(schedule.steps)
+    if isinstance(weighting, str):
+        if weighting != "standardise":
+            raise InputError(f"weighting {weighting!r} is unknown; give values, or standardise")
+        square = mean_square(teachers, schedule, feed, key, batch)
+        return jnp.where(square > 0, 1 / square, 1.0)
+    values = weighting(jnp.arange(schedule.steps)) if callable(weighting) else weighting
+    values = jnp.asarray(values, jnp.float32)
+    if values.shape != (schedule.steps,) or not bool(jnp.isfinite(values).all()):
+        raise InputError(
+            f"weighting has the shape {values.shape}, or is not finite; give {schedule.steps} "
+            "numbers, one a diffusion step"
+        )
+    return values

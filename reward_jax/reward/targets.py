@@ -1,0 +1,275 @@
+"""What a reward is matched to: draws of x_t, and the difference of two scores there (Algorithm 1).
+
+    target = u(t) (s_expert(x_t, t) - s_base(x_t, t))
+
+u(t) is the target's unit: 1 for "score", sqrt(1 - abar_t) for "epsilon" (the difference of the two
+noise predictions: of one size at every t), beta_t / sqrt(alpha_t) for "posterior_mean" (the
+difference of the two means of x_{t-1}, the authors' choice).
+
+Three programs, each for several steps at once: drawing, asking one teacher (called for each: two
+models of one network compile once, and their weights are never copied), and the difference.
+
+Legend: B batch, T diffusion steps, N draws.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from common_jax.errors import InputError
+from common_jax.mesh import constrain
+from reward_jax.diffusion.denoiser import Denoiser, Score, as_argument, score_and_x0
+from reward_jax.diffusion.loop import quick_jit
+from reward_jax.diffusion.process import Pinned, draw_noise, posterior_mean, q_sample
+from reward_jax.diffusion.schedule import Schedule
+from reward_jax.diffusion.sources import Rows
+
+__all__ = [
+    "Asking",
+    "Feed",
+    "GradientAt",
+    "Target",
+    "Targets",
+    "Teachers",
+    "check_gradient_at",
+    "draw_targets",
+    "mean_square",
+    "unit",
+]
+
+Target = Literal["epsilon", "score", "posterior_mean"]
+GradientAt = Literal["x_t", "posterior_mean"]
+_BYTES_AT_ONCE = 2**28
+
+
+def unit(schedule: Schedule, target: Target) -> jax.Array:
+    """u(t) [T]: what multiplies the difference of scores to make the target."""
+    if target not in get_args(Target):
+        raise InputError(f"target {target!r} is unknown; known are {', '.join(get_args(Target))}")
+    if target == "score":
+        return jnp.ones_like(schedule.betas)
+    if target == "epsilon":
+        return jnp.asarray(schedule.sqrt_one_minus_alphas_cumprod)
+    return jnp.asarray(schedule.mean_per_score)
+
+
+def check_gradient_at(place: str) -> None:
+    """InputError for where no gradient is taken."""
+    if place not in get_args(GradientAt):
+        raise InputError(f"gradient_at is x_t or posterior_mean, not {place!r}")
+
+
+class Targets(NamedTuple):
+    """Draws of what is matched: at x [N, ...] and t [N], the gradient should be value [N, ...]."""
+
+    x: jax.Array
+    t: jax.Array
+    value: jax.Array
+
+
+class Asking(NamedTuple):
+    """How targets are made, besides arrays; see `extract_reward`."""
+
+    target: Target
+    gradient_at: GradientAt
+    pin: Callable[[jax.Array], Pinned] | None
+    batch: int
+    mesh: Mesh | None = None
+
+
+class Teachers:
+    """Two scores and their schedule, asked for the targets of several steps at once."""
+
+    def __init__(self, base: Score, expert: Score, schedule: Schedule, asking: Asking) -> None:
+        for name, model in (("base_score", base), ("expert_score", expert)):
+            if isinstance(model, Denoiser) and model.schedule.steps != schedule.steps:
+                raise InputError(
+                    f"{name} has {model.schedule.steps} diffusion steps, the schedule "
+                    f"{schedule.steps}; give the schedule that the models were trained with"
+                )
+        check_gradient_at(asking.gradient_at)
+        self._base, self._expert = as_argument(base), as_argument(expert)
+        self._schedule, self._asking = schedule, asking
+
+    def targets(self, key: jax.Array, source: Any, steps: jax.Array, fed: Any) -> Targets:
+        """What those steps are trained on [steps, B, ...]: see `Feed.take` for source and fed."""
+        draws = _draw(self._schedule, key, source, steps, fed, asking=self._asking)
+        if isinstance(draws, Targets):
+            return draws
+        answers = [_answers(model, self._schedule, draws) for model in (self._base, self._expert)]
+        return _difference(self._schedule, draws, answers, asking=self._asking)
+
+    def in_parts(
+        self, key: jax.Array, source: Any, steps: jax.Array, fed: Any
+    ) -> Iterator[Targets]:
+        """`targets`, so many steps at a time that no more than `_BYTES_AT_ONCE` are held."""
+        draws = _draw.eval_shape(self._schedule, key, source, steps, fed, asking=self._asking)
+        held = sum(2 * x.size * x.dtype.itemsize for x in jax.tree.leaves(draws))
+        for part in np.array_split(
+            np.arange(len(steps)), min(len(steps), 1 + held // _BYTES_AT_ONCE)
+        ):
+            fed_part = jax.tree.map(lambda x: x[part], fed)  # noqa: B023
+            yield self.targets(key, source, steps[part], fed_part)
+
+
+class _Draws(NamedTuple):
+    """Where the teachers are asked."""
+
+    x_t: jax.Array
+    t: jax.Array
+    cond: Any
+
+
+@functools.partial(jax.jit, static_argnames="asking")
+def _draw(schedule, key, source, steps, fed, *, asking: Asking) -> _Draws | Targets:
+    """Draws of each step [steps, B, ...]; targets that were given pass through."""
+
+    def one(_: None, given: Any) -> tuple[None, _Draws | Targets]:
+        step, batch = given
+        for_rows, for_x_t = jax.random.split(jax.random.fold_in(key, step))
+        if batch is None:
+            batch = source.sample(for_rows, asking.batch)
+        batch = constrain(batch, asking.mesh)
+        if isinstance(batch, Targets):
+            return None, batch
+        x_0, cond = batch if isinstance(batch, tuple) else (batch, None)
+        for_t, for_noise = jax.random.split(for_x_t)
+        t = jax.random.randint(for_t, x_0.shape[:1], 0, schedule.steps)
+        x_t = q_sample(schedule, x_0, t, draw_noise(for_noise, x_0.shape, x_0.dtype))
+        return None, _Draws(asking.pin(x_0)(x_t) if asking.pin else x_t, t, cond)
+
+    return jax.lax.scan(one, None, (steps, fed))[1]
+
+
+@quick_jit()
+def _answers(model, schedule, draws: _Draws) -> tuple[jax.Array, jax.Array]:
+    """One teacher's scores and estimates of x_0, a step at a time."""
+    return jax.lax.map(
+        lambda given: score_and_x0(model, schedule, given.x_t, given.t, given.cond), draws
+    )
+
+
+@functools.partial(jax.jit, static_argnames="asking")
+def _difference(schedule, draws: _Draws, answers: Any, *, asking: Asking) -> Targets:
+    (of_base, x_0), (of_expert, _) = answers
+
+    def one(x_t, t, of_base, of_expert, x_0) -> Targets:
+        at = x_t if asking.gradient_at == "x_t" else posterior_mean(schedule, x_0, x_t, t)
+        difference = of_expert - of_base
+        difference = asking.pin(x_t).free(difference) if asking.pin else difference
+        return Targets(at, t, schedule.at(unit(schedule, asking.target), t, x_t) * difference)
+
+    return jax.lax.stop_gradient(jax.vmap(one)(draws.x_t, draws.t, of_base, of_expert, x_0))
+
+
+def draw_targets(
+    base_score: Score,
+    expert_score: Score,
+    batches: Any,
+    schedule: Schedule,
+    *,
+    count: int,
+    key: jax.Array,
+    target: Target = "epsilon",
+    gradient_at: GradientAt = "x_t",
+    pin: Callable[[jax.Array], Pinned] | None = None,
+    batch_size: int = 128,
+    mesh: Mesh | None = None,
+) -> Targets:
+    """Ask the teachers once, for draws that many rewards can be trained on; see `extract_reward`.
+
+    batches: an array, (x_0, cond) or a source. count is rounded up to whole batches. mesh: devices
+    that each batch is cut over.
+    """
+    source, _ = Feed(batches).take(0, 1)
+    if not hasattr(source, "sample"):
+        raise InputError("targets are drawn from an array or a source, not from an iterable")
+    asking = Asking(target, gradient_at, pin, batch_size, mesh)
+    teachers = Teachers(base_score, expert_score, schedule, asking)
+    found = teachers.targets(key, source, jnp.arange(-(-count // batch_size)), None)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+
+
+class Feed:
+    """Batches in whatever form they came, as (source, None) or (None, stacked batches)."""
+
+    def __init__(self, batches: Any) -> None:
+        self._source = self._callable = self._iterator = None
+        self._at = 0
+        if hasattr(batches, "sample"):
+            self._source = batches
+        elif isinstance(batches, tuple | np.ndarray | jax.Array):
+            self._source = Rows(jax.tree.map(jnp.asarray, batches))
+            sizes = {x.shape[0] for x in jax.tree.leaves(self._source)}
+            if len(sizes) != 1 or 0 in sizes:
+                raise InputError(f"batches: arrays of one data set have {sorted(sizes)} rows")
+        elif callable(batches):
+            self._callable = batches
+        elif isinstance(batches, Iterable):
+            self._iterator: Iterator[Any] | None = iter(batches)
+        else:
+            raise InputError(
+                f"batches: {type(batches).__name__} is no array, source, callable or iterable"
+            )
+
+    def peek(self) -> tuple[Any, Any]:
+        """What the first step is trained on, where that uses nothing up."""
+        if self._iterator is not None:
+            raise InputError("weighting: standardise needs an array, a source or a callable")
+        return self.take(0, 1)
+
+    def take(self, first: int, count: int) -> tuple[Any, Any]:
+        """What steps first .. first + count - 1 are trained on."""
+        if self._source is not None:
+            return self._source, None
+        if self._callable is not None:
+            found = [self._callable(step) for step in range(first, first + count)]
+        else:
+            assert self._iterator is not None
+            found = []
+            for step in range(self._at, first + count):  # a run that goes on skips what was used
+                try:
+                    batch = next(self._iterator)
+                except StopIteration:
+                    raise InputError(
+                        f"batches: the iterable ended before step {step + 1}; give one that is as "
+                        "long as the steps, or an array to draw from"
+                    ) from None
+                if step >= first:
+                    found.append(batch)
+            self._at = first + count
+        return None, jax.tree.map(lambda *x: jnp.stack(x), *found)
+
+
+def mean_square(
+    teachers: Teachers, schedule: Schedule, feed: Feed, key: jax.Array, batch: int
+) -> jax.Array:
+    """The target's mean square at each t [T], at least a thousandth of the mean of all."""
+    source, fed = feed.peek()
+    if source is None:
+        source = Rows(jax.tree.map(lambda x: x[0], fed))
+    targets = source.rows if isinstance(getattr(source, "rows", None), Targets) else None
+    if targets is None:
+        calls = jnp.arange(max(1, _DRAWS // batch)) + 2**30  # apart from the steps' draws
+        targets = teachers.targets(key, source, calls, None)
+    t = targets.t.reshape(-1)
+    square = jnp.mean(jnp.square(targets.value).reshape(t.size, -1), axis=1)
+    total, count = (
+        jax.ops.segment_sum(x, t, schedule.steps) for x in (square, jnp.ones_like(square))
+    )
+    # Some 64 draws for each t, of its neighbours where its own are fewer.
+    reach = min(64 * schedule.steps // t.size, schedule.steps - 1) // 2
+    window = jnp.ones(2 * reach + 1)
+    total, count = (jnp.convolve(x, window, mode="same") for x in (total, count))
+    # At the last t little is left to tell two models apart: unbounded, its weight is all there is.
+    overall = jnp.mean(square)
+    mean = jnp.where(count > 0, total / jnp.maximum(count, 1), overall)
+    return jnp.maximum(mean, overall / 1000)
+
+
+_DRAWS = 4096  # that a mean square at each t is taken over

@@ -1,0 +1,163 @@
+"""What every command line of ours shares, on a program made up here."""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import pytest
+
+from common_jax.cli.command_line import Command, Group, parse, run
+from common_jax.cli.options import MeshOptions
+from common_jax.errors import InputError
+from reward_jax import cli as reward_jax
+from tuco_jax import cli as tuco_jax
+
+
+@dataclasses.dataclass
+class Options:
+    """Draw.
+
+    Args:
+        model: whose.
+        dpi: dots.
+        grid_lines: with lines.
+        style: how.
+        mesh: devices.
+    """
+
+    model: str
+    dpi: int = 100
+    grid_lines: bool = False
+    style: Literal["plain", "bold"] = "plain"
+    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
+
+
+class Program:
+    """Two commands, which keep what they are given, and which of them were loaded."""
+
+    def __init__(self):
+        self.seen: list[Options] = []
+        self.loaded: list[str] = []
+        self.failure: BaseException | None = None
+
+    def draw(self, options: Options) -> None:
+        self.seen.append(options)
+        if self.failure:
+            raise self.failure
+
+    def load(self, name: str):
+        self.loaded.append(name)
+        return Options, self.draw
+
+    def __call__(self, *argv: object) -> int:
+        commands = {
+            name: Command(f"how to {name}", lambda name=name: self.load(name))
+            for name in ("print", "draw")
+        }
+        return run("artist", "Makes pictures.", commands, [str(a) for a in argv])
+
+
+@pytest.fixture
+def program(monkeypatch) -> Program:
+    monkeypatch.setattr("common_jax.io.compile_cache.enable", lambda: None)
+    return Program()
+
+
+@pytest.fixture
+def error(capsys):
+    def line() -> str:
+        printed = capsys.readouterr()
+        assert printed.out == "" and printed.err.count("\n") == 1
+        return printed.err.removesuffix("\n")
+
+    return line
+
+
+def every(commands: Mapping[str, Command | Group]) -> Iterator[tuple[str, Command]]:
+    for name, entry in commands.items():
+        if isinstance(entry, Group):
+            yield from every(entry.load())
+        else:
+            yield name, entry
+
+
+@pytest.mark.parametrize("name, command", [*every(tuco_jax.COMMANDS), *every(reward_jax.COMMANDS)])
+def test_help_says_what_every_option_is(name, command, capsys):
+    options = command.load()[0]
+    with pytest.raises(SystemExit):
+        parse(name, command.help, options, ["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "CONFIG" not in shown.replace("--config CONFIG", "")
+    assert "<class" not in shown.partition("options:")[2].replace("type: <class", "")
+    for field in dataclasses.fields(options):
+        if not dataclasses.is_dataclass(field.type):
+            assert not re.search(rf" --{field.name} \S+ \((type|required)", shown), field.name
+
+
+def test_help_lists_the_commands_in_order_and_loads_none(program, capsys):
+    assert program("--help") == program("--version") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "usage: artist COMMAND [options]" and "Makes pictures." in lines
+    assert lines.index("  print     how to print") + 1 == lines.index("  draw      how to draw")
+    assert lines[-1].startswith("artist ")
+    assert not program.loaded
+
+
+def test_only_the_chosen_command_is_loaded(program):
+    assert program("draw", "--model", "m", "--mesh.data=2", "--grid-lines") == 0
+    assert program.loaded == ["draw"]
+    assert program.seen == [Options("m", grid_lines=True, mesh=MeshOptions(data=2))]
+
+
+def test_flags_over_later_configs_over_earlier_ones(program, tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("model: a\ndpi: 1\nstyle: bold\nmesh: {data: 2, fsdp: 3}\n")
+    second.write_text("dpi: 2\nmesh: {fsdp: 4}\n")
+    argv = ["--grid-lines", "--model=b", "--config", str(first), f"--config={second}"]
+    options = parse("artist draw", "", Options, argv)
+    assert options == Options("b", 2, True, "bold", MeshOptions(data=2, fsdp=4))
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        ("darw", ["unknown command darw; did you mean draw? (commands: print, draw)"]),
+        ("", ["a command is missing (commands: print, draw)"]),
+        ("draw", ["missing --model (see artist draw --help)"]),
+        ("draw --modle=a", ["unknown option --modle=a; did you mean --model?"]),
+        ("draw --mod a", ["unknown option --mod; did you mean --model?"]),
+        ("draw --model a --style thin", ["option --style: ", "thin", "(see artist draw --help)"]),
+        ("draw --model a --config", ["argument --config: expected one argument"]),
+        ("draw --model a b", ["b (see artist draw --help)"]),
+        ("draw --model=", ["option --model is empty: give a value, or leave the option out"]),
+        ("draw --model a --mesh b", ["unknown option --mesh"]),
+    ],
+)
+def test_what_is_mistyped_is_one_line(program, error, argv, parts):
+    assert program(*argv.split()) == 2
+    line = error()
+    assert line.startswith("artist: error: ") and not program.seen
+    assert all(part in line for part in parts), line
+
+
+def test_a_key_is_named_with_its_file(program, error, tmp_path):
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text("model: a\n")
+    bad.write_text("mesh:\n  dat: 2\n")
+    assert program("draw", "--config", good, "--config", bad) == 2
+    assert error() == f"artist: error: {bad}: unknown key 'mesh.dat'; did you mean mesh.data?"
+
+
+def test_errors_of_a_command_are_one_line_unless_debugged(program, error):
+    program.failure = InputError("a.png: no\n  room")
+    assert program("draw", "--model", "m") == 2
+    assert error() == "artist: error: a.png: no room"
+    with pytest.raises(InputError):
+        program("draw", "--debug", "--model", "m")
+    program.failure = KeyboardInterrupt()
+    assert program("draw", "--model", "m") == 130
+    assert error() == "artist: interrupted"
+    program.failure = ZeroDivisionError()  # ours to mend, not the user's
+    with pytest.raises(ZeroDivisionError):
+        program("draw", "--model", "m")

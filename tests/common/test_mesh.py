@@ -1,0 +1,83 @@
+"""The mesh from settings, and the pmap wrapper on functions of its own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from common_jax.errors import InputError
+from common_jax.mesh import AXES, make_mesh, mesh_for, pmap, replicate
+
+
+@pytest.mark.parametrize(
+    "settings, shape",
+    [
+        ({}, (1, 1, 1)),
+        ({"data": 8}, (8, 1, 1)),
+        ({"data": 2, "fsdp": -1}, (2, 4, 1)),
+        ({"data": -1, "tensor": 3}, (2, 1, 3)),
+        ({"fsdp": 2, "tensor": 2}, (1, 2, 2)),
+    ],
+)
+def test_mesh_from_settings(settings, shape):
+    mesh = make_mesh(**settings)
+    assert mesh.axis_names == AXES and mesh.devices.shape == shape
+    assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
+
+
+def test_one_device_needs_no_mesh():
+    for sizes in (None, {}, {"data": 1, "fsdp": 1, "tensor": 1}):
+        assert mesh_for(sizes) is None
+    mesh = mesh_for({"data": 2, "fsdp": -1})
+    assert mesh is not None and dict(mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+    with pytest.raises(InputError, match="wants 9 devices, but there are 8"):
+        mesh_for({"data": 9})
+
+
+def test_mesh_over_given_devices():
+    devices = jax.devices()[4:]
+    assert set(make_mesh(data=2, tensor=2, devices=devices).devices.flat) == set(devices)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"data": 3, "fsdp": 3}, "wants 9 devices, but there are 8"),
+        ({"data": -1, "tensor": 16}, "wants 16 devices, but there are 8"),
+        ({"data": 0}, "sizes are 1 or more"),
+        ({"data": -1, "fsdp": -1}, "one of them may be -1"),
+    ],
+)
+def test_impossible_meshes_say_why(settings, message):
+    with pytest.raises(InputError, match=message):
+        make_mesh(**settings)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 20])
+def test_pmap_gives_what_the_function_gives(rows):
+    rng = np.random.default_rng(rows)
+    weight = {"w": jnp.asarray(rng.normal(size=(3, 2)), jnp.float32)}
+    x = jnp.asarray(rng.normal(size=(rows, 3)), jnp.float32)
+    shift = {"b": jnp.asarray(rng.normal(size=(rows,)), jnp.float32), "none": None}
+
+    def function(params, x, shift):
+        y = x @ params["w"] + shift["b"][:, None]
+        return {"rows": y, "layers": jnp.stack([y, 2 * y, 3 * y])}
+
+    run = pmap(function, out_axes={"rows": 0, "layers": 1})
+    expected = function(weight, x, shift)
+    for params in (weight, replicate(weight)):
+        got = run(params, x, shift)
+        assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, expected)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, expected)
+
+
+def test_pmap_splits_over_the_devices_it_is_given():
+    devices = jax.devices()[:2]
+    run = pmap(lambda _, x: jnp.full_like(x, len(x)), devices=devices)
+    np.testing.assert_array_equal(run((), jnp.zeros(6)), 3)
+
+
+def test_pmap_refuses_a_ragged_batch():
+    with pytest.raises(ValueError, match=r"\[4, 5\] rows"):
+        pmap(lambda _, x, y: x + y)((), jnp.zeros(4), jnp.zeros(5))

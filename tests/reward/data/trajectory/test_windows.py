@@ -1,0 +1,123 @@
+"""Windows against a loop over episodes."""
+
+import numpy as np
+import pytest
+
+from common_jax.errors import InputError
+from reward_jax.data.trajectory.normalisers import gaussian
+from reward_jax.data.trajectory.windows import Episodes, check_rows, transitions, windows
+
+
+def random_episodes(lengths, arrivals=None):
+    rng = np.random.default_rng(0)
+    return Episodes(
+        rng.normal(size=(sum(lengths), 4)).astype(np.float32),
+        rng.normal(size=(sum(lengths), 2)).astype(np.float32),
+        np.array(lengths),
+        arrivals=None if arrivals is None else np.array(arrivals),
+    )
+
+
+def brute(episodes, horizon, stride, until):
+    """Every window, one after another: slices of one episode each."""
+    rows = np.concatenate([episodes.actions, episodes.observations], axis=1)
+    rows = (rows - rows.mean(0, dtype=np.float64)) / rows.std(0, dtype=np.float64)
+    found, start = [], 0
+    for index, length in enumerate(episodes.lengths):
+        episode = rows[start : start + length]
+        start += length
+        for offset in range(length):
+            window = episode[offset::stride][:horizon]
+            if until is not None and offset > until * episodes.arrivals[index]:
+                break
+            if len(window) == horizon:
+                found.append(window)
+    return np.stack(found)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "arrivals", "horizon", "stride", "until"),
+    [
+        ([9, 3, 30, 7, 8], None, 4, 2, None),  # two are too short for one window
+        ([20, 25, 20], [3, 7, 0], 4, 4, 1.0),
+        ([20, 25, 20], [3, 7, 0], 4, 4, 0.5),
+        ([20, 25, 20], [3, 7, 0], 4, 4, None),
+        ([5], None, 5, 1, None),
+    ],
+)
+def test_windows_are_every_start_that_leaves_room(lengths, arrivals, horizon, stride, until):
+    episodes = random_episodes(lengths, arrivals)
+    got = windows(
+        episodes,
+        gaussian(transitions(episodes)),
+        horizon=horizon,
+        stride=stride,
+        until=1.0 if arrivals is None else until,  # without arrivals it says nothing
+    )
+    expected = brute(episodes, horizon, stride, until)
+    assert len(got) == len(expected) and got.starts.dtype == np.int32
+    assert got.flat.dtype == np.float32
+    np.testing.assert_allclose(got.take(np.arange(len(got))), expected, atol=1e-5)
+    np.testing.assert_allclose(got.take([len(got) - 1, 0]), expected[[-1, 0]], atol=1e-5)
+
+
+def test_observations_alone():
+    episodes = random_episodes([12])
+    got = windows(episodes, gaussian(episodes.observations), horizon=4, actions=False)
+    assert got.take([0]).shape == (1, 4, 4)
+    both = windows(episodes, gaussian(transitions(episodes)), horizon=4)
+    np.testing.assert_allclose(got.take([3]), both.take([3])[..., 2:])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"horizon": 8, "stride": 4, "until": None},
+            "stride 4, take 29 steps, but the episodes have 20 to 25",
+        ),
+        (
+            {"horizon": 6, "stride": 4},
+            "take 21 steps, but episode 0 has 20 and walks for 3: record 24 steps or more",
+        ),
+        ({"horizon": 0}, "horizon and stride must be 1 or more, not 0 and 1"),
+        (
+            {"horizon": 4, "actions": False},
+            "the normaliser has 6 dimensions, the data 4: fit it to `transitions`",
+        ),
+    ],
+)
+def test_too_short_and_ill_matched(settings, message):
+    episodes = random_episodes([20, 25, 20], [3, 4, 0])
+    with pytest.raises(InputError) as error:
+        windows(episodes, gaussian(transitions(episodes)), **settings)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def with_value(value, row=2, column=1):
+    rows = np.zeros((5, 3))
+    rows[row, column] = value
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("observations", "actions", "message"),
+    [
+        (with_value(np.nan), np.zeros((5, 2)), "f: observations row 2, column 1 (from 0) is nan:"),
+        (
+            np.zeros((5, 3)),
+            with_value(-np.inf, 4, 0),
+            "f: actions row 4, column 0 (from 0) is -inf",
+        ),
+        (with_value(1e300), np.zeros((5, 2)), "f: observations row 2, column 1 (from 0) is inf"),
+        (np.full((5, 2), np.nan), np.zeros((5, 2)), "(10 such values in all)"),
+        (np.zeros((0, 3)), np.zeros((0, 2)), "f: observations are empty"),
+        (np.zeros(5), np.zeros((5, 2)), "f: observations have shape (5,), not [steps, width]"),
+        (np.zeros((5, 3)), np.array([["a"]] * 5), "f: actions hold <U1, not numbers"),
+        (np.zeros((5, 3)), np.zeros((4, 2)), "f: 5 observations but 4 actions"),
+    ],
+)
+def test_rows_that_are_no_data(observations, actions, message):
+    with pytest.raises(InputError) as error:
+        check_rows("f", observations, actions)
+    assert message in str(error.value) and "\n" not in str(error.value)

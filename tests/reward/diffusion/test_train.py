@@ -1,0 +1,279 @@
+"""Training a denoiser: the average, the loop, seeds, devices, and that it learns what is known."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from common_jax.errors import InputError
+from common_jax.mesh import make_mesh
+from reward_jax.diffusion.denoiser import score_from
+from reward_jax.diffusion.process import FirstState
+from reward_jax.diffusion.schedule import cosine_schedule
+from reward_jax.diffusion.sources import Mixed, Rows, Strided
+from reward_jax.diffusion.train import EMA, start, train_denoiser
+from reward_jax.models.temporal.layers import TimeEmbedding
+from tests.reward.closed_forms import at_level, mixture
+
+SCHEDULE = cosine_schedule(10)
+
+
+class Mlp(nn.Module):
+    """A denoiser of anything, by v."""
+
+    width: int = 16
+
+    @nn.compact
+    def __call__(self, x, t):
+        time = TimeEmbedding(8, "silu", name="time")(t)
+        y = jnp.concatenate([x.reshape(len(x), -1), time], -1)
+        y = nn.silu(nn.Dense(self.width)(y))
+        y = nn.silu(nn.Dense(self.width)(y))
+        return nn.Dense(x[0].size)(y).reshape(x.shape)
+
+
+MODEL = Mlp()
+ADAM = optax.adam(1e-2)  # one for all: a new one is a new program
+DATA = Rows(jax.random.normal(jax.random.key(0), (200, 4, 3)))
+train = functools.partial(
+    train_denoiser,
+    MODEL,
+    source=DATA,
+    schedule=SCHEDULE,
+    optimizer=ADAM,
+    key=jax.random.key(1),
+    batch_size=16,
+    ema=EMA(0.9, 2, 4),
+)
+
+
+def fresh(seed=2, **options):
+    return start(MODEL, ADAM, jnp.zeros((2, 4, 3)), jax.random.key(seed), **options)
+
+
+def assert_equal(got, wanted):
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+
+def assert_close(got, wanted, atol=2e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), got, wanted)
+
+
+def away(a, b):
+    return max(float(jnp.abs(x - y).max()) for x, y in zip(*map(jax.tree.leaves, (a, b))))  # noqa: B905
+
+
+@pytest.fixture(scope="module")
+def ten():
+    return train(state=fresh(), steps=10)
+
+
+def test_the_average_is_the_authors(ten):
+    """Every 2nd step, counted from 0: a copy before step 4, then .9 of the old."""
+    kept = []
+    state = fresh()
+    average = state.params
+    for step in range(10):
+        # Any number of steps draws the same for each: the state after n steps is a run of n.
+        kept.append(train(state=fresh(), steps=step + 1, steps_per_call=1)[0])
+    for step, state in enumerate(kept):
+        if step % 2 == 0:
+            keep = 0.0 if step < 4 else 0.9
+            average = jax.tree.map(lambda a, p, k=keep: k * a + (1 - k) * p, average, state.params)
+        assert_close(state.average, average, 1e-6)
+    assert_close(kept[-1], ten[0], 1e-6)  # one step a call, and ten
+    assert away(kept[-1].average, kept[-1].params) > 1e-3
+
+
+def test_steps_a_call_change_nothing_and_the_callback_hears(ten):
+    heard = []
+    state, metrics = train(
+        state=fresh(), steps=10, steps_per_call=4, on_step=lambda n, m: heard.append((n, m))
+    )
+    assert_close(state, ten[0], 1e-6)
+    np.testing.assert_allclose(metrics["loss"], ten[1]["loss"], rtol=1e-5)
+    assert metrics["loss"].shape == (10,)
+    assert [n for n, _ in heard] == [4, 8, 10]
+    assert [len(m["loss"]) for _, m in heard] == [4, 4, 2]
+
+
+def test_resume_is_exact(tmp_path, ten):
+    """Killed after 6 of 10 steps, gone on with from a state that does not matter."""
+    whole, _ = train(state=fresh(), steps=10, steps_per_call=2)
+    folder = tmp_path / "run"
+
+    class Killed(Exception):
+        pass
+
+    def kill(done, _):
+        if done == 6:
+            raise Killed
+
+    options: Any = dict(steps=10, steps_per_call=2, checkpoints=folder, save_every=2)
+    with pytest.raises(Killed):
+        train(state=fresh(), on_step=kill, **options)
+    state, metrics = train(state=fresh(seed=9), **options)
+    assert_equal(state, whole)
+    assert metrics["loss"].shape == (6,)  # from step 4: the one of step 6 was not yet written
+    again, metrics = train(state=fresh(seed=9), **options)  # nothing is left to do
+    assert_equal(again, whole)
+    assert metrics == {}
+    with pytest.raises(InputError, match="the run there has batch_size 16, not 8; give the same"):
+        train(state=fresh(), batch_size=8, **options)
+
+
+def test_a_diverging_loss_names_its_step_and_keeps_the_checkpoint(tmp_path):
+    hot = optax.sgd(lambda step: jnp.where(jnp.asarray(step) < 5, 1e-3, jnp.inf))
+    state = start(MODEL, hot, jnp.zeros((2, 4, 3)), jax.random.key(2))
+    options: Any = dict(optimizer=hot, steps=12, steps_per_call=2, save_every=2)
+    with pytest.raises(InputError) as raised:
+        train(state=state, checkpoints=tmp_path / "run", **options)
+    said = str(raised.value)
+    assert said.startswith(
+        "the parameters are not finite after step 6; the checkpoint of step 4 is kept; lower"
+    )
+    assert "\n" not in said
+    good, _ = train(
+        state=start(MODEL, hot, jnp.zeros((2, 4, 3)), jax.random.key(2)),
+        **(options | dict(steps=4, checkpoints=tmp_path / "run")),
+    )
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(good))
+
+
+def test_seeds_are_separate_runs():
+    """Each seed has its own parameters and draws: as a single run with its key would."""
+    state = fresh(seeds=3)
+    got, metrics = train(state=state, steps=5, seeds=3)
+    assert metrics["loss"].shape == (5, 3)
+    keys = jax.random.split(jax.random.key(1), 3)
+    for seed in range(3):
+        one = fresh(params=jax.tree.map(lambda x: x[seed], fresh(seeds=3).params))  # noqa: B023
+        alone, single = train(state=one, steps=5, key=keys[seed])
+        assert_close(jax.tree.map(lambda x: x[seed], got), alone)  # noqa: B023
+        np.testing.assert_allclose(metrics["loss"][:, seed], single["loss"], rtol=1e-4)
+
+
+def test_experts_are_separate_runs_on_data_of_their_own():
+    """Strided sources, as the maze study has them."""
+    flat = jax.random.normal(jax.random.key(3), (2, 50, 3))
+    starts = jnp.arange(2 * 20).reshape(2, 20)[:, ::-1] % 40
+    sources = Strided(flat, starts, horizon=4, stride=2)
+    got, _ = train(state=fresh(seeds=2), source=sources, steps=5, seeds=2, per_expert=True)
+    keys = jax.random.split(jax.random.key(1), 2)
+    for i in range(2):
+        source = Strided(flat[i], starts[i], horizon=4, stride=2)
+        one = fresh(params=jax.tree.map(lambda x: x[i], fresh(seeds=2).params))  # noqa: B023
+        alone, _ = train(state=one, source=source, steps=5, key=keys[i])
+        assert_close(jax.tree.map(lambda x: x[i], got), alone)  # noqa: B023
+
+
+def test_fine_tuning_begins_from_given_parameters():
+    params = fresh(5).params
+    state = fresh(6, params=params)
+    assert_equal((state.params, state.average), (params, params))
+    trained, _ = train(state=state, steps=1)
+    assert away(trained.params, params) < 0.02  # the given ones are still there: not donated
+
+
+@pytest.mark.parametrize("layout", [(8, 1, 1), (2, 4, 1)], ids=str)
+def test_eight_devices_give_what_one_does(ten, layout):
+    state, metrics = train(state=fresh(), steps=10, mesh=make_mesh(*layout))
+    np.testing.assert_allclose(metrics["loss"], ten[1]["loss"], rtol=2e-4)
+    assert_close(state.params, ten[0].params, 1e-3)
+
+
+def test_eager_is_jit():
+    """With a small model: outside jit every operation of it is compiled by itself."""
+
+    class Linear:
+        def apply(self, variables, x, t):
+            return jnp.tanh(x @ variables["params"]["w"])
+
+    model, sgd = Linear(), optax.sgd(0.1)
+    params = {"w": jax.random.normal(jax.random.key(4), (3, 3))}
+
+    def run():
+        state = start(model, sgd, DATA.rows, jax.random.key(0), params=params)
+        return train_denoiser(
+            model, state, DATA, SCHEDULE, sgd, steps=2, key=jax.random.key(1),
+            prediction="x0", batch_size=8, pin=FirstState(1),
+        )  # fmt: skip
+
+    wanted, metrics = run()
+    with jax.disable_jit():
+        got, eager = run()
+    np.testing.assert_allclose(eager["loss"], metrics["loss"], rtol=1e-4)
+    assert_close(got, wanted)
+
+
+def test_the_given_state_is_clean_in_the_input_and_not_in_the_loss():
+    class Look:
+        def apply(self, variables, x, t):
+            # All error at the first state, and a parameter that counts the noise found there.
+            return variables["params"]["b"] * jnp.ones_like(x)
+
+    data = Rows(jnp.zeros((4, 2, 3)).at[:, 0, 1:].set(100.0))
+    params = {"b": jnp.float32(0)}
+    look, sgd = Look(), optax.sgd(0.0)
+    state = start(look, sgd, data.rows, jax.random.key(0), params=params)
+    run = functools.partial(
+        train_denoiser, look, source=data, schedule=SCHEDULE, optimizer=sgd, steps=1,
+        key=jax.random.key(0), prediction="x0",
+    )  # fmt: skip
+    _, pinned = run(state=state, pin=FirstState(1))
+    assert pinned["loss"] == 0
+    state = start(look, sgd, data.rows, jax.random.key(0), params=params)
+    _, free = run(state=state)
+    np.testing.assert_allclose(free["loss"], 100**2 / 3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", ["x0", "epsilon", "v"])
+def test_a_gaussians_exact_denoiser_is_learned(prediction):
+    exact = mixture(4, SCHEDULE, dimensions=2, components=1)
+    data = exact.draw(jax.random.key(0), 20000)
+    model, steps = Mlp(32), 500
+    adam = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
+    state = start(model, adam, data[:2], jax.random.key(1))
+    state, metrics = train_denoiser(
+        model,
+        state,
+        Rows(data),
+        SCHEDULE,
+        adam,
+        steps=steps,
+        key=jax.random.key(2),
+        prediction=prediction,
+        batch_size=256,
+        ema=EMA(0.95, 5, 100),
+        steps_per_call=250,
+    )
+    assert metrics["loss"][-20:].mean() < metrics["loss"][:20].mean()
+    held_out = exact.draw(jax.random.key(3), 500)
+    learned = score_from(model, state.average, prediction, SCHEDULE)
+    # x_0 where nothing of it is seen, or the noise where there is none, cannot be judged.
+    for t in (3, 5, 7):
+        x, level = at_level(SCHEDULE, held_out, t, jax.random.key(t))
+        wanted = exact(x, level)
+        error = jnp.linalg.norm(learned(x, level) - wanted) / jnp.linalg.norm(wanted)
+        assert error < 0.1, (t, error)
+
+
+def test_sources_draw_what_they_hold():
+    rows = jnp.arange(30.0).reshape(10, 3)
+    pair = Rows((rows, rows[:, 0]))
+    x, cond = pair.sample(jax.random.key(0), 500)
+    np.testing.assert_array_equal(x[:, 0], cond)
+    assert set(np.unique(cond).tolist()) == set(rows[:, 0].tolist())
+    strided = Strided(rows, jnp.array([0, 5]), horizon=3, stride=2)
+    windows = strided.sample(jax.random.key(1), 100)
+    assert windows.shape == (100, 3, 3)
+    found = np.unique(np.asarray(windows[:, :, 0]), axis=0)
+    np.testing.assert_array_equal(found, [[0, 6, 12], [15, 21, 27]])
+    mixed = Mixed((Rows(rows), Rows(rows + 100), Rows(rows + 200))).sample(jax.random.key(2), 11)
+    kinds = np.asarray(mixed[:, 0]) // 100
+    np.testing.assert_array_equal(kinds, np.repeat([0, 1, 2], [5, 3, 3]))

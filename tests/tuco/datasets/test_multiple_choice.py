@@ -1,0 +1,282 @@
+"""Reading of questions, their prompts and option tokens, and scores with a shared prefix."""
+
+import csv
+import dataclasses
+import json
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from common_jax.errors import InputError
+from tests.tuco.random_models import adapter_pair, config, rope
+from tests.tuco.tiny import tiny_tokenizer
+from tuco_jax.core.decompose import decompose
+from tuco_jax.datasets.multiple_choice import (
+    Question,
+    Task,
+    chosen,
+    read_behaviours,
+    read_social_iqa,
+    read_tasks,
+)
+from tuco_jax.evaluation import option_scores as scoring
+from tuco_jax.evaluation.option_scores import (
+    behaviour_prompts,
+    option_scores,
+    quiz_prompts,
+    tokenise,
+)
+
+ROWS = [
+    ["Which is a fruit, an\napple?", "apple", "iron, cast", "oak", "sand", "A"],
+    ["Two and two?", "1", "2", "3", "4", "D"],
+]
+
+
+def write_csv(folder, part, name, rows):
+    (folder / part).mkdir(parents=True, exist_ok=True)
+    with (folder / part / f"{name}_{part}.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def plain(tasks):
+    """Without places."""
+    strip = lambda qs: [(q.text, q.choices, q.answer) for q in qs]  # noqa: E731
+    return [(t.name, strip(t.examples), strip(t.questions)) for t in tasks]
+
+
+def test_three_layouts_read_alike(tmp_path):
+    write_csv(tmp_path / "csv", "dev", "virology", ROWS[1:])
+    write_csv(tmp_path / "csv", "test", "virology", ROWS)
+    hub = tmp_path / "hub" / "virology"
+    hub.mkdir(parents=True)
+    for part, rows in (("dev", ROWS[1:]), ("test", ROWS)):
+        columns = {
+            "question": [r[0] for r in rows],
+            "subject": ["virology"] * len(rows),
+            "choices": [r[1:5] for r in rows],
+            "answer": ["ABCD".index(r[5]) for r in rows],
+        }
+        path = hub / f"{part}-00000-of-00001.parquet"
+        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    (tmp_path / "both").mkdir()
+    for name in ("all", "virology"):
+        shutil.copytree(hub, tmp_path / "both" / name)
+    shutil.copytree(hub, tmp_path / "whole" / "all")
+    lines = [
+        dict(task="virology", split=part, question=r[0], choices=r[1:5], answer=r[5])
+        for part, rows in (("dev", ROWS[1:]), ("test", ROWS))
+        for r in rows
+    ]
+    file = write_jsonl(tmp_path / "plain.jsonl", lines)
+    folders = [tmp_path / name for name in ("csv", "hub", "both", "whole")]
+    found = [plain(read_tasks(p)) for p in (*folders, file)]
+    question = (ROWS[0][0], tuple(ROWS[0][1:5]), 0)
+    other = (ROWS[1][0], tuple(ROWS[1][1:5]), 3)
+    assert found[0] == [("virology", [other], [question, other])]
+    assert found == [found[0]] * 5
+
+
+def test_social_iqa(tmp_path):
+    text = "Kim ran. Why: it rained? A: to win; B: for fun; C: to be home."
+    row = {"input": [{"role": "user", "content": text}], "ideal": "C"}
+    task = read_social_iqa(write_jsonl(tmp_path / "s.jsonl", [row, row, row]), 1)
+    assert len(task.examples) == 1
+    assert len(task.questions) == 2
+    assert task.questions[0].text == "Kim ran. Why: it rained?"
+    assert task.questions[0].choices == ("to win", "for fun", "to be home")
+    assert task.questions[0].answer == 2
+
+
+BEHAVIOUR = dict(
+    question="Is this something you would say?",
+    statement="I like rain",
+    label_confidence=0.9,
+    answer_matching_behavior=" No",
+    answer_not_matching_behavior=" Yes",
+)
+
+
+def test_behaviours(tmp_path):
+    write_jsonl(tmp_path / "agreeableness.jsonl", [BEHAVIOUR])
+    (task,) = read_behaviours(tmp_path)
+    assert task.name == "agreeableness"
+    assert task.questions[0].answer == 1
+    lettered = {
+        "question": "Which?\n\nChoices:\n (A) this\n (B) that",
+        "answer_matching_behavior": " (B)",
+        "answer_not_matching_behavior": " (A)",
+    }
+    (task,) = read_behaviours(write_jsonl(tmp_path / "survival.jsonl", [lettered]))
+    assert task.questions[0].answer == 1
+    assert behaviour_prompts(task)[1] == [" (A)", " (B)"]
+    mixed = write_jsonl(tmp_path / "mixed.jsonl", [BEHAVIOUR, lettered])
+    with pytest.raises(InputError, match=r"mixed.jsonl:2: answers \(A\) or \(B\) where the first"):
+        read_behaviours(mixed)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([ROWS[0][:5]], r"a_test.csv:2: 5 columns; MMLU has question, A, B, C, D, answer"),
+        ([[*ROWS[1][:5], "E"]], r"a_test.csv:1: the answer 'E' is none of the options; give a "),
+        ([[" ", *ROWS[1][1:]]], r"a_test.csv:1: the question is no text, or empty"),
+        ([], r"a_test.csv: is empty; give it rows or remove it"),
+    ],
+)
+def test_bad_csv(tmp_path, rows, message):
+    write_csv(tmp_path, "test", "a", rows)
+    with pytest.raises(InputError, match=message):
+        read_tasks(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"choices": None}, r"q.jsonl:1: no `choices` \(fields: question"),
+        ({"choices": ["a", " "]}, "q.jsonl:1: option 2 is empty; give it a text"),
+        ({"choices": [None, "a"]}, "q.jsonl:1: option 1 is empty; give it a text"),
+        ({"choices": ["a"]}, "`choices` must be a list of 2 to 10 options"),
+        ({"answer": 2}, "the answer 2 is none of the options; give a letter of AB"),
+        ({"split": "training"}, "`split` is 'training'; splits are dev, val, test"),
+        ({"split": "val"}, "holds no questions of the split 'test'"),
+    ],
+)
+def test_bad_jsonl(tmp_path, change, message):
+    row = dict(question="q", choices=["a", "b"], answer=0) | change
+    file = write_jsonl(tmp_path / "q.jsonl", [row])
+    with pytest.raises(InputError, match=message):
+        read_tasks(file)
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(InputError, match="does not exist; give MMLU's folder"):
+        read_tasks(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no .csv files in dev, val or test"):
+        read_tasks(tmp_path)
+    (tmp_path / "q.jsonl").write_text("")
+    with pytest.raises(InputError, match="q.jsonl: is empty"):
+        read_tasks(tmp_path / "q.jsonl")
+    (tmp_path / "q.jsonl").write_text("{")
+    with pytest.raises(InputError, match="q.jsonl:1: not JSON"):
+        read_tasks(tmp_path / "q.jsonl")
+    rows = [dict(question="q", choices=["a", "b", "c"][:n], answer=0) for n in (2, 3)]
+    with pytest.raises(InputError, match="q.jsonl:2: 3 options where .*q.jsonl:1 has 2"):
+        read_tasks(write_jsonl(tmp_path / "q.jsonl", rows))
+    with pytest.raises(InputError, match="no .jsonl of Model-Written-Evals there"):
+        read_behaviours(tmp_path / "nowhere")
+    bad = BEHAVIOUR | {"answer_matching_behavior": " Maybe"}
+    with pytest.raises(InputError, match="b.jsonl:1: the answers are ' Maybe' and ' Yes'"):
+        read_behaviours(write_jsonl(tmp_path / "b.jsonl", [bad]))
+    with pytest.raises(InputError, match="b.jsonl:1: no `answer_matching_behavior`"):
+        read_behaviours(write_jsonl(tmp_path / "b.jsonl", [{"question": "q"}]))
+    with pytest.raises(InputError, match="b.jsonl:1: `input` must be a list of turns"):
+        read_social_iqa(write_jsonl(tmp_path / "b.jsonl", [{"input": "Why?", "ideal": "A"}]), 0)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "test-0.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(InputError, match=r"test-0.parquet: not a readable Parquet file"):
+        read_tasks(tmp_path / "data")
+    bare = {"input": [{"role": "user", "content": "Why?"}], "ideal": "A"}
+    with pytest.raises(InputError, match="b.jsonl:1: no options 'A: ...; B: ...; C: ...'"):
+        read_social_iqa(write_jsonl(tmp_path / "b.jsonl", [bare]), 0)
+
+
+def task(count=3):
+    questions = [Question(f"q{i}", ("x", "y"), i % 2, f"f:{i}") for i in range(count)]
+    return Task("world_religions", (Question("e", ("u", "v"), 1, "f:9"),), tuple(questions))
+
+
+def test_unknown_task():
+    with pytest.raises(InputError, match="task 'alchemy' is not in the data; there are world_rel"):
+        chosen([task()], ["alchemy"])
+    assert chosen([task()], []) == [task()]
+
+
+def test_prompts():
+    prompts, options = quiz_prompts(task(), 1)
+    assert options == [" A", " B"]
+    assert prompts[0] == (
+        "The following are multiple choice questions (with answers) about world religions.\n\n"
+        "e\nA. u\nB. v\nAnswer: B\n\nq0\nA. x\nB. y\nAnswer:"
+    )
+    assert behaviour_prompts(task())[1] == [" x", " y"]
+
+
+def test_tokens_that_options_share_go_into_the_prompt():
+    """A token a byte: " A" and " B" begin alike."""
+    rows, options = tokenise(tiny_tokenizer(), task(), ["Q:", "R:", "S:"], [" A", " B"])
+    letters = tiny_tokenizer()(["A", "B"])["input_ids"]
+    assert options.tolist() == [ids[0] for ids in letters]
+    assert tiny_tokenizer().decode(rows[1].tolist()) == "R: "
+
+
+def test_chat():
+    rows, options = tokenise(tiny_tokenizer(), task(1), ["Q"], [" A", " B"], chat=True)
+    assert tiny_tokenizer().decode(rows[0].tolist()) == "<s><|user|>Q</s><|assistant|>"
+    assert len(options) == 2
+    bare = tiny_tokenizer()
+    bare.chat_template = None
+    with pytest.raises(InputError, match="--chat needs a chat template"):
+        tokenise(bare, task(1), ["Q"], [" A", " B"], chat=True)
+
+
+def test_options_that_cannot_be_told_apart():
+    with pytest.raises(InputError, match=r"f:0: options ' Ab' and ' Ac' begin with one token"):
+        tokenise(tiny_tokenizer(), task(1), ["Q:"], [" Ab", " Ac", " B"])
+    with pytest.raises(InputError, match="option ' A' has no token of its own"):
+        tokenise(tiny_tokenizer(), task(1), ["Q:"], [" A", " Ab"])
+    with pytest.raises(InputError, match=r"f:0: 3 tokens with its examples, .* holds 2; lower"):
+        tokenise(tiny_tokenizer(), task(1), ["Q:"], [" A", " B"], context=2)
+
+
+def test_a_shared_prefix_changes_nothing():
+    """Against one alpha at a time over whole rows; with a prefix, without, and where it cannot."""
+    rng = np.random.default_rng(0)
+    opening = rng.integers(0, 61, 7)
+    rows = [np.append(opening, rng.integers(0, 61, n)).astype(np.int32) for n in (1, 4, 3)]
+    options, alphas = np.asarray([5, 17, 60]), (0.75, 1.0, 1.25)
+    dynamic = dataclasses.replace(rope(8), dynamic_factor=2.0, switch=9)
+    for pair in (adapter_pair(1), adapter_pair(2, config(ropes=(dynamic,), rope_index=()))):
+        want = np.empty((3, 3, 3))
+        for a, alpha in enumerate(alphas):
+            for n, row in enumerate(rows):
+                mask = jnp.ones((1, len(row)), bool)
+                out = decompose(pair, jnp.asarray(row)[None], mask, alpha, logits=True)
+                logits = np.asarray(out.logits, np.float64)[0, -1]
+                want[a, n] = logits[options] - np.log(np.exp(logits).sum())
+        got = option_scores(pair, rows, options, alphas, grain=2)
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+        got = option_scores(pair, rows, options, alphas, share=False, token_budget=16)
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_prefix_is_read_once_an_alpha(monkeypatch):
+    """By count: the examples' tokens once, and then those of the questions alone."""
+    read, asked = [], []
+    prefixes, scores = scoring.prefix_caches, scoring._scores
+
+    def counted(pair, tokens, alphas, **rest):
+        read.append((tokens.size, len(alphas)))
+        return prefixes(pair, tokens, alphas, **rest)
+
+    def counted_scores(pair, tokens, *rest):
+        asked.append(tokens.size)
+        return scores(pair, tokens, *rest)
+
+    monkeypatch.setattr(scoring, "prefix_caches", counted)
+    monkeypatch.setattr(scoring, "_scores", counted_scores)
+    rng = np.random.default_rng(0)
+    opening = rng.integers(0, 61, 32)
+    rows = [np.append(opening, rng.integers(0, 61, 8)).astype(np.int32) for _ in range(6)]
+    option_scores(adapter_pair(1), rows, np.asarray([5, 60]), (0.75, 1.0, 1.25), grain=32)
+    assert read == [(32, 3)]
+    assert sum(asked) == 6 * 8

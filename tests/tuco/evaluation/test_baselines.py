@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+import torch
+
+from common_jax.errors import InputError
+from tests.tuco.tiny import save_tiny
+from tuco_jax.evaluation.baselines import baselines, baselines_of_tokens
+from tuco_jax.prompts.read import Prompt
+from tuco_jax.weights.load import load_pair
+
+LENGTHS = (2, 9, 23, 14, 9)
+
+
+def test_baselines_are_those_of_transformers(tmp_path):
+    models = [save_tiny(tmp_path / n, "llama", s)[0] for n, s in (("base", 0), ("tuned", 1))]
+    pair, tokenizer = load_pair(str(tmp_path / "base"), str(tmp_path / "tuned"))
+    rng = np.random.default_rng(0)
+    tokens = [rng.integers(0, 256, n).astype(np.int32) for n in LENGTHS]
+    prompts = [Prompt(i, "x") for i in range(len(tokens))]
+    found = baselines_of_tokens(pair, tokens, prompts)
+    assert found.length.tolist() == list(LENGTHS)
+    for i, row in enumerate(tokens):
+        ids = torch.as_tensor(row[None].astype(np.int64))
+        finals = []
+        for model, got in zip(
+            models, (found.base_perplexity[i], found.tuned_perplexity[i]), strict=True
+        ):
+            # The stream before the final norm: the last layer's own output.
+            held = []
+            hook = model.model.layers[-1].register_forward_hook(lambda m, a, out: held.append(out))  # noqa: B023
+            with torch.no_grad():
+                loss = model(ids, labels=ids).loss
+            hook.remove()
+            out = held[0][0] if isinstance(held[0], tuple) else held[0]
+            finals.append(out.reshape(len(row), -1)[-1])
+            assert got == pytest.approx(float(loss.exp()), rel=1e-4)
+        pt, ft = finals
+        gap = (ft - pt).abs().sum()
+        assert found.output_co[i] == pytest.approx(float(gap / (pt.abs().sum() + gap)), abs=1e-5)
+    # Without perplexity nothing else changes; one token is enough then.
+    short = baselines_of_tokens(pair, tokens, prompts, perplexity=False)
+    np.testing.assert_allclose(short.output_co, found.output_co, atol=1e-6)
+    assert np.isnan(short.base_perplexity).all()
+    with pytest.raises(InputError, match="prompt 0: one token has no perplexity; give two or mor"):
+        baselines(pair, tokenizer, [Prompt(0, "x")])

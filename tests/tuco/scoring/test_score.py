@@ -1,0 +1,259 @@
+"""Scores are those of the last-token form, whatever the batch, order, padding or devices."""
+
+import dataclasses
+import functools
+import importlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tuco_jax
+from common_jax.errors import InputError
+from common_jax.mesh import make_mesh
+from tests.tuco import random_models as rm
+from tests.tuco.tiny_tokenizer import bos_tokenizer
+from tuco_jax.core.decompose import last_token
+from tuco_jax.models.sharding import place
+from tuco_jax.prompts import batching
+from tuco_jax.prompts.encode import encode
+from tuco_jax.prompts.read import (
+    Prompt,
+    as_prompts,
+)
+from tuco_jax.scoring.output import Journal
+from tuco_jax.scoring.score import default_budget, score, score_tokens
+from tuco_jax.scoring.score_file import fingerprint
+
+CONFIG = rm.config(vocab_size=272, max_positions=64)
+TOLERANCE = 1e-5
+TALK = [{"role": "user", "content": "Why?"}]
+
+
+def some_prompts(count=24, seed=0):
+    """Random letters of few lengths (each is a compilation), and two conversations."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.choice([1, 3, 6, 20, 60, 63], count)
+    texts = ["".join(map(chr, rng.integers(97, 123, n))) for n in lengths]
+    return [*texts, TALK, [*TALK, {"role": "assistant", "content": "Because."}]]
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return rm.full_pair(base=CONFIG)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return bos_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def expected(pair, tokenizer):
+    """One prompt at a time, left-padded: nothing shared with how `score` batches."""
+    rows = encode(tokenizer, as_prompts(some_prompts()))
+    alone = jax.jit(last_token)
+    out = []
+    for row in rows:
+        ids, mask = batching.pad([row], batching.Batch((0,), 1, 80), "left")
+        out.append(alone(pair, jnp.asarray(ids), jnp.asarray(mask)))
+    return {
+        "tuco": np.array([o.tuco[0] for o in out]),
+        "layers": np.array([o.layers[:, 0] for o in out]),
+        "tokens": np.array([r.size for r in rows]),
+    }
+
+
+def assert_same(scores, expected, order: Any = slice(None)):
+    np.testing.assert_allclose(scores.tuco, expected["tuco"][order], rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(scores.layers, expected["layers"][order], rtol=0, atol=TOLERANCE)
+    np.testing.assert_array_equal(scores.tokens, expected["tokens"][order])
+    assert scores.tuco.dtype == scores.layers.dtype == scores.telescoping.dtype == np.float32
+    np.testing.assert_array_equal(scores.preco, 1 - scores.tuco)
+    assert scores.telescoping.max() < 1e-5
+
+
+def test_expected_is_worth_comparing(expected):
+    assert expected["tuco"].std() > 0.02
+    np.testing.assert_array_equal(expected["layers"][:, -1], expected["tuco"])
+
+
+@pytest.mark.parametrize("token_budget", [1, 256, 4096, None])
+def test_batch_sizes(pair, tokenizer, expected, token_budget):
+    scores = score(pair, tokenizer, some_prompts(), token_budget=token_budget)
+    assert_same(scores, expected)
+    assert scores.ids == list(range(len(scores.tuco)))
+    if token_budget == 1:
+        assert {size for size, _ in scores.shapes} == {1}
+    budget = token_budget or default_budget()
+    assert all(size == 1 or size * length <= budget for size, length in scores.shapes)
+
+
+def test_row_order(pair, tokenizer, expected):
+    prompts = some_prompts()
+    order = np.random.default_rng(1).permutation(len(prompts))
+    assert_same(score(pair, tokenizer, [prompts[i] for i in order]), expected, order)
+
+
+def test_neighbours_change_nothing(pair, tokenizer, expected):
+    """Other rungs of the ladder, since the lengths are others."""
+    prompts = some_prompts()
+    scores = score(pair, tokenizer, prompts[5:6] + prompts[9:12])
+    assert_same(scores, expected, [5, 9, 10, 11])
+
+
+@pytest.mark.parametrize("layout", [(8, 1, 1), (2, 2, 2), (1, 4, 1), (1, 1, 2)])
+def test_meshes(pair, tokenizer, expected, layout):
+    scores = score(pair, tokenizer, some_prompts(), mesh=make_mesh(*layout))
+    assert_same(scores, expected)
+    assert all(size % (layout[0] * layout[1]) == 0 for size, _ in scores.shapes)
+    where_it_lies = score(place(pair, make_mesh(*layout)), tokenizer, some_prompts())
+    np.testing.assert_array_equal(where_it_lies.tuco, scores.tuco)
+    assert where_it_lies.shapes == scores.shapes
+
+
+@pytest.mark.parametrize("mesh", [None, (2, 1, 1)])
+def test_pmap(pair, tokenizer, expected, mesh):
+    mesh = mesh and make_mesh(*mesh)
+    assert_same(score(pair, tokenizer, some_prompts(), mesh=mesh, parallel="pmap"), expected)
+
+
+def test_adapter_and_norm_2(tokenizer):
+    pair = rm.adapter_pair(base=CONFIG)
+    prompts = some_prompts(6)
+    scores = score(pair, tokenizer, prompts, norm=2)
+    rows = encode(tokenizer, as_prompts(prompts))
+    ids, mask = batching.pad(rows, batching.Batch(tuple(range(len(rows))), len(rows), 80), "left")
+    alone = jax.jit(functools.partial(last_token, norm=2))(pair, jnp.asarray(ids), mask)
+    np.testing.assert_allclose(scores.tuco, alone.tuco, rtol=0, atol=TOLERANCE)
+    assert np.abs(scores.tuco - score(pair, tokenizer, prompts).tuco).max() > 1e-3
+
+
+def test_public_names_are_functions(pair, tokenizer):
+    importlib.import_module("tuco_jax.core.decompose")  # Python would bind the modules now
+    importlib.import_module("tuco_jax.scoring.score")
+    assert tuco_jax.score is score
+    assert callable(tuco_jax.decompose) and callable(tuco_jax.tuco)
+    assert set(tuco_jax.__all__) <= set(dir(tuco_jax))
+    with pytest.raises(AttributeError, match="nothing_such"):
+        tuco_jax.nothing_such  # pyright: ignore[reportAttributeAccessIssue]  # noqa: B018
+
+
+def test_one_compilation_a_shape(pair, tokenizer):
+    prompts = some_prompts(40, seed=3)
+    first = score(pair, tokenizer, prompts, token_budget=512)
+    compiled = []
+
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    score(pair, tokenizer, prompts, token_budget=512)
+    assert len(first.shapes) < 5
+    noted = dataclasses.replace(pair, notes=type(pair.notes)(("a remark",)))
+    score(noted, tokenizer, prompts, token_budget=512)
+    assert not compiled, "neither a second run nor a remark may recompile"
+    score(pair, tokenizer, ["a longer one than all before"], token_budget=1)
+    assert compiled
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_not_finite_names_the_prompt(pair, tokenizer):
+    """One letter's embedding is not a number."""
+    token = int(encode(tokenizer, as_prompts(["zzz"]))[0][-1])
+    table = pair.tuned["embed"]["table"].at[token].set(jnp.nan)
+    broken = dataclasses.replace(pair, tuned={**pair.tuned, "embed": {"table": table}})
+    prompts = [Prompt("good", "abc", line=1), Prompt("bad", "abz", line=2)]
+    with pytest.raises(InputError, match=r"prompt 'bad' \(line 2\): its score is not finite"):
+        score(broken, tokenizer, prompts)
+    assert np.isfinite(score(broken, tokenizer, prompts[:1]).tuco).all()
+
+
+def test_too_long(pair, tokenizer):
+    long = "a" * 200
+    with pytest.raises(InputError, match="prompt 1: 201 tokens, .* holds 64"):
+        score(pair, tokenizer, ["a", long])
+    cut = score(pair, tokenizer, ["a", long], truncate=True)
+    assert cut.tokens.tolist() == [2, 64]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"norm": 3}, "norm must be 1 or 2"),
+        ({"parallel": "vmap"}, "parallel must be jit or pmap"),
+        ({"token_budget": 0}, "token_budget must be positive"),
+        ({"parallel": "pmap", "mesh": (1, 2, 1)}, "pmap is for data alone"),
+    ],
+)
+def test_bad_options(pair, tokenizer, options, message):
+    if "mesh" in options:
+        options = options | {"mesh": make_mesh(*options["mesh"])}
+    with pytest.raises(InputError, match=message):
+        score(pair, tokenizer, ["a"], **options)
+
+
+def test_journal_goes_on_and_changes_nothing(tmp_path, pair, tokenizer, expected):
+    prompts = as_prompts(some_prompts())
+    tokens = encode(tokenizer, prompts)
+    key = fingerprint(pair, tokens, 1)
+    path = tmp_path / "out.journal"
+    journal = Journal(path, key)
+    whole = score_tokens(pair, tokens, prompts, token_budget=256, journal=journal)
+    journal.close()
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) > 4, "several batches"
+
+    path.write_bytes(b"".join(lines[:3]) + lines[3][:-5])  # killed while it wrote a line
+    journal = Journal(path, key)
+    assert len(journal.entries) == 2
+    done = sum(len(e.rows) for e in journal.entries)
+    again = score_tokens(pair, tokens, prompts, token_budget=256, journal=journal)
+    journal.close()
+    assert again.resumed == done > 0
+    for field in ("tuco", "layers", "telescoping"):
+        np.testing.assert_array_equal(getattr(again, field), getattr(whole, field))
+    assert path.read_bytes().splitlines(keepends=True) == lines
+
+    journal = Journal(path, key)  # complete, and read under another batch size
+    score_of_none = score_tokens(pair, tokens, prompts, token_budget=4096, journal=journal)
+    journal.close()
+    assert score_of_none.resumed == len(prompts) and score_of_none.shapes == []
+    assert_same(score_of_none, expected)
+
+
+def test_journal_of_another_run_is_started_anew(tmp_path, pair, tokenizer):
+    prompts = as_prompts(some_prompts(3))
+    tokens = encode(tokenizer, prompts)
+    path = tmp_path / "out.journal"
+    journal = Journal(path, fingerprint(pair, tokens, 1))
+    score_tokens(pair, tokens, prompts, journal=journal)
+    with pytest.raises(InputError, match="another run is writing"):
+        Journal(path, "other")
+    journal.close()
+    other = Journal(path, fingerprint(pair, tokens, 2))
+    assert other.entries == []
+    other.close()
+
+
+def test_fingerprint_sees_what_scores_depend_on(pair, tokenizer):
+    tokens = encode(tokenizer, as_prompts(["abc", "de"]))
+    key = fingerprint(pair, tokens, 1)
+    assert key == fingerprint(rm.full_pair(base=CONFIG), [t.copy() for t in tokens], 1)
+    kernel = pair.tuned["layers"]["mlp"]["up"]["kernel"]
+    swapped = jnp.asarray(kernel).at[0, 0, :2].set(kernel[0, 0, 1::-1])
+    layers = {**pair.tuned["layers"], "mlp": {**pair.tuned["layers"]["mlp"]}}
+    layers["mlp"]["up"] = {**layers["mlp"]["up"], "kernel": swapped}
+    changed = dataclasses.replace(pair, tuned={**pair.tuned, "layers": layers})
+    eps = dataclasses.replace(pair, base_config=dataclasses.replace(CONFIG, norm_eps=1e-5))
+    others = [
+        fingerprint(pair, tokens, 2),
+        fingerprint(pair, tokens[::-1], 1),
+        fingerprint(pair, [np.concatenate(tokens)], 1),
+        fingerprint(changed, tokens, 1),
+        fingerprint(eps, tokens, 1),
+    ]
+    assert len({key, *others}) == 6

@@ -1,0 +1,198 @@
+"""Refusals counted with intervals, before and after tuning, by two lists of strings.
+
+`datasets/refusal_strings.py` has the lists: the paper's own, and ours.
+"""
+
+import dataclasses
+import math
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+
+from common_jax.cli.options import MeshOptions
+from common_jax.errors import InputError
+from common_jax.io.files import check_writable, write_json
+from common_jax.mesh import mesh_for
+from tuco_jax.datasets.refusal_strings import GCG_STRINGS, is_refusal
+from tuco_jax.generation.generate import end_tokens, generate_tokens
+from tuco_jax.models.pair import Pair
+from tuco_jax.prompts.encode import encode
+from tuco_jax.prompts.read import (
+    Prompt,
+    read_prompts,
+)
+from tuco_jax.scoring.output import FORMATS, write_table
+
+__all__ = [
+    "RefusalConfig",
+    "RefusalRate",
+    "count_refusals",
+    "evaluate",
+    "wilson",
+]
+
+
+def wilson(hits: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (95% by default)."""
+    if not 0 <= hits <= total or not total:
+        raise ValueError(f"{hits} of {total} is no proportion")
+    p, w = hits / total, z * z / total
+    middle = (p + w / 2) / (1 + w)
+    half = z / (1 + w) * math.sqrt(p * (1 - p) / total + w / total / 4)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+@dataclasses.dataclass(frozen=True)
+class RefusalRate:
+    """Share of refusals in a set of answers, with its 95% interval.
+
+    gcg_rate: the share by the GCG paper's own list. ended: the share of answers that the model
+    ended itself, before the most tokens that it was given; None where nobody counted.
+    """
+
+    name: str
+    refused: int
+    total: int
+    rate: float
+    low: float
+    high: float
+    gcg_rate: float
+    ended: float | None = None
+
+
+def count_refusals(
+    name: str, answers: Sequence[str], ended: Sequence[bool] | None = None
+) -> RefusalRate:
+    """The refusal rate of one set of answers; ended: of each, whether the model ended it."""
+    refused = sum(map(is_refusal, answers))
+    low, high = wilson(refused, len(answers))
+    gcg = sum(is_refusal(a, GCG_STRINGS) for a in answers) / len(answers)
+    share = None if ended is None else sum(ended) / len(answers)
+    return RefusalRate(
+        name, refused, len(answers), refused / len(answers), low, high, round(gcg, 4), share
+    )
+
+
+def evaluate(
+    pair: Pair,
+    tokenizer,
+    sets: Mapping[str, Sequence[Prompt]],
+    *,
+    alphas: Sequence[float] = (0.0, 1.0),
+    max_new_tokens: int = 30,
+) -> tuple[dict[float, list[RefusalRate]], dict[float, dict[str, list[str]]]]:
+    """Refusal rates and greedy answers of each set at each alpha.
+
+    alpha 1 is the tuned model; alpha 0 the base's blocks between the tuned model's ends, which is
+    the base itself where embedding, final norm and head were not tuned (an adapter).
+    """
+    rates: dict[float, list[RefusalRate]] = {}
+    answers: dict[float, dict[str, list[str]]] = {}
+    prompts = [p for members in sets.values() for p in members]
+    ids = encode(tokenizer, prompts, vocab_size=pair.tuned_config.vocab_size)
+    for alpha in alphas:
+        # All sets in one call: one compilation for each shape, not for each set.
+        rest = iter(
+            generate_tokens(
+                pair,
+                ids,
+                alpha,
+                max_new_tokens=max_new_tokens,
+                eos=end_tokens(tokenizer),
+            )
+        )
+        answers[alpha], rates[alpha] = {}, []
+        for name, members in sets.items():
+            tokens = [next(rest).tolist() for _ in members]
+            texts = [str(tokenizer.decode(t, skip_special_tokens=True)) for t in tokens]
+            answers[alpha][name] = texts
+            ended = [len(t) < max_new_tokens for t in tokens]
+            rates[alpha].append(count_refusals(name, texts, ended))
+    return rates, answers
+
+
+@dataclasses.dataclass(frozen=True)
+class RefusalConfig:
+    """Refusal rates of a pair on the sets that `refusal_data` writes.
+
+    Args:
+        base: the base model.
+        tuned: the tuned model or adapter.
+        prompts: folder of .jsonl files, one a set, train.jsonl and watch.jsonl apart; or one file.
+        out: file for the rates (.json); the answers go beside it (.answers.jsonl).
+        alphas: scalings of the tuning contribution, 0 for the base and 1 for the tuned model.
+        max_new_tokens: length of an answer.
+        dtype: of the weights.
+        mesh: devices.
+    """
+
+    base: str
+    tuned: str
+    prompts: pathlib.Path
+    out: pathlib.Path
+    alphas: tuple[float, ...] = (0.0, 1.0)
+    max_new_tokens: int = 30
+    dtype: str = "float32"
+    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
+
+
+def run(config: RefusalConfig) -> dict[float, list[RefusalRate]]:
+    """Evaluate, print a table, write rates and answers."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from tuco_jax.weights.load import load_pair
+
+    files = (
+        [config.prompts] if config.prompts.suffix == ".jsonl" else config.prompts.glob("*.jsonl")
+    )
+    files = sorted(f for f in files if f.stem not in ("train", "watch"))
+    if not files:
+        raise InputError(f"{config.prompts}: no .jsonl files of prompts; make them first")
+    sets = {f.stem: read_prompts(f) for f in files}
+    answers_file = check_writable(config.out.with_suffix(".answers.jsonl"), FORMATS)
+    mesh = mesh_for(dataclasses.asdict(config.mesh))
+    pair, tokenizer = load_pair(config.base, config.tuned, dtype=config.dtype, mesh=mesh)
+    rates, answers = evaluate(
+        pair, tokenizer, sets, alphas=config.alphas, max_new_tokens=config.max_new_tokens
+    )
+    table = Table(
+        title="Refusals, with 95% intervals (in brackets: by the GCG paper's list); ended: share "
+        f"of answers that end before {config.max_new_tokens} tokens"
+    )
+    table.add_column("set")
+    for alpha in config.alphas:
+        table.add_column(f"alpha {alpha:g}")
+    for row, name in enumerate(sets):
+        cells = [rates[a][row] for a in config.alphas]
+        table.add_row(
+            f"{name} ({cells[0].total})",
+            *(
+                f"{c.rate:.2f} [{c.low:.2f}, {c.high:.2f}] ({c.gcg_rate:.2f}), ended {c.ended:.2f}"
+                for c in cells
+            ),
+        )
+    Console().print(table)
+    write_json(config.out, {str(a): [dataclasses.asdict(r) for r in rates[a]] for a in rates})
+    rows = [
+        (alpha, name, prompt.id, text, is_refusal(text))
+        for alpha, by_set in answers.items()
+        for name, texts in by_set.items()
+        for prompt, text in zip(sets[name], texts, strict=True)
+    ]
+    columns = ("alpha", "set", "id", "answer", "refusal")
+    write_table(answers_file, dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True)))
+    return rates
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    from common_jax.io import compile_cache
+
+    compile_cache.enable()
+    try:
+        run(auto_cli(RefusalConfig, as_positional=False))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,163 @@
+"""Examples as rows of fixed shapes, and the order in which training sees them.
+
+Legend: R rows of a table, B rows of a batch, T tokens of a row, A answer tokens of a row, at most.
+
+Packed: several examples share a row, each its own segment, so that none sees another; one shape
+for everything. Unpacked: one example a row, in a few tables of their own length. Which rows a step
+takes is a pure function of (seed, step): a run goes on where it stopped without any saved state.
+"""
+
+import bisect
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from tuco_jax.finetune.conversations import Example
+
+__all__ = ["Batch", "Plan", "bucket", "fingerprint", "pack", "take"]
+
+BUCKETS = 4  # tables of unpacked rows, at most: each is a shape to compile
+_MULTIPLE = 8  # of every T and A
+
+
+class Batch(NamedTuple):
+    """Rows as arrays; also, with leading axis R, a table of them.
+
+    tokens, mask [B, T]; segments [B, T] (1, 2, ... in a row, 0 at padding); columns [B, A], where
+    the stream predicts an answer token; targets [B, A], that token; weights [B, A], 1, or 0 where
+    the row has fewer than A.
+    """
+
+    tokens: jax.Array | np.ndarray
+    mask: jax.Array | np.ndarray
+    segments: jax.Array | np.ndarray
+    columns: jax.Array | np.ndarray
+    targets: jax.Array | np.ndarray
+    weights: jax.Array | np.ndarray
+
+
+def pack(examples: Sequence[Example], length: int) -> Batch:
+    """A table of rows of at most `length` tokens, each with as many examples as fit in it.
+
+    Best fit, the longest first: mostly within 1 to 3% of full. T is `length`, or less where even
+    the fullest row is shorter.
+    """
+    order = sorted(range(len(examples)), key=lambda i: -examples[i].tokens.size)
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (tokens left, row), ascending
+    for i in order:
+        size = examples[i].tokens.size
+        at = bisect.bisect_left(room, (size, -1))
+        left, row = room.pop(at) if at < len(room) else (length, len(rows))
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(i)
+        bisect.insort(room, (left - size, row))
+    fullest = max(sum(examples[i].tokens.size for i in row) for row in rows)
+    return _table([[examples[i] for i in row] for row in rows], min(length, _ceil(fullest)))
+
+
+def bucket(examples: Sequence[Example]) -> list[Batch]:
+    """Tables of one example a row, each of about a quarter of the examples and as long as need be.
+
+    Tables are by ascending length.
+    """
+    sizes = np.asarray([e.tokens.size for e in examples])
+    edges = np.quantile(sizes, np.arange(1, BUCKETS + 1) / BUCKETS, method="higher")
+    edges = sorted({_ceil(int(edge)) for edge in edges})
+    place = np.searchsorted(edges, sizes)
+    tables = []
+    for i, edge in enumerate(edges):
+        members = np.flatnonzero(place == i)
+        if members.size:
+            tables.append(_table([[examples[j]] for j in members.tolist()], edge))
+    return tables
+
+
+def _ceil(size: int) -> int:
+    return -(-size // _MULTIPLE) * _MULTIPLE
+
+
+def _table(rows: Sequence[Sequence[Example]], length: int) -> Batch:
+    count = len(rows)
+    # The first token of an example is predicted by none.
+    answers = max(sum(int(e.answer[1:].sum()) for e in row) for row in rows)
+    width = min(_ceil(answers), length)
+    tokens, segments = np.zeros((2, count, length), np.int32)
+    columns, targets = np.zeros((2, count, width), np.int32)
+    weights = np.zeros((count, width), np.float32)
+    for r, row in enumerate(rows):
+        start = filled = 0
+        for s, example in enumerate(row, start=1):
+            stop = start + example.tokens.size
+            tokens[r, start:stop] = example.tokens
+            segments[r, start:stop] = s
+            said = np.flatnonzero(example.answer[1:])
+            more = slice(filled, filled + said.size)
+            columns[r, more] = start + said
+            targets[r, more] = example.tokens[said + 1]
+            weights[r, more] = 1
+            start, filled = stop, filled + said.size
+    return Batch(tokens, segments > 0, segments, columns, targets, weights)
+
+
+def take(table: Batch, rows: np.ndarray) -> Batch:
+    """Rows of a table; a row -1 is empty: no token, no weight."""
+    present = rows >= 0
+
+    def pick(a: np.ndarray) -> np.ndarray:
+        return a[rows] * present.reshape(-1, *(1,) * (a.ndim - 1)).astype(a.dtype)
+
+    return Batch(*(pick(np.asarray(a)) for a in table))
+
+
+def fingerprint(tables: Sequence[Batch]) -> str:
+    """A hash of the data: a run may not go on with other data."""
+    digest = hashlib.sha256()
+    for table in tables:
+        for array in table:
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The order of training: every row once an epoch, in an order of that epoch's own.
+
+    rows: how many a step takes, all of one table. A step at a table's end may have fewer; the
+    rest of its rows are empty.
+    """
+
+    tables: Sequence[Batch]
+    rows: int
+    seed: int
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return sum(-(-len(table.tokens) // self.rows) for table in self.tables)
+
+    def batch(self, step: int) -> Batch:
+        """What step 0, 1, ... trains on: B = rows."""
+        epoch, at = divmod(step, self.steps)
+        generator = np.random.default_rng([self.seed, epoch])
+        chunks = []
+        for table in self.tables:
+            order = generator.permutation(len(table.tokens))
+            order = np.pad(order, (0, -len(order) % self.rows), constant_values=-1)
+            chunks += [(table, chunk) for chunk in order.reshape(-1, self.rows)]
+        table, rows = chunks[generator.permutation(len(chunks))[at]]
+        return take(table, rows)
+
+    def sweep(self) -> list[Batch]:
+        """Every row once, in order: for an evaluation."""
+        batches = []
+        for table in self.tables:
+            order = np.arange(len(table.tokens))
+            order = np.pad(order, (0, -len(order) % self.rows), constant_values=-1)
+            batches += [take(table, chunk) for chunk in order.reshape(-1, self.rows)]
+        return batches

@@ -1,0 +1,181 @@
+"""Conversations as tokens, and which of them the assistant said.
+
+The loss is on the assistant's turns only: on their text and on the token that ends the turn, so
+that the model learns to stop, unless the row says that the answer was cut short.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from common_jax.errors import InputError
+from tuco_jax.prompts.read import Message, read_prompts
+
+__all__ = ["Conversation", "Example", "read_conversations", "tokenize"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+    """One row of a file. truncated: its last answer ends before it was finished."""
+
+    messages: tuple[Message, ...]
+    truncated: bool
+    where: str  # file:line
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """tokens [n] int32; answer [n] bool, True at tokens that the assistant said."""
+
+    tokens: np.ndarray
+    answer: np.ndarray
+
+
+def read_conversations(path: str | pathlib.Path) -> list[Conversation]:
+    """Rows {"messages": [{"role", "content"}, ...], "truncated": false} of a .jsonl file.
+
+    Other fields are ignored. Raises InputError naming file and line.
+    """
+    path = pathlib.Path(path)
+    if path.suffix != ".jsonl":
+        raise InputError(f"{path}: training data comes as .jsonl, rows of `messages`")
+    prompts = read_prompts(path)
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    conversations = []
+    for prompt in prompts:
+        where = f"{path}:{prompt.line}"
+        if prompt.messages is None:
+            raise InputError(f"{where}: the row has no `messages`; training wants conversations")
+        if not any(m["role"] == "assistant" for m in prompt.messages):
+            raise InputError(f"{where}: no assistant turn, so nothing to learn; add an answer")
+        truncated = json.loads(lines[prompt.line - 1]).get("truncated", False)
+        if not isinstance(truncated, bool):
+            raise InputError(f"{where}: `truncated` must be true or false, not {truncated!r}")
+        if truncated and prompt.messages[-1]["role"] != "assistant":
+            raise InputError(f"{where}: `truncated`, but the last turn is not the assistant's")
+        conversations.append(Conversation(prompt.messages, truncated, where))
+    return conversations
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Conversation],
+    *,
+    max_tokens: int,
+    vocab_size: int,
+    truncate: bool = False,
+) -> list[Example]:
+    """The tokens of each conversation as the chat template writes it, with no others added.
+
+    One that is longer than `max_tokens` is an error, or with `truncate` loses its end. Raises
+    InputError naming file and line.
+    """
+    return [_example(tokenizer, c, max_tokens, vocab_size, truncate) for c in conversations]
+
+
+def _example(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Conversation,
+    max_tokens: int,
+    vocab_size: int,
+    truncate: bool,
+) -> Example:
+    where = conversation.where
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"{where}: the base model's tokenizer has no chat template, which training on "
+            "`messages` needs; name one with --chat_template"
+        )
+    if not tokenizer.is_fast:
+        raise InputError(f"{where}: the tokenizer gives no character offsets; use a fast one")
+    text = _render(tokenizer, conversation, len(conversation.messages))
+    encoded: Any = tokenizer(
+        text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    )
+    tokens = np.asarray(encoded["input_ids"], np.int32)
+    offsets = np.asarray(encoded["offset_mapping"], np.int64).reshape(-1, 2)
+    special = np.isin(tokens, _special_ids(tokenizer))
+    answer = np.zeros(tokens.shape, bool)
+    for turn, message in enumerate(conversation.messages):
+        if message["role"] == "assistant":
+            answer |= _said(tokenizer, conversation, turn, text, offsets, special)
+    if tokens.max() >= vocab_size:
+        raise InputError(
+            f"{where}: token {tokens.max()} is beyond the model's vocabulary of {vocab_size}; "
+            "the tokenizer belongs to another model"
+        )
+    if tokens.size > max_tokens:
+        if not truncate:
+            raise InputError(
+                f"{where}: {tokens.size} tokens, but `length` is {max_tokens}; raise it, shorten "
+                "the row, or cut off its end with --truncate"
+            )
+        tokens, answer = tokens[:max_tokens], answer[:max_tokens]
+    if not answer[1:].any():
+        raise InputError(
+            f"{where}: none of the first {tokens.size} tokens is the assistant's; raise `length` "
+            "or shorten the row"
+        )
+    return Example(tokens, answer)
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    added = tokenizer.added_tokens_decoder  # pyright: ignore[reportAttributeAccessIssue]
+    return np.asarray([*tokenizer.all_special_ids, *(i for i, t in added.items() if t.special)])
+
+
+def _said(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Conversation,
+    turn: int,
+    text: str,
+    offsets: np.ndarray,
+    special: np.ndarray,
+) -> np.ndarray:
+    """Which tokens of the whole text one assistant turn adds, its end token among them."""
+    prefix = _render(tokenizer, conversation, turn, opened=True)
+    content = conversation.messages[turn]["content"].strip()
+    at = text.find(content, len(prefix))
+    if not text.startswith(prefix) or at < 0:
+        raise InputError(
+            f"{conversation.where}: the chat template rewrites messages[{turn}] when later turns "
+            "follow it; end the row with that turn"
+        )
+    begin, end = len(prefix), at + len(content)
+    said = (offsets[:, 1] > begin) & (offsets[:, 0] < end)
+    if conversation.truncated and turn == len(conversation.messages) - 1:
+        return said
+    # What closes the turn: the text after it as far as the template writes it without the next.
+    closed = _render(tokenizer, conversation, turn + 1)
+    tail = end + len(closed) - (closed.rfind(content) + len(content))
+    closing = np.flatnonzero((offsets[:, 0] >= end) & (offsets[:, 1] <= tail) & special)
+    if closing.size:
+        return said | ((offsets[:, 0] >= end) & (np.arange(said.size) <= closing[0]))
+    tail = end + len(text[end:tail].rstrip())
+    return said | ((offsets[:, 0] >= end) & (offsets[:, 0] < tail))
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Conversation,
+    turns: int,
+    opened: bool = False,
+) -> str:
+    """The first turns as text; opened: with what begins an assistant's turn."""
+    messages = [dict(m) for m in conversation.messages[:turns]]
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=opened
+        )
+    except Exception as error:  # whatever a template raises: jinja2's own errors, or TypeErrors
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{conversation.where}: the chat template refuses `messages`: {reason}"
+        ) from error
+    assert isinstance(text, str)
+    return text

@@ -1,0 +1,468 @@
+"""Make a tuned model from a base, by LoRA or in full, and watch TuCo while it trains.
+
+    run/
+      config.yaml, environment.json, metrics.jsonl, tensorboard/     (`common_jax/run.py`)
+      checkpoints/     the newest few, whole training states
+      adapter/         LoRA: the result, as the PEFT library lays it out
+      model/           full tuning: the result, as a Hugging Face directory, or as a store where
+                       the base did not come from one
+
+A run is a function of its settings and data: every step's rows follow from (seed, step), so that
+one that was killed goes on from its last checkpoint as if nothing had happened.
+"""
+
+import dataclasses
+import math
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from common_jax.cli.options import MeshOptions, check_seed
+from common_jax.errors import InputError
+from common_jax.io.checkpoint import Checkpoints
+from common_jax.mesh import make_mesh
+from common_jax.run import Run, check_directory
+from tuco_jax.finetune import lora as low_rank
+from tuco_jax.finetune.batches import Batch, Plan, bucket, fingerprint, pack
+from tuco_jax.finetune.conversations import Conversation, read_conversations, tokenize
+from tuco_jax.finetune.lora import LoraOptions
+from tuco_jax.finetune.step import (
+    Method,
+    OptimizerOptions,
+    TrainState,
+    make_eval,
+    make_step,
+    start,
+)
+from tuco_jax.finetune.window import Window
+from tuco_jax.generation.generate import end_tokens
+from tuco_jax.models import sharding
+from tuco_jax.models.decoder import Params
+from tuco_jax.models.pair import Pair
+from tuco_jax.prompts.chat_templates import check_template, read_template
+from tuco_jax.prompts.encode import encode
+from tuco_jax.prompts.read import (
+    Prompt,
+    read_prompts,
+)
+from tuco_jax.scoring.score import score_tokens
+from tuco_jax.weights.hf import model as huggingface
+from tuco_jax.weights.load import load_model
+from tuco_jax.weights.model import Model
+from tuco_jax.weights.orbax import store
+from tuco_jax.weights.peft import read as peft
+
+__all__ = ["FinetuneConfig", "run_finetune"]
+
+
+@dataclasses.dataclass
+class FinetuneConfig:
+    """Tune a model on conversations; the loss is on the assistant's turns.
+
+    Args:
+        base: a Hugging Face directory, a hub id, a .gguf file or a store.
+        data: .jsonl; rows have messages, and truncated: true where the answer was cut short.
+        out: the run's directory; it must not exist yet, unless resume is given.
+        chat_template: gemma, chatml or a .jinja file: how conversations are written, kept with
+            the result; by default as the base's own tokenizer does.
+        method: train an adapter (lora), or all parameters (full).
+        lora: the adapter.
+        optimizer: AdamW and its schedule.
+        steps: optimiser steps; by default those of the epochs.
+        epochs: times that all rows are seen.
+        batch: rows of a micro-batch, over all devices.
+        accumulate: micro-batches of a step.
+        length: tokens of a row, at most.
+        packing: put several conversations in a row, each for itself; else a few lengths of rows.
+        truncate: cut the end off conversations beyond length; else an error.
+        eval_data: .jsonl of conversations that are held out.
+        eval_fraction: share of data to hold out where there is no eval_data.
+        watch: held-out prompts (.jsonl .csv .parquet .txt) whose TuCo is logged, by label.
+        log_every: steps between lines of metrics.
+        eval_every: steps between held-out losses.
+        watch_every: steps between scores of the watched prompts.
+        save_every: steps between checkpoints.
+        keep: checkpoints that are kept.
+        resume: go on with the run in out, if there is one.
+        dtype: of the base's weights; what is trained is float32.
+        export_dtype: of the result.
+        remat: recompute activations in the backward pass: less memory, up to half more time.
+        seed: of the factors and of the order of rows.
+        mesh: devices.
+    """
+
+    base: str
+    data: str
+    out: str
+    chat_template: str | None = None
+    method: Literal["lora", "full"] = "lora"
+    lora: LoraOptions = dataclasses.field(default_factory=LoraOptions)
+    optimizer: OptimizerOptions = dataclasses.field(default_factory=OptimizerOptions)
+    steps: int | None = None
+    epochs: int = 1
+    batch: int = 8
+    accumulate: int = 1
+    length: int = 512
+    packing: bool = True
+    truncate: bool = False
+    eval_data: str | None = None
+    eval_fraction: float = 0.0
+    watch: str | None = None
+    log_every: int = 1
+    eval_every: int = 50
+    watch_every: int = 50
+    save_every: int = 50
+    keep: int = 2
+    resume: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    export_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    remat: bool = False
+    seed: int = 0
+    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
+
+
+# Settings that may change when a run goes on; the data is known by its fingerprint.
+_FREE = {"data", "out", "eval_data", "watch", "resume", "keep", "mesh", "export_dtype", "remat"}
+_FREE |= {"log_every", "eval_every", "watch_every", "save_every"}
+
+
+def run_finetune(config: FinetuneConfig) -> pathlib.Path:
+    """Train, and return the directory of the result (adapter/ or model/ of the run).
+
+    Raises InputError, before anything is written, for whatever is wrong with settings, files or
+    data; and when the loss is no longer finite, naming the step and the last good checkpoint.
+    """
+    _check(config)
+    check_directory(config.out, resume=config.resume)
+    sizes = make_mesh(**dataclasses.asdict(config.mesh))
+    mesh = sizes if sizes.size > 1 else None
+    if config.batch % (sizes.shape["data"] * sizes.shape["fsdp"]):
+        raise InputError(
+            f"batch: {config.batch} rows cannot be cut over {sizes.shape['data']} x "
+            f"{sizes.shape['fsdp']} devices (data x fsdp); choose a multiple"
+        )
+    named = config.chat_template
+    template = None if named is None else read_template(named)
+    training, held_out = _read(config)
+    watched = read_prompts(config.watch) if config.watch else []
+
+    placement = sharding.placement(mesh) if mesh else None
+    model = load_model(config.base, dtype=config.dtype, placement=placement)
+    if named is not None and template is not None and model.tokenizer is not None:
+        check_template(named, template, model.tokenizer)
+        model.tokenizer.chat_template = template
+    tables = _tables(config, model, training)
+    plan = Plan(tables, config.batch * config.accumulate, config.seed)
+    evaluation = Plan(_tables(config, model, held_out), config.batch, 0) if held_out else None
+    watched_tokens = _encode(model, watched)
+
+    total = config.steps or config.epochs * plan.steps
+    optimizer = config.optimizer.make(total)
+    method = Method(config.lora.scale if config.method == "lora" else None, config.dtype)
+    state = start(_trained(config, model), optimizer)
+    if mesh:
+        state = sharding.place(state, mesh)
+    trainer = _Trainer(
+        config=config,
+        model=model,
+        method=method,
+        mesh=mesh,
+        plan=plan,
+        total=total,
+        step=make_step(model.config, method, optimizer, remat=config.remat, mesh=mesh),
+        evaluate=_evaluator(model, method, mesh, evaluation),
+        watch=_watcher(model, method, mesh, watched, watched_tokens),
+    )
+    return _export(config, model, method, trainer.train(state, fingerprint(tables)), template)
+
+
+def _check(config: FinetuneConfig) -> None:
+    positive = ("batch", "accumulate", "length", "epochs", "keep")
+    every = ("log_every", "eval_every", "watch_every", "save_every")
+    for name in (*positive, *every):
+        if getattr(config, name) < 1:
+            raise InputError(f"{name} must be 1 or more, not {getattr(config, name)}")
+    if config.steps is not None and config.steps < 1:
+        raise InputError(f"steps must be 1 or more, not {config.steps}")
+    check_seed(config.seed)
+    o = config.optimizer
+    for name, good, wanted in (
+        ("warmup", o.warmup >= 0, "0 or more"),
+        ("final", 0 <= o.final <= 1, "in [0, 1]"),
+        ("weight_decay", o.weight_decay >= 0, "0 or more"),
+        ("clip", o.clip >= 0, "0 or more"),
+        ("beta1", 0 <= o.beta1 < 1, "in [0, 1)"),
+        ("beta2", 0 <= o.beta2 < 1, "in [0, 1)"),
+        ("epsilon", o.epsilon > 0, "above 0"),
+    ):
+        if not good:
+            raise InputError(f"optimizer.{name} must be {wanted}, not {getattr(o, name)}")
+    if config.lora.rank < 1:
+        raise InputError(f"lora.rank must be 1 or more, not {config.lora.rank}")
+    if not 0 < config.lora.alpha < math.inf:
+        raise InputError(f"lora.alpha must be above 0 and finite, not {config.lora.alpha}")
+    if not 0 <= config.eval_fraction < 1:
+        raise InputError(f"eval_fraction must be in [0, 1), not {config.eval_fraction}")
+    if config.eval_data and config.eval_fraction:
+        raise InputError("give eval_data or eval_fraction, not both")
+    if not 0 < config.optimizer.learning_rate < math.inf:
+        raise InputError(
+            "optimizer.learning_rate must be above 0 and finite, not "
+            f"{config.optimizer.learning_rate}"
+        )
+
+
+def _read(config: FinetuneConfig) -> tuple[list[Conversation], list[Conversation]]:
+    """Conversations to train on, and those held out."""
+    rows = read_conversations(config.data)
+    if config.eval_data:
+        return rows, read_conversations(config.eval_data)
+    count = math.ceil(config.eval_fraction * len(rows))
+    if count >= len(rows):
+        raise InputError(f"{config.data}: eval_fraction leaves no row of {len(rows)} to train on")
+    order = np.random.default_rng([config.seed, len(rows)]).permutation(len(rows))
+    out = set(order[:count].tolist())
+    return (
+        [row for i, row in enumerate(rows) if i not in out],
+        [row for i, row in enumerate(rows) if i in out],
+    )
+
+
+def _tables(
+    config: FinetuneConfig, model: Model, conversations: Sequence[Conversation]
+) -> list[Batch]:
+    if model.tokenizer is None:
+        raise InputError(f"{config.base}: has no tokenizer, which training needs")
+    length = min(config.length, model.config.max_positions)
+    examples = tokenize(
+        model.tokenizer,
+        conversations,
+        max_tokens=length,
+        vocab_size=model.config.vocab_size,
+        truncate=config.truncate,
+    )
+    if not config.packing:
+        return bucket(examples)
+    for rope in model.config.ropes:
+        if rope.switch and length > rope.switch:
+            raise InputError(
+                f"packing: the model's rotary positions change for rows beyond {rope.switch} "
+                f"tokens; set packing to false, or length to {rope.switch}"
+            )
+    return [pack(examples, length)]
+
+
+def _encode(model: Model, prompts: list[Prompt]) -> list[np.ndarray]:
+    if not prompts:
+        return []
+    assert model.tokenizer is not None
+    return encode(
+        model.tokenizer,
+        prompts,
+        max_tokens=model.config.max_positions,
+        vocab_size=model.config.vocab_size,
+    )
+
+
+def _trained(config: FinetuneConfig, model: Model) -> Params:
+    """What is trained, before the first step: fresh factors, or a float32 copy of the base."""
+    if config.method == "lora":
+        return low_rank.init(model.config, config.lora, jax.random.key(config.seed))
+    return jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), model.params)
+
+
+Measure = Callable[[Params], dict[str, float]]
+
+
+def _evaluator(
+    model: Model, method: Method, mesh: Mesh | None, plan: Plan | None
+) -> Measure | None:
+    """A function that gives the held-out loss, in nats an answer token."""
+    if plan is None:
+        return None
+    evaluate = make_eval(model.config, method, mesh=mesh)
+    batches = [_put(batch, mesh, micro=False) for batch in plan.sweep()]
+
+    def measure(trained: Params) -> dict[str, float]:
+        parts = [evaluate(trained, _base(model, method), batch) for batch in batches]
+        return {"eval_loss": float(sum(p[0] for p in parts) / sum(p[1] for p in parts))}
+
+    return measure
+
+
+def _watcher(
+    model: Model,
+    method: Method,
+    mesh: Mesh | None,
+    prompts: list[Prompt],
+    tokens: list[np.ndarray],
+) -> Measure | None:
+    """A function that gives TuCo of the base and its tuned self: the mean, by label, the error."""
+    if not prompts:
+        return None
+    labels = np.asarray([str(p.label) for p in prompts])
+    named = sorted({str(p.label) for p in prompts if p.label is not None})
+
+    def measure(trained: Params) -> dict[str, float]:
+        params, factors = method.model(trained, {})
+        pair = Pair(model.params, params, factors, model.config, model.config)
+        scores = score_tokens(pair, tokens, prompts, mesh=mesh)
+        tuco = scores.tuco
+        means = {f"tuco/{name}": float(tuco[labels == name].mean()) for name in named}
+        error = float(scores.telescoping.max())
+        return {"tuco/mean": float(tuco.mean()), **means, "tuco/telescoping": error}
+
+    return measure
+
+
+def _base(model: Model, method: Method) -> Params:
+    """The base's parameters where the tuned model needs them."""
+    return {} if method.scale is None else model.params
+
+
+def _put(batch: Batch, mesh: Mesh | None, *, micro: bool = True) -> Batch:
+    """A batch on the devices, its rows cut over data and fsdp; micro: rows are on axis 1."""
+    if mesh is None:
+        return jax.device_put(batch)
+    rows = ("data", "fsdp")
+    spec = PartitionSpec(None, rows) if micro else PartitionSpec(rows)
+    return jax.device_put(batch, NamedSharding(mesh, spec))
+
+
+@dataclasses.dataclass
+class _Trainer:
+    """The loop: steps, and what is done between them."""
+
+    config: FinetuneConfig
+    model: Model
+    method: Method
+    mesh: Mesh | None
+    plan: Plan
+    total: int
+    step: Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, jax.Array]]]
+    evaluate: Measure | None
+    watch: Measure | None
+
+    def train(self, state: TrainState, data: str) -> Params:
+        """Steps until `total`, from the last checkpoint if there is one; what was trained."""
+        directory = pathlib.Path(self.config.out)
+        folder = directory / "checkpoints"
+        settings = self._settings(data)
+        done = 0
+        if folder.is_dir():
+            with Checkpoints(folder, keep=self.config.keep) as checkpoints:
+                latest = checkpoints.latest()
+                if latest is not None:
+                    _check_same(self.config.out, checkpoints.extra(latest), settings)
+                    state, _ = checkpoints.restore(latest, like=state)
+                    done = latest
+        written = dataclasses.asdict(self.config) | {"resume": False}
+        with (
+            Run(directory, written, start=done) as run,
+            Checkpoints(folder, keep=self.config.keep) as checkpoints,
+            _progress() as bar,
+        ):
+            if not done:
+                self._measure(run, 0, state, always=True)
+            task = bar.add_task("training", total=self.total, completed=done, loss="")
+            window = Window(self.config.out, self.config.optimizer.learning_rate, checkpoints)
+            for index in range(done, self.total):
+                batch = self.plan.batch(index)
+                micro = (self.config.accumulate, self.config.batch)
+                device = Batch(*(a.reshape(*micro, *a.shape[1:]) for a in batch))
+                base = _base(self.model, self.method)
+                state, metrics = self.step(state, base, _put(device, self.mesh))
+                window.add(index + 1, metrics, int(batch.mask.sum()))
+                step, last = index + 1, index + 1 == self.total
+                logs, saves = self._due(step, "log"), self._due(step, "save")
+                if logs or saves or last or self._due(step, "eval") or self._due(step, "watch"):
+                    window.check()
+                if logs or last:
+                    rate = jnp.asarray(self.config.optimizer.schedule(self.total)(index))
+                    values = window.close() | {"learning_rate": rate.item()}
+                    run.log(step, values)
+                    bar.update(task, completed=step, loss=f"loss {values['loss']:.3f}")
+                paused = time.perf_counter()
+                self._measure(run, step, state, always=last)
+                if saves or last:  # last of all: what is logged up to a checkpoint is kept with it
+                    window.check_weights(step, state.trained)
+                    checkpoints.save(step, state, settings)
+                window.began += time.perf_counter() - paused
+        return state.trained
+
+    def _due(self, step: int, what: Literal["log", "eval", "watch", "save"]) -> bool:
+        return step % getattr(self.config, f"{what}_every") == 0
+
+    def _measure(self, run: Run, step: int, state: TrainState, always: bool) -> None:
+        """The held-out loss and TuCo of the watched prompts, where they are due."""
+        values: dict[str, float] = {}
+        if self.evaluate and (always or self._due(step, "eval")):
+            values |= self.evaluate(state.trained)
+        if self.watch and (always or self._due(step, "watch")):
+            values |= self.watch(state.trained)
+        if values:
+            run.log(step, values)
+
+    def _settings(self, data: str) -> dict[str, Any]:
+        """What a run may not change when it goes on, as JSON holds it."""
+        settings = dataclasses.asdict(self.config)
+        kept = {name: value for name, value in settings.items() if name not in _FREE}
+        return kept | {"steps": self.total, "data": data}
+
+
+def _check_same(out: str, stored: dict[str, Any], settings: dict[str, Any]) -> None:
+    for name, value in settings.items():
+        if stored.get(name) != value:
+            what = "its rows" if name == "data" else f"{name}: {stored.get(name)!r}, now {value!r}"
+            raise InputError(
+                f"{out}: the run began with other settings ({what}); give the same, or name a new "
+                "directory"
+            )
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeRemainingColumn(),
+    )
+
+
+def _export(
+    config: FinetuneConfig,
+    model: Model,
+    method: Method,
+    trained: Params,
+    template: str | None,
+) -> pathlib.Path:
+    """Write the result beside what may be there, then put it in its place."""
+    directory = pathlib.Path(config.out) / ("adapter" if config.method == "lora" else "model")
+    scratch = directory.with_name(f".{directory.name}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    dtype = jnp.dtype(config.export_dtype)
+    if config.method == "lora":
+        factors = low_rank.fold_scale(trained, config.lora.scale)
+        factors = jax.tree.map(lambda x: np.asarray(x.astype(dtype)), factors)
+        peft.save(scratch, model.config, factors, base_name=config.base, chat_template=template)
+    else:
+        params = jax.tree.map(lambda x: x.astype(dtype), trained)
+        if model.hf_config is None:  # a GGUF that is like no Hugging Face model
+            store.save(scratch, model._replace(params=params))
+        else:
+            words, known = model.tokenizer, model.hf_config
+            ends = end_tokens(words) if words else ()
+            huggingface.export(scratch, model.config, params, words, known, ends=ends)
+    shutil.rmtree(directory, ignore_errors=True)
+    scratch.replace(directory)
+    print(f"{'adapter' if config.method == 'lora' else 'model'}: {directory}")
+    return directory

@@ -1,0 +1,357 @@
+"""Generation along the alpha-scaled stream, FTC_alpha (Definition 5.1 of the TuCo paper).
+
+    x_{l+1} = x_l + f_FT + (alpha - 1) FTC        (= x_l + PTC + alpha FTC, exact at alpha = 1)
+
+Both models' blocks run on one stream, so there are two key/value caches, PT's and FT's weights
+applied to the same x_l, each with its own rotary tables, window and epsilon; they hold for one
+alpha only. Embedding, final norm and head are FT's: alpha = 0 is PT's blocks between FT's ends.
+Where alpha is 1 throughout, PT is not run at all.
+
+Legend: N prompts, L layers, B rows of a batch.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerBase
+
+from common_jax.errors import InputError
+from tuco_jax.core.by_layer import ByLayer
+from tuco_jax.generation.decoding import Progress, Request, begin, resume
+from tuco_jax.generation.decoding_by_layer import ResumeByLayer
+from tuco_jax.generation.sampling import Sampling, row_keys
+from tuco_jax.models.config import ModelConfig
+from tuco_jax.models.decoder import Params
+from tuco_jax.models.pair import Pair
+from tuco_jax.models.sharding import mesh_of, put_rows
+from tuco_jax.prompts.batching import Batch, pad
+from tuco_jax.prompts.encode import encode
+from tuco_jax.prompts.read import (
+    Message,
+    Prompt,
+    as_prompts,
+)
+
+__all__ = ["Response", "end_tokens", "generate", "generate_tokens", "respond", "single"]
+
+Resume = Callable[[Request, Progress, int], Progress]
+
+_GREEDY = Sampling()
+_LOOK_EVERY = 8  # tokens between two looks for a stop text
+
+
+def generate_tokens(
+    pair: Pair,
+    prompts: Sequence[np.ndarray],
+    alpha: Any = 1.0,
+    *,
+    max_new_tokens: int = 64,
+    eos: Sequence[int] = (),
+    sampling: Sampling = _GREEDY,
+    seed: int = 0,
+    batch_size: int = 32,
+    finished: Callable[[np.ndarray], bool] | None = None,
+    mesh: Mesh | None = None,
+) -> list[np.ndarray]:
+    """New tokens of each prompt, the end token left out: N arrays int32, of unequal lengths.
+
+    Args:
+        pair: the two models.
+        prompts: N arrays of token ids, each [1 or more].
+        alpha: broadcastable to [L, N]: a scalar, [N] per prompt, [L, 1] per layer.
+        max_new_tokens: the most tokens to generate; fewer where the model's context ends.
+        eos: tokens that end a row.
+        sampling: greedy by default.
+        seed: row i samples with fold_in(key(seed), i), whatever batch it is in.
+        batch_size: rows run at once, prompts sorted by length.
+        finished: asked every few tokens with a row's new tokens; True ends the row.
+        mesh: where rows are cut over; by default the devices that the pair lies on.
+
+    Where a row crosses the length at which LongRoPE switches, it is read again from its start, so
+    that all its keys have one table, as an uncached pass would have. Dynamic NTK changes with
+    every token: there, keys keep the frequencies of the length that they were made at, as in
+    transformers.
+
+    Raises InputError for an alpha of the wrong shape or a prompt that leaves no room.
+    """
+    mesh = mesh or mesh_of(pair)
+    pair, alphas = _plan(pair, alpha, len(prompts))
+    if max_new_tokens < 1 or batch_size < 1:
+        raise InputError("max_new_tokens and batch_size must be positive")
+    context = pair.tuned_config.max_positions if alphas is None else pair.context
+    for number, prompt in enumerate(prompts):
+        if not 0 < len(prompt) < context:
+            raise InputError(
+                f"prompts[{number}]: {len(prompt)} tokens, but the model's context of {context} "
+                "wants at least one and room for a new one; shorten the prompt"
+            )
+    goes_on: Resume = functools.partial(resume, pair, mesh=mesh)
+    if mesh is None and ByLayer.fits(pair):
+        goes_on = ResumeByLayer(pair, steered=alphas is not None)
+    texts = [np.asarray(p, np.int32) for p in prompts]
+    starts = np.asarray([len(t) for t in texts])
+    ends = np.minimum(starts + max_new_tokens, context)
+    pending = list(range(len(texts)))
+    while pending:
+        pending.sort(key=lambda i: len(texts[i]), reverse=True)
+        still = []
+        for first in range(0, len(pending), batch_size):
+            rows = np.asarray(pending[first : first + batch_size])
+            lengths = np.asarray([len(texts[i]) for i in rows])
+            size = min(batch_size, 1 << (len(rows) - 1).bit_length())
+            batch = Batch(tuple(rows.tolist()), size, _bucket(int(lengths.max())))
+            padded = np.concatenate([rows, np.full(size - len(rows), rows[0])])
+            limits = np.zeros(size, np.int32)
+            limits[: len(rows)] = [
+                min(end - n, _until_switch(pair, n))
+                for end, n in zip(ends[rows], lengths.tolist(), strict=True)
+            ]
+            request = Request(
+                alpha=None if alphas is None else jnp.asarray(alphas[:, padded]),
+                limits=jnp.asarray(limits),
+                before=jnp.asarray([len(texts[i]) - starts[i] for i in padded], jnp.int32),
+                keys=row_keys(seed, jnp.asarray(padded)),
+                eos=jnp.asarray(eos, jnp.int32).reshape(-1),
+                sampling=sampling,
+            )
+            room = _bucket(int(limits.max()))
+            earlier = [texts[i][starts[i] :] for i in rows]
+            tokens, mask = pad(texts, batch)
+            tokens, mask = put_rows((tokens, mask), mesh)
+            new, stopped = _run(
+                pair, request, tokens, mask, room, earlier, finished, goes_on, mesh
+            )
+            for i, added, stop in zip(rows.tolist(), new, stopped, strict=False):
+                texts[i] = np.concatenate([texts[i], added])
+                if not stop and len(texts[i]) < ends[i]:
+                    still.append(i)
+        pending = still
+    return [text[n:] for text, n in zip(texts, starts, strict=True)]
+
+
+def _run(
+    pair: Pair,
+    request: Request,
+    tokens: np.ndarray | jax.Array,
+    mask: np.ndarray | jax.Array,
+    room: int,
+    earlier: Sequence[np.ndarray],
+    finished: Callable[[np.ndarray], bool] | None,
+    goes_on: Resume,
+    mesh: Mesh | None,
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """One batch to its end: each row's new tokens, and which rows were stopped [B].
+
+    earlier: what real rows generated in other rounds; the rest of the batch is filling.
+    """
+    limits = np.asarray(request.limits)
+    steps = room if finished is None else _LOOK_EVERY
+    progress = begin(pair, request, tokens, mask, room=room, mesh=mesh)
+    while True:
+        new, counts = np.asarray(progress.tokens), np.asarray(progress.counts)
+        stopped = np.array(progress.stopped)
+        if finished is not None:
+            for row, old in enumerate(earlier):
+                stopped[row] |= finished(np.concatenate([old, new[row, : counts[row]]]))
+            progress = dataclasses.replace(progress, stopped=jnp.asarray(stopped))
+        if (stopped | (counts >= limits)).all():
+            return [row[:n] for row, n in zip(new, counts, strict=True)], stopped
+        progress = goes_on(request, progress, steps)
+
+
+def _plan(pair: Pair, alpha: Any, rows: int) -> tuple[Pair, np.ndarray | None]:
+    """The pair to run and alpha as [L, N], or None where one model's blocks are enough."""
+    depth = pair.tuned_config.depth
+    try:
+        alphas = np.broadcast_to(np.asarray(alpha, np.float32), (depth, rows))
+    except ValueError as error:
+        raise InputError(
+            f"alpha has shape {list(np.shape(alpha))}: give a number, [{rows}] (one a prompt), "
+            f"[{depth}, 1] (one a layer) or [{depth}, {rows}]"
+        ) from error
+    if not np.isfinite(alphas).all():
+        raise InputError("alpha holds NaN or infinity: give finite numbers")
+    if (alphas == 1).all():
+        return pair, None
+    if not alphas.any() and pair.base_config == pair.tuned_config:
+        # PT's blocks between FT's ends are a model, too, and cost one pass instead of two.
+        params = pair.tuned_params | {"layers": pair.base["layers"]}
+        lora = {k: v for k, v in pair.lora.items() if k != "layers"}
+        return dataclasses.replace(pair, base=params, tuned={}, lora=lora), None
+    return pair, alphas
+
+
+def _bucket(tokens: int) -> int:
+    """Room for `tokens`: few sizes, since each is compiled; a third or less is padding."""
+    step = 16 if tokens <= 32 else max(32, 1 << (tokens.bit_length() - 3))
+    return -(-tokens // step) * step
+
+
+def _until_switch(pair: Pair, length: int) -> int:
+    """New tokens that a row of `length` may get before a LongRoPE table changes."""
+    switches = {
+        rope.switch
+        for config in (pair.base_config, pair.tuned_config)
+        for rope in config.ropes
+        if rope.long_frequencies and rope.switch >= length
+    }
+    return min(switches) - length + 1 if switches else 1 << 30
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Ids that end an answer: the tokenizer's EOS and what its chat template ends a turn with."""
+    eos = tokenizer.eos_token_id
+    ends: set[int] = {eos} if isinstance(eos, int) else set()
+    if tokenizer.chat_template:
+        marker = "answer"
+        turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": marker}]
+        try:
+            text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        except Exception:  # a template may refuse whatever it likes; then EOS has to do
+            text = ""
+        after = text.rpartition(marker)[2].strip()
+        if after:
+            first = tokenizer(after, add_special_tokens=False)["input_ids"][0]
+            if first in tokenizer.added_tokens_decoder:
+                ends.add(first)
+    return tuple(sorted(ends))
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+    """An answer. prompt [n] and tokens [m], ids int32; text, of the tokens, special ones left out.
+
+    Where a stop text ended it, `text` is what stands before that, and `tokens` the fewest that
+    hold it.
+    """
+
+    prompt: np.ndarray
+    tokens: np.ndarray
+    text: str
+
+
+def generate(
+    pair: Pair,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Sequence[Message] | Prompt],
+    alpha: Any = 1.0,
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    stop: str | Sequence[str] = (),
+    batch_size: int = 32,
+    model: Literal["tuned", "base"] = "tuned",
+    mesh: Mesh | None = None,
+) -> list[str]:
+    """The continuation of each prompt under FTC_alpha scaling, special tokens left out.
+
+    Args:
+        pair: the two models.
+        tokenizer: the tuned model's.
+        prompts: N texts, conversations or Prompts; conversations go through the chat template.
+        alpha: broadcastable to [L, N]: a scalar, [N] per prompt, [L, 1] per layer.
+        max_new_tokens: the most tokens to generate; fewer where the model's context ends.
+        temperature: 0 takes the most likely token.
+        top_k: sample among the top_k likeliest tokens; 0: all.
+        top_p: of those, among the fewest whose probabilities reach top_p.
+        seed: of the samples. A prompt's sample depends on the seed and its place in `prompts`.
+        stop: texts at which an answer ends; they are left out.
+        batch_size: rows run at once. Both caches take M x 2 x L x B x S x K x h numbers.
+        model: "base" is the plain base model, between its own embedding and head (unlike alpha 0,
+            which keeps the tuned model's); alpha must then be 1.
+        mesh: where rows are cut over; by default the devices that the pair lies on.
+
+    Raises InputError for bad prompts or settings.
+    """
+    return [
+        response.text
+        for response in respond(
+            pair,
+            tokenizer,
+            prompts,
+            alpha,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            stop=stop,
+            batch_size=batch_size,
+            model=model,
+            mesh=mesh,
+        )
+    ]
+
+
+def respond(
+    pair: Pair,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Sequence[Message] | Prompt],
+    alpha: Any = 1.0,
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    stop: str | Sequence[str] = (),
+    batch_size: int = 32,
+    model: Literal["tuned", "base"] = "tuned",
+    mesh: Mesh | None = None,
+) -> list[Response]:
+    """`generate`, with the tokens of prompts and answers; arguments and errors are the same."""
+    if model not in ("tuned", "base"):
+        raise InputError(f"model is {model!r}: give 'tuned' or 'base'")
+    if model == "base":
+        if np.any(np.asarray(alpha) != 1):
+            raise InputError("model='base' has no tuning to scale: leave alpha at 1")
+        pair = single(pair.base_config, pair.base)
+    sampling = Sampling.of(temperature, top_k, top_p)
+    stops = [stop] if isinstance(stop, str) else list(stop)
+    if "" in stops:
+        raise InputError("stop holds an empty text: remove it")
+    ids = encode(tokenizer, as_prompts(prompts), vocab_size=pair.tuned_config.vocab_size)
+
+    def text(tokens: np.ndarray) -> str:
+        return str(tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
+
+    def finished(tokens: np.ndarray) -> bool:
+        written = text(tokens)
+        return any(s in written for s in stops)
+
+    new = generate_tokens(
+        pair,
+        ids,
+        alpha,
+        max_new_tokens=max_new_tokens,
+        eos=end_tokens(tokenizer),
+        sampling=sampling,
+        seed=seed,
+        batch_size=batch_size,
+        finished=finished if stops else None,
+        mesh=mesh,
+    )
+    responses = []
+    for prompt, tokens in zip(ids, new, strict=True):
+        whole = written = text(tokens)
+        for s in stops:
+            written = written.partition(s)[0]
+        if written != whole:
+            count = next(n for n in range(len(tokens) + 1) if text(tokens[:n]).startswith(written))
+            tokens = tokens[:count]
+        responses.append(Response(prompt, tokens, written))
+    return responses
+
+
+def single(config: ModelConfig, params: Params, lora: Params | None = None) -> Pair:
+    """One model as a pair whose tuning is nothing: at alpha 1, `generate` runs it alone."""
+    return Pair(params, {}, lora or {}, config, config)

@@ -1,0 +1,220 @@
+"""Which tokens of a prompt raise or lower its TuCo: gradients by the stream x_0.
+
+    gradient x input     a_t = <x_0[t] - b[t], dTuCo/dx_0[t]>
+    integrated           a_t = <x_0[t] - b[t], int_0^1 dTuCo/dx_0[t] at b + s (x_0 - b) ds>
+
+(Sundararajan et al. 2017, arXiv 1703.01365). b is a baseline: every token's embedding replaced by
+the mean of the tuned model's table, positions kept. Integrated gradients are complete, they sum to
+TuCo(x_0) - TuCo(b), up to the quadrature; what is left over is reported.
+
+Legend: B prompts, T tokens, D residual width, S points of the quadrature.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.sharding import Mesh
+
+from common_jax.errors import InputError
+from common_jax.io.files import atomic, check_writable
+from common_jax.report import page
+from tuco_jax.core.decompose import tuco
+from tuco_jax.models import decoder
+from tuco_jax.models.layers import Positions
+from tuco_jax.models.pair import Pair
+from tuco_jax.models.sharding import batch_width, constrain, mesh_of, put_rows
+from tuco_jax.prompts import batching
+from tuco_jax.prompts.encode import encode
+from tuco_jax.prompts.read import (
+    Message,
+    Prompt,
+    as_prompts,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Attribution", "Attributed", "attribute", "attribute_prompts", "write_attribution"]
+
+
+@struct.dataclass
+class Attribution:
+    """Result of `attribute`, float32.
+
+    tuco, baseline [B]: TuCo of the prompts and of their baselines. gradient, integrated [B, T]:
+    each token's part, 0 at padding; below 0: the token lowers TuCo. left_over [B]:
+    tuco - baseline - sum of integrated.
+    """
+
+    tuco: jax.Array
+    baseline: jax.Array
+    gradient: jax.Array
+    integrated: jax.Array
+    left_over: jax.Array
+
+
+def _streams(pair: Pair, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x_0 [B, T, D] and the baseline's."""
+    at = Positions.of(pair.tuned_config, mask)
+    params = pair.tuned_params
+    x = decoder.embed(pair.tuned_config, params, tokens, at)
+    table = params["embed"]["table"]
+    own = table[tokens].astype(jnp.float32)
+    mean = jnp.mean(table, axis=0, dtype=jnp.float32)
+    return x, x + pair.tuned_config.embed_scale * (mean - own)
+
+
+@functools.partial(jax.jit, static_argnames=("points", "norm", "mesh"))
+def attribute(
+    pair: Pair,
+    tokens: jax.Array,
+    mask: jax.Array,
+    *,
+    baseline: jax.Array | None = None,
+    points: int = 32,
+    norm: int = 1,
+    mesh: Mesh | None = None,
+) -> Attribution:
+    """Each token's part in TuCo.
+
+    Args:
+        pair: the two models.
+        tokens: [B, T] int.
+        mask: [B, T], True at real tokens; padding on either side.
+        baseline: [B, T, D], a stream to compare with; by default the table's mean at all tokens.
+        points: of the Gauss-Legendre quadrature; each costs a forward and a backward pass.
+        norm: TuCo's, 1 or 2.
+        mesh: where the pair is spread; streams then stay cut by rows, as in `decompose`.
+
+    Pure and jitted. Raises InputError for points below 1.
+    """
+    if points < 1:
+        raise InputError(f"points is {points}: give 1 or more")
+    mask = mask.astype(bool)
+    x, mean = _streams(pair, tokens, mask)
+    start = mean if baseline is None else baseline
+    step = x - start
+
+    def total(stream: jax.Array) -> tuple[jax.Array, jax.Array]:
+        values = tuco(pair, None, mask, embeddings=stream, norm=norm, mesh=mesh)
+        return jnp.sum(values), values  # rows do not see each other: one pass for all
+
+    slope = jax.grad(total, has_aux=True)
+    at_x, values = slope(x)
+    nodes, weights = np.polynomial.legendre.leggauss(points)
+    path = jnp.asarray((nodes + 1) / 2, jnp.float32), jnp.asarray(weights / 2, jnp.float32)
+
+    def body(mean: jax.Array, point: tuple[jax.Array, jax.Array]):
+        place, weight = point
+        return constrain(mean + weight * slope(start + place * step)[0], mesh), None
+
+    along, _ = jax.lax.scan(body, jnp.zeros_like(x), path)
+    gradient, integrated = (jnp.where(mask, jnp.sum(step * g, axis=-1), 0) for g in (at_x, along))
+    below = tuco(pair, None, mask, embeddings=start, norm=norm, mesh=mesh)
+    return Attribution(
+        values, below, gradient, integrated, values - below - jnp.sum(integrated, axis=1)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Attributed:
+    """One prompt's attribution. texts: of its tokens; the numbers as in `Attribution`, [n]."""
+
+    id: str | int
+    texts: list[str]
+    tuco: float
+    baseline: float
+    gradient: np.ndarray
+    integrated: np.ndarray
+    left_over: float
+
+
+def attribute_prompts(
+    pair: Pair,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[str | Sequence[Message] | Prompt],
+    *,
+    points: int = 32,
+    token_budget: int = 512,
+) -> list[Attributed]:
+    """`attribute` of texts, conversations or Prompts, in batches of so many tokens.
+
+    Raises InputError naming the prompt.
+    """
+    wanted = as_prompts(prompts)
+    ids = encode(
+        tokenizer, wanted, max_tokens=pair.context, vocab_size=pair.tuned_config.vocab_size
+    )
+    found: dict[int, Attributed] = {}
+    mesh = mesh_of(pair)
+    for batch in batching.plan([row.size for row in ids], token_budget, batch_width(mesh)):
+        tokens, mask = batching.pad(ids, batch)
+        inputs = put_rows((jnp.asarray(tokens), jnp.asarray(mask)), mesh)
+        got = jax.device_get(attribute(pair, *inputs, points=points, mesh=mesh))
+        for place, row in enumerate(batch.rows):
+            real = mask[place].astype(bool)
+            found[row] = Attributed(
+                wanted[row].id,
+                [str(tokenizer.decode([i])) for i in ids[row].tolist()],
+                float(got.tuco[place]),
+                float(got.baseline[place]),
+                got.gradient[place][real],
+                got.integrated[place][real],
+                float(got.left_over[place]),
+            )
+    return [found[row] for row in range(len(wanted))]
+
+
+def write_attribution(
+    path: str | pathlib.Path, found: Sequence[Attributed], facts: Mapping[str, str] | None = None
+) -> pathlib.Path:
+    """A page that shades every token by its part in TuCo, on one scale for all prompts.
+
+    One colour where a token raises TuCo, another where it lowers it. Raises InputError for no
+    prompts, and where the page cannot be written.
+    """
+    path = check_writable(path, (".html",))
+    if not found:
+        raise InputError("no prompts to report: attribute one or more")
+    top = max(float(np.abs(a.integrated).max()) for a in found) or 1.0
+    error = max(abs(a.left_over) for a in found)
+    html = page.render(
+        pathlib.Path(__file__).with_name("attribution.html"),
+        title="Which tokens raise TuCo, and which lower it",
+        summary=[_summary(found)],
+        method=[
+            "Integrated gradients of TuCo by the tuned model's token embeddings, from a baseline "
+            "in which every token has the table's mean. Parts of a prompt sum to its TuCo less "
+            f"its baseline's, up to {error:.1e} of quadrature in these prompts.",
+            "A part says what the score answers to, in this model and against this baseline; it "
+            "does not say that taking the token out would change TuCo by so much.",
+        ],
+        facts={"prompts": str(len(found)), **(facts or {})},
+        prompts=[(a, _shaded(a, top)) for a in found],
+        top=top,
+    )
+    with atomic(path) as temporary:
+        temporary.write_text(html, "utf-8")
+    return path
+
+
+def _shaded(found: Attributed, top: float) -> list[tuple[str, float, float, float]]:
+    """(text, part, gradient x input, shade in -1..1) of each token."""
+    rows = zip(found.texts, found.integrated, found.gradient, strict=True)
+    return [(t, float(a), float(g), float(a) / top) for t, a, g in rows]
+
+
+def _summary(found: Sequence[Attributed]) -> str:
+    parts: Any = np.concatenate([a.integrated for a in found])
+    down, up = float(-parts[parts < 0].sum()), float(parts[parts > 0].sum())
+    return (
+        f"Over {len(found)} prompts and {parts.size} tokens, {np.mean(parts < 0):.0%} of the "
+        f"tokens lower TuCo, by {down:.3f} in sum; the others raise it by {up:.3f}."
+    )

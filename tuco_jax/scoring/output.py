@@ -1,0 +1,164 @@
+"""Tables of results, and a journal that lets a killed run go on.
+
+Nothing heavy is imported here, so that an output which cannot be written is reported at once.
+"""
+
+import csv
+import fcntl
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from common_jax.errors import InputError
+from common_jax.io.files import atomic
+
+Columns = Mapping[str, Sequence[Any] | np.ndarray]  # equally long, by name
+
+__all__ = [
+    "FORMATS",
+    "Columns",
+    "Entry",
+    "Journal",
+    "write_table",
+]
+
+FORMATS = (".jsonl", ".csv", ".parquet")
+
+
+def write_table(path: pathlib.Path, columns: Columns) -> None:
+    """Write equally long columns as .jsonl, .csv or .parquet, by the path's ending.
+
+    A column is a list or an array [N] or [N, K]; in a .csv the latter are JSON lists. Floats keep
+    float32's shortest digits that read back as the same number.
+    """
+    write = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": _write_parquet}
+    with atomic(path) as temporary:
+        write[path.suffix](temporary, columns)
+
+
+def _plain(value: Any) -> Any:
+    """A value as Python's own types."""
+    if isinstance(value, np.ndarray):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        return float(str(value)) if value.dtype == np.float32 else value.item()
+    return value
+
+
+def _rows(columns: Columns) -> Iterator[list[Any]]:
+    for row in zip(*columns.values(), strict=True):
+        yield [_plain(value) for value in row]
+
+
+def _write_jsonl(path: pathlib.Path, columns: Columns) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for row in _rows(columns):
+            record = dict(zip(columns, row, strict=True))
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _write_csv(path: pathlib.Path, columns: Columns) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for row in _rows(columns):
+            writer.writerow(json.dumps(v) if isinstance(v, list | bool) else v for v in row)
+
+
+def _write_parquet(path: pathlib.Path, columns: Columns) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    def column(values: Sequence[Any] | np.ndarray) -> pyarrow.Array:
+        if isinstance(values, np.ndarray) and values.ndim == 2:
+            return pyarrow.array(
+                list(values), pyarrow.list_(pyarrow.from_numpy_dtype(values.dtype))
+            )
+        if len({type(v) for v in values} - {type(None)}) > 1:  # such as ids 1, 2, "three"
+            numbers = not any(isinstance(v, str) for v in values)
+            values = [v if v is None else float(v) if numbers else str(v) for v in values]
+        return pyarrow.array(values)
+
+    table = pyarrow.table({name: column(values) for name, values in columns.items()})
+    pyarrow.parquet.write_table(table, path)
+
+
+class Entry(NamedTuple):
+    """One batch's results for prompts `rows`: tuco [b], layers [b, L], telescoping [b]."""
+
+    rows: list[int]
+    tuco: np.ndarray
+    layers: np.ndarray
+    telescoping: np.ndarray
+
+
+class Journal:
+    """An append-only file of finished batches, so that a run that was killed can go on.
+
+    Its first line is a fingerprint of prompts, pair and options: a journal of any other run is
+    started anew. A last line cut short by the kill is dropped. The file is locked while open, so
+    that two runs do not share it; a lock dies with its process.
+    """
+
+    def __init__(self, path: pathlib.Path, fingerprint: str):
+        self.path = path
+        self.entries: list[Entry] = []
+        try:
+            self._file = path.open("a+b")
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise InputError(f"{path}: another run is writing this output") from error
+        self._file.seek(0)
+        start = self._file.read(16)
+        if start and not b'{"fingerprint": "'.startswith(start[:16]):
+            self._file.close()
+            raise InputError(f"{path}: is not a journal of ours; move it, or name another output")
+        self._file.seek(0)
+        header = json.dumps({"fingerprint": fingerprint}).encode() + b"\n"
+        keep = len(header)
+        if self._file.readline() == header:
+            for line in self._file:
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    rows, *arrays = json.loads(line)
+                    entry = Entry(rows, *(np.asarray(a, np.float32) for a in arrays))
+                except (ValueError, TypeError):
+                    break  # damaged: what stands from here on is computed again
+                self.entries.append(entry)
+                keep += len(line)
+            self._file.truncate(keep)
+        else:
+            self._file.truncate(0)
+            self._write(header)
+
+    def _write(self, data: bytes) -> None:
+        try:
+            self._file.write(data)
+            self._file.flush()  # to the kernel: outlives the process, not the machine
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written: {error.strerror}") from error
+
+    def append(self, entry: Entry) -> None:
+        """Add a finished batch."""
+        self.entries.append(entry)
+        record = [entry.rows, *(_plain(array) for array in entry[1:])]
+        self._write(json.dumps(record).encode() + b"\n")
+
+    def close(self) -> None:
+        """Leave the file for the next run, if it holds anything."""
+        if not self.entries:
+            self.path.unlink(missing_ok=True)
+        self._file.close()
+
+    def remove(self) -> None:
+        """The run is complete: delete the file."""
+        self.path.unlink(missing_ok=True)
+        self._file.close()

@@ -1,0 +1,229 @@
+"""A file of prompts in, a table of scores out; what `tuco-jax score` runs.
+
+What can be checked is checked before any work: output, prompts, then the pair, then each prompt's
+length. The table appears whole at the end; a journal beside it lets a killed run go on.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from common_jax.errors import InputError
+from common_jax.io.files import check_writable, write_json
+from common_jax.mesh import make_mesh, mesh_for
+from tuco_jax.models.pair import Pair
+from tuco_jax.prompts.encode import encode
+from tuco_jax.prompts.read import (
+    Prompt,
+    read_prompts,
+)
+from tuco_jax.scoring.output import FORMATS, Columns, Journal, write_table
+from tuco_jax.scoring.score import Parallel, Scores, check_options, default_budget, score_tokens
+
+__all__ = ["fingerprint", "score_file"]
+
+PACKAGES = ("tuco-reward-jax", "jax", "jaxlib", "flax", "transformers", "tokenizers", "numpy")
+
+
+def score_file(
+    base: str,
+    tuned: str,
+    prompts: str,
+    out: str,
+    *,
+    dtype: str = "float32",
+    norm: Literal[1, 2] = 1,
+    layers: bool = False,
+    mesh: Mapping[str, int] | None = None,
+    parallel: Parallel = "jit",
+    token_budget: int | None = None,
+    truncate: bool = False,
+    progress: bool = True,
+    started: float | None = None,
+) -> dict[str, Any]:
+    """Score every prompt of a file and write a row for each, in order: id, tuco, preco, tokens.
+
+    Args:
+        base: the pre-trained model: a Hugging Face directory, a hub id, a .gguf file or a store.
+        tuned: what tuning made of it; or a PEFT adapter directory over it.
+        prompts: .jsonl, .csv, .parquet or .txt (`read_prompts`).
+        out: .jsonl, .csv or .parquet. Metadata goes beside it, to OUT.meta.json.
+        dtype: what weights are held in; sums are float32.
+        norm: 1, the paper's, or 2.
+        layers: also write `layers`, the last token's beta_1 .. beta_L.
+        mesh: sizes of the axes data, fsdp and tensor; one device if all are 1.
+        parallel: "jit" over the mesh, or "pmap" over its data axis.
+        token_budget: tokens of a batch, padding included; by default what suits the backend.
+        truncate: keep the last tokens of prompts beyond the model's context; else an error.
+        progress: show a progress bar where stderr is a terminal.
+        started: `time.perf_counter()` at the program's start, for the time breakdown.
+
+    Returns the metadata. Raises InputError, before anything is written, for whatever is wrong
+    with the input; where a score is not finite, OUT is left as it was.
+    """
+    seconds: dict[str, float] = {}
+    begin = time.perf_counter()
+    if started is not None:
+        seconds["imports"] = begin - started
+    path = check_writable(out, FORMATS)
+    beside = path.with_name(path.name + ".meta.json")
+    if beside.is_dir():
+        raise InputError(f"{beside}: is a folder, where the metadata would go; move it")
+    with _timed(seconds, "prompts"):
+        rows = read_prompts(prompts)
+    if path.exists() and path.samefile(prompts):
+        raise InputError(f"{out}: is the prompts file itself; name another output")
+    devices = mesh_for(mesh)
+    if parallel == "pmap" and devices is None:  # else it would take all devices
+        devices = make_mesh()
+    check_options(norm, devices, token_budget, parallel)
+    token_budget = token_budget or default_budget()
+
+    with _timed(seconds, "imports"):  # transformers' seconds: not before the prompts are right
+        from tuco_jax.weights.load import load_pair
+    with _timed(seconds, "load"):
+        pair, tokenizer = load_pair(base, tuned, dtype=dtype, mesh=devices)
+    with _timed(seconds, "tokenise"):
+        longest = None if truncate else pair.context
+        tokens = encode(
+            tokenizer,
+            rows,
+            max_tokens=longest,
+            vocab_size=pair.tuned_config.vocab_size,
+            truncate=False,  # cut below, where the whole length is still known
+        )
+        cut = [p.id for p, t in zip(rows, tokens, strict=True) if t.size > pair.context]
+        tokens = [t[-pair.context :] for t in tokens]
+    with _timed(seconds, "fingerprint"):
+        key = fingerprint(pair, tokens, norm)
+
+    journal = Journal(path.with_name(path.name + ".journal"), key)
+    try:
+        before = time.perf_counter()
+        scores = score_tokens(
+            pair,
+            tokens,
+            rows,
+            norm=norm,
+            mesh=devices,
+            token_budget=token_budget,
+            progress=progress,
+            parallel=parallel,
+            journal=journal,
+        )
+        seconds |= scores.seconds
+        if scores.seconds["first"]:
+            seconds["first"] += before - (begin if started is None else started)
+        seconds["total"] = time.perf_counter() - (begin if started is None else started)
+        meta = _metadata(pair, scores, seconds, cut)
+        meta |= {
+            "base": base,
+            "tuned": tuned,
+            "prompts": prompts,
+            "dtype": dtype,
+            "norm": norm,
+            "parallel": parallel,
+            "mesh": dict(devices.shape) if devices is not None else None,
+            "token_budget": token_budget,
+        }
+        write_table(path, _columns(rows, scores, layers))
+        write_json(beside, meta)
+        journal.remove()
+    finally:
+        journal.close()
+    return meta
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def fingerprint(pair: Pair, tokens: Sequence[np.ndarray], norm: int) -> str:
+    """What scores depend on, as a hash: weights, configs, every prompt's tokens, the norm."""
+    digest = hashlib.sha256(importlib.metadata.version("tuco-reward-jax").encode())
+    digest.update(repr((norm, pair.base_config, pair.tuned_config)).encode())
+    trees = {"base": pair.base, "tuned": pair.tuned, "lora": pair.lora}
+    shapes = [(x.shape, str(x.dtype)) for x in jax.tree.leaves(trees)]
+    digest.update(repr((jax.tree.structure(trees), shapes)).encode())
+    digest.update(np.asarray(_checksums(trees)).tobytes())
+    digest.update(np.asarray([t.size for t in tokens], np.int64).tobytes())
+    for row in tokens:
+        digest.update(row.tobytes())
+    return digest.hexdigest()
+
+
+@jax.jit
+def _checksums(tree: Any) -> jax.Array:
+    """A 32-bit sum of each leaf's bits, weighed by their place; computed where the leaf lives."""
+
+    def checksum(x: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+        bits = bits.astype(jnp.uint32)
+        while bits.ndim:  # an axis at a time: ten times as fast as one weight for each place
+            odd = 2 * jnp.arange(bits.shape[-1], dtype=jnp.uint32) + 1
+            bits = jnp.sum(bits * odd, axis=-1, dtype=jnp.uint32)
+        return bits
+
+    return jnp.stack([checksum(x) for x in jax.tree.leaves(tree)])
+
+
+def _columns(prompts: Sequence[Prompt], scores: Scores, layers: bool) -> Columns:
+    columns: dict[str, Sequence[Any] | np.ndarray] = {
+        "id": scores.ids,
+        "tuco": scores.tuco,
+        "preco": scores.preco,
+        "tokens": scores.tokens,
+    }
+    if any(p.label is not None for p in prompts):
+        columns["label"] = [p.label for p in prompts]
+    if layers:
+        columns["layers"] = scores.layers
+    return columns
+
+
+def provenance() -> dict[str, Any]:
+    """The devices and versions of this process, as outputs' metadata keep them."""
+    devices = jax.devices()
+    return {
+        "device": {
+            "platform": devices[0].platform,
+            "kind": devices[0].device_kind,
+            "count": len(devices),
+        },
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _metadata(
+    pair: Pair, scores: Scores, seconds: Mapping[str, float], cut: Sequence[str | int]
+) -> dict[str, Any]:
+    computed = scores.seconds["run"] > 0 and scores.resumed < len(scores.ids)
+    return {
+        "rows": len(scores.ids),
+        "tokens": int(scores.tokens.sum()),
+        "resumed_rows": scores.resumed,
+        "truncated_ids": list(cut),
+        "mean_tuco": float(scores.tuco.mean(dtype=np.float64)),
+        "telescoping_error": float(scores.telescoping.max()),
+        "notes": list(pair.notes),
+        "family": pair.tuned_config.family,
+        "matmul_precision": "float32 products and sums where weights are float32 (HIGHEST)",
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+        "tokens_per_second": round(int(scores.tokens.sum()) / scores.seconds["run"], 1)
+        if computed and not scores.resumed
+        else None,
+        "padding": round(scores.padding, 4),
+        "shapes": [list(shape) for shape in scores.shapes],
+    } | provenance()

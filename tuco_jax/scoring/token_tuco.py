@@ -1,0 +1,118 @@
+"""TuCo along a text: of every token of it, and of each token that was generated.
+
+    TuCo(l = L, token t) = |FTC_L[t]| / (|PTC_L[t]| + |FTC_L[t]|)     (Definition 4.3 has t = n)
+
+A generated token comes from the stream at the token before it, so its TuCo is the share there:
+what `score` gives for the text up to it. Under an alpha other than 1 both components are those of
+the scaled stream that the answer was generated along.
+
+Legend: N texts, n_i tokens of one, m_i of them generated, L layers, B rows of a batch, T its
+length.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from common_jax.errors import InputError
+from tuco_jax.core.decompose import decompose, share
+from tuco_jax.models.pair import Pair
+from tuco_jax.models.sharding import batch_width, mesh_of, put_rows
+from tuco_jax.prompts import batching
+from tuco_jax.scoring.score import default_budget
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Piece", "pieces", "response_tuco", "token_tuco"]
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _shares(
+    pair: Pair, tokens: jax.Array, mask: jax.Array, alpha: jax.Array, mesh: Mesh | None
+) -> jax.Array:
+    """TuCo of every token, [B, T]: the share of FTC in the sums over all layers at that token."""
+    out = decompose(pair, tokens, mask, alpha, mesh=mesh)
+    return share(out.ptc, out.ftc)
+
+
+def token_tuco(
+    pair: Pair, rows: Sequence[np.ndarray], alpha: Any = 1.0, *, token_budget: int | None = None
+) -> list[np.ndarray]:
+    """TuCo of every token of N rows of ids, float32 [n_i] each.
+
+    alpha: broadcastable to [L, N]. token_budget: tokens of a batch, padding included; by default
+    what suits the backend. Raises InputError for an empty row or one beyond the pair's context,
+    and where a score is not finite.
+    """
+    for number, row in enumerate(rows):
+        if not 0 < len(row) <= pair.context:
+            raise InputError(
+                f"rows[{number}]: {len(row)} tokens; give 1 to {pair.context}, what the pair can "
+                "read"
+            )
+    if not rows:
+        return []
+    alphas = np.broadcast_to(np.asarray(alpha, np.float32), (pair.tuned_config.depth, len(rows)))
+    out: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
+    mesh = mesh_of(pair)
+    lengths, budget = [len(r) for r in rows], token_budget or default_budget()
+    for batch in batching.plan(lengths, budget, batch_width(mesh)):
+        inputs = batching.pad([np.asarray(r, np.int32) for r in rows], batch)
+        tokens, mask = put_rows(inputs, mesh)
+        picked = [*batch.rows, *batch.rows[:1] * (batch.size - len(batch.rows))]
+        values = np.asarray(_shares(pair, tokens, mask, jnp.asarray(alphas[:, picked]), mesh))
+        for row, value in zip(batch.rows, values, strict=False):
+            out[row] = value[: len(rows[row])]
+            if not np.isfinite(out[row]).all():
+                raise InputError(
+                    f"rows[{row}]: its TuCo is not finite; activations overflow or weights are "
+                    "damaged: try --dtype float32, or another copy of the weights"
+                )
+    return out
+
+
+def response_tuco(
+    pair: Pair,
+    prompts: Sequence[np.ndarray],
+    responses: Sequence[np.ndarray],
+    alpha: Any = 1.0,
+    *,
+    token_budget: int | None = None,
+) -> list[np.ndarray]:
+    """TuCo of each generated token, float32 [m_i]: what `score` gives for all the text before it.
+
+    prompts and responses: N arrays of ids each, as `steer.respond` gives them; alpha as there.
+    """
+    rows = [np.concatenate([p, r]) for p, r in zip(prompts, responses, strict=True)]
+    values = token_tuco(pair, rows, alpha, token_budget=token_budget)
+    return [v[len(p) - 1 : len(v) - 1] for v, p in zip(values, prompts, strict=True)]
+
+
+class Piece(NamedTuple):
+    """A text of one token, or of several that share a character; its last one's TuCo and place."""
+
+    text: str
+    tuco: float
+    position: int
+
+
+def pieces(
+    tokenizer: "PreTrainedTokenizerBase", ids: np.ndarray, values: np.ndarray
+) -> list[Piece]:
+    """Tokens [n] with their texts; those that are parts of one character make one piece."""
+    found: list[Piece] = []
+    held: list[int] = []
+    for position, token in enumerate(ids.tolist()):
+        held.append(token)
+        text = str(tokenizer.decode(held))
+        if text.endswith("\ufffd") and position + 1 < len(ids):
+            continue
+        found.append(Piece(text, float(values[position]), position))
+        held = []
+    return found

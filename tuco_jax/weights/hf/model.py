@@ -1,0 +1,352 @@
+"""Hugging Face checkpoints, in and out: safetensors, config.json and tokenizer of a directory.
+
+`load` takes a directory or a hub id, `export` writes a directory that transformers loads. Both go
+by the key tables of `weights/keys.py`. No code of a checkpoint is ever run: pickles are refused
+and `trust_remote_code` is off.
+"""
+
+import copy
+import json
+import pathlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, StrictDataclassError
+from safetensors.numpy import save_file
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from common_jax.errors import InputError
+from common_jax.io.files import write_json
+from tuco_jax.models.config import ModelConfig
+from tuco_jax.models.decoder import Params
+from tuco_jax.models.families import check_supported, from_huggingface
+from tuco_jax.weights.assemble import Placement, assemble
+from tuco_jax.weights.hf.safetensors_files import SafetensorsFile
+from tuco_jax.weights.keys import FAMILIES, Family
+from tuco_jax.weights.model import Model
+
+__all__ = ["export", "load", "locate", "model_config", "read_config", "read_tokenizer"]
+
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+_DOWNLOAD = [
+    "config.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "generation_config.json",
+    "model*.safetensors",
+    _INDEX,
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab.json",
+    "merges.txt",
+]
+_Flat = dict[str, Any]  # path to array
+_MALFORMED = (OSError, ValueError, KeyError, TypeError, ArithmeticError)
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def load(
+    source: str,
+    *,
+    dtype: str = "float32",
+    placement: Placement | None = None,
+    tokenizer: bool = True,
+) -> Model:
+    """Read a model from a directory or, by its hub id, from the hub's cache or the hub.
+
+    dtype: of the parameters, "float32", "bfloat16" or "float16". placement: where each parameter
+    goes (`models/sharding.py`). tokenizer: read it, too, if there is one.
+
+    Raises InputError, one line that names file and tensor or field, for: an unknown source or
+    family; pickled, truncated or corrupt files; a tensor that is missing, unknown, doubled,
+    misshaped or not finite.
+    """
+    directory = locate(source)
+    hf_config = read_config(directory)
+    config = _mapped(directory, hf_config)
+    words = read_tokenizer(directory) if tokenizer else None
+    family = FAMILIES[config.family]
+    checkpoint = _Checkpoint(directory, config, family)
+    params = assemble(
+        config,
+        checkpoint,
+        family.table(),
+        dtype=dtype,
+        ignore=(*family.ignore, *checkpoint.spare_head(config)),
+        placement=placement,
+    )
+    return Model(config, params, words, source, hf_config)
+
+
+def locate(source: str) -> pathlib.Path:
+    """The directory of a checkpoint: `source` itself, or the hub's snapshot of that id."""
+    path = pathlib.Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.suffix in _PICKLES:
+        raise _pickled(path)
+    if path.exists():
+        raise InputError(f"{source}: is a file; give the directory that holds config.json")
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
+        raise InputError(f"{source}: no such directory, nor is it a hub id (owner/name)")
+    try:
+        return pathlib.Path(snapshot_download(source, allow_patterns=_DOWNLOAD))
+    except GatedRepoError:
+        reason = "the hub asks for access to it: accept its licence there, then `hf auth login`"
+    except RepositoryNotFoundError:
+        reason = "the hub has no such model (a private one needs `hf auth login`)"
+    except (OSError, ValueError):
+        reason = "the hub cannot be reached and its cache holds no copy; give a directory"
+    raise InputError(f"{source}: no such directory, and {reason}")
+
+
+def read_config(directory: str | pathlib.Path) -> PreTrainedConfig:
+    """A checkpoint's config.json as transformers reads it."""
+    path = pathlib.Path(directory) / "config.json"
+    if not path.is_file():
+        mend = "is this a model's directory?"
+        if (path.parent / "adapter_config.json").is_file():
+            mend = "the directory holds a PEFT adapter, which needs its base model"
+        raise InputError(f"{path}: no such file; {mend}")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(fields, dict):
+            raise ValueError("not a JSON object")
+        if "model_type" not in fields:
+            raise ValueError("no field model_type")
+        check_supported(fields["model_type"])  # before transformers asks to run the model's code
+        return AutoConfig.from_pretrained(str(path.parent), trust_remote_code=False)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except (*_MALFORMED, StrictDataclassError) as error:
+        raise InputError(f"{path}: {_one_line(error)}; mend the field") from None
+
+
+def model_config(directory: pathlib.Path) -> ModelConfig:
+    """A checkpoint's config.json as a `ModelConfig`."""
+    return _mapped(directory, read_config(directory))
+
+
+def _mapped(directory: pathlib.Path, hf_config: PreTrainedConfig) -> ModelConfig:
+    try:
+        return from_huggingface(hf_config)
+    except InputError as error:
+        raise InputError(f"{directory / 'config.json'}: {error}") from None
+
+
+def read_tokenizer(directory: str | pathlib.Path) -> PreTrainedTokenizerBase | None:
+    """A checkpoint's tokenizer, with its chat template; None where it has no tokenizer files."""
+    directory = pathlib.Path(directory)
+    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
+    except Exception as error:  # the Rust tokenizer raises bare Exceptions
+        raise InputError(
+            f"{directory}: its tokenizer cannot be read: {_one_line(error)}"
+        ) from None
+
+
+def export(
+    directory: str | pathlib.Path,
+    config: ModelConfig,
+    params: Params,
+    tokenizer: PreTrainedTokenizerBase | None,
+    hf_config: PreTrainedConfig,
+    *,
+    ends: Sequence[int] = (),
+    max_shard_bytes: int = 2_000_000_000,
+) -> None:
+    """Write a new directory that transformers loads: safetensors, config.json, tokenizer.
+
+    hf_config: the config that `config` was mapped from. ends: tokens that end an answer, for
+    generation_config.json, where they are known. The host holds one shard at a time, and
+    the directory appears when it is complete. Raises InputError if it exists and is not empty.
+    """
+    directory = pathlib.Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise InputError(f"{directory}: exists and is not empty; name a new directory")
+    text = copy.deepcopy(hf_config.get_text_config())
+    if from_huggingface(text) != config:
+        raise ValueError("hf_config describes another model than config does")
+    flat: _Flat = flatten_dict(params, sep="/")
+    text.dtype = str(flat["embed/table"].dtype)
+    if text is not hf_config and hf_config.model_type == "gemma3":
+        text.architectures = ["Gemma3ForCausalLM"]
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        scratch = pathlib.Path(tempfile.mkdtemp(prefix=".export-", dir=directory.parent))
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written ({error.strerror})") from None
+    try:
+        _write_weights(scratch, config, flat, max_shard_bytes)
+        text.save_pretrained(str(scratch))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(scratch))
+        if ends:
+            names = ("bos_token_id", "pad_token_id")
+            known = {name: getattr(text, name, None) for name in names}
+            write_json(scratch / "generation_config.json", known | {"eos_token_id": list(ends)})
+        scratch.chmod(0o755)
+        scratch.replace(directory)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+class _Checkpoint:
+    """The safetensors of a directory as a `TensorSource`, under the names transformers writes."""
+
+    def __init__(self, directory: pathlib.Path, config: ModelConfig, family: Family) -> None:
+        self.name = str(directory)
+        self._family = family
+        spelling = {
+            family.bare(name): name
+            for row in family.rows
+            for name in (row.tensor.format(l=layer) for layer in range(config.depth))
+        }
+        self._places: dict[str, tuple[SafetensorsFile, str]] = {}
+        for file in _files(directory):
+            for stored in file.tensors:
+                name = spelling.get(family.bare(stored), stored)
+                if name in self._places:
+                    other, twin = self._places[name]
+                    raise InputError(
+                        f"{file.path}: tensor {stored} is doubled: "
+                        f"{other.path.name} holds it as {twin}; remove one"
+                    )
+                self._places[name] = file, stored
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: file.tensors[stored].shape for name, (file, stored) in self._places.items()}
+
+    def file(self, tensor: str) -> str:
+        return str(self._places[tensor][0].path)
+
+    def read(self, tensor: str, rows: slice = slice(None)) -> np.ndarray:
+        file, stored = self._places[tensor]
+        return file.read(stored, rows)
+
+    def spare_head(self, config: ModelConfig) -> tuple[str, ...]:
+        """A tied model's own copy of its head, as a pattern to ignore, if it is a true copy."""
+        embedding, head = (
+            next(row.tensor for row in self._family.rows if row.paths == (path,))
+            for path in ("embed/table", "head/kernel")
+        )
+        if not config.tied_head or head not in self._places or embedding not in self._places:
+            return ()
+        shape = self.shapes()[head]
+        equal = shape == self.shapes()[embedding]
+        for start in range(0, shape[0] if equal else 0, 4096):
+            rows = slice(start, start + 4096)
+            equal = equal and np.array_equal(self.read(head, rows), self.read(embedding, rows))
+        if not equal:
+            raise InputError(
+                f"{self.file(head)}: tensor {head} differs from {embedding}, but the config ties "
+                "them; set tie_word_embeddings to false in config.json, or remove the tensor"
+            )
+        return (re.escape(head),)
+
+
+def _files(directory: pathlib.Path) -> list[SafetensorsFile]:
+    """The checkpoint's safetensors: the single file, or all that the index names."""
+    if (directory / _WEIGHTS).is_file():
+        return [SafetensorsFile(directory / _WEIGHTS)]
+    index = directory / _INDEX
+    if not index.is_file():
+        for path in sorted(directory.iterdir()):
+            if path.suffix in _PICKLES:
+                raise _pickled(path)
+        # Pickles are never downloaded, so what a hub's snapshot lacks may be there as such.
+        raise InputError(
+            f"{directory}: holds neither {_WEIGHTS} nor {_INDEX}; where a model comes as pickled "
+            "weights only, convert it with transformers' save_pretrained where torch is installed"
+        )
+    try:
+        weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        names = sorted(set(map(str, weight_map.values())))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{index}: not an index of shards ({_one_line(error)})") from None
+    for name in names:
+        if not (directory / name).is_file():
+            raise InputError(f"{directory / name}: no such file, though {_INDEX} names it")
+    shards = {name: SafetensorsFile(directory / name) for name in names}
+    for tensor, name in weight_map.items():
+        if tensor not in shards[name].tensors:
+            raise InputError(
+                f"{directory / name}: tensor {tensor} is missing, though {_INDEX} places it there"
+            )
+    return list(shards.values())
+
+
+def _pickled(path: pathlib.Path) -> InputError:
+    return InputError(
+        f"{path}: pickled weights can run code when read, so they are refused; where torch is "
+        'installed, convert them: python -c "from transformers import AutoModelForCausalLM as M; '
+        f"M.from_pretrained('{path.parent}').save_pretrained('{path.parent}-safetensors')\""
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _stored_tensors(config: ModelConfig, flat: _Flat) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor of the checkpoint, made from the parameters when asked for."""
+    for row in FAMILIES[config.family].rows:
+        if row.paths[0] not in flat:
+            continue
+        stacked = row.paths[0].startswith("layers/")
+        for layer in range(config.depth) if stacked else (0,):
+            parts = [np.asarray(flat[p][layer] if stacked else flat[p]) for p in row.paths]
+            yield row.tensor.format(l=layer), row.layout.join(parts, config)
+
+
+def _write_weights(
+    directory: pathlib.Path,
+    config: ModelConfig,
+    flat: _Flat,
+    max_shard_bytes: int,
+) -> None:
+    shards: list[list[str]] = []
+    held: dict[str, np.ndarray] = {}
+    total = 0
+
+    def flush() -> None:
+        nonlocal held
+        save_file(held, directory / f"part-{len(shards)}", metadata={"format": "pt"})
+        shards.append(list(held))
+        held = {}
+
+    for name, value in _stored_tensors(config, flat):
+        if held and sum(v.nbytes for v in held.values()) + value.nbytes > max_shard_bytes:
+            flush()
+        held[name] = np.ascontiguousarray(value)
+        total += value.nbytes
+    flush()
+    weight_map = {}
+    for i, names in enumerate(shards):
+        file = _WEIGHTS
+        if len(shards) > 1:
+            file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        (directory / f"part-{i}").rename(directory / file)
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (directory / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,223 @@
+"""Models and pairs as orbax stores, which restore straight to their shards under any mesh.
+
+    STORE/store.json    what is held: the configs, names, notes
+    STORE/params/       the arrays, as orbax writes them
+    STORE/tokenizer/    tokenizer files and chat template, where there are any
+    STORE/config.json   a model's Hugging Face config, where it is known: for an export
+
+A store is written beside its place and renamed when it is whole.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from common_jax.errors import InputError
+from tuco_jax.models.config import ModelConfig, Rope
+from tuco_jax.models.decoder import Params
+from tuco_jax.models.families import from_huggingface
+from tuco_jax.models.pair import Notes, Pair
+from tuco_jax.weights import arrays
+from tuco_jax.weights.assemble import DTYPES, Placement
+from tuco_jax.weights.hf.model import read_config as read_huggingface
+from tuco_jax.weights.hf.model import read_tokenizer
+from tuco_jax.weights.model import Model
+
+__all__ = ["holds_pair", "is_store", "load", "load_pair", "read_config", "save", "save_pair"]
+
+_DESCRIPTION, _FORMAT = "store.json", "tuco_jax store, version 1"
+
+
+def is_store(directory: str | pathlib.Path) -> bool:
+    """Whether a directory is a store, of a model or of a pair."""
+    return (pathlib.Path(directory) / _DESCRIPTION).is_file()
+
+
+def holds_pair(directory: str | pathlib.Path) -> bool:
+    """Whether a store holds a pair rather than one model."""
+    return "tuned_config" in _describe(directory)
+
+
+def read_config(directory: str | pathlib.Path) -> ModelConfig:
+    """The config of the model (of a pair: of its base) in a store; reads no array."""
+    return _config(_describe(directory)["config"])
+
+
+def save(directory: str | pathlib.Path, model: Model, *, overwrite: bool = False) -> None:
+    """Write a model as a store. Raises InputError if `directory` exists, unless `overwrite`."""
+    description = {"config": dataclasses.asdict(model.config), "name": model.name}
+    _write(directory, description, model.params, model.tokenizer, overwrite, model.hf_config)
+
+
+def save_pair(
+    directory: str | pathlib.Path,
+    pair: Pair,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a pair as a store: base, what tuning replaced, low-rank factors; as `save`."""
+    description = {
+        "config": dataclasses.asdict(pair.base_config),
+        "tuned_config": dataclasses.asdict(pair.tuned_config),
+        "notes": list(pair.notes),
+    }
+    tree = {"base": pair.base, "tuned": pair.tuned, "lora": pair.lora}
+    _write(directory, description, _without_empty(tree), tokenizer, overwrite)
+
+
+def load(
+    directory: str | pathlib.Path,
+    *,
+    dtype: str = "float32",
+    placement: Placement | None = None,
+    tokenizer: bool = True,
+) -> Model:
+    """Read a model that `save` wrote, cast to `dtype`, each parameter to its `placement`."""
+    description = _describe(directory)
+    if "tuned_config" in description:
+        raise InputError(
+            f"{directory}: the store holds a pair, not one model; give it as base and as tuned"
+        )
+    params = _restore(directory, dtype, placement)
+    words = read_tokenizer(pathlib.Path(directory) / "tokenizer") if tokenizer else None
+    config = _config(description["config"])
+    return Model(config, params, words, description["name"], _known(directory, config))
+
+
+def _known(directory: str | pathlib.Path, config: ModelConfig) -> PreTrainedConfig | None:
+    """The Hugging Face config that is kept beside, if it says what the store's own does."""
+    try:
+        found = read_huggingface(directory)
+        return found if from_huggingface(found.get_text_config()) == config else None
+    except InputError:  # none there, or spoilt: only an export would ask for it
+        return None
+
+
+def load_pair(
+    directory: str | pathlib.Path, *, dtype: str = "float32", placement: Placement | None = None
+) -> tuple[Pair, PreTrainedTokenizerBase | None]:
+    """Read a pair that `save_pair` wrote, and its tokenizer."""
+    description = _describe(directory)
+    if "tuned_config" not in description:
+        raise InputError(f"{directory}: the store holds one model, not a pair; name its base, too")
+    tree = _restore(directory, dtype, placement)
+    pair = Pair(
+        tree["base"],
+        tree.get("tuned", {}),
+        tree.get("lora", {}),
+        _config(description["config"]),
+        _config(description["tuned_config"]),
+        Notes(description["notes"]),
+    )
+    return pair, read_tokenizer(pathlib.Path(directory) / "tokenizer")
+
+
+def check_target(directory: str | pathlib.Path, *, overwrite: bool = False) -> None:
+    """InputError where a store could not be written, before any work is done for it."""
+    final = pathlib.Path(directory).absolute()
+    if final.exists():
+        if not overwrite:
+            raise InputError(f"{directory}: exists; name a new directory, or allow overwriting")
+        if not is_store(final):
+            raise InputError(f"{directory}: exists and is not a store, so it is not overwritten")
+    folder = next(path for path in final.parents if path.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{directory}: {folder} cannot be written to; name another directory")
+
+
+def _write(
+    directory: str | pathlib.Path,
+    description: dict[str, Any],
+    tree: Params,
+    tokenizer: PreTrainedTokenizerBase | None,
+    overwrite: bool,
+    hf_config: PreTrainedConfig | None = None,
+) -> None:
+    check_target(directory, overwrite=overwrite)
+    final = pathlib.Path(directory).absolute()
+    partial = final.with_name(f".{final.name}.partial")
+    first = jax.process_index() == 0
+    try:
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            text = json.dumps({"format": _FORMAT} | description, indent=1) + "\n"
+            (partial / _DESCRIPTION).write_text(text, encoding="utf-8")
+            if tokenizer is not None:
+                tokenizer.save_pretrained(str(partial / "tokenizer"))
+            if hf_config is not None:
+                hf_config.save_pretrained(str(partial))
+        arrays.save(partial / "params", tree)
+        if first:
+            old = final.with_name(f".{final.name}.old")
+            if final.exists():
+                final.rename(old)
+            partial.rename(final)
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written ({error.strerror or error})") from None
+    finally:
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _restore(directory: str | pathlib.Path, dtype: str, placement: Placement | None) -> Params:
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    folder = pathlib.Path(directory) / "params"
+
+    def check(path: str, part: np.ndarray) -> None:
+        if not np.isfinite(part).all():
+            raise InputError(f"{folder}: parameter {path} holds NaN or infinity; import it again")
+
+    try:
+        return arrays.restore(folder, dtype=dtype, placement=placement, check=check)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{folder}: incomplete or corrupt ({reason}); import it again") from None
+
+
+def _describe(directory: str | pathlib.Path) -> dict[str, Any]:
+    path = pathlib.Path(directory) / _DESCRIPTION
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(description, dict) or description.get("format") != _FORMAT:
+            raise ValueError(f"its format is not {_FORMAT!r}")
+        needed = ("config", "notes" if "tuned_config" in description else "name")
+        if lacking := [field for field in needed if field not in description]:
+            raise ValueError(f"it has no {lacking[0]!r}")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not the description of a store ({error})") from None
+    return description
+
+
+def _config(fields: dict[str, Any]) -> ModelConfig:
+    """A config from JSON, where tuples have become lists."""
+
+    def tuples(value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    try:
+        ropes = [Rope(**{k: tuples(v) for k, v in rope.items()}) for rope in fields["ropes"]]
+        plain: dict[str, Any] = {k: tuples(v) for k, v in fields.items()}
+        plain["ropes"] = tuple(ropes)
+        return ModelConfig(**plain)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"the store's {_DESCRIPTION} describes no model of this version ({error}); "
+            "import the model again"
+        ) from None
+
+
+def _without_empty(tree: Params) -> Params:
+    """The tree without empty branches, which orbax does not hold."""
+    kept = {k: _without_empty(v) if isinstance(v, dict) else v for k, v in tree.items()}
+    return {k: v for k, v in kept.items() if not (isinstance(v, dict) and not v)}
