@@ -28,7 +28,7 @@ from reward_jax.data.trajectory.checkpoint import (
 from reward_jax.diffusion.process import first_state
 from reward_jax.reward.discriminator import DiscriminatorGuide
 from reward_jax.reward.guide import Step, guided_sample, sweep
-from reward_jax.tasks.maze.mazes import Maze, check_goal, draw_maze, maze, uniform_starts
+from reward_jax.tasks.maze.mazes import Maze, check_goal, draw_maze, maze, maze_of, uniform_starts
 from reward_jax.tasks.maze.planner import follow
 
 __all__ = [
@@ -119,7 +119,7 @@ def starts_in(layout: Maze, count: int, seed: int) -> np.ndarray:
 
 def goal_of(space: Space, given: tuple[float, float] | None = None) -> tuple[Maze, np.ndarray]:
     """The maze of a space and the goal: the given one, or the expert's own."""
-    name = space.about.get("maze")
+    name = space.about.get("maze") or maze_of(space.about.get("environment"))
     if not name:
         raise InputError("the model's data came from no maze of ours; plans cannot be executed")
     layout = maze(name)

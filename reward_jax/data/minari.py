@@ -12,17 +12,10 @@ import numpy as np
 
 from common_jax.errors import InputError
 from reward_jax.data.trajectory.windows import Episodes, check_rows
-from reward_jax.tasks.maze.mazes import ENVIRONMENTS
 
 __all__ = ["read"]
 
 IDENTIFIER = re.compile(r"(?:[\w.-]+/)*[\w.-]+-v\d+")
-
-
-def maze_of(environment: str | None) -> str | None:
-    """Our name of the maze of a PointMaze id, any version, dense rewards or sparse; else None."""
-    bare = re.sub(r"(Dense)?-v\d+$", "", environment or "")
-    return next((k for k, v in ENVIRONMENTS.items() if v.rpartition("-v")[0] == bare), None)
 
 
 def read(dataset: str | pathlib.Path) -> Episodes:
@@ -60,7 +53,6 @@ def read(dataset: str | pathlib.Path) -> Episodes:
         lengths=np.array([len(o) for o in observations]),
         about={
             "environment": environment,
-            "maze": maze_of(environment),
             "minari": stored.id,
             "goal": goals[0].tolist() if shared else None,
         },

@@ -11,6 +11,7 @@ import difflib
 import functools
 import io
 import pathlib
+import re
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ __all__ = [
     "environment",
     "goals",
     "maze",
+    "maze_of",
     "uniform_starts",
 ]
 
@@ -118,6 +120,12 @@ def maze(name: str) -> Maze:
         size = float(layout.maze.maze_size_scaling)
     walls.setflags(write=False)
     return Maze(name, walls, size)
+
+
+def maze_of(environment: str | None) -> str | None:
+    """Our name of the maze of a PointMaze id, any version, dense rewards or sparse; else None."""
+    bare = re.sub(r"(Dense)?-v\d+$", "", environment or "")
+    return next((k for k, v in ENVIRONMENTS.items() if v.rpartition("-v")[0] == bare), None)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ from minari.data_collector import EpisodeBuffer
 
 from common_jax.errors import InputError
 from reward_jax.data.files import read_episodes
-from reward_jax.data.minari import maze_of
 
 LENGTHS = (7, 4, 9)
 
@@ -75,13 +74,6 @@ def test_dictionary_observations(store, by):
         np.testing.assert_allclose(data.actions[start:end], buffer.actions, rtol=1e-6)
         np.testing.assert_allclose(goal, seen["desired_goal"][0], rtol=1e-6)
     assert data.about["minari"] == "pointmaze/own-v0"
-
-
-def test_mazes_are_known_by_their_environment():
-    known = {"PointMaze_UMaze-v3": "umaze", "PointMaze_LargeDense-v1": "large"}
-    known |= {"PointMaze_Large_Diverse_G-v3": None, "Hopper-v4": None}
-    assert {name: maze_of(name) for name in known} == known
-    assert maze_of(None) is None
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -18,6 +18,7 @@ from reward_jax.tasks.maze.mazes import (
     environment,
     goals,
     maze,
+    maze_of,
     uniform_starts,
 )
 
@@ -133,3 +134,10 @@ def test_the_drawing_is_in_metres():
     assert len(walls.get_paths()) == layout.walls.sum()
     corners = np.stack([np.asarray(path.vertices)[:4].mean(axis=0) for path in walls.get_paths()])
     np.testing.assert_allclose(corners, layout.centres[layout.walls])
+
+
+def test_mazes_are_known_by_their_environment():
+    known = {"PointMaze_UMaze-v3": "umaze", "PointMaze_LargeDense-v1": "large"}
+    known |= {"PointMaze_Large_Diverse_G-v3": None, "Hopper-v4": None}
+    assert {name: maze_of(name) for name in known} == known
+    assert maze_of(None) is None
