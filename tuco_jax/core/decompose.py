@@ -277,7 +277,9 @@ def advance(
 
     def at_last(config: ModelConfig, weights: Params, at: Positions, info: LayerInfo) -> Delta:
         keys_values = block_keys_values(config, weights, x, at, info)
-        return block_delta(config, weights, last, keys_values, at.pick(places.column), at, info)
+        return block_delta(
+            config, weights, last, keys_values, at.pick(places.column[:, None]), at, info
+        )
 
     pt = at_last(configs[0], base, places.base, base_info)
     if full:

@@ -91,17 +91,23 @@ class Positions:
     ) -> "Positions":
         """Positions cumsum(mask) - 1 [B, T], restarted at each segment, with their tables.
 
-        lengths [B]: the row length that length-dependent RoPE variants (LongRoPE, dynamic NTK)
-        decide by; by default the number of real tokens.
+        lengths [B] or [B, T]: the row (or segment) length that length-dependent RoPE variants
+        (LongRoPE, dynamic NTK) decide by; by default the number of real tokens. A segment's tokens
+        are contiguous and real.
         """
         mask = mask.astype(bool)
         index = jnp.cumsum(mask, axis=1) - 1
         if segments is not None:
-            starts = jnp.concatenate(
-                [jnp.ones_like(mask[:, :1]), segments[:, 1:] != segments[:, :-1]], axis=1
-            )
+            changes = segments[:, 1:] != segments[:, :-1]
+            edge = jnp.ones_like(mask[:, :1])
+            starts = jnp.concatenate([edge, changes], axis=1)
             index = index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
-        if lengths is None:
+            if lengths is None:
+                column = jnp.broadcast_to(jnp.arange(mask.shape[1]), mask.shape)
+                ends = jnp.concatenate([changes, edge], axis=1)
+                last = jnp.where(ends, column, mask.shape[1])
+                lengths = index + jax.lax.cummin(last, axis=1, reverse=True) - column + 1
+        elif lengths is None:
             lengths = index.max(axis=1) + 1
         return cls.at(config, index, mask, segments, lengths)
 
@@ -114,21 +120,21 @@ class Positions:
         segments: jax.Array | None,
         lengths: jax.Array,
     ) -> "Positions":
-        """Tables for given positions `index` [B, T] in rows of `lengths` [B] tokens."""
+        """Tables for given positions `index` [B, T] in rows of `lengths` [B] (or [B, T]) tokens."""
         if not config.ropes:
             return cls(index, mask, segments, None, None)
         tables = [_rotary_table(rope, index, lengths) for rope in config.ropes]
         cos, sin = (jnp.stack(t) for t in zip(*tables, strict=True))
         return cls(index, mask, segments, cos, sin)
 
-    def pick(self, column: jax.Array) -> "Positions":
-        """One token a row, [B, 1], at `column` [B]."""
+    def pick(self, columns: jax.Array) -> "Positions":
+        """C tokens a row, [B, C], at `columns` [B, C]."""
 
         def take(a: jax.Array) -> jax.Array:
-            return jnp.take_along_axis(a, column[:, None], axis=1)
+            return jnp.take_along_axis(a, columns, axis=1)
 
         def take_table(a: jax.Array) -> jax.Array:
-            return jnp.take_along_axis(a, column[None, :, None, None], axis=2)
+            return jnp.take_along_axis(a, columns[None, :, :, None], axis=2)
 
         return Positions(
             take(self.index),
@@ -140,22 +146,23 @@ class Positions:
 
 
 def _rotary_table(rope: Rope, index: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cos and sin [B, T, r / 2] of one rotary embedding, its variant chosen row by row."""
-    frequencies = jnp.asarray(rope.frequencies, jnp.float32)[None]  # [1 or B, r / 2]
-    scale = jnp.full((1,), rope.scale, jnp.float32)
+    """Cos and sin [B, T, r / 2] of one rotary embedding, its variant chosen by length [B (, T)]."""
+    lengths = lengths.reshape(*lengths.shape, *(1,) * (3 - lengths.ndim))  # [B, 1 or T, 1]
+    frequencies = jnp.asarray(rope.frequencies, jnp.float32)[None, None]  # [.., .., r / 2]
+    scale = jnp.full((1, 1, 1), rope.scale, jnp.float32)
     if rope.long_frequencies:
         is_long = lengths > rope.switch
-        long = jnp.asarray(rope.long_frequencies, jnp.float32)
-        frequencies = jnp.where(is_long[:, None], long, frequencies)
+        long = jnp.asarray(rope.long_frequencies, jnp.float32)[None, None]
+        frequencies = jnp.where(is_long, long, frequencies)
         scale = jnp.where(is_long, rope.long_scale, rope.scale)
     elif rope.dynamic_factor:
         # NTK: base' = base (factor n / n0 - factor + 1)^(d / (d - 2)), n >= n0.
         stretch = jnp.maximum(lengths, rope.switch) / rope.switch
         stretch = rope.dynamic_factor * stretch - (rope.dynamic_factor - 1)
         exponent = jnp.arange(0, rope.dim, 2, dtype=jnp.float32) / (rope.dim - 2)
-        frequencies = frequencies * stretch[:, None] ** -exponent
-    angles = index[..., None].astype(jnp.float32) * frequencies[:, None]
-    return jnp.cos(angles) * scale[:, None, None], jnp.sin(angles) * scale[:, None, None]
+        frequencies = frequencies * stretch ** -exponent[None, None]
+    angles = index[..., None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles) * scale, jnp.sin(angles) * scale
 
 
 def _rotate(x: jax.Array, positions: Positions, info: LayerInfo) -> jax.Array:
