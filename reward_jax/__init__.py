@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from reward_jax.reward.targets import draw_targets
 
 _HOMES = {
-    "denoiser": ("score_from",),
-    "diagnostics": ("antisymmetric_part", "explained_fraction", "seed_agreement"),
-    "diffusion": ("FirstState", "Pinned", "first_state"),
-    "discriminator": ("DiscriminatorGuide", "train_discriminator"),
-    "extract": ("RelativeReward", "extract_reward", "init_params"),
-    "guide": ("guided_sample", "sweep"),
-    "schedule": ("cosine_schedule", "linear_schedule"),
-    "targets": ("draw_targets",),
-    "train": ("train_denoiser",),
+    "diffusion.denoiser": ("score_from",),
+    "diffusion.process": ("FirstState", "Pinned", "first_state"),
+    "diffusion.schedule": ("cosine_schedule", "linear_schedule"),
+    "diffusion.train": ("train_denoiser",),
+    "reward.diagnostics": ("antisymmetric_part", "explained_fraction", "seed_agreement"),
+    "reward.discriminator": ("DiscriminatorGuide", "train_discriminator"),
+    "reward.extract": ("RelativeReward", "extract_reward", "init_params"),
+    "reward.guide": ("guided_sample", "sweep"),
+    "reward.targets": ("draw_targets",),
 }
 
 __all__ = [

@@ -24,8 +24,7 @@ from reward_jax.data.trajectory.terms import Converted
 from reward_jax.diffusion.denoiser import Denoiser, Score, score_from
 from reward_jax.diffusion.process import FirstState
 from reward_jax.diffusion.schedule import Schedule, make_schedule
-from reward_jax.models.reward_nets import HalfUnet, WindowMLP
-from reward_jax.models.temporal.unet import TemporalUnet
+from reward_jax.models import catalog
 from reward_jax.reward.discriminator import DiscriminatorGuide
 from reward_jax.reward.extract import RelativeReward
 
@@ -43,7 +42,6 @@ __all__ = [
 ]
 
 _FORMAT = 1
-_METHOD = "method"  # of convolutions: the backend's matter, not the file's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +95,7 @@ def save_model(path: str | pathlib.Path, model: TrajectoryModel) -> None:
     """Write a denoiser, its parameters as they are."""
     d = model.denoiser
     kind = {"kind": "denoiser", "prediction": d.prediction, "clip": d.clip}
-    _write(path, d.params, kind | _network(d.model) | _about(model.space, d.schedule))
+    _write(path, d.params, kind | catalog.describe(d.model) | _about(model.space, d.schedule))
 
 
 def load_model(path: str | pathlib.Path) -> TrajectoryModel:
@@ -106,7 +104,7 @@ def load_model(path: str | pathlib.Path) -> TrajectoryModel:
     with _sound(path):
         schedule = _schedule(header)
         denoiser = score_from(
-            _module(header, path), params, header["prediction"], schedule, clip=header["clip"]
+            catalog.make(header, path), params, header["prediction"], schedule, clip=header["clip"]
         )
         return TrajectoryModel(denoiser, _space(header))
 
@@ -115,9 +113,11 @@ def save_guide(path: str | pathlib.Path, guide: TrajectoryGuide) -> None:
     """Write a reward or a discriminator; the unit of a reward is kept with it."""
     g = guide.guide
     if isinstance(g, RelativeReward):
-        kind = {"kind": "reward", "target": g.target, "seeds": g.seeds} | _network(g.reward)
+        kind = {"kind": "reward", "target": g.target, "seeds": g.seeds} | catalog.describe(
+            g.reward
+        )
     else:
-        kind = {"kind": "discriminator", "output": g.output} | _network(g.model)
+        kind = {"kind": "discriminator", "output": g.output} | catalog.describe(g.model)
     _write(path, g.params, kind | _about(guide.space, guide.schedule))
 
 
@@ -125,7 +125,7 @@ def load_guide(path: str | pathlib.Path) -> TrajectoryGuide:
     """Read what `save_guide` wrote; InputError as for `load_model`."""
     params, header = _read(path, "reward", "discriminator")
     with _sound(path):
-        module, schedule = _module(header, path), _schedule(header)
+        module, schedule = catalog.make(header, path), _schedule(header)
         if header["kind"] == "reward":
             guide = RelativeReward(params, schedule, module, header["target"], header["seeds"])
         else:
@@ -276,37 +276,6 @@ def _schedule(header: dict[str, Any]) -> Schedule:
     return Schedule(
         **{k: jnp.asarray(v, jnp.float32) for k, v in tables.items()}, name=told["name"]
     )
-
-
-def _network(module: Any) -> dict[str, Any]:
-    fields = {
-        f.name: getattr(module, f.name)
-        for f in dataclasses.fields(module)
-        if f.name not in ("parent", "name", _METHOD)
-    }
-    for name, made in (
-        ("temporal_unet", TemporalUnet),
-        ("half_unet", HalfUnet),
-        ("window_mlp", WindowMLP),
-    ):
-        if isinstance(module, made):
-            return {"network": name, "fields": fields}
-    raise InputError(f"a model of {type(module).__name__} cannot be written to a file")
-
-
-def _module(header: dict[str, Any], path: Any) -> Any:
-    makers: dict[str, Any] = {
-        "temporal_unet": TemporalUnet,
-        "half_unet": HalfUnet,
-        "window_mlp": WindowMLP,
-    }
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in header["fields"].items()}
-    try:
-        return makers[header["network"]](**fields)
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: its network is none of this version's ({error}); train it again"
-        ) from None
 
 
 def _write(path: str | pathlib.Path, params: Any, header: dict[str, Any]) -> None:
