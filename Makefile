@@ -3,22 +3,27 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# One stamp for what `pip install .` brings, one for each extra on top.
+LANGUAGE := $(VENV)/.installed
+REWARDS := $(VENV)/.installed-rewards
+DEV := $(VENV)/.installed-dev
 SOURCES := common_jax tuco_jax reward_jax tests benchmarks examples
 
 .PHONY: demo demo-reward test bench adapter gemma-pair studies check format clean
 .DEFAULT_GOAL := demo
+.NOTPARALLEL:
 
-demo: $(VENV)/.installed
+demo: $(LANGUAGE)
 	$(BIN)/tuco-jax demo
 
-demo-reward: $(VENV)/.installed
+demo-reward: $(REWARDS)
 	$(BIN)/reward-jax demo
 
-test: $(VENV)/.installed-dev
+test: $(REWARDS) $(DEV)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # How the adapter that the demo ships is made: 10 minutes of training, 4 of answers on two cores.
-adapter: $(VENV)/.installed
+adapter: $(LANGUAGE)
 	$(BIN)/python -m tuco_jax.datasets.refusal_data --out runs/refusal-data
 	$(BIN)/python -c 'from tuco_jax.datasets.assets import fetch; fetch("smollm2")'
 	$(BIN)/tuco-jax finetune --config configs/tuco/finetune_refusal.yaml
@@ -27,7 +32,7 @@ adapter: $(VENV)/.installed
 
 # A pre-trained base taught to chat and to refuse: the second pair of the studies.
 GEMMA := .cache/gemma3/gemma-3-270m-q4_k_m.gguf
-gemma-pair: $(VENV)/.installed
+gemma-pair: $(LANGUAGE)
 	$(BIN)/python -m tuco_jax.datasets.chat_data --out runs/gemma-data
 	$(BIN)/python -c 'from tuco_jax.datasets.assets import fetch; fetch("gemma3")'
 	$(BIN)/tuco-jax finetune --config configs/tuco/finetune_gemma_chat.yaml --resume true
@@ -40,7 +45,7 @@ gemma-pair: $(VENV)/.installed
 # folder `persona` of github.com/anthropics/evals.
 STUDIES := web-chat conjugate floors output-co many-shot broken broken-wild alpha-mmlu gcg
 MWE ?=
-studies: $(VENV)/.installed
+studies: $(LANGUAGE)
 	@test -d runs/gemma-chat/adapter || { echo "the second pair is missing: make gemma-pair"; exit 2; }
 	for run in $(STUDIES) $(if $(MWE),alpha-mwe); do \
 	  options="$${run%-wild} --config configs/tuco/study_$$(echo $$run | tr - _).yaml"; \
@@ -52,18 +57,18 @@ studies: $(VENV)/.installed
 	$(BIN)/python -m tuco_jax.studies.collect \
 	  --pairs '[runs/studies/smollm2, runs/studies/gemma]' --out docs/results/tuco
 
-bench: $(VENV)/.installed-dev
+bench: $(REWARDS) $(DEV)
 	$(BIN)/python -m benchmarks.tuco
 	$(BIN)/python -m benchmarks.steer
 	$(BIN)/python -m benchmarks.reward
 
-check: $(VENV)/.installed-dev
+check: $(REWARDS) $(DEV)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/pyright
 	$(BIN)/python -m pytest tests/common/test_imports.py
 
-format: $(VENV)/.installed-dev
+format: $(DEV)
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
@@ -76,11 +81,10 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) \
 	  || { rm -rf $(VENV); echo "no virtual environment: is the package python3-venv there?"; exit 2; }
 
-$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+$(LANGUAGE): $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
-# torch, peft and pyright serve the tests and checks only.
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+$(REWARDS) $(DEV): $(VENV)/.installed-%: $(LANGUAGE)
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[$*]'
 	@touch $@

@@ -4,6 +4,8 @@ A mesh has three axes: "data" (whole copies of the parameters), "fsdp" (paramete
 that are gathered when used; the batch is cut over data and fsdp) and "tensor" (single matrices cut
 across devices). `jax.jit` over a mesh is the default way. `pmap` is in JAX's maintenance mode: it
 is offered for data parallelism alone, through one thin wrapper.
+
+Legend of shapes: B rows of a batch.
 """
 
 import functools
@@ -14,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree, Shaped
 
 from common_jax.errors import InputError
 
@@ -76,8 +79,10 @@ def batch_sharding(mesh: Mesh, rows: int | None = None) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(axes or None))
 
 
-def constrain(tree: Any, mesh: Mesh | None) -> Any:
-    """Hold arrays [B, ...], a tree of them, to their rows: weights move, activations stay.
+def constrain(
+    tree: PyTree[Shaped[Array, "B ..."]], mesh: Mesh | None
+) -> PyTree[Shaped[Array, "B ..."]]:
+    """Hold each array of a tree to its rows: weights move, activations stay.
 
     Left to itself, the compiler may keep them cut as the weights are, and sum activations over
     devices after each product. Without a mesh, the tree as it is.
@@ -89,7 +94,9 @@ def constrain(tree: Any, mesh: Mesh | None) -> Any:
     )
 
 
-def replicate(tree: Any, devices: Sequence[Any] | None = None) -> Any:
+def replicate(
+    tree: PyTree[Shaped[Array, "..."]], devices: Sequence[Any] | None = None
+) -> PyTree[Shaped[Array, "..."]]:
     """A copy of every array on every device, so that calls of a `pmap` need not broadcast it."""
     devices = jax.local_devices() if devices is None else list(devices)
     mesh = make_mesh(data=len(devices), devices=devices)
@@ -124,12 +131,12 @@ def pmap(
             raise ValueError(f"arrays of one batch have {sorted(rows)} rows")
         (size,) = rows
 
-        def split(x: jax.Array) -> jax.Array:
+        def split(x: Shaped[Array, "B ..."]) -> Shaped[Array, "devices b ..."]:
             x = jnp.asarray(x)
             padding = [(0, -size % count)] + [(0, 0)] * (x.ndim - 1)
             return jnp.pad(x, padding, mode="edge").reshape(count, -1, *x.shape[1:])
 
-        def join(x: jax.Array, axis: int) -> jax.Array:
+        def join(x: Shaped[Array, "..."], axis: int) -> Shaped[Array, "..."]:
             x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
             return jax.lax.slice_in_dim(x, 0, size, axis=axis)
 

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser  # pyright: ignore[reportPrivateImportUsage]
 
+from common_jax import extras
 from common_jax.errors import InputError
 
 __all__ = ["Command", "Group", "one_line", "parse", "run"]
@@ -61,7 +62,8 @@ def run(program: str, about: str, commands: Commands, argv: Sequence[str] | None
     given = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in given
     try:
-        _run(program, about, commands, [token for token in given if token != "--debug"])
+        with extras.named():
+            _run(program, about, commands, [token for token in given if token != "--debug"])
     except SystemExit as stop:  # --help, --print_config
         return int(stop.code or 0)
     except (InputError, KeyboardInterrupt) as stop:

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from common_jax import extras
 from common_jax.errors import InputError
 from reward_jax.data.trajectory.windows import Episodes, check_rows
 
@@ -39,7 +40,8 @@ def read(path: str | pathlib.Path, *, ends: str = "auto") -> Episodes:
     Positions are as the file has them: D4RL counts cells from a corner of the maze, not metres
     from its middle.
     """
-    import h5py
+    with extras.named():
+        import h5py
 
     path = pathlib.Path(path)
     if ends not in get_args(EpisodeEnds):
@@ -86,7 +88,8 @@ def write(
     `rewards` are D4RL's sparse ones: 1 within 0.5 m of the goal, else 0 (all 0 without goals).
     run: what made them, kept beside them; plain JSON.
     """
-    import h5py
+    with extras.named():
+        import h5py
 
     path = pathlib.Path(path)
     lengths = np.asarray(episodes.lengths)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from common_jax import extras
 from common_jax.errors import InputError
 from reward_jax.data.trajectory.windows import Episodes, check_rows
 
@@ -62,7 +63,8 @@ def read(dataset: str | pathlib.Path) -> Episodes:
 
 def _open(dataset: str | pathlib.Path) -> tuple[str, Any]:
     """Its name in messages, and Minari's own handle."""
-    import minari
+    with extras.named():
+        import minari
 
     folder = pathlib.Path(dataset)
     name = f"Minari dataset {dataset}"

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import importlib
 import io
 import pathlib
 import re
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common_jax import extras
 from common_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -131,11 +133,14 @@ def maze_of(environment: str | None) -> str | None:
 @contextlib.contextmanager
 def environment(name: str) -> Iterator["gymnasium.Env"]:
     """The Gymnasium environment of a maze: a continuing task whose goal stays where it is."""
-    import gymnasium
+    with extras.named():
+        import gymnasium
 
-    if "gymnasium_robotics" not in sys.modules:
+        importlib.import_module("mujoco")  # whose lack gymnasium would tell in its own way
+
+    if not sys.modules.get("gymnasium_robotics"):
         # Its import prints advice about environments that are none of ours.
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), extras.named():
             import gymnasium_robotics
 
         gymnasium.register_envs(gymnasium_robotics)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from common_jax import extras
 from reward_jax.tasks.maze.mazes import Maze, environment
 
 __all__ = ["Simulator"]
@@ -22,8 +23,9 @@ class Simulator:
     """B balls that do not meet. states: [B, 4] float64; dt: seconds a step."""
 
     def __init__(self, maze: Maze, states: Any) -> None:
-        mujoco: Any = importlib.import_module("mujoco")
-        rollout: Any = importlib.import_module("mujoco.rollout")
+        with extras.named():
+            mujoco: Any = importlib.import_module("mujoco")
+            rollout: Any = importlib.import_module("mujoco.rollout")
 
         self._model = _model(maze.name)
         self._data = mujoco.MjData(self._model)
@@ -62,7 +64,8 @@ def _model(name: str) -> Any:
     The solver of contacts starts from the last step's acceleration: the environment keeps it,
     `rollout` must be given it, and a sensor is how it comes out.
     """
-    mujoco: Any = importlib.import_module("mujoco")
+    with extras.named():
+        mujoco: Any = importlib.import_module("mujoco")
     with environment(name) as env:
         made: Any = env.unwrapped
         spec = mujoco.MjSpec.from_file(made.tmp_xml_file_path)
