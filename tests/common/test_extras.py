@@ -26,7 +26,7 @@ def declared(requirements: list[str]) -> set[str]:
 
 def imported(packages: tuple[str, ...]) -> set[str]:
     """What modules outside of Python's own library and of ours are imported, by distribution."""
-    tops = set()
+    tops: set[str] = set()
     for module, names in IMPORTS.items():
         if module.split(".")[0] in packages:
             tops |= {name.split(".")[0] for name in names}
