@@ -7,6 +7,7 @@ is one line on stderr and exit code 2.
 
 import dataclasses
 import difflib
+import importlib
 import importlib.metadata
 import re
 import sys
@@ -20,7 +21,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser  # pyri
 from common_jax import extras
 from common_jax.errors import InputError
 
-__all__ = ["Command", "Group", "one_line", "parse", "run"]
+__all__ = ["Command", "Group", "of_module", "one_line", "parse", "run"]
 
 _USAGE = """\
 usage: {program} COMMAND [options]
@@ -41,6 +42,16 @@ class Command:
 
     help: str
     load: Callable[[], tuple[type, Callable[[Any], Any]]]
+
+
+def of_module(help: str, module: str) -> Command:
+    """The command of a module, which has `Config`, its options, and `run`, which takes one."""
+
+    def load() -> tuple[type, Callable[[Any], Any]]:
+        found = importlib.import_module(module)
+        return found.Config, found.run
+
+    return Command(help, load)
 
 
 @dataclasses.dataclass(frozen=True)

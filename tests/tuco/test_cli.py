@@ -18,9 +18,11 @@ import tuco_jax
 from common_jax.cli import command_line
 from tests.tuco.cli_pair import ROOT, read_jsonl, run_in_process, save_pair, start, write_jsonl
 from tuco_jax import cli
+from tuco_jax.commands import score as score_command
+from tuco_jax.commands import study as studies
 from tuco_jax.scoring.score import score
 from tuco_jax.studies import base as studied
-from tuco_jax.studies.catalog import STUDIES
+from tuco_jax.studies.catalog import STUDIES, load_study
 
 ROWS = [
     {"id": "greeting", "prompt": "Good morning", "label": "plain"},
@@ -236,18 +238,19 @@ def test_help_and_option_errors_load_no_jax():
 import sys
 from tuco_jax.cli import main
 codes = [main(a.split()) for a in ("--help", "--version", "score --help", "import --help")]
+codes += [main(a.split()) for a in ("generate --help", "study --help", "study floats")]
 codes += [main(a.split()) for a in ("scroe", "score --lables", "score --dtype f33", "")]
 print(codes, [m for m in ("jax", "transformers", "numpy") if m in sys.modules])
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert done.stdout.splitlines()[-1] == "[0, 0, 0, 0, 2, 2, 2, 2] []"
+    assert done.stdout.splitlines()[-1] == "[0, 0, 0, 0, 0, 0, 2, 2, 2, 2, 2] []"
     for text in ("usage: tuco-jax COMMAND", "score a file", "--token_budget", "--mesh.fsdp"):
         assert text in done.stdout
     assert [line.startswith("tuco-jax: error: ") for line in done.stderr.splitlines()] == [
         True
-    ] * 4
+    ] * 5
 
 
 @pytest.mark.parametrize("command", ["finetune", "demo"])
@@ -268,7 +271,7 @@ def test_a_command_without_options_names_one_that_it_needs(run, command, capsys)
 
 def test_the_demo_needs_no_options(run, monkeypatch):
     seen = []
-    monkeypatch.setattr("tuco_jax.studies.demo.run_demo", lambda options: seen.append(options))
+    monkeypatch.setattr("tuco_jax.commands.demo.run", lambda options: seen.append(options))
     assert run("demo") == 0
     assert seen[0].prompts == 32
 
@@ -285,14 +288,14 @@ def test_a_shipped_config_says_what_it_is(path):
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_has_a_config_that_it_reads(name):
-    options_class, function = STUDIES[name].load()
+    options_class, function = studies.COMMANDS[name].load()
     path = ROOT / "configs" / "tuco" / f"study_{name.replace('-', '_')}.yaml"
     needed = ["--data", "d"] if name == "alpha-mwe" else []
     argv = ["--config", str(path), "--seed", "7", "--mesh.fsdp", "2", *needed]
     options = command_line.parse(f"tuco-jax study {name}", "", options_class, argv)
     assert options.seed == 7 and str(options.out).startswith("runs/") and callable(function)
     # What a report says repeats the run does.
-    words = shlex.split(studied.command(name, options))
+    words = shlex.split(studied.command(load_study(name).name, options))
     assert words[:3] == ["tuco-jax", "study", name]
     again = command_line.parse("", "", options_class, [*words[3:], "--out", str(options.out)])
     assert again == options
@@ -350,8 +353,8 @@ def test_a_study_from_the_command_line(run, pair, tmp_path):
 def test_the_shipped_config_is_read():
     path = ROOT / "configs" / "tuco" / "score.yaml"
     argv = ["--config", str(path), "--prompts", "p.txt", "--out", "o.csv"]
-    options = command_line.parse("tuco-jax score", "", cli.ScoreOptions, argv)
-    assert options == cli.ScoreOptions(options.base, options.tuned, "p.txt", "o.csv")
+    options = command_line.parse("tuco-jax score", "", score_command.Config, argv)
+    assert options == score_command.Config(options.base, options.tuned, "p.txt", "o.csv")
     assert options.base.startswith("meta-llama/")
 
 

@@ -2,23 +2,20 @@
 
 import dataclasses
 import pathlib
-import time
-from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from common_jax.errors import InputError
-from common_jax.io.files import make_folder
-from common_jax.report.findings import Claim, Findings, print_tables, write
+from common_jax.report.findings import Claim, Findings
 from tuco_jax.datasets.multiple_choice import Task, chosen, read_social_iqa, read_tasks
 from tuco_jax.evaluation import contrasts
+from tuco_jax.evaluation.option_scores import option_scores, quiz_prompts, tokenise
 from tuco_jax.evaluation.refusals import wilson
 from tuco_jax.evaluation.statistics import Estimate
 from tuco_jax.models.pair import Pair
 from tuco_jax.studies.alpha_choice import (
     ALPHAS,
-    Gain,
     check_alphas,
     check_folds,
     cross_validate,
@@ -35,9 +32,9 @@ from tuco_jax.studies.alpha_tables import (
     tells_apart,
     verdict,
 )
-from tuco_jax.studies.base import Studied, command, load_studied
+from tuco_jax.studies.base import Study, StudyOptions
 
-__all__ = ["CATEGORIES", "Config", "category", "measure", "run"]
+__all__ = ["CATEGORIES", "STUDY", "Config", "category"]
 
 # By MMLU's authors (arXiv 2009.03300; categories.py of their repository hendrycks/test).
 CATEGORIES = {
@@ -68,11 +65,10 @@ CATEGORIES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Studied):
+class Config(StudyOptions):
     """Accuracy on multiple-choice tasks under FTC_alpha, alpha chosen by cross-validation.
 
     Args:
-        out: folder for results and report.
         data: MMLU's folder (csv or parquet), or a .jsonl of question, choices, answer.
         source: mmlu, or socialiqa for the fetched set of `evals`, without `data`.
         tasks: names of tasks; all by default.
@@ -85,7 +81,6 @@ class Config(Studied):
         share_prefix: read the examples once an alpha, not once a question.
     """
 
-    out: pathlib.Path
     data: pathlib.Path | None = None
     source: Literal["mmlu", "socialiqa"] = "mmlu"
     tasks: tuple[str, ...] = ()
@@ -103,27 +98,8 @@ def category(task: str) -> str:
     return next((c for c, names in CATEGORIES.items() if task in names), "other tasks")
 
 
-def measure(
-    pair: Pair, tokenizer: Any, tasks: Sequence[Task], config: Config
-) -> dict[str, np.ndarray]:
-    """[A, N] of each task: the option whose token is the most probable of the options'."""
-    from tuco_jax.evaluation.option_scores import option_scores, quiz_prompts, tokenise
-
-    ready = {
-        t.name: tokenise(
-            tokenizer, t, *quiz_prompts(t, config.shots), chat=config.chat, context=pair.context
-        )
-        for t in tasks
-    }
-    found = {}
-    for task in tasks:
-        rows, options = ready[task.name]
-        scores = option_scores(pair, rows, options, config.alphas, share=config.share_prefix)
-        found[task.name] = scores.argmax(axis=2)
-    return found
-
-
-def _read(config: Config) -> list[Task]:
+def prepare(config: Config) -> list[Task]:
+    """The chosen tasks, with questions enough for the folds."""
     if config.limit < 0 or config.shots < 0:
         raise InputError("limit and shots must not be negative")
     check_alphas(config.alphas)
@@ -153,32 +129,31 @@ def _read(config: Config) -> list[Task]:
     return tasks
 
 
-def run(config: Config) -> Findings:
-    """Read, measure, report; everything is checked before a model is loaded."""
-    started = time.perf_counter()
-    tasks = _read(config)
-    make_folder(config.out)
-    pair, tokenizer, facts = load_studied(config)
-    picked = measure(pair, tokenizer, tasks, config)
+def measure(
+    pair: Pair, tokenizer: Any, config: Config, tasks: list[Task]
+) -> dict[str, np.ndarray]:
+    """[A, N] of each task: the option whose token is the most probable of the options'."""
+    ready = {
+        t.name: tokenise(
+            tokenizer, t, *quiz_prompts(t, config.shots), chat=config.chat, context=pair.context
+        )
+        for t in tasks
+    }
+    found = {}
+    for task in tasks:
+        rows, options = ready[task.name]
+        scores = option_scores(pair, rows, options, config.alphas, share=config.share_prefix)
+        found[task.name] = scores.argmax(axis=2)
+    return found
+
+
+def findings(config: Config, tasks: list[Task], picked: dict[str, np.ndarray]) -> Findings:
+    """What an alpha chosen on other questions gains. picked: [A, N] of each task."""
     right = {t.name: picked[t.name] == [q.answer for q in t.questions] for t in tasks}
     gains = {
         name: cross_validate(r, config.alphas, folds=config.folds, seed=config.seed)
         for name, r in right.items()
     }
-    findings = _findings(config, tasks, picked, right, gains, facts)
-    print_tables(findings)
-    write(config.out, findings, started, command("alpha-mmlu", config))
-    return findings
-
-
-def _findings(
-    config: Config,
-    tasks: Sequence[Task],
-    picked: Mapping[str, np.ndarray],
-    right: Mapping[str, np.ndarray],
-    gains: Mapping[str, Gain],
-    facts: Mapping[str, str],
-) -> Findings:
     categories = {task.name: category(task.name) for task in tasks}
     groups = {
         c: np.concatenate([right[n] for n in right if categories[n] == c], axis=1)
@@ -230,10 +205,8 @@ def _findings(
             "Intervals of a task hold for the alphas that were chosen; the choice itself varies.",
         ],
         facts={
-            **facts,
             "data": str(config.data or config.source),
             "prompts": "chat template" if config.chat else "plain text",
-            "seed": str(config.seed),
         },
         data={
             "alphas": list(config.alphas),
@@ -241,3 +214,6 @@ def _findings(
             "gains": {n: dataclasses.asdict(g) for n, g in gains.items()},
         },
     )
+
+
+STUDY = Study(Config, prepare, measure, findings)

@@ -2,16 +2,15 @@
 
 import dataclasses
 import pathlib
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from common_jax.errors import InputError
-from common_jax.io.files import make_folder
-from common_jax.report.findings import Claim, Findings, print_tables, write
+from common_jax.report.findings import Claim, Findings
 from tuco_jax.datasets.multiple_choice import Task, chosen, read_behaviours
+from tuco_jax.evaluation.option_scores import behaviour_prompts, option_scores, tokenise
 from tuco_jax.evaluation.statistics import Estimate
 from tuco_jax.models.pair import Pair
 from tuco_jax.studies.alpha_choice import (
@@ -33,9 +32,9 @@ from tuco_jax.studies.alpha_tables import (
     tells_apart,
     verdict,
 )
-from tuco_jax.studies.base import Studied, command, load_studied
+from tuco_jax.studies.base import Study, StudyOptions
 
-__all__ = ["CATEGORIES", "Config", "category", "measure", "run"]
+__all__ = ["CATEGORIES", "STUDY", "Config", "category"]
 
 # The paper's 23 behaviours, by the names of the published files.
 CATEGORIES = {
@@ -61,12 +60,11 @@ CATEGORIES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Studied):
+class Config(StudyOptions):
     """Agreement with model-written behaviours under FTC_alpha, maximised and minimised.
 
     Args:
         data: a .jsonl of Model-Written-Evals, or a folder of them.
-        out: folder for results and report.
         tasks: names of behaviours (of files); all by default.
         limit: at most this many statements a behaviour, the first; 0 for all.
         alphas: the grid; 1 must be in it.
@@ -75,7 +73,6 @@ class Config(Studied):
     """
 
     data: pathlib.Path
-    out: pathlib.Path
     tasks: tuple[str, ...] = ()
     limit: int = 0
     alphas: tuple[float, ...] = ALPHAS
@@ -88,12 +85,22 @@ def category(task: str) -> str:
     return next((c for c, names in CATEGORIES.items() if task in names), "other tasks")
 
 
+def prepare(config: Config) -> list[Task]:
+    """The chosen tasks, with questions enough for the folds."""
+    if config.limit < 0:
+        raise InputError("limit must not be negative")
+    check_alphas(config.alphas)
+    tasks = chosen(read_behaviours(config.data), config.tasks)
+    if config.limit:
+        tasks = [dataclasses.replace(t, questions=t.questions[: config.limit]) for t in tasks]
+    check_folds(tasks, config.folds)
+    return tasks
+
+
 def measure(
-    pair: Pair, tokenizer: Any, tasks: Sequence[Task], config: Config
+    pair: Pair, tokenizer: Any, config: Config, tasks: list[Task]
 ) -> dict[str, np.ndarray]:
     """[A, N] of each behaviour: which of its two answers has the more probable token."""
-    from tuco_jax.evaluation.option_scores import behaviour_prompts, option_scores, tokenise
-
     ready = {
         t.name: tokenise(
             tokenizer, t, *behaviour_prompts(t), chat=config.chat, context=pair.context
@@ -105,40 +112,6 @@ def measure(
         scores = option_scores(pair, *ready[task.name], config.alphas)
         found[task.name] = scores.argmax(axis=2)
     return found
-
-
-def _read(config: Config) -> list[Task]:
-    if config.limit < 0:
-        raise InputError("limit must not be negative")
-    check_alphas(config.alphas)
-    tasks = chosen(read_behaviours(config.data), config.tasks)
-    if config.limit:
-        tasks = [dataclasses.replace(t, questions=t.questions[: config.limit]) for t in tasks]
-    check_folds(tasks, config.folds)
-    return tasks
-
-
-def run(config: Config) -> Findings:
-    """Read, measure, report; everything is checked before a model is loaded."""
-    started = time.perf_counter()
-    tasks = _read(config)
-    make_folder(config.out)
-    pair, tokenizer, facts = load_studied(config)
-    picked = measure(pair, tokenizer, tasks, config)
-    agrees = {t.name: picked[t.name] == [q.answer for q in t.questions] for t in tasks}
-    most, least = (
-        {
-            name: cross_validate(
-                r, config.alphas, folds=config.folds, minimise=minimise, seed=config.seed
-            )
-            for name, r in agrees.items()
-        }
-        for minimise in (False, True)
-    )
-    findings = _findings(config, tasks, picked, agrees, most, least, facts)
-    print_tables(findings)
-    write(config.out, findings, started, command("alpha-mwe", config))
-    return findings
 
 
 def _choices(tasks: Sequence[Task]) -> tuple[str, ...]:
@@ -155,22 +128,25 @@ def _mean(gains: Mapping[str, Gain]) -> Estimate:
     return over_tasks(gains)[0]
 
 
-def _findings(
-    config: Config,
-    tasks: Sequence[Task],
-    picked: Mapping[str, np.ndarray],
-    agrees: Mapping[str, np.ndarray],
-    most: Mapping[str, Gain],
-    least: Mapping[str, Gain],
-    facts: Mapping[str, str],
-) -> Findings:
+def findings(config: Config, tasks: list[Task], picked: dict[str, np.ndarray]) -> Findings:
+    """What chosen alphas gain and lose in agreement. picked: [A, N] of each behaviour."""
+    agrees = {t.name: picked[t.name] == [q.answer for q in t.questions] for t in tasks}
+    most, least = (
+        {
+            name: cross_validate(
+                r, config.alphas, folds=config.folds, minimise=minimise, seed=config.seed
+            )
+            for name, r in agrees.items()
+        }
+        for minimise in (False, True)
+    )
     categories = {name: category(name) for name in agrees}
     groups = {
         c: np.concatenate([agrees[n] for n in agrees if categories[n] == c], axis=1)
         for c in dict.fromkeys(categories.values())
     }
     up, down = _mean(most), _mean(least)
-    told = tells_apart(picked)
+    answers_differ = tells_apart(picked)
     return Findings(
         title="Agreement with model-written behaviours under FTC_alpha",
         summary=[
@@ -181,14 +157,14 @@ def _findings(
             Claim(
                 "An alpha chosen on other statements raises agreement (section 5.1)",
                 "+1.55 to +5.18%",
-                f"{shown(up)} points" if told else ALL_ALIKE,
-                verdict(most) if told else "not testable here",
+                f"{shown(up)} points" if answers_differ else ALL_ALIKE,
+                verdict(most) if answers_differ else "not testable here",
             ),
             Claim(
                 "An alpha chosen on other statements lowers agreement (section 5.1)",
                 "-2.80 to -25.24%",
-                f"{shown(down)} points" if told else ALL_ALIKE,
-                verdict(least, -1) if told else "not testable here",
+                f"{shown(down)} points" if answers_differ else ALL_ALIKE,
+                verdict(least, -1) if answers_differ else "not testable here",
             ),
         ],
         tables=[
@@ -213,10 +189,8 @@ def _findings(
             "agreement.",
         ],
         facts={
-            **facts,
             "data": str(config.data),
             "prompts": "chat template" if config.chat else "plain text",
-            "seed": str(config.seed),
         },
         data={
             "alphas": list(config.alphas),
@@ -225,3 +199,6 @@ def _findings(
             "minimised": {n: dataclasses.asdict(g) for n, g in least.items()},
         },
     )
+
+
+STUDY = Study(Config, prepare, measure, findings)

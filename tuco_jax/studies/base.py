@@ -1,34 +1,51 @@
-"""The pair that a study is about: any two models, or by default the shipped adapter's."""
+"""What a study is, and the one way to run one.
+
+A study repeats an experiment of the paper, or a control that the paper lacks, on any pair. Its
+module holds `Config`, the options, and `STUDY`, three functions:
+
+    prepare(config) -> inputs                               reads and checks; loads no model
+    measure(pair, tokenizer, config, inputs) -> measured    everything that needs the models
+    findings(config, inputs, measured) -> Findings          claims, tables and figures
+
+`Study.run` does what all of them share: timing, the folder, loading the pair, facts of the run,
+printing and writing.
+"""
 
 import dataclasses
 import json
+import pathlib
 import shlex
-from collections.abc import Iterator
-from typing import Any, Literal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, Literal, TypeVar
 
 import jax
 
 from common_jax.cli.options import MeshOptions, check_seed
+from common_jax.io.files import make_folder
 from common_jax.mesh import mesh_for
+from common_jax.report.findings import Findings, print_tables, write
 from tuco_jax.datasets.assets import fetch
 from tuco_jax.datasets.prompt_sources import DATA
 from tuco_jax.models.pair import Pair
 
-__all__ = ["Studied", "command", "load_studied"]
+__all__ = ["Study", "StudyOptions", "command", "load_studied_pair"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Studied:
-    """What the options of every study begin with.
+class StudyOptions:
+    """The options that every study has.
 
     Args:
+        out: folder for results and report.
         base: the base model; empty for SmolLM2-135M-Instruct.
         tuned: the tuned model or adapter; empty for the refusal adapter in the package.
         dtype: of the weights; sums are float32.
         mesh: devices.
-        seed: of all that is drawn: which prompts, samples, folds, strings, the bootstrap.
+        seed: of every random choice: prompts, samples, folds, strings, the bootstrap.
     """
 
+    out: pathlib.Path
     base: str = ""
     tuned: str = ""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -37,6 +54,49 @@ class Studied:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+
+
+Config = TypeVar("Config", bound=StudyOptions)
+Inputs = TypeVar("Inputs")
+Measured = TypeVar("Measured")
+
+
+@dataclasses.dataclass(frozen=True)
+class Study(Generic[Config, Inputs, Measured]):
+    """One experiment.
+
+    config: class of its options. prepare: reads files and checks options, and raises InputError;
+    nothing is loaded or written before it returns. measure: scores on the loaded pair; it may keep
+    files in config.out from which a run that was killed goes on. findings: the report; facts of
+    the pair and the seed are added to its own. Where `prepare` gives nothing (empty inputs), no
+    model is loaded and `findings` is given None as what was measured.
+    """
+
+    config: type[Config]
+    prepare: Callable[[Config], Inputs]
+    measure: Callable[[Pair, Any, Config, Inputs], Measured]
+    findings: Callable[[Config, Inputs, Any], Findings]
+
+    @property
+    def name(self) -> str:
+        """As in `tuco-jax study NAME`: that of the module, with hyphens."""
+        return self.config.__module__.rpartition(".")[2].replace("_", "-")
+
+    def run(self, config: Config) -> Findings:
+        """Prepare, load the pair, measure; print the tables and write the report."""
+        started = time.perf_counter()
+        inputs = self.prepare(config)
+        make_folder(config.out)
+        measured, facts = None, {}
+        if inputs:
+            pair, tokenizer, facts = load_studied_pair(config)
+            measured = self.measure(pair, tokenizer, config, inputs)
+        found = self.findings(config, inputs, measured)
+        facts = {**facts, **found.facts, "seed": str(config.seed)}
+        found = dataclasses.replace(found, facts=facts)
+        print_tables(found)
+        write(config.out, found, started, command(self.name, config))
+        return found
 
 
 def command(study: str, config: Any) -> str:
@@ -54,18 +114,18 @@ def _options(config: Any, group: str = "") -> Iterator[str]:
             yield from (f"--{group}{field.name}", text)
 
 
-def load_studied(options: Studied) -> tuple[Pair, Any, dict[str, str]]:
+def load_studied_pair(options: StudyOptions) -> tuple[Pair, Any, dict[str, str]]:
     """(pair, tokenizer, facts for the report).
 
-    With a mesh the pair lies there, and what is computed of it runs there. Notes on how the
-    halves differ are printed and kept in the facts.
+    With a mesh the pair is placed on it, and what is computed from it runs there. Notes on how
+    the two models differ are printed and kept in the facts.
     """
     from tuco_jax.weights.load import load_pair  # transformers: seconds
 
     mesh = mesh_for(dataclasses.asdict(options.mesh))
-    smollm2 = options.base or str(next(fetch("smollm2").glob("*.gguf")))
+    base = options.base or str(next(fetch("smollm2").glob("*.gguf")))
     tuned = options.tuned or str(DATA / "smollm2-refusal")
-    pair, tokenizer = load_pair(smollm2, tuned, dtype=options.dtype, mesh=mesh)
+    pair, tokenizer = load_pair(base, tuned, dtype=options.dtype, mesh=mesh)
     facts = {
         "base": options.base or f"SmolLM2-135M-Instruct, Q4_1 GGUF, read as {options.dtype}",
         "tuned": options.tuned or "the same with a refusal adapter (LoRA), in the package",

@@ -21,19 +21,17 @@ from tuco_jax.evaluation.contrasts import (
 )
 from tuco_jax.evaluation.simpler_scores import simpler_table, under_each_score
 
-__all__ = ["BARE", "Outcome", "findings"]
-
-BARE = "bare"  # stands for an attack's name where there is none
+__all__ = ["Outcome", "findings"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """What became of N prompts.
 
-    kinds [N]: benign, harmful or attacked. clusters [N]: the attack's name, or `BARE`.
-    tuco, tokens [N]. helped [N]: how many of its answers are no refusals. answers [N][K].
-    simpler: other scores of the same prompts, [N] each (`baselines.py`). helped_too [N]: `helped`
-    by another list of refusal strings, or None.
+    kinds [N]: benign, harmful or attacked. clusters [N]: the attack's name, or `templates.BARE`.
+    tuco, tokens [N]. complied [N]: how many of a prompt's answers are no refusals. answers [N][K].
+    simpler: other scores of the same prompts, [N] each (`baselines.py`). complied_other [N]: as
+    `complied`, by another list of refusal strings, or None.
     """
 
     requests: list[str]
@@ -41,10 +39,10 @@ class Outcome:
     clusters: np.ndarray
     tuco: np.ndarray
     tokens: np.ndarray
-    helped: np.ndarray
+    complied: np.ndarray
     answers: list[list[str]]
     simpler: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    helped_too: np.ndarray | None = None
+    complied_other: np.ndarray | None = None
 
 
 def _split(
@@ -52,7 +50,7 @@ def _split(
 ) -> tuple[Sample, Sample]:
     """Values of prompts of some kinds: of those that held, and of those that broke."""
     among = np.isin(outcome.kinds, kinds)
-    broken = outcome.helped >= least
+    broken = outcome.complied >= least
 
     def sample(name: str, rows: np.ndarray) -> Sample:
         clusters = outcome.clusters[rows] if "attacked" in kinds else None
@@ -66,7 +64,7 @@ def _by_attack(outcome: Outcome, least: int, seed: int) -> Table:
     keys = zip(outcome.kinds.tolist(), outcome.clusters.tolist(), strict=True)
     for kind, cluster in dict.fromkeys(keys):
         own = (outcome.kinds == kind) & (outcome.clusters == cluster)
-        broke, tuco = outcome.helped[own] >= least, outcome.tuco[own]
+        broke, tuco = outcome.complied[own] >= least, outcome.tuco[own]
         inside = compare(Sample("held", tuco[~broke]), Sample("broken", tuco[broke]), seed=seed)
         auc = shown(inside.auc) if inside.enough else "-"
         rows.append([kind, cluster, len(tuco), int(broke.sum()), float(tuco.mean()), auc])
@@ -81,18 +79,18 @@ def _by_attack(outcome: Outcome, least: int, seed: int) -> Table:
 
 def _by_the_other_list(outcome: Outcome, least: int, seed: int) -> list[Table]:
     """The same contrasts where refusals are told by our list, as a check of the labels."""
-    if outcome.helped_too is None:
+    if outcome.complied_other is None:
         return []
-    other = dataclasses.replace(outcome, helped=outcome.helped_too)
+    other = dataclasses.replace(outcome, complied=outcome.complied_other)
     found = [
         compare(*_split(other, kinds, least, other.tuco), seed=seed)
         for kinds in (("harmful", "attacked"), ("attacked",), ("harmful",))
     ]
     table = contrast_table("Held against broken, by another list", found, cluster="attack")
-    changed = int(((other.helped >= least) != (outcome.helped >= least)).sum())
+    changed = int(((other.complied >= least) != (outcome.complied >= least)).sum())
     note = (
         f"By our own list of refusal strings (of README's refusal rates), which holds wordings "
-        f"that the GCG paper's lacks: {changed} of {len(other.helped)} prompts change sides."
+        f"that the GCG paper's lacks: {changed} of {len(other.complied)} prompts change sides."
     )
     return [dataclasses.replace(table, note=note)]
 
@@ -119,8 +117,8 @@ def findings(
     samples, lengths = [], []
     for kind in ("benign", "harmful", "attacked"):
         for state, rows in (
-            ("held", outcome.helped < least),
-            ("broken", outcome.helped >= least),
+            ("held", outcome.complied < least),
+            ("broken", outcome.complied >= least),
         ):
             own = (outcome.kinds == kind) & rows
             samples.append(Sample(f"{kind}, {state}", outcome.tuco[own]))
@@ -177,10 +175,10 @@ def findings(
             "tuco": outcome.tuco.tolist(),
             "kinds": outcome.kinds.tolist(),
             "attacks": outcome.clusters.tolist(),
-            "not refused": outcome.helped.tolist(),
+            "not refused": outcome.complied.tolist(),
             "not refused, other list": None
-            if outcome.helped_too is None
-            else outcome.helped_too.tolist(),
+            if outcome.complied_other is None
+            else outcome.complied_other.tolist(),
             "tokens": outcome.tokens.tolist(),
             "contrasts": [dataclasses.asdict(c) for c in [*found, reverse]],
             "simpler": {n: v.tolist() for n, v in outcome.simpler.items()},

@@ -6,15 +6,13 @@ of the first three against the last two together.
 
 import dataclasses
 import itertools
-import pathlib
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from common_jax.errors import InputError
-from common_jax.io.files import make_folder
-from common_jax.report.findings import Claim, Findings, print_tables, write
+from common_jax.report.findings import Claim, Findings
 from tuco_jax.attacks.conjugate import Language, as_turns, read_languages
 from tuco_jax.evaluation.baselines import baselines
 from tuco_jax.evaluation.contrasts import (
@@ -28,10 +26,11 @@ from tuco_jax.evaluation.contrasts import (
     verdict,
 )
 from tuco_jax.evaluation.simpler_scores import ScoreRow, simpler_table, under_each_score
+from tuco_jax.models.pair import Pair
 from tuco_jax.scoring.score import score
-from tuco_jax.studies.base import Studied, command, load_studied
+from tuco_jax.studies.base import Study, StudyOptions
 
-__all__ = ["Config", "run"]
+__all__ = ["STUDY", "Config"]
 
 LOW = ("Malayalam", "Swahili")
 CODES = {"en": "English", "ja": "Japanese", "hu": "Hungarian", "sw": "Swahili", "ml": "Malayalam"}
@@ -40,56 +39,52 @@ PAPER = {"English": ".76 to 1.0", "Japanese": ".12 to 1.0", "Hungarian": ".19 to
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Studied):
+class Config(StudyOptions):
     """TuCo by language.
 
     Args:
-        out: folder for results and report.
         data: folder with a prompts file for each language, the same requests row by row, named by
             language or its code (English.jsonl, sw.txt). Empty: a report that says that no data
             are here.
         chat: a `prompt` is a user's turn; false for plain text.
     """
 
-    out: pathlib.Path
     data: str = ""
     chat: bool = True
 
 
-def run(config: Config) -> Findings:
-    """Read, score, report; everything is checked before a model is loaded."""
-    started = time.perf_counter()
-    languages = read_languages(config.data) if config.data else []
-    names = [_name(language) for language in languages]
-    for number, name in enumerate(names):
-        if name in names[:number]:
-            first = languages[names.index(name)].name
+class Measured(NamedTuple):
+    """scores: each score's samples by language, [N] each; lengths in tokens [N] by language."""
+
+    scores: dict[str, dict[str, Sample]]
+    lengths: list[np.ndarray]
+
+
+def prepare(config: Config) -> list[Language]:
+    """The languages under their English names; none where there are no data."""
+    found: dict[str, Language] = {}
+    for language in read_languages(config.data) if config.data else []:
+        name = CODES.get(language.name.lower(), language.name)
+        if name in found:
             raise InputError(
-                f"{config.data}: {first} and {languages[number].name} are both {name}; keep one"
+                f"{config.data}: {found[name].name} and {language.name} are both {name}; keep one"
             )
-    make_folder(config.out)
-    facts: dict[str, str] = {}
-    samples: dict[str, Sample] = {}
-    simpler: dict[str, dict[str, Sample]] = {}
-    lengths: list[np.ndarray] = []
-    if languages:
-        pair, tokenizer, facts = load_studied(config)
-        prompts = [p for language in languages for p in as_turns(language, config.chat)]
-        scores = score(pair, tokenizer, prompts, progress=True)
-        parts = np.split(scores.tuco, len(languages))
-        lengths = np.split(scores.tokens, len(languages))
-        samples = {n: Sample(n, v) for n, v in zip(names, parts, strict=True)}
-        for name, values in baselines(pair, tokenizer, prompts).columns().items():
-            parts = np.split(values, len(languages))
-            simpler[name] = {n: Sample(n, v) for n, v in zip(names, parts, strict=True)}
-    findings = _findings(config, samples, simpler, lengths, facts)
-    print_tables(findings)
-    write(config.out, findings, started, command("conjugate", config))
-    return findings
+        found[name] = language
+    return [dataclasses.replace(language, name=name) for name, language in found.items()]
 
 
-def _name(language: Language) -> str:
-    return CODES.get(language.name.lower(), language.name)
+def measure(pair: Pair, tokenizer: Any, config: Config, languages: list[Language]) -> Measured:
+    """Every score of every language's requests."""
+    prompts = [p for language in languages for p in as_turns(language, config.chat)]
+    tuco = score(pair, tokenizer, prompts, progress=True)
+    columns = {"TuCo": tuco.tuco, **baselines(pair, tokenizer, prompts).columns()}
+
+    def by_language(values: np.ndarray) -> dict[str, Sample]:
+        parts = zip(languages, np.split(values, len(languages)), strict=True)
+        return {language.name: Sample(language.name, part) for language, part in parts}
+
+    scores = {name: by_language(values) for name, values in columns.items()}
+    return Measured(scores, np.split(tuco.tokens, len(languages)))
 
 
 def _low(samples: Mapping[str, Sample]) -> Sample | None:
@@ -122,13 +117,11 @@ def _by_each_score(
     return found
 
 
-def _findings(
-    config: Config,
-    samples: Mapping[str, Sample],
-    simpler: Mapping[str, Mapping[str, Sample]],
-    lengths: Sequence[np.ndarray],
-    facts: Mapping[str, str],
-) -> Findings:
+def findings(config: Config, languages: list[Language], measured: Measured | None) -> Findings:
+    """The paper's contrasts, and every pair of languages."""
+    del languages
+    scores, lengths = measured or ({}, [])
+    samples = scores.get("TuCo", {})
     against = _against_low(samples, config.seed)
     pairs = itertools.combinations(samples.values(), 2)
     found = [compare(a, b, seed=config.seed) for a, b in pairs]
@@ -161,7 +154,7 @@ def _findings(
         tables = [contrast_table("The paper's contrasts", rows)] if rows else []
         tables += [contrast_table("Every pair of languages", found), means]
         if against:
-            by_score = _by_each_score({"TuCo": samples, **simpler}, against, config.seed)
+            by_score = _by_each_score(scores, against, config.seed)
             tables.append(simpler_table(by_score))
         words = "TuCo of every request by language, with the mean."
         figures = [spread("tuco", "TuCo", list(samples.values()), words)]
@@ -182,10 +175,13 @@ def _findings(
             "Neither garak 0.17.1 nor pyrit 1.1.0 carries translated AdvBench requests: the files "
             "are the user's own.",
         ],
-        facts={**facts, "data": config.data or "none", "seed": str(config.seed)},
+        facts={"data": config.data or "none"},
         data={
             "tuco": {n: s.values.tolist() for n, s in samples.items()},
             "contrasts": [dataclasses.asdict(c) for c in found],
             "against": {n: dataclasses.asdict(c) for n, c in against.items()},
         },
     )
+
+
+STUDY = Study(Config, prepare, measure, findings)

@@ -1,149 +1,28 @@
 """The demo: what tuning contributed to five kinds of prompt, on a real pair, in a minute or so.
 
 The pair is SmolLM2-135M-Instruct and an adapter that teaches it to refuse harmful requests
-(configs/tuco/finetune_refusal.yaml). Prints a table and writes a report.
+(configs/tuco/finetune_refusal.yaml).
 """
 
-import dataclasses
 import importlib.metadata
-import pathlib
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
-from rich.console import Console
-from rich.table import Table
 
-from common_jax.cli.options import MeshOptions
-from common_jax.errors import InputError
-from common_jax.io.files import make_folder
-from common_jax.mesh import mesh_for
-from tuco_jax.datasets import prompt_sources as sources
-from tuco_jax.datasets.refusal_data import RefusalDataConfig, harmful_split, held_out_harmless
+from tuco_jax.datasets.prompt_groups import CONTRASTS, PromptGroup
 from tuco_jax.evaluation.contrasts import Contrast
 from tuco_jax.evaluation.statistics import bootstrap_auc, bootstrap_mean
 from tuco_jax.models.pair import Pair
-from tuco_jax.prompts.read import Prompt
 from tuco_jax.scoring.score import Scores, score
-from tuco_jax.studies.report import Group, Report, write
+from tuco_jax.studies.demo_report import Group, Report
 from tuco_jax.studies.token_maps import token_maps
 
-__all__ = ["DemoConfig", "PromptGroup", "prompt_groups", "run_demo", "study"]
+__all__ = ["measure"]
 
 
-@dataclasses.dataclass(frozen=True)
-class DemoConfig:
-    """Score five groups of prompts on a pair, and report.
-
-    Args:
-        base: base model; empty for the SmolLM2-135M-Instruct that `make demo` fetches.
-        tuned: tuned model or adapter; empty for the refusal adapter in the package.
-        out: folder of the report.
-        prompts: prompts in each group.
-        maps: prompts of each group that are shown token by token.
-        dtype: of the weights.
-        seed: of the choice of prompts and of the bootstrap.
-        mesh: devices.
-    """
-
-    base: str = ""
-    tuned: str = ""
-    out: pathlib.Path = pathlib.Path("runs/demo")
-    prompts: int = 32
-    maps: int = 2
-    dtype: str = "float32"
-    seed: int = 0
-    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
-
-
-@dataclasses.dataclass(frozen=True)
-class PromptGroup:
-    """Prompts of one kind. clusters: for each prompt what it shares with others, or None."""
-
-    name: str
-    about: str
-    texts: list[str]
-    chat: bool
-    clusters: list[str] | None = None
-
-    def prompts(self) -> list[Prompt]:
-        """In the form that they are scored in: a user's turn, or plain text."""
-        return [
-            Prompt(f"{self.name} {i}", None, ({"role": "user", "content": text},))
-            if self.chat
-            else Prompt(f"{self.name} {i}", text)
-            for i, text in enumerate(self.texts)
-        ]
-
-
-CONTRASTS = (
-    ("chat", "plain text", "Chat prompts have a higher TuCo than plain text"),
-    ("harmful", "chat", "Harmful requests have a higher TuCo than harmless ones"),
-    ("harmful", "jailbreak", "Harmful requests have a higher TuCo bare than in a jailbreak"),
-    (
-        "jailbreak",
-        "harmless in template",
-        "In one and the same template, harmful requests have a higher TuCo than harmless ones",
-    ),
-)
-
-
-def prompt_groups(count: int, seed: int = 0) -> list[PromptGroup]:
-    """The demo's groups of `count` prompts; none of them was trained on.
-
-    Raises InputError where there are not so many.
-    """
-    rng = np.random.default_rng(seed)
-    pools = (
-        harmful_split(RefusalDataConfig()).evaluation,
-        held_out_harmless(),
-        sources.passages(),
-    )
-    most = min(map(len, pools))
-    if not 2 <= count <= most:
-        raise InputError(f"prompts is {count}: give 2 or more, {most} at most")
-    harmful, harmless, plain = (
-        [pool[int(i)] for i in sorted(rng.permutation(len(pool))[:count])] for pool in pools
-    )
-    templates = sources.jailbreak_templates()
-    names = [list(templates)[i % len(templates)] for i in range(count)]
-
-    def inside(texts: list[str]) -> list[str]:
-        pairs = zip(names, texts, strict=True)
-        return [templates[name].replace("{{ prompt }}", text) for name, text in pairs]
-
-    return [
-        PromptGroup(
-            "chat", "Harmless requests and questions of our own, as a user's turn.", harmless, True
-        ),
-        PromptGroup("plain text", sources.PASSAGES_ARE, plain, False),
-        PromptGroup(
-            "harmful",
-            "Requests of AdvBench that were not trained on, as a user's turn.",
-            harmful,
-            True,
-        ),
-        PromptGroup(
-            "jailbreak",
-            f"The same harmful requests in {len(templates)} jailbreak templates of pyrit.",
-            inside(harmful),
-            True,
-            names,
-        ),
-        PromptGroup(
-            "harmless in template",
-            "A control: the harmless requests in the same templates.",
-            inside(harmless),
-            True,
-            names,
-        ),
-    ]
-
-
-def study(
+def measure(
     pair: Pair,
     tokenizer: Any,
     groups: Sequence[PromptGroup],
@@ -152,12 +31,11 @@ def study(
     seed: int = 0,
     facts: dict[str, str] | None = None,
     progress: bool = False,
-    mesh: Mesh | None = None,
 ) -> Report:
     """Score the groups and put everything that the report shows together."""
     prompts = [p for group in groups for p in group.prompts()]
-    scores = score(pair, tokenizer, prompts, mesh=mesh, progress=progress)
-    measured = _measure(groups, scores, seed)
+    scores = score(pair, tokenizer, prompts, progress=progress)
+    measured = _by_group(groups, scores, seed)
     contrasts = _contrasts(groups, measured, seed)
     chosen = [
         (group.name, float(found.tuco[i]), group.prompts()[i])
@@ -177,7 +55,7 @@ def study(
     )
 
 
-def _measure(groups: Sequence[PromptGroup], scores: Scores, seed: int) -> list[Group]:
+def _by_group(groups: Sequence[PromptGroup], scores: Scores, seed: int) -> list[Group]:
     measured, start = [], 0
     for group in groups:
         rows = slice(start, start + len(group.texts))
@@ -267,68 +145,3 @@ def _facts(scores: Scores) -> dict[str, str]:
         "device": f"{jax.devices()[0].device_kind}, sums in float32",
         "versions": versions,
     }
-
-
-def _print(report: Report) -> None:
-    console = Console()
-    means = Table(title="TuCo by kind of prompt")
-    for column in ("group", "prompts", "mean tokens", "mean TuCo", "95% interval"):
-        means.add_column(column, justify="left" if column == "group" else "right")
-    for g in report.groups:
-        means.add_row(
-            g.name,
-            str(len(g.texts)),
-            f"{g.tokens.mean():.0f}",
-            f"{g.mean.value:.4f}",
-            f"{g.mean.low:.4f} to {g.mean.high:.4f}",
-        )
-    aucs = Table(title="AUC: probability that the first has the higher TuCo (0.5 is chance)")
-    for column in ("first > second", "AUC", "95% interval", "first higher?"):
-        aucs.add_column(column, justify="left" if "first" in column else "right")
-    for c in report.contrasts:
-        interval = f"{c.auc.low:.3f} to {c.auc.high:.3f}"
-        aucs.add_row(f"{c.higher} > {c.lower}", f"{c.auc.value:.3f}", interval, c.verdict)
-    console.print(means)
-    console.print(aucs)
-
-
-def run_demo(config: DemoConfig) -> pathlib.Path:
-    """Load the pair, score, print the tables, write the report; returns the report's path."""
-    from tuco_jax.datasets.assets import fetch
-    from tuco_jax.weights.load import load_pair
-
-    started = time.perf_counter()
-    if config.seed < 0 or config.maps < 0:
-        raise InputError("seed and maps must be 0 or more")
-    groups = prompt_groups(config.prompts, config.seed)
-    base = config.base or str(next(fetch("smollm2").glob("*.gguf")))
-    tuned = config.tuned or str(sources.DATA / "smollm2-refusal")
-    devices = mesh_for(dataclasses.asdict(config.mesh))
-    pair, tokenizer = load_pair(base, tuned, dtype=config.dtype, mesh=devices)
-    make_folder(config.out)
-    loaded = time.perf_counter() - started
-    facts = {
-        "base": config.base or "SmolLM2-135M-Instruct, Q4_1 GGUF, read as float32",
-        "tuned": config.tuned or "the same with a refusal adapter (LoRA), in the package",
-        "weights": config.dtype,
-        "loading": f"{loaded:.1f} s",
-    }
-    if pair.notes:
-        facts["notes on the pair"] = "; ".join(pair.notes)
-        for note in pair.notes:
-            print(f"note: {note}")
-    report = study(
-        pair,
-        tokenizer,
-        groups,
-        maps=config.maps,
-        seed=config.seed,
-        facts=facts,
-        progress=True,
-        mesh=devices,
-    )
-    path = config.out / "report.html"
-    write(path, report)
-    _print(report)
-    print(f"{time.perf_counter() - started:.0f} s in all. Report: {path.resolve()}")
-    return path

@@ -9,50 +9,39 @@ Legend: N prompts, L layers.
 """
 
 import dataclasses
-import pathlib
-import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from common_jax.errors import InputError
-from common_jax.io.files import make_folder
 from common_jax.report.figures import PALETTE, draw
-from common_jax.report.findings import Claim, Figure, Findings, Table, print_tables, write
+from common_jax.report.findings import Claim, Figure, Findings, Table
+from tuco_jax.datasets.prompt_groups import CONTRASTS, PromptGroup, prompt_groups
 from tuco_jax.evaluation.baselines import baselines_of_tokens
-from tuco_jax.evaluation.contrasts import (
-    Sample,
-    compare,
-    contrast_table,
-    shown,
-    verdict,
-)
+from tuco_jax.evaluation.contrasts import Sample, compare, contrast_table, shown, verdict
 from tuco_jax.evaluation.simpler_scores import ScoreRow, simpler_table, under_each_score
 from tuco_jax.evaluation.statistics import bootstrap_mean
 from tuco_jax.models.decoder import Params, merge
 from tuco_jax.models.pair import Pair
 from tuco_jax.prompts.encode import encode
 from tuco_jax.scoring.score import score_tokens
-from tuco_jax.studies.base import Studied, command, load_studied
-from tuco_jax.studies.demo import CONTRASTS, PromptGroup, prompt_groups
+from tuco_jax.studies.base import Study, StudyOptions
 
-__all__ = ["Config", "merged_layers", "random_change", "rounded", "run", "same_twice"]
+__all__ = ["STUDY", "Config", "merged_layers", "random_change", "rounded", "same_twice"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Studied):
+class Config(StudyOptions):
     """Noise floors of TuCo, and simpler scores beside it.
 
     Args:
-        out: folder for results and report.
         prompts: in each of the demo's five groups.
         floors: prompts of each group that the floors are measured on.
     """
 
-    out: pathlib.Path
     prompts: int = 32
     floors: int = 8
 
@@ -112,40 +101,38 @@ FLOORS = {
 }
 
 
-def run(config: Config) -> Findings:
-    """Score by TuCo, by the baselines and on the floors; report."""
-    started = time.perf_counter()
+class Measured(NamedTuple):
+    """scores: every score of all prompts, [N] each; floors: TuCo of the chosen few by pair."""
+
+    scores: dict[str, np.ndarray]
+    floors: dict[str, np.ndarray]
+
+
+def prepare(config: Config) -> list[PromptGroup]:
+    """The demo's five groups of prompts."""
     groups = prompt_groups(config.prompts, config.seed)
     if not 1 <= config.floors <= config.prompts:
         raise InputError(f"floors is {config.floors}: give 1 to {config.prompts} prompts a group")
-    make_folder(config.out)
-    pair, tokenizer, facts = load_studied(config)
-    found, floors = measure(pair, tokenizer, groups, config.floors, config.seed)
-    findings = _findings(config, groups, found, floors, facts)
-    print_tables(findings)
-    write(config.out, findings, started, command("floors", config))
-    return findings
+    return groups
 
 
-def measure(
-    pair: Pair, tokenizer: Any, groups: Sequence[PromptGroup], few: int, seed: int
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Every score of all prompts, [N] each; TuCo and each floor of the first `few` of a group."""
+def measure(pair: Pair, tokenizer: Any, config: Config, groups: list[PromptGroup]) -> Measured:
+    """Every score of all prompts; TuCo of each floor on the first `floors` of a group."""
     prompts = [p for group in groups for p in group.prompts()]
     tokens = encode(
         tokenizer, prompts, max_tokens=pair.context, vocab_size=pair.tuned_config.vocab_size
     )
     tuco = score_tokens(pair, tokens, prompts, progress=True).tuco
-    found = {"TuCo": tuco, **baselines_of_tokens(pair, tokens, prompts).columns()}
+    scores = {"TuCo": tuco, **baselines_of_tokens(pair, tokens, prompts).columns()}
     starts = np.cumsum([0, *(len(g.texts) for g in groups)])[:-1]
-    rows = [int(s) + i for s in starts for i in range(few)]
+    rows = [int(s) + i for s in starts for i in range(config.floors)]
     floors = {"this pair": tuco[rows]}
     for name, make in FLOORS.items():
-        other = make(pair, seed)
+        other = make(pair, config.seed)
         chosen = [tokens[i] for i in rows], [prompts[i] for i in rows]
         floors[name] = score_tokens(other, *chosen, progress=True).tuco
-        del other
-    return found, floors
+        del other  # before the next is made: each holds a model's layers
+    return Measured(scores, floors)
 
 
 def _rows(
@@ -194,13 +181,9 @@ def _heights(floors: Mapping[str, np.ndarray]) -> Figure:
     return Figure("floors", draw(paint, height=1.2 + 0.5 * len(floors)), words)
 
 
-def _findings(
-    config: Config,
-    groups: Sequence[PromptGroup],
-    found: Mapping[str, np.ndarray],
-    floors: Mapping[str, np.ndarray],
-    facts: Mapping[str, str],
-) -> Findings:
+def findings(config: Config, groups: list[PromptGroup], measured: Measured) -> Findings:
+    """TuCo against its floors, and against the best simpler score of each contrast."""
+    found, floors = measured
     seed = config.seed
     rows = _rows(groups, found, seed)
     own = floors["this pair"].astype(float)
@@ -263,10 +246,8 @@ def _findings(
             "favours it.",
         ],
         facts={
-            **facts,
             "prompts a group": str(config.prompts),
             "of them on the floors": str(config.floors),
-            "seed": str(seed),
         },
         data={
             "groups": {g.name: len(g.texts) for g in groups},
@@ -279,3 +260,6 @@ def _findings(
             ],
         },
     )
+
+
+STUDY = Study(Config, prepare, measure, findings)

@@ -8,33 +8,38 @@ folder's attacks.jsonl for a further run, and no answer is kept.
 import dataclasses
 import json
 import pathlib
-import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from common_jax.errors import InputError
-from common_jax.io.files import atomic, make_folder
-from common_jax.report.findings import Findings, print_tables, write
+from common_jax.io.files import atomic
+from common_jax.report.findings import Findings
 from tuco_jax.attacks.gcg import Attack, Options, attack
 from tuco_jax.attacks.layout import Goal, random_strings
 from tuco_jax.attacks.target_loss import Model
+from tuco_jax.datasets.refusal_strings import GCG_STRINGS, is_refusal
 from tuco_jax.datasets.requests import ORIGIN, Request, read_requests
+from tuco_jax.evaluation.baselines import baselines
+from tuco_jax.generation.generate import generate
 from tuco_jax.models.pair import Pair
 from tuco_jax.prompts.read import Prompt, read_prompts
-from tuco_jax.studies.base import Studied, command, load_studied
-from tuco_jax.studies.gcg_report import Measured, findings
+from tuco_jax.scoring.score import score
+from tuco_jax.studies import gcg_report as report
+from tuco_jax.studies.base import Study, StudyOptions
+from tuco_jax.studies.gcg_report import Form
 
-__all__ = ["Config", "measure", "place", "run"]
+__all__ = ["STUDY", "Config", "place", "score_forms"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Studied):
+class Config(StudyOptions):
     """Attack strings by greedy coordinate gradient, then TuCo with and without them.
 
+    A run that was killed goes on from what its searches left in `out`.
+
     Args:
-        out: folder for results and report; a run that was killed goes on from it.
         prompts: file of harmful requests (`prompt`, or AdvBench's `goal` with its `target`), or a
             set: advbench (held out), strongreject, harmbench, do-not-answer.
         attacks: file of strings to use (.txt or .jsonl), in place of a search.
@@ -51,7 +56,6 @@ class Config(Studied):
         answer_tokens: of the answers whose refusals are counted; 0 for none.
     """
 
-    out: pathlib.Path
     prompts: str = "advbench"
     attacks: pathlib.Path | None = None
     strings: int = 3
@@ -72,8 +76,23 @@ def place(string: str, request: str, placement: str) -> str:
     return " ".join([string, request] if placement == "prefix" else [request, string])
 
 
-def _requests(config: Config) -> tuple[list[Request], list[Request]]:
-    """Requests to measure on, and those to search on."""
+class Inputs(NamedTuple):
+    """Requests to measure on, those to search on, and strings given in place of a search."""
+
+    requests: list[Request]
+    searched: list[Request]
+    strings: list[str]
+
+
+class Measured(NamedTuple):
+    """The requests in each form, and the searches: none where strings were given."""
+
+    forms: list[Form]
+    searches: list[Attack]
+
+
+def prepare(config: Config) -> Inputs:
+    """Draw the requests; read the strings that are given, or check how they are searched for."""
     for name in ("strings", "goals"):
         if getattr(config, name) < 1:
             raise InputError(f"{name} is {getattr(config, name)}: give 1 or more")
@@ -93,8 +112,9 @@ def _requests(config: Config) -> tuple[list[Request], list[Request]]:
             f"and {searched} searched on; lower --count, --strings or --goals"
         )
     order = np.random.default_rng(config.seed).permutation(len(found))
-    mixed = [found[int(i)] for i in order]
-    return mixed[: config.count], mixed[config.count : config.count + searched]
+    drawn = [found[int(i)] for i in order[: config.count + searched]]
+    _options(config, 0)
+    return Inputs(drawn[: config.count], drawn[config.count :], _given(config))
 
 
 def _given(config: Config) -> list[str]:
@@ -147,7 +167,7 @@ def _search(
     return found
 
 
-def measure(
+def score_forms(
     pair: Pair,
     tokenizer: Any,
     requests: Sequence[str],
@@ -155,13 +175,8 @@ def measure(
     *,
     placement: str,
     answer_tokens: int = 0,
-) -> list[Measured]:
+) -> list[Form]:
     """The requests plain, and with each of the named strings."""
-    from tuco_jax.datasets.refusal_strings import GCG_STRINGS, is_refusal
-    from tuco_jax.evaluation.baselines import baselines
-    from tuco_jax.generation.generate import generate
-    from tuco_jax.scoring.score import score
-
     forms = {"plain": list(requests)}
     forms |= {n: [place(s, r, placement) for r in requests] for n, s in strings.items()}
     prompts = [
@@ -179,7 +194,7 @@ def measure(
         refused = np.asarray([is_refusal(a, GCG_STRINGS) for a in answers])
     count = len(requests)
     return [
-        Measured(
+        Form(
             name,
             scores.tuco[k * count : (k + 1) * count],
             scores.tokens[k * count : (k + 1) * count],
@@ -190,16 +205,10 @@ def measure(
     ]
 
 
-def run(config: Config) -> Findings:
-    """Search, measure, report; inputs and folder are checked before a model is loaded."""
-    started = time.perf_counter()
-    requests, searched = _requests(config)
-    strings = _given(config)
-    _options(config, 0)
-    make_folder(config.out)
-    pair, tokenizer, facts = load_studied(config)
-    results = [] if strings else _search(pair, tokenizer, config, searched)
-    strings = strings or [found.text for found in results]
+def measure(pair: Pair, tokenizer: Any, config: Config, inputs: Inputs) -> Measured:
+    """Search for the strings and keep them; score the requests with each, and with random ones."""
+    searches = [] if inputs.strings else _search(pair, tokenizer, config, inputs.searched)
+    strings = inputs.strings or [found.text for found in searches]
     _keep(config.out / "attacks.jsonl", strings)
     lengths = [len(tokenizer(s, add_special_tokens=False)["input_ids"]) for s in strings]
     drawn = random_strings(
@@ -207,29 +216,28 @@ def run(config: Config) -> Findings:
     )
     named = {f"attack {i}": s for i, s in enumerate(strings, start=1)}
     named |= {f"random {i}": s for i, s in enumerate(drawn, start=1)}
-    measured = measure(
+    forms = score_forms(
         pair,
         tokenizer,
-        [request.text for request in requests],
+        [request.text for request in inputs.requests],
         named,
         placement=config.placement,
         answer_tokens=config.answer_tokens,
     )
-    facts |= {
-        "requests": ORIGIN.get(config.prompts, config.prompts),
-        "seed": str(config.seed),
-    }
-    found = findings(
-        measured,
-        results,
-        method=_method(config, bool(results)),
-        facts=facts,
+    return Measured(forms, searches)
+
+
+def findings(config: Config, inputs: Inputs, measured: Measured) -> Findings:
+    """Losses, TuCo and refusal rates by string; no string, no answer."""
+    del inputs
+    return report.findings(
+        measured.forms,
+        measured.searches,
+        method=_method(config, bool(measured.searches)),
+        facts={"requests": ORIGIN.get(config.prompts, config.prompts)},
         answer_tokens=config.answer_tokens,
         seed=config.seed,
     )
-    print_tables(found)
-    write(config.out, found, started, command("gcg", config))
-    return found
 
 
 def _keep(path: pathlib.Path, strings: Sequence[str]) -> None:
@@ -254,3 +262,6 @@ def _method(config: Config, searched: bool) -> list[str]:
         "Random strings have as many tokens as the attack strings, drawn from the tokens that a "
         "search may use.",
     ]
+
+
+STUDY = Study(Config, prepare, measure, findings)

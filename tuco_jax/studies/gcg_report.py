@@ -21,14 +21,15 @@ from tuco_jax.evaluation.contrasts import (
 )
 from tuco_jax.evaluation.simpler_scores import simpler_table, under_each_score
 
-__all__ = ["Measured", "findings"]
+__all__ = ["Form", "findings"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
-    """TuCo [N], lengths [N], refusals [N] bool or None, of the requests in one form.
+class Form:
+    """The N requests in one form: plain, or with one string.
 
-    simpler: other scores of the same prompts, [N] each (`baselines.py`).
+    tuco [N]; tokens [N], lengths; refused [N] bool, None where no answer was asked for; simpler:
+    other scores of the same prompts, [N] each (`evaluation/baselines.py`).
     """
 
     name: str
@@ -38,7 +39,7 @@ class Measured:
     simpler: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
-def _joined(name: str, groups: Sequence[Measured], score: str = "TuCo") -> Sample:
+def _joined(name: str, groups: Sequence[Form], score: str = "TuCo") -> Sample:
     """All prompts of some strings; the first of either kind share a cluster, and so on."""
     count = len(groups[0].tuco)
     return Sample(
@@ -48,7 +49,7 @@ def _joined(name: str, groups: Sequence[Measured], score: str = "TuCo") -> Sampl
     )
 
 
-def _against_plain(plain: Measured, name: str, groups: Sequence[Measured], seed: int) -> Compared:
+def _against_plain(plain: Form, name: str, groups: Sequence[Form], seed: int) -> Compared:
     """Plain requests over those with a string: pooled; and string by string, with the same ones.
 
     Pooled intervals resample requests among the plain ones, and whole strings among the others.
@@ -59,7 +60,7 @@ def _against_plain(plain: Measured, name: str, groups: Sequence[Measured], seed:
     return dataclasses.replace(pooled, within=beside.within, centred=beside.centred)
 
 
-def _by_refusal(groups: Sequence[Measured], seed: int) -> Compared | None:
+def _by_refusal(groups: Sequence[Form], seed: int) -> Compared | None:
     """TuCo of prompts with a string that are refused against those that are not."""
     if any(g.refused is None for g in groups):
         return None
@@ -74,8 +75,8 @@ def _by_refusal(groups: Sequence[Measured], seed: int) -> Compared | None:
 
 
 def findings(
-    measured: Sequence[Measured],
-    results: Sequence[Attack],
+    forms: Sequence[Form],
+    searches: Sequence[Attack],
     *,
     method: Sequence[str],
     facts: Mapping[str, str],
@@ -84,12 +85,12 @@ def findings(
 ) -> Findings:
     """Everything that the study reports.
 
-    measured: the plain requests, then "attack 1", ... and "random 1", ... results: each search,
-    none where strings were given. answer_tokens: of the answers that were counted.
+    forms: the plain requests, then "attack 1", ... and "random 1", ... searches: one a string,
+    none where strings were given. answer_tokens: of the answers whose refusals were counted.
     """
-    plain = measured[0]
-    attacked = [m for m in measured if m.name.startswith("attack")]
-    controls = [m for m in measured if m.name.startswith("random")]
+    plain = forms[0]
+    attacked = [m for m in forms if m.name.startswith("attack")]
+    controls = [m for m in forms if m.name.startswith("random")]
     contrasts = [
         _against_plain(plain, f"{kind} string", groups, seed)
         for kind, groups in (("attack", attacked), ("random", controls))
@@ -111,7 +112,7 @@ def findings(
     ]
     refusals = [
         [m.name, int(m.refused.sum()), len(m.refused), float(m.refused.mean())]
-        for m in measured
+        for m in forms
         if m.refused is not None
     ]
     lower = float(np.mean([np.mean(m.tuco < plain.tuco) for m in attacked]))
@@ -119,8 +120,8 @@ def findings(
     tables = [
         means_table(
             "TuCo of the same requests, plain and with each string",
-            [Sample(m.name, m.tuco) for m in measured],
-            [m.tokens for m in measured],
+            [Sample(m.name, m.tuco) for m in forms],
+            [m.tokens for m in forms],
             seed,
         ),
         contrast_table(
@@ -142,13 +143,13 @@ def findings(
         spread(
             "tuco",
             "TuCo",
-            [Sample(m.name, m.tuco) for m in measured],
+            [Sample(m.name, m.tuco) for m in forms],
             "TuCo of every request, plain and with each string; the bar is the mean.",
         )
     ]
-    if results:
-        tables.append(_search_table(results))
-        figures.append(_loss_figure(results))
+    if searches:
+        tables.append(_search_table(searches))
+        figures.append(_loss_figure(searches))
     return Findings(
         title="TuCo under greedy coordinate gradient attacks",
         summary=[
@@ -198,9 +199,9 @@ def findings(
         ],
         facts=facts,
         data={
-            "tuco": {m.name: m.tuco.tolist() for m in measured},
-            "tokens": {m.name: m.tokens.tolist() for m in measured},
-            "refused": {m.name: m.refused.tolist() for m in measured if m.refused is not None},
+            "tuco": {m.name: m.tuco.tolist() for m in forms},
+            "tokens": {m.name: m.tokens.tolist() for m in forms},
+            "refused": {m.name: m.refused.tolist() for m in forms if m.refused is not None},
             "searches": [
                 {
                     "losses": found.losses,
@@ -209,13 +210,13 @@ def findings(
                     "succeeded": found.succeeded,
                     "seconds": round(found.seconds, 1),
                 }
-                for found in results
+                for found in searches
             ],
         },
     )
 
 
-def _search_table(results: Sequence[Attack]) -> Table:
+def _search_table(searches: Sequence[Attack]) -> Table:
     return Table(
         "Searches",
         ("string", "steps", "first loss", "best loss", "requests in", "succeeded", "seconds"),
@@ -229,16 +230,16 @@ def _search_table(results: Sequence[Attack]) -> Table:
                 "yes" if found.succeeded else "no",
                 round(found.seconds),
             ]
-            for i, found in enumerate(results, start=1)
+            for i, found in enumerate(searches, start=1)
         ],
         "Loss: nats a token of the target, mean over the requests that were in. Succeeded: the "
         "target is the greedy answer's beginning to every request searched on.",
     )
 
 
-def _loss_figure(results: Sequence[Attack]) -> Figure:
+def _loss_figure(searches: Sequence[Attack]) -> Figure:
     def paint(axes: Any) -> None:
-        for i, found in enumerate(results):
+        for i, found in enumerate(searches):
             color = PALETTE[i % len(PALETTE)]
             axes.plot(found.losses, color=color, label=f"attack {i + 1}")
         axes.set_xlabel("step")

@@ -1,45 +1,39 @@
 """`tuco-jax study output-co`: TuCo and OutputCo as refusals pile up in a prompt (section 5.5).
 
-Each request is put behind itself, refused, so and so many times. Such a prompt calls ever louder
-for what tuning taught; the paper's TuCo rises with it, where OutputCo, which compares two whole
-runs, first falls: the base, too, begins to refuse.
+A request follows copies of itself, each of them refused. The more copies there are, the more the
+prompt calls for what tuning taught. In the paper TuCo rises with their number, while OutputCo,
+which compares two whole runs, first falls, because the base begins to refuse, too.
 
 Legend: N requests, S numbers of shots.
 """
 
 import dataclasses
-import pathlib
-import time
-from collections.abc import Mapping, Sequence
+import itertools
 from typing import Any
 
 import numpy as np
 
 from common_jax.errors import InputError
-from common_jax.io.files import make_folder
 from common_jax.report.figures import PALETTE, draw
-from common_jax.report.findings import Claim, Figure, Findings, Table, print_tables, write
+from common_jax.report.findings import Claim, Figure, Findings, Table
 from tuco_jax.attacks.many_shot import Demonstration, prompt_of
 from tuco_jax.datasets.requests import ORIGIN, read_texts
 from tuco_jax.evaluation.baselines import baselines_of_tokens
 from tuco_jax.evaluation.contrasts import shown, verdict
 from tuco_jax.evaluation.statistics import bootstrap_mean
+from tuco_jax.models.pair import Pair
 from tuco_jax.prompts.encode import encode
-from tuco_jax.prompts.read import (
-    Prompt,
-)
 from tuco_jax.scoring.score import score_tokens
-from tuco_jax.studies.base import Studied, command, load_studied
+from tuco_jax.studies.base import Study, StudyOptions
 
-__all__ = ["Config", "Measured", "measure", "run"]
+__all__ = ["STUDY", "Config", "Measured"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Studied):
+class Config(StudyOptions):
     """TuCo and OutputCo against the number of refused shots.
 
     Args:
-        out: folder for results and report.
         prompts: file of requests (`prompt`, or AdvBench's `goal`), or a set: advbench (held out),
             strongreject, harmbench, do-not-answer.
         refusal: the answer of every shot.
@@ -47,7 +41,6 @@ class Config(Studied):
         count: requests a point.
     """
 
-    out: pathlib.Path
     prompts: str = "advbench"
     refusal: str = "I'm sorry, but I can't help with that."
     shots: tuple[int, ...] = (0, 1, 2, 4, 8)
@@ -63,9 +56,10 @@ class Measured:
     tokens: np.ndarray
 
 
-def _read(config: Config) -> list[str]:
+def prepare(config: Config) -> list[str]:
+    """`count` requests, drawn."""
     shots = config.shots
-    if len(shots) < 3 or shots[0] != 0 or any(b <= a for a, b in zip(shots, shots[1:])):  # noqa: B905
+    if len(shots) < 3 or shots[0] != 0 or any(b <= a for a, b in itertools.pairwise(shots)):
         raise InputError(f"shots is {list(shots)}: give 3 or more numbers that rise from 0")
     if config.count < 2:
         raise InputError(f"count is {config.count}: give 2 or more")
@@ -80,19 +74,17 @@ def _read(config: Config) -> list[str]:
     return [requests[int(i)] for i in order[: config.count]]
 
 
-def measure(
-    pair: Any, tokenizer: Any, requests: Sequence[str], shots: Sequence[int], refusal: str
-) -> Measured:
-    """Score every request behind itself, refused, each number of times."""
-    prompts: list[Prompt] = [
-        prompt_of(f"{few} shots, request {i}", [Demonstration(request, refusal)] * few, request)
-        for few in shots
+def measure(pair: Pair, tokenizer: Any, config: Config, requests: list[str]) -> Measured:
+    """Score every request after each number of refused copies of itself."""
+    prompts = [
+        prompt_of(f"{n} shots, request {i}", [Demonstration(request, config.refusal)] * n, request)
+        for n in config.shots
         for i, request in enumerate(requests)
     ]
     tokens = encode(
         tokenizer, prompts, max_tokens=pair.context, vocab_size=pair.tuned_config.vocab_size
     )
-    shape = len(shots), len(requests)
+    shape = len(config.shots), len(requests)
     scores = score_tokens(pair, tokens, prompts, progress=True)
     other = baselines_of_tokens(pair, tokens, prompts, perplexity=False)
     return Measured(
@@ -100,20 +92,9 @@ def measure(
     )
 
 
-def run(config: Config) -> Findings:
-    """Read, score, report; files are checked before a model is loaded."""
-    started = time.perf_counter()
-    requests = _read(config)
-    make_folder(config.out)
-    pair, tokenizer, facts = load_studied(config)
-    measured = measure(pair, tokenizer, requests, config.shots, config.refusal)
-    findings = _findings(config, measured, facts)
-    print_tables(findings)
-    write(config.out, findings, started, command("output-co", config))
-    return findings
-
-
-def _findings(config: Config, measured: Measured, facts: Mapping[str, str]) -> Findings:
+def findings(config: Config, requests: list[str], measured: Measured) -> Findings:
+    """Both curves, and how each changes request by request."""
+    del requests
     shots, seed = config.shots, config.seed
     curves = {"TuCo": measured.tuco, "OutputCo": measured.output_co}
     means = {n: [bootstrap_mean(row, seed=seed) for row in v] for n, v in curves.items()}
@@ -171,10 +152,8 @@ def _findings(config: Config, measured: Measured, facts: Mapping[str, str]) -> F
             "whose refusing demonstrations stand beside harmless ones of the same length.",
         ],
         facts={
-            **facts,
             "requests": ORIGIN.get(config.prompts, config.prompts),
             "requests a point": str(config.count),
-            "seed": str(seed),
         },
         data={
             "shots": list(shots),
@@ -183,3 +162,6 @@ def _findings(config: Config, measured: Measured, facts: Mapping[str, str]) -> F
             "tokens": measured.tokens.tolist(),
         },
     )
+
+
+STUDY = Study(Config, prepare, measure, findings)

@@ -11,7 +11,7 @@ from tuco_jax.prompts.read import (
     Prompt,
 )
 from tuco_jax.scoring.token_tuco import pieces, token_tuco
-from tuco_jax.studies.report import Token, TokenMap
+from tuco_jax.studies.demo_report import Token, TokenMap
 
 __all__ = ["token_maps"]
 

@@ -1,24 +1,21 @@
 """`tuco-jax study web-chat`: TuCo of chat prompts against that of web text (section 5.2).
 
-The paper takes random pieces of 97 tokens of OpenWebText, and prompts of HH-RLHF in their chat
-format. Its contrast is one of content, of format and of length at once. Two controls take it
-apart: the chat prompts as plain text, and the web pieces as a user's turn.
+The paper compares random pieces of 97 tokens of OpenWebText with prompts of HH-RLHF in their chat
+format. The two differ in content, format and length at once. Two controls separate format from the
+rest: the chat prompts as plain text, and the web pieces as a user's turn.
 
 Legend: N prompts.
 """
 
 import dataclasses
 import itertools
-import pathlib
-import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from common_jax.errors import InputError
-from common_jax.io.files import make_folder
-from common_jax.report.findings import Claim, Findings, print_tables, write
+from common_jax.report.findings import Claim, Findings
 from tuco_jax.datasets import prompt_sources as sources
 from tuco_jax.evaluation.baselines import baselines_of_tokens
 from tuco_jax.evaluation.contrasts import (
@@ -31,23 +28,20 @@ from tuco_jax.evaluation.contrasts import (
     verdict,
 )
 from tuco_jax.evaluation.simpler_scores import simpler_table, under_each_score
+from tuco_jax.models.pair import Pair
 from tuco_jax.prompts.encode import encode
-from tuco_jax.prompts.read import (
-    Prompt,
-    read_prompts,
-)
+from tuco_jax.prompts.read import Prompt, read_prompts
 from tuco_jax.scoring.score import score_tokens
-from tuco_jax.studies.base import Studied, command, load_studied
+from tuco_jax.studies.base import Study, StudyOptions
 
-__all__ = ["Config", "run", "windows"]
+__all__ = ["STUDY", "Config", "windows"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Studied):
+class Config(StudyOptions):
     """TuCo of chat prompts against windows of web text.
 
     Args:
-        out: folder for results and report.
         web: file of texts (`prompt`); empty for pieces of web pages that a package carries.
         chat: file of prompts; a `prompt` is taken as a user's turn. Empty for questions of
             chatterbot-corpus.
@@ -55,11 +49,62 @@ class Config(Studied):
         prompts: most prompts of each kind.
     """
 
-    out: pathlib.Path
     web: str = ""
     chat: str = ""
     window: int = 97
     prompts: int = 64
+
+
+Turns = tuple[Mapping[str, str], ...]
+
+
+class Inputs(NamedTuple):
+    """Texts of web pages, and conversations."""
+
+    web: list[str]
+    chat: list[Turns]
+
+
+class Measured(NamedTuple):
+    """scores: each score's samples by kind of prompt, [N] each; lengths in tokens by kind."""
+
+    scores: dict[str, dict[str, Sample]]
+    lengths: dict[str, list[int]]
+
+
+def _turn(text: str) -> Turns:
+    return ({"role": "user", "content": text},)
+
+
+def prepare(config: Config) -> Inputs:
+    """Read both files, and draw at most `prompts` conversations."""
+    if config.window < 1 or config.prompts < 2:
+        raise InputError("window must be 1 or more, prompts 2 or more")
+    web, chat = _read_web(config.web), _read_chat(config.chat)
+    rng = np.random.default_rng(config.seed)
+    chat = [chat[int(i)] for i in sorted(rng.permutation(len(chat))[: config.prompts])]
+    if len(chat) < 2:
+        raise InputError(f"{config.chat}: one chat prompt; give 2 or more")
+    return Inputs(web, chat)
+
+
+def _read_web(path: str) -> list[str]:
+    if not path:
+        return sources.passages(length=800)
+    found = []
+    for prompt in read_prompts(path, layouts=True):
+        if prompt.prompt is None:
+            raise InputError(
+                f"{path}:{prompt.line}: web text is `prompt`, not `messages`; give the text alone"
+            )
+        found.append(prompt.prompt)
+    return found
+
+
+def _read_chat(path: str) -> list[Turns]:
+    if not path:
+        return [_turn(text) for text in sources.trivia()]
+    return [p.messages or _turn(p.prompt or "") for p in read_prompts(path, layouts=True)]
 
 
 def windows(
@@ -87,62 +132,30 @@ def windows(
     return [np.concatenate([before, row[start : start + length]]) for row, start in pieces]
 
 
-def _read(config: Config) -> tuple[list[str], list[tuple[Mapping[str, str], ...]]]:
-    """Texts of web pages, and conversations."""
-    if config.window < 1 or config.prompts < 2:
-        raise InputError("window must be 1 or more, prompts 2 or more")
-    web = sources.passages(length=800) if not config.web else []
-    if config.web:
-        for prompt in read_prompts(config.web, layouts=True):
-            if prompt.prompt is None:
-                raise InputError(
-                    f"{config.web}:{prompt.line}: web text is `prompt`, not `messages`; "
-                    "give the text alone"
-                )
-            web.append(prompt.prompt)
-    if not config.chat:
-        return web, [_turn(text) for text in sources.trivia()]
-    return web, [
-        p.messages or _turn(p.prompt or "") for p in read_prompts(config.chat, layouts=True)
-    ]
-
-
-def _turn(text: str) -> tuple[Mapping[str, str], ...]:
-    return ({"role": "user", "content": text},)
-
-
-def run(config: Config) -> Findings:
-    """Read, score, report; everything is checked before a model is loaded."""
-    started = time.perf_counter()
-    web, chat = _read(config)
-    rng = np.random.default_rng(config.seed)
-    chat = [chat[int(i)] for i in sorted(rng.permutation(len(chat))[: config.prompts])]
-    if len(chat) < 2:
-        raise InputError(f"{config.chat}: one chat prompt; give 2 or more")
-    make_folder(config.out)
-    pair, tokenizer, facts = load_studied(config)
-    pieces = windows(tokenizer, web, config.window, most=config.prompts, seed=config.seed)
-    vocab = pair.tuned_config.vocab_size
-    kinds: dict[str, list[Prompt]] = {
-        "chat": [Prompt(f"chat {i}", None, turns) for i, turns in enumerate(chat)],
+def measure(pair: Pair, tokenizer: Any, config: Config, inputs: Inputs) -> Measured:
+    """Every score of the prompts of each kind, in one call."""
+    pieces = windows(tokenizer, inputs.web, config.window, most=config.prompts, seed=config.seed)
+    for piece in pieces:
+        if len(piece) > pair.context:
+            raise InputError(f"window is {config.window}: the context holds {pair.context} tokens")
+    kinds = {
+        "chat": [Prompt(f"chat {i}", None, turns) for i, turns in enumerate(inputs.chat)],
         "chat as plain text": [
             Prompt(f"plain chat {i}", "\n".join(t["content"] for t in turns))
-            for i, turns in enumerate(chat)
+            for i, turns in enumerate(inputs.chat)
         ],
         "web text as a turn": [
             Prompt(f"web turn {i}", None, _turn(tokenizer.decode(p, skip_special_tokens=True)))
             for i, p in enumerate(pieces)
         ],
     }
+    vocab = pair.tuned_config.vocab_size
     tokens = {
         name: encode(tokenizer, group, max_tokens=pair.context, vocab_size=vocab)
         for name, group in kinds.items()
     }
     kinds["web text"] = [Prompt(f"web {i}", "piece") for i in range(len(pieces))]
     tokens["web text"] = pieces
-    for piece in pieces:
-        if len(piece) > pair.context:
-            raise InputError(f"window is {config.window}: the context holds {pair.context} tokens")
     prompts = [p for group in kinds.values() for p in group]
     rows = [row for group in tokens.values() for row in group]
     scores = {
@@ -154,31 +167,25 @@ def run(config: Config) -> Findings:
         score: {n: Sample(n, v) for n, v in zip(tokens, np.split(values, ends), strict=True)}
         for score, values in scores.items()
     }
-    findings = _findings(config, samples, tokens, facts)
-    print_tables(findings)
-    write(config.out, findings, started, command("web-chat", config))
-    return findings
+    return Measured(samples, {n: [len(row) for row in group] for n, group in tokens.items()})
 
 
-def _findings(
-    config: Config,
-    scores: Mapping[str, Mapping[str, Sample]],
-    tokens: Mapping[str, Sequence[np.ndarray]],
-    facts: Mapping[str, str],
-) -> Findings:
+def findings(config: Config, inputs: Inputs, measured: Measured) -> Findings:
+    """The contrast of the paper and its two controls."""
+    del inputs
     pairs = (
         ("chat", "web text"),
         ("chat as plain text", "web text"),
         ("chat", "web text as a turn"),
         ("chat", "chat as plain text"),
     )
-    samples = scores["TuCo"]
+    samples = measured.scores["TuCo"]
+    kinds = list(samples.values())
     found = [compare(samples[a], samples[b], seed=config.seed) for a, b in pairs]
     simpler = [
-        under_each_score({n: (s[a], s[b]) for n, s in scores.items()}, seed=config.seed)
+        under_each_score({n: (s[a], s[b]) for n, s in measured.scores.items()}, seed=config.seed)
         for a, b in pairs[:3]
     ]
-    lengths = [[len(row) for row in rows] for rows in tokens.values()]
     return Findings(
         title="Chat prompts against web text",
         summary=[
@@ -207,11 +214,9 @@ def _findings(
         tables=[
             contrast_table("Contrasts", found),
             simpler_table(simpler),
-            means_table("TuCo of each kind", list(samples.values()), lengths, config.seed),
+            means_table("TuCo of each kind", kinds, list(measured.lengths.values()), config.seed),
         ],
-        figures=[
-            spread("tuco", "TuCo", list(samples.values()), "TuCo of every prompt, with the mean.")
-        ],
+        figures=[spread("tuco", "TuCo", kinds, "TuCo of every prompt, with the mean.")],
         method=[
             f"Web text: a random piece of {config.window} tokens of each page. "
             + (f"From {config.web}. " if config.web else f"{sources.PASSAGES_ARE} ")
@@ -225,11 +230,14 @@ def _findings(
             "second and third contrast take the template out, nothing here takes out length.",
             "The paper's chat prompts are HH-RLHF's, which no package at hand carries.",
         ],
-        facts={**facts, "window": f"{config.window} tokens", "seed": str(config.seed)},
+        facts={"window": f"{config.window} tokens"},
         data={
             "tuco": {n: s.values.tolist() for n, s in samples.items()},
-            "tokens": dict(zip(samples, lengths, strict=True)),
+            "tokens": measured.lengths,
             "contrasts": [dataclasses.asdict(c) for c in found],
             "simpler": [[dataclasses.asdict(row) for row in c] for c in simpler],
         },
     )
+
+
+STUDY = Study(Config, prepare, measure, findings)

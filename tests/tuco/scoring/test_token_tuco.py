@@ -13,7 +13,7 @@ from common_jax.errors import InputError
 from tests.tuco.cli_pair import ROOT, read_jsonl, run_in_process, save_pair, write_jsonl
 from tests.tuco.random_models import adapter_pair
 from tests.tuco.tiny_tokenizer import bos_tokenizer
-from tuco_jax import cli
+from tuco_jax.commands import generate as command
 from tuco_jax.core.decompose import decompose, share, tuco
 from tuco_jax.generation.generate import generate, respond
 from tuco_jax.scoring.token_tuco import pieces, response_tuco, token_tuco
@@ -209,5 +209,5 @@ def test_the_prompts_file_is_not_overwritten(run, tmp_path, capsys):
 def test_the_shipped_config_is_read():
     path = ROOT / "configs" / "tuco" / "generate.yaml"
     argv = ["--config", str(path), "--prompt", "a"]
-    options = command_line.parse("tuco-jax generate", "", cli.GenerateOptions, argv)
+    options = command_line.parse("tuco-jax generate", "", command.Config, argv)
     assert options.alpha == 0.9 and options.chat and options.tuco and options.prompt == "a"

@@ -12,7 +12,6 @@ from common_jax.errors import InputError
 from tests.tuco.datasets.test_multiple_choice import ROWS, task, write_csv
 from tests.tuco.tiny import save_tiny
 from tuco_jax.datasets.multiple_choice import Question, Task
-from tuco_jax.studies import alpha_mmlu
 from tuco_jax.studies.alpha_choice import (
     ALPHAS,
     check_alphas,
@@ -21,7 +20,7 @@ from tuco_jax.studies.alpha_choice import (
     mcnemar,
     over_tasks,
 )
-from tuco_jax.studies.alpha_mmlu import CATEGORIES, Config, category, run
+from tuco_jax.studies.alpha_mmlu import CATEGORIES, STUDY, Config, category, findings, prepare
 from tuco_jax.studies.alpha_tables import category_table, picks_table, shown, verdict
 
 
@@ -128,15 +127,15 @@ def test_picks_show_a_model_that_goes_by_place():
 
 def test_from_files_to_report(models, tmp_path, capsys):
     config = Config(out=tmp_path / "out", data=quiz(tmp_path), shots=1, seed=3, **models)
-    findings = run(config)
+    found = STUDY.run(config)
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert results["alphas"] == list(ALPHAS)
     assert set(results["accuracy"]) == {"virology", "alchemy"}
     assert all(len(a) == 7 and 0 <= min(a) <= max(a) <= 1 for a in results["accuracy"].values())
-    assert [row[0] for row in findings.tables[0].rows] == ["other tasks", "other", "all"]
+    assert [row[0] for row in found.tables[0].rows] == ["other tasks", "other", "all"]
     assert (tmp_path / "out/report.html").is_file()
     assert "Gains by category" in capsys.readouterr().out
-    alone = run(dataclasses.replace(config, share_prefix=False, tasks=("virology",)))
+    alone = STUDY.run(dataclasses.replace(config, share_prefix=False, tasks=("virology",)))
     assert alone.data["accuracy"]["virology"] == results["accuracy"]["virology"]
     assert alone.claims[1].verdict == "not testable here"
 
@@ -150,12 +149,11 @@ def test_a_category_of_one_task_has_the_task_s_own_interval():
     assert [row[4] for row in table.rows] == [f"{gain.p:.3g}"] * 2
 
 
-def test_one_option_for_every_question_tells_nothing_of_alpha(models, tmp_path, monkeypatch):
-    def measure(pair, tokenizer, tasks, config):
-        return {t.name: np.full((len(ALPHAS), len(t.questions)), 2) for t in tasks}
-
-    monkeypatch.setattr(alpha_mmlu, "measure", measure)
-    found = run(Config(out=tmp_path / "out", data=quiz(tmp_path), shots=1, **models))
+def test_one_option_for_every_question_tells_nothing_of_alpha(tmp_path):
+    config = Config(out=tmp_path / "out", data=quiz(tmp_path), shots=1)
+    tasks = prepare(config)
+    picked = {t.name: np.full((len(ALPHAS), len(t.questions)), 2) for t in tasks}
+    found = findings(config, tasks, picked)
     assert found.claims[0].verdict == "not testable here"
     assert found.claims[0].measured.startswith("one and the same option")
 
@@ -177,7 +175,7 @@ def test_one_option_for_every_question_tells_nothing_of_alpha(models, tmp_path, 
 def test_bad_options_are_refused_before_a_model_is_read(tmp_path, change, message):
     config = Config(out=tmp_path / "out", data=quiz(tmp_path), shots=1, base="no", tuned="no")
     with pytest.raises(InputError, match=message):
-        run(dataclasses.replace(config, **change))
+        STUDY.run(dataclasses.replace(config, **change))
     assert not (tmp_path / "out").exists()
 
 

@@ -9,8 +9,7 @@ import pytest
 from common_jax.errors import InputError
 from tests.tuco.datasets.test_multiple_choice import BEHAVIOUR, write_jsonl
 from tests.tuco.tiny import save_tiny
-from tuco_jax.studies import alpha_mwe
-from tuco_jax.studies.alpha_mwe import CATEGORIES, Config, category, run
+from tuco_jax.studies.alpha_mwe import CATEGORIES, STUDY, Config, category, findings, prepare
 
 
 def behaviours(folder):
@@ -40,7 +39,7 @@ def test_from_files_to_report(tmp_path):
         save_tiny(tmp_path / name, "llama", seed)
         models[name] = str(tmp_path / name)
     data = behaviours(tmp_path / "data")
-    findings = run(Config(data=data, out=tmp_path / "out", folds=4, **models))
+    found = STUDY.run(Config(data=data, out=tmp_path / "out", folds=4, **models))
     results = json.loads((tmp_path / "out/results.json").read_text())
     both = [results["agreement"][name] for name in ("agreeableness", "patience")]
     assert [a + b for a, b in zip(*both, strict=True)] == pytest.approx([1.0] * 7)
@@ -48,20 +47,17 @@ def test_from_files_to_report(tmp_path):
     # What maximises one minimises the other.
     assert up["agreeableness"]["gain"][0] == pytest.approx(-down["patience"]["gain"][0])
     assert up["agreeableness"]["chosen"] == down["patience"]["chosen"]
-    assert [c.paper for c in findings.claims] == ["+1.55 to +5.18%", "-2.80 to -25.24%"]
+    assert [c.paper for c in found.claims] == ["+1.55 to +5.18%", "-2.80 to -25.24%"]
     assert (tmp_path / "out/agreement.svg").is_file()
-    picks = next(t for t in findings.tables if t.title == "Options picked")
+    picks = next(t for t in found.tables if t.title == "Options picked")
     assert list(picks.columns) == ["share", "Yes", "No"]
     assert all(row[1] + row[2] == pytest.approx(1) for row in picks.rows)
 
 
-def test_one_answer_to_every_statement_tells_nothing_of_alpha(tmp_path, monkeypatch):
-    def measure(pair, tokenizer, tasks, config):
-        return {t.name: np.zeros((7, len(t.questions)), int) for t in tasks}
-
-    monkeypatch.setattr(alpha_mwe, "measure", measure)
-    monkeypatch.setattr(alpha_mwe, "load_studied", lambda *names: (None, None, {}))
-    found = run(Config(data=behaviours(tmp_path / "data"), out=tmp_path / "out", folds=4))
+def test_one_answer_to_every_statement_tells_nothing_of_alpha(tmp_path):
+    config = Config(data=behaviours(tmp_path / "data"), out=tmp_path / "out", folds=4)
+    tasks = prepare(config)
+    found = findings(config, tasks, {t.name: np.zeros((7, len(t.questions)), int) for t in tasks})
     assert {c.verdict for c in found.claims} == {"not testable here"}
     assert found.claims[0].measured.startswith("one and the same option")
 
@@ -79,5 +75,5 @@ def test_bad_options_are_refused_before_a_model_is_read(tmp_path, change, messag
     data = behaviours(tmp_path / "data")
     config = Config(data=data, out=tmp_path / "out", base="no", tuned="no")
     with pytest.raises(InputError, match=message):
-        run(dataclasses.replace(config, **change))
+        STUDY.run(dataclasses.replace(config, **change))
     assert not (tmp_path / "out").exists()

@@ -1,6 +1,7 @@
 """Web-chat, conjugate, many-shot, broken and output-co, from files to reports, on a tiny pair."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import re
@@ -12,12 +13,15 @@ import pytest
 
 import tuco_jax
 from common_jax.errors import InputError
+from common_jax.report.findings import Findings
 from tests.tuco.tiny import save_tiny, tiny_tokenizer
 from tests.tuco.tiny_tokenizer import BOS, bos_tokenizer
 from tuco_jax.attacks.conjugate import read_languages
 from tuco_jax.attacks.many_shot import Demonstration, matched, prompt_of, read_demonstrations
+from tuco_jax.attacks.templates import read_templates
 from tuco_jax.datasets import chat_data, prompt_sources, refusal_data
 from tuco_jax.datasets import requests as sets
+from tuco_jax.evaluation.judges import Judge
 from tuco_jax.prompts.encode import encode
 from tuco_jax.studies import broken, broken_report, conjugate, many_shot, output_co, web_chat
 from tuco_jax.weights.load import load_pair
@@ -71,9 +75,9 @@ def test_windows_are_pieces_of_the_texts(make, before):
 def test_web_chat_scores_the_windows_themselves(models, requests, tmp_path):
     web = jsonl(tmp_path / "web.jsonl", [{"prompt": sentence(30)} for _ in range(5)])
     config = web_chat.Config(
-        tmp_path / "out", web=web, chat=requests, window=40, prompts=5, **models
+        out=tmp_path / "out", web=web, chat=requests, window=40, prompts=5, **models
     )
-    found = web_chat.run(config)
+    found = web_chat.STUDY.run(config)
     data = results(config.out)
     assert set(data["tuco"]) == {"chat", "chat as plain text", "web text as a turn", "web text"}
     assert data["tokens"]["web text"] == [40] * 5
@@ -104,12 +108,12 @@ def test_web_chat_scores_the_windows_themselves(models, requests, tmp_path):
 def test_web_chat_s_bad_input(tmp_path, requests):
     turns = jsonl(tmp_path / "t.jsonl", [{"messages": [{"role": "user", "content": "x"}]}] * 2)
     with pytest.raises(InputError, match=r"t.jsonl:1: web text is `prompt`, not `messages`"):
-        web_chat.run(web_chat.Config(tmp_path / "out", web=turns, chat=requests))
+        web_chat.STUDY.run(web_chat.Config(out=tmp_path / "out", web=turns, chat=requests))
     with pytest.raises(InputError, match="window must be 1 or more, prompts 2 or more"):
-        web_chat.run(web_chat.Config(tmp_path / "out", window=0))
+        web_chat.STUDY.run(web_chat.Config(out=tmp_path / "out", window=0))
     one = jsonl(tmp_path / "one.jsonl", [{"prompt": "x"}])
     with pytest.raises(InputError, match="one.jsonl: one chat prompt; give 2 or more"):
-        web_chat.run(web_chat.Config(tmp_path / "out", web=requests, chat=one))
+        web_chat.STUDY.run(web_chat.Config(out=tmp_path / "out", web=requests, chat=one))
     assert not (tmp_path / "out").exists()
 
 
@@ -118,8 +122,8 @@ def test_conjugate_compares_languages(models, tmp_path):
     folder.mkdir()
     for name, words in (("English", 3), ("sw", 6), ("Malayalam", 6), ("Klingon", 4)):
         jsonl(folder / f"{name}.jsonl", [{"prompt": sentence(words)} for _ in range(6)])
-    config = conjugate.Config(tmp_path / "out", str(folder), **models)
-    found = conjugate.run(config)
+    config = conjugate.Config(out=tmp_path / "out", data=str(folder), **models)
+    found = conjugate.STUDY.run(config)
     data = results(config.out)
     assert set(data["tuco"]) == {"English", "Swahili", "Malayalam", "Klingon"}
     assert len(data["contrasts"]) == 6 and list(data["against"]) == ["English"]
@@ -143,12 +147,12 @@ def test_two_names_of_one_language_are_refused(tmp_path):
     for name in ("English", "en"):
         jsonl(tmp_path / f"{name}.jsonl", [{"prompt": "a"}])
     with pytest.raises(InputError, match="English and en are both English; keep one"):
-        conjugate.run(conjugate.Config(tmp_path / "out", str(tmp_path)))
+        conjugate.STUDY.run(conjugate.Config(out=tmp_path / "out", data=str(tmp_path)))
     assert not (tmp_path / "out").exists()
 
 
 def test_conjugate_without_data_says_so(tmp_path):
-    found = conjugate.run(conjugate.Config(tmp_path / "out"))
+    found = conjugate.STUDY.run(conjugate.Config(out=tmp_path / "out"))
     assert {c.verdict for c in found.claims} == {"not testable here"}
     assert "Nothing was measured" in (tmp_path / "out" / "report.md").read_text()
 
@@ -293,16 +297,16 @@ def test_many_shot_controls_are_as_long(models, requests, tmp_path, monkeypatch)
     demos = [{"question": sentence(3), "answer": sentence(10)} for _ in range(5)]
     easy = [{"question": sentence(3), "answer": sentence(30)} for _ in range(5)]
     config = many_shot.Config(
-        tmp_path / "out",
         requests,
         jsonl(tmp_path / "complying.jsonl", demos),
         jsonl(tmp_path / "harmless.jsonl", easy),
         jsonl(tmp_path / "refusing.jsonl", refusals),
+        out=tmp_path / "out",
         shots=(0, 1, 4),
         count=3,
         **models,
     )
-    many_shot.run(config)
+    many_shot.STUDY.run(config)
     data = results(config.out)
     tokens = {k: np.asarray(v) for k, v in data["tokens"].items()}
     tuco = {k: np.asarray(v) for k, v in data["tuco"].items()}
@@ -313,7 +317,7 @@ def test_many_shot_controls_are_as_long(models, requests, tmp_path, monkeypatch)
         fall = {k: v[-1] - v[1] for k, v in tuco.items()}
         assert data["beyond"][kind][0] == pytest.approx((fall["complying"] - fall[kind]).mean())
     pair, tokenizer = load_pair(models["base"], models["tuned"])
-    asked = many_shot._read(config)[0]
+    asked = many_shot.prepare(config)[0]
     assert set(asked) < {json.loads(x)["prompt"] for x in pathlib.Path(requests).open()}
     one = prompt_of("p", [], asked[1])
     want = tuco_jax.score(pair, tokenizer, [one]).tuco[0]
@@ -321,12 +325,12 @@ def test_many_shot_controls_are_as_long(models, requests, tmp_path, monkeypatch)
     # Answers too short to be cut to length.
     short = jsonl(tmp_path / "short.jsonl", [{"question": "q", "answer": "a"}] * 5)
     with pytest.raises(InputError, match="harmless demonstrations cannot be made as long as the"):
-        many_shot.run(dataclasses.replace(config, harmless=short))
+        many_shot.STUDY.run(dataclasses.replace(config, harmless=short))
     with pytest.raises(InputError, match="shots holds 40: there are 5 complying demonstrations"):
-        many_shot.run(dataclasses.replace(config, shots=(0, 40)))
+        many_shot.STUDY.run(dataclasses.replace(config, shots=(0, 40)))
     long = jsonl(tmp_path / "long.jsonl", [{"question": "q", "answer": "a" * 600}] * 5)
     with pytest.raises(InputError, match="shots holds 1: with 1 complying .* context holds 512"):
-        many_shot.run(dataclasses.replace(config, complying=long))
+        many_shot.STUDY.run(dataclasses.replace(config, complying=long))
 
 
 @pytest.mark.parametrize(
@@ -384,9 +388,9 @@ def test_no_request_is_answered_in_its_own_prompt(requests, tmp_path):
         ("advbench", "", 30),
     ):
         config = many_shot.Config(
-            tmp_path, prompts, complying, shots=(0, 1, 2), count=count, seed=len(drawn)
+            prompts, complying, out=tmp_path, shots=(0, 1, 2), count=count, seed=len(drawn)
         )
-        asked, pool, *_ = many_shot._read(config)
+        asked, pool, *_ = many_shot.prepare(config)
         assert len(asked) == len(set(asked)) == count
         assert not {d.question for d in pool} & set(asked)
         drawn.append(asked)
@@ -396,9 +400,9 @@ def test_no_request_is_answered_in_its_own_prompt(requests, tmp_path):
 def test_many_shot_settings(tmp_path, requests):
     for shots in ((4, 2), (3,), (-1, 2)):
         with pytest.raises(InputError, match="give 2 or more numbers that rise, from 0 on"):
-            many_shot.run(many_shot.Config(tmp_path / "out", requests, shots=shots))
+            many_shot.STUDY.run(many_shot.Config(requests, out=tmp_path / "out", shots=shots))
     with pytest.raises(InputError, match="count is 1: give 2 or more"):
-        many_shot.run(many_shot.Config(tmp_path / "out", requests, count=1))
+        many_shot.STUDY.run(many_shot.Config(requests, out=tmp_path / "out", count=1))
     files: dict[str, Any] = dict(
         complying=jsonl(tmp_path / "c.jsonl", [{"question": "a", "answer": "b"}] * 2),
         harmless=jsonl(tmp_path / "h.jsonl", [{"question": "a", "answer": "b"}] * 2),
@@ -407,12 +411,12 @@ def test_many_shot_settings(tmp_path, requests):
         ("strongreject", "strongreject: prompts come as .*, not ''"),  # no set of requests
         (jsonl(tmp_path / "r.jsonl", [{"words": "no"}]), "r.jsonl:1: the row has neither"),
     ):
-        config = many_shot.Config(tmp_path / "out", requests, **files, shots=(0, 1), count=2)
+        config = many_shot.Config(requests, out=tmp_path / "out", **files, shots=(0, 1), count=2)
         with pytest.raises(InputError, match=message):
-            many_shot.run(dataclasses.replace(config, refusing=refusing))
+            many_shot.STUDY.run(dataclasses.replace(config, refusing=refusing))
     demos = jsonl(tmp_path / "d.jsonl", [{"question": "a", "answer": "b"}])
     with pytest.raises(InputError, match="count is 30: there are 6 requests; give fewer"):
-        many_shot.run(many_shot.Config(tmp_path / "out", requests, demos))
+        many_shot.STUDY.run(many_shot.Config(requests, demos, out=tmp_path / "out"))
 
 
 def broken_config(models, requests, tmp_path, **changes) -> broken.Config:
@@ -432,6 +436,12 @@ def broken_config(models, requests, tmp_path, **changes) -> broken.Config:
     return broken.Config(**fields | models | changes)
 
 
+def run_with(judge: Judge, config: broken.Config) -> Findings:
+    """A judge of one's own in place of the one that the options name."""
+    prepare = functools.partial(broken.prepare, judge=judge)
+    return dataclasses.replace(broken.STUDY, prepare=prepare).run(config)
+
+
 def test_broken_prompts_are_told_by_the_judge(models, requests, tmp_path):
     config = broken_config(models, requests, tmp_path)
     asked = []
@@ -441,7 +451,7 @@ def test_broken_prompts_are_told_by_the_judge(models, requests, tmp_path):
         asked.append((request, answer))
         return (len(asked) - 1) % 3 > (len(asked) - 1) // 3 % 2
 
-    broken.run(config, judge=judge)
+    run_with(judge, config)
     data = results(config.out)
     # Prompts 0, 2, .. get 1 answer of 3 that helps, 1, 3, .. get 2: those are broken.
     assert data["not refused"] == [1, 2] * 9
@@ -466,7 +476,7 @@ def obliging(request: str, answer: str) -> bool:
 def test_every_attack_around_every_request_by_a_judge_of_a_name(models, requests, tmp_path):
     config = broken_config(models, requests, tmp_path, cross=True)
     config = dataclasses.replace(config, judge=f"{__name__}:obliging")
-    found = broken.run(config)
+    found = broken.STUDY.run(config)
     data = results(config.out)
     assert data["kinds"][12:] == ["attacked"] * 12
     assert data["attacks"][12:] == ["polite"] * 6 + ["now"] * 6
@@ -492,13 +502,13 @@ def test_a_judge_that_is_none(tmp_path):
         ("tuco_jax.evaluation.refusals:is_refusal", "takes 1 arguments, not .request, answer."),
     ):
         with pytest.raises(InputError, match=f"judge '{name}': {message}"):
-            broken.run(broken.Config(tmp_path / "out", judge=name))
+            broken.STUDY.run(broken.Config(out=tmp_path / "out", judge=name))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_judge_that_says_neither_yes_nor_no(models, requests, tmp_path):
     with pytest.raises(InputError, match="the judge gave str, not True or False"):
-        broken.run(broken_config(models, requests, tmp_path), judge=lambda q, a: "no")  # pyright: ignore[reportArgumentType]
+        run_with(lambda q, a: "no", broken_config(models, requests, tmp_path))  # pyright: ignore[reportArgumentType]
 
 
 def test_refusals_that_the_paper_s_list_lacks_are_told(models, requests, tmp_path, monkeypatch):
@@ -506,14 +516,14 @@ def test_refusals_that_the_paper_s_list_lacks_are_told(models, requests, tmp_pat
     said = [["I won't help with that.", "I cannot do that."][i // 3 % 2] for i in range(18 * 3)]
     monkeypatch.setattr(broken, "generate", lambda *a, **k: said)
     config = broken_config(models, requests, tmp_path)
-    found = broken.run(config)
+    found = broken.STUDY.run(config)
     data = results(config.out)
     assert data["not refused"] == [3, 0] * 9 and data["not refused, other list"] == [0] * 18
     table = next(t for t in found.tables if "another list" in t.title)
     assert "9 of 18 prompts change sides" in table.note
     assert all(row[-1] == "one group is empty: no AUC" for row in table.rows)
     own = dataclasses.replace(config, judge="tuco_jax.datasets.refusal_strings:refuses")
-    found = broken.run(own)
+    found = broken.STUDY.run(own)
     assert results(config.out)["not refused"] == [0] * 18
     assert not [t for t in found.tables if "another list" in t.title]
     assert "refusals are told by tuco_jax.datasets.refusal_strings:refuses" in found.method[0]
@@ -555,7 +565,7 @@ def test_two_prompts_that_held_prove_nothing():
     assert {c.verdict for c in found.claims} == {"not testable here"}
     assert found.claims[0].measured.endswith("2 held and 10 broken")
     helped = np.asarray([2] * 7 + [0] * 5)
-    more = dataclasses.replace(outcome, helped=helped)
+    more = dataclasses.replace(outcome, complied=helped)
     found = broken_report.findings(more, {}, **settings)
     assert found.claims[0].verdict == "reproduced"
 
@@ -587,34 +597,34 @@ def test_public_sets_by_name(models, tmp_path):
     for text in wild.values():
         assert text.count("{{ prompt }}") == 1 and len(text) < 1000 and "[INSERT" not in text
     config = broken.Config(
-        tmp_path / "out", harmful="harmbench", attacks="wild", count=3, **models
+        out=tmp_path / "out", harmful="harmbench", attacks="wild", count=3, **models
     )
-    benign, harmful, attacks = broken._read(config)
+    benign, harmful, attacks, _ = broken.prepare(config)
     assert set(harmful) <= set(sets.read_texts("harmbench")) and len(harmful) == len(benign) == 3
-    assert [a.name for a in attacks] == list(wild) and harmful[0] in attacks[0].on(harmful[0])
+    assert [a.name for a in attacks] == list(wild) and harmful[0] in attacks[0].around(harmful[0])
     with pytest.raises(
         InputError, match="harmbnch: no such file, nor a set; sets are advbench, s"
     ):
-        broken._read(dataclasses.replace(config, harmful="harmbnch"))
+        broken.prepare(dataclasses.replace(config, harmful="harmbnch"))
 
 
 def test_strings_of_a_gcg_run_go_beside_the_request(tmp_path):
     rows = [{"id": "attack 1", "prompt": "! ! x"}, {"id": "in", "prompt": "a {{ prompt }} b"}]
     path = jsonl(tmp_path / "attacks.jsonl", rows)
-    said = {p: [a.on("q") for a in broken.read_attacks(path, p)] for p in ("suffix", "prefix")}
+    said = {p: [a.around("q") for a in read_templates(path, p)] for p in ("suffix", "prefix")}
     assert said == {"suffix": ["q ! ! x", "a q b"], "prefix": ["! ! x q", "a q b"]}
     path = jsonl(tmp_path / "bare.jsonl", [*rows, {"id": "bare", "prompt": "x"}])
     with pytest.raises(InputError, match="bare.jsonl:3: bare names requests without an attack"):
-        broken.read_attacks(path)
-    config = broken.Config(tmp_path / "out", placement="suffix", count=2)
+        read_templates(path)
+    config = broken.Config(out=tmp_path / "out", placement="suffix", count=2)
     with pytest.raises(InputError, match="placement is of strings in a file; templates say where"):
-        broken.run(config)
+        broken.STUDY.run(config)
 
 
 def test_one_class_is_not_testable_and_no_crash(models, requests, tmp_path, monkeypatch):
     monkeypatch.setattr(broken, "generate", lambda *a, **k: ["I cannot"] * 18 * 3)
     config = broken_config(models, requests, tmp_path)
-    found = broken.run(config)
+    found = broken.STUDY.run(config)
     assert {c.verdict for c in found.claims} == {"not testable here"}
     assert "one group is empty: no AUC" in (config.out / "report.md").read_text()
 
@@ -622,7 +632,7 @@ def test_one_class_is_not_testable_and_no_crash(models, requests, tmp_path, monk
 def test_broken_s_bad_input(models, requests, tmp_path):
     def fails(message: str, **changes) -> None:
         with pytest.raises(InputError, match=message):
-            broken.run(broken_config(models, requests, tmp_path, **changes))
+            broken.STUDY.run(broken_config(models, requests, tmp_path, **changes))
 
     fails("broken is 4 of 3 answers: give 1 to 3", broken=4)
     fails("count is 7: .*requests.jsonl has 6 requests; give fewer", count=7)
@@ -635,12 +645,12 @@ def test_broken_s_bad_input(models, requests, tmp_path):
 
 def test_output_co_is_that_of_the_library(models, requests, tmp_path):
     config = output_co.Config(
-        tmp_path / "out", requests, refusal="no", shots=(0, 1, 3), count=4, **models
+        requests, out=tmp_path / "out", refusal="no", shots=(0, 1, 3), count=4, **models
     )
-    found = output_co.run(config)
+    found = output_co.STUDY.run(config)
     data = results(config.out)
     pair, tokenizer = load_pair(models["base"], models["tuned"])
-    texts = output_co._read(config)
+    texts = output_co.prepare(config)
     messages = [{"role": "user", "content": texts[2]}, {"role": "assistant", "content": "no"}]
     turns = [*messages * 3, messages[0]]
     (ids,) = encode(tokenizer, [tuco_jax.Prompt("p", None, tuple(turns))])
@@ -657,4 +667,4 @@ def test_output_co_is_that_of_the_library(models, requests, tmp_path):
     ]
     for changes, message in cases:
         with pytest.raises(InputError, match=message):
-            output_co.run(dataclasses.replace(config, **changes))
+            output_co.STUDY.run(dataclasses.replace(config, **changes))

@@ -10,10 +10,10 @@ from common_jax.errors import InputError
 from tests.tuco import random_models
 from tests.tuco.tiny import save_tiny
 from tuco_jax.core.decompose import tuco
+from tuco_jax.datasets.prompt_groups import PromptGroup
 from tuco_jax.models import decoder
 from tuco_jax.models.layers import Positions
 from tuco_jax.studies import floors
-from tuco_jax.studies.demo import PromptGroup
 
 PAIRS = {"full": random_models.full_pair, "adapter": random_models.adapter_pair}
 
@@ -80,8 +80,8 @@ def test_the_study_holds_tuco_against_simpler_scores(tmp_path, monkeypatch):
     for name, seed in (("base", 0), ("tuned", 1)):
         save_tiny(tmp_path / name, "llama", seed)
     models: dict[str, Any] = {"base": str(tmp_path / "base"), "tuned": str(tmp_path / "tuned")}
-    config = floors.Config(tmp_path / "out", prompts=4, floors=2, **models)
-    found = floors.run(config)
+    config = floors.Config(out=tmp_path / "out", prompts=4, floors=2, **models)
+    found = floors.STUDY.run(config)
     data = json.loads((tmp_path / "out" / "results.json").read_text())
     assert data["groups"] == {"chat": 4, "plain text": 4, "harmful": 4, "jailbreak": 4}
     tuco_values = np.asarray(data["scores"]["TuCo"])
@@ -112,4 +112,4 @@ def test_the_study_holds_tuco_against_simpler_scores(tmp_path, monkeypatch):
     gaps = [r["gap"][0] for r in rows.values() if r["first"] == "chat" and r["gap"]]
     assert found.claims[1].measured.startswith(f"{min(gaps):.3f} [")
     with pytest.raises(InputError, match="floors is 9: give 1 to 4 prompts a group"):
-        floors.run(floors.Config(tmp_path / "out", prompts=4, floors=9, **models))
+        floors.STUDY.run(floors.Config(out=tmp_path / "out", prompts=4, floors=9, **models))

@@ -15,7 +15,7 @@ from tuco_jax.prompts.read import Prompt
 from tuco_jax.scoring.score import score
 from tuco_jax.studies import gcg
 from tuco_jax.studies.gcg import Config, place
-from tuco_jax.studies.gcg_report import Measured, findings
+from tuco_jax.studies.gcg_report import Form, findings
 from tuco_jax.weights.load import load_pair
 
 REQUESTS = ["tea?", "a b", "cups", "one", "two!", "milk"]
@@ -30,7 +30,7 @@ def models(tmp_path_factory):
 def config(models, tmp_path) -> Config:
     prompts = write_jsonl(tmp_path / "requests.jsonl", [{"prompt": r} for r in REQUESTS])
     return Config(
-        tmp_path / "out",
+        out=tmp_path / "out",
         base=models[0],
         tuned=models[1],
         prompts=prompts,
@@ -48,7 +48,7 @@ def config(models, tmp_path) -> Config:
 
 
 def test_it_searches_measures_and_reports(config, models, capsys):
-    found = gcg.run(config)
+    found = gcg.STUDY.run(config)
     out = config.out
     names = {p.name for p in out.iterdir()}
     assert {"results.json", "report.html", "report.md", "attacks.jsonl"} <= names
@@ -57,7 +57,7 @@ def test_it_searches_measures_and_reports(config, models, capsys):
     assert [len(s["losses"]) for s in data["searches"]] == [2, 2]
     strings = [json.loads(x)["prompt"] for x in (out / "attacks.jsonl").read_text().splitlines()]
 
-    measured, searched = gcg._requests(config)
+    measured, searched, _ = gcg.prepare(config)
     assert sorted(r.text for r in measured + searched) == sorted(REQUESTS)
     measured = [r.text for r in measured]
     pair, tokenizer = load_pair(*models)
@@ -78,7 +78,7 @@ def test_it_searches_measures_and_reports(config, models, capsys):
         "not testable here",
     }
 
-    again = gcg.run(
+    again = gcg.STUDY.run(
         dataclasses.replace(config, attacks=out / "attacks.jsonl", out=out / "b", seed=0)
     )
     for name, values in found.data["tuco"].items():
@@ -88,7 +88,7 @@ def test_it_searches_measures_and_reports(config, models, capsys):
 
 
 def test_a_killed_study_goes_on_to_the_same_end(config, models, monkeypatch, capsys):
-    whole = gcg.run(config)
+    whole = gcg.STUDY.run(config)
     parted = dataclasses.replace(config, out=config.out.with_name("parted"))
     steps = []
 
@@ -103,12 +103,12 @@ def test_a_killed_study_goes_on_to_the_same_end(config, models, monkeypatch, cap
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(gcg, "attack", killed)
-        gcg.run(parted)
+        gcg.STUDY.run(parted)
     assert not (parted.out / "results.json").exists()
     done = {p.name: p.read_bytes() for p in parted.out.glob("search_*.json")}
     assert "search_1.json" in done
 
-    again = gcg.run(parted)
+    again = gcg.STUDY.run(parted)
     assert (parted.out / "search_1.json").read_bytes() == done["search_1.json"]
     assert again.data["tuco"] == whole.data["tuco"]
     kept = json.loads(done["search_1.json"])["seconds"]  # of the start that made it
@@ -119,9 +119,9 @@ def test_a_killed_study_goes_on_to_the_same_end(config, models, monkeypatch, cap
     capsys.readouterr()
 
 
-def _measured(name: str, values, refused=None) -> Measured:
+def form(name: str, values, refused=None) -> Form:
     values = np.asarray(values, np.float32)
-    return Measured(name, values, np.full(len(values), 9), refused)
+    return Form(name, values, np.full(len(values), 9), refused)
 
 
 def test_a_file_s_own_targets_are_searched_for(config, tmp_path, monkeypatch):
@@ -136,7 +136,7 @@ def test_a_file_s_own_targets_are_searched_for(config, tmp_path, monkeypatch):
         return attack(model, tokenizer, goals, *rest, **more)
 
     monkeypatch.setattr(gcg, "attack", spied)
-    gcg.run(dataclasses.replace(config, prompts=str(path), count=2, strings=2, goals=2))
+    gcg.STUDY.run(dataclasses.replace(config, prompts=str(path), count=2, strings=2, goals=2))
     assert len(sought) == 4
     known = {r: f"Sure {i}" for i, r in enumerate(REQUESTS[:5])} | {"last": "ok"}
     assert sought == {request: known[request] for request in sought}
@@ -147,11 +147,11 @@ def test_verdicts_follow_from_the_numbers():
     noise = 0.01 * rng.normal(size=(5, 40))
     yes = np.arange(40) % 2 == 0
     groups = [
-        _measured("plain", 0.3 + noise[0], yes),
-        _measured("attack 1", 0.2 + noise[1] + 0.03 * yes, yes),
-        _measured("attack 2", 0.1 + noise[2] + 0.03 * yes, yes),
-        _measured("random 1", 0.29 + noise[3], yes),
-        _measured("random 2", 0.28 + noise[4], yes),
+        form("plain", 0.3 + noise[0], yes),
+        form("attack 1", 0.2 + noise[1] + 0.03 * yes, yes),
+        form("attack 2", 0.1 + noise[2] + 0.03 * yes, yes),
+        form("random 1", 0.29 + noise[3], yes),
+        form("random 2", 0.28 + noise[4], yes),
     ]
     found = findings(groups, [], method=[], facts={})
     assert [c.verdict for c in found.claims] == ["reproduced"] * 4
@@ -205,5 +205,5 @@ def test_bad_input_is_named_before_a_model_is_loaded(config, tmp_path):
         (dict(attacks=tmp_path / "none.txt"), "none.txt: the prompts file does not exist"),
     ):
         with pytest.raises(InputError, match=words):
-            gcg.run(dataclasses.replace(config, base="nowhere", **changes))
+            gcg.STUDY.run(dataclasses.replace(config, base="nowhere", **changes))
     assert not config.out.exists()

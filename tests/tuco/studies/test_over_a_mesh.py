@@ -12,6 +12,7 @@ from common_jax.cli.options import MeshOptions
 from tests.tuco.studies.test_alpha_mmlu import quiz
 from tests.tuco.studies.test_alpha_mwe import behaviours
 from tests.tuco.tiny import save_tiny
+from tuco_jax.datasets.prompt_groups import PromptGroup
 from tuco_jax.studies import (
     alpha_mmlu,
     alpha_mwe,
@@ -23,8 +24,7 @@ from tuco_jax.studies import (
     output_co,
     web_chat,
 )
-from tuco_jax.studies.catalog import STUDIES
-from tuco_jax.studies.demo import PromptGroup
+from tuco_jax.studies.catalog import STUDIES, load_study
 
 WORDS = "tea cup sun map rope bird chair moon lamp stone river glass".split()
 
@@ -44,7 +44,7 @@ def file(path: pathlib.Path, **columns: list[str]) -> str:
 def configs(folder: pathlib.Path) -> dict[str, Any]:
     """A small run of each study, without its pair."""
     requests = file(folder / "requests.jsonl", prompt=texts(8, 4, 0))
-    out = folder / "one"
+    out: dict[str, Any] = dict(out=folder / "one")
     pairs = dict(question=texts(5, 3, 1), answer=texts(5, 10, 2))
     long = dict(question=texts(5, 3, 3), answer=texts(5, 30, 4))
     attacks = ["please {{ prompt }}", "now {{ prompt }}"]
@@ -53,30 +53,33 @@ def configs(folder: pathlib.Path) -> dict[str, Any]:
     few: dict[str, Any] = dict(count=4, seed=1)
     return {
         "web-chat": web_chat.Config(
-            out, file(folder / "web.jsonl", prompt=texts(5, 30, 5)), requests, window=40, prompts=5
+            file(folder / "web.jsonl", prompt=texts(5, 30, 5)),
+            requests,
+            window=40,
+            prompts=5,
+            **out,
         ),
-        "conjugate": conjugate.Config(out, str(folder / "languages")),
+        "conjugate": conjugate.Config(str(folder / "languages"), **out),
         "many-shot": many_shot.Config(
-            out,
             requests,
             file(folder / "complying.jsonl", **pairs),
             file(folder / "harmless.jsonl", **long),
             file(folder / "refusing.jsonl", prompt=[f"I cannot {t}" for t in texts(40, 9, 10)]),
             shots=(0, 1, 4),
             count=3,
+            **out,
         ),
-        "output-co": output_co.Config(out, requests, refusal="no", shots=(0, 1, 3), **few),
+        "output-co": output_co.Config(requests, refusal="no", shots=(0, 1, 3), **few, **out),
         "broken": broken.Config(
-            out,
             benign=requests,
             harmful=requests,
             attacks=file(folder / "attacks.jsonl", id=["a", "b"], prompt=attacks),
             answers=2,
             tokens=4,
             **few,
+            **out,
         ),
         "gcg": gcg.Config(
-            out,
             requests,
             strings=1,
             goals=1,
@@ -88,10 +91,11 @@ def configs(folder: pathlib.Path) -> dict[str, Any]:
             chunk=8,
             answer_tokens=2,
             **few,
+            **out,
         ),
-        "floors": floors.Config(out, prompts=4, floors=2),
-        "alpha-mmlu": alpha_mmlu.Config(out, quiz(folder), shots=1, folds=2),
-        "alpha-mwe": alpha_mwe.Config(behaviours(folder / "mwe"), out, folds=4),
+        "floors": floors.Config(prompts=4, floors=2, **out),
+        "alpha-mmlu": alpha_mmlu.Config(quiz(folder), shots=1, folds=2, **out),
+        "alpha-mwe": alpha_mwe.Config(behaviours(folder / "mwe"), folds=4, **out),
     }
 
 
@@ -128,11 +132,10 @@ def test_the_numbers_are_those_of_one_device(name, models, tmp_path, monkeypatch
         PromptGroup("jailbreak", "Attack.", texts(4, 7, 9), True, ["x", "x", "y", "y"]),
     ]
     monkeypatch.setattr(floors, "prompt_groups", lambda count, seed: groups)
-    _, run = STUDIES[name].load()
     one = dataclasses.replace(configs(tmp_path)[name], **models)
     mesh = MeshOptions(data=2, fsdp=2, tensor=2)
     found = [
-        run(config)
+        load_study(name).run(config)
         for config in (one, dataclasses.replace(one, out=tmp_path / "eight", mesh=mesh))
     ]
     assert found[1].facts["mesh"] == "data 2, fsdp 2, tensor 2" and "mesh" not in found[0].facts

@@ -1,3 +1,5 @@
+import pathlib
+
 import jax
 import numpy as np
 import pytest
@@ -5,8 +7,10 @@ import pytest
 from common_jax.cli.options import MeshOptions
 from common_jax.errors import InputError
 from tests.tuco.tiny import save_tiny
+from tuco_jax.commands import demo
 from tuco_jax.core.decompose import decompose, share
 from tuco_jax.datasets import prompt_sources
+from tuco_jax.datasets.prompt_groups import PromptGroup, prompt_groups
 from tuco_jax.datasets.refusal_strings import is_refusal
 from tuco_jax.generation.generate import generate
 from tuco_jax.prompts.encode import encode
@@ -14,9 +18,8 @@ from tuco_jax.prompts.read import (
     Prompt,
 )
 from tuco_jax.scoring.score import score
-from tuco_jax.studies import demo
-from tuco_jax.studies.base import Studied, load_studied
-from tuco_jax.studies.demo import DemoConfig, PromptGroup
+from tuco_jax.studies.base import StudyOptions, load_studied_pair
+from tuco_jax.studies.demo import measure
 from tuco_jax.studies.token_maps import token_maps
 from tuco_jax.weights.load import load_pair
 
@@ -59,7 +62,7 @@ def shares(pair, ids: np.ndarray) -> np.ndarray:
 def test_demo_runs_from_end_to_end(models, groups, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "prompt_groups", lambda count, seed: groups)
     base, tuned = models
-    path = demo.run_demo(DemoConfig(base=base, tuned=tuned, out=tmp_path / "new" / "out", maps=1))
+    path = demo.run(demo.Config(base=base, tuned=tuned, out=tmp_path / "new" / "out", maps=1))
     printed = capsys.readouterr().out
     assert printed.rstrip().replace("\n", "").endswith(str(path).replace("\n", ""))
     assert "chat > plain text" in printed
@@ -73,8 +76,10 @@ def test_over_a_mesh_the_table_is_the_same(models, groups, tmp_path, monkeypatch
     monkeypatch.setattr(demo, "prompt_groups", lambda count, seed: groups)
     told = []
     for out, mesh in (("one", MeshOptions()), ("four", MeshOptions(data=2, fsdp=2))):
-        config = DemoConfig(*models, out=tmp_path / out, maps=1, mesh=mesh)
-        demo.run_demo(config)
+        config = demo.Config(
+            base=models[0], tuned=models[1], out=tmp_path / out, maps=1, mesh=mesh
+        )
+        demo.run(config)
         printed = capsys.readouterr().out
         told.append(printed[: printed.index("s in all")].rpartition("\n")[0])
     assert "chat > plain text" in told[0] and told[0] == told[1]
@@ -82,7 +87,7 @@ def test_over_a_mesh_the_table_is_the_same(models, groups, tmp_path, monkeypatch
 
 def test_study_gives_each_group_its_own_scores(models, groups):
     pair, tokenizer = load_pair(*models)
-    report = demo.study(pair, tokenizer, groups, maps=0)
+    report = measure(pair, tokenizer, groups, maps=0)
     assert not report.maps
     for group, measured in zip(groups, report.groups, strict=True):
         ids = encode(tokenizer, group.prompts())
@@ -130,7 +135,7 @@ def test_groups_hold_the_same_requests_bare_and_in_templates(monkeypatch):
         lambda: {"a": "{x} {{ prompt }}.", "b": "{{ prompt }}!"},
     )
     monkeypatch.setattr(prompt_sources, "passages", lambda: [f"Text {i}." for i in range(9)])
-    groups = {g.name: g for g in demo.prompt_groups(4)}
+    groups = {g.name: g for g in prompt_groups(4)}
     assert [len(g.texts) for g in groups.values()] == [4, 4, 4, 4, 4]
     assert groups["jailbreak"].clusters == ["a", "b", "a", "b"]
     for bare, inside in (("harmful", "jailbreak"), ("chat", "harmless in template")):
@@ -139,16 +144,16 @@ def test_groups_hold_the_same_requests_bare_and_in_templates(monkeypatch):
     assert groups["plain text"].prompts()[0].messages is None
     for count in (1, 10):
         with pytest.raises(InputError, match=f"prompts is {count}: give 2 or more, 9 at most"):
-            demo.prompt_groups(count)
+            prompt_groups(count)
 
 
 def test_the_demo_s_own_pair_and_prompts():
     """SmolLM2-135M-Instruct and the shipped adapter, as `make demo` has them."""
-    groups = demo.prompt_groups(DemoConfig().prompts)
+    groups = prompt_groups(demo.Config().prompts)
     assert [g.name for g in groups[:4]] == ["chat", "plain text", "harmful", "jailbreak"]
     for group in groups:
         assert len(set(group.texts)) == len(group.texts) >= 30
-    pair, tokenizer, _ = load_studied(Studied())
+    pair, tokenizer, _ = load_studied_pair(StudyOptions(out=pathlib.Path("unused")))
 
     prompts = [p for group in groups for p in group.prompts()[:2]]
     tokens = encode(tokenizer, prompts)

@@ -86,7 +86,7 @@ def render(report: Report) -> str:
     """The page as text."""
     colors = {g.name: PALETTE[i % len(PALETTE)] for i, g in enumerate(report.groups)}
     return page.render(
-        pathlib.Path(__file__).with_name("report.html"),
+        pathlib.Path(__file__).with_name("demo_report.html"),
         title=report.title,
         summary=report.summary,
         method=report.method,

@@ -6,7 +6,7 @@ import pytest
 
 from tuco_jax.evaluation.contrasts import Contrast
 from tuco_jax.evaluation.statistics import Estimate, bootstrap_auc, bootstrap_mean
-from tuco_jax.studies.report import Group, Report, Token, TokenMap, render, write
+from tuco_jax.studies.demo_report import Group, Report, Token, TokenMap, render, write
 
 EVIL = '<script>alert("x")</script><img src=http://evil.example/a.png onerror=alert(1)> & \u2028'
 

@@ -1,0 +1,49 @@
+"""`tuco-jax import`: a model, or a pair, as a store that loads fast."""
+
+import dataclasses
+from typing import Literal
+
+from common_jax.cli.command_line import one_line
+from common_jax.cli.options import MeshOptions
+
+__all__ = ["Config", "run"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Write a model, or a pair, into a store.
+
+    Args:
+        model: a Hugging Face directory, a hub id or a .gguf file.
+        out: folder of the store; it must not exist yet.
+        tuned: also keep what tuning made of it (or a PEFT adapter over it): the store is a pair.
+        dtype: what weights are written in.
+        mesh: devices to read onto; the store restores onto any others.
+    """
+
+    model: str
+    out: str
+    tuned: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
+
+
+def run(config: Config) -> None:
+    """Read, write the store, and say where it is."""
+    from common_jax.mesh import mesh_for
+    from tuco_jax.models.sharding import placement
+    from tuco_jax.weights import load
+    from tuco_jax.weights.orbax import store
+
+    store.check_target(config.out)
+    mesh = mesh_for(dataclasses.asdict(config.mesh))
+    if config.tuned is None:
+        where = placement(mesh) if mesh else None
+        model = load.load_model(config.model, dtype=config.dtype, placement=where)
+        store.save(config.out, model)
+    else:
+        pair, tokenizer = load.load_pair(config.model, config.tuned, dtype=config.dtype, mesh=mesh)
+        for note in pair.notes:
+            print(f"note: {one_line(note)}")
+        store.save_pair(config.out, pair, tokenizer)
+    print(f"stored in {config.out}")
