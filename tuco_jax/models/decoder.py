@@ -25,9 +25,9 @@ from tuco_jax.models.layers import (
     Positions,
     layer_infos,
     make_norm,
-    softcap,
     whole_block,
 )
+from tuco_jax.models.numerics import softcap
 from tuco_jax.models.sharding import constrain
 
 __all__ = [
@@ -99,7 +99,7 @@ def embed(
     if config.embed_scale != 1:
         x *= config.embed_scale
     if "positions" in params:
-        x += params["positions"]["table"][jnp.maximum(positions.index, 0)]
+        x += params["positions"]["table"][jnp.maximum(positions.index, 0)].astype(jnp.float32)
     return x
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.tuco import random_models as rm
+from tuco_jax.models.attention import _query_parts
 from tuco_jax.models.layers import (
     Positions,
-    _query_parts,
     block_delta,
     block_keys_values,
     layer_infos,
