@@ -9,8 +9,7 @@ Legend: B batch, T tokens, D residual width, L layers.
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,6 @@ from tuco_jax.core.decompose import (
     finish,
     stacked_layers,
 )
-from tuco_jax.core.programs import program
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.decoder import Params
 from tuco_jax.models.pair import Pair
@@ -42,10 +40,8 @@ class ByLayer:
     def __init__(self, pair: Pair, norm: int = 1) -> None:
         self._layers = split(stacked_layers(pair))
         self._outside = outside(pair)
-        configs = pair.base_config, pair.tuned_config
-        self._middle = functools.partial(advance, configs, full=True, norm=norm)
-        self._last = functools.partial(_end, configs, norm)
-        self._programs: dict[tuple[int, ...], tuple[Callable[..., Any], ...]] = {}
+        self._configs = pair.base_config, pair.tuned_config
+        self._norm = norm
 
     @staticmethod
     def fits(pair: Pair) -> bool:
@@ -56,29 +52,20 @@ class ByLayer:
 
     def __call__(self, tokens: np.ndarray, mask: np.ndarray) -> Result:
         """Scores of tokens [B, T] int32, mask [B, T] bool; returns before they are computed."""
-        if tokens.shape not in self._programs:
-            self._programs[tokens.shape] = self._compile(tokens, mask)
-        start, middle, last = self._programs[tokens.shape]
-        carry, places = start(self._outside, tokens, mask)
+        carry, places = _begin(self._outside, tokens, mask)
         betas = []
         for layer in self._layers[:-1]:
-            carry, beta = middle(carry, layer, places)
+            carry, beta = _middle(self._configs, carry, layer, places, norm=self._norm)
             betas.append(beta)
-        return last(carry, self._layers[-1], places, betas)
-
-    def _compile(self, tokens: np.ndarray, mask: np.ndarray) -> tuple[Callable[..., Any], ...]:
-        """The programs of one shape: before the layers, of a layer, of the last and the end."""
-        start = program(begin, self._outside, tokens, mask)
-        carry, places = start(self._outside, tokens, mask)
-        betas = [np.zeros(len(tokens), np.float32)] * (len(self._layers) - 1)
-        return (
-            start,
-            program(self._middle, carry, self._layers[0], places),
-            program(self._last, carry, self._layers[-1], places, betas),
-        )
+        return _last(self._configs, self._norm, carry, self._layers[-1], places, betas)
 
 
-def _end(
+_begin = jax.jit(begin)
+_middle = jax.jit(functools.partial(advance, full=True), static_argnums=0, static_argnames="norm")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _last(
     configs: tuple[ModelConfig, ModelConfig],
     norm: int,
     carry: Carry,
