@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from common_jax.cli.command_line import Command, run
+from reward_jax.studies.catalog import STUDIES
 
 __all__ = ["COMMANDS", "main"]
 
@@ -54,28 +55,15 @@ def _report() -> _Loaded:
     return ReportConfig, run_report
 
 
-def _study() -> _Loaded:
-    from reward_jax.studies.maze import MazeStudyConfig, run_maze_study
-
-    return MazeStudyConfig, run_maze_study
-
-
-def _demo() -> _Loaded:
-    from reward_jax.studies.demo import DemoConfig, run_demo
-
-    return DemoConfig, run_demo
-
-
 COMMANDS = {
-    "data": Command("record walks in a maze: of a base, or of an expert", _data),
+    "data": Command("record data of a task: of a base, or of an expert", _data),
     "train": Command("train a diffusion model on recorded trajectories", _train),
     "extract": Command("learn the reward of an expert model relative to its base", _extract),
     "heatmap": Command("draw where a reward is high, and its peak against the goal", _heatmap),
     "steer": Command("plan with the base, steered by a reward, and execute", _steer),
     "sweep": Command("guidance scales and stop steps, all in one compiled call", _sweep),
     "report": Command("one HTML page of a base, an expert and their reward", _report),
-    "study": Command("four mazes, eight goals each: a reward and a map for every goal", _study),
-    "demo": Command("extract a reward from the shipped models and write a report", _demo),
+    **STUDIES,
 }
 
 

@@ -16,22 +16,20 @@ from common_jax.report import page
 from common_jax.report.figures import PALETTE, draw
 from common_jax.run import note_run, read_metrics
 from reward_jax.commands.extract import read_diagnostics
-from reward_jax.commands.steer import Ends, draw_plans, ends, goal_of, plan, positions, starts_in
-from reward_jax.commands.train import window_source
-from reward_jax.data.files import read_episodes
 from reward_jax.data.hdf5 import EpisodeEnds
-from reward_jax.data.trajectory.checkpoint import (
+from reward_jax.data.trajectory.checkpoint import load_guide, load_model
+from reward_jax.data.trajectory.space import (
     TrajectoryGuide,
     TrajectoryModel,
     check_same_space,
-    check_same_terms,
-    load_guide,
-    load_model,
+    check_steers,
 )
-from reward_jax.diffusion.sources import Strided
+from reward_jax.planning.fit import window_source
+from reward_jax.planning.plan import plan, planner, score_windows
 from reward_jax.reward.extract import RelativeReward
-from reward_jax.tasks.maze.heatmap import HeatMap, draw_map, heat_map, score_windows
-from reward_jax.tasks.maze.mazes import Maze, draw_maze
+from reward_jax.tasks.base import Outcome, Task
+from reward_jax.tasks.find import read, task_of
+from reward_jax.tasks.plane import HeatMap, Peak, draw_map
 
 __all__ = ["ReportConfig", "run_report"]
 
@@ -53,7 +51,7 @@ class ReportConfig:
         scale: guidance scale.
         plans: steered plans.
         windows: trajectories that make the heat map.
-        bins: of the heat map, to the side of a cell.
+        bins: of the heat map, to the side of a cell (of the task's plane).
         seed: of starts, noise and choices.
     """
 
@@ -71,28 +69,29 @@ class ReportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Found:
-    """What the page shows; positions in metres."""
+class _Maps:
+    """Of a world that has a plane. chain: one plan's steered denoising, [T + 1, H, 2]."""
 
-    maze: Maze
-    goal: np.ndarray
-    base_walks: np.ndarray
-    expert_plans: np.ndarray
-    chain: np.ndarray
     map: HeatMap
+    peak: Peak
     seed_peaks: np.ndarray
-    plans: dict[str, np.ndarray]
-    ends: dict[str, Ends]
+    chain: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """What the page shows. outcomes: by what was steered; maps: None without a plane."""
+
+    task: Task
+    goal: Any
+    recorded: np.ndarray
+    outcomes: dict[str, Outcome]
+    maps: _Maps | None
     metrics: list[dict[str, float]]
     diagnostics: dict[str, Any]
 
-    @property
-    def away(self) -> float:
-        return float(np.linalg.norm(self.map.peak - self.goal))
 
-    @property
-    def in_cell(self) -> bool:
-        return bool((self.maze.cell_of(self.map.peak) == self.maze.cell_of(self.goal)).all())
+_PLANNERS = ("base, unsteered", "base, steered by the reward", "expert")
 
 
 def run_report(config: ReportConfig) -> pathlib.Path:
@@ -104,89 +103,93 @@ def run_report(config: ReportConfig) -> pathlib.Path:
     guide = load_guide(config.reward)
     if not isinstance(guide.guide, RelativeReward):
         raise InputError(f"{config.reward}: holds a discriminator; a reward is wanted")
-    check_same_terms("base and reward", base, guide)
+    check_steers("base and reward", base, guide)
     check_same_space("base and expert", base.space, expert.space)
-    goal_of(guide.space)  # before anything is written
-    kept = read_diagnostics(config.reward), read_metrics(config.reward)
-    source = window_source(read_episodes(config.data, ends=config.ends), base.space)
+    about = guide.space.about
+    task = task_of(about)
+    goal = task.goal(about.get("goal"))  # before anything is written
+    noted = read_metrics(config.reward), read_diagnostics(config.reward)
+    source = window_source(read(config.data, ends=config.ends), base.space)
     note_run(config.out, dataclasses.asdict(config))
-    found = _measure(config, base, expert, guide, source, *kept)
+    rows = np.asarray(source.sample(jax.random.key(config.seed), config.windows))
+    starts, key = task.starts(config.plans, config.seed), jax.random.key(config.seed + 1)
+    steering: dict[str, Any] = dict(reward=guide.guide, scale=config.scale)
+    planners = planner(base), planner(base, **steering), planner(expert)
+    outcomes = {
+        name: task.execute(one, starts, key=key, goal=goal)
+        for name, one in zip(_PLANNERS, planners, strict=True)
+    }
+    maps = _maps(config, task, goal, base, guide, rows, starts)
+    recorded = task.recorded(base.space.plans(rows[:_SHOWN]).observations)
+    found = _Found(task, goal, recorded, outcomes, maps, *noted)
     path = config.out / "report.html"
     with atomic(path) as temporary:
         temporary.write_text(_render(config, base, guide, found), "utf-8")
-    peak, goal = found.map.peak, found.goal
-    print(
-        f"peak at ({peak[0]:.2f}, {peak[1]:.2f}), goal at ({goal[0]:.2f}, {goal[1]:.2f}): "
-        f"{found.away:.2f} m apart, {'the same cell' if found.in_cell else 'another cell'}"
-    )
-    for name, e in found.ends.items():
-        print(f"{name}: {e.planned:.2f} of plans end at the goal, {e.executed:.2f} when executed")
+    if maps:
+        print(maps.peak)
+    for name, outcome in outcomes.items():
+        print(f"{name}: {task.summarise(outcome.means())}")
     print(f"report: {path.resolve()}")
     return path
 
 
-def _measure(
+def _maps(
     config: ReportConfig,
+    task: Task,
+    goal: Any,
     base: TrajectoryModel,
-    expert: TrajectoryModel,
     guide: TrajectoryGuide,
-    source: Strided,
-    diagnostics: dict[str, Any],
-    metrics: list[dict[str, float]],
-) -> _Found:
-    layout, goal = goal_of(guide.space)
-    space, reward = base.space, guide.guide
+    rows: np.ndarray,
+    starts: np.ndarray,
+) -> _Maps | None:
+    """Maps of the reward and of each seed; the denoising of the plan that starts farthest off."""
+    reward, plane = guide.guide, task.plane
     assert isinstance(reward, RelativeReward)
-    rows = np.asarray(source.sample(jax.random.key(config.seed), config.windows))
-    places = positions(rows, space)
+    if plane is None:
+        return None
+    visited = base.space.plans(rows).observations
 
     def map_of(reward: RelativeReward) -> HeatMap:
-        scores = score_windows(reward, rows)
-        return heat_map(places, scores, layout.extent, bins=config.bins, cell=layout.size)
+        return plane.heat_map(visited, score_windows(reward, rows), bins=config.bins)
 
-    starts, key = starts_in(layout, config.plans, config.seed), jax.random.key(config.seed + 1)
-    steering: dict[str, Any] = dict(reward=reward, scale=config.scale)
-    plans = {
-        "base, unsteered": positions(plan(base, starts, key=key), space),
-        "base, steered by the reward": positions(plan(base, starts, key=key, **steering), space),
-        "expert": positions(plan(expert, starts, key=key), expert.space),
-    }
-    farthest = np.argsort(-np.linalg.norm(starts[:, :2] - goal, axis=1))[:1]
-    chain = plan(base, starts[farthest], key=key, chain=True, **steering)[:, 0]
+    away = np.linalg.norm(plane.positions(starts) - np.asarray(goal), axis=1)
+    farthest = np.argsort(-away)[:1]
+    chain = plan(
+        base,
+        starts[farthest],
+        key=jax.random.key(config.seed + 1),
+        chain=True,
+        reward=reward,
+        scale=config.scale,
+    )[:, 0]
+    found = map_of(reward)
     seeds = [reward.seed(i) for i in range(reward.seeds)] if reward.seeds else [reward]
-    return _Found(
-        maze=layout,
-        goal=goal,
-        base_walks=places[:_SHOWN],
-        expert_plans=plans["expert"],
-        chain=positions(chain, space),
-        map=map_of(reward),
+    return _Maps(
+        map=found,
+        peak=Peak.of(found, plane, goal),
         seed_peaks=np.stack([map_of(seed).peak for seed in seeds]),
-        plans=plans,
-        ends={n: ends(layout, goal, xy, starts, space.stride) for n, xy in plans.items()},
-        metrics=metrics,
-        diagnostics=diagnostics,
+        chain=plane.positions(base.space.plans(chain).observations),
     )
 
 
 def _render(
     config: ReportConfig, base: TrajectoryModel, guide: TrajectoryGuide, found: _Found
 ) -> str:
-    reward = guide.guide
-    assert isinstance(reward, RelativeReward)
-    unsteered, steered, _ = found.ends.values()
-    where = "in the goal's own cell" if found.in_cell else "in another cell than the goal"
-    d = base.denoiser
+    task = found.task
+    means = {name: outcome.means() for name, outcome in found.outcomes.items()}
+    unsteered, steered, _ = means.values()
+    result = f"Steered by it: {task.summarise(steered)} (unsteered: {task.summarise(unsteered)})."
+    if found.maps:
+        peak = found.maps.peak
+        where = f"in the goal's own {peak.place}" if peak.at_goal else f"in another {peak.place}"
+        result = f"It peaks {peak.distance:.2f} {peak.unit} from the goal, {where}. {result}"
     return page.render(
         pathlib.Path(__file__).with_name("report.html"),
-        title=f"What does the expert want? A reward from two diffusion models, {found.maze.name}",
+        title=f"What does the expert want? A reward from two diffusion models, {task.name}",
         summary=[
-            "Two diffusion models plan walks through a maze: the base to anywhere, the expert to "
-            "one goal. Nobody tells what the goal is: the reward below was learned from the "
-            "difference of the two models alone.",
-            f"It peaks {found.away:.2f} m from the goal, {where}. Steered by it, "
-            f"{100 * steered.planned:.0f}% of the base's plans end at the goal "
-            f"({100 * unsteered.planned:.0f}% unsteered).",
+            f"{task.captions.story} Nobody tells what the goal is: the reward below was learned "
+            "from the difference of the two models alone.",
+            result,
         ],
         method=[
             "The difference of the scores of two diffusion models over the same trajectories is "
@@ -197,26 +200,38 @@ def _render(
             "(winsorised at 0.5% a tail, scaled to 0 .. 1). To steer, each denoising step of the "
             "base first climbs the reward.",
         ],
-        facts=_facts(config, d, guide, reward, base.space.stride),
-        found=found,
+        facts=_facts(config, base, guide, task),
+        captions=task.captions,
+        measures=task.measures,
+        means=means,
         figures=_figures(found),
         panels=_panels(found),
-        near="0.5 m",
     )
 
 
-def _facts(config: ReportConfig, d: Any, guide: Any, reward: Any, stride: int) -> dict[str, str]:
+def _facts(
+    config: ReportConfig, base: TrajectoryModel, guide: TrajectoryGuide, task: Task
+) -> dict[str, str]:
+    d, reward = base.denoiser, guide.guide
+    assert isinstance(reward, RelativeReward)
     count = sum(x.size for x in jax.tree.leaves(reward.params)) // (reward.seeds or 1)
-    names = ("jax", "flax", "gymnasium-robotics", "mujoco")
-    return {
+    names = ("jax", "flax", *task.packages)
+    facts = {
         "denoisers": f"{sum(x.size for x in jax.tree.leaves(d.params)):,} parameters each, "
         f"{d.prediction} prediction, {d.schedule.steps} diffusion steps, {d.schedule.name} "
         "schedule",
-        "trajectories": f"{guide.space.horizon} rows, one every {stride} environment steps",
+        "trajectories": f"{guide.space.horizon} rows, one every {base.space.stride} environment "
+        "steps",
         "reward": f"{count:,} parameters, {reward.seeds or 1} seeds, matched to differences of "
         f"{reward.target}",
         "guidance scale": f"{config.scale:g} (1 moves as far as the expert's mean would)",
-        "map": f"{config.windows:,} trajectories of the base, {config.bins} bins to a metre",
+    }
+    if task.plane:
+        facts["map"] = (
+            f"{config.windows:,} trajectories of the base, {config.bins} bins to "
+            f"{task.plane.cell:g} {task.plane.unit}"
+        )
+    return facts | {
         "device": str(jax.devices()[0].device_kind),
         "versions": ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names),
     }
@@ -224,17 +239,10 @@ def _facts(config: ReportConfig, d: Any, guide: Any, reward: Any, stride: int) -
 
 def _figures(found: _Found) -> dict[str, tuple[str, str]]:
     """Name -> (data URI, what it shows in words)."""
-    layout, goal = found.maze, found.goal
+    task, maps = found.task, found.maps
 
-    def trajectories(xy: np.ndarray, color: str) -> Callable[[Any], None]:
-        return lambda axis: draw_plans(axis, layout, xy[:_SHOWN], goal, color=color)
-
-    def heat(axis: Any) -> None:
-        image = draw_map(axis, found.map, goal=goal)
-        draw_maze(axis, layout)
-        axis.plot(*found.seed_peaks.T, "+", color="white", ms=9, mew=1.6, label="each seed's")
-        axis.figure.colorbar(image, ax=axis, shrink=0.8)
-        axis.legend(loc="lower left", fontsize=8, facecolor="#333b42", labelcolor="white")
+    def outcomes(shown: np.ndarray, color: str) -> Callable[[Any], None]:
+        return lambda axis: task.draw(axis, shown[:_SHOWN], goal=found.goal, color=color)
 
     def loss(axis: Any) -> None:
         rows = [m for m in found.metrics if "loss" in m]
@@ -253,17 +261,18 @@ def _figures(found: _Found) -> dict[str, tuple[str, str]]:
         axis.set(xlabel="diffusion step t", ylim=(-0.05, 1.05))
         axis.legend(fontsize=8)
 
-    away = f"the peak lies {found.away:.2f} m from the goal"
-    walks = found.base_walks, found.expert_plans
-    plans = list(found.plans.values())
+    unsteered, steered, expert = (outcome.shown for outcome in found.outcomes.values())
     size: dict[str, Any] = dict(width=4.8, height=4.4)
     figures = {
-        "base": (draw(trajectories(walks[0], PALETTE[1]), **size), "walks that the base learned"),
-        "expert": (draw(trajectories(walks[1], PALETTE[3]), **size), "plans of the expert"),
-        "heat": (draw(heat, width=5.6, height=4.6), f"heat map of the reward; {away}"),
-        "unsteered": (draw(trajectories(plans[0], PALETTE[1]), **size), "unsteered plans"),
-        "steered": (draw(trajectories(plans[1], PALETTE[0]), **size), "steered plans"),
+        "base": (draw(outcomes(found.recorded, PALETTE[1]), **size), task.captions.alt_base),
+        "expert": (draw(outcomes(expert, PALETTE[3]), **size), task.captions.alt_expert),
+        "unsteered": (draw(outcomes(unsteered, PALETTE[1]), **size), "unsteered plans"),
+        "steered": (draw(outcomes(steered, PALETTE[0]), **size), "steered plans"),
     }
+    if maps:
+        away = f"the peak lies {maps.peak.distance:.2f} {maps.peak.unit} from the goal"
+        heat = draw(lambda axis: _heat(axis, found, maps), width=5.6, height=4.6)
+        figures["heat"] = heat, f"heat map of the reward; {away}"
     if found.metrics:
         figures["loss"] = draw(loss), "loss of the reward against training steps"
     if found.diagnostics:
@@ -271,15 +280,27 @@ def _figures(found: _Found) -> dict[str, tuple[str, str]]:
     return figures
 
 
+def _heat(axis: Any, found: _Found, maps: _Maps) -> None:
+    assert found.task.plane
+    image = draw_map(axis, maps.map, goal=found.goal)
+    found.task.plane.draw(axis)
+    axis.plot(*maps.seed_peaks.T, "+", color="white", ms=9, mew=1.6, label="each seed's")
+    axis.figure.colorbar(image, ax=axis, shrink=0.8)
+    axis.legend(loc="lower left", fontsize=8, facecolor="#333b42", labelcolor="white")
+
+
 def _panels(found: _Found) -> list[tuple[str, str]]:
     """The steered denoising of one trajectory: (caption, data URI)."""
-    last = len(found.chain) - 1
+    plane, maps = found.task.plane, found.maps
+    if plane is None or maps is None:
+        return []
+    last = len(maps.chain) - 1
     panels = []
     for index in np.linspace(0, last, _PANELS).round().astype(int):
-        xy = found.chain[index]
+        xy = maps.chain[index]
 
         def paint(axis: Any, xy: np.ndarray = xy) -> None:
-            draw_maze(axis, found.maze)
+            plane.draw(axis)
             axis.plot(*xy.T, "-", color=PALETTE[0], lw=0.8, alpha=0.5)
             axis.scatter(*xy.T, c=np.arange(len(xy)), cmap="viridis", s=14, zorder=3)
             axis.plot(*found.goal, "*", color="#d55e00", mec="white", ms=14)

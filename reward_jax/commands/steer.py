@@ -1,15 +1,15 @@
-"""`reward-jax steer` and `sweep`: plans of a base, steered by a reward, and where they end.
+"""`reward-jax steer` and `sweep`: plans of a base, steered by a reward, and what comes of them.
 
-Legend: B plans, H horizon, D transition width, A actions, S scales.
+Legend: B plans, H horizon, D transition width, S scales.
 """
 
 import dataclasses
 import math
 import pathlib
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from common_jax.cli.options import MeshOptions, check_seed
@@ -17,173 +17,49 @@ from common_jax.errors import InputError
 from common_jax.io.files import write_json
 from common_jax.mesh import mesh_for
 from common_jax.run import note_run
-from reward_jax.data.trajectory.checkpoint import (
-    Space,
-    TrajectoryGuide,
-    TrajectoryModel,
-    check_same_terms,
-    load_guide,
-    load_model,
-)
-from reward_jax.diffusion.process import first_state
+from reward_jax.data.trajectory.checkpoint import load_guide, load_model
+from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel, check_steers
+from reward_jax.planning.plan import given, plan_sweep, planner
 from reward_jax.reward.discriminator import DiscriminatorGuide
-from reward_jax.reward.guide import Step, guided_sample, sweep
-from reward_jax.tasks.maze.mazes import Maze, check_goal, draw_maze, maze, maze_of, uniform_starts
-from reward_jax.tasks.maze.planner import follow
+from reward_jax.reward.guide import Step
+from reward_jax.tasks.base import Planner, Task
+from reward_jax.tasks.find import task_of
 
-__all__ = [
-    "NEAR",
-    "Ends",
-    "SteerConfig",
-    "SweepConfig",
-    "draw_plans",
-    "ends",
-    "goal_of",
-    "plan",
-    "plan_sweep",
-    "positions",
-    "run_steer",
-    "run_sweep",
-    "starts_in",
-]
+__all__ = ["GuidanceOptions", "SteerConfig", "SweepConfig", "run_steer", "run_sweep"]
 
-NEAR = 0.5  # metres: a plan that ends nearer than this has ended at the goal (cells are 1 m wide)
+_SHOWN = 64  # plans of a figure
 
 
 @dataclasses.dataclass(frozen=True)
-class Ends:
-    """Shares of plans that end within 0.5 m of the goal: in the plan, and in the simulator.
-
-    inside: share of planned positions that lie in free cells.
-    """
-
-    planned: float
-    executed: float | None
-    inside: float
-
-
-def positions(x: Any, space: Space) -> np.ndarray:
-    """Trajectories [..., H, D] of a model as positions [..., H, 2] in metres."""
-    restored = space.normaliser.restore(np.asarray(x, np.float64))
-    return restored[..., space.actions : space.actions + 2]
-
-
-def plan(
-    model: TrajectoryModel, starts: np.ndarray, *, key: jax.Array, **options: Any
-) -> jax.Array:
-    """Trajectories [B, H, D] from starts [B, O]; options: as of `guided_sample`."""
-    shape, pinned = _given(model, starts)
-    d = model.denoiser
-    return guided_sample(d, d.schedule, shape, key=key, pinned=pinned, **options)
-
-
-def plan_sweep(
-    model: TrajectoryModel, starts: np.ndarray, *, key: jax.Array, **options: Any
-) -> jax.Array:
-    """Trajectories for every scale and t_stopgrad; options: as of `sweep`."""
-    shape, pinned = _given(model, starts)
-    d = model.denoiser
-    return sweep(d, d.schedule, shape, key=key, pinned=pinned, **options)
-
-
-def _given(model: TrajectoryModel, starts: np.ndarray) -> tuple[tuple[int, ...], Any]:
-    space = model.space
-    observed = space.normaliser.part(slice(space.actions, None)).normalise(np.asarray(starts))
-    pinned = first_state(jnp.asarray(observed, jnp.float32), *space.shape)
-    return (len(starts), *space.shape), pinned
-
-
-def ends(
-    maze: Maze,
-    goal: np.ndarray,
-    plans: np.ndarray,
-    starts: np.ndarray,
-    stride: int,
-    *,
-    execute: bool = True,
-) -> Ends:
-    """Where plans [B, H, 2] (metres) end; execute: also in the simulator, from starts [B, 4]."""
-
-    def near(last: np.ndarray) -> float:
-        return float((np.linalg.norm(last - goal, axis=-1) < NEAR).mean())
-
-    executed = near(follow(maze, plans, starts, stride)[:, -1]) if execute else None
-    return Ends(near(plans[:, -1]), executed, float(maze.inside(plans).mean()))
-
-
-def starts_in(layout: Maze, count: int, seed: int) -> np.ndarray:
-    """States at rest, uniform over the free area, [count, 4]."""
-    xy = uniform_starts(layout, count, np.random.default_rng(seed))
-    return np.concatenate([xy, np.zeros_like(xy)], axis=1)
-
-
-def goal_of(space: Space, given: tuple[float, float] | None = None) -> tuple[Maze, np.ndarray]:
-    """The maze of a space and the goal: the given one, or the expert's own."""
-    name = space.about.get("maze") or maze_of(space.about.get("environment"))
-    if not name:
-        raise InputError("the model's data came from no maze of ours; plans cannot be executed")
-    layout = maze(name)
-    goal = given if given is not None else space.about.get("goal")
-    if goal is None:
-        raise InputError("the reward's data had no goal; give one with --goal [x, y]")
-    return layout, check_goal(layout, goal)
-
-
-@dataclasses.dataclass
-class SteerConfig:
-    """Plan with a base model, steered by a reward.
+class GuidanceOptions:
+    """How plans climb a reward, apart from how far.
 
     Args:
-        base: the denoiser that is steered, a file or a run.
-        reward: a reward or a discriminator, a file or a run.
-        out: folder of plans.npz (plans, starts, unsteered; metres), steer.json and steer.png.
-        scale: guidance scale; 1 moves as far as the expert would (step posterior_mean).
-        t_stopgrad: no guidance at diffusion steps below it.
         n_guide_steps: times that a plan climbs before each step.
         step: unit of the scale: posterior_mean, variance, score, or learned (the network's own).
         scale_by_variance: times the posterior variance, too.
         output: of a discriminator: logit, or sigmoid.
         temperature: of the sampling noise.
-        plans: how many, from starts uniform over the maze.
-        goal: [x, y] in metres that ends are measured against; by default the expert's.
-        seed: of starts and noise.
-        mesh: devices; plans are cut over data and fsdp.
     """
 
-    base: str
-    reward: str
-    out: pathlib.Path
-    scale: float = 2.0
-    t_stopgrad: int = 0
     n_guide_steps: int = 1
     step: Step = "posterior_mean"
     scale_by_variance: bool = False
     output: Literal["logit", "sigmoid"] = "logit"
     temperature: float = 1.0
-    plans: int = 256
-    goal: tuple[float, float] | None = None
-    seed: int = 0
-    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
 
-@dataclasses.dataclass
-class SweepConfig:
-    """Every guidance scale with every t_stopgrad, in one compiled call.
+@dataclasses.dataclass(kw_only=True)
+class _Steered:
+    """Options that both commands have.
 
     Args:
         base: the denoiser that is steered, a file or a run.
         reward: a reward or a discriminator, a file or a run.
-        out: folder of sweep.json.
-        scales: guidance scales.
-        t_stopgrads: diffusion steps below which there is no guidance.
-        n_guide_steps: times that a plan climbs before each step.
-        step: unit of the scales.
-        scale_by_variance: times the posterior variance, too.
-        output: of a discriminator: logit, or sigmoid.
-        temperature: of the sampling noise.
-        plans: how many for each pair.
-        execute: also in the simulator.
-        goal: [x, y] in metres that ends are measured against; by default the expert's.
+        out: folder of what is found.
+        guidance: how the reward is climbed.
+        plans: how many, from starts that the task draws.
+        goal: what outcomes are measured against, such as [x, y]; by default the expert's goal.
         seed: of starts and noise.
         mesh: devices; plans are cut over data and fsdp.
     """
@@ -191,79 +67,107 @@ class SweepConfig:
     base: str
     reward: str
     out: pathlib.Path
-    scales: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
-    t_stopgrads: tuple[int, ...] = (0, 2, 5, 10)
-    n_guide_steps: int = 1
-    step: Step = "posterior_mean"
-    scale_by_variance: bool = False
-    output: Literal["logit", "sigmoid"] = "logit"
-    temperature: float = 1.0
-    plans: int = 64
-    execute: bool = False
-    goal: tuple[float, float] | None = None
+    guidance: GuidanceOptions = dataclasses.field(default_factory=GuidanceOptions)
+    plans: int = 256
+    goal: str | tuple[float, ...] | None = None
     seed: int = 0
     mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
 
-def _load(config: SteerConfig | SweepConfig) -> tuple[TrajectoryModel, TrajectoryGuide, Any]:
+@dataclasses.dataclass(kw_only=True)
+class SteerConfig(_Steered):
+    """Plan with a base model, steered by a reward; writes plans.npz, steer.json and steer.png.
+
+    Args:
+        scale: guidance scale; 1 moves as far as the expert would (step posterior_mean).
+        t_stopgrad: no guidance at diffusion steps below it.
+    """
+
+    scale: float = 2.0
+    t_stopgrad: int = 0
+
+
+@dataclasses.dataclass(kw_only=True)
+class SweepConfig(_Steered):
+    """Every guidance scale with every t_stopgrad; writes sweep.json.
+
+    Args:
+        scales: guidance scales.
+        t_stopgrads: diffusion steps below which there is no guidance.
+        execute: in the world, too, and not in plans alone.
+    """
+
+    plans: int = 64
+    scales: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
+    t_stopgrads: tuple[int, ...] = (0, 2, 5, 10)
+    execute: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loaded:
+    """What both commands work with. climbing, sampling: options of `guided_sample`."""
+
+    base: TrajectoryModel
+    guide: TrajectoryGuide
+    task: Task
+    goal: Any
+    climbing: dict[str, Any]
+    sampling: dict[str, Any]
+
+
+def _load(config: _Steered) -> _Loaded:
+    g = config.guidance
     if config.plans < 1:
         raise InputError(f"plans must be 1 or more, not {config.plans}")
-    if config.n_guide_steps < 1:
-        raise InputError(f"n_guide_steps must be 1 or more, not {config.n_guide_steps}")
+    if g.n_guide_steps < 1:
+        raise InputError(f"guidance.n_guide_steps must be 1 or more, not {g.n_guide_steps}")
     check_seed(config.seed)
-    if not 0 <= config.temperature < math.inf:
-        raise InputError(f"temperature must be 0 or more, not {config.temperature}")
+    if not 0 <= g.temperature < math.inf:
+        raise InputError(f"guidance.temperature must be 0 or more, not {g.temperature}")
     base, guide = load_model(config.base), load_guide(config.reward)
-    check_same_terms("base and reward", base, guide)
+    check_steers("base and reward", base, guide)
     climbed: Any = guide.guide
     if isinstance(climbed, DiscriminatorGuide):
-        climbed = climbed.replace(output=config.output)  # pyright: ignore[reportAttributeAccessIssue]
-    return base, guide, climbed
+        climbed = climbed.replace(output=g.output)  # pyright: ignore[reportAttributeAccessIssue]
+    about = guide.space.about
+    task = task_of(about)
+    goal = task.goal(about.get("goal") if config.goal is None else config.goal)
+    climbing = {k: getattr(g, k) for k in ("n_guide_steps", "step", "scale_by_variance")}
+    mesh = mesh_for(dataclasses.asdict(config.mesh))
+    sampling = {"temperature": g.temperature, "mesh": mesh}
+    return _Loaded(base, guide, task, goal, {"reward": climbed, **climbing}, sampling)
 
 
 def run_steer(config: SteerConfig) -> pathlib.Path:
     """Plan, execute, measure, draw; returns the folder."""
     from matplotlib.figure import Figure
 
-    base, guide, climbed = _load(config)
-    layout, goal = goal_of(guide.space, config.goal)
-    mesh = mesh_for(dataclasses.asdict(config.mesh))
+    loaded = _load(config)
+    base, task, goal = loaded.base, loaded.task, loaded.goal
     note_run(config.out, dataclasses.asdict(config))
-    starts, key = starts_in(layout, config.plans, config.seed), jax.random.key(config.seed)
-    shared: dict[str, Any] = dict(temperature=config.temperature, mesh=mesh)
-    steered = plan(
-        base,
-        starts,
-        key=key,
-        reward=climbed,
-        scale=config.scale,
-        t_stopgrad=config.t_stopgrad,
-        n_guide_steps=config.n_guide_steps,
-        step=config.step,
-        scale_by_variance=config.scale_by_variance,
-        **shared,
-    )
-    found = {}
-    drawn = {"unsteered": plan(base, starts, key=key, **shared), "steered": steered}
-    places = {name: positions(x, base.space) for name, x in drawn.items()}
-    for name, xy in places.items():
-        found[name] = dataclasses.asdict(ends(layout, goal, xy, starts, base.space.stride))
-        print(
-            f"{name}: {found[name]['planned']:.2f} of plans end at the goal, "
-            f"{found[name]['executed']:.2f} when executed"
-        )
+    starts, key = task.starts(config.plans, config.seed), jax.random.key(config.seed)
+    far: dict[str, Any] = dict(scale=config.scale, t_stopgrad=config.t_stopgrad)
+    planners = {
+        "unsteered": planner(base, **loaded.sampling),
+        "steered": planner(base, **loaded.climbing, **far, **loaded.sampling),
+    }
+    outcomes = {n: task.execute(p, starts, key=key, goal=goal) for n, p in planners.items()}
+    means = {name: outcome.means() for name, outcome in outcomes.items()}
+    for name, found in means.items():
+        print(f"{name}: {task.summarise(found)}")
+    shown = {name: outcome.shown for name, outcome in outcomes.items()}
     np.savez_compressed(
         config.out / "plans.npz",
-        plans=places["steered"],
-        unsteered=places["unsteered"],
+        plans=shown["steered"],
+        unsteered=shown["unsteered"],
         starts=starts,
     )
     figure = Figure(figsize=(10, 4.6), layout="constrained")
-    for axis, (name, xy) in zip(figure.subplots(1, 2), places.items(), strict=True):
-        draw_plans(axis, layout, xy[:64], goal)
-        axis.set_title(f"{name}: {found[name]['executed']:.2f} end at the goal")
+    for axis, (name, rows) in zip(figure.subplots(1, 2), shown.items(), strict=True):
+        task.draw(axis, rows[:_SHOWN], goal=goal)
+        axis.set_title(f"{name}: {task.summarise(means[name])}")
     figure.savefig(config.out / "steer.png", dpi=120)
-    write_json(config.out / "steer.json", found | {"goal": goal.tolist(), "scale": config.scale})
+    write_json(config.out / "steer.json", means | {"goal": goal, "scale": config.scale})
     print(f"plans: {config.out}")
     return config.out
 
@@ -272,47 +176,44 @@ def run_sweep(config: SweepConfig) -> pathlib.Path:
     """Sweep, measure, print a table; returns the folder."""
     if not config.scales or not config.t_stopgrads:
         raise InputError("scales and t_stopgrads need a number each, or more")
-    base, guide, climbed = _load(config)
-    layout, goal = goal_of(guide.space, config.goal)
-    mesh = mesh_for(dataclasses.asdict(config.mesh))
+    loaded = _load(config)
+    task = loaded.task
+    measure = task.shown_measure(executed=config.execute)
+    if measure is None:
+        raise InputError(f"plans of {task.name} alone tell nothing: give --execute")
     note_run(config.out, dataclasses.asdict(config))
-    starts = starts_in(layout, config.plans, config.seed)
-    swept = plan_sweep(
-        base,
-        starts,
-        key=jax.random.key(config.seed),
-        reward=climbed,
-        scales=config.scales,
-        t_stopgrads=config.t_stopgrads,
-        n_guide_steps=config.n_guide_steps,
-        step=config.step,
-        scale_by_variance=config.scale_by_variance,
-        temperature=config.temperature,
-        mesh=mesh,
-    )
+    starts, key = task.starts(config.plans, config.seed), jax.random.key(config.seed)
     rows = []
-    kind = "executed" if config.execute else "planned"
-    print(f"share of plans that end at the goal ({kind})")
+    print(measure.title)
     print("scale \\ t_stopgrad" + "".join(f"{stop:8d}" for stop in config.t_stopgrads))
-    for scale, row in zip(config.scales, swept, strict=True):
+    for scale, planners in _planners(config, loaded, starts, key):
         line = []
-        for stop, x in zip(config.t_stopgrads, row, strict=True):
-            xy = positions(x, base.space)
-            found = ends(layout, goal, xy, starts, base.space.stride, execute=config.execute)
-            rows.append({"scale": scale, "t_stopgrad": stop} | dataclasses.asdict(found))
-            line.append(rows[-1][kind])
-        print(f"{scale:18g}" + "".join(f"{value:8.2f}" for value in line))
+        for stop, one in zip(config.t_stopgrads, planners, strict=True):
+            options: dict[str, Any] = dict(key=key, goal=loaded.goal, simulate=config.execute)
+            found = task.execute(one, starts, **options).means()
+            rows.append({"scale": scale, "t_stopgrad": stop} | found)
+            line.append(found[measure.name])
+        print(f"{scale:18g}" + "".join(f"{value:8.{measure.digits}f}" for value in line))
     write_json(config.out / "sweep.json", rows)
     print(f"sweep: {config.out / 'sweep.json'}")
     return config.out
 
 
-def draw_plans(
-    axis: Any, layout: Maze, plans: np.ndarray, goal: Any = None, *, color: str = "#0072b2"
-) -> None:
-    """Plans [B, H, 2] in their maze: lines, a dot where each ends, a star for the goal."""
-    draw_maze(axis, layout)
-    axis.plot(*plans.transpose(2, 1, 0), color=color, lw=0.8, alpha=0.45)
-    axis.plot(*plans[:, -1].T, ".", color="#1b2026", ms=4)
-    if goal is not None:
-        axis.plot(*goal, "*", color="#d55e00", mec="white", ms=14)
+def _planners(
+    config: SweepConfig, loaded: _Loaded, starts: np.ndarray, key: jax.Array
+) -> Iterator[tuple[float, list[Planner]]]:
+    """Each scale, with a planner for each t_stopgrad.
+
+    Where the task plans once, all plans are made in one compiled call, and given out.
+    """
+    base, options = loaded.base, loaded.climbing | loaded.sampling
+    if loaded.task.replans:
+        for scale in config.scales:
+            stops = config.t_stopgrads
+            yield scale, [planner(base, scale=scale, t_stopgrad=s, **options) for s in stops]
+        return
+    grid: dict[str, Any] = dict(scales=config.scales, t_stopgrads=config.t_stopgrads)
+    swept = plan_sweep(base, starts, key=key, **grid, **options)
+    for scale, row in zip(config.scales, swept, strict=True):
+        plans = [given(base.space.plans(x)) for x in row]
+        yield scale, plans

@@ -7,92 +7,33 @@ run/
 """
 
 import dataclasses
-import functools
 import pathlib
 from typing import Any, Literal
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-from jax.sharding import Mesh
 
 from common_jax.cli.options import MeshOptions, check_seed
 from common_jax.errors import InputError
 from common_jax.mesh import mesh_for
 from common_jax.run import Run, check_directory
 from reward_jax.commands.progress import check_resumed, reporter
-from reward_jax.data.files import read_episodes
 from reward_jax.data.hdf5 import EpisodeEnds
-from reward_jax.data.trajectory import normalisers
-from reward_jax.data.trajectory.checkpoint import Space, TrajectoryModel, load_model, save_model
-from reward_jax.data.trajectory.windows import Episodes, transitions, windows
-from reward_jax.diffusion.denoiser import score_from
-from reward_jax.diffusion.loop import OnStep, steps_done
-from reward_jax.diffusion.process import Prediction, action_weights
+from reward_jax.data.trajectory.checkpoint import load_model, save_model
+from reward_jax.data.trajectory.space import TrajectoryModel
+from reward_jax.diffusion.loop import steps_done
 from reward_jax.diffusion.schedule import make_schedule
-from reward_jax.diffusion.sources import Source, Strided
-from reward_jax.diffusion.train import EMA, start, train_denoiser
 from reward_jax.models.temporal.unet import TemporalUnet
+from reward_jax.planning.fit import (
+    NetworkOptions,
+    RunContext,
+    Training,
+    Untrained,
+    check_prediction,
+    fit,
+    space_of,
+    window_source,
+)
+from reward_jax.tasks.find import read
 
-__all__ = [
-    "NetworkOptions",
-    "Training",
-    "TrainConfig",
-    "check",
-    "check_taken_over",
-    "fit",
-    "optimiser",
-    "run_train",
-    "space_of",
-    "window_source",
-]
-
-
-@dataclasses.dataclass(frozen=True)
-class NetworkOptions:
-    """The temporal U-Net.
-
-    Args:
-        dim: channels of the first level.
-        multipliers: channels of each level, in units of dim.
-        attention: linear attention after each level.
-    """
-
-    dim: int = 16
-    multipliers: tuple[int, ...] = (1, 2, 4)
-    attention: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """How a denoiser is trained.
-
-    Args:
-        steps: optimiser steps.
-        batch: trajectories of a step.
-        learning_rate: of Adam; decays to 2% along a cosine, where decay is set.
-        decay: see learning_rate.
-        clip: largest norm of a gradient; 0 for none.
-        prediction: what the network puts out: v, x0 or epsilon.
-        action_weight: weight of the first action in the loss (actions only).
-        ema_decay: of the average of the parameters.
-        ema_every: steps between updates of the average.
-        ema_begin: steps before it is begun.
-        steps_per_call: steps of one compiled call.
-    """
-
-    steps: int = 8000
-    batch: int = 64
-    learning_rate: float = 1e-3
-    decay: bool = True
-    clip: float = 1.0
-    prediction: Prediction = "v"
-    action_weight: float = 1.0
-    ema_decay: float = 0.995
-    ema_every: int = 10
-    ema_begin: int = 500
-    steps_per_call: int = 100
+__all__ = ["TrainConfig", "check", "check_taken_over", "run_train"]
 
 
 @dataclasses.dataclass
@@ -141,103 +82,6 @@ class TrainConfig:
     mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
 
-@functools.cache
-def optimiser(
-    learning_rate: float, steps: int, *, decay: bool, clip: float
-) -> optax.GradientTransformation:
-    """Adam. One object for one setting: compiled steps are kept by their optimiser."""
-    rate = optax.cosine_decay_schedule(learning_rate, steps, 0.02) if decay else learning_rate
-    adam = optax.adam(rate)
-    return optax.chain(optax.clip_by_global_norm(clip), adam) if clip else adam
-
-
-def space_of(
-    episodes: Episodes,
-    *,
-    horizon: int,
-    stride: int,
-    actions: bool,
-    normaliser: str = "limits",
-) -> Space:
-    """The space of windows of these episodes, the normaliser fitted to all of their rows."""
-    rows = transitions(episodes, actions=actions)
-    make = {"limits": normalisers.limits, "gaussian": normalisers.gaussian}[normaliser]
-    count = episodes.actions.shape[1] if actions else 0
-    return Space(horizon, stride, count, make(rows), dict(episodes.about))
-
-
-def window_source(episodes: Episodes, space: Space) -> Strided:
-    """The windows of episodes in a model's space, ready to be drawn from on the device."""
-    own, theirs = (about.get("maze") for about in (episodes.about, space.about))
-    if None not in (own, theirs) and own != theirs:
-        raise InputError(
-            f"the data are of maze {own}, the model is of {theirs}: give its own data"
-        )
-    found = windows(
-        episodes,
-        space.normaliser,
-        horizon=space.horizon,
-        stride=space.stride,
-        actions=space.actions > 0,
-    )
-    return Strided(jnp.asarray(found.flat), jnp.asarray(found.starts), found.horizon, found.stride)
-
-
-def fit(
-    source: Source,
-    like: TrajectoryModel | None,
-    space: Space,
-    training: Training,
-    *,
-    seed: int,
-    network: NetworkOptions | None = None,
-    schedule: Any = None,
-    clip_x0: float | None = None,
-    on_step: OnStep | None = None,
-    checkpoints: pathlib.Path | None = None,
-    save_every: int | None = None,
-    mesh: Mesh | None = None,
-) -> TrajectoryModel:
-    """Train a denoiser; like: one to begin with, whose network, schedule and clip are kept."""
-    if like:
-        old = like.denoiser
-        model, schedule, clip_x0, params = old.model, old.schedule, old.clip, old.params
-        _check_prediction(training, like)
-    else:
-        n = network or NetworkOptions()
-        model = TemporalUnet(space.width, n.dim, tuple(n.multipliers), n.attention)
-        params = None
-    adam = optimiser(
-        training.learning_rate, training.steps, decay=training.decay, clip=training.clip
-    )
-    state = start(model, adam, jnp.zeros((1, *space.shape)), jax.random.key(seed), params=params)
-    weights = 1.0
-    if space.actions:
-        weights = action_weights(*space.shape, space.actions, training.action_weight)
-    state, _ = train_denoiser(
-        model,
-        state,
-        source,
-        schedule,
-        adam,
-        steps=training.steps,
-        key=jax.random.key(seed + 1),
-        prediction=training.prediction,
-        batch_size=training.batch,
-        weights=weights,
-        ema=EMA(training.ema_decay, training.ema_every, training.ema_begin),
-        pin=space.pin,
-        steps_per_call=training.steps_per_call,
-        on_step=on_step,
-        checkpoints=checkpoints,
-        save_every=save_every,
-        mesh=mesh,
-    )
-    average = jax.tree.map(np.asarray, state.average)
-    denoiser = score_from(model, average, training.prediction, schedule, clip=clip_x0)
-    return TrajectoryModel(denoiser, space)
-
-
 def run_train(config: TrainConfig) -> pathlib.Path:
     """Train and write; returns the path of the denoiser.
 
@@ -247,14 +91,13 @@ def run_train(config: TrainConfig) -> pathlib.Path:
     check(config)
     check_directory(config.out, resume=config.resume)
     mesh = mesh_for(dataclasses.asdict(config.mesh))
-    like = load_model(config.init) if config.init else None
-    if like:
-        _check_prediction(config.training, like)
-        check_taken_over(config, like)
-    episodes = read_episodes(config.data, ends=config.ends)
-    if like:
-        space = dataclasses.replace(like.space, about=dict(episodes.about))
-        schedule = None
+    init = load_model(config.init) if config.init else None
+    if init:
+        check_prediction(config.training, init)
+        check_taken_over(config, init)
+    episodes = read(config.data, ends=config.ends)
+    if init:
+        begin, space = init, dataclasses.replace(init.space, about=dict(episodes.about))
     else:
         space = space_of(
             episodes,
@@ -264,6 +107,7 @@ def run_train(config: TrainConfig) -> pathlib.Path:
             normaliser=config.normaliser,
         )
         schedule = make_schedule(config.schedule, config.diffusion_steps)
+        begin = Untrained(schedule, config.network, config.clip_x0 or None)
     source = window_source(episodes, space)
     out = pathlib.Path(config.out)
     written = dataclasses.asdict(config) | {"resume": False}
@@ -273,32 +117,12 @@ def run_train(config: TrainConfig) -> pathlib.Path:
         Run(out, written, start=done) as run,
         reporter("training", config.training.steps, run, done) as on_step,
     ):
-        model = fit(
-            source,
-            like,
-            space,
-            config.training,
-            seed=config.seed,
-            network=config.network,
-            schedule=schedule,
-            clip_x0=config.clip_x0 or None,
-            on_step=on_step,
-            checkpoints=out / "checkpoints",
-            save_every=config.save_every,
-            mesh=mesh,
-        )
+        context = RunContext(on_step, out / "checkpoints", config.save_every, mesh)
+        model = fit(source, space, begin, config.training, seed=config.seed, context=context)
     path = out / "denoiser.safetensors"
     save_model(path, model)
     print(f"denoiser: {path}")
     return path
-
-
-def _check_prediction(training: Training, like: TrajectoryModel) -> None:
-    if like.denoiser.prediction != training.prediction:
-        raise InputError(
-            f"training.prediction is {training.prediction}, but the denoiser to begin with "
-            f"predicts {like.denoiser.prediction}: give that"
-        )
 
 
 def check_taken_over(config: TrainConfig, like: TrajectoryModel) -> None:

@@ -4,7 +4,7 @@ import pathlib
 
 from common_jax.errors import InputError
 from reward_jax.data import hdf5, minari
-from reward_jax.data.trajectory.windows import Episodes
+from reward_jax.data.episodes import Episodes
 
 __all__ = ["read_episodes"]
 
@@ -15,7 +15,7 @@ SCHEME = "minari:"
 def read_episodes(source: str | pathlib.Path, *, ends: str = "auto") -> Episodes:
     """Episodes of an HDF5 file in D4RL's layout (.hdf5, .h5), or of a Minari dataset.
 
-    The latter is a folder, or an id behind `minari:`, as in minari:D4RL/pointmaze/umaze-v2.
+    The latter is a folder, or an id behind `minari:`, as in minari:NAMESPACE/NAME-v0.
     ends: where episodes of an HDF5 file end (see `hdf5.read`); Minari knows its own.
     InputError, one line that names the source, for what is missing, damaged, empty, of shapes that
     do not match, or not finite.
@@ -31,5 +31,5 @@ def read_episodes(source: str | pathlib.Path, *, ends: str = "auto") -> Episodes
     what = "is of no known kind" if path.exists() else "no such file"
     raise InputError(
         f"{text}: {what}; give a {' or '.join(SUFFIXES)} file in D4RL's layout, a Minari "
-        f"dataset's folder, or an id as in {SCHEME}D4RL/pointmaze/umaze-v2"
+        f"dataset's folder, or an id as in {SCHEME}NAMESPACE/NAME-v0"
     )

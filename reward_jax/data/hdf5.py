@@ -18,7 +18,7 @@ import numpy as np
 
 from common_jax import extras
 from common_jax.errors import InputError
-from reward_jax.data.trajectory.windows import Episodes, check_rows
+from reward_jax.data.episodes import Episodes, check_rows
 
 __all__ = ["EpisodeEnds", "read", "write"]
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from common_jax import extras
 from common_jax.errors import InputError
-from reward_jax.data.trajectory.windows import Episodes, check_rows
+from reward_jax.data.episodes import Episodes, check_rows
 
 __all__ = ["read"]
 
@@ -23,7 +23,7 @@ def read(dataset: str | pathlib.Path) -> Episodes:
     """Episodes of a Minari dataset: a folder, or the id of one that was downloaded before.
 
     Minari keeps T + 1 observations for T actions: the last, on which none was taken, is left out.
-    Of dict observations (PointMaze, Fetch) "observation" is taken; "desired_goal" becomes the
+    Of dict observations (of goal environments) "observation" is taken; "desired_goal" becomes the
     episode's goal where it does not change. InputError naming the dataset and what is wrong.
     """
     name, stored = _open(dataset)
@@ -76,7 +76,7 @@ def _open(dataset: str | pathlib.Path) -> tuple[str, Any]:
         opened = functools.partial(minari.MinariDataset, inner)
     else:
         if not IDENTIFIER.fullmatch(str(dataset)):
-            raise InputError(f"{name}: no such folder, nor an id such as D4RL/pointmaze/umaze-v2")
+            raise InputError(f"{name}: no such folder, nor an id such as NAMESPACE/NAME-v0")
         opened = functools.partial(minari.load_dataset, str(dataset))
     try:
         return name, opened()

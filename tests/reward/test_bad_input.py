@@ -168,7 +168,7 @@ UNLIKE = {
     "stride": (dict(stride=2), "stride: 10 and 2"),
     "steps": (dict(steps=20), "diffusion steps: 8 and 20"),
     "schedule": (dict(schedule="linear"), "schedule: cosine and linear"),
-    "maze": (dict(about={"maze": "large", "goal": None}), "maze: umaze and large"),
+    "task": (dict(about={"task": "large", "goal": None}), "task: umaze and large"),
 }
 
 
@@ -260,13 +260,13 @@ def test_a_goal_inside_a_wall(fails):
 
 def test_a_goal_that_is_not_known(fails, tmp_path):
     path = tmp_path / "r.safetensors"
-    save_guide(path, reward(about={"maze": "umaze", "goal": None}))
+    save_guide(path, reward(about={"task": "umaze", "goal": None}))
     for command in ("heatmap", "steer", "sweep"):
         has(fails(command, reward=path), "had no goal; give one with --goal [x, y]")
     has(fails("report", reward=path), "had no goal")
     save_guide(path, reward(about={"environment": "Hopper-v5"}))
     for command in ("heatmap", "steer", "sweep", "report"):
-        has(fails(command, reward=path), "came from no maze of ours")
+        has(fails(command, reward=path), "came from no task of ours")
 
 
 def test_unknown_environment(fails):
@@ -337,12 +337,12 @@ SETTINGS = {
     ("heatmap", "t", 8): "t is 8: give 0 to 7",
     ("heatmap", "mesh.data", 64): "wants 64 devices",
     ("steer", "plans", 0): "plans must be 1 or more, not 0",
-    ("steer", "n_guide_steps", 0): "n_guide_steps must be 1 or more, not 0",
+    ("steer", "guidance.n_guide_steps", 0): "guidance.n_guide_steps must be 1 or more, not 0",
     ("steer", "seed", -1): "seed is -1: give 0 to 4294967295",
-    ("steer", "step", "leap"): "--step",
-    ("steer", "temperature", -0.1): "temperature must be 0 or more, not -0.1",
+    ("steer", "guidance.step", "leap"): "--guidance.step",
+    ("steer", "guidance.temperature", -0.1): "guidance.temperature must be 0 or more, not -0.1",
     ("steer", "mesh.data", 64): "wants 64 devices",
-    ("sweep", "temperature", -0.1): "temperature must be 0 or more, not -0.1",
+    ("sweep", "guidance.temperature", -0.1): "guidance.temperature must be 0 or more, not -0.1",
     ("sweep", "mesh.fsdp", 64): "wants 64 devices",
     ("sweep", "scales", "[]"): "scales and t_stopgrads need a number each",
     ("report", "bins", 0): "plans, windows and bins must be 1 or more",
@@ -395,19 +395,19 @@ def test_a_setting_that_init_would_overrule(fails, there, case):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "said"),
     [
         ('{"explained": [0.5', "is damaged or cut short"),
         ('{"explained": [0.5]}', "is damaged, it has no antisymmetric"),
         ('{"explained": 0.5, "antisymmetric": []}', "is damaged, it has no list explained"),
     ],
 )
-def test_damaged_diagnostics(fails, there, tmp_path, text, told):
+def test_damaged_diagnostics(fails, there, tmp_path, text, said):
     (tmp_path / "run").mkdir()
     shutil.copy(there / "reward.safetensors", tmp_path / "run")
     (tmp_path / "run" / "diagnostics.json").write_text(text)
     line = fails("report", reward=tmp_path / "run")
-    has(line, f"diagnostics.json: {told}; delete it, and it is made again by `reward-jax extract")
+    has(line, f"diagnostics.json: {said}; delete it, and it is made again by `reward-jax extract")
 
 
 def test_damaged_metrics(fails, there, tmp_path):
@@ -434,7 +434,7 @@ def test_a_run_is_never_overwritten(fails, tmp_path, command):
 
 
 @pytest.mark.parametrize(
-    ("flag", "value", "told"),
+    ("flag", "value", "said"),
     [
         ("--training.learning_rate", 0.5, "training.learning_rate 0.001, not 0.5"),
         ("--training.steps", 30, "training.steps 20, not 30"),
@@ -442,7 +442,7 @@ def test_a_run_is_never_overwritten(fails, tmp_path, command):
         ("--data", None, "data "),
     ],
 )
-def test_resume_with_other_settings(fails, there, tmp_path, flag, value, told):
+def test_resume_with_other_settings(fails, there, tmp_path, flag, value, said):
     """The settings that are there are untouched, since the refused start wrote nothing."""
     out = tmp_path / "out"
     config = SETTINGS_OF_A_RUN | {"data": str(there / "data.hdf5"), "out": str(out)}
@@ -453,7 +453,7 @@ def test_resume_with_other_settings(fails, there, tmp_path, flag, value, told):
     copy.write_bytes((there / "data.hdf5").read_bytes())
     line = fails("train", "--resume", flag, copy if value is None else value)
     has(
-        line, f"{out}: the run there has {told}", "give the same settings, or name a new directory"
+        line, f"{out}: the run there has {said}", "give the same settings, or name a new directory"
     )
     assert (out / "config.yaml").read_text() == text
     # No YAML; and half a file that is YAML: another number, a group whose options are gone.

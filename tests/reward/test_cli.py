@@ -22,26 +22,22 @@ import yaml
 from common_jax.cli import command_line
 from common_jax.run import Run
 from reward_jax import cli
-from reward_jax.commands.extract import Matching, hold_out
 from reward_jax.commands.report import ReportConfig
 from reward_jax.commands.train import TrainConfig, check_taken_over
 from reward_jax.data import hdf5
 from reward_jax.data.files import read_episodes
-from reward_jax.data.trajectory.checkpoint import (
-    Space,
-    TrajectoryModel,
-    expert_in_base_terms,
-    load_guide,
-    load_model,
-)
+from reward_jax.data.trajectory.checkpoint import load_guide, load_model, save_model
+from reward_jax.data.trajectory.convert import expert_in_base_coordinates
 from reward_jax.data.trajectory.normalisers import Normaliser
+from reward_jax.data.trajectory.space import Space, TrajectoryModel
 from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.schedule import make_schedule
 from reward_jax.models.reward_nets import HalfUnet, WindowMLP
 from reward_jax.models.temporal.unet import TemporalUnet
+from reward_jax.planning.extract import Matching, hold_out
 from reward_jax.reward import guide
-from reward_jax.studies import demo
-from reward_jax.studies.maze import MazeStudyConfig
+from reward_jax.studies.maze import demo
+from reward_jax.studies.maze.settings import MazeStudyConfig
 from reward_jax.tasks.maze.mazes import goals, maze
 from tests.reward.cli_runs import MATCHING, ROOT, SMALL, STEPS, read_jsonl, run, space, start
 
@@ -93,7 +89,7 @@ def test_data(made):
     folder, printed = made
     base, expert = (read_episodes(folder / f"{name}.hdf5") for name in ("base", "expert"))
     assert len(base.lengths) == len(expert.lengths) == 6
-    assert base.about["maze"] == "umaze" and base.about["goal"] is None
+    assert base.about["task"] == "umaze" and base.about["goal"] is None
     assert expert.about["goal"] == [-1.2, 1.2]
     assert "6 walks to random goals" in printed["data"]
     assert "6 walks to the goal (-1.2, 1.2)" in printed["expert data"]
@@ -189,7 +185,7 @@ def test_data_of_another_maze_are_refused(made, tmp_path, capsys):
         ["report", *models, "--reward", folder / "reward", *data, *STEERED, *MAP],
     ):
         assert run(*argv, "--out", tmp_path / "out") == 2
-        assert "the data are of maze open, the model is of umaze" in capsys.readouterr().err
+        assert "the data are of open, the model is of umaze" in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
 
 
@@ -216,8 +212,8 @@ def test_heatmap(made):
     assert names(folder / "map") == [*NOTED, "heatmap.json", "heatmap.npz", "heatmap.png"]
     found = json.loads((folder / "map" / "heatmap.json").read_text())
     away = np.linalg.norm(np.subtract(found["peak"], found["goal"]))
-    assert found["metres"] == pytest.approx(away) and found["goal"] == [-1.2, 1.2]
-    where = "the same cell" if found["in_goal_cell"] else "another cell"
+    assert found["distance"] == pytest.approx(away) and found["goal"] == [-1.2, 1.2]
+    where = "the same cell" if found["at_goal"] else "another cell"
     assert f"goal at (-1.20, 1.20): {away:.2f} m apart, {where}" in printed["heatmap"]
     with np.load(folder / "map" / "heatmap.npz") as arrays:
         assert arrays["values"].shape == arrays["counts"].shape == (20, 20)
@@ -270,6 +266,7 @@ def test_steer_and_sweep(made):
 def test_maps_and_plans_over_a_mesh(made, tmp_path, monkeypatch):
     """Eight devices: cut over them, and what one device gave."""
     from reward_jax.commands import steer
+    from reward_jax.planning import plan as planning
 
     folder, _ = made
     mesh = ["--mesh.data", 4, "--mesh.fsdp", 2]
@@ -280,7 +277,7 @@ def test_maps_and_plans_over_a_mesh(made, tmp_path, monkeypatch):
         swept.append(guide.sweep(*args, **options))
         return swept[-1]
 
-    monkeypatch.setattr(steer, "sweep", keep)
+    monkeypatch.setattr(planning, "sweep", keep)
     models = ["--base", folder / "base", "--reward", folder / "reward", *STEERED, *mesh]
     assert run("steer", *models, "--out", tmp_path / "steer") == 0
     grid = ["--scales", "[0, 2]", "--t_stopgrads", "[0, 4, 8]"]
@@ -295,12 +292,13 @@ def test_maps_and_plans_over_a_mesh(made, tmp_path, monkeypatch):
     with np.load(folder / "steer" / "plans.npz") as one:
         spaces = load_model(folder / "base").space
         for x, name in ((swept[0][1, 0], "plans"), (swept[0][0, 0], "unsteered")):
-            np.testing.assert_allclose(steer.positions(x, spaces), one[name], atol=1e-4)
+            positions = spaces.plans(x).observations[..., :2]
+            np.testing.assert_allclose(positions, one[name], atol=1e-4)
     rows = [json.loads((d / "sweep" / "sweep.json").read_text()) for d in (folder, tmp_path)]
     assert rows[0] == rows[1]
     assert not swept[0].sharding.is_fully_replicated and asked[0]["temperature"] == 1.0
 
-    cold = [*models, "--temperature", 0.25, "--scales", "[0]", "--t_stopgrads", "[0]"]
+    cold = [*models, "--guidance.temperature", 0.25, "--scales", "[0]", "--t_stopgrads", "[0]"]
     monkeypatch.setattr(steer, "plan_sweep", lambda *_, **o: asked.append(o) or swept[0][:1, :1])
     assert run("sweep", *cold, "--out", tmp_path / "cold") == 0
     assert asked[-1]["temperature"] == 0.25
@@ -367,27 +365,33 @@ def test_values_in_the_report_are_escaped(made, monkeypatch):
 KINDS = ("base", "expert", "heat", "unsteered", "steered", "loss", "explained")
 
 
-def test_the_expert_is_drawn_in_its_own_terms(made, tmp_path):
-    """An expert of another normaliser: the page restores its plans by that."""
+def test_the_expert_s_plans_are_restored_by_its_own_normaliser(made, tmp_path):
+    """An expert of another normaliser: what the page shows is in the world's own units."""
     from reward_jax.commands import report
+    from reward_jax.planning import plan as planning
 
     folder, _ = made
-    base = load_model(folder / "base")
-    seen = []
+    expert = load_model(folder / "expert")
+    n = expert.space.normaliser
+    other = Normaliser(n.offset + np.float32(0.25), n.scale)
+    space = dataclasses.replace(expert.space, normaliser=other)
+    save_model(tmp_path / "expert.safetensors", dataclasses.replace(expert, space=space))
+    shown = {}
 
-    def positions(x, space):
-        seen.append(space)
-        return np.zeros((*np.shape(x)[:-1], 2))
+    def render(config, base, guide, found):
+        shown.update({name: outcome.shown for name, outcome in found.outcomes.items()})
+        return ""
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "positions", positions)
-        patch.setattr(report, "plan", lambda model, starts, **_: np.zeros((len(starts), 8, 4)))
-        patch.setattr(report, "_render", lambda *_: "")
-        models: dict[str, Any] = {k: str(folder / k) for k in ("base", "expert", "reward")}
-        data = str(folder / "base.hdf5")
-        report.run_report(report.ReportConfig(**models, data=data, out=tmp_path, plans=2))
-    assert [space.about["goal"] for space in seen].count([-1.2, 1.2]) == 1
-    assert base.space.about["goal"] is None
+        zeros = lambda model, starts, **_: np.zeros((len(starts), 8, 4))  # noqa: E731
+        patch.setattr(planning, "plan", zeros)
+        patch.setattr(report, "plan", lambda *_, **__: np.zeros((9, 1, 8, 4)))
+        patch.setattr(report, "_render", render)
+        models: dict[str, Any] = {k: str(folder / k) for k in ("base", "reward")}
+        models |= {"expert": str(tmp_path / "expert.safetensors"), "data": folder / "base.hdf5"}
+        report.run_report(report.ReportConfig(**models, out=tmp_path, plans=2))
+    for name, offset in zip(shown, (n.offset, n.offset, other.offset), strict=True):
+        np.testing.assert_allclose(shown[name], np.broadcast_to(offset[:2], (2, 8, 2)), atol=1e-6)
 
 
 def test_killed_and_resumed(made, tmp_path):
@@ -467,7 +471,7 @@ def test_flags_go_on_top_of_the_config(tmp_path):
     with h5py.File(out) as file:
         kept: Any = file["metadata/about"]
         about = json.loads(kept[()])
-    assert about["maze"] == "umaze" and about["goal"] == [1, 1]
+    assert about["task"] == "umaze" and about["goal"] == [1, 1]
     assert len(read_episodes(out).lengths) == 2
 
 
@@ -612,7 +616,7 @@ def test_the_shipped_pair_s_reward_peaks_at_the_expert_s_goal(tmp_path, monkeypa
 
 def test_the_shipped_models_fit_each_other():
     base, expert = (load_model(demo.SHIPPED / f"{k}.safetensors") for k in ("base", "expert"))
-    score, notes = expert_in_base_terms(base, expert)
+    score, notes = expert_in_base_coordinates(base, expert)
     assert score is expert.denoiser and not notes
-    assert base.space.about["goal"] is None and base.space.about["maze"] == "umaze"
+    assert base.space.about["goal"] is None and base.space.about["task"] == "umaze"
     assert expert.space.about["goal"] in goals(maze("umaze")).tolist()

@@ -20,75 +20,16 @@ from safetensors.numpy import save_file
 from common_jax.errors import InputError
 from common_jax.io.files import atomic, make_folder
 from reward_jax.data.trajectory.normalisers import Normaliser
-from reward_jax.data.trajectory.terms import Converted
-from reward_jax.diffusion.denoiser import Denoiser, Score, score_from
-from reward_jax.diffusion.process import FirstState
+from reward_jax.data.trajectory.space import Space, TrajectoryGuide, TrajectoryModel
+from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.schedule import Schedule, make_schedule
 from reward_jax.models import catalog
 from reward_jax.reward.discriminator import DiscriminatorGuide
 from reward_jax.reward.extract import RelativeReward
 
-__all__ = [
-    "Space",
-    "TrajectoryGuide",
-    "TrajectoryModel",
-    "check_same_space",
-    "check_same_terms",
-    "expert_in_base_terms",
-    "load_guide",
-    "load_model",
-    "save_guide",
-    "save_model",
-]
+__all__ = ["load_guide", "load_model", "save_guide", "save_model"]
 
 _FORMAT = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Space:
-    """What a trajectory of a model is.
-
-    horizon: H. stride: environment steps between its rows. actions: A. normaliser: of rows [D].
-    about: where the data came from (environment, maze, goal, ...), plain JSON.
-    """
-
-    horizon: int
-    stride: int
-    actions: int
-    normaliser: Normaliser
-    about: dict[str, Any]
-
-    @property
-    def width(self) -> int:
-        """D."""
-        return int(np.shape(self.normaliser.offset)[0])
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(H, D)."""
-        return self.horizon, self.width
-
-    @property
-    def pin(self) -> FirstState:
-        """x_0 -> its first observation, given."""
-        return FirstState(self.actions)
-
-
-@dataclasses.dataclass(frozen=True)
-class TrajectoryModel:
-    """A denoiser and the space of its trajectories."""
-
-    denoiser: Denoiser
-    space: Space
-
-
-@dataclasses.dataclass(frozen=True)
-class TrajectoryGuide:
-    """A relative reward, or a discriminator, and the space of its trajectories."""
-
-    guide: RelativeReward | DiscriminatorGuide
-    space: Space
-    schedule: Schedule
 
 
 def save_model(path: str | pathlib.Path, model: TrajectoryModel) -> None:
@@ -133,91 +74,10 @@ def load_guide(path: str | pathlib.Path) -> TrajectoryGuide:
         return TrajectoryGuide(guide, _space(header), schedule)
 
 
-def expert_in_base_terms(
-    base: TrajectoryModel, expert: TrajectoryModel, *, pin: bool = True, most: float = 1.25
-) -> tuple[Score, list[str]]:
-    """The expert's score for trajectories in the base's terms, and notes on what was converted.
-
-    pin: x_t's first state is given, not noised. Raises InputError naming each difference that
-    cannot be converted: horizon, transition, stride, diffusion steps, schedule, or scales whose
-    factor differs by dimension, by more than `most` from its mean.
-    """
-    check_same_space("base and expert", base.space, expert.space)
-    theirs = expert.denoiser.schedule
-    _check_same_schedule("base and expert", base.denoiser.schedule, theirs)
-    a, b = base.space.normaliser, expert.space.normaliser
-    if _same_normaliser(a, b):
-        return expert.denoiser, []
-    between = a.to(b)  # from the base's terms to the expert's
-    logs = np.log(np.asarray(between.scale, np.float64))
-    ratio, uneven = (float(np.exp(np.abs(x).max())) for x in (logs, logs - logs.mean()))
-    alike = "train the expert from the base (--init), which keeps the base's normaliser"
-    if uneven > most:
-        raise InputError(
-            "base and expert differ in their normalisers, by a factor that differs by dimension "
-            f"(up to {uneven:.2f} from its mean), too much to convert: {alike}"
-        )
-    note = (
-        f"the normalisers of base and expert differ (scales by a factor of up to {ratio:.3g}): "
-        "the expert's score is converted to the base's terms"
-    )
-    if uneven > 1.02:
-        note += (
-            f", as if the factor were one for all dimensions (it is up to {uneven:.3g} from its "
-            f"mean); to leave nothing to convert, {alike}"
-        )
-    pinned = base.space.pin if pin else None
-    return Converted.between(expert.denoiser, theirs, between, pinned), [note]
-
-
-def check_same_space(what: str, a: Space, b: Space) -> None:
-    """InputError naming the first thing in which two spaces differ, normalisers apart."""
-    for name, x, y in (
-        ("horizon", a.horizon, b.horizon),
-        ("transition width", a.width, b.width),
-        ("actions", a.actions, b.actions),
-        ("stride", a.stride, b.stride),
-        ("maze", a.about.get("maze"), b.about.get("maze")),
-    ):
-        if name == "maze" and None in (x, y):
-            continue  # data from elsewhere do not say
-        if x != y:
-            raise InputError(f"{what} differ in {name}: {x} and {y}; train both alike")
-
-
-def check_same_terms(what: str, base: TrajectoryModel, guide: TrajectoryGuide) -> None:
-    """InputError naming the first thing for which a guide cannot steer a base."""
-    check_same_space(what, base.space, guide.space)
-    _check_same_schedule(what, base.denoiser.schedule, guide.schedule)
-    if not _same_normaliser(base.space.normaliser, guide.space.normaliser):
-        raise InputError(
-            f"{what} differ in their normalisers: train this base from the reward's own (--init), "
-            "which keeps the normaliser"
-        )
-
-
-def _check_same_schedule(what: str, a: Schedule, b: Schedule) -> None:
-    if a.steps != b.steps:
-        raise InputError(
-            f"{what} differ in diffusion steps: {a.steps} and {b.steps}; train both alike"
-        )
-    gap = float(jnp.abs(a.alphas_cumprod - b.alphas_cumprod).max())
-    if gap > 1e-5:
-        raise InputError(
-            f"{what} differ in schedule: {a.name} and {b.name} (abar by up to {gap:.3f}); train "
-            "both alike"
-        )
-
-
-def _same_normaliser(a: Normaliser, b: Normaliser) -> bool:
-    offsets = np.allclose(a.offset, b.offset, rtol=0, atol=1e-6)
-    return offsets and np.allclose(a.scale, b.scale, 1e-6)
-
-
 def _about(space: Space, schedule: Schedule) -> dict[str, Any]:
     n = space.normaliser
     return {
-        "schedule": _told(schedule),
+        "schedule": _described(schedule),
         "horizon": space.horizon,
         "stride": space.stride,
         "actions": space.actions,
@@ -242,39 +102,40 @@ def _space(header: dict[str, Any]) -> Space:
     )
 
 
-def _told(schedule: Schedule) -> dict[str, Any]:
+def _described(schedule: Schedule) -> dict[str, Any]:
     """Name and steps; the tables, too, where the name does not give them (betas of one's own)."""
-    told = {"name": schedule.name, "steps": schedule.steps}
+    described = {"name": schedule.name, "steps": schedule.steps}
     tables = {k: v for k, v in vars(schedule).items() if k != "name"}
     try:
         known = make_schedule(schedule.name, schedule.steps)
         if all(np.array_equal(v, getattr(known, k)) for k, v in tables.items()):
-            return told
+            return described
     except InputError:  # a name of one's own
         pass
-    return told | {"tables": {k: np.asarray(v, np.float64).tolist() for k, v in tables.items()}}
+    values = {k: np.asarray(v, np.float64).tolist() for k, v in tables.items()}
+    return described | {"tables": values}
 
 
 def _schedule(header: dict[str, Any]) -> Schedule:
     """ValueError for what is no schedule (see `_sound`)."""
-    told = header["schedule"]
-    if "tables" not in told:
+    described = header["schedule"]
+    if "tables" not in described:
         try:
-            return make_schedule(told["name"], told["steps"])
+            return make_schedule(described["name"], described["steps"])
         except InputError as error:  # it does not name the file
             raise ValueError(str(error)) from None
-    tables = {k: np.asarray(v, np.float64) for k, v in told["tables"].items()}
+    tables = {k: np.asarray(v, np.float64) for k, v in described["tables"].items()}
     wanted = {f.name for f in dataclasses.fields(Schedule)} - {"name"}
     if odd := sorted(set(tables) ^ wanted):
         raise ValueError(f"its schedule's tables lack {odd[0]}, or should not have it")
     for name, table in tables.items():
-        if table.shape != (told["steps"],) or not np.isfinite(table).all():
-            raise ValueError(f"its schedule's {name} is not {told['steps']} finite numbers")
+        if table.shape != (described["steps"],) or not np.isfinite(table).all():
+            raise ValueError(f"its schedule's {name} is not {described['steps']} finite numbers")
     bar = tables["alphas_cumprod"]
     if not bar.size or not ((bar >= 0) & (bar <= 1)).all() or (np.diff(bar) > 0).any():
         raise ValueError("its schedule's alphas_cumprod do not fall from 1 or less towards 0")
     return Schedule(
-        **{k: jnp.asarray(v, jnp.float32) for k, v in tables.items()}, name=told["name"]
+        **{k: jnp.asarray(v, jnp.float32) for k, v in tables.items()}, name=described["name"]
     )
 
 

@@ -48,6 +48,11 @@ class Normaliser:
             kind=other.kind,
         )
 
+    def same_as(self, other: "Normaliser") -> bool:
+        """Equal to rounding."""
+        offsets = np.allclose(self.offset, other.offset, rtol=0, atol=1e-6)
+        return offsets and np.allclose(self.scale, other.scale, 1e-6)
+
 
 def limits(rows: Any) -> Normaliser:
     """Smallest and largest value of each dimension of [M, D] to -1 and 1; a constant one to 0."""

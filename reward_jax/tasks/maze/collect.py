@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from common_jax.errors import InputError
-from reward_jax.data.trajectory.windows import Episodes
+from reward_jax.data.episodes import Episodes
 from reward_jax.tasks.maze.mazes import ENVIRONMENTS, Maze, check_goal, uniform_starts
 from reward_jax.tasks.maze.planner import DT, longest_walk, walk
 
@@ -48,8 +48,8 @@ def collect(maze: Maze, *, goal: Any = None, episodes: int, steps: int, seed: in
         actions=actions.reshape(-1, 2),
         lengths=np.full(episodes, steps),
         about={
+            "task": maze.name,
             "environment": ENVIRONMENTS[maze.name],
-            "maze": maze.name,
             "goal": None if fixed is None else fixed.tolist(),
             "seed": seed,
             "dt": DT,
@@ -59,9 +59,9 @@ def collect(maze: Maze, *, goal: Any = None, episodes: int, steps: int, seed: in
     )
 
 
-def steps_for(maze: Maze, horizon: int, stride: int = 1) -> int:
-    """Steps an episode needs so that windows may start at any time of the longest walk."""
-    return longest_walk(maze) + (horizon - 1) * stride + 1
+def steps_for(maze: Maze, span: int) -> int:
+    """Steps of an episode in which windows of `span` may start all through the longest walk."""
+    return longest_walk(maze) + span
 
 
 def arrivals(positions: np.ndarray, goals: np.ndarray) -> np.ndarray:

@@ -143,5 +143,5 @@ def test_sources_of_no_known_kind(tmp_path, source, message):
 
 
 def test_an_id_of_no_such_form():
-    with pytest.raises(InputError, match="no such folder, nor an id such as D4RL/pointmaze"):
+    with pytest.raises(InputError, match="no such folder, nor an id such as NAMESPACE/NAME-v0"):
         read_episodes("minari:point maze")

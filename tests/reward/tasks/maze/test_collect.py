@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from common_jax.errors import InputError
+from reward_jax.data.episodes import transitions
 from reward_jax.data.trajectory.normalisers import limits
-from reward_jax.data.trajectory.windows import transitions, windows
+from reward_jax.data.trajectory.windows import windows
 from reward_jax.tasks.maze.collect import ARRIVED, collect, steps_for
 from reward_jax.tasks.maze.mazes import environment, goals, maze
 from reward_jax.tasks.maze.planner import longest_walk
@@ -36,7 +37,7 @@ def test_base_and_expert_differ_in_the_goal_alone():
 
 def test_arrivals_are_for_good():
     layout = maze("medium")
-    data = collect(layout, episodes=20, steps=steps_for(layout, 8, 4), seed=0)
+    data = collect(layout, episodes=20, steps=steps_for(layout, 29), seed=0)
     assert data.arrivals is not None and data.goals is not None
     for start, end, arrival, goal in zip(
         data.starts, data.ends, data.arrivals, data.goals, strict=True

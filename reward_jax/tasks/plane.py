@@ -1,33 +1,59 @@
-"""Where a reward is high: averages over the places that trajectories visit (the paper's maps).
+"""The plane of a world, and where in it a reward is high (the paper's maps).
 
 Windows of the base's trajectories are scored at t = 0 (nothing is noised), scores are winsorised
 at 0.5% a tail and scaled to 0 .. 1, and averaged in bins of the positions that windows visit.
-Legend: N windows, W steps of a window, P bins of a map.
+Legend: N windows, W steps of a window, O observation width.
 """
 
+import abc
 import dataclasses
-import functools
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from common_jax.errors import InputError
-from common_jax.mesh import constrain
 
-__all__ = ["HeatMap", "draw_map", "heat_map", "score_windows"]
+__all__ = ["HeatMap", "Peak", "Plane", "draw_map", "heat_map"]
 
 TAIL = 0.005  # winsorised at each end
 LEAST = 5  # visits that a bin needs, or it is left blank
+
+
+class Plane(abc.ABC):
+    """Where the positions of a world lie.
+
+    extent: left, right, bottom, top. cell: the length that is cut into bins. unit: of all of
+    these. place: what two points share when they are at one place, in a word.
+    """
+
+    extent: tuple[float, float, float, float]
+    cell: float = 1.0
+    unit: str = "m"
+    place: str = "place"
+
+    @abc.abstractmethod
+    def positions(self, observations: np.ndarray) -> np.ndarray:
+        """Positions [..., 2] of observations [..., O]."""
+
+    @abc.abstractmethod
+    def same_place(self, a: Any, b: Any) -> bool:
+        """Whether two points [2] are at one place: a peak at its goal."""
+
+    @abc.abstractmethod
+    def draw(self, axes: Any) -> None:
+        """What stands in the plane, on matplotlib's axes."""
+
+    def heat_map(self, observations: np.ndarray, scores: np.ndarray, *, bins: int) -> "HeatMap":
+        """Of windows [N, W, O] with scores [N]; `bins` to the side of a cell."""
+        places = self.positions(observations)
+        return heat_map(places, scores, self.extent, bins=bins, cell=self.cell)
 
 
 @dataclasses.dataclass(frozen=True)
 class HeatMap:
     """values: [rows, columns], NaN where fewer than 5 positions fell; row 0 at the bottom.
 
-    extent: left, right, bottom, top; metres. counts: positions in each bin.
+    extent: left, right, bottom, top. counts: positions in each bin.
     """
 
     values: np.ndarray
@@ -36,7 +62,7 @@ class HeatMap:
 
     @property
     def peak(self) -> np.ndarray:
-        """Centre of the bin of the highest average, [2] metres."""
+        """Centre of the bin of the highest average, [2]."""
         row, column = np.unravel_index(np.nanargmax(self.values), self.values.shape)
         left, right, bottom, top = self.extent
         rows, columns = self.values.shape
@@ -44,26 +70,31 @@ class HeatMap:
         return np.array([x, bottom + (row + 0.5) * (top - bottom) / rows])
 
 
-def score_windows(
-    guide: Any, x_0: Any, *, t: int = 0, batch: int = 4096, mesh: Mesh | None = None
-) -> np.ndarray:
-    """The guide's reward of clean trajectories [N, ...] at t, [N].
+@dataclasses.dataclass(frozen=True, eq=False)
+class Peak:
+    """Where a map is highest, and the goal [2]; distance: between them; at_goal: one place."""
 
-    batch: scored in one call. mesh: batches are cut over its data and fsdp axes.
-    """
-    parts = []
-    for start in range(0, len(x_0), batch):
-        rows = jnp.asarray(x_0[start : start + batch])
-        missing = min(batch, len(x_0)) - len(rows)  # one shape, one program
-        padded = jnp.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1))
-        parts.append(np.asarray(_score(guide, padded, t, mesh=mesh))[: len(rows)])
-    return np.concatenate(parts)
+    at: np.ndarray
+    goal: np.ndarray
+    distance: float
+    at_goal: bool
+    unit: str
+    place: str
 
+    @classmethod
+    def of(cls, found: HeatMap, plane: Plane, goal: Any) -> "Peak":
+        """The peak of a map of `plane`."""
+        at, goal = found.peak, np.asarray(goal, np.float64)
+        distance = float(np.linalg.norm(at - goal))
+        return cls(at, goal, distance, plane.same_place(at, goal), plane.unit, plane.place)
 
-@functools.partial(jax.jit, static_argnames="mesh")
-def _score(guide: Any, x: jax.Array, t: int, *, mesh: Mesh | None) -> jax.Array:
-    x = constrain(x, mesh)
-    return guide(x, jnp.full(x.shape[:1], t))
+    def __str__(self) -> str:
+        (x, y), (gx, gy) = self.at, self.goal
+        where = f"the same {self.place}" if self.at_goal else f"another {self.place}"
+        return (
+            f"peak at ({x:.2f}, {y:.2f}), goal at ({gx:.2f}, {gy:.2f}): {self.distance:.2f} "
+            f"{self.unit} apart, {where}"
+        )
 
 
 def heat_map(
@@ -74,7 +105,7 @@ def heat_map(
     bins: int,
     cell: float = 1.0,
 ) -> HeatMap:
-    """Positions [N, W, 2] metres and scores [N] of windows; `bins` to the side of a cell."""
+    """Positions [N, W, 2] and scores [N] of windows; `bins` to the side of a cell."""
     low, high = np.quantile(scores, [TAIL, 1 - TAIL])
     scaled = (np.clip(scores, low, high) - low) / max(high - low, np.finfo(np.float32).tiny)
     left, right, bottom, top = extent

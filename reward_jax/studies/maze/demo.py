@@ -13,13 +13,14 @@ from common_jax.cli.options import check_seed
 from common_jax.errors import InputError
 from common_jax.io.files import make_folder
 from reward_jax.commands.data import DataConfig, run_data
-from reward_jax.commands.extract import ExtractConfig, Matching, run_extract
+from reward_jax.commands.extract import ExtractConfig, run_extract
 from reward_jax.commands.report import ReportConfig, run_report
 from reward_jax.data.trajectory.checkpoint import load_model
+from reward_jax.planning.extract import Matching
 
 __all__ = ["SHIPPED", "DemoConfig", "run_demo"]
 
-SHIPPED = pathlib.Path(__file__).parents[1] / "shipped" / "umaze"
+SHIPPED = pathlib.Path(__file__).parents[2] / "shipped" / "umaze"
 
 
 @dataclasses.dataclass
@@ -57,10 +58,10 @@ def run_demo(config: DemoConfig) -> pathlib.Path:
         raise InputError(f"{out}: holds files that are no demo's; name another folder")
     marker.write_text("Made by `reward-jax demo`, which makes it anew each time.\n", "utf-8")
     base, expert = SHIPPED / "base.safetensors", SHIPPED / "expert.safetensors"
-    about = load_model(expert).space
-    goal = about.about["goal"]
+    space = load_model(expert).space
+    goal = space.about["goal"]
     shared: dict[str, Any] = dict(
-        env=about.about["maze"], horizon=about.horizon, stride=about.stride
+        env=space.about["task"], horizon=space.horizon, stride=space.stride
     )
     walks = {
         "base": DataConfig(

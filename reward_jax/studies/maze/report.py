@@ -1,6 +1,6 @@
 """What the maze study found, beside the paper: a map for every goal, counts, and a table.
 
-Reads the folder that `studies/maze.py` fills; measures nothing.
+Reads the folder that `studies/maze/run.py` fills; measures nothing.
 """
 
 import importlib.metadata

@@ -13,13 +13,14 @@ import pytest
 from common_jax.cli import command_line
 from common_jax.errors import InputError
 from common_jax.run import Run
-from reward_jax.commands.extract import Matching, RewardOptions
-from reward_jax.commands.train import NetworkOptions, Training, window_source
 from reward_jax.data.trajectory.checkpoint import load_guide, load_model
-from reward_jax.studies import maze as study
-from reward_jax.studies.maze import MazeStudyConfig, run_maze_study
-from reward_jax.studies.maze_report import write_report
-from reward_jax.tasks.maze.mazes import maze
+from reward_jax.planning.extract import Matching, RewardOptions
+from reward_jax.planning.fit import NetworkOptions, Training, window_source
+from reward_jax.studies.maze import work as study
+from reward_jax.studies.maze.report import write_report
+from reward_jax.studies.maze.run import run_maze_study
+from reward_jax.studies.maze.settings import MazeStudyConfig
+from reward_jax.tasks.maze.task import MazeTask
 
 TRAINING = Training(steps=10, batch=8, ema_begin=0, ema_every=1, steps_per_call=10)
 
@@ -155,8 +156,9 @@ def test_report(done):
 def test_a_second_start_makes_nothing_anew(done, monkeypatch):
     config, summary = done
     before = times(config.out / "umaze")
-    for name in ("fit", "fit_reward", "train_discriminator", "collect"):
+    for name in ("fit", "fit_reward", "train_discriminator"):
         monkeypatch.setattr(study, name, None)
+    monkeypatch.setattr(MazeTask, "record", None)
     assert run_maze_study(config) == summary
     assert times(config.out / "umaze") == before
 
@@ -189,7 +191,7 @@ def test_a_study_that_was_stopped_goes_on(done, monkeypatch):
     # Diagnostics are of walks that no model was trained on, and of the matching that there was.
     (rows, options), space = held[-1], load_model(folder / "goal_0" / "expert.safetensors").space
     assert options == {"matching": config.matching} and rows.shape == (200 + 256, 8, 4)
-    walks = study._Work(config, maze("umaze"))._episodes(np.array([-1.2, 1.2]), 6, 1000)
+    walks = study.MazeWork(config, MazeTask("umaze")).record([-1.2, 1.2], 6, 1000)
     trained = window_source(walks, space)
     every = trained.flat[trained.starts[:, None] + trained.stride * np.arange(8)]
     assert len(every) > 6
@@ -221,17 +223,17 @@ DAMAGED = {
 @pytest.mark.parametrize("case", DAMAGED)
 def test_a_damaged_result_is_named_before_anything_is_made(done, tmp_path, monkeypatch, case):
     config, _ = done
-    name, damage, told = DAMAGED[case]
+    name, damage, said = DAMAGED[case]
     for file in ("config.yaml", "umaze/null.json", "umaze/goal_0/result.json"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(config.out / file, tmp_path / file)
     path = tmp_path / "umaze" / name
     path.write_text(damage(path.read_text()))
     before = times(tmp_path)
-    monkeypatch.setattr(study, "collect", None)
+    monkeypatch.setattr(MazeTask, "record", None)
     with pytest.raises(InputError) as error:
         run_maze_study(dataclasses.replace(config, out=tmp_path))
-    assert str(error.value) == f"{path}: {told}; delete it, and it is made again"
+    assert str(error.value) == f"{path}: {said}; delete it, and it is made again"
     assert times(tmp_path) == before
 
 
@@ -247,9 +249,9 @@ def longer(done, tmp_path_factory):
         save_every=10,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study._Work, "_steer", lambda *_: {})
+        patch.setattr(study, "steered", lambda *_, **__: {})
         patch.setattr(study, "diagnose", lambda *_, **__: {})
-        work = study._Work(config, maze("umaze"))
+        work = study.MazeWork(config, MazeTask("umaze"))
         work.null()
         work.goal(0)
         yield config
@@ -272,7 +274,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_end(longer, tmp_path, mo
             raise KeyboardInterrupt
 
     def go_on():
-        work = study._Work(config, maze("umaze"))
+        work = study.MazeWork(config, MazeTask("umaze"))
         work.goal(0) if model.startswith("goal") else work.null()
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

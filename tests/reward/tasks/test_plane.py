@@ -1,15 +1,11 @@
-"""Heat maps: known averages, winsorising, least counts, the peak; scoring in padded batches."""
+"""Heat maps: known averages, winsorising, least counts, the peak."""
 
-import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 import pytest
-from flax import struct
 
 from common_jax.errors import InputError
-from common_jax.mesh import make_mesh
-from reward_jax.tasks.maze.heatmap import LEAST, draw_map, heat_map, score_windows
-from tests.reward.cli_runs import reward
+from reward_jax.tasks.plane import LEAST, draw_map, heat_map
 
 EXTENT = (-1.0, 1.0, -0.5, 0.5)  # two cells beside each other
 
@@ -80,32 +76,6 @@ def test_cells_of_another_size():
     found = heat_map(at(3.9, 0.1, 5), np.arange(5.0), extent, bins=3, cell=2.0)
     assert found.values.shape == (3, 6)
     np.testing.assert_allclose(found.peak, [11 / 3, 1 / 3])
-
-
-@pytest.mark.parametrize(
-    ("count", "mesh"), [*((n, None) for n in (1, 7, 8, 9, 20)), (6, (4, 2)), (20, (4, 2))]
-)
-def test_batches_and_devices_change_nothing(count, mesh):
-    guide, mesh = reward().guide, mesh and make_mesh(*mesh)
-    rows = np.random.default_rng(2).normal(size=(count, 8, 4)).astype(np.float32)
-    found = score_windows(guide, rows, t=2, batch=8, mesh=mesh)
-    assert found.shape == (count,)
-    expected = guide(jnp.asarray(rows), jnp.full(count, 2))
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_one_shape_is_compiled():
-    traced = []
-
-    @struct.dataclass
-    class Guide:
-        def __call__(self, x, t):
-            traced.append(x.shape)
-            return x.sum((1, 2))
-
-    rows = np.arange(21 * 2, dtype=np.float32).reshape(21, 2, 1)
-    np.testing.assert_array_equal(score_windows(Guide(), rows, batch=8), rows.sum((1, 2)))
-    assert traced == [(8, 2, 1)]
 
 
 def test_drawn_with_peak_and_goal():

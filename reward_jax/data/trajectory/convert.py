@@ -1,0 +1,125 @@
+"""A score in the coordinates of another normaliser than its model's own.
+
+With x' = (x - offset) / scale a trajectory in the model's own coordinates, the noise of x_t is
+divided by scale there, too: its ratio to the signal is not that of what the model saw at t. So the
+model is asked at the step whose ratio that is, for x_0, and the score is made of its answer: what
+is off in the step then weighs little.
+
+Legend: B batch, H horizon, D transition width, T diffusion steps.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from common_jax.errors import InputError
+from reward_jax.data.trajectory.normalisers import Normaliser
+from reward_jax.data.trajectory.space import (
+    TrajectoryModel,
+    check_same_schedule,
+    check_same_space,
+)
+from reward_jax.diffusion.denoiser import Score, estimate_x0
+from reward_jax.diffusion.process import Pinned, x0_to_score
+from reward_jax.diffusion.schedule import Schedule
+
+__all__ = ["Converted", "expert_in_base_coordinates"]
+
+
+@struct.dataclass
+class Converted:
+    """A score in other coordinates: x' = (x - offset) / scale, offset and scale [D].
+
+    Asked at the two steps on both sides of the wanted ratio, steps [2, T], whose estimates of x_0
+    are blended, share [T] of the second. Where scale is one for all dimensions what is left is the
+    blend; else dimensions differ in noise, which no step has, and the geometric mean of scale is
+    matched. pin: what is pinned in x_t is clean, and is given to the model as such.
+    """
+
+    score: Any
+    schedule: Schedule
+    offset: Any
+    scale: Any
+    steps: Any
+    share: Any
+    pin: Callable[[jax.Array], Pinned] | None = struct.field(pytree_node=False, default=None)
+
+    @classmethod
+    def between(
+        cls,
+        score: Any,
+        schedule: Schedule,
+        between: Normaliser,
+        pin: Callable[[jax.Array], Pinned] | None = None,
+    ) -> "Converted":
+        """between: from the coordinates that are wanted to the score's own."""
+        bar = np.asarray(schedule.alphas_cumprod, np.float64)
+        log_ratio = np.log(bar) - np.log1p(-bar)  # signal to noise; falls with t
+        own = log_ratio + 2 * np.log(np.asarray(between.scale, np.float64)).mean()
+        place = np.interp(-own, -log_ratio, np.arange(len(bar)))  # the ends where none is beyond
+        low = np.floor(place).astype(np.int32)
+        steps = np.stack([low, np.minimum(low + 1, len(bar) - 1)])
+        share = jnp.asarray(place - low, jnp.float32)
+        return cls(score, schedule, between.offset, between.scale, jnp.asarray(steps), share, pin)
+
+    def x0(self, x_t: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
+        """E[x_0 | x_t] [B, H, D] in the wanted coordinates."""
+        clean = (x_t - self.offset) / self.scale
+
+        def asked(steps: jax.Array) -> jax.Array:
+            step = steps[t]
+            root = jnp.sqrt(self.schedule.alphas_cumprod)
+            signal = self.schedule.at(root, step, x_t)
+            ratio = signal / self.schedule.at(root, t, x_t)
+            own = (ratio * x_t - signal * self.offset) / self.scale
+            own = self.pin(clean)(own) if self.pin else own
+            return estimate_x0(self.score, self.schedule, own, step, cond)
+
+        share = self.schedule.at(self.share, t, x_t)
+        found = (1 - share) * asked(self.steps[0]) + share * asked(self.steps[1])
+        return found * self.scale + self.offset
+
+    def __call__(self, x_t: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
+        """The score [B, H, D] with respect to x_t in the wanted coordinates."""
+        return x0_to_score(self.schedule, self.x0(x_t, t, cond), x_t, t)
+
+
+def expert_in_base_coordinates(
+    base: TrajectoryModel, expert: TrajectoryModel, *, pin: bool = True, most: float = 1.25
+) -> tuple[Score, list[str]]:
+    """The expert's score for trajectories in the base's coordinates, and what was converted.
+
+    pin: x_t's first state is given, not noised. Raises InputError naming each difference that
+    cannot be converted: horizon, transition, stride, diffusion steps, schedule, or scales whose
+    factor differs by dimension, by more than `most` from its mean.
+    """
+    check_same_space("base and expert", base.space, expert.space)
+    theirs = expert.denoiser.schedule
+    check_same_schedule("base and expert", base.denoiser.schedule, theirs)
+    a, b = base.space.normaliser, expert.space.normaliser
+    if a.same_as(b):
+        return expert.denoiser, []
+    between = a.to(b)  # from the base's coordinates to the expert's
+    logs = np.log(np.asarray(between.scale, np.float64))
+    ratio, uneven = (float(np.exp(np.abs(x).max())) for x in (logs, logs - logs.mean()))
+    alike = "train the expert from the base (--init), which keeps the base's normaliser"
+    if uneven > most:
+        raise InputError(
+            "base and expert differ in their normalisers, by a factor that differs by dimension "
+            f"(up to {uneven:.2f} from its mean), too much to convert: {alike}"
+        )
+    note = (
+        f"the normalisers of base and expert differ (scales by a factor of up to {ratio:.3g}): "
+        "the expert's score is converted to the base's"
+    )
+    if uneven > 1.02:
+        note += (
+            f", as if the factor were one for all dimensions (it is up to {uneven:.3g} from its "
+            f"mean); to leave nothing to convert, {alike}"
+        )
+    pinned = base.space.pin if pin else None
+    return Converted.between(expert.denoiser, theirs, between, pinned), [note]

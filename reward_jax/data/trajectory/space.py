@@ -1,0 +1,139 @@
+"""What a trajectory of a model is, and models with their space.
+
+Legend: B batch, H horizon, D transition width, A actions, O observations.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from common_jax.errors import InputError
+from reward_jax.data.trajectory.normalisers import Normaliser
+from reward_jax.diffusion.denoiser import Denoiser
+from reward_jax.diffusion.process import FirstState
+from reward_jax.diffusion.schedule import Schedule
+from reward_jax.reward.discriminator import DiscriminatorGuide
+from reward_jax.reward.extract import RelativeReward
+
+__all__ = [
+    "Plans",
+    "Space",
+    "TrajectoryGuide",
+    "TrajectoryModel",
+    "check_same_schedule",
+    "check_same_space",
+    "check_steers",
+]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plans:
+    """Trajectories in the world's own units.
+
+    observations [..., H, O]; actions [..., H, A], or None of a model that has none; stride:
+    environment steps between rows. Row 0 holds the observation that was planned from.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray | None
+    stride: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """What a trajectory of a model is.
+
+    horizon: H. stride: environment steps between its rows. actions: A. normaliser: of rows [D].
+    about: where the data came from (task, environment, goal, ...), plain JSON.
+    """
+
+    horizon: int
+    stride: int
+    actions: int
+    normaliser: Normaliser
+    about: dict[str, Any]
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(np.shape(self.normaliser.offset)[0])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, D)."""
+        return self.horizon, self.width
+
+    @property
+    def pin(self) -> FirstState:
+        """x_0 -> its first observation, given."""
+        return FirstState(self.actions)
+
+    def normalise(self, observations: Any) -> np.ndarray:
+        """Observations [..., O] as a model sees them, float32."""
+        part = self.normaliser.part(slice(self.actions, None))
+        return np.asarray(part.normalise(np.asarray(observations)), np.float32)
+
+    def plans(self, x: Any) -> Plans:
+        """Trajectories [..., H, D] of a model in the world's own units, float64."""
+        restored = self.normaliser.restore(np.asarray(x, np.float64))
+        actions = restored[..., : self.actions] if self.actions else None
+        return Plans(restored[..., self.actions :], actions, self.stride)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrajectoryModel:
+    """A denoiser and the space of its trajectories."""
+
+    denoiser: Denoiser
+    space: Space
+
+
+@dataclasses.dataclass(frozen=True)
+class TrajectoryGuide:
+    """A relative reward, or a discriminator, and the space of its trajectories."""
+
+    guide: RelativeReward | DiscriminatorGuide
+    space: Space
+    schedule: Schedule
+
+
+def check_same_space(what: str, a: Space, b: Space) -> None:
+    """InputError naming the first thing in which two spaces differ, normalisers apart."""
+    for name, x, y in (
+        ("horizon", a.horizon, b.horizon),
+        ("transition width", a.width, b.width),
+        ("actions", a.actions, b.actions),
+        ("stride", a.stride, b.stride),
+        ("task", a.about.get("task"), b.about.get("task")),
+    ):
+        if name == "task" and None in (x, y):
+            continue  # data from elsewhere do not say
+        if x != y:
+            raise InputError(f"{what} differ in {name}: {x} and {y}; train both alike")
+
+
+def check_steers(what: str, base: TrajectoryModel, guide: TrajectoryGuide) -> None:
+    """InputError naming the first thing for which a guide cannot steer a base."""
+    check_same_space(what, base.space, guide.space)
+    check_same_schedule(what, base.denoiser.schedule, guide.schedule)
+    if not base.space.normaliser.same_as(guide.space.normaliser):
+        raise InputError(
+            f"{what} differ in their normalisers: train this base from the reward's own (--init), "
+            "which keeps the normaliser"
+        )
+
+
+def check_same_schedule(what: str, a: Schedule, b: Schedule) -> None:
+    """InputError where two schedules differ in steps, or in abar by more than 1e-5."""
+    if a.steps != b.steps:
+        raise InputError(
+            f"{what} differ in diffusion steps: {a.steps} and {b.steps}; train both alike"
+        )
+    gap = float(jnp.abs(a.alphas_cumprod - b.alphas_cumprod).max())
+    if gap > 1e-5:
+        raise InputError(
+            f"{what} differ in schedule: {a.name} and {b.name} (abar by up to {gap:.3f}); train "
+            "both alike"
+        )

@@ -1,0 +1,216 @@
+"""A diffusion model of trajectories, fitted to the windows of recorded episodes.
+
+    episodes = read_episodes("walks.hdf5")
+    space = space_of(episodes, horizon=32, stride=10, actions=False)
+    begin = Untrained(cosine_schedule(50))
+    model = fit(window_source(episodes, space), space, begin, Training(), seed=0)
+
+Legend: H horizon, D transition width.
+"""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from common_jax.errors import InputError
+from reward_jax.data.episodes import Episodes, transitions
+from reward_jax.data.trajectory import normalisers
+from reward_jax.data.trajectory.space import Space, TrajectoryModel
+from reward_jax.data.trajectory.windows import windows
+from reward_jax.diffusion.denoiser import score_from
+from reward_jax.diffusion.loop import OnStep
+from reward_jax.diffusion.process import Prediction, action_weights
+from reward_jax.diffusion.schedule import Schedule
+from reward_jax.diffusion.sources import Source, Strided
+from reward_jax.diffusion.train import EMA, start, train_denoiser
+from reward_jax.models.temporal.unet import TemporalUnet
+
+__all__ = [
+    "NetworkOptions",
+    "RunContext",
+    "Training",
+    "Untrained",
+    "check_prediction",
+    "fit",
+    "optimizer",
+    "space_of",
+    "window_source",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkOptions:
+    """The temporal U-Net.
+
+    Args:
+        dim: channels of the first level.
+        multipliers: channels of each level, in units of dim.
+        attention: linear attention after each level.
+    """
+
+    dim: int = 16
+    multipliers: tuple[int, ...] = (1, 2, 4)
+    attention: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How a denoiser is trained.
+
+    Args:
+        steps: optimizer steps.
+        batch: trajectories of a step.
+        learning_rate: of Adam; decays to 2% along a cosine, where decay is set.
+        decay: see learning_rate.
+        clip: largest norm of a gradient; 0 for none.
+        prediction: what the network puts out: v, x0 or epsilon.
+        action_weight: weight of the first action in the loss (actions only).
+        ema_decay: of the average of the parameters.
+        ema_every: steps between updates of the average.
+        ema_begin: steps before it is begun.
+        steps_per_call: steps of one compiled call.
+    """
+
+    steps: int = 8000
+    batch: int = 64
+    learning_rate: float = 1e-3
+    decay: bool = True
+    clip: float = 1.0
+    prediction: Prediction = "v"
+    action_weight: float = 1.0
+    ema_decay: float = 0.995
+    ema_every: int = 10
+    ema_begin: int = 500
+    steps_per_call: int = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Untrained:
+    """A denoiser yet to be trained; clip_x0: bound of its estimates of x_0, None for none."""
+
+    schedule: Schedule
+    network: NetworkOptions = NetworkOptions()
+    clip_x0: float | None = 1.2
+
+
+@dataclasses.dataclass(frozen=True)
+class RunContext:
+    """Who follows a training, where it is kept, and the devices that it runs on.
+
+    on_step: called with (steps done, metrics) after each compiled call. checkpoints: folder of an
+    exact resume, every `save_every` steps (None: at the end alone). mesh: batches are cut over its
+    data and fsdp axes.
+    """
+
+    on_step: OnStep | None = None
+    checkpoints: pathlib.Path | None = None
+    save_every: int | None = None
+    mesh: Mesh | None = None
+
+
+@functools.cache
+def optimizer(
+    learning_rate: float, steps: int, *, decay: bool, clip: float
+) -> optax.GradientTransformation:
+    """Adam. One object for one setting: compiled steps are kept by their optimizer."""
+    rate = optax.cosine_decay_schedule(learning_rate, steps, 0.02) if decay else learning_rate
+    adam = optax.adam(rate)
+    return optax.chain(optax.clip_by_global_norm(clip), adam) if clip else adam
+
+
+def space_of(
+    episodes: Episodes,
+    *,
+    horizon: int,
+    stride: int,
+    actions: bool,
+    normaliser: str = "limits",
+) -> Space:
+    """The space of windows of these episodes, the normaliser fitted to all of their rows."""
+    rows = transitions(episodes, actions=actions)
+    make = {"limits": normalisers.limits, "gaussian": normalisers.gaussian}[normaliser]
+    count = episodes.actions.shape[1] if actions else 0
+    return Space(horizon, stride, count, make(rows), dict(episodes.about))
+
+
+def window_source(episodes: Episodes, space: Space) -> Strided:
+    """The windows of episodes in a model's space, ready to be drawn from on the device."""
+    own, theirs = (about.get("task") for about in (episodes.about, space.about))
+    if None not in (own, theirs) and own != theirs:
+        raise InputError(f"the data are of {own}, the model is of {theirs}: give its own data")
+    found = windows(
+        episodes,
+        space.normaliser,
+        horizon=space.horizon,
+        stride=space.stride,
+        actions=space.actions > 0,
+    )
+    return Strided(jnp.asarray(found.flat), jnp.asarray(found.starts), found.horizon, found.stride)
+
+
+def fit(
+    source: Source,
+    space: Space,
+    begin: Untrained | TrajectoryModel,
+    training: Training,
+    *,
+    seed: int,
+    context: RunContext | None = None,
+) -> TrajectoryModel:
+    """Train a denoiser on trajectories of `space`, from nothing or from another model.
+
+    begin: of a model, its network, schedule, clip and parameters are kept. Raises InputError when
+    the loss is no longer finite, naming the step.
+    """
+    context = context or RunContext()
+    if isinstance(begin, TrajectoryModel):
+        check_prediction(training, begin)
+        old = begin.denoiser
+        model, schedule, clip_x0, params = old.model, old.schedule, old.clip, old.params
+    else:
+        n, schedule, clip_x0, params = begin.network, begin.schedule, begin.clip_x0, None
+        model = TemporalUnet(space.width, n.dim, tuple(n.multipliers), n.attention)
+    adam = optimizer(
+        training.learning_rate, training.steps, decay=training.decay, clip=training.clip
+    )
+    state = start(model, adam, jnp.zeros((1, *space.shape)), jax.random.key(seed), params=params)
+    weights = 1.0
+    if space.actions:
+        weights = action_weights(*space.shape, space.actions, training.action_weight)
+    state, _ = train_denoiser(
+        model,
+        state,
+        source,
+        schedule,
+        adam,
+        steps=training.steps,
+        key=jax.random.key(seed + 1),
+        prediction=training.prediction,
+        batch_size=training.batch,
+        weights=weights,
+        ema=EMA(training.ema_decay, training.ema_every, training.ema_begin),
+        pin=space.pin,
+        steps_per_call=training.steps_per_call,
+        on_step=context.on_step,
+        checkpoints=context.checkpoints,
+        save_every=context.save_every,
+        mesh=context.mesh,
+    )
+    average = jax.tree.map(np.asarray, state.average)
+    denoiser = score_from(model, average, training.prediction, schedule, clip=clip_x0)
+    return TrajectoryModel(denoiser, space)
+
+
+def check_prediction(training: Training, like: TrajectoryModel) -> None:
+    """InputError where a model to begin with predicts something else."""
+    if like.denoiser.prediction != training.prediction:
+        raise InputError(
+            f"training.prediction is {training.prediction}, but the denoiser to begin with "
+            f"predicts {like.denoiser.prediction}: give that"
+        )

@@ -1,0 +1,84 @@
+"""Plans of a trajectory model, by itself or steered by a reward; rewards of whole trajectories.
+
+Legend: B plans, H horizon, D transition width, O observations, S scales, N windows.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from common_jax.mesh import constrain
+from reward_jax.data.trajectory.space import Plans, TrajectoryModel
+from reward_jax.diffusion.process import first_state
+from reward_jax.reward.guide import guided_sample, sweep
+from reward_jax.tasks.base import Planner
+
+__all__ = ["given", "plan", "plan_sweep", "planner", "score_windows"]
+
+
+def plan(
+    model: TrajectoryModel, starts: np.ndarray, *, key: jax.Array, **options: Any
+) -> jax.Array:
+    """Trajectories [B, H, D] of a model from starts [B, O]; options: as of `guided_sample`."""
+    shape, pinned = _pinned(model, starts)
+    d = model.denoiser
+    return guided_sample(d, d.schedule, shape, key=key, pinned=pinned, **options)
+
+
+def plan_sweep(
+    model: TrajectoryModel, starts: np.ndarray, *, key: jax.Array, **options: Any
+) -> jax.Array:
+    """Trajectories for every scale and t_stopgrad; options: as of `sweep`."""
+    shape, pinned = _pinned(model, starts)
+    d = model.denoiser
+    return sweep(d, d.schedule, shape, key=key, pinned=pinned, **options)
+
+
+def planner(model: TrajectoryModel, **options: Any) -> Planner:
+    """What a task executes: plans of a model in the world's own units; options: as of `plan`."""
+
+    def planned(observations: np.ndarray, key: jax.Array) -> Plans:
+        return model.space.plans(plan(model, observations, key=key, **options))
+
+    return planned
+
+
+def given(plans: Plans) -> Planner:
+    """A planner of plans that are made already, for a task that asks once."""
+
+    def planned(observations: np.ndarray, key: jax.Array) -> Plans:
+        return plans
+
+    return planned
+
+
+def _pinned(model: TrajectoryModel, starts: np.ndarray) -> tuple[tuple[int, ...], Any]:
+    space = model.space
+    pinned = first_state(jnp.asarray(space.normalise(starts)), *space.shape)
+    return (len(starts), *space.shape), pinned
+
+
+def score_windows(
+    guide: Any, x_0: Any, *, t: int = 0, batch: int = 4096, mesh: Mesh | None = None
+) -> np.ndarray:
+    """The guide's reward of clean trajectories [N, ...] at t, [N].
+
+    batch: scored in one call. mesh: batches are cut over its data and fsdp axes.
+    """
+    parts = []
+    for start in range(0, len(x_0), batch):
+        rows = jnp.asarray(x_0[start : start + batch])
+        missing = min(batch, len(x_0)) - len(rows)  # one shape, one program
+        padded = jnp.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1))
+        parts.append(np.asarray(_score(guide, padded, t, mesh=mesh))[: len(rows)])
+    return np.concatenate(parts)
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _score(guide: Any, x: jax.Array, t: int, *, mesh: Mesh | None) -> jax.Array:
+    x = constrain(x, mesh)
+    return guide(x, jnp.full(x.shape[:1], t))

@@ -1,0 +1,55 @@
+"""Tasks by name. To add a task: write its class (see `base.Task`), and add its line to `TASKS`."""
+
+import dataclasses
+import difflib
+import functools
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from common_jax.errors import InputError
+from reward_jax.data.episodes import Episodes
+from reward_jax.data.files import read_episodes
+from reward_jax.tasks.base import Task
+from reward_jax.tasks.maze import task as maze
+
+__all__ = ["TASKS", "find", "read", "task_of"]
+
+# A name, as in files and for --env -> what makes the task of that name.
+TASKS: Mapping[str, Callable[[str], Task]] = dict.fromkeys(maze.TASKS, maze.MazeTask)
+# What others call a world (a Gymnasium id) -> the name of its task, or None.
+_KNOWN: tuple[Callable[[str], str | None], ...] = (maze.task_of,)
+
+
+@functools.cache
+def find(name: str) -> Task:
+    """The task of a name; InputError naming the nearest for another."""
+    if name not in TASKS:
+        near = difflib.get_close_matches(name.lower(), TASKS, 1, 0.4)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise InputError(f"environment {name!r} is unknown{hint}: choose from {', '.join(TASKS)}")
+    return TASKS[name](name)
+
+
+def task_of(about: Mapping[str, Any]) -> Task:
+    """The task that data or a model are of; InputError where it is none of ours."""
+    name = _name(about)
+    if name is None:
+        raise InputError("the model's data came from no task of ours; plans cannot be executed")
+    return find(name)
+
+
+def read(source: str | pathlib.Path, *, ends: str = "auto") -> Episodes:
+    """`read_episodes`, and in `about` which task they are of, where it is one of ours."""
+    episodes = read_episodes(source, ends=ends)
+    name = _name(episodes.about)
+    if name is None:
+        return episodes
+    return dataclasses.replace(episodes, about=episodes.about | {"task": name})
+
+
+def _name(about: Mapping[str, Any]) -> str | None:
+    if about.get("task"):
+        return about["task"]
+    environment = about.get("environment")
+    return next((name for known in _KNOWN if environment and (name := known(environment))), None)

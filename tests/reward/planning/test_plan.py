@@ -1,0 +1,54 @@
+"""Rewards of whole trajectories, scored in padded batches; plans in the world's own units."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+
+from common_jax.mesh import make_mesh
+from reward_jax.planning.plan import given, plan, planner, score_windows
+from tests.reward.cli_runs import model, reward, space
+
+
+@pytest.mark.parametrize(
+    ("count", "mesh"), [*((n, None) for n in (1, 7, 8, 9, 20)), (6, (4, 2)), (20, (4, 2))]
+)
+def test_batches_and_devices_change_nothing(count, mesh):
+    guide, mesh = reward().guide, mesh and make_mesh(*mesh)
+    rows = np.random.default_rng(2).normal(size=(count, 8, 4)).astype(np.float32)
+    found = score_windows(guide, rows, t=2, batch=8, mesh=mesh)
+    assert found.shape == (count,)
+    expected = guide(jnp.asarray(rows), jnp.full(count, 2))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_one_shape_is_compiled():
+    traced = []
+
+    @struct.dataclass
+    class Guide:
+        def __call__(self, x, t):
+            traced.append(x.shape)
+            return x.sum((1, 2))
+
+    rows = np.arange(21 * 2, dtype=np.float32).reshape(21, 2, 1)
+    np.testing.assert_array_equal(score_windows(Guide(), rows, batch=8), rows.sum((1, 2)))
+    assert traced == [(8, 2, 1)]
+
+
+def test_a_planner_gives_plans_in_the_world_s_own_units():
+    """Of a model with actions: split off, restored, from the start that was given."""
+    n = space().normaliser
+    normaliser = n.replace(offset=np.arange(4, dtype=np.float32))  # pyright: ignore[reportAttributeAccessIssue]
+    base, key = model(actions=1, normaliser=normaliser), jax.random.key(3)
+    starts = np.random.default_rng(0).normal(size=(5, 3))
+    plans = planner(base, temperature=0.5)(starts, key)
+    assert plans.observations.shape == (5, 8, 3) and plans.stride == 10
+    assert plans.actions is not None and plans.actions.shape == (5, 8, 1)
+    np.testing.assert_allclose(plans.observations[:, 0], starts, atol=1e-5)
+    x = normaliser.restore(np.asarray(plan(base, starts, key=key, temperature=0.5)))
+    np.testing.assert_allclose(plans.actions, x[..., :1], atol=1e-5)
+    np.testing.assert_allclose(plans.observations, x[..., 1:], atol=1e-5)
+    assert given(plans)(starts, key) is plans
+    assert model().space.plans(np.zeros((2, 8, 4))).actions is None
