@@ -118,7 +118,7 @@ def check(config: MazeStudyConfig) -> None:
 
 @contextlib.contextmanager
 def prefixed(name: str, instead_of: str) -> Iterator[None]:
-    """Errors of another command's options in the terms of this one's."""
+    """Errors of another command's options, named as this one's are."""
     try:
         yield
     except InputError as error:
