@@ -12,11 +12,15 @@ from reward_jax.data.episodes import Episodes
 from reward_jax.data.files import read_episodes
 from reward_jax.tasks.base import Task
 from reward_jax.tasks.maze import task as maze
+from reward_jax.tasks.obstacles import task as obstacles
 
 __all__ = ["TASKS", "find", "read", "task_of"]
 
 # A name, as in files and for --env -> what makes the task of that name.
-TASKS: Mapping[str, Callable[[str], Task]] = dict.fromkeys(maze.TASKS, maze.MazeTask)
+TASKS: Mapping[str, Callable[[str], Task]] = {
+    **dict.fromkeys(maze.TASKS, maze.MazeTask),
+    **dict.fromkeys(obstacles.TASKS, obstacles.ObstaclesTask),
+}
 # What others call a world (a Gymnasium id) -> the name of its task, or None.
 _KNOWN: tuple[Callable[[str], str | None], ...] = (maze.task_of,)
 

@@ -7,13 +7,14 @@ Legend: N windows, W steps of a window, O observation width.
 
 import abc
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from common_jax.errors import InputError
 
-__all__ = ["HeatMap", "Peak", "Plane", "draw_map", "heat_map"]
+__all__ = ["HeatMap", "Peak", "Plane", "draw_map", "draw_paths", "heat_map", "read_point"]
 
 TAIL = 0.005  # winsorised at each end
 LEAST = 5  # visits that a bin needs, or it is left blank
@@ -134,3 +135,29 @@ def draw_map(axes: Any, found: HeatMap, *, goal: Any = None, peak: bool = True) 
     if goal is not None:
         axes.plot(*goal, "*", color="#d55e00", mec="white", ms=13, label="goal")
     return image
+
+
+def draw_paths(axes: Any, paths: np.ndarray, *, goal: Any, color: str) -> None:
+    """Paths [B, H, 2] on matplotlib's axes: lines, a dot where each ends, a star for the goal."""
+    axes.plot(*paths.transpose(2, 1, 0), color=color, lw=0.8, alpha=0.45)
+    axes.plot(*paths[:, -1].T, ".", color="#1b2026", ms=4)
+    axes.plot(*goal, "*", color="#d55e00", mec="white", ms=14)
+
+
+def read_point(given: Any, listed: Sequence[Any]) -> list[float]:
+    """A goal of a plane: a number in `listed`, from 0, or its own x and y ("x,y", or [x, y]).
+
+    InputError, with the mend, for anything else.
+    """
+    if given is None:
+        raise InputError("the reward's data had no goal; give one with --goal [x, y]")
+    parts = given.strip("[]() ").split(",") if isinstance(given, str) else given
+    try:
+        numbers = [float(part) for part in np.atleast_1d(parts)]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 2:
+        return numbers
+    if len(numbers) == 1 and numbers[0] in range(len(listed)):
+        return list(listed[int(numbers[0])])
+    raise InputError(f"goal {given!r}: give 0 to {len(listed) - 1}, or x,y in metres")

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from common_jax.errors import InputError
 from reward_jax.data.episodes import Episodes
 from reward_jax.tasks.base import Captions, Measure, Outcome, Planner, Task
 from reward_jax.tasks.maze.collect import collect, steps_for
@@ -23,7 +22,7 @@ from reward_jax.tasks.maze.mazes import (
     uniform_starts,
 )
 from reward_jax.tasks.maze.planner import follow
-from reward_jax.tasks.plane import Plane
+from reward_jax.tasks.plane import Plane, draw_paths, read_point
 
 __all__ = ["NEAR", "TASKS", "MazePlane", "MazeTask", "task_of"]
 
@@ -88,19 +87,7 @@ class MazeTask(Task):
 
     def goal(self, given: Any) -> list[float]:
         """0 to 7 for one of `goals()`, "x,y", or [x, y] in metres."""
-        if given is None:
-            raise InputError("the reward's data had no goal; give one with --goal [x, y]")
-        listed = self.goals()
-        parts = given.strip("[]() ").split(",") if isinstance(given, str) else given
-        try:
-            numbers = [float(part) for part in np.atleast_1d(parts)]
-        except ValueError:
-            numbers = []
-        if len(numbers) == 2:
-            return check_goal(self.layout, numbers).tolist()
-        if len(numbers) == 1 and numbers[0] in range(len(listed)):
-            return listed[int(numbers[0])]
-        raise InputError(f"goal {given!r}: give 0 to {len(listed) - 1}, or x,y in metres")
+        return check_goal(self.layout, read_point(given, self.goals())).tolist()
 
     def describe(self, goal: Any) -> str:
         if goal is None:
@@ -140,9 +127,7 @@ class MazeTask(Task):
     def draw(self, axes: Any, shown: np.ndarray, *, goal: Any, color: str = "#0072b2") -> None:
         """Lines [B, H, 2] in the maze, a dot where each ends, a star for the goal."""
         draw_maze(axes, self.layout)
-        axes.plot(*shown.transpose(2, 1, 0), color=color, lw=0.8, alpha=0.45)
-        axes.plot(*shown[:, -1].T, ".", color="#1b2026", ms=4)
-        axes.plot(*goal, "*", color="#d55e00", mec="white", ms=14)
+        draw_paths(axes, shown, goal=goal, color=color)
 
     def recorded(self, observations: np.ndarray) -> np.ndarray:
         return self.plane.positions(observations)
