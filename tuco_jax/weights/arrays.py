@@ -1,6 +1,6 @@
 """Arrays on disk and on devices, held once on the way: a CPU device adopts the host's memory.
 
-`save` writes a tree through orbax. `restore` reads it a chunk at a time, each device its own
+`save` writes a tree through orbax. `Stored` reads it a chunk at a time, each device its own
 shards: orbax itself reads every array before it places the first, which takes twice the memory of
 what is held.
 """
@@ -17,8 +17,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-__all__ = ["Placement", "host_array", "place", "restore", "save"]
+__all__ = ["Placement", "Stored", "host_array", "is_layered", "place", "save"]
 
 # Where an array goes: (path, shape) -> a sharding, or None for the default device.
 Placement = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
@@ -48,36 +49,112 @@ _AT_ONCE = 8  # chunks that are read at a time
 
 
 def save(directory: str | pathlib.Path, tree: Any) -> None:
-    """Write a tree of arrays; `directory` must not exist yet."""
-    arguments = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK), tree)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(pathlib.Path(directory).absolute(), tree, save_args=arguments)
+    """Write a tree of arrays; `directory` must not exist yet.
 
-
-def restore(
-    directory: str | pathlib.Path,
-    *,
-    dtype: str | None = None,
-    placement: Placement | None = None,
-    check: Callable[[str, np.ndarray], None] | None = None,
-) -> Any:
-    """Read a tree that `save` wrote.
-
-    dtype: what to cast to on the way (None: as stored). placement: see `Placement`, with paths
-    such as "layers/attention/q/kernel". check: told an array's path and each chunk of it, as it
-    is placed. Raises ValueError or OSError where something is missing or corrupt.
+    Of what stands under "layers" a chunk holds one layer's alone, so that a layer can be read
+    without the others.
     """
-    folder = pathlib.Path(directory).absolute()
 
-    def read(path: Any, found: Any) -> jax.Array:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        where = placement(name, tuple(found.shape)) if placement else None
-        kept = {"driver": "ocdbt", "base": f"file://{folder}", "path": f"{found.name}/"}
-        opened = tensorstore.open({"driver": "auto", "kvstore": kept}, open=True, read=True)
-        checked = functools.partial(check, name) if check else None
-        return _read(opened.result(), dtype or found.dtype, where, checked)
+    def arguments(path: Any, _: Any) -> ocp.SaveArgs:
+        axes = (0,) if is_layered(_name(path)) else ()
+        return ocp.SaveArgs(chunk_byte_size=_CHUNK, shard_axes=axes)
 
-    return jax.tree_util.tree_map_with_path(read, _described(folder))
+    with ocp.StandardCheckpointer() as checkpointer:
+        kept = jax.tree_util.tree_map_with_path(arguments, tree)
+        checkpointer.save(pathlib.Path(directory).absolute(), tree, save_args=kept)
+
+
+def is_layered(path: str) -> bool:
+    """Whether an array has layers on axis 0, by its path, such as "base/layers/mlp/up/kernel"."""
+    return "layers" in path.split("/")
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+Check = Callable[[str, np.ndarray], None]  # told an array's path and each chunk of it
+
+
+class Stored:
+    """A tree of arrays that `save` wrote, nested dicts, read when asked for.
+
+    dtype: what to cast to on the way (None: as stored). check: sees what is read. Raises
+    ValueError or OSError where something is missing or corrupt.
+    """
+
+    def __init__(
+        self,
+        directory: str | pathlib.Path,
+        *,
+        dtype: str | None = None,
+        check: Check | None = None,
+    ) -> None:
+        folder = pathlib.Path(directory).absolute()
+        self._dtype, self._check = dtype, check
+
+        def opened(found: Any) -> Any:
+            kept = {"driver": "ocdbt", "base": f"file://{folder}", "path": f"{found.name}/"}
+            return tensorstore.open({"driver": "auto", "kvstore": kept}, open=True, read=True)
+
+        described: Any = flatten_dict(_described(folder), sep="/")
+        waiting = {path: opened(found) for path, found in described.items()}
+        self._arrays = {path: array.result() for path, array in waiting.items()}
+        self._dtypes = {path: dtype or found.dtype for path, found in described.items()}
+
+    def read(self, placement: Placement | None = None, *, layers: bool = True) -> Any:
+        """All arrays on their devices, each its own shards; or all but those with layers.
+
+        placement: see `Placement`, with paths such as "layers/attention/q/kernel".
+        """
+        tree = {}
+        for path, array in self._arrays.items():
+            if layers or not is_layered(path):
+                where = placement(path, tuple(array.shape)) if placement else None
+                tree[path] = self._placed(path, where)
+        return unflatten_dict(tree, sep="/")
+
+    def layer(self, index: int) -> Any:
+        """One layer of the arrays that have layers, on the host, their paths without "layers"."""
+        tree = {}
+        for path, array in self._arrays.items():
+            if is_layered(path):
+                name = "/".join(part for part in path.split("/") if part != "layers")
+                bounds = ((index, index + 1), *((0, size) for size in array.shape[1:]))
+                tree[name] = self._part(path, bounds)[0]
+        return unflatten_dict(tree, sep="/")
+
+    @property
+    def mixes_layers(self) -> bool:
+        """Whether to read a layer is to read others, too: what older versions wrote."""
+        large = (a for p, a in self._arrays.items() if is_layered(p) and a.size * 4 > _CHUNK)
+        return any((a.chunk_layout.read_chunk.shape or (1,))[0] > 1 for a in large)
+
+    def _placed(self, path: str, where: jax.sharding.Sharding | None) -> jax.Array:
+        array = self._arrays[path]
+
+        @functools.cache  # devices that hold the same part share one reading
+        def part(*bounds: tuple[int, int]) -> np.ndarray:
+            return self._part(path, bounds)
+
+        def shard(index: Any) -> np.ndarray:
+            return part(*(s.indices(n)[:2] for s, n in zip(index, array.shape, strict=True)))
+
+        if where is None:
+            return jax.device_put(shard((slice(None),) * array.rank))
+        return jax.make_array_from_callback(array.shape, where, shard)
+
+    def _part(self, path: str, bounds: Sequence[tuple[int, int]]) -> np.ndarray:
+        array = self._arrays[path]
+        host = host_array(tuple(stop - start for start, stop in bounds), self._dtypes[path])
+        cells = _cells(bounds, array.chunk_layout.read_chunk.shape or ())
+        while some := list(itertools.islice(cells, _AT_ONCE)):
+            for (_, inside), value in zip(some, [array[c].read() for c, _ in some], strict=True):
+                with np.errstate(over="ignore"):  # of a cast: what it makes is for `check`
+                    host[inside] = value.result()
+                if self._check:
+                    self._check(path, host[inside])
+        return host
 
 
 @contextlib.contextmanager
@@ -107,33 +184,6 @@ def _described(directory: str | pathlib.Path) -> Any:
     if metadata is None:
         raise ValueError(f"{directory} holds no whole checkpoint")
     return metadata.tree
-
-
-def _read(
-    stored: Any,
-    dtype: Any,
-    where: jax.sharding.Sharding | None,
-    check: Callable[[np.ndarray], None] | None,
-) -> jax.Array:
-    @functools.cache  # devices that hold the same part share one reading
-    def part(*bounds: tuple[int, int]) -> np.ndarray:
-        host = host_array(tuple(stop - start for start, stop in bounds), dtype)
-        chunk: Any = stored.chunk_layout.read_chunk.shape or ()
-        cells = _cells(bounds, chunk)
-        while some := list(itertools.islice(cells, _AT_ONCE)):
-            for (_, inside), value in zip(some, [stored[c].read() for c, _ in some], strict=True):
-                with np.errstate(over="ignore"):  # of a cast: what it makes is for `check`
-                    host[inside] = value.result()
-                if check:
-                    check(host[inside])
-        return host
-
-    def shard(index: Any) -> np.ndarray:
-        return part(*(s.indices(n)[:2] for s, n in zip(index, stored.shape, strict=True)))
-
-    if where is None:
-        return jax.device_put(shard((slice(None),) * stored.rank))
-    return jax.make_array_from_callback(stored.shape, where, shard)
 
 
 def _cells(bounds: Sequence[tuple[int, int]], chunk: Sequence[int]) -> Iterator[tuple[Any, Any]]:

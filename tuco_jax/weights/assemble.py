@@ -1,4 +1,4 @@
-"""From named tensors in a file to the stacked parameter tree, one tensor at a time.
+"""From named tensors in a file to the parameter tree, one tensor at a time.
 
 A family's key table says where each of our parameters comes from. The importer is loud: a tensor
 that is unknown, missing, misshaped or not finite is an error that names it. At any moment the host
@@ -19,7 +19,7 @@ from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.decoder import Params, param_shapes
 from tuco_jax.weights.arrays import Placement, host_array, place
 
-__all__ = ["DTYPES", "Key", "KeyTable", "Placement", "TensorSource", "assemble"]
+__all__ = ["DTYPES", "Checkpoint", "Key", "KeyTable", "Placement", "TensorSource"]
 
 DTYPES = ("float32", "bfloat16", "float16")
 _BLOCK = 1 << 22  # numbers read at a time from a tensor that can be read in rows
@@ -62,36 +62,82 @@ class Key:
 KeyTable = Mapping[str, Key]  # our path, such as "layers/attention/q/kernel", to its key
 
 
-def assemble(
-    config: ModelConfig,
-    source: TensorSource,
-    table: KeyTable,
-    *,
-    dtype: str,
-    ignore: Iterable[str] = (),
-    placement: Placement | None = None,
-) -> Params:
-    """Read every parameter that `config` calls for, stack layers on axis 0, put it on devices.
+class Checkpoint:
+    """A checkpoint that has every tensor that `config` calls for, and no other.
 
     dtype: of the parameters, one of `DTYPES`. ignore: regular expressions (full match) of tensors
-    that a checkpoint may hold and that the forward pass does not need. Raises InputError naming
-    the file and the tensor.
+    that a checkpoint may hold and that the forward pass does not need. What is read is checked:
+    InputError naming the file and the tensor, here for a name, later for shape and numbers.
     """
-    if dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    shapes = source.shapes()
-    wanted: dict[str, Any] = flatten_dict(param_shapes(config), sep="/")
-    _check_names(config, source.name, shapes, wanted, table, tuple(ignore))
-    params = {}
-    for path, spec in wanted.items():
-        host = host_array(spec.shape, dtype)
-        stacked = path.startswith("layers/")
-        for layer, tensor in enumerate(_tensors(config, path, table[path])):
-            target = host[layer] if stacked else host
-            _fill(target, config, source, table[path], tensor, shapes[tensor], path)
-        where = placement(path, spec.shape) if placement else None
-        params[path] = place(host, where)
-    return unflatten_dict(params, sep="/")
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        source: TensorSource,
+        table: KeyTable,
+        *,
+        dtype: str,
+        ignore: Iterable[str] = (),
+    ) -> None:
+        if dtype not in DTYPES:
+            raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+        self.config = config
+        self._source, self._table, self._dtype = source, table, dtype
+        self._stored = source.shapes()
+        self._wanted: dict[str, Any] = flatten_dict(param_shapes(config), sep="/")
+        _check_names(config, source.name, self._stored, self._wanted, table, tuple(ignore))
+
+    def read(self, placement: Placement | None = None, *, layers: bool = True) -> Params:
+        """Every parameter, layers stacked on axis 0, on devices; or those outside the layers."""
+        params = {}
+        for path, spec in self._wanted.items():
+            stacked = path.startswith("layers/")
+            if stacked and not layers:
+                continue
+            host = host_array(spec.shape, self._dtype)
+            for layer in range(self.config.depth) if stacked else (0,):
+                self._fill(host[layer] if stacked else host, path, layer)
+            where = placement(path, spec.shape) if placement else None
+            params[path] = place(host, where)
+        return unflatten_dict(params, sep="/")
+
+    def layer(self, index: int) -> Params:
+        """One layer's parameters, arrays of the host: what `read` has at `index` of "layers"."""
+        params = {}
+        for path, spec in self._wanted.items():
+            if path.startswith("layers/"):
+                host = host_array(spec.shape[1:], self._dtype)
+                self._fill(host, path, index)
+                params[path.removeprefix("layers/")] = host
+        return unflatten_dict(params, sep="/")
+
+    def _fill(self, target: np.ndarray, path: str, layer: int) -> None:
+        """Read one tensor into one layer's parameter, in blocks where the key allows it."""
+        key = self._table[path]
+        tensor, source = key.tensor.format(l=layer), self._source
+        shape = self._stored[tensor]
+        misshaped = InputError(
+            f"{source.file(tensor)}: tensor {tensor} has shape {list(shape)}, which does not give "
+            f"{path} the shape {list(target.shape)} that the config calls for"
+        )
+        if key.rows is not None and shape != (target.shape if key.rows == 0 else target.T.shape):
+            raise misshaped
+        for rows in _blocks(shape) if key.rows is not None else (slice(None),):
+            value = source.read(tensor, rows)
+            try:
+                value = key.transform(value, self.config)
+            except ValueError:  # a fused tensor that does not split as the config says
+                raise misshaped from None
+            part = target if key.rows is None else target[(slice(None),) * key.rows + (rows,)]
+            if value.shape != part.shape:
+                raise misshaped
+            with np.errstate(over="ignore"):
+                _copy(part, value)
+            if not np.isfinite(part).all():
+                flaw = "holds NaN or infinity"
+                if np.isfinite(value.astype(np.float32)).all():
+                    flaw = f"holds numbers too large for {part.dtype}; load it in another dtype"
+                raise InputError(f"{source.file(tensor)}: tensor {tensor} {flaw}")
 
 
 def _check_names(
@@ -134,40 +180,6 @@ def _tensors(config: ModelConfig, path: str, key: Key) -> list[str]:
     if path.startswith("layers/"):
         return [key.tensor.format(l=layer) for layer in range(config.depth)]
     return [key.tensor]
-
-
-def _fill(
-    target: np.ndarray,
-    config: ModelConfig,
-    source: TensorSource,
-    key: Key,
-    tensor: str,
-    shape: tuple[int, ...],
-    path: str,
-) -> None:
-    """Read one tensor into one layer's parameter, in blocks where the key allows it."""
-    misshaped = InputError(
-        f"{source.file(tensor)}: tensor {tensor} has shape {list(shape)}, which does not give "
-        f"{path} the shape {list(target.shape)} that the config calls for"
-    )
-    if key.rows is not None and shape != (target.shape if key.rows == 0 else target.shape[::-1]):
-        raise misshaped
-    for rows in _blocks(shape) if key.rows is not None else (slice(None),):
-        value = source.read(tensor, rows)
-        try:
-            value = key.transform(value, config)
-        except ValueError:  # a fused tensor that does not split as the config says
-            raise misshaped from None
-        part = target if key.rows is None else target[(slice(None),) * key.rows + (rows,)]
-        if value.shape != part.shape:
-            raise misshaped
-        with np.errstate(over="ignore"):
-            _copy(part, value)
-        if not np.isfinite(part).all():
-            flaw = "holds NaN or infinity"
-            if np.isfinite(value.astype(np.float32)).all():
-                flaw = f"holds numbers too large for {part.dtype}; load it in another dtype"
-            raise InputError(f"{source.file(tensor)}: tensor {tensor} {flaw}")
 
 
 def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:

@@ -54,7 +54,7 @@ class Family:
     ignore: tuple[str, ...] = ()
 
     def table(self) -> KeyTable:
-        """The keys that `assemble` reads by."""
+        """The keys that a `Checkpoint` is read by."""
         return {
             path: Key(row.tensor, functools.partial(_part, row.layout, i), row.layout.rows)
             for row in self.rows

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import Protocol
 
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
@@ -15,11 +16,19 @@ from tuco_jax.weights import validate
 from tuco_jax.weights.assemble import Placement
 from tuco_jax.weights.gguf import model as gguf
 from tuco_jax.weights.hf import model as huggingface
-from tuco_jax.weights.model import Model
+from tuco_jax.weights.model import Model, OpenModel
 from tuco_jax.weights.orbax import store
 from tuco_jax.weights.peft import read as peft
 
-__all__ = ["load_model", "load_pair", "model_config", "tuned_config"]
+__all__ = [
+    "OpenPair",
+    "load_model",
+    "load_pair",
+    "model_config",
+    "open_model",
+    "open_pair",
+    "tuned_config",
+]
 
 
 def load_model(
@@ -34,12 +43,17 @@ def load_model(
     dtype: "float32", "bfloat16" or "float16". placement: where each parameter goes
     (`models/sharding.py`). Raises InputError, one line, where it is none of them or is spoilt.
     """
+    return open_model(source, dtype=dtype, tokenizer=tokenizer).load(placement)
+
+
+def open_model(source: str, *, dtype: str = "float32", tokenizer: bool = True) -> OpenModel:
+    """`load_model` before it reads the weights, to be read whole or a layer at a time."""
     source = str(source)
     if _is_gguf(source):
-        return gguf.load(source, dtype=dtype, placement=placement, tokenizer=tokenizer)
+        return gguf.open_model(source, dtype=dtype, tokenizer=tokenizer)
     if store.is_store(source):
-        return store.load(source, dtype=dtype, placement=placement, tokenizer=tokenizer)
-    return huggingface.load(source, dtype=dtype, placement=placement, tokenizer=tokenizer)
+        return store.open_model(source, dtype=dtype, tokenizer=tokenizer)
+    return huggingface.open_model(source, dtype=dtype, tokenizer=tokenizer)
 
 
 def model_config(source: str) -> ModelConfig:
@@ -66,46 +80,97 @@ def load_pair(
     chat_template.jinja if it ships that. Configs are compared before any weight is read:
     InputError where the two are no pair.
     """
+    pair, words = open_pair(base, tuned, dtype=dtype).load(placement(mesh) if mesh else None)
+    return pair, _needed(words, tuned)
+
+
+class OpenPair(Protocol):
+    """A pair whose configs are compared, and whose weights are yet to be read."""
+
+    def load(
+        self, placement: Placement | None = None, *, layers: bool = True
+    ) -> tuple[Pair, PreTrainedTokenizerBase | None]:
+        """The pair with its notes, or what of it stands outside the layers; the tokenizer."""
+        ...
+
+    def layer(self, index: int) -> tuple[Params, Params, Params]:
+        """One layer of `base`, `tuned` and `lora`: what the whole pair has at that index.
+
+        Arrays of the host, read anew each time; leaves have no axis of layers.
+        """
+        ...
+
+
+def open_pair(base: str, tuned: str, *, dtype: str = "float32") -> OpenPair:
+    """`load_pair` before it reads the weights, to be read whole or a layer at a time."""
     base, tuned = str(base), str(tuned)
-    where = placement(mesh) if mesh is not None else None
     if store.is_store(tuned) and store.holds_pair(tuned):
         if pathlib.Path(base).absolute() != pathlib.Path(tuned).absolute():
             raise InputError(f"{tuned}: the store holds a whole pair; give it as the base, too")
-        pair, words = store.load_pair(tuned, dtype=dtype, placement=where)
-        return pair, _needed(words, tuned)
+        return store.OpenPair(tuned, dtype=dtype)
     if not _is_gguf(tuned) and not store.is_store(tuned):
         directory = huggingface.locate(tuned)
         if peft.is_adapter(directory):
-            return _load_adapter(base, str(directory), dtype, where)
-    notes = validate.configs(model_config(base), model_config(tuned), base, tuned)
-    old = load_model(base, dtype=dtype, placement=where)
-    new = load_model(tuned, dtype=dtype, placement=where)
-    words = _needed(new.tokenizer or old.tokenizer, tuned)
-    pair = Pair(old.params, new.params, {}, old.config, new.config)
-    notes += validate.tokenizers(old.tokenizer, new.tokenizer)
-    notes += validate.embeddings(pair, words)
-    return dataclasses.replace(pair, notes=Notes(notes)), words
+            return _WithAdapter(base, str(directory), dtype)
+    return _TwoModels(base, tuned, dtype)
 
 
-def _load_adapter(
-    base: str, directory: str, dtype: str, where: Placement | None
-) -> tuple[Pair, PreTrainedTokenizerBase]:
-    config = model_config(base)
-    notes = validate.adapter(directory, base, config)
-    template = peft.read_chat_template(directory)
-    old = load_model(base, dtype=dtype, placement=where)
-    lora, overrides = peft.load(directory, old, dtype=dtype, placement=where)
-    own = huggingface.read_tokenizer(directory)
-    words = _needed(own or old.tokenizer, directory)
-    pair = Pair(old.params, overrides, lora, old.config, tuned_config(old.config, overrides))
-    notes += validate.configs(old.config, pair.tuned_config, base, directory)
-    if own is not None:
-        notes += validate.tokenizers(old.tokenizer, own)
-    elif template is not None:
-        notes += validate.chat_templates(words.chat_template, template)
-        words.chat_template = template
-    notes += validate.embeddings(pair, words)
-    return dataclasses.replace(pair, notes=Notes(notes)), words
+class _TwoModels:
+    """Two whole models."""
+
+    def __init__(self, base: str, tuned: str, dtype: str) -> None:
+        self._notes = validate.configs(model_config(base), model_config(tuned), base, tuned)
+        self._base, self._tuned = (open_model(m, dtype=dtype) for m in (base, tuned))
+
+    def load(
+        self, placement: Placement | None = None, *, layers: bool = True
+    ) -> tuple[Pair, PreTrainedTokenizerBase | None]:
+        old, new = (m.load(placement, layers=layers) for m in (self._base, self._tuned))
+        words = new.tokenizer or old.tokenizer
+        pair = Pair(old.params, new.params, {}, old.config, new.config)
+        notes = self._notes + validate.tokenizers(old.tokenizer, new.tokenizer)
+        notes += validate.embeddings(pair, words)
+        return dataclasses.replace(pair, notes=Notes(notes)), words
+
+    def layer(self, index: int) -> tuple[Params, Params, Params]:
+        return self._base.weights.layer(index), self._tuned.weights.layer(index), {}
+
+
+class _WithAdapter:
+    """A model and a PEFT adapter over it."""
+
+    def __init__(self, base: str, directory: str, dtype: str) -> None:
+        config = model_config(base)
+        self._notes = validate.adapter(directory, base, config)
+        self._template = peft.read_chat_template(directory)
+        self._base = open_model(base, dtype=dtype)
+        self._adapter = peft.Adapter(directory, config)
+        self._name, self._directory, self._dtype = base, directory, dtype
+
+    def load(
+        self, placement: Placement | None = None, *, layers: bool = True
+    ) -> tuple[Pair, PreTrainedTokenizerBase | None]:
+        old = self._base.load(placement, layers=layers)
+        lora, overrides = self._adapter.load(
+            old.params, dtype=self._dtype, placement=placement, layers=layers
+        )
+        own = huggingface.read_tokenizer(self._directory)
+        words = own or old.tokenizer
+        config = tuned_config(old.config, overrides)
+        pair = Pair(old.params, overrides, lora, old.config, config)
+        notes = self._notes + validate.configs(old.config, config, self._name, self._directory)
+        if own is not None:
+            notes += validate.tokenizers(old.tokenizer, own)
+        elif words is not None and self._template is not None:
+            notes += validate.chat_templates(words.chat_template, self._template)
+            words.chat_template = self._template
+        notes += validate.embeddings(pair, words)
+        return dataclasses.replace(pair, notes=Notes(notes)), words
+
+    def layer(self, index: int) -> tuple[Params, Params, Params]:
+        base = self._base.weights.layer(index)
+        lora, overrides = self._adapter.layer(base, index, dtype=self._dtype)
+        return base, overrides, lora
 
 
 def tuned_config(config: ModelConfig, overrides: Params) -> ModelConfig:

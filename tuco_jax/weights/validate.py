@@ -125,7 +125,7 @@ def adapter(directory: str, base_name: str, base: ModelConfig) -> list[str]:
                         f"on {base_name} ({field} {old}); give the base that it names"
                     )
         notes.append(f"the adapter names another base: {named}, not {base_name}")
-    peft.check(directory, base)
+    peft.Adapter(directory, base)
     return notes
 
 

@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -22,7 +23,7 @@ def tree():
 
 def test_round_trip(tree, tmp_path):
     arrays.save(tmp_path / "tree", tree)
-    again = arrays.restore(tmp_path / "tree")
+    again = arrays.Stored(tmp_path / "tree").read()
     chex.assert_trees_all_equal(again, tree)
     chex.assert_trees_all_equal_dtypes(again, tree)
 
@@ -38,7 +39,7 @@ def test_placement_and_dtype_are_applied_on_the_way(tree, tmp_path):
             return NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor"))
         return None
 
-    again = arrays.restore(tmp_path / "tree", dtype="float32", placement=placement)
+    again = arrays.Stored(tmp_path / "tree", dtype="float32").read(placement)
     assert seen == {"layers/kernel": (3, 8, 4), "half": (5,)}
     assert again["layers"]["kernel"].addressable_shards[0].data.shape == (3, 4, 1)
     assert again["half"].dtype == jnp.float32
@@ -53,11 +54,10 @@ def test_shards_across_chunks(tmp_path, sizes):
     arrays.save(tmp_path / "tree", {"a": array})
     cut = NamedSharding(make_mesh(*sizes), PartitionSpec(None, ("fsdp", "data"), "tensor"))
     shown = []
-    again = arrays.restore(
-        tmp_path / "tree",
-        placement=lambda *_: cut,
-        check=lambda path, part: shown.append((path, part.size)),
-    )["a"]
+    stored = arrays.Stored(
+        tmp_path / "tree", check=lambda path, part: shown.append((path, part.size))
+    )
+    again = stored.read(lambda *_: cut)["a"]
     assert again.sharding == cut
     np.testing.assert_array_equal(again, array)
     assert {path for path, _ in shown} == {"a"} and len(shown) > 8
@@ -66,4 +66,34 @@ def test_shards_across_chunks(tmp_path, sizes):
 
 def test_nothing_there(tmp_path):
     with pytest.raises(ValueError, match="_METADATA is missing or empty"):
-        arrays.restore(tmp_path)
+        arrays.Stored(tmp_path)
+
+
+def test_a_layer_is_read_without_the_others(tmp_path):
+    """Large arrays and small ones, under any branch; the rest by itself."""
+    kernel, scale = np.random.default_rng(0).normal(size=(3, 600, 700)), np.arange(15.0)
+    tree = {"layers": {"kernel": kernel.astype(np.float32), "scale": scale.reshape(3, 5)}}
+    tree = {"base": tree | {"table": scale}, "lora": {"layers": {"a": kernel[:, :4]}}}
+    arrays.save(tmp_path / "tree", tree)
+    shown = []
+    stored = arrays.Stored(tmp_path / "tree", check=lambda path, part: shown.append(part.size))
+    assert not stored.mixes_layers
+    layer = stored.layer(1)
+    expected = {"base": {"kernel": tree["base"]["layers"]["kernel"][1]}}
+    expected["base"]["scale"] = tree["base"]["layers"]["scale"][1]
+    expected["lora"] = {"a": kernel[1, :4]}
+    chex.assert_trees_all_equal(layer, expected)
+    assert sum(shown) == 600 * 700 + 5 + 4 * 700
+    chex.assert_trees_all_equal(stored.read(layers=False), {"base": {"table": scale}})
+
+
+def test_what_was_written_with_layers_together(tmp_path):
+    """It is read as ever; only that a layer cannot be read alone is told."""
+    array = np.random.default_rng(0).normal(size=(3, 600, 700)).astype(np.float32)
+    arguments = {"layers": {"a": ocp.SaveArgs(chunk_byte_size=1 << 20)}}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "tree", {"layers": {"a": array}}, save_args=arguments)
+    stored = arrays.Stored(tmp_path / "tree")
+    assert stored.mixes_layers
+    np.testing.assert_array_equal(stored.read()["layers"]["a"], array)
+    np.testing.assert_array_equal(stored.layer(2)["a"], array[2])

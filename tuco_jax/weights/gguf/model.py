@@ -28,12 +28,12 @@ from transformers import (
 from common_jax.errors import InputError
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.families import from_huggingface
-from tuco_jax.weights.assemble import Key, KeyTable, Placement, assemble
+from tuco_jax.weights.assemble import Checkpoint, Key, KeyTable, Placement
 from tuco_jax.weights.gguf.file import GGUFFile
 from tuco_jax.weights.gguf.tokenizer import build_tokenizer
-from tuco_jax.weights.model import Model
+from tuco_jax.weights.model import Model, OpenModel
 
-__all__ = ["load", "read_config"]
+__all__ = ["load", "open_model", "read_config"]
 
 _ROPE_FACTORS = "rope_freqs.weight"
 _CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "gemma3": Gemma3TextConfig}
@@ -53,13 +53,16 @@ def load(
     field: an architecture, tensor type or setting that is not supported, a truncated or corrupt
     file, a tensor that is missing, unknown, misshaped or not finite.
     """
+    return open_model(path, dtype=dtype, tokenizer=tokenizer).load(placement)
+
+
+def open_model(path: str, *, dtype: str = "float32", tokenizer: bool = True) -> OpenModel:
+    """`load` before it reads the weights, their names checked."""
     file = GGUFFile(pathlib.Path(path).expanduser())
     config, hf_config, words = _describe(file, tokenizer)
     ignore = (re.escape(_ROPE_FACTORS), r"blk\.\d+\.attn_rot_embd\.weight")
-    params = assemble(
-        config, _Source(file), _TABLE, dtype=dtype, ignore=ignore, placement=placement
-    )
-    return Model(config, params, words, path, hf_config)
+    weights = Checkpoint(config, _Source(file), _TABLE, dtype=dtype, ignore=ignore)
+    return OpenModel(config, weights, words, path, hf_config)
 
 
 def read_config(path: str) -> ModelConfig:
@@ -339,7 +342,7 @@ def _norm(path: str, tensor: str) -> KeyTable:
     return {f"{path}/scale": Key(f"{tensor}.weight", _without_offset, rows=0)}
 
 
-# `assemble` takes the keys that a config calls for.
+# `Checkpoint` takes the keys that a config calls for.
 _TABLE: KeyTable = {
     "embed/table": Key("token_embd.weight", rows=0),
     **_norm("final_norm", "output_norm"),

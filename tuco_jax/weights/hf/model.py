@@ -26,12 +26,20 @@ from common_jax.io.files import write_json
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.decoder import Params
 from tuco_jax.models.families import check_supported, from_huggingface
-from tuco_jax.weights.assemble import Placement, assemble
+from tuco_jax.weights.assemble import Checkpoint, Placement
 from tuco_jax.weights.hf.safetensors_files import SafetensorsFile
 from tuco_jax.weights.keys import FAMILIES, Family
-from tuco_jax.weights.model import Model
+from tuco_jax.weights.model import Model, OpenModel
 
-__all__ = ["export", "load", "locate", "model_config", "read_config", "read_tokenizer"]
+__all__ = [
+    "export",
+    "load",
+    "locate",
+    "model_config",
+    "open_model",
+    "read_config",
+    "read_tokenizer",
+]
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _TOKENIZER_FILES = (
@@ -76,21 +84,20 @@ def load(
     family; pickled, truncated or corrupt files; a tensor that is missing, unknown, doubled,
     misshaped or not finite.
     """
+    return open_model(source, dtype=dtype, tokenizer=tokenizer).load(placement)
+
+
+def open_model(source: str, *, dtype: str = "float32", tokenizer: bool = True) -> OpenModel:
+    """`load` before it reads the weights, their names checked."""
     directory = locate(source)
     hf_config = read_config(directory)
     config = _mapped(directory, hf_config)
     words = read_tokenizer(directory) if tokenizer else None
     family = FAMILIES[config.family]
-    checkpoint = _Checkpoint(directory, config, family)
-    params = assemble(
-        config,
-        checkpoint,
-        family.table(),
-        dtype=dtype,
-        ignore=(*family.ignore, *checkpoint.spare_head(config)),
-        placement=placement,
-    )
-    return Model(config, params, words, source, hf_config)
+    files = _Safetensors(directory, config, family)
+    ignore = (*family.ignore, *files.spare_head(config))
+    weights = Checkpoint(config, files, family.table(), dtype=dtype, ignore=ignore)
+    return OpenModel(config, weights, words, source, hf_config)
 
 
 def locate(source: str) -> pathlib.Path:
@@ -210,7 +217,7 @@ def export(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-class _Checkpoint:
+class _Safetensors:
     """The safetensors of a directory as a `TensorSource`, under the names transformers writes."""
 
     def __init__(self, directory: pathlib.Path, config: ModelConfig, family: Family) -> None:

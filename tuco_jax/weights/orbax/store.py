@@ -8,11 +8,13 @@
 A store is written beside its place and renamed when it is whole.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -28,9 +30,19 @@ from tuco_jax.weights import arrays
 from tuco_jax.weights.assemble import DTYPES, Placement
 from tuco_jax.weights.hf.model import read_config as read_huggingface
 from tuco_jax.weights.hf.model import read_tokenizer
-from tuco_jax.weights.model import Model
+from tuco_jax.weights.model import Model, OpenModel
 
-__all__ = ["holds_pair", "is_store", "load", "load_pair", "read_config", "save", "save_pair"]
+__all__ = [
+    "OpenPair",
+    "holds_pair",
+    "is_store",
+    "load",
+    "load_pair",
+    "open_model",
+    "read_config",
+    "save",
+    "save_pair",
+]
 
 _DESCRIPTION, _FORMAT = "store.json", "tuco_jax store, version 1"
 
@@ -81,15 +93,23 @@ def load(
     tokenizer: bool = True,
 ) -> Model:
     """Read a model that `save` wrote, cast to `dtype`, each parameter to its `placement`."""
+    return open_model(directory, dtype=dtype, tokenizer=tokenizer).load(placement)
+
+
+def open_model(
+    directory: str | pathlib.Path, *, dtype: str = "float32", tokenizer: bool = True
+) -> OpenModel:
+    """`load` before it reads the weights."""
     description = _describe(directory)
     if "tuned_config" in description:
         raise InputError(
             f"{directory}: the store holds a pair, not one model; give it as base and as tuned"
         )
-    params = _restore(directory, dtype, placement)
+    weights = _Arrays(directory, dtype)
     words = read_tokenizer(pathlib.Path(directory) / "tokenizer") if tokenizer else None
     config = _config(description["config"])
-    return Model(config, params, words, description["name"], _known(directory, config))
+    hf_config = _known(directory, config)
+    return OpenModel(config, weights, words, description["name"], hf_config)
 
 
 def _known(directory: str | pathlib.Path, config: ModelConfig) -> PreTrainedConfig | None:
@@ -105,19 +125,39 @@ def load_pair(
     directory: str | pathlib.Path, *, dtype: str = "float32", placement: Placement | None = None
 ) -> tuple[Pair, PreTrainedTokenizerBase | None]:
     """Read a pair that `save_pair` wrote, and its tokenizer."""
-    description = _describe(directory)
-    if "tuned_config" not in description:
-        raise InputError(f"{directory}: the store holds one model, not a pair; name its base, too")
-    tree = _restore(directory, dtype, placement)
-    pair = Pair(
-        tree["base"],
-        tree.get("tuned", {}),
-        tree.get("lora", {}),
-        _config(description["config"]),
-        _config(description["tuned_config"]),
-        Notes(description["notes"]),
-    )
-    return pair, read_tokenizer(pathlib.Path(directory) / "tokenizer")
+    return OpenPair(directory, dtype=dtype).load(placement)
+
+
+class OpenPair:
+    """A pair that `save_pair` wrote, before its weights are read."""
+
+    def __init__(self, directory: str | pathlib.Path, *, dtype: str = "float32") -> None:
+        description = _describe(directory)
+        if "tuned_config" not in description:
+            raise InputError(
+                f"{directory}: the store holds one model, not a pair; name its base, too"
+            )
+        self._directory, self._notes = pathlib.Path(directory), Notes(description["notes"])
+        self._configs = _config(description["config"]), _config(description["tuned_config"])
+        self._arrays = _Arrays(directory, dtype)
+
+    def load(
+        self, placement: Placement | None = None, *, layers: bool = True
+    ) -> tuple[Pair, PreTrainedTokenizerBase | None]:
+        """The pair, or what of it stands outside the layers, and its tokenizer."""
+        tree = self._arrays.read(placement, layers=layers)
+        base, tuned, lora = (tree.get(name, {}) for name in _BRANCHES)
+        pair = Pair(base, tuned, lora, *self._configs, self._notes)
+        return pair, read_tokenizer(self._directory / "tokenizer")
+
+    def layer(self, index: int) -> tuple[Params, Params, Params]:
+        """One layer of each branch of the pair, arrays of the host."""
+        tree = self._arrays.layer(index)
+        base, tuned, lora = (tree.get(name, {}) for name in _BRANCHES)
+        return base, tuned, lora
+
+
+_BRANCHES = "base", "tuned", "lora"
 
 
 def check_target(directory: str | pathlib.Path, *, overwrite: bool = False) -> None:
@@ -169,20 +209,44 @@ def _write(
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _restore(directory: str | pathlib.Path, dtype: str, placement: Placement | None) -> Params:
-    if dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    folder = pathlib.Path(directory) / "params"
+class _Arrays:
+    """The arrays of a store: a model's `Weights`, or a pair's, under base, tuned and lora."""
 
-    def check(path: str, part: np.ndarray) -> None:
+    def __init__(self, directory: str | pathlib.Path, dtype: str) -> None:
+        if dtype not in DTYPES:
+            raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+        self._folder = pathlib.Path(directory) / "params"
+        with self._errors():
+            self._stored = arrays.Stored(self._folder, dtype=dtype, check=self._finite)
+
+    def read(self, placement: Placement | None = None, *, layers: bool = True) -> Params:
+        if not layers and self._stored.mixes_layers:
+            raise InputError(
+                f"{self._folder}: was written by an earlier version, with its layers together, "
+                "so that none can be read alone; import the model again"
+            )
+        with self._errors():
+            return self._stored.read(placement, layers=layers)
+
+    def layer(self, index: int) -> Params:
+        with self._errors():
+            return self._stored.layer(index)
+
+    def _finite(self, path: str, part: np.ndarray) -> None:
         if not np.isfinite(part).all():
-            raise InputError(f"{folder}: parameter {path} holds NaN or infinity; import it again")
+            raise InputError(
+                f"{self._folder}: parameter {path} holds NaN or infinity; import it again"
+            )
 
-    try:
-        return arrays.restore(folder, dtype=dtype, placement=placement, check=check)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{folder}: incomplete or corrupt ({reason}); import it again") from None
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{self._folder}: incomplete or corrupt ({reason}); import it again"
+            ) from None
 
 
 def _describe(directory: str | pathlib.Path) -> dict[str, Any]:

@@ -12,11 +12,12 @@ Which modules are adapted follows from the tensors in the file; `target_modules`
 Legend: L layers, r rank, V vocabulary, D residual width.
 """
 
+import functools
 import json
 import math
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +34,7 @@ from tuco_jax.weights.model import Model
 from tuco_jax.weights.peft.layout import CHAT_TEMPLATE, CONFIG, PREFIX, WEIGHTS, fed_rows
 from tuco_jax.weights.peft.write import save
 
-__all__ = ["check", "is_adapter", "load", "read_chat_template", "read_config", "save"]
+__all__ = ["Adapter", "is_adapter", "load", "read_chat_template", "read_config", "save"]
 
 _PICKLE = "adapter_model.bin"
 _MERGE = "merge it into its base with peft's merge_and_unload and give the merged model"
@@ -122,11 +123,6 @@ def read_chat_template(directory: str | pathlib.Path) -> str | None:
         raise InputError(f"{path}: the chat template cannot be read ({error})") from None
 
 
-def check(directory: str | pathlib.Path, base: ModelConfig) -> None:
-    """Raise InputError if an adapter does not fit a base; reads its config and header only."""
-    _Adapter(pathlib.Path(directory), base)
-
-
 def load(
     directory: str | pathlib.Path,
     base: Model,
@@ -134,34 +130,20 @@ def load(
     dtype: str = "float32",
     placement: Placement | None = None,
 ) -> tuple[Params, Params]:
-    """Read an adapter over `base`: (lora, overrides), the `lora` and `tuned` of a `Pair`.
+    """`Adapter.load` over a model."""
+    adapter = Adapter(directory, base.config)
+    return adapter.load(base.params, dtype=dtype, placement=placement)
 
-    lora: low-rank factors in place of {"kernel", "bias"}. overrides: parameters that the adapter
-    replaces whole (`modules_to_save`, embeddings that were resized or adapted). A head that is
-    tied in the base, and no longer equal to the embedding, is among them; both may have another
-    number of rows than the base's. Raises InputError naming file and tensor or field.
+
+class Adapter:
+    """The tensors of one adapter over a base, sorted by what they are: module -> tensor.
+
+    Reads its config and header; raises InputError, naming file and tensor or field, if it does not
+    fit the base. Its tensors are read when asked for.
     """
-    adapter = _Adapter(pathlib.Path(directory), base.config)
 
-    def put(prefix: str, path: str, value: np.ndarray) -> jax.Array:
-        where = placement(f"{prefix}/{path}", value.shape) if placement else None
-        return jax.device_put(value, where)
-
-    kind = jax.numpy.dtype(dtype)
-    lora = {
-        path: put("lora", path, value.astype(kind)) for path, value in adapter.factors().items()
-    }
-    held: dict[str, Any] = flatten_dict(base.params, sep="/")  # pyright: ignore[reportAssignmentType]
-    overrides = {
-        path: put("tuned", path, value) for path, value in adapter.overrides(held, kind).items()
-    }
-    return unflatten_dict(lora, sep="/"), unflatten_dict(overrides, sep="/")
-
-
-class _Adapter:
-    """The tensors of one adapter, sorted by what they are: module -> tensor."""
-
-    def __init__(self, directory: pathlib.Path, model: ModelConfig) -> None:
+    def __init__(self, directory: str | pathlib.Path, model: ModelConfig) -> None:
+        directory = pathlib.Path(directory)
         self._config, self._model = read_config(directory), model
         if not (directory / WEIGHTS).is_file():
             if (directory / _PICKLE).is_file():
@@ -186,6 +168,7 @@ class _Adapter:
                 raise self._error(f"{module} has only one of its two factors")
         for module in self._a.keys() | self._embedding_a.keys():
             self._check_factors(module)
+        self._modules = self._by_parameter()
 
     def _sort(self, tensor: str) -> None:
         name = tensor.removeprefix(PREFIX)
@@ -274,59 +257,142 @@ class _Adapter:
                 f"gives it rank {rank}: are the files of one adapter?"
             )
 
-    def factors(self) -> dict[str, np.ndarray]:
-        """All low-rank factors in float32: ".../a" [L, in, r] and ".../b" [L, r, out]."""
-        parts: dict[str, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
-        for module, tensor in self._a.items():
-            a, b = self._read(tensor).T, self._read(self._b[module]).T
-            row, layer = self._place(f"{module}.weight", tensor)
-            inputs, outputs = a.shape[0], b.shape[1]
-            b = b * self._scale(module, len(b))
-            rows = fed_rows(row, self._model, inputs, outputs)
-            for path, own in zip(row.paths, rows, strict=True):
-                parts.setdefault(path.removesuffix("/kernel"), {})[layer] = a, b[:, own]
-        factors = {}
-        for path, layers in parts.items():
-            for name, value in zip("ab", self._stack(path, layers), strict=True):
-                factors[f"{path}/{name}"] = value
-        return factors
+    def load(
+        self,
+        base: Params,
+        *,
+        dtype: str = "float32",
+        placement: Placement | None = None,
+        layers: bool = True,
+    ) -> tuple[Params, Params]:
+        """(lora, overrides), the `lora` and `tuned` of a `Pair`, from the base's parameters.
 
-    def _stack(
-        self, path: str, layers: Mapping[int, tuple[np.ndarray, np.ndarray]]
-    ) -> tuple[np.ndarray, np.ndarray]:
+        lora: low-rank factors in place of {"kernel", "bias"}. overrides: parameters that the
+        adapter replaces whole (`modules_to_save`, embeddings that were resized or adapted). A head
+        that is tied in the base, and no longer equal to the embedding, is among them; both may
+        have another number of rows than the base's. layers: else only what stands outside them.
+        """
+        kind = jax.numpy.dtype(dtype)
+        held: dict[str, Any] = flatten_dict(base, sep="/")  # pyright: ignore[reportAssignmentType]
+
+        def put(prefix: str, path: str, value: np.ndarray) -> jax.Array:
+            where = placement(f"{prefix}/{path}", value.shape) if placement else None
+            return jax.device_put(value, where)
+
+        lora = {}
+        for path in self._modules:
+            if layers or not path.startswith("layers/"):
+                for name, value in zip("ab", self._factors(path), strict=True):
+                    lora[f"{path}/{name}"] = put("lora", f"{path}/{name}", value.astype(kind))
+        overrides = {
+            path: put("tuned", path, value)
+            for path, value in self._overrides(held, kind, layers).items()
+        }
+        return unflatten_dict(lora, sep="/"), unflatten_dict(overrides, sep="/")
+
+    def layer(self, base: Params, index: int, *, dtype: str = "float32") -> tuple[Params, Params]:
+        """One layer of what `load` returns, arrays of the host; base: that layer of the base."""
+        kind = jax.numpy.dtype(dtype)
+        held: dict[str, Any] = flatten_dict(base, sep="/")  # pyright: ignore[reportAssignmentType]
+        lora, overrides = {}, {}
+        for path in self._modules:
+            if path.startswith("layers/"):
+                for name, value in zip("ab", self._layer_factors(path, index), strict=True):
+                    lora[f"{path.removeprefix('layers/')}/{name}"] = value.astype(kind)
+        for path in self._layered:
+            overrides[path] = np.array(held[path], kind)
+        for path, value in self._saved(index):
+            overrides[path][...] = value
+        return unflatten_dict(lora, sep="/"), unflatten_dict(overrides, sep="/")
+
+    def _by_parameter(self) -> dict[str, dict[int, str]]:
+        """Which module adapts a parameter, of each layer: path -> layer -> module."""
+        modules: dict[str, dict[int, str]] = {}
+        for module, tensor in self._a.items():
+            row, layer = self._place(f"{module}.weight", tensor)
+            for path in row.paths:
+                modules.setdefault(path.removesuffix("/kernel"), {})[layer] = module
+        return modules
+
+    def _factors(self, path: str) -> tuple[np.ndarray, np.ndarray]:
+        """A parameter's factors in float32: a [L, in, r], b [L, r, out]; without L outside."""
         if not path.startswith("layers/"):
-            return layers[0]
-        (inputs, outputs), depth = self._shape(f"{path}/kernel"), self._model.depth
-        rank = max(len(b) for _, b in layers.values())
-        a = np.zeros((depth, inputs, rank), np.float32)
-        b = np.zeros((depth, rank, outputs), np.float32)
-        for layer, (own_a, own_b) in layers.items():
-            a[layer, :, : len(own_b)] = own_a
-            b[layer, : len(own_b)] = own_b
+            return self._module_factors(self._modules[path][0], path)
+        a, b = self._layer_factors(path, 0)
+        stacked = tuple(np.empty((self._model.depth, *x.shape), x.dtype) for x in (a, b))
+        for layer in range(self._model.depth):
+            for whole, part in zip(stacked, self._layer_factors(path, layer), strict=True):
+                whole[layer] = part
+        return stacked[0], stacked[1]
+
+    def _layer_factors(self, path: str, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """One layer's factors, a [in, r] and b [r, out]; r is the largest of any layer."""
+        modules = self._modules[path]
+        rank = max(self._file.tensors[self._a[module]].shape[0] for module in modules.values())
+        inputs, outputs = self._shape(f"{path}/kernel")
+        a = np.zeros((inputs, rank), np.float32)
+        b = np.zeros((rank, outputs), np.float32)
+        if layer in modules:
+            own_a, own_b = self._module_factors(modules[layer], path)
+            a[:, : len(own_b)] = own_a
+            b[: len(own_b)] = own_b
         return a, b
 
-    def overrides(self, base: Mapping[str, jax.Array], dtype: Any) -> dict[str, np.ndarray]:
+    def _module_factors(self, module: str, path: str) -> tuple[np.ndarray, np.ndarray]:
+        """A module's factors, of a fused one those that feed the parameter at `path`."""
+        tensor = self._a[module]
+        a, b = self._read(tensor).T, self._read(self._b[module]).T
+        b = b * self._scale(module, len(b))
+        row, _ = self._place(f"{module}.weight", tensor)
+        rows = fed_rows(row, self._model, a.shape[0], b.shape[1])
+        return a, b[:, rows[row.paths.index(f"{path}/kernel")]]
+
+    @functools.cached_property
+    def _layered(self) -> list[str]:
+        """Paths in a layer of the parameters that some layer replaces."""
+        places = [self._place(name, tensor) for name, tensor in self._whole.items()]
+        paths = {path for row, _ in places for path in row.paths if path.startswith("layers/")}
+        return sorted(path.removeprefix("layers/") for path in paths)
+
+    def _saved(self, index: int) -> Iterator[tuple[str, np.ndarray]]:
+        """What one layer replaces whole: its paths in the layer, and values."""
+        for name, tensor in self._whole.items():
+            row, layer = self._place(name, tensor)
+            if row.paths[0].startswith("layers/") and layer == index:
+                for path, part in self._parts(row, tensor):
+                    yield path.removeprefix("layers/"), part
+
+    def _parts(self, row: Stored, tensor: str) -> Iterator[tuple[str, np.ndarray]]:
+        """The parameters that a tensor which replaces them whole holds."""
+        value = self._read(tensor)
+        try:
+            parts = row.layout.split(value, self._model)
+        except ValueError:
+            raise self._misshaped(tensor, value, row) from None
+        for path, part in zip(row.paths, parts, strict=True):
+            if part.shape != self._shape(path):
+                raise self._misshaped(tensor, value, row)
+            yield path, part
+
+    def _overrides(
+        self, base: Mapping[str, jax.Array], dtype: Any, layers: bool
+    ) -> dict[str, np.ndarray]:
         """Parameters that are replaced whole, cast to `dtype`, layers stacked."""
         out: dict[str, np.ndarray] = {}
         whole: dict[str, Any] = {"embed/table": None, "head/kernel": None}
         for name, tensor in self._whole.items():
             row, layer = self._place(name, tensor)
-            value = self._read(tensor)
             if row.paths[0] in whole:
+                value = self._read(tensor)
                 if value.ndim != 2 or value.shape[1] != self._model.width:
                     raise self._misshaped(tensor, value, row)
                 whole[row.paths[0]] = value, self._is_saved(name)
                 continue
-            try:
-                parts = row.layout.split(value, self._model)
-            except ValueError:
-                raise self._misshaped(tensor, value, row) from None
-            for path, part in zip(row.paths, parts, strict=True):
-                if part.shape != self._shape(path):
-                    raise self._misshaped(tensor, value, row)
+            stacked = row.paths[0].startswith("layers/")
+            for path, part in self._parts(row, tensor) if layers or not stacked else ():
                 if path not in out:  # layers that were not saved keep the base's values
                     out[path] = np.array(base[path], dtype)
-                out[path][layer if path.startswith("layers/") else ...] = part
+                out[path][layer if stacked else ...] = part
         return out | self._ends(base, dtype, whole)
 
     def _misshaped(self, tensor: str, value: np.ndarray, row: Stored) -> InputError:
