@@ -21,9 +21,9 @@ from common_jax.mesh import mesh_for
 from common_jax.run import Run, check_directory
 from reward_jax.commands.kept import read_kept
 from reward_jax.commands.progress import check_resumed, reporter
-from reward_jax.data.hdf5 import EpisodeEnds
 from reward_jax.data.trajectory.checkpoint import load_model, save_guide
 from reward_jax.data.trajectory.convert import expert_in_base_coordinates
+from reward_jax.data.trajectory.windows import CutOptions
 from reward_jax.diffusion.loop import steps_done
 from reward_jax.diffusion.sources import Mixed
 from reward_jax.planning.extract import Matching, RewardOptions, diagnose, fit_reward, hold_out
@@ -43,8 +43,7 @@ class ExtractConfig:
         out: the run's directory; it must not exist yet, unless resume is given.
         data: the base's episodes, for matching.x_t mixed or base: x_t is noised data.
         expert_data: the expert's episodes, for matching.x_t mixed or expert.
-        ends: where episodes of an HDF5 file end: at its marks, where the goal changes, nowhere
-            (none: D4RL's Maze2D is one stream), or auto.
+        cut: how episodes are cut out of the file, and windows out of episodes.
         held_out: share of the episodes that the diagnostics are measured on, and nothing else.
         reward: the network.
         matching: how it is trained.
@@ -59,7 +58,7 @@ class ExtractConfig:
     out: str
     data: str | None = None
     expert_data: str | None = None
-    ends: EpisodeEnds = "auto"
+    cut: CutOptions = dataclasses.field(default_factory=CutOptions)
     held_out: float = 0.05
     reward: RewardOptions = dataclasses.field(default_factory=RewardOptions)
     matching: Matching = dataclasses.field(default_factory=Matching)
@@ -84,9 +83,11 @@ def run_extract(config: ExtractConfig) -> pathlib.Path:
     space = dataclasses.replace(base.space, about=expert.space.about)
     config.reward.make(space)  # before anything is written
     names = [name for name in (config.data, config.expert_data) if name]  # see `check`
-    episodes = [read(name, ends=config.ends) for name in names]
-    parts = [hold_out(one, config.held_out, space) for one in episodes]
-    source, apart = (Mixed(tuple(window_source(p[i], space) for p in parts)) for i in (0, 1))
+    episodes = [read(name, ends=config.cut.ends) for name in names]
+    parts = [hold_out(one, config.held_out, space, config.cut.padding) for one in episodes]
+    source, apart = (
+        Mixed(tuple(window_source(p[i], space, config.cut.padding) for p in parts)) for i in (0, 1)
+    )
     if config.held_out and any(p[0] is p[1] for p in parts):
         notes.append("too few episodes to hold some out: diagnostics are of those trained on")
         print(f"note: {notes[-1]}")

@@ -11,8 +11,8 @@ from common_jax.errors import InputError
 from common_jax.io.files import write_json
 from common_jax.mesh import mesh_for
 from common_jax.run import note_run
-from reward_jax.data.hdf5 import EpisodeEnds
 from reward_jax.data.trajectory.checkpoint import load_guide
+from reward_jax.data.trajectory.windows import CutOptions
 from reward_jax.planning.fit import window_source
 from reward_jax.planning.plan import score_windows
 from reward_jax.tasks.find import read, task_of
@@ -28,7 +28,7 @@ class HeatmapConfig:
     Args:
         reward: a reward or a discriminator, a file or a run.
         data: the base's episodes.
-        ends: where episodes of an HDF5 file end, as for `train`.
+        cut: how episodes are cut out of the file, and windows out of episodes.
         out: folder of heatmap.png, heatmap.json (peak, goal, distance) and heatmap.npz.
         windows: trajectories that are scored.
         bins: to the side of a cell.
@@ -41,7 +41,7 @@ class HeatmapConfig:
     reward: str
     data: str
     out: pathlib.Path
-    ends: EpisodeEnds = "auto"
+    cut: CutOptions = dataclasses.field(default_factory=CutOptions)
     windows: int = 10000
     bins: int = 10
     t: int = 0
@@ -66,7 +66,9 @@ def run_heatmap(config: HeatmapConfig) -> pathlib.Path:
         raise InputError("windows and bins must be 1 or more")
     if not 0 <= config.t < guide.schedule.steps:
         raise InputError(f"t is {config.t}: give 0 to {guide.schedule.steps - 1}")
-    source = window_source(read(config.data, ends=config.ends), guide.space)
+    source = window_source(
+        read(config.data, ends=config.cut.ends), guide.space, config.cut.padding
+    )
     note_run(config.out, dataclasses.asdict(config))
     rows = np.asarray(source.sample(jax.random.key(config.seed), config.windows))
     scores = score_windows(guide.guide, rows, t=config.t, mesh=mesh)

@@ -16,7 +16,6 @@ from common_jax.report import page
 from common_jax.report.figures import PALETTE, draw
 from common_jax.run import note_run, read_metrics
 from reward_jax.commands.extract import read_diagnostics
-from reward_jax.data.hdf5 import EpisodeEnds
 from reward_jax.data.trajectory.checkpoint import load_guide, load_model
 from reward_jax.data.trajectory.space import (
     TrajectoryGuide,
@@ -24,6 +23,7 @@ from reward_jax.data.trajectory.space import (
     check_same_space,
     check_steers,
 )
+from reward_jax.data.trajectory.windows import CutOptions
 from reward_jax.planning.fit import window_source
 from reward_jax.planning.plan import plan, planner, score_windows
 from reward_jax.reward.extract import RelativeReward
@@ -46,7 +46,7 @@ class ReportConfig:
         expert: the expert's, likewise.
         reward: the run of `reward-jax extract`.
         data: the base's episodes.
-        ends: where episodes of an HDF5 file end, as for `train`.
+        cut: how episodes are cut out of the file, and windows out of episodes.
         out: folder of report.html.
         scale: guidance scale.
         plans: steered plans.
@@ -60,7 +60,7 @@ class ReportConfig:
     reward: str
     data: str
     out: pathlib.Path
-    ends: EpisodeEnds = "auto"
+    cut: CutOptions = dataclasses.field(default_factory=CutOptions)
     scale: float = 2.0
     plans: int = 256
     windows: int = 10000
@@ -109,7 +109,7 @@ def run_report(config: ReportConfig) -> pathlib.Path:
     task = task_of(about)
     goal = task.goal(about.get("goal"))  # before anything is written
     noted = read_metrics(config.reward), read_diagnostics(config.reward)
-    source = window_source(read(config.data, ends=config.ends), base.space)
+    source = window_source(read(config.data, ends=config.cut.ends), base.space, config.cut.padding)
     note_run(config.out, dataclasses.asdict(config))
     rows = np.asarray(source.sample(jax.random.key(config.seed), config.windows))
     starts, key = task.starts(config.plans, config.seed), jax.random.key(config.seed + 1)

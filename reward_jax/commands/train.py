@@ -15,9 +15,9 @@ from common_jax.errors import InputError
 from common_jax.mesh import mesh_for
 from common_jax.run import Run, check_directory
 from reward_jax.commands.progress import check_resumed, reporter
-from reward_jax.data.hdf5 import EpisodeEnds
 from reward_jax.data.trajectory.checkpoint import load_model, save_model
 from reward_jax.data.trajectory.space import TrajectoryModel
+from reward_jax.data.trajectory.windows import CutOptions
 from reward_jax.diffusion.loop import steps_done
 from reward_jax.diffusion.schedule import make_schedule
 from reward_jax.models.temporal.unet import TemporalUnet
@@ -43,8 +43,7 @@ class TrainConfig:
     Args:
         data: a file of `reward-jax data`, D4RL's HDF5, or a Minari data set.
         out: the run's directory; it must not exist yet, unless resume is given.
-        ends: where episodes of an HDF5 file end: at its marks, where the goal changes, nowhere
-            (none: D4RL's Maze2D is one stream), or auto.
+        cut: how episodes are cut out of the file, and windows out of episodes.
         init: a trained denoiser (file or run) to begin with: an expert from its base. Its network,
             horizon, stride, actions, normaliser, schedule, diffusion_steps and clip_x0 are taken
             over: leave those options out.
@@ -65,7 +64,7 @@ class TrainConfig:
 
     data: str
     out: str
-    ends: EpisodeEnds = "auto"
+    cut: CutOptions = dataclasses.field(default_factory=CutOptions)
     init: str | None = None
     horizon: int = 32
     stride: int = 10
@@ -95,7 +94,7 @@ def run_train(config: TrainConfig) -> pathlib.Path:
     if init:
         check_prediction(config.training, init)
         check_taken_over(config, init)
-    episodes = read(config.data, ends=config.ends)
+    episodes = read(config.data, ends=config.cut.ends)
     if init:
         begin, space = init, dataclasses.replace(init.space, about=dict(episodes.about))
     else:
@@ -108,7 +107,7 @@ def run_train(config: TrainConfig) -> pathlib.Path:
         )
         schedule = make_schedule(config.schedule, config.diffusion_steps)
         begin = Untrained(schedule, config.network, config.clip_x0 or None)
-    source = window_source(episodes, space)
+    source = window_source(episodes, space, config.cut.padding)
     out = pathlib.Path(config.out)
     written = dataclasses.asdict(config) | {"resume": False}
     done = steps_done(out / "checkpoints")

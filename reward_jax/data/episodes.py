@@ -11,7 +11,7 @@ import numpy as np
 
 from common_jax.errors import InputError
 
-__all__ = ["Episodes", "check_rows", "transitions"]
+__all__ = ["Episodes", "check_flags", "check_rewards", "check_rows", "transitions"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,6 +22,9 @@ class Episodes:
     (environment, goal or None, seed, dt, ...), as kept in their file; plain JSON.
     arrivals: [E] steps until the goal was reached for good, or None where that is not known.
     goals: [E, G] the goal of each episode, or None.
+    rewards [M] float32, of the action of each row; terminations and truncations [M] bool, whether
+    the episode ended by it, in a state without a future or for another reason (time). None where
+    the source does not say.
     """
 
     observations: np.ndarray
@@ -30,6 +33,9 @@ class Episodes:
     about: dict[str, Any] = dataclasses.field(default_factory=dict)
     arrivals: np.ndarray | None = None
     goals: np.ndarray | None = None
+    rewards: np.ndarray | None = None
+    terminations: np.ndarray | None = None
+    truncations: np.ndarray | None = None
 
     @property
     def starts(self) -> np.ndarray:
@@ -39,16 +45,20 @@ class Episodes:
     def choose(self, which: np.ndarray) -> "Episodes":
         """Those of the episodes, which [E] bool, and all that is known of them."""
         rows = np.repeat(which, self.lengths)
-        known = {
-            name: None if value is None else value[which]
-            for name, value in (("arrivals", self.arrivals), ("goals", self.goals))
-        }
+
+        def chosen(values: np.ndarray | None, which: np.ndarray) -> np.ndarray | None:
+            return None if values is None else values[which]
+
         return Episodes(
             self.observations[rows],
             self.actions[rows],
             np.asarray(self.lengths)[which],
             self.about,
-            **known,
+            chosen(self.arrivals, which),
+            chosen(self.goals, which),
+            chosen(self.rewards, rows),
+            chosen(self.terminations, rows),
+            chosen(self.truncations, rows),
         )
 
     @property
@@ -95,3 +105,35 @@ def check_rows(source: str, observations: Any, actions: Any) -> tuple[np.ndarray
             "each step needs one of each"
         )
     return found[0], found[1]
+
+
+def check_rewards(source: str, rewards: Any, steps: int) -> np.ndarray | None:
+    """Rewards as float32 [M], None as it is; InputError naming `source` and what is wrong."""
+    if rewards is None:
+        return None
+    values = _one_a_step(source, "rewards", rewards, steps, "iuf")
+    values = values.astype(np.float32)
+    if (bad := np.flatnonzero(~np.isfinite(values))).size:
+        raise InputError(
+            f"{source}: rewards row {bad[0]} (from 0) is {values[bad[0]]} ({len(bad)} such values "
+            "in all): mend them, or leave rewards out"
+        )
+    return values
+
+
+def check_flags(source: str, name: str, flags: Any, steps: int) -> np.ndarray | None:
+    """Flags as bool [M], None as they are; InputError likewise."""
+    if flags is None:
+        return None
+    return _one_a_step(source, name, flags, steps, "biuf").astype(bool)
+
+
+def _one_a_step(source: str, name: str, values: Any, steps: int, kinds: str) -> np.ndarray:
+    values = np.asarray(values)
+    if values.shape not in ((steps,), (steps, 1)) or values.dtype.kind not in kinds:
+        what = "number" if name == "rewards" else "flag"
+        raise InputError(
+            f"{source}: {name} are {values.dtype} of shape {values.shape}; give one {what} for "
+            f"each of the {steps} steps"
+        )
+    return values.reshape(steps)

@@ -3,8 +3,9 @@
     observations [M, O]  actions [M, A]  rewards, terminals, timeouts [M]  infos/goal [M, G]
 
 What that layout has no place for is kept under `metadata/`, which D4RL's and Diffuser's readers
-pass over: about and run (JSON; run: settings, revision and command that made the file), arrivals
-[E]. Legend: M steps, E episodes, O, A, G widths.
+pass over: about and run (JSON; run: settings, revision and command that made the file), lengths
+and arrivals [E]. What is not known (rewards, terminals) is not written: no zeros stand for it.
+Legend: M steps, E episodes, O, A, G widths.
 """
 
 import json
@@ -18,12 +19,13 @@ import numpy as np
 
 from common_jax import extras
 from common_jax.errors import InputError
-from reward_jax.data.episodes import Episodes, check_rows
+from reward_jax.data.episodes import Episodes, check_flags, check_rewards, check_rows
 
 __all__ = ["EpisodeEnds", "read", "write"]
 
 EpisodeEnds = Literal["auto", "marks", "goal", "none"]
-REACHED = 0.5  # metres: D4RL's reward is 1 within this distance of the goal, else 0
+_NOTES = ("about", "arrivals", "lengths")
+_STEPS = ("observations", "actions", "rewards", "terminals", "timeouts", "infos/goal")
 
 
 def read(path: str | pathlib.Path, *, ends: str = "auto") -> Episodes:
@@ -31,7 +33,8 @@ def read(path: str | pathlib.Path, *, ends: str = "auto") -> Episodes:
 
     ends: where episodes end. "marks": where `terminals` or `timeouts` say so; "goal": where
     `infos/goal` changes; "none": nowhere, the file is one episode; "auto": at the marks, and at
-    the changes of the goal where nothing is marked. Steps after the last are an episode, too.
+    the changes of the goal where nothing is marked; as they were, in a file that `write` made.
+    Steps after the last are an episode, too.
 
     D4RL's Maze2D files are one stream of walks to ever new goals: `terminals` are all false, and
     `timeouts` mark where a goal was reached (D4RL issue 85); files from its generation script may
@@ -51,12 +54,8 @@ def read(path: str | pathlib.Path, *, ends: str = "auto") -> Episodes:
         raise InputError(f"{path}: {what}; give an HDF5 file in D4RL's layout")
     try:
         with h5py.File(path, "r") as file:
-            arrays = {
-                name: _array(path, file, name)
-                for name in ("observations", "actions", "terminals", "timeouts", "infos/goal")
-            }
-            kept = _array(path, file, "metadata/arrivals")
-            about = _array(path, file, "metadata/about")
+            arrays = {name: _array(path, file, name) for name in _STEPS}
+            notes = {n: _array(path, file, f"metadata/{n}") for n in _NOTES}
     # h5py raises one of them for what is no HDF5 file, is cut short, or points at nothing.
     except (OSError, RuntimeError, KeyError) as error:
         raise InputError(
@@ -67,16 +66,26 @@ def read(path: str | pathlib.Path, *, ends: str = "auto") -> Episodes:
             raise InputError(f"{path}: has no {name!r}, which D4RL's layout asks for")
     observations, actions = check_rows(str(path), arrays["observations"], arrays["actions"])
     steps = len(observations)
+    rewards = check_rewards(str(path), arrays["rewards"], steps)
+    terminations, truncations = (
+        check_flags(str(path), name, arrays[name], steps) for name in ("terminals", "timeouts")
+    )
     goal = _goal_rows(path, arrays["infos/goal"], steps)
-    lengths = _lengths(path, arrays, goal, steps, ends)
-    goals = _goals(goal, lengths)
+    if ends == "auto" and notes["lengths"] is not None:
+        lengths = _kept_lengths(path, notes["lengths"], steps)
+    else:
+        lengths = _lengths(path, terminations, truncations, goal, steps, ends)
+    goals, about = _goals(goal, lengths), notes["about"]
     return Episodes(
         observations=observations,
         actions=actions,
         lengths=lengths,
         about=_about(path, about) if about is not None else {"goal": _only(goals)},
-        arrivals=_arrivals(path, kept, lengths),
+        arrivals=_arrivals(path, notes["arrivals"], lengths),
         goals=goals,
+        rewards=rewards,
+        terminations=terminations,
+        truncations=truncations,
     )
 
 
@@ -85,8 +94,8 @@ def write(
 ) -> None:
     """Write D4RL's layout; the file appears whole or not at all. `read` gives the same episodes.
 
-    `rewards` are D4RL's sparse ones: 1 within 0.5 m of the goal, else 0 (all 0 without goals).
-    run: what made them, kept beside them; plain JSON.
+    `timeouts` are the truncations, and the last step of each episode that no termination marks,
+    so that D4RL's readers cut the same. run: what made them, kept beside them; plain JSON.
     """
     with extras.named():
         import h5py
@@ -96,20 +105,26 @@ def write(
     steps = len(episodes.observations)
     if lengths.sum() != steps or (lengths < 1).any():
         raise ValueError(f"lengths must be 1 or more, of sum {steps}: {lengths}")
-    timeouts = np.zeros(steps, bool)
-    timeouts[episodes.ends - 1] = True
+    for name in ("actions", "rewards", "terminations", "truncations"):
+        values = getattr(episodes, name)
+        if values is not None and len(values) != steps:
+            raise ValueError(f"{len(values)} {name} for {steps} observations")
+    last = episodes.ends - 1
+    timeouts = np.zeros(steps, bool) if episodes.truncations is None else episodes.truncations
+    timeouts = np.array(timeouts, bool)
+    timeouts[last] |= True if episodes.terminations is None else ~episodes.terminations[last]
     arrays = {
         "observations": episodes.observations,
         "actions": episodes.actions,
-        "rewards": np.zeros(steps, np.float32),
-        "terminals": np.zeros(steps, bool),
         "timeouts": timeouts,
+        "metadata/lengths": lengths.astype(np.int64),
     }
+    if episodes.rewards is not None:
+        arrays["rewards"] = np.asarray(episodes.rewards, np.float32)
+    if episodes.terminations is not None:
+        arrays["terminals"] = np.asarray(episodes.terminations, bool)
     if episodes.goals is not None:
-        goal = np.repeat(np.asarray(episodes.goals, np.float32), lengths, axis=0)
-        away = np.linalg.norm(episodes.observations[:, : goal.shape[1]] - goal, axis=1)
-        arrays["infos/goal"] = goal
-        arrays["rewards"] = (away <= REACHED).astype(np.float32)
+        arrays["infos/goal"] = np.repeat(np.asarray(episodes.goals, np.float32), lengths, axis=0)
     if episodes.arrivals is not None:
         arrays["metadata/arrivals"] = np.asarray(episodes.arrivals, np.int64)
     notes = {"about": json.dumps(episodes.about)}
@@ -142,21 +157,29 @@ def _array(path: pathlib.Path, file: Any, name: str) -> Any:
     return file[name][()]
 
 
+def _kept_lengths(path: pathlib.Path, kept: np.ndarray, steps: int) -> np.ndarray:
+    whole = kept.ndim == 1 and kept.dtype.kind in "iu"
+    if not whole or (kept < 1).any() or kept.sum() != steps:
+        raise InputError(
+            f"{path}: metadata/lengths are no numbers of steps of sum {steps}; mend them, or "
+            "leave them out"
+        )
+    return kept.astype(np.int64)
+
+
 def _lengths(
-    path: pathlib.Path, arrays: dict[str, Any], goal: np.ndarray | None, steps: int, ends: str
+    path: pathlib.Path,
+    terminations: np.ndarray | None,
+    truncations: np.ndarray | None,
+    goal: np.ndarray | None,
+    steps: int,
+    ends: str,
 ) -> np.ndarray:
     """Lengths of episodes, [E]."""
     marks = np.zeros(steps, bool)
-    for name in ("terminals", "timeouts"):
-        if (flags := arrays[name]) is None:
-            continue
-        if flags.shape not in ((steps,), (steps, 1)) or flags.dtype.kind not in "biuf":
-            raise InputError(
-                f"{path}: {name} are {flags.dtype} of shape {flags.shape}; give one flag for each "
-                f"of the {steps} steps"
-            )
-        marks |= flags.reshape(steps).astype(bool)
-    if ends == "auto" and arrays["timeouts"] is None and goal is None:
+    for flags in (terminations, truncations):
+        marks |= False if flags is None else flags
+    if ends == "auto" and truncations is None and goal is None:
         raise InputError(
             f"{path}: has neither 'timeouts' nor 'infos/goal', so where episodes end is unknown; "
             "add timeouts, true at the last step of each episode (or read it with ends='marks' "

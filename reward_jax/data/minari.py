@@ -12,7 +12,7 @@ import numpy as np
 
 from common_jax import extras
 from common_jax.errors import InputError
-from reward_jax.data.episodes import Episodes, check_rows
+from reward_jax.data.episodes import Episodes, check_flags, check_rewards, check_rows
 
 __all__ = ["read"]
 
@@ -30,15 +30,15 @@ def read(dataset: str | pathlib.Path) -> Episodes:
     # What Minari raises for a damaged dataset depends on where the damage is.
     try:
         found = [
-            (episode.id, episode.observations, episode.actions)
-            for episode in stored.iterate_episodes()
+            (e.id, e.observations, e.actions, e.rewards, e.terminations, e.truncations)
+            for e in stored.iterate_episodes()
         ]
     except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
         raise _unreadable(name, error) from None
     if not found:
         raise InputError(f"{name}: has no episodes; give a dataset that has some")
     rows = [_rows(f"{name}, episode {number}", *rest) for number, *rest in found]
-    observations, actions, goals = zip(*rows, strict=True)
+    observations, actions, goals, rewards, terminations, truncations = zip(*rows, strict=True)
     widths = {(o.shape[1], a.shape[1]) for o, a in zip(observations, actions, strict=True)}
     if len(widths) > 1:
         raise InputError(
@@ -58,6 +58,9 @@ def read(dataset: str | pathlib.Path) -> Episodes:
             "goal": goals[0].tolist() if shared else None,
         },
         goals=np.stack(goals) if known else None,
+        rewards=np.concatenate(rewards),
+        terminations=np.concatenate(terminations),
+        truncations=np.concatenate(truncations),
     )
 
 
@@ -88,8 +91,15 @@ def _open(dataset: str | pathlib.Path) -> tuple[str, Any]:
         raise _unreadable(name, error) from None
 
 
-def _rows(source: str, observations: Any, actions: Any) -> tuple[Any, Any, np.ndarray | None]:
-    """Observations [T, O], actions [T, A] and the goal [G], or None, of one episode."""
+def _rows(
+    source: str,
+    observations: Any,
+    actions: Any,
+    rewards: Any,
+    terminations: Any,
+    truncations: Any,
+) -> tuple[Any, ...]:
+    """Of one episode: observations [T, O], actions [T, A], the goal [G] or None, and [T] each."""
     goal = None
     if isinstance(observations, dict):
         if "observation" not in observations:
@@ -108,7 +118,12 @@ def _rows(source: str, observations: Any, actions: Any) -> tuple[Any, Any, np.nd
             "observation more than actions: write it anew"
         )
     observed, acted = check_rows(source, taken[:-1], acted)
-    return observed, acted, goal
+    steps = len(acted)
+    return (
+        *(observed, acted, goal, check_rewards(source, rewards, steps)),
+        check_flags(source, "terminations", terminations, steps),
+        check_flags(source, "truncations", truncations, steps),
+    )
 
 
 def _unreadable(name: str, error: Exception) -> InputError:

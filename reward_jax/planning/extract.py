@@ -13,6 +13,7 @@ import numpy as np
 from common_jax.errors import InputError
 from reward_jax.data.episodes import Episodes
 from reward_jax.data.trajectory.space import Space, TrajectoryGuide, TrajectoryModel
+from reward_jax.data.trajectory.windows import Padding
 from reward_jax.diffusion.denoiser import Score
 from reward_jax.diffusion.sources import Source
 from reward_jax.models.reward_nets import HalfUnet, WindowMLP
@@ -223,9 +224,12 @@ def diagnose(
     return {name: np.asarray(value, np.float64).tolist() for name, value in found.items()}
 
 
-def hold_out(episodes: Episodes, share: float, space: Space) -> tuple[Episodes, Episodes]:
+def hold_out(
+    episodes: Episodes, share: float, space: Space, padding: Padding = "none"
+) -> tuple[Episodes, Episodes]:
     """Episodes to train on, and every so-manieth of those that hold a window: all, if too few."""
-    long = np.flatnonzero(episodes.lengths > (space.horizon - 1) * space.stride)
+    span = 1 if padding != "none" else (space.horizon - 1) * space.stride + 1
+    long = np.flatnonzero(np.asarray(episodes.lengths) >= span)
     every = round(1 / share) if share else len(long) + 1
     apart = np.zeros(len(episodes.lengths), bool)
     apart[long[every - 1 :: every]] = True

@@ -22,7 +22,7 @@ from common_jax.errors import InputError
 from reward_jax.data.episodes import Episodes, transitions
 from reward_jax.data.trajectory import normalisers
 from reward_jax.data.trajectory.space import Space, TrajectoryModel
-from reward_jax.data.trajectory.windows import windows
+from reward_jax.data.trajectory.windows import Padding, windows
 from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.loop import OnStep
 from reward_jax.diffusion.process import Prediction, action_weights
@@ -139,8 +139,11 @@ def space_of(
     return Space(horizon, stride, count, make(rows), dict(episodes.about))
 
 
-def window_source(episodes: Episodes, space: Space) -> Strided:
-    """The windows of episodes in a model's space, ready to be drawn from on the device."""
+def window_source(episodes: Episodes, space: Space, padding: Padding = "none") -> Strided:
+    """The windows of episodes in a model's space, ready to be drawn from on the device.
+
+    padding: see `windows`.
+    """
     own, theirs = (about.get("task") for about in (episodes.about, space.about))
     if None not in (own, theirs) and own != theirs:
         raise InputError(f"the data are of {own}, the model is of {theirs}: give its own data")
@@ -150,6 +153,7 @@ def window_source(episodes: Episodes, space: Space) -> Strided:
         horizon=space.horizon,
         stride=space.stride,
         actions=space.actions > 0,
+        padding=padding,
     )
     return Strided(jnp.asarray(found.flat), jnp.asarray(found.starts), found.horizon, found.stride)
 

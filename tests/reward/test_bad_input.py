@@ -457,14 +457,14 @@ def test_resume_with_other_settings(fails, there, tmp_path, flag, value, said):
     )
     assert (out / "config.yaml").read_text() == text
     # No YAML; and half a file that is YAML: another number, a group whose options are gone.
-    for half in ("[", "", text[: text.index("stride: 10") + 9], "ends: auto\ntraining:\n"):
+    for half in ("[", "", text[: text.index("stride: 10") + 9], "horizon: 8\ntraining:\n"):
         (out / "config.yaml").write_text(half)
         line = fails("train", "--resume")
         has(line, "config.yaml: cannot be read, or is cut short; put the run's settings back")
 
 
 SETTINGS_OF_A_RUN = {
-    "ends": "auto",
+    "cut": {"ends": "auto", "padding": "none"},
     "init": None,
     "horizon": 8,
     "stride": 10,

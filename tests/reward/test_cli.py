@@ -154,20 +154,27 @@ def test_one_stream_of_walks_is_one_episode_where_the_user_says_so(made, tmp_pat
         walks, lengths=np.full(len(walks.observations) // 40, 40), arrivals=None, goals=None,
         observations=walks.observations[: len(walks.observations) // 40 * 40],
         actions=walks.actions[: len(walks.observations) // 40 * 40],
+        rewards=None, terminations=None, truncations=None,
     )  # fmt: skip
     hdf5.write(tmp_path / "stream.hdf5", short)
     data = ["--data", tmp_path / "stream.hdf5"]
     argv = ["train", *data, *SMALL, "--training.steps", 10, "--out", tmp_path / "base"]
     assert run(*argv) == 2
     assert "take 71 steps, but the episodes have 40 to 40" in capsys.readouterr().err
-    assert run(*argv, "--ends", "none") == 0
+    assert run(*argv, "--cut.ends", "none") == 0
     # Every command that reads episodes takes it, a map and a page, too.
     models = ["--base", folder / "base", "--expert", folder / "expert"]
     argv = ["extract", *models, *data, "--matching.x_t", "base", *MATCHING]
-    assert run(*argv, "--out", tmp_path / "reward", "--ends", "none") == 0
+    assert run(*argv, "--out", tmp_path / "reward", "--cut.ends", "none") == 0
     notes = json.loads((tmp_path / "reward" / "diagnostics.json").read_text())["notes"]
     assert notes == ["too few episodes to hold some out: diagnostics are of those trained on"]
-    reward = ["--reward", folder / "reward", *data, "--ends", "none"]
+    # Or each walk begins windows that go on beyond its end.
+    padded = ["--cut.padding", "repeat"]
+    argv = ["extract", *models, *data, "--matching.x_t", "base", *MATCHING, *padded]
+    assert run(*argv, "--out", tmp_path / "padded") == 0
+    notes = json.loads((tmp_path / "padded" / "diagnostics.json").read_text())["notes"]
+    assert notes == []  # some are held out, though none holds a whole window
+    reward = ["--reward", folder / "reward", *data, "--cut.ends", "none"]
     assert run("heatmap", *reward, "--out", tmp_path / "map", *MAP) == 0
     assert run("report", *models, *reward, "--out", tmp_path / "page", *STEERED, *MAP) == 0
 

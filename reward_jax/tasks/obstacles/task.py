@@ -82,7 +82,8 @@ class ObstaclesTask(Task):
             goals = np.tile(self.goal(goal), (episodes, 1))
         steps = longest_walk(self.world) + span
         positions, velocities = walk(self.world, starts, goals, steps)
-        positions = positions[:, :-1]
+        led_to, positions = positions[:, 1:], positions[:, :-1]
+        reached = np.linalg.norm(led_to - goals[:, None], axis=-1) < NEAR
         away = np.linalg.norm(positions - goals[:, None], axis=-1) > NEAR / 2
         return Episodes(
             observations=positions.reshape(-1, 2).astype(np.float32),
@@ -96,6 +97,9 @@ class ObstaclesTask(Task):
             },
             arrivals=away.sum(axis=1),
             goals=goals.astype(np.float32),
+            rewards=reached.reshape(-1).astype(np.float32),
+            terminations=np.zeros(episodes * steps, bool),
+            truncations=np.tile(np.arange(steps) == steps - 1, episodes),
         )
 
     def goals(self) -> list[Any]:

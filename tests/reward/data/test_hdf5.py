@@ -8,6 +8,7 @@ import pytest
 
 from common_jax.errors import InputError
 from reward_jax.data import hdf5
+from reward_jax.data.episodes import Episodes
 from reward_jax.data.files import read_episodes
 from reward_jax.tasks.maze.collect import collect
 from reward_jax.tasks.maze.mazes import maze
@@ -27,7 +28,7 @@ def d4rl(path, **changes):
     arrays = {
         "observations": observations,
         "actions": rng.uniform(-1, 1, (STEPS, 2)).astype(np.float32),
-        "rewards": np.zeros(STEPS, np.float32),
+        "rewards": rng.normal(size=STEPS).astype(np.float32),
         "terminals": np.zeros(STEPS, bool),
         "timeouts": timeouts,
         "infos/goal": targets[segments],
@@ -48,7 +49,11 @@ def test_own_files_there_and_back(tmp_path):
     path = tmp_path / "deep" / "expert.hdf5"
     hdf5.write(path, data)
     read = read_episodes(path)
-    for name in ("observations", "actions", "lengths", "arrivals", "goals"):
+    assert data.rewards is not None and 0 < data.rewards.mean() < 1
+    for name in (
+        *("observations", "actions", "lengths", "arrivals", "goals"),
+        *("rewards", "terminations", "truncations"),
+    ):
         np.testing.assert_array_equal(getattr(read, name), getattr(data, name))
         assert getattr(read, name).dtype == getattr(data, name).dtype
     assert read.about == data.about
@@ -80,6 +85,7 @@ def test_d4rl_s_endless_walk_is_cut_into_episodes(tmp_path, ends, changes, lengt
     assert data.lengths.tolist() == lengths
     np.testing.assert_array_equal(data.observations, arrays["observations"])
     np.testing.assert_array_equal(data.actions, arrays["actions"])
+    np.testing.assert_array_equal(data.rewards, arrays["rewards"])  # pyright: ignore[reportArgumentType]
     assert data.arrivals is None
     if arrays["infos/goal"] is None or lengths == [40]:
         assert data.goals is None
@@ -104,6 +110,15 @@ def nan_at(row, column):
         ({"timeouts": None, "infos__goal": None}, "has neither 'timeouts' nor 'infos/goal'"),
         ({"metadata__about": "[]"}, "metadata/about is no JSON object"),
         ({"metadata__arrivals": np.zeros(9, int)}, "metadata/arrivals is int64 of shape (9,)"),
+        ({"metadata__lengths": np.array([30, 9])}, "metadata/lengths are no numbers of steps of"),
+        (
+            {"rewards": np.where(np.arange(STEPS) > 36, np.nan, 1.0)},
+            "rewards row 37 (from 0) is nan",
+        ),
+        (
+            {"rewards": np.zeros((STEPS, 2))},
+            "rewards are float64 of shape (40, 2); give one number",
+        ),
         ({"observations": nan_at(31, 2)}, "observations row 31, column 2 (from 0) is nan"),
         ({"actions": np.zeros((39, 2))}, "40 observations but 39 actions"),
         ({"timeouts": np.zeros(39)}, "timeouts are float64 of shape (39,); give one flag"),
@@ -122,15 +137,45 @@ def test_arrays_that_do_not_do(tmp_path, changes, message):
     assert "\n" not in str(error.value)
 
 
-def test_rewards_are_d4rl_s_and_a_file_that_cannot_be_written_is_named(tmp_path):
-    data = collect(maze("umaze"), goal=(1, 1), episodes=2, steps=400, seed=0)
-    hdf5.write(tmp_path / "a.h5", data)
+def steps_of(lengths, **known):
+    rng = np.random.default_rng(4)
+    steps = sum(lengths)
+    observations = rng.normal(size=(steps, 3)).astype(np.float32)
+    actions = rng.normal(size=(steps, 2)).astype(np.float32)
+    return Episodes(observations, actions, np.array(lengths), {}, **known)
+
+
+def test_rewards_and_ends_there_and_back(tmp_path):
+    """One episode ends by a termination, one by time, one with a flag in its midst (a stream)."""
+    rewards = np.random.default_rng(5).normal(size=12).astype(np.float32)
+    terminations, truncations = np.zeros(12, bool), np.zeros(12, bool)
+    terminations[3] = truncations[6] = truncations[9] = truncations[11] = True
+    data = steps_of([4, 3, 5], rewards=rewards, terminations=terminations, truncations=truncations)
+    hdf5.write(tmp_path / "d.h5", data)
+    read = hdf5.read(tmp_path / "d.h5")
+    for name in ("lengths", "rewards", "terminations", "truncations"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(data, name), err_msg=name)
+    assert hdf5.read(tmp_path / "d.h5", ends="marks").lengths.tolist() == [4, 3, 3, 2]
+    chosen = read.choose(np.array([False, True, True]))
+    np.testing.assert_array_equal(chosen.rewards, rewards[4:])  # pyright: ignore[reportArgumentType]
+    np.testing.assert_array_equal(chosen.truncations, truncations[4:])  # pyright: ignore[reportArgumentType]
+
+
+def test_what_is_not_known_is_not_written(tmp_path):
+    hdf5.write(tmp_path / "d.h5", steps_of([4, 3]))
     file: Any
-    with h5py.File(tmp_path / "a.h5") as file:
-        near = np.linalg.norm(data.observations[:, :2] - 1, axis=1) <= 0.5
-        np.testing.assert_array_equal(file["rewards"][()], near)
+    with h5py.File(tmp_path / "d.h5") as file:
+        assert "rewards" not in file and "terminals" not in file
+        assert np.flatnonzero(file["timeouts"][()]).tolist() == [3, 6]
+    read = hdf5.read(tmp_path / "d.h5")
+    assert read.rewards is None and read.terminations is None
+    assert read.lengths.tolist() == [4, 3]
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    hdf5.write(tmp_path / "a.h5", steps_of([2]))
     with pytest.raises(InputError, match="a.h5/b.h5: cannot be written .*; give another path"):
-        hdf5.write(tmp_path / "a.h5" / "b.h5", data)
+        hdf5.write(tmp_path / "a.h5" / "b.h5", steps_of([2]))
 
 
 def test_files_that_do_not_do(tmp_path):

@@ -37,8 +37,8 @@ def write(name, *, goal=True, extra=None, edit=None):
             EpisodeBuffer(
                 observations=seen if goal or extra != "flat" else seen[extra],
                 actions=rng.uniform(-1, 1, (length, 2)),  # pyright: ignore[reportArgumentType]
-                rewards=[0.0] * length,
-                terminations=[False] * length,
+                rewards=rng.normal(size=length).tolist(),
+                terminations=[False] * (length - 2) + [length == 4, False],
                 truncations=[False] * (length - 1) + [True],
             )
         )
@@ -73,6 +73,9 @@ def test_dictionary_observations(store, by):
         )
         np.testing.assert_allclose(data.actions[start:end], buffer.actions, rtol=1e-6)
         np.testing.assert_allclose(goal, seen["desired_goal"][0], rtol=1e-6)
+        for name in ("rewards", "terminations", "truncations"):
+            found, wanted = getattr(data, name)[start:end], getattr(buffer, name)
+            np.testing.assert_allclose(found, wanted, rtol=1e-6)
     assert data.about["minari"] == "pointmaze/own-v0"
 
 
@@ -98,6 +101,10 @@ def shorten(buffers):
     buffers[0].observations["observation"] = buffers[0].observations["observation"][:-1]
 
 
+def worthless(buffers):
+    buffers[2].rewards[4] = np.nan
+
+
 def spoil(buffers):
     buffers[1].observations["observation"][2, 3] = np.nan
 
@@ -114,6 +121,9 @@ def test_what_is_wrong_is_named(store):
         InputError, match=r"episode 1: observations row 2, column 3 \(from 0\) is nan"
     ):
         read_episodes("minari:nan-v0")
+    write("worthless-v0", edit=worthless)
+    with pytest.raises(InputError, match=r"episode 2: rewards row 4 \(from 0\) is nan"):
+        read_episodes("minari:worthless-v0")
     write("short-v0", edit=shorten)
     with pytest.raises(InputError, match="episode 0: has 7 observations and 7 actions; Minari"):
         read_episodes("minari:short-v0")

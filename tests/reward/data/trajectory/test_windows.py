@@ -1,5 +1,7 @@
 """Windows against a loop over episodes."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -19,14 +21,18 @@ def random_episodes(lengths, arrivals=None):
     )
 
 
-def brute(episodes, horizon, stride, until):
-    """Every window, one after another: slices of one episode each."""
+def brute(episodes, horizon, stride, until, padding="none"):
+    """Every window, one after another: slices of one episode each, normalised."""
     rows = np.concatenate([episodes.actions, episodes.observations], axis=1)
-    rows = (rows - rows.mean(0, dtype=np.float64)) / rows.std(0, dtype=np.float64)
+    mean, deviation = rows.mean(0, dtype=np.float64), rows.std(0, dtype=np.float64)
     found, start = [], 0
     for index, length in enumerate(episodes.lengths):
         episode = rows[start : start + length]
         start += length
+        if padding != "none":
+            beyond = np.zeros_like(episode[0]) if padding == "zeros" else episode[-1]
+            episode = np.concatenate([episode, np.tile(beyond, (horizon * stride, 1))])
+        episode = (episode - mean) / deviation
         for offset in range(length):
             window = episode[offset::stride][:horizon]
             if until is not None and offset > until * episodes.arrivals[index]:
@@ -60,6 +66,28 @@ def test_windows_are_every_start_that_leaves_room(lengths, arrivals, horizon, st
     assert got.flat.dtype == np.float32
     np.testing.assert_allclose(got.take(np.arange(len(got))), expected, atol=1e-5)
     np.testing.assert_allclose(got.take([len(got) - 1, 0]), expected[[-1, 0]], atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["repeat", "zeros"])
+@pytest.mark.parametrize(
+    ("lengths", "arrivals", "horizon", "stride", "until"),
+    [
+        ([9, 3, 30, 7, 1], None, 4, 2, None),  # three are too short for one window
+        ([20, 25, 20], [3, 20, 0], 4, 4, 1.0),  # the second arrives where no window fits
+        ([20, 25, 20], [3, 25, 0], 4, 4, 1.0),  # and here it never does
+        ([3, 2], None, 5, 1, None),
+    ],
+)
+def test_padding_lets_every_row_begin_a_window(lengths, arrivals, horizon, stride, until, padding):
+    episodes = random_episodes(lengths, arrivals)
+    options: dict[str, Any] = dict(horizon=horizon, stride=stride, until=until)
+    fitted = gaussian(transitions(episodes))
+    got = windows(episodes, fitted, padding=padding, **options)
+    expected = brute(episodes, horizon, stride, until, padding)
+    if arrivals is None:
+        assert len(got) == sum(lengths)
+    assert len(got) == len(expected) and got.flat.dtype == np.float32
+    np.testing.assert_allclose(got.take(np.arange(len(got))), expected, atol=1e-5)
 
 
 def test_observations_alone():

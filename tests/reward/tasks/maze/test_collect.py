@@ -50,15 +50,25 @@ def test_arrivals_are_for_good():
 
 
 def test_the_environment_replays_what_was_recorded():
-    data = collect(maze("large"), episodes=2, steps=longest_walk(maze("large")), seed=1)
+    data: Any = collect(maze("large"), episodes=2, steps=longest_walk(maze("large")), seed=1)
+    goals_of = data.goals.astype(np.float64)
+    assert np.flatnonzero(data.truncations).tolist() == (data.ends - 1).tolist()
     with environment("large") as env:
         made: Any = env.unwrapped
         for start, end in zip(data.starts, data.ends, strict=True):
             env.reset(seed=0)
             made.point_env.set_state(*data.observations[start].reshape(2, 2))
+            made.goal = goals_of[data.starts.tolist().index(start)]
+            paid = []
             for row in range(start, end - 1):
-                seen = env.step(data.actions[row])[0]["observation"]
-                np.testing.assert_allclose(seen, data.observations[row + 1], atol=2e-6)
+                seen, reward, terminated, *_ = env.step(data.actions[row])
+                np.testing.assert_allclose(
+                    seen["observation"], data.observations[row + 1], atol=2e-6
+                )
+                assert not terminated and not data.terminations[row]
+                paid.append(reward)
+            np.testing.assert_array_equal(data.rewards[start : end - 1], paid)
+            assert 0 < np.mean(paid) < 1
 
 
 @pytest.mark.parametrize(
