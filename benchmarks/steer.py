@@ -24,9 +24,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.machine import machine
 from benchmarks.torch_steer import TorchSteer
 from benchmarks.tuco import BATCH, CONFIG, HERE, LENGTH, first_run, interleave
+from tuco_jax.core.alpha_grid import grid_logits
 from tuco_jax.core.decompose import decompose
 from tuco_jax.generation.generate import generate_tokens
-from tuco_jax.generation.grid import grid_logits
 from tuco_jax.models import decoder
 from tuco_jax.models.layers import Positions
 from tuco_jax.models.pair import Pair

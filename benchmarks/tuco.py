@@ -27,10 +27,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.machine import machine
 from benchmarks.torch_tuco import TorchTuco
-from tuco_jax.core.by_layer import ByLayer, split
 from tuco_jax.core.decompose import decompose
+from tuco_jax.core.last_token import last_token
+from tuco_jax.core.walk import Split
 from tuco_jax.models import decoder
-from tuco_jax.models.layers import Positions, layer_infos, whole_block
+from tuco_jax.models.layers import Positions, whole_block
 from tuco_jax.models.pair import Pair
 from tuco_jax.prompts.read import Prompt
 from tuco_jax.scoring.score import score_tokens
@@ -105,12 +106,12 @@ def batch_cases(theirs: TorchTuco, pair: Pair) -> dict[str, Callable[[], Any]]:
     mask = np.ones_like(tokens, bool)
     torch_inputs = torch.from_numpy(tokens).long(), torch.from_numpy(mask).long()
     ours = jnp.asarray(tokens, jnp.int32), jnp.asarray(mask)
-    score = ByLayer(pair)
+    source = Split(pair)
     full = jax.jit(decompose)
     config = pair.tuned_config
 
     # A layer at a time, as the score on a CPU: a scan would copy each layer's weights out.
-    layers = split((pair.tuned["layers"], layer_infos(config)))
+    layers = [one.tuned for one in source.layers(0, config.depth)]
     ends = {name: value for name, value in pair.tuned.items() if name != "layers"}
 
     @jax.jit
@@ -119,13 +120,13 @@ def batch_cases(theirs: TorchTuco, pair: Pair) -> dict[str, Callable[[], Any]]:
         return decoder.embed(config, params, tokens, at), at
 
     @jax.jit
-    def layer(x, at, params, info):
-        return x + whole_block(config, decoder.variables(params), x, at, info).total
+    def layer(x, at, weights, info):
+        return x + whole_block(config, weights, x, at, info).total
 
     def forward() -> jax.Array:
         x, at = begin(ends, *ours)
-        for params, info in layers:
-            x = layer(x, at, params, info)
+        for one in layers:
+            x = layer(x, at, one.weights, one.info)
         return x
 
     # The rate of a product of the block's own shape (tokens x width x MLP width), and larger.
@@ -139,7 +140,7 @@ def batch_cases(theirs: TorchTuco, pair: Pair) -> dict[str, Callable[[], Any]]:
 
     cases = {
         "torch hooks": lambda: theirs.batch(*torch_inputs),
-        "score": lambda: score(tokens, mask)[0],
+        "score": lambda: last_token(source, *ours).tuco,
         "forward": forward,
         "full decomposition": lambda: full(pair, *ours).ftc,
         "matmul": many,

@@ -9,7 +9,8 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tuco_jax.core.decompose import decompose, tuco
+    from tuco_jax.core.decompose import decompose
+    from tuco_jax.core.last_token import tuco
     from tuco_jax.core.trajectories import output_co, trajectories
     from tuco_jax.generation.generate import generate
     from tuco_jax.gradients.attribution import attribute, attribute_prompts, write_attribution
@@ -73,7 +74,7 @@ _HOMES = {
     "score": "tuco_jax.scoring.score",
     "soft_prompt_tuco": "tuco_jax.gradients.soft_prompt",
     "trajectories": "tuco_jax.core.trajectories",
-    "tuco": "tuco_jax.core.decompose",
+    "tuco": "tuco_jax.core.last_token",
     "write_attribution": "tuco_jax.gradients.attribution",
 }
 

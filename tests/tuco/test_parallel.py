@@ -10,7 +10,9 @@ import pytest
 
 from common_jax.mesh import make_mesh, pmap, replicate
 from tests.tuco import random_models as rm
-from tuco_jax.core.decompose import decompose, last_token, share, tuco
+from tuco_jax.core.decompose import decompose
+from tuco_jax.core.last_token import last_token, tuco
+from tuco_jax.core.stream import share
 from tuco_jax.gradients.attribution import attribute
 from tuco_jax.gradients.layer_alpha import Choices, LayerAlphaOptions, fit_layer_alpha
 from tuco_jax.gradients.soft_prompt import SoftPromptOptions, Tokens, fit_soft_prompt

@@ -30,12 +30,12 @@ from common_jax.errors import InputError
 from common_jax.io.files import write_json
 from tuco_jax.attacks.layout import Goal, Layout, Placement, allowed_tokens, lay_out, surviving
 from tuco_jax.attacks.target_loss import (
-    Model,
     Scene,
     candidate_losses,
     scenes,
     token_gradient,
 )
+from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import mesh_of, put_rows
 
 if TYPE_CHECKING:
@@ -123,16 +123,16 @@ def _unit(gradient: jax.Array) -> jax.Array:
 
 
 def _all_losses(
-    model: Model, scene: Scene, candidates: np.ndarray, chunk: int, match: int
+    pair: Pair, scene: Scene, candidates: np.ndarray, chunk: int, match: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Losses [N] and successes [N], `chunk` rows at once; the last chunk is filled up."""
     losses, hits = [], []
-    mesh = mesh_of(model)
+    mesh = mesh_of(pair)
     for first in range(0, len(candidates), chunk):
         rows = candidates[first : first + chunk]
         filled = np.concatenate([rows, np.repeat(rows[:1], chunk - len(rows), axis=0)])
         loss, greedy = jax.device_get(
-            candidate_losses(model, scene, put_rows(jnp.asarray(filled), mesh), mesh=mesh)
+            candidate_losses(pair, scene, put_rows(jnp.asarray(filled), mesh), mesh=mesh)
         )
         losses.append(loss[: len(rows)])
         hits.append(greedy[: len(rows), : match or None].all(axis=1))
@@ -155,13 +155,13 @@ class _State:
     seconds: float = 0.0
 
 
-def _settings(model: Model, layouts: Sequence[Layout], options: Options) -> str:
+def _settings(pair: Pair, layouts: Sequence[Layout], options: Options) -> str:
     """What a run's result follows from, beside its number of steps and the model's weights."""
     fields = dataclasses.asdict(options)
     for name in ("steps", "chunk"):
         del fields[name]
     prompts = [piece.tolist() for own in layouts for piece in own.pieces]
-    text = json.dumps([fields, prompts, repr(model.config)])
+    text = json.dumps([fields, prompts, repr(pair.tuned_config)])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -183,7 +183,7 @@ def _resume(path: pathlib.Path, settings: str, first_loss: float) -> _State | No
 
 
 def attack(
-    model: Model,
+    pair: Pair,
     tokenizer: "PreTrainedTokenizerBase",
     goals: Sequence[Goal],
     options: Options | None = None,
@@ -194,7 +194,7 @@ def attack(
     """Search for one string that makes the model begin every goal's target.
 
     Args:
-        model: what to attack.
+        pair: its tuned model is attacked (`single` makes a pair of one model).
         tokenizer: its own.
         goals: requests with their targets.
         options: of the search.
@@ -205,7 +205,7 @@ def attack(
     Raises InputError as `lay_out`, and for a checkpoint of other settings.
     """
     options = options or Options()
-    config = model.config
+    config = pair.tuned_config
     layouts = lay_out(
         tokenizer,
         goals,
@@ -215,17 +215,17 @@ def attack(
         vocab_size=config.vocab_size,
     )
     allowed = allowed_tokens(tokenizer, config.vocab_size, options.non_ascii)
-    ready = scenes(model, [own.pieces for own in layouts])
+    ready = scenes(pair, [own.pieces for own in layouts])
     start = layouts[0].pieces.attack
-    first = float(_all_losses(model, ready[0], start[None], options.chunk, 0)[0][0])
-    settings = _settings(model, layouts, options)
+    first = float(_all_losses(pair, ready[0], start[None], options.chunk, 0)[0][0])
+    settings = _settings(pair, layouts, options)
     state = _resume(checkpoint, settings, first) if checkpoint else None
     if state is None:
         active = 1 if options.progressive else len(goals)
         state = _State(start.tolist(), active, first)
     while state.step < options.steps and not (state.succeeded and options.stop):
         started = time.perf_counter()
-        loss, hits = _step(model, tokenizer, layouts, ready, allowed, options, state)
+        loss, hits = _step(pair, tokenizer, layouts, ready, allowed, options, state)
         state.seconds += time.perf_counter() - started
         state.losses.append(loss)
         state.prompts.append(state.active)
@@ -257,7 +257,7 @@ def attack(
 
 
 def _step(
-    model: Model,
+    pair: Pair,
     tokenizer: Any,
     layouts: Sequence[Layout],
     ready: Sequence[Scene],
@@ -268,8 +268,8 @@ def _step(
     """One step: moves state.tokens; its mean loss, and whether it succeeds on all that are in."""
     tokens = jnp.asarray(state.tokens, jnp.int32)
     active = ready[: state.active]
-    mesh = mesh_of(model)
-    gradient = sum(_unit(token_gradient(model, scene, tokens, mesh=mesh)) for scene in active)
+    mesh = mesh_of(pair)
+    gradient = sum(_unit(token_gradient(pair, scene, tokens, mesh=mesh)) for scene in active)
     drawn = _sample(
         jax.random.fold_in(jax.random.key(options.seed), state.step),
         jnp.asarray(gradient),
@@ -283,7 +283,7 @@ def _step(
         candidates = candidates[surviving(tokenizer, layouts[: state.active], candidates)]
     if not len(candidates):  # none came back from its text: draw anew from where it is
         candidates = np.asarray(tokens)[None]
-    found = [_all_losses(model, s, candidates, options.chunk, options.match) for s in active]
+    found = [_all_losses(pair, s, candidates, options.chunk, options.match) for s in active]
     losses = np.mean([loss for loss, _ in found], axis=0)
     chosen = int(np.argmin(losses))
     state.tokens = candidates[chosen].tolist()

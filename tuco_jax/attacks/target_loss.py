@@ -20,39 +20,17 @@ import numpy as np
 from flax import struct
 from jax.sharding import Mesh
 
+from tuco_jax.core.cache import Cache, Held
+from tuco_jax.core.layer import PairLayer
+from tuco_jax.core.places import Places
+from tuco_jax.core.stream import begin
+from tuco_jax.core.walk import Source, as_source, walk
 from tuco_jax.models import decoder
-from tuco_jax.models.config import ModelConfig
-from tuco_jax.models.decoder import Params, variables
-from tuco_jax.models.layers import (
-    KeysValues,
-    Positions,
-    block_delta,
-    block_keys_values,
-    layer_infos,
-)
+from tuco_jax.models.layers import KeysValues
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import constrain
 
-__all__ = ["Model", "Pieces", "Scene", "candidate_losses", "scenes", "token_gradient"]
-
-
-@struct.dataclass
-class Model:
-    """One model to attack: parameters and low-rank factors ({}: none), its config static."""
-
-    params: Params
-    lora: Params
-    config: ModelConfig = struct.field(pytree_node=False)
-
-    @classmethod
-    def tuned(cls, pair: Pair) -> "Model":
-        """The tuned half of a pair."""
-        return cls(pair.tuned_params, pair.lora, pair.tuned_config)
-
-    @classmethod
-    def base(cls, pair: Pair) -> "Model":
-        """The base half of a pair."""
-        return cls(pair.base, {}, pair.base_config)
+__all__ = ["Pieces", "Scene", "TunedStep", "candidate_losses", "scenes", "token_gradient"]
 
 
 class Pieces(NamedTuple):
@@ -73,12 +51,12 @@ class Pieces(NamedTuple):
 class Scene:
     """One prompt, ready for attack strings of one length.
 
-    held: keys and values of what stands before, [L, K, P, h] each; before: how many of them are
-    real. tokens [S]: attack, rest, target; length: how many are real. columns [C] of S after which
-    the target's tokens stand; targets [C]; real [C], False at padding.
+    cache: of what stands before, keys and values [L, K, P, h]; before: how many of them are real.
+    tokens [S]: attack, rest, target; length: how many are real. columns [C] of S after which the
+    target's tokens stand; targets [C]; real [C], False at padding.
     """
 
-    held: KeysValues
+    cache: Cache
     before: jax.Array
     tokens: jax.Array
     length: jax.Array
@@ -87,8 +65,32 @@ class Scene:
     real: jax.Array
 
 
-def scenes(model: Model, prompts: Sequence[Pieces]) -> list[Scene]:
-    """Every prompt with its keys and values, all padded to one shape."""
+@struct.dataclass
+class TunedStep:
+    """One layer of the tuned model alone, over x [N, S, D]; returns its keys and values.
+
+    own: the `Held` of the prefix that all rows follow, one pair; or None.
+    """
+
+    places: Places
+    cache: Cache | None
+    keep: bool = struct.field(pytree_node=False)
+    mesh: Mesh | None = struct.field(pytree_node=False)
+
+    def __call__(
+        self, x: jax.Array, layer: PairLayer, own: Held | None
+    ) -> tuple[jax.Array, KeysValues | None]:
+        """X + f_FT."""
+        join = None
+        if self.cache is not None and own is not None:
+            join = functools.partial(self.cache.join, own[0])
+        delta, new = layer.tuned.following(x, self.places.tuned, join or (lambda own: own))
+        return constrain(x + delta.total, self.mesh), new if self.keep else None
+
+
+def scenes(pair: Pair | Source, prompts: Sequence[Pieces]) -> list[Scene]:
+    """Every prompt with the tuned model's keys and values, all padded to one shape."""
+    source = as_source(pair)
     ahead = max(1, max(p.before.size for p in prompts))
     behind = max(p.whole.size - p.before.size for p in prompts)
     longest = max(p.target.size for p in prompts)
@@ -100,7 +102,7 @@ def scenes(model: Model, prompts: Sequence[Pieces]) -> list[Scene]:
         before = jnp.int32(p.before.size)
         found.append(
             Scene(
-                _read(model, _padded(p.before, ahead), before, jnp.int32(p.whole.size)),
+                _read(source, _padded(p.before, ahead), before, jnp.int32(p.whole.size)),
                 before,
                 _padded(rest, behind),
                 jnp.int32(rest.size),
@@ -116,102 +118,91 @@ def _padded(ids: np.ndarray, size: int) -> jax.Array:
     return jnp.asarray(np.pad(ids, (0, size - ids.size)), jnp.int32)
 
 
+def _read(source: Source, tokens: jax.Array, before: jax.Array, total: jax.Array) -> Cache:
+    """What the first `before` of tokens [P] give, in a row of `total`: [L, K, P, h]."""
+    x, places, mask = _read_begin(source.ends, tokens, before, total)
+    step = TunedStep(places, None, keep=True, mesh=None)
+    _, held = walk(step, x, source)
+    return Cache.prefix((jax.tree.map(lambda a: a[:, 0], held),), mask)
+
+
 @jax.jit
-def _read(model: Model, tokens: jax.Array, before: jax.Array, total: jax.Array) -> KeysValues:
-    """Keys and values [L, K, P, h] of the first `before` of tokens [P], in a row of `total`."""
-    mask = (jnp.arange(tokens.size) < before)[None]
-    at = Positions.of(model.config, mask, lengths=total[None])
-    x = decoder.embed(model.config, model.params, tokens[None], at)
-
-    def body(x, xs):
-        layer, lora, info = xs
-        weights = variables(layer, lora)
-        held = block_keys_values(model.config, weights, x, at, info)
-        x = x + block_delta(model.config, weights, x, held, at, at, info).total
-        return x, jax.tree.map(lambda a: a[0], held)
-
-    return jax.lax.scan(body, x, _layers(model))[1]
+def _read_begin(
+    ends: Pair, tokens: jax.Array, before: jax.Array, total: jax.Array
+) -> tuple[jax.Array, Places, jax.Array]:
+    mask = jnp.arange(tokens.size) < before
+    places = Places.of(ends, mask[None], lengths=total[None])
+    return begin(ends, tokens[None], None, places), places, mask
 
 
-def _layers(model: Model):
-    lora = model.lora.get("layers", {})
-    return model.params["layers"], lora, layer_infos(model.config)
+def _places(ends: Pair, scene: Scene, rows: int) -> Places:
+    """Of the tokens behind `before`, in each of so many rows."""
+    behind = jnp.arange(scene.tokens.size)
+    index = jnp.broadcast_to((scene.before + behind)[None], (rows, behind.size))
+    mask = jnp.broadcast_to((behind < scene.length)[None], (rows, behind.size))
+    total = jnp.broadcast_to(scene.before + scene.length, (rows,))
+    return Places.after(ends, scene.cache.at, index, mask, lengths=total)
 
 
-def _positions(config: ModelConfig, scene: Scene) -> tuple[Positions, Positions]:
-    """Of the tokens behind `before`, one row; of all keys."""
-    behind, ahead = jnp.arange(scene.tokens.size), jnp.arange(scene.held[0].shape[2])
-    index, mask = scene.before + behind, behind < scene.length
-    total = (scene.before + scene.length)[None]
-    query = Positions.at(config, index[None], mask[None], None, total)
-    index = jnp.concatenate([ahead, index])
-    mask = jnp.concatenate([ahead < scene.before, mask])
-    return query, Positions(index[None], mask[None], None, None, None)
+@functools.partial(jax.jit, static_argnames="mesh")
+def _enter(
+    ends: Pair, scene: Scene, attacks: jax.Array, *, mesh: Mesh | None
+) -> tuple[jax.Array, Places]:
+    """x_0 [N, S, D] with attacks [N, A] in their place, and where it stands."""
+    places = _places(ends, scene, len(attacks))
+    rest = jnp.broadcast_to(scene.tokens, (len(attacks), scene.tokens.size))
+    tokens = jnp.concatenate([attacks, rest[:, attacks.shape[1] :]], axis=1)
+    return begin(ends, tokens, None, places, mesh), places
 
 
-def _target_logits(model: Model, scene: Scene, x: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Logits [N, C, V] at the target's columns, for streams x_0 [N, S, D]."""
-    query, key = _positions(model.config, scene)
-
-    def body(x, xs):
-        (layer, lora, info), held = xs
-        weights = variables(layer, lora)
-        new = block_keys_values(model.config, weights, x, query, info)
-        seen = tuple(
-            jnp.concatenate([jnp.broadcast_to(old, (len(x), *old.shape)), own], axis=2)
-            for old, own in zip(held, new, strict=True)
-        )
-        x = x + block_delta(model.config, weights, x, seen, query, key, info).total
-        return constrain(x, mesh), None
-
-    x, _ = jax.lax.scan(body, constrain(x, mesh), (_layers(model), scene.held))
-    return decoder.logits(model.config, model.params, x[:, scene.columns], model.lora)
+def _through(
+    source: Source, scene: Scene, x: jax.Array, places: Places, mesh: Mesh | None
+) -> jax.Array:
+    """The stream after all layers, [N, S, D]."""
+    step = TunedStep(places, scene.cache.bare(), keep=False, mesh=mesh)
+    return walk(step, x, source, scene.cache.keys_values)[0]
 
 
-def _losses(
-    model: Model, scene: Scene, x: jax.Array, mesh: Mesh | None
-) -> tuple[jax.Array, jax.Array]:
+@jax.jit
+def _losses(ends: Pair, scene: Scene, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean negative log likelihood of the target [N], and the target's greedy tokens [N, C]."""
-    logits = _target_logits(model, scene, x, mesh)
-    chances = jax.nn.log_softmax(logits, axis=-1)
-    own = jnp.take_along_axis(chances, scene.targets[None, :, None], axis=2)[..., 0]
+    wanted = x[:, scene.columns]
+    logits = decoder.logits(ends.tuned_config, ends.tuned_params, wanted, ends.lora)
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    own = jnp.take_along_axis(log_probs, scene.targets[None, :, None], axis=2)[..., 0]
     loss = -jnp.sum(jnp.where(scene.real, own, 0), axis=1) / jnp.sum(scene.real)
     greedy = (jnp.argmax(logits, axis=-1) == scene.targets) | ~scene.real
     return loss, greedy
 
 
-def _embed(model: Model, scene: Scene, attacks: jax.Array) -> jax.Array:
-    """x_0 [N, S, D] with attacks [N, A] in their place."""
-    query, _ = _positions(model.config, scene)
-    rest = jnp.broadcast_to(scene.tokens, (len(attacks), scene.tokens.size))
-    tokens = jnp.concatenate([attacks, rest[:, attacks.shape[1] :]], axis=1)
-    return decoder.embed(model.config, model.params, tokens, query)
-
-
-@functools.partial(jax.jit, static_argnames="mesh")
 def candidate_losses(
-    model: Model, scene: Scene, attacks: jax.Array, *, mesh: Mesh | None = None
+    pair: Pair | Source, scene: Scene, attacks: jax.Array, *, mesh: Mesh | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Loss [N] of attacks [N, A] int, nats a token; whether each target token is greedy [N, C].
 
-    mesh: where the model is spread; candidates then stay cut by rows.
+    pair: its tuned model is attacked. mesh: where it is spread; candidates then stay cut by rows.
     """
-    return _losses(model, scene, _embed(model, scene, attacks), mesh)
+    source = as_source(pair)
+    x, places = _enter(source.ends, scene, attacks, mesh=mesh)
+    return _losses(source.ends, scene, _through(source, scene, x, places, mesh))
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def token_gradient(
-    model: Model, scene: Scene, attack: jax.Array, *, mesh: Mesh | None = None
+    pair: Pair, scene: Scene, attack: jax.Array, *, mesh: Mesh | None = None
 ) -> jax.Array:
     """Gradient [A, V] of the loss by the one-hot rows of attack [A] int.
 
     A one-hot row enters through the table alone, so its gradient is the stream's times the table.
     """
-    x = _embed(model, scene, attack[None])
+    source = as_source(pair)
+    ends = source.ends
+    x, places = _enter(ends, scene, attack[None], mesh=mesh)
 
     def loss(own: jax.Array) -> jax.Array:
-        return _losses(model, scene, x.at[0, : attack.size].set(own), mesh)[0][0]
+        x_0 = x.at[0, : attack.size].set(own)
+        return _losses(ends, scene, _through(source, scene, x_0, places, mesh))[0][0]
 
     by_stream = jax.grad(loss)(x[0, : attack.size])
-    table = model.params["embed"]["table"].astype(jnp.float32)
-    return model.config.embed_scale * jnp.matmul(by_stream, table.T, precision="highest")
+    table = ends.tuned_params["embed"]["table"].astype(jnp.float32)
+    return ends.tuned_config.embed_scale * jnp.matmul(by_stream, table.T, precision="highest")

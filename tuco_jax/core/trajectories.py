@@ -14,19 +14,24 @@ that the two streams visit, so the largest ratio observed there makes the inequa
 for the prompt at hand.
 """
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
-from tuco_jax.core.decompose import last_column, share
+from tuco_jax.core.layer import PairLayer
+from tuco_jax.core.places import Places, last_column, pick
+from tuco_jax.core.stream import begin, share
+from tuco_jax.core.walk import Source, as_source, walk
 from tuco_jax.models import decoder
-from tuco_jax.models.decoder import merge, variables
-from tuco_jax.models.layers import Positions, layer_infos, whole_block
+from tuco_jax.models.layers import Positions
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import constrain
 
-__all__ = ["Trajectories", "output_co", "trajectories"]
+__all__ = ["Trajectories", "TrajectoriesStep", "output_co", "trajectories"]
 
 
 @struct.dataclass
@@ -49,53 +54,66 @@ class Trajectories:
     bound: jax.Array
 
 
+@struct.dataclass
+class TrajectoriesStep:
+    """One layer of both streams. carry: x of FT, y of PT, and the sums of PTC and FTC along x.
+
+    Returns beta_l, |PTC(x)|, |FTC_l| and |PTC(x) - PTC(y)| / |x - y|, [B] each; mask [B, T].
+    """
+
+    places: Places
+    mask: jax.Array
+    mesh: Mesh | None = struct.field(pytree_node=False)
+
+    def __call__(self, carry: Any, layer: PairLayer, _: None) -> tuple[Any, Any]:
+        """Three blocks: the base's on each stream, the tuned one's on its own."""
+        x, y, ptc, ftc = carry
+        on_x = layer.base.whole(x, self.places.base).total
+        on_y = layer.base.whole(y, self.places.base).total
+        step = layer.tuned.whole(x, self.places.tuned).total
+        norm = functools.partial(_norm, self.mask)
+        gap = norm(x - y)
+        ratio = jnp.where(gap == 0, 0, norm(on_x - on_y) / jnp.where(gap == 0, 1, gap))
+        ptc, ftc = ptc + on_x, ftc + step - on_x
+        p, f = norm(ptc), norm(ftc)
+        beta = jnp.where(p + f == 0, 0, f / jnp.where(p + f == 0, 1, p + f))
+        carry = constrain((x + step, y + on_y, ptc, ftc), self.mesh)
+        return carry, (beta, norm(on_x), f, ratio)
+
+
 def trajectories(
-    pair: Pair, tokens: jax.Array, mask: jax.Array, *, mesh: Mesh | None = None
+    pair: Pair | Source, tokens: jax.Array, mask: jax.Array, *, mesh: Mesh | None = None
 ) -> Trajectories:
     """Run both models from the tuned model's x_0 and compare their streams.
 
     tokens [B, T] int, mask [B, T] True at real tokens; mesh: where the pair is spread. Costs three
     forward passes.
     """
-    at_base = Positions.of(pair.base_config, mask)
-    at_tuned = Positions.of(pair.tuned_config, mask)
-    x0 = decoder.embed(pair.tuned_config, pair.tuned_params, tokens, at_tuned)
-    x0 = constrain(x0, mesh)
-    real = mask.astype(bool)[..., None]
-
-    def norm(x: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(real, jnp.abs(x), 0), axis=(1, 2))
-
-    def body(carry, xs):
-        x, y, ptc, ftc = carry
-        base, changed, lora, base_info, tuned_info = xs
-        tuned = variables(merge(base, changed), lora)
-        on_x = whole_block(pair.base_config, {"params": base}, x, at_base, base_info).total
-        on_y = whole_block(pair.base_config, {"params": base}, y, at_base, base_info).total
-        step = whole_block(pair.tuned_config, tuned, x, at_tuned, tuned_info).total
-        gap = norm(x - y)
-        ratio = jnp.where(gap == 0, 0, norm(on_x - on_y) / jnp.where(gap == 0, 1, gap))
-        ptc, ftc = ptc + on_x, ftc + step - on_x
-        p, f = norm(ptc), norm(ftc)
-        beta = jnp.where(p + f == 0, 0, f / jnp.where(p + f == 0, 1, p + f))
-        carry = constrain((x + step, y + on_y, ptc, ftc), mesh)
-        return carry, (beta, norm(on_x), f, ratio)
-
-    stacked = (
-        pair.base["layers"],
-        pair.tuned.get("layers", {}),
-        pair.lora.get("layers", {}),
-        layer_infos(pair.base_config),
-        layer_infos(pair.tuned_config),
-    )
-    zeros = jnp.zeros_like(x0)
-    (x, y, _, _), (beta, ptc, ftc, ratios) = jax.lax.scan(body, (x0, x0, zeros, zeros), stacked)
-    depth = pair.base_config.depth
+    source = as_source(pair)
+    x, places = _begin(source.ends, tokens, mask, mesh=mesh)
+    zeros = jnp.zeros_like(x)
+    step = TrajectoriesStep(places, mask, mesh)
+    (x, y, _, _), (beta, ptc, ftc, ratios) = walk(step, (x, x, zeros, zeros), source)
+    depth = source.ends.base_config.depth
     max_ptc, max_ftc, lipschitz, worst = ptc.max(0), ftc.max(0), ratios.max(0), beta.max(0)
     growth = (1 + lipschitz) ** depth
     below_one = jnp.where(worst < 1, 1 - worst, 1)
     bound = jnp.where(worst < 1, depth * max_ptc * growth * worst / below_one, jnp.inf)
-    return Trajectories(beta, max_ptc, max_ftc, lipschitz, norm(x - y), max_ftc * growth, bound)
+    distance = _norm(mask, x - y)
+    return Trajectories(beta, max_ptc, max_ftc, lipschitz, distance, max_ftc * growth, bound)
+
+
+def _norm(mask: jax.Array, x: jax.Array) -> jax.Array:
+    """L1 over a row's real tokens times D, [B]."""
+    return jnp.sum(jnp.where(mask.astype(bool)[..., None], jnp.abs(x), 0), axis=(1, 2))
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _begin(
+    ends: Pair, tokens: jax.Array, mask: jax.Array, *, mesh: Mesh | None
+) -> tuple[jax.Array, Places]:
+    places = Places.of(ends, mask)
+    return begin(ends, tokens, None, places, mesh), places
 
 
 def output_co(
@@ -111,14 +129,14 @@ def output_co(
     Two ordinary forward passes, each model from its own embedding. Where the tuned vocabulary is
     larger, tokens that the base does not know take its last row.
     """
-    column = last_column(mask)[:, None, None]
+    column = last_column(mask)[:, None]
 
     def final(config, params, lora):
         positions = Positions.of(config, mask)
         known = jnp.minimum(tokens, config.vocab_size - 1)
         x = decoder.embed(config, params, known, positions)
         x, _ = decoder.forward(config, params, x, positions, lora, mesh=mesh)
-        return jnp.take_along_axis(x, column, axis=1)[:, 0]
+        return pick(x, column)[:, 0]
 
     base = final(pair.base_config, pair.base, {})
     tuned = final(pair.tuned_config, pair.tuned_params, pair.lora)

@@ -222,7 +222,8 @@ def answer(model: str, seed: int) -> list[dict[str, Any]]:
     trained after it. Answers that are refusals are left out.
     """
     from tuco_jax.datasets.refusal_strings import is_refusal
-    from tuco_jax.generation.generate import end_tokens, generate_tokens, single
+    from tuco_jax.generation.generate import end_tokens, generate_tokens
+    from tuco_jax.models.pair import single
     from tuco_jax.prompts.encode import encode
     from tuco_jax.prompts.read import as_prompts
     from tuco_jax.weights.load import load_model

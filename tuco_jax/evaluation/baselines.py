@@ -1,6 +1,7 @@
 """Simpler scores of a prompt, to hold TuCo against: length, perplexity under PT and FT, OutputCo.
 
-Legend: N prompts, B rows of a batch, T tokens, D residual width, V vocabulary.
+Legend: N prompts, B rows of a batch, T tokens, C prompts of a row, D residual width, V
+vocabulary.
 """
 
 import dataclasses
@@ -14,18 +15,19 @@ import numpy as np
 from jax.sharding import Mesh
 
 from common_jax.errors import InputError
-from tuco_jax.core.decompose import last_column, share
+from tuco_jax.core.places import pick
+from tuco_jax.core.stream import share
 from tuco_jax.models import decoder
 from tuco_jax.models.layers import Positions
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import batch_width, mesh_of, put_rows
-from tuco_jax.prompts import batching
+from tuco_jax.prompts.batching import default_budget
 from tuco_jax.prompts.encode import encode
+from tuco_jax.prompts.packing import pack
 from tuco_jax.prompts.read import (
     Prompt,
     as_prompts,
 )
-from tuco_jax.scoring.score import default_budget
 
 __all__ = ["Baselines", "baselines", "baselines_of_tokens"]
 
@@ -82,21 +84,19 @@ def baselines_of_tokens(
             raise InputError(f"{prompt}: one token has no perplexity; give two or more")
     found = np.empty((3, len(tokens)), np.float32)
     mesh = mesh_of(pair)
-    for batch in batching.plan(lengths, default_budget(), batch_width(mesh)):
-        values = _run(pair, *put_rows(batching.pad(tokens, batch), mesh), perplexity, mesh)
-        found[:, list(batch.rows)] = np.asarray(values)[:, : len(batch.rows)]
+    for batch in pack(lengths, default_budget(), batch_width(mesh)):
+        rows = put_rows(batch.lay(tokens), mesh)
+        values = np.asarray(_run(pair, rows, perplexity, mesh))
+        found[:, batch.prompts] = batch.unpack(values.transpose(1, 2, 0)).T
     base, tuned, output_co = found
     return Baselines(np.asarray(lengths), base, tuned, output_co)
 
 
-@jax.jit(static_argnums=(3, 4))
-def _run(
-    pair: Pair, tokens: jax.Array, mask: jax.Array, perplexity: bool, mesh: Mesh | None
-) -> jax.Array:
-    """Perplexity under PT and under FT, and OutputCo, [3, B]."""
-    rest = tokens, mask, perplexity, mesh
-    pt, base = _one(pair.base_config, pair.base, {}, *rest)
-    ft, tuned = _one(pair.tuned_config, pair.tuned_params, pair.lora, *rest)
+@jax.jit(static_argnums=(2, 3))
+def _run(pair: Pair, rows: dict[str, jax.Array], perplexity: bool, mesh: Mesh | None) -> jax.Array:
+    """Perplexity under PT and under FT, and OutputCo, of each prompt, [3, B, C]."""
+    pt, base = _one(pair.base_config, pair.base, {}, rows, perplexity, mesh)
+    ft, tuned = _one(pair.tuned_config, pair.tuned_params, pair.lora, rows, perplexity, mesh)
     return jnp.stack([base, tuned, share(pt, ft - pt)])
 
 
@@ -104,27 +104,28 @@ def _one(
     config: Any,
     params: Any,
     lora: Any,
-    tokens: Any,
-    mask: Any,
+    rows: dict[str, jax.Array],
     perplexity: bool,
     mesh: Mesh | None,
-) -> Any:
-    """One model's final stream at the last token [B, D], and the row's perplexity [B]."""
-    positions = Positions.of(config, mask)
+) -> tuple[jax.Array, jax.Array]:
+    """One model's final stream at last tokens [B, C, D], and each prompt's perplexity [B, C]."""
+    segments, columns = rows["segments"], rows["columns"]
+    positions = Positions.of(config, rows["mask"], segments)
     # A token that only the tuned vocabulary has takes the base's last row, as in `output_co`.
-    known = jnp.minimum(tokens, config.vocab_size - 1)
+    known = jnp.minimum(rows["tokens"], config.vocab_size - 1)
     x = decoder.embed(config, params, known, positions)
     x, _ = decoder.forward(config, params, x, positions, lora, mesh=mesh)
-    last = jnp.take_along_axis(x, last_column(mask)[:, None, None], axis=1)[:, 0]
+    last = pick(x, columns)
     if not perplexity:
-        return last, jnp.full(len(tokens), math.nan)
+        return last, jnp.full(columns.shape, math.nan)
 
-    def row(xs: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        stream, targets, real = xs  # a row at a time: logits are [T, V]
+    def row(xs: tuple[jax.Array, ...]) -> jax.Array:
+        stream, targets, segments = xs  # a row at a time: logits are [T, V]
         logits = decoder.logits(config, params, stream[:-1], lora)
         chosen = jnp.take_along_axis(logits, targets[1:, None], axis=1)[:, 0]
         nll = jax.nn.logsumexp(logits, axis=1) - chosen
-        counts = real[1:] & real[:-1]
-        return jnp.sum(jnp.where(counts, nll, 0)) / jnp.maximum(counts.sum(), 1)
+        counts = (segments[1:] == segments[:-1]) & (segments[1:] > 0)
+        own = (segments[None, 1:] == 1 + jnp.arange(columns.shape[1])[:, None]) & counts[None]
+        return jnp.sum(jnp.where(own, nll[None], 0), axis=1) / jnp.maximum(own.sum(axis=1), 1)
 
-    return last, jnp.exp(jax.lax.map(row, (x, known, mask.astype(bool))))
+    return last, jnp.exp(jax.lax.map(row, (x, known, segments)))

@@ -11,95 +11,64 @@ writes its j-th new token in column P + j, at its own position (prompt length + 
 by positions, so the gap between is never seen.
 
 Legend: B batch, P padded prompt length, N room for new tokens, S = P + N columns, T tokens given
-at once, D residual width, V vocabulary, L layers, K key/value heads, h head width, M models run
-(1 or 2, the tuned one first).
+at once, D residual width, V vocabulary, L layers.
 """
 
 import dataclasses
-from functools import partial
-from typing import NamedTuple
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
-from tuco_jax.core.decompose import Layers
+from tuco_jax.core.cache import Cache, Held
+from tuco_jax.core.layer import Half, PairLayer
+from tuco_jax.core.places import At, Places
+from tuco_jax.core.stream import begin as begin_stream
+from tuco_jax.core.walk import Source, walk
 from tuco_jax.generation.sampling import Sampling, choose
 from tuco_jax.models import decoder
-from tuco_jax.models.config import ModelConfig
-from tuco_jax.models.decoder import Params, merge, variables
-from tuco_jax.models.layers import (
-    KeysValues,
-    Positions,
-    block_delta,
-    block_keys_values,
-    layer_infos,
-)
+from tuco_jax.models.layers import KeysValues
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import constrain
 
-__all__ = [
-    "Cache",
-    "Places",
-    "Progress",
-    "Request",
-    "add_layer",
-    "advance",
-    "any_going",
-    "begin",
-    "decoding_layers",
-    "emit",
-    "latest",
-    "make_cache",
-    "places",
-    "resume",
-]
-
-
-KeysValuesOfModels = tuple[KeysValues, ...]
+__all__ = ["DecodeStep", "Progress", "Request", "advance", "begin", "resume"]
 
 
 @struct.dataclass
-class Cache:
-    """What the blocks have seen. `filled` is the number of columns written so far.
+class DecodeStep:
+    """One layer over the columns given now, x [B, T, D]; returns their keys and values.
 
-    keys_values: M pairs of [L, B, K, S, h]. index [B, S] int, each column's position; mask [B, S]
-    bool, False at padding. A column not yet written has a later position than any query.
+    own: (alpha [B] or None for the tuned model alone, `Held` of the layer). cache: without its
+    keys and values.
     """
 
-    keys_values: KeysValuesOfModels
-    index: jax.Array
-    mask: jax.Array
-    filled: jax.Array
+    places: Places
+    cache: Cache
+    mesh: Mesh | None = struct.field(pytree_node=False)
 
+    def __call__(
+        self, x: jax.Array, layer: PairLayer, own: tuple[jax.Array | None, Held]
+    ) -> tuple[jax.Array, tuple[KeysValues, ...]]:
+        """X + f_FT + (alpha - 1) FTC."""
+        alpha, held = own
 
-def make_cache(pair: Pair, mask: jax.Array, room: int, *, steered: bool) -> Cache:
-    """An empty cache for right-padded prompts with `mask` [B, P] and `room` new tokens a row.
+        def add(half: Half, at: At, held: KeysValues) -> tuple[jax.Array, KeysValues]:
+            delta, new = half.following(x, at, functools.partial(self.cache.join, held))
+            return delta.total, new
 
-    steered: hold both models' keys and values, not the tuned model's alone.
-    """
-    rows = mask.shape[0]
-    lengths = mask.sum(axis=1)
-    index = jnp.concatenate(
-        [jnp.cumsum(mask, axis=1) - 1, lengths[:, None] + jnp.arange(room)], axis=1
-    )
-    mask = jnp.concatenate([mask.astype(bool), jnp.ones((rows, room), bool)], axis=1)
-    models = [(pair.tuned_config, pair.tuned_params)]
-    if steered:
-        models.append((pair.base_config, pair.base))
-
-    def empty(config: ModelConfig, params: Params) -> tuple[jax.Array, jax.Array]:
-        rows, columns = mask.shape
-        shape = (config.depth, rows, config.kv_heads, columns, config.head_dim)
-        dtype = params["layers"]["attention"]["k"]["kernel"].dtype
-        return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
-
-    return Cache(tuple(empty(*m) for m in models), index, mask, jnp.int32(0))
+        ft, new = add(layer.tuned, self.places.tuned, held[0])
+        if alpha is None:
+            return constrain(x + ft, self.mesh), (new,)
+        pt, base_new = add(layer.base, self.places.base, held[1])
+        x = x + ft + (alpha[:, None, None] - 1) * (ft - pt)
+        return constrain(x, self.mesh), (new, base_new)
 
 
 def advance(
-    pair: Pair,
+    source: Source,
     cache: Cache,
     tokens: jax.Array,
     alpha: jax.Array | None,
@@ -114,99 +83,24 @@ def advance(
     LongRoPE and dynamic NTK decide by the length that a row has now; keys in the cache keep the
     table they were made with.
     """
-    at = places(pair, cache, tokens.shape[1])
-    configs = pair.tuned_config, pair.base_config
-
-    def body(x, xs):
-        layer, alpha, held = xs
-        x, new, _ = add_layer(configs, x, layer, alpha, held, at, mesh=mesh)
-        return x, new
-
-    x = decoder.embed(pair.tuned_config, pair.tuned_params, tokens, at.tuned)
-    xs = decoding_layers(pair, steered=alpha is not None), alpha, cache.keys_values
-    x, new = jax.lax.scan(body, constrain(x, mesh), xs)
-    # Written after the scan, which only reads the cache: one update in place, all layers at once.
-    keys_values = jax.tree.map(
-        lambda old, one: jax.lax.dynamic_update_slice_in_dim(old, one, cache.filled, axis=3),
-        cache.keys_values,
-        new,
-    )
-    filled = cache.filled + tokens.shape[1]
-    return x, dataclasses.replace(cache, keys_values=keys_values, filled=filled)
+    bare = cache.bare()
+    x, places = _enter(source.ends, bare, tokens, mesh=mesh)
+    x, cache = walk(DecodeStep(places, bare, mesh), x, source, alpha, cache=cache)
+    return x, dataclasses.replace(cache, filled=cache.filled + tokens.shape[1])
 
 
-class Places(NamedTuple):
-    """Where the columns given now stand, for each model; all columns; the first one given."""
-
-    tuned: Positions
-    base: Positions
-    key: Positions
-    filled: jax.Array
-
-
-def places(pair: Pair, cache: Cache, columns: int) -> Places:
-    """Of the next `columns` columns of a cache."""
+@functools.partial(jax.jit, static_argnames="mesh")
+def _enter(
+    ends: Pair, cache: Cache, tokens: jax.Array, *, mesh: Mesh | None
+) -> tuple[jax.Array, Places]:
+    """x_0 [B, T, D] of the next columns of a cache, and where they stand."""
 
     def now(a: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice_in_dim(a, cache.filled, columns, axis=1)
+        return jax.lax.dynamic_slice_in_dim(a, cache.filled, tokens.shape[1], axis=1)
 
-    index = now(cache.index)
-    lengths = index[:, -1] + 1
-    key = Positions(cache.index, cache.mask, None, None, None)
-    at_tuned, at_base = (
-        Positions.at(config, index, now(cache.mask), None, lengths)
-        for config in (pair.tuned_config, pair.base_config)
-    )
-    return Places(at_tuned, at_base, key, cache.filled)
-
-
-def decoding_layers(pair: Pair, *, steered: bool) -> Layers:
-    """What `add_layer` needs of the pair, stacked: of the tuned model alone unless `steered`.
-
-    Merged inside the scan where both run, so that what an adapter shares with its base is one
-    operand, and products with it are computed once.
-    """
-    params, changed = pair.base["layers"], pair.tuned.get("layers", {})
-    if not steered:
-        params, changed = pair.tuned_params["layers"], {}
-    infos = layer_infos(pair.base_config), layer_infos(pair.tuned_config)
-    return params, changed, pair.lora.get("layers", {}), *infos
-
-
-def add_layer(
-    configs: tuple[ModelConfig, ModelConfig],
-    x: jax.Array,
-    layer: Layers,
-    alpha: jax.Array | None,
-    held: KeysValuesOfModels,
-    at: Places,
-    *,
-    mesh: Mesh | None = None,
-) -> tuple[jax.Array, KeysValuesOfModels, KeysValuesOfModels]:
-    """One layer over the columns given now, x [B, T, D].
-
-    configs: (tuned's, base's). layer, alpha [B] or None, and held, M pairs of [B, K, S, h]: an
-    index of each leaf of `decoding_layers`, of alpha [L, B] and of the cache. Returns the stream,
-    the columns' own keys and values [B, K, T, h], and `held` with them in it.
-    """
-    base, changed, lora, base_info, tuned_info = layer
-
-    def add(config, weights, query, info, held):
-        new = block_keys_values(config, weights, x, query, info)
-        keys, values = (
-            jax.lax.dynamic_update_slice_in_dim(old, one, at.filled, axis=2)
-            for old, one in zip(held, new, strict=True)
-        )
-        seen = keys, values
-        return block_delta(config, weights, x, seen, query, at.key, info).total, new, seen
-
-    tuned = variables(merge(base, changed), lora)
-    ft, new, seen = add(configs[0], tuned, at.tuned, tuned_info, held[0])
-    if alpha is None:
-        return constrain(x + ft, mesh), (new,), (seen,)
-    pt, base_new, base_seen = add(configs[1], {"params": base}, at.base, base_info, held[1])
-    x = x + ft + (alpha[:, None, None] - 1) * (ft - pt)
-    return constrain(x, mesh), (new, base_new), (seen, base_seen)
+    index = now(cache.at.index)
+    places = Places.after(ends, cache.at, index, now(cache.at.mask), lengths=index[:, -1] + 1)
+    return begin_stream(ends, tokens, None, places, mesh), places
 
 
 @struct.dataclass
@@ -231,9 +125,8 @@ class Progress:
     stopped: jax.Array
 
 
-@partial(jax.jit, static_argnames=("room", "mesh"))
 def begin(
-    pair: Pair,
+    source: Source,
     request: Request,
     tokens: jax.Array,
     mask: jax.Array,
@@ -242,10 +135,35 @@ def begin(
     mesh: Mesh | None = None,
 ) -> Progress:
     """Read the prompts, tokens and mask [B, P], and choose the first new token of each."""
-    cache = make_cache(pair, mask, room, steered=request.alpha is not None)
-    x, cache = advance(pair, cache, tokens, request.alpha, mesh=mesh)
-    last = jnp.maximum(mask.sum(axis=1) - 1, 0)
-    x = jnp.take_along_axis(x, last[:, None, None], axis=1)
+    run = _begin_compiled if source.one_program else _begin
+    return run(source, request, tokens, mask, room=room, mesh=mesh)
+
+
+def resume(
+    source: Source, request: Request, progress: Progress, steps: int, *, mesh: Mesh | None = None
+) -> Progress:
+    """Decode at most `steps` tokens more, until every row is done. `progress` is used up."""
+    if source.one_program:
+        return _resume_compiled(source, request, progress, jnp.int32(steps), mesh=mesh)
+    for _ in range(steps):
+        if not bool(_any_going(request, _without_keys(progress))):
+            break
+        progress = _token(source, request, progress, mesh)
+    return progress
+
+
+def _begin(
+    source: Any,
+    request: Request,
+    tokens: jax.Array,
+    mask: jax.Array,
+    *,
+    room: int,
+    mesh: Mesh | None,
+) -> Progress:
+    both = request.alpha is not None
+    cache = Cache.empty(source.ends, mask, room, both=both, dtype=source.dtype)
+    x, cache = advance(source, cache, tokens, request.alpha, mesh=mesh)
     rows = tokens.shape[0]
     progress = Progress(
         cache,
@@ -253,39 +171,61 @@ def begin(
         jnp.zeros(rows, jnp.int32),
         jnp.zeros(rows, bool),
     )
-    return emit(pair, request, progress, x)
+    last = jnp.maximum(mask.sum(axis=1) - 1, 0)
+    x = jnp.take_along_axis(x, last[:, None, None], axis=1)
+    return _emitted(source, request, progress, x)
 
 
-@partial(jax.jit, static_argnames="mesh", donate_argnames="progress")
-def resume(
-    pair: Pair, request: Request, progress: Progress, steps: jax.Array, *, mesh: Mesh | None = None
+_begin_compiled = jax.jit(_begin, static_argnames=("room", "mesh"))
+
+
+def _token(source: Any, request: Request, progress: Progress, mesh: Mesh | None) -> Progress:
+    """One token more of each row that goes on."""
+    latest = _latest(_without_keys(progress))
+    x, cache = advance(source, progress.cache, latest, request.alpha, mesh=mesh)
+    return _emitted(source, request, dataclasses.replace(progress, cache=cache), x)
+
+
+@functools.partial(jax.jit, static_argnames="mesh", donate_argnames="progress")
+def _resume_compiled(
+    source: Any, request: Request, progress: Progress, steps: jax.Array, *, mesh: Mesh | None
 ) -> Progress:
-    """Decode at most `steps` tokens more, until every row is done."""
-
     def going(state: tuple[jax.Array, Progress]) -> jax.Array:
         step, progress = state
-        return (step < steps) & any_going(request, progress)
+        return (step < steps) & _any_going(request, progress)
 
     def body(state: tuple[jax.Array, Progress]) -> tuple[jax.Array, Progress]:
         step, progress = state
-        x, cache = advance(pair, progress.cache, latest(progress), request.alpha, mesh=mesh)
-        return step + 1, emit(pair, request, dataclasses.replace(progress, cache=cache), x)
+        return step + 1, _token(source, request, progress, mesh)
 
     return jax.lax.while_loop(going, body, (jnp.int32(0), progress))[1]
 
 
-def any_going(request: Request, progress: Progress) -> jax.Array:
+def _without_keys(progress: Progress) -> Progress:
+    """All that small programs need: keys and values are neither copied nor passed."""
+    return dataclasses.replace(progress, cache=progress.cache.bare())
+
+
+def _emitted(source: Any, request: Request, progress: Progress, x: jax.Array) -> Progress:
+    done = _emit(source.ends, request, _without_keys(progress), x)
+    return dataclasses.replace(done, cache=progress.cache)
+
+
+@jax.jit
+def _any_going(request: Request, progress: Progress) -> jax.Array:
     """Whether a row has tokens yet to generate."""
     return (~progress.stopped & (progress.counts < request.limits)).any()
 
 
-def latest(progress: Progress) -> jax.Array:
+@jax.jit
+def _latest(progress: Progress) -> jax.Array:
     """The newest token of each row, [B, 1]."""
     last = jnp.maximum(progress.counts - 1, 0)[:, None]
     return jnp.take_along_axis(progress.tokens, last, axis=1)
 
 
-def emit(pair: Pair, request: Request, progress: Progress, x: jax.Array) -> Progress:
+@jax.jit
+def _emit(pair: Pair, request: Request, progress: Progress, x: jax.Array) -> Progress:
     """Choose each row's next token from its stream x [B, 1, D]; done rows keep what they have."""
     logits = decoder.logits(pair.tuned_config, pair.tuned_params, x[:, 0], pair.lora)
     counts = progress.counts

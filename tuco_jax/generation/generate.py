@@ -11,7 +11,6 @@ Legend: N prompts, L layers, B rows of a batch.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -22,15 +21,12 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from common_jax.errors import InputError
-from tuco_jax.core.by_layer import ByLayer
-from tuco_jax.generation.decoding import Progress, Request, begin, resume
-from tuco_jax.generation.decoding_by_layer import ResumeByLayer
+from tuco_jax.core.walk import Source, Stacked, source_of
+from tuco_jax.generation.decoding import Request, begin, resume
 from tuco_jax.generation.sampling import Sampling, row_keys
-from tuco_jax.models.config import ModelConfig
-from tuco_jax.models.decoder import Params
-from tuco_jax.models.pair import Pair
+from tuco_jax.models.pair import Pair, single
 from tuco_jax.models.sharding import mesh_of, put_rows
-from tuco_jax.prompts.batching import Batch, pad
+from tuco_jax.prompts.batching import Batch, pad, roomy
 from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.read import (
     Message,
@@ -38,9 +34,7 @@ from tuco_jax.prompts.read import (
     as_prompts,
 )
 
-__all__ = ["Response", "end_tokens", "generate", "generate_tokens", "respond", "single"]
-
-Resume = Callable[[Request, Progress, int], Progress]
+__all__ = ["Response", "end_tokens", "generate", "generate_tokens", "respond"]
 
 _GREEDY = Sampling()
 _LOOK_EVERY = 8  # tokens between two looks for a stop text
@@ -91,9 +85,7 @@ def generate_tokens(
                 f"prompts[{number}]: {len(prompt)} tokens, but the model's context of {context} "
                 "wants at least one and room for a new one; shorten the prompt"
             )
-    goes_on: Resume = functools.partial(resume, pair, mesh=mesh)
-    if mesh is None and ByLayer.fits(pair):
-        goes_on = ResumeByLayer(pair, steered=alphas is not None)
+    source = source_of(pair) if mesh is None else Stacked.of(pair)
     texts = [np.asarray(p, np.int32) for p in prompts]
     starts = np.asarray([len(t) for t in texts])
     ends = np.minimum(starts + max_new_tokens, context)
@@ -105,7 +97,7 @@ def generate_tokens(
             rows = np.asarray(pending[first : first + batch_size])
             lengths = np.asarray([len(texts[i]) for i in rows])
             size = min(batch_size, 1 << (len(rows) - 1).bit_length())
-            batch = Batch(tuple(rows.tolist()), size, _bucket(int(lengths.max())))
+            batch = Batch(tuple(rows.tolist()), size, roomy(int(lengths.max())))
             padded = np.concatenate([rows, np.full(size - len(rows), rows[0])])
             limits = np.zeros(size, np.int32)
             limits[: len(rows)] = [
@@ -120,13 +112,10 @@ def generate_tokens(
                 eos=jnp.asarray(eos, jnp.int32).reshape(-1),
                 sampling=sampling,
             )
-            room = _bucket(int(limits.max()))
+            room = roomy(int(limits.max()))
             earlier = [texts[i][starts[i] :] for i in rows]
-            tokens, mask = pad(texts, batch)
-            tokens, mask = put_rows((tokens, mask), mesh)
-            new, stopped = _run(
-                pair, request, tokens, mask, room, earlier, finished, goes_on, mesh
-            )
+            tokens, mask = put_rows(pad(texts, batch), mesh)
+            new, stopped = _run(source, request, tokens, mask, room, earlier, finished, mesh)
             for i, added, stop in zip(rows.tolist(), new, stopped, strict=False):
                 texts[i] = np.concatenate([texts[i], added])
                 if not stop and len(texts[i]) < ends[i]:
@@ -136,14 +125,13 @@ def generate_tokens(
 
 
 def _run(
-    pair: Pair,
+    source: Source,
     request: Request,
-    tokens: np.ndarray | jax.Array,
-    mask: np.ndarray | jax.Array,
+    tokens: jax.Array,
+    mask: jax.Array,
     room: int,
     earlier: Sequence[np.ndarray],
     finished: Callable[[np.ndarray], bool] | None,
-    goes_on: Resume,
     mesh: Mesh | None,
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """One batch to its end: each row's new tokens, and which rows were stopped [B].
@@ -152,7 +140,7 @@ def _run(
     """
     limits = np.asarray(request.limits)
     steps = room if finished is None else _LOOK_EVERY
-    progress = begin(pair, request, tokens, mask, room=room, mesh=mesh)
+    progress = begin(source, request, tokens, mask, room=room, mesh=mesh)
     while True:
         new, counts = np.asarray(progress.tokens), np.asarray(progress.counts)
         stopped = np.array(progress.stopped)
@@ -162,7 +150,7 @@ def _run(
             progress = dataclasses.replace(progress, stopped=jnp.asarray(stopped))
         if (stopped | (counts >= limits)).all():
             return [row[:n] for row, n in zip(new, counts, strict=True)], stopped
-        progress = goes_on(request, progress, steps)
+        progress = resume(source, request, progress, steps, mesh=mesh)
 
 
 def _plan(pair: Pair, alpha: Any, rows: int) -> tuple[Pair, np.ndarray | None]:
@@ -185,12 +173,6 @@ def _plan(pair: Pair, alpha: Any, rows: int) -> tuple[Pair, np.ndarray | None]:
         lora = {k: v for k, v in pair.lora.items() if k != "layers"}
         return dataclasses.replace(pair, base=params, tuned={}, lora=lora), None
     return pair, alphas
-
-
-def _bucket(tokens: int) -> int:
-    """Room for `tokens`: few sizes, since each is compiled; a third or less is padding."""
-    step = 16 if tokens <= 32 else max(32, 1 << (tokens.bit_length() - 3))
-    return -(-tokens // step) * step
 
 
 def _until_switch(pair: Pair, length: int) -> int:
@@ -350,8 +332,3 @@ def respond(
             tokens = tokens[:count]
         responses.append(Response(prompt, tokens, written))
     return responses
-
-
-def single(config: ModelConfig, params: Params, lora: Params | None = None) -> Pair:
-    """One model as a pair whose tuning is nothing: at alpha 1, `generate` runs it alone."""
-    return Pair(params, {}, lora or {}, config, config)

@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 from common_jax.errors import InputError
 from common_jax.io.files import atomic, check_writable
 from common_jax.report import page
-from tuco_jax.core.decompose import tuco
+from tuco_jax.core.last_token import tuco
 from tuco_jax.models import decoder
 from tuco_jax.models.layers import Positions
 from tuco_jax.models.pair import Pair
@@ -154,7 +154,7 @@ def attribute_prompts(
     )
     found: dict[int, Attributed] = {}
     mesh = mesh_of(pair)
-    for batch in batching.plan([row.size for row in ids], token_budget, batch_width(mesh)):
+    for batch in batching.by_length([row.size for row in ids], token_budget, batch_width(mesh)):
         tokens, mask = batching.pad(ids, batch)
         inputs = put_rows((jnp.asarray(tokens), jnp.asarray(mask)), mesh)
         got = jax.device_get(attribute(pair, *inputs, points=points, mesh=mesh))

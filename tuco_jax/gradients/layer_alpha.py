@@ -21,7 +21,8 @@ import optax
 from jax.sharding import Mesh
 
 from common_jax.errors import InputError
-from tuco_jax.core.decompose import decompose, last_column
+from tuco_jax.core.decompose import decompose
+from tuco_jax.core.places import last_column
 from tuco_jax.models import decoder
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import mesh_of, put_rows

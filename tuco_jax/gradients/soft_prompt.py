@@ -19,7 +19,7 @@ import optax
 from jax.sharding import Mesh
 
 from common_jax.errors import InputError
-from tuco_jax.core.decompose import tuco
+from tuco_jax.core.last_token import tuco
 from tuco_jax.models import decoder
 from tuco_jax.models.layers import Positions
 from tuco_jax.models.pair import Pair

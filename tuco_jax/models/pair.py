@@ -7,7 +7,7 @@ from flax import struct
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.decoder import Params, merge
 
-__all__ = ["Notes", "Pair"]
+__all__ = ["Notes", "Pair", "single"]
 
 
 class Notes(tuple):
@@ -51,3 +51,8 @@ class Pair:
         ):  # tied by tuning: the base's is not it
             params = {name: value for name, value in params.items() if name != "head"}
         return params
+
+
+def single(config: ModelConfig, params: Params, lora: Params | None = None) -> Pair:
+    """One model as a pair whose tuning is nothing: at alpha 1, generation runs it alone."""
+    return Pair(params, {}, lora or {}, config, config)

@@ -79,7 +79,7 @@ class Positions:
         segments: jax.Array | None,
         lengths: jax.Array,
     ) -> "Positions":
-        """Tables for given positions `index` [B, T] in rows of `lengths` [B] (or [B, T]) tokens."""
+        """Tables for given positions `index` [B, T] in rows of `lengths` [B] or [B, T]."""
         if not config.ropes:
             return cls(index, mask, segments, None, None)
         tables = [_rotary_table(rope, index, lengths) for rope in config.ropes]

@@ -1,8 +1,8 @@
-"""Prompts in, TuCo out: tokenise, batch by length, score, check.
+"""Prompts in, TuCo out: tokenize, pack, score, check.
 
-Legend: N prompts, L layers, B rows of a batch, T its length.
+Legend: N prompts, L layers, B rows of a batch, T its length, C prompts of a row.
 
-The device is kept busy: while it computes one batch the host pads the next, and results are
+The device is kept busy: while it computes one batch the host lays out the next, and results are
 fetched one batch late.
 """
 
@@ -11,34 +11,35 @@ import functools
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from common_jax import mesh as mesh_module
 from common_jax.errors import InputError
-from tuco_jax.core.by_layer import ByLayer, Result
-from tuco_jax.core.decompose import last_token
+from tuco_jax.core.last_token import last_tokens
+from tuco_jax.core.walk import Source, source_of
 from tuco_jax.models import sharding
 from tuco_jax.models.pair import Pair
-from tuco_jax.prompts import batching
+from tuco_jax.prompts.batching import default_budget
 from tuco_jax.prompts.encode import encode
+from tuco_jax.prompts.packing import Packed, pack, padding
 from tuco_jax.prompts.read import (
     Message,
     Prompt,
     as_prompts,
 )
+from tuco_jax.scoring.options import ScoringOptions
 from tuco_jax.scoring.output import Entry, Journal
 
 if TYPE_CHECKING:
     from rich.progress import Progress
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Scores", "check_options", "default_budget", "score", "score_tokens"]
-
-Parallel = Literal["jit", "pmap"]
+__all__ = ["Scores", "score", "score_tokens"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +75,9 @@ def score(
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Iterable[str | Sequence[Message] | Prompt],
     *,
-    norm: Literal[1, 2] = 1,
     mesh: Mesh | None = None,
-    token_budget: int | None = None,
     progress: bool = False,
-    truncate: bool = False,
-    parallel: Parallel = "jit",
+    **options: Any,
 ) -> Scores:
     """TuCo of each prompt's last token.
 
@@ -87,19 +85,15 @@ def score(
         pair: the two models, anywhere: with a mesh they are moved to their shards first (nothing
             moves if `load_pair` has put them there).
         tokenizer: the tuned model's.
-        prompts: texts (tokenised with the tokenizer's default special tokens), conversations
+        prompts: texts (tokenized with the tokenizer's default special tokens), conversations
             (lists of {"role", "content"}, through the chat template) or `Prompt`s.
-        norm: 1, the paper's, or 2.
         mesh: devices to run on, by default those that the pair lies on; the batch is cut over
             data and fsdp.
-        token_budget: at most this many tokens a batch, padding included, or one row a device; by
-            default what suits the backend (`default_budget`).
         progress: show a progress bar on stderr, if that is a terminal.
-        truncate: keep the last tokens of prompts beyond the model's context; an error otherwise.
-        parallel: "jit" over the mesh, or "pmap" over its data axis.
+        options: fields of `ScoringOptions`: norm, token_budget, parallel, truncate.
 
-    Scores do not depend on batches, order or devices (1e-5). Raises InputError naming the prompt,
-    also where a score is not finite.
+    Scores do not depend on batches, packing, order or devices (1e-5). Raises InputError naming the
+    prompt, also where a score is not finite.
     """
     prompts = as_prompts(prompts)
     tokens = encode(
@@ -107,39 +101,9 @@ def score(
         prompts,
         max_tokens=pair.context,
         vocab_size=pair.tuned_config.vocab_size,
-        truncate=truncate,
+        truncate=ScoringOptions(**options).truncate,
     )
-    return score_tokens(
-        pair,
-        tokens,
-        prompts,
-        norm=norm,
-        mesh=mesh,
-        token_budget=token_budget,
-        progress=progress,
-        parallel=parallel,
-    )
-
-
-def default_budget() -> int:
-    """Tokens of a batch, padding included, where the caller does not say.
-
-    A CPU is at its rate of products from some hundred tokens on, and with more than a thousand
-    what passes between products no longer fits its caches.
-    """
-    return 1024 if jax.default_backend() == "cpu" else 4096
-
-
-def check_options(norm: int, mesh: Mesh | None, token_budget: int | None, parallel: str) -> None:
-    """InputError for options that `score` cannot run with."""
-    if norm not in (1, 2):
-        raise InputError(f"norm must be 1 or 2, not {norm!r}")
-    if token_budget is not None and token_budget < 1:
-        raise InputError(f"token_budget must be positive, not {token_budget}")
-    if parallel not in ("jit", "pmap"):
-        raise InputError(f"parallel must be jit or pmap, not {parallel!r}")
-    if parallel == "pmap" and mesh is not None and mesh.shape["data"] != mesh.size:
-        raise InputError("pmap is for data alone: set mesh.fsdp and mesh.tensor to 1, or use jit")
+    return score_tokens(pair, tokens, prompts, mesh=mesh, progress=progress, **options)
 
 
 def score_tokens(
@@ -147,26 +111,25 @@ def score_tokens(
     tokens: Sequence[np.ndarray],
     prompts: Sequence[Prompt],
     *,
-    norm: Literal[1, 2] = 1,
     mesh: Mesh | None = None,
-    token_budget: int | None = None,
     progress: bool = False,
-    parallel: Parallel = "jit",
     journal: Journal | None = None,
+    **options: Any,
 ) -> Scores:
     """`score` of prompts that are tokens already: int32 [n_i] each.
 
     prompts: their names, for errors and the result. With a journal, scores that it holds are not
     computed again, and each batch is added to it.
     """
-    if parallel == "jit":
+    how = ScoringOptions(**options)
+    if how.parallel == "jit":
         mesh = mesh or sharding.mesh_of(pair)
-    check_options(norm, mesh, token_budget, parallel)
+    how.check(mesh)
     started = time.perf_counter()
     lengths = [row.size for row in tokens]
-    run, width = _runner(pair, norm, mesh, parallel)
-    batches = batching.plan(lengths, token_budget or default_budget(), width)
-    waste = batching.padding(batches, lengths)
+    run, width = _runner(pair, how, mesh)
+    batches = pack(lengths, how.token_budget or default_budget(), width)
+    waste = padding(batches, lengths)
 
     count, depth = len(tokens), pair.base_config.depth
     tuco, telescoping = np.empty(count, np.float32), np.empty(count, np.float32)
@@ -181,7 +144,8 @@ def score_tokens(
     for entry in journal.entries if journal else ():
         keep(entry)
     resumed = len(done)
-    batches = _remaining(batches, done)
+    # A batch that is not done is computed as it is: its scores are those of an unbroken run.
+    batches = [b for b in batches if not done.issuperset(b.prompts)]
 
     seconds = {"compile": 0.0, "run": 0.0, "first": 0.0}
     with _progress_bar(progress) as bar:
@@ -190,9 +154,10 @@ def score_tokens(
             _check_finite(entry, prompts)
             if journal:
                 journal.append(entry)
+            new = sum(lengths[i] for i in entry.rows if i not in done)
             keep(entry)
             seconds["first"] = seconds["first"] or time.perf_counter() - started
-            bar.advance(task, sum(lengths[i] for i in entry.rows))
+            bar.advance(task, new)
     seconds["run"] = time.perf_counter() - started - seconds["compile"]
     return Scores(
         ids=[p.id for p in prompts],
@@ -207,14 +172,25 @@ def score_tokens(
     )
 
 
-Run = Callable[[np.ndarray, np.ndarray], Result]
+Rows = dict[str, Any]  # what `Packed.lay` gives
+Result = tuple[
+    jax.Array, jax.Array, jax.Array
+]  # tuco [B, C], layers [B, C, L], telescoping [B, C]
+Run = Callable[[Rows], Result]
 
 
-def _result(
-    norm: int, mesh: Mesh | None, pair: Pair, tokens: jax.Array, mask: jax.Array
-) -> Result:
-    out = last_token(pair, tokens, mask, norm=norm, mesh=mesh)
-    return out.tuco, out.layers.T, out.telescoping
+def _result(norm: int, mesh: Mesh | None, pair: Pair | Source, rows: Rows) -> Result:
+    alone = rows["columns"].shape[1] == 1  # a prompt a row: no token has a stranger beside it
+    out = last_tokens(
+        pair,
+        rows["tokens"],
+        rows["mask"],
+        columns=rows["columns"],
+        segments=None if alone else rows["segments"],
+        norm=norm,
+        mesh=mesh,
+    )
+    return out.tuco, jnp.moveaxis(out.layers, 0, -1), out.telescoping
 
 
 _jitted = jax.jit(_result, static_argnums=(0, 1))
@@ -225,51 +201,43 @@ def _pmapped(norm: int, devices: tuple[Any, ...]) -> Callable[..., Result]:
     return mesh_module.pmap(functools.partial(_result, norm, None), devices=devices)
 
 
-def _runner(pair: Pair, norm: int, mesh: Mesh | None, parallel: Parallel) -> tuple[Run, int]:
-    """A function of tokens and mask that returns at once, and what divides its batch size."""
-    if parallel == "pmap":
+def _runner(pair: Pair, options: ScoringOptions, mesh: Mesh | None) -> tuple[Run, int]:
+    """A function of laid-out rows that returns at once, and what divides its number of rows."""
+    norm = options.norm
+    if options.parallel == "pmap":
         devices = tuple(mesh.devices.flat) if mesh is not None else tuple(jax.local_devices())
         copies = mesh_module.replicate(pair, devices)
         mapped = _pmapped(norm, devices)
-        return lambda tokens, mask: mapped(copies, tokens, mask), len(devices)
-    if mesh is None and ByLayer.fits(pair):
-        return ByLayer(pair, norm), 1
+        return lambda rows: mapped(copies, rows), len(devices)
     if mesh is None:
-        return lambda tokens, mask: _jitted(norm, None, pair, tokens, mask), 1
+        source = source_of(pair)
+        run = _jitted if source.one_program else _result
+        return lambda rows: run(norm, None, source, rows), 1
     placed = sharding.place(pair, mesh)
 
-    def run(tokens: np.ndarray, mask: np.ndarray) -> Result:
-        return _jitted(norm, mesh, placed, *sharding.put_rows((tokens, mask), mesh))
+    def over_mesh(rows: Rows) -> Result:
+        return _jitted(norm, mesh, placed, sharding.put_rows(rows, mesh))
 
-    return run, sharding.batch_width(mesh)
-
-
-def _remaining(batches: list[batching.Batch], done: set[int]) -> list[batching.Batch]:
-    """Batches without the rows that are done; shapes stay, so that the rest is computed alike."""
-    left = []
-    for batch in batches:
-        rows = tuple(r for r in batch.rows if r not in done)
-        if rows:
-            left.append(dataclasses.replace(batch, rows=rows))
-    return left
+    return over_mesh, sharding.batch_width(mesh)
 
 
 def _entries(
     run: Run,
     tokens: Sequence[np.ndarray],
-    batches: Sequence[batching.Batch],
+    batches: Sequence[Packed],
     seconds: dict[str, float],
 ) -> Iterator[Entry]:
     """Results of each batch, one behind what has been sent to the device."""
-    sent: tuple[batching.Batch, Result] | None = None
-    seen: set[tuple[int, int]] = set()
+    sent: tuple[Packed, Result] | None = None
+    seen: set[tuple[int, ...]] = set()
     for batch in batches:
-        padded = batching.pad(tokens, batch)
+        rows = batch.lay(tokens)
         start = time.perf_counter()
-        result = run(*padded)
-        if (batch.size, batch.length) not in seen:  # the call returns once it has compiled
+        result = run(rows)
+        shape = batch.size, batch.length, batch.most
+        if shape not in seen:  # the call returns once it has compiled
             seconds["compile"] += time.perf_counter() - start
-            seen.add((batch.size, batch.length))
+            seen.add(shape)
         if sent:
             yield _fetch(*sent)
         sent = batch, result
@@ -277,9 +245,8 @@ def _entries(
         yield _fetch(*sent)
 
 
-def _fetch(batch: batching.Batch, result: Result) -> Entry:
-    count = len(batch.rows)
-    return Entry(list(batch.rows), *(np.asarray(x)[:count] for x in jax.device_get(result)))
+def _fetch(batch: Packed, result: Result) -> Entry:
+    return Entry(batch.prompts, *(batch.unpack(np.asarray(x)) for x in jax.device_get(result)))
 
 
 def _check_finite(entry: Entry, prompts: Sequence[Prompt]) -> None:

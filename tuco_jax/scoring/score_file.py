@@ -20,13 +20,15 @@ from common_jax.errors import InputError
 from common_jax.io.files import check_writable, write_json
 from common_jax.mesh import make_mesh, mesh_for
 from tuco_jax.models.pair import Pair
+from tuco_jax.prompts.batching import default_budget
 from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.read import (
     Prompt,
     read_prompts,
 )
+from tuco_jax.scoring.options import Parallel, ScoringOptions
 from tuco_jax.scoring.output import FORMATS, Columns, Journal, write_table
-from tuco_jax.scoring.score import Parallel, Scores, check_options, default_budget, score_tokens
+from tuco_jax.scoring.score import Scores, score_tokens
 
 __all__ = ["fingerprint", "score_file"]
 
@@ -84,8 +86,8 @@ def score_file(
     devices = mesh_for(mesh)
     if parallel == "pmap" and devices is None:  # else it would take all devices
         devices = make_mesh()
-    check_options(norm, devices, token_budget, parallel)
     token_budget = token_budget or default_budget()
+    ScoringOptions(norm, token_budget, parallel).check(devices)
 
     with _timed(seconds, "imports"):  # transformers' seconds: not before the prompts are right
         from tuco_jax.weights.load import load_pair

@@ -10,21 +10,21 @@ Legend: N texts, n_i tokens of one, m_i of them generated, L layers, B rows of a
 length.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from common_jax.errors import InputError
-from tuco_jax.core.decompose import decompose, share
+from tuco_jax.core.decompose import decompose
+from tuco_jax.core.stream import share
+from tuco_jax.core.walk import source_of
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import batch_width, mesh_of, put_rows
-from tuco_jax.prompts import batching
-from tuco_jax.scoring.score import default_budget
+from tuco_jax.prompts.batching import default_budget
+from tuco_jax.prompts.packing import pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,13 +32,10 @@ if TYPE_CHECKING:
 __all__ = ["Piece", "pieces", "response_tuco", "token_tuco"]
 
 
-@functools.partial(jax.jit, static_argnames="mesh")
-def _shares(
-    pair: Pair, tokens: jax.Array, mask: jax.Array, alpha: jax.Array, mesh: Mesh | None
-) -> jax.Array:
+@jax.jit
+def _share(ptc: jax.Array, ftc: jax.Array) -> jax.Array:
     """TuCo of every token, [B, T]: the share of FTC in the sums over all layers at that token."""
-    out = decompose(pair, tokens, mask, alpha, mesh=mesh)
-    return share(out.ptc, out.ftc)
+    return share(ptc, ftc)
 
 
 def token_tuco(
@@ -61,17 +58,26 @@ def token_tuco(
     alphas = np.broadcast_to(np.asarray(alpha, np.float32), (pair.tuned_config.depth, len(rows)))
     out: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
     mesh = mesh_of(pair)
-    lengths, budget = [len(r) for r in rows], token_budget or default_budget()
-    for batch in batching.plan(lengths, budget, batch_width(mesh)):
-        inputs = batching.pad([np.asarray(r, np.int32) for r in rows], batch)
-        tokens, mask = put_rows(inputs, mesh)
-        picked = [*batch.rows, *batch.rows[:1] * (batch.size - len(batch.rows))]
-        values = np.asarray(_shares(pair, tokens, mask, jnp.asarray(alphas[:, picked]), mesh))
-        for row, value in zip(batch.rows, values, strict=False):
-            out[row] = value[: len(rows[row])]
-            if not np.isfinite(out[row]).all():
+    source = source_of(pair)
+    ids = [np.asarray(row, np.int32) for row in rows]
+    budget = token_budget or default_budget()
+    for batch in pack([row.size for row in ids], budget, batch_width(mesh), wanted=False):
+        placed = batch.lay(ids)
+        by_token = np.ones((len(alphas), *placed["tokens"].shape), np.float32)
+        for i, row, columns in batch.spans(ids):
+            by_token[:, row, columns] = alphas[:, i, None]
+        tokens, mask, segments = put_rows(
+            (placed["tokens"], placed["mask"], placed["segments"]), mesh
+        )
+        found = decompose(
+            source, tokens, mask, jnp.asarray(by_token), segments=segments, mesh=mesh
+        )
+        values = np.asarray(_share(found.ptc, found.ftc))
+        for i, row, columns in batch.spans(ids):
+            out[i] = values[row, columns]
+            if not np.isfinite(out[i]).all():
                 raise InputError(
-                    f"rows[{row}]: its TuCo is not finite; activations overflow or weights are "
+                    f"rows[{i}]: its TuCo is not finite; activations overflow or weights are "
                     "damaged: try --dtype float32, or another copy of the weights"
                 )
     return out

@@ -18,7 +18,6 @@ from common_jax.io.files import atomic
 from common_jax.report.findings import Findings
 from tuco_jax.attacks.gcg import Attack, Options, attack
 from tuco_jax.attacks.layout import Goal, random_strings
-from tuco_jax.attacks.target_loss import Model
 from tuco_jax.datasets.refusal_strings import GCG_STRINGS, is_refusal
 from tuco_jax.datasets.requests import ORIGIN, Request, read_requests
 from tuco_jax.evaluation.baselines import baselines
@@ -156,7 +155,7 @@ def _search(
                 print(f"string {number + 1}, step {step}: loss {loss:.3f} on {prompts} requests")
 
         result = attack(
-            Model.tuned(pair),
+            pair,
             tokenizer,
             goals,
             _options(config, number),

@@ -18,7 +18,6 @@ from tuco_jax.attacks import gcg
 from tuco_jax.attacks.gcg import Options, attack
 from tuco_jax.attacks.layout import Goal, allowed_tokens, lay_out, surviving
 from tuco_jax.attacks.target_loss import (
-    Model,
     Pieces,
     candidate_losses,
     scenes,
@@ -26,6 +25,7 @@ from tuco_jax.attacks.target_loss import (
 )
 from tuco_jax.models import decoder
 from tuco_jax.models.layers import Positions
+from tuco_jax.models.pair import Pair, single
 from tuco_jax.weights.load import load_model
 
 GOALS = [Goal("tea?", "Yes"), Goal("cups", "Sure")]
@@ -40,7 +40,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def model():
     config = rm.config(vocab_size=VOCAB, max_positions=96)
-    return Model(rm.params(config, 0), rm.lora(config, 1), config)
+    return single(config, rm.params(config, 0), rm.lora(config, 1))
 
 
 def pieces(seed: int = 0, sizes=(7, 4, 3, 5), vocab: int = VOCAB) -> Pieces:
@@ -49,12 +49,13 @@ def pieces(seed: int = 0, sizes=(7, 4, 3, 5), vocab: int = VOCAB) -> Pieces:
 
 
 @jax.jit
-def whole_losses(model: Model, rows: jax.Array, first: jax.Array, count: int):
+def whole_losses(model: Pair, rows: jax.Array, first: jax.Array, count: int):
     """Loss of the last tokens from `first` on, by one ordinary forward pass of whole rows."""
-    at = Positions.of(model.config, jnp.ones(rows.shape, bool))
-    x = decoder.embed(model.config, model.params, rows, at)
-    x, _ = decoder.forward(model.config, model.params, x, at, model.lora)
-    logits = decoder.logits(model.config, model.params, x, model.lora)
+    config, params = model.tuned_config, model.tuned_params
+    at = Positions.of(config, jnp.ones(rows.shape, bool))
+    x = decoder.embed(config, params, rows, at)
+    x, _ = decoder.forward(config, params, x, at, model.lora)
+    logits = decoder.logits(config, params, x, model.lora)
     chances = jax.nn.log_softmax(logits[:, :-1], axis=-1)
     own = jnp.take_along_axis(chances, rows[:, 1:, None], axis=2)[..., 0]
     wanted = jnp.arange(rows.shape[1] - 1) >= first - 1
@@ -65,7 +66,7 @@ def whole_losses(model: Model, rows: jax.Array, first: jax.Array, count: int):
 def test_gradient_is_pytorch_s_by_the_one_hot_rows(family, tmp_path):
     reference, _ = save_tiny(tmp_path, family)
     loaded = load_model(str(tmp_path))
-    model = Model(loaded.params, {}, loaded.config)
+    model = single(loaded.config, loaded.params)
     p = pieces()
     # A second, longer prompt, so that the first one is padded in front and behind.
     scene, _ = scenes(model, [p, pieces(1, (9, 4, 6, 7))])
@@ -112,11 +113,12 @@ def test_losses_with_reused_keys_are_those_of_whole_passes(model):
 def test_greedy_tokens_are_told(model):
     p = pieces()
     (scene,) = scenes(model, [p])
-    at = Positions.of(model.config, jnp.ones((1, 14), bool))
+    config, params = model.tuned_config, model.tuned_params
+    at = Positions.of(config, jnp.ones((1, 14), bool))
     ids = np.concatenate(p[:3])
-    x = decoder.embed(model.config, model.params, jnp.asarray(ids)[None], at)
-    x, _ = decoder.forward(model.config, model.params, x, at, model.lora)
-    first = int(decoder.logits(model.config, model.params, x[0, -1], model.lora).argmax())
+    x = decoder.embed(config, params, jnp.asarray(ids)[None], at)
+    x, _ = decoder.forward(config, params, x, at, model.lora)
+    first = int(decoder.logits(config, params, x[0, -1], model.lora).argmax())
     p = p._replace(target=np.asarray([first, (first + 1) % VOCAB], np.int32))
     (scene,) = scenes(model, [p])
     _, greedy = candidate_losses(model, scene, jnp.asarray(p.attack)[None])
@@ -265,7 +267,8 @@ def test_bad_input_is_named(model, tokenizer):
     ):
         with pytest.raises(InputError, match=words):
             attack(model, tokenizer, goals, SMALL)
-    small = dataclasses.replace(model, config=dataclasses.replace(model.config, vocab_size=90))
+    config = dataclasses.replace(model.tuned_config, vocab_size=90)
+    small = single(config, model.base, model.lora)
     with pytest.raises(InputError, match="goal 1: token 25[0-9] is beyond the model's vocabulary"):
         attack(small, tokenizer, GOALS, SMALL)
     trimmed = bos_tokenizer()

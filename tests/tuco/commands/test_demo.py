@@ -8,7 +8,8 @@ from common_jax.cli.options import MeshOptions
 from common_jax.errors import InputError
 from tests.tuco.tiny import save_tiny
 from tuco_jax.commands import demo
-from tuco_jax.core.decompose import decompose, share
+from tuco_jax.core.decompose import decompose
+from tuco_jax.core.stream import share
 from tuco_jax.datasets import prompt_sources
 from tuco_jax.datasets.prompt_groups import PromptGroup, prompt_groups
 from tuco_jax.datasets.refusal_strings import is_refusal

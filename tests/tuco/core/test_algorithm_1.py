@@ -10,7 +10,10 @@ import torch
 
 from tests.tuco.tiny import FAMILIES, VOCAB, save_tiny
 from tests.tuco.torch_reference import blocks, reference
-from tuco_jax.core.decompose import decompose, last_column, last_token, share, tuco
+from tuco_jax.core.decompose import decompose
+from tuco_jax.core.last_token import last_token, tuco
+from tuco_jax.core.places import last_column
+from tuco_jax.core.stream import share
 from tuco_jax.models.decoder import embed
 from tuco_jax.models.layers import Positions
 from tuco_jax.models.pair import Pair

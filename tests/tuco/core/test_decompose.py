@@ -10,8 +10,10 @@ import pytest
 
 from tests.tuco import random_models as rm
 from tuco_jax.core.decompose import decompose as eager_decompose
-from tuco_jax.core.decompose import last_column, share, tuco
-from tuco_jax.core.decompose import last_token as eager_last_token
+from tuco_jax.core.last_token import last_token as eager_last_token
+from tuco_jax.core.last_token import tuco
+from tuco_jax.core.places import last_column
+from tuco_jax.core.stream import share
 from tuco_jax.models import decoder
 from tuco_jax.models.layers import Positions
 

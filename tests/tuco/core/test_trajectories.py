@@ -10,7 +10,9 @@ import pytest
 
 from common_jax.mesh import make_mesh
 from tests.tuco import random_models as rm
-from tuco_jax.core.decompose import decompose, last_column, share
+from tuco_jax.core.decompose import decompose
+from tuco_jax.core.places import last_column
+from tuco_jax.core.stream import share
 from tuco_jax.core.trajectories import output_co, trajectories
 from tuco_jax.models import decoder, sharding
 from tuco_jax.models.layers import Positions

@@ -17,12 +17,13 @@ from tests.tuco import random_models
 from tests.tuco.random_models import adapter_pair, full_pair, rope
 from tests.tuco.tiny import FAMILIES, VOCAB, save_tiny
 from tests.tuco.tiny_tokenizer import bos_tokenizer
-from tuco_jax.core.by_layer import ByLayer
+from tuco_jax.core import walk
+from tuco_jax.core.cache import Cache
 from tuco_jax.core.decompose import decompose
-from tuco_jax.generation import decoding, decoding_by_layer
-from tuco_jax.generation.generate import end_tokens, generate, generate_tokens, single
+from tuco_jax.generation import decoding
+from tuco_jax.generation.generate import end_tokens, generate, generate_tokens
 from tuco_jax.generation.sampling import Sampling, choose, row_keys
-from tuco_jax.models.pair import Notes, Pair
+from tuco_jax.models.pair import Notes, Pair, single
 from tuco_jax.models.sharding import place
 from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.read import (
@@ -77,7 +78,7 @@ def both_ways(monkeypatch):
     """By layer, as one CPU does it, and by the compiled loop that GPUs, TPUs and meshes run."""
     yield "by layer"
     with monkeypatch.context() as patch:
-        patch.setattr(ByLayer, "fits", staticmethod(lambda _: False))
+        patch.setattr(walk.Split, "fits", staticmethod(lambda _: False))
         yield "compiled loop"
 
 
@@ -202,12 +203,13 @@ def test_logits_from_caches_are_those_of_the_whole_text():
     tokens = jnp.asarray(rng.integers(0, 61, (3, 14)))
     mask = jnp.arange(8) < jnp.asarray([8, 3, 5])[:, None]
     alpha = jnp.full((3, 3), 0.6)
-    cache = decoding.make_cache(pair, mask, 6, steered=True)
+    source = walk.Stacked.of(pair)
+    cache = Cache.empty(source.ends, mask, 6, both=True, dtype=source.dtype)
     advance = jax.jit(decoding.advance)
-    x, cache = advance(pair, cache, tokens[:, :8], alpha)
+    x, cache = advance(source, cache, tokens[:, :8], alpha)
     streams = [x]
     for column in range(8, 14):
-        x, cache = advance(pair, cache, tokens[:, column, None], alpha)
+        x, cache = advance(source, cache, tokens[:, column, None], alpha)
         streams.append(x)
     got = jnp.concatenate(streams, axis=1)
     whole_mask = jnp.concatenate([mask, jnp.ones((3, 6), bool)], axis=1)
@@ -381,7 +383,7 @@ def compiled(function: Any) -> int:
 
 def test_compilations_are_few():
     pair = full_pair(8)
-    counted: Any = decoding.begin, decoding_by_layer._layer
+    counted: Any = walk._one_cached, decoding._enter, decoding._emit
     for function in counted:  # what other tests compiled may be dropped while this one runs
         function.clear_cache()
     for prompts, new, alpha in (
@@ -392,7 +394,8 @@ def test_compilations_are_few():
         generate_tokens(pair, prompts, alpha, max_new_tokens=new)
     other = dataclasses.replace(full_pair(9), notes=Notes(("moved",)))
     generate_tokens(other, PROMPTS, 0.5, max_new_tokens=40)
-    assert [compiled(function) for function in counted] == [1, 1]
+    # A layer's and what is before it: of prompts, and of one token; what is after it: of a token.
+    assert [compiled(function) for function in counted] == [2, 2, 1]
 
 
 def test_lowers_for_tpu_and_gpu():
@@ -407,8 +410,15 @@ def test_lowers_for_tpu_and_gpu():
     )
     platforms = ("tpu", "cuda")
     tokens, mask = jnp.zeros((2, 16), jnp.int32), jnp.ones((2, 16), bool)
-    begin = decoding.begin.trace(pair, request, tokens, mask, room=16)
-    begin.lower(lowering_platforms=platforms)
-    progress = jax.eval_shape(lambda *a: decoding.begin(*a, room=16), pair, request, tokens, mask)
-    resume = decoding.resume.trace(pair, request, progress, jnp.int32(4))
+    given = walk.Stacked.of(pair), request, tokens, mask
+
+    def begin(*given):
+        return decoding.begin(*given, room=16)
+
+    jax.jit(begin).trace(*given).lower(lowering_platforms=platforms)
+    progress = jax.eval_shape(begin, *given)
+    steps = jax.jit(
+        lambda source, request, progress: decoding.resume(source, request, progress, 4)
+    )
+    resume = steps.trace(*given[:2], progress)
     assert resume.lower(lowering_platforms=platforms).as_text()

@@ -14,7 +14,7 @@ from common_jax.errors import InputError
 from tests.tuco import random_models as rm
 from tests.tuco.tiny import VOCAB
 from tests.tuco.tiny_tokenizer import bos_tokenizer
-from tuco_jax.core.decompose import tuco
+from tuco_jax.core.last_token import tuco
 from tuco_jax.gradients.attribution import attribute, attribute_prompts, write_attribution
 from tuco_jax.models import decoder
 from tuco_jax.models.layers import Positions

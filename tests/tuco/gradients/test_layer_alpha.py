@@ -9,7 +9,8 @@ import pytest
 
 from common_jax.errors import InputError
 from tests.tuco import random_models as rm
-from tuco_jax.core.decompose import decompose, last_column
+from tuco_jax.core.decompose import decompose
+from tuco_jax.core.places import last_column
 from tuco_jax.gradients.layer_alpha import (
     Choices,
     LayerAlphaOptions,

@@ -10,7 +10,7 @@ import pytest
 
 from common_jax.errors import InputError
 from tests.tuco import random_models as rm
-from tuco_jax.core.decompose import tuco
+from tuco_jax.core.last_token import tuco
 from tuco_jax.gradients.soft_prompt import (
     SoftPromptOptions,
     Tokens,

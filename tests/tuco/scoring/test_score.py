@@ -15,7 +15,7 @@ from common_jax.errors import InputError
 from common_jax.mesh import make_mesh
 from tests.tuco import random_models as rm
 from tests.tuco.tiny_tokenizer import bos_tokenizer
-from tuco_jax.core.decompose import last_token
+from tuco_jax.core.last_token import last_token
 from tuco_jax.models.sharding import place
 from tuco_jax.prompts import batching
 from tuco_jax.prompts.encode import encode

@@ -14,7 +14,9 @@ from tests.tuco.cli_pair import ROOT, read_jsonl, run_in_process, save_pair, wri
 from tests.tuco.random_models import adapter_pair
 from tests.tuco.tiny_tokenizer import bos_tokenizer
 from tuco_jax.commands import generate as command
-from tuco_jax.core.decompose import decompose, share, tuco
+from tuco_jax.core.decompose import decompose
+from tuco_jax.core.last_token import tuco
+from tuco_jax.core.stream import share
 from tuco_jax.generation.generate import generate, respond
 from tuco_jax.scoring.token_tuco import pieces, response_tuco, token_tuco
 

@@ -9,7 +9,7 @@ import pytest
 from common_jax.errors import InputError
 from tests.tuco import random_models
 from tests.tuco.tiny import save_tiny
-from tuco_jax.core.decompose import tuco
+from tuco_jax.core.last_token import tuco
 from tuco_jax.datasets.prompt_groups import PromptGroup
 from tuco_jax.models import decoder
 from tuco_jax.models.layers import Positions

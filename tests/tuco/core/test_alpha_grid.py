@@ -14,8 +14,9 @@ from common_jax.mesh import make_mesh
 from tests.tuco import random_models
 from tests.tuco.random_models import adapter_pair, batch, full_pair, rope
 from tests.tuco.tiny import FAMILIES, VOCAB, save_tiny
-from tuco_jax.core.decompose import decompose, last_column
-from tuco_jax.generation.grid import grid_logits, prefix_caches
+from tuco_jax.core.alpha_grid import grid_logits, prefix_caches
+from tuco_jax.core.decompose import decompose
+from tuco_jax.core.places import last_column
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import place
 from tuco_jax.weights.hf.model import load

@@ -1,0 +1,211 @@
+"""Prompts side by side in rows of one length: little padding, one or two shapes to compile.
+
+Each prompt is a segment of its row: positions restart, attention stays inside it. A row's length,
+and how many prompts it may hold, are chosen so that a run computes the fewest tokens; a second
+shape is taken where one long prompt would make all rows long.
+
+Legend: B rows of a batch, T tokens of a row, C most prompts of a row, N prompts.
+"""
+
+import bisect
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+__all__ = ["Packed", "computed", "pack", "padding"]
+
+# What one more shape is taken to cost, in tokens: compiling takes as long as some thousand tokens
+# of a small model on a CPU.
+_SHAPE = 1024
+# Attention's cost grows with the row: at this length it is that of all else in a layer.
+_LONG = 8192
+_SAMPLE = 1000  # prompts by which a shape is chosen
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """Rows that are computed together, padded to `size` rows of `length` tokens.
+
+    rows: prompts of each row, by number, in their order there. most: C.
+    """
+
+    rows: tuple[tuple[int, ...], ...]
+    size: int
+    length: int
+    most: int
+
+    @property
+    def prompts(self) -> list[int]:
+        """Numbers of all prompts, row by row."""
+        return list(itertools.chain(*self.rows))
+
+    def lay(self, tokens: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """Arrays of this batch: tokens, segments [B, T] int32, mask [B, T] bool, columns [B, C].
+
+        segments: 1 for a row's first prompt, 2 for the second, ...; 0 at padding. columns: of each
+        prompt's last token; places that are left over repeat the row's first. Rows that are left
+        over repeat the first row.
+        """
+        ids, segments = (np.zeros((self.size, self.length), np.int32) for _ in range(2))
+        columns = np.zeros((self.size, self.most), np.int32)
+        for row, prompts in enumerate(self.rows):
+            sizes = [tokens[i].size for i in prompts]
+            ends = np.cumsum(sizes)
+            ids[row, : ends[-1]] = np.concatenate([tokens[i] for i in prompts])
+            segments[row, : ends[-1]] = np.repeat(np.arange(1, len(sizes) + 1), sizes)
+            columns[row] = ends[0] - 1
+            columns[row, : len(sizes)] = ends - 1
+        left = len(self.rows)
+        for array in (ids, segments, columns):
+            array[left:] = array[0]
+        return {"tokens": ids, "segments": segments, "mask": segments > 0, "columns": columns}
+
+    def unpack(self, values: np.ndarray) -> np.ndarray:
+        """Values [B, C, ...] of each prompt, in the order of `prompts`."""
+        rows = (values[row, : len(prompts)] for row, prompts in enumerate(self.rows))
+        return np.concatenate(list(rows))
+
+    def spans(self, tokens: Sequence[np.ndarray]) -> Iterator[tuple[int, int, slice]]:
+        """(prompt, row, columns) of every prompt."""
+        for row, prompts in enumerate(self.rows):
+            start = 0
+            for i in prompts:
+                yield i, row, slice(start, start + tokens[i].size)
+                start += tokens[i].size
+
+
+def pack(
+    lengths: Sequence[int], token_budget: int, multiple: int = 1, *, wanted: bool = True
+) -> list[Packed]:
+    """Batches for prompts of these lengths, the longest first (what does not fit fails early).
+
+    token_budget: B T stays within it, where `multiple` rows (devices along the batch) do. wanted:
+    something is computed at each row's C places, besides at its T tokens. Lengths alone decide.
+    """
+    every = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    sizes = [lengths[i] for i in every]
+    whole = _Shape.of(sizes, token_budget, multiple, wanted)
+    plans = [[(whole, every)]]
+    for cut in _cuts(sizes):
+        parts = every[:cut], every[cut:]
+        shapes = [
+            _Shape.of([lengths[i] for i in part], token_budget, multiple, wanted) for part in parts
+        ]
+        plans.append(list(zip(shapes, parts, strict=True)))
+    best = min(plans, key=lambda plan: sum(shape.cost + _SHAPE for shape, _ in plan))
+    return [
+        batch
+        for shape, part in best
+        for batch in shape.batches(part, [lengths[i] for i in part], token_budget, multiple)
+    ]
+
+
+def _cuts(sizes: list[int]) -> list[int]:
+    """Where longer prompts may part from the rest: after those that are twice as long and more."""
+    found, bound = [], sizes[0]
+    while bound > 16:
+        bound //= 2
+        cut = bisect.bisect_left(sizes, -bound, key=lambda n: -n)
+        if 0 < cut < len(sizes) and cut not in found:
+            found.append(cut)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+    """T and C of rows, and what all prompts cost in such rows, in tokens."""
+
+    length: int
+    most: int
+    cost: float
+
+    @classmethod
+    def of(cls, sizes: list[int], budget: int, multiple: int, wanted: bool) -> "_Shape":
+        """The cheapest of some row lengths and numbers of prompts a row, by a sample of sizes."""
+        some = sizes[:: -(-len(sizes) // _SAMPLE)]
+        shapes = []
+        for length in _row_lengths(some, budget // multiple):
+            most = 1
+            while True:
+                rows = _fill(some, length, most)
+                count = len(rows) * len(sizes) / len(some)
+                if len(some) == len(sizes):
+                    count = _row_count(len(rows), length, budget, multiple)
+                own = length * (1 + length / _LONG) + (most if wanted else 0)
+                shapes.append(cls(length, most, count * own))
+                if most >= max(map(len, rows)) * 2 or most >= len(some):
+                    break
+                most *= 2
+        return min(shapes, key=lambda s: s.cost)
+
+    def batches(
+        self, numbers: Sequence[int], sizes: list[int], budget: int, multiple: int
+    ) -> Iterator[Packed]:
+        """All rows in batches of one size; numbers: of the prompts of falling sizes."""
+        filled = _fill(sizes, self.length, self.most)
+        most = max(map(len, filled))
+        size = _batch_rows(len(filled), self.length, budget, multiple)
+        for first in range(0, len(filled), size):
+            rows = filled[first : first + size]
+            yield Packed(
+                tuple(tuple(numbers[i] for i in row) for row in rows), size, self.length, most
+            )
+
+
+def _row_lengths(sizes: list[int], budget: int) -> list[int]:
+    """Candidates: what holds the longest prompt, and longer rows where they can be filled."""
+    shortest = -(-sizes[0] // 8) * 8
+    longest = max(shortest, min(budget, max(2 * shortest, 256), -(-sum(sizes) // 8) * 8))
+    found = {shortest, longest} if longest <= 4096 else {shortest}
+    step = max(8, (longest - shortest) // 8 // 8 * 8)
+    found.update(range(shortest, min(longest, 4096), step))
+    return sorted(found)
+
+
+def _fill(sizes: list[int], length: int, most: int) -> list[list[int]]:
+    """Best fit, longest first: each into the fullest row that has room for it, `most` a row."""
+    rows: list[list[int]] = []
+    by_room: dict[int, list[int]] = {}
+    rooms: list[int] = []  # of rows that may take another, sorted, each once
+    for number, size in enumerate(sizes):
+        at = bisect.bisect_left(rooms, size)
+        if at < len(rooms):
+            room = rooms[at]
+            row = by_room[room].pop()
+            if not by_room[room]:
+                rooms.pop(at)
+            rows[row].append(number)
+            room -= size
+        else:
+            row, room = len(rows), length - size
+            rows.append([number])
+        if room and len(rows[row]) < most:
+            if not by_room.setdefault(room, []):
+                bisect.insort(rooms, room)
+            by_room[room].append(row)
+    return rows
+
+
+def _batch_rows(rows: int, length: int, budget: int, multiple: int) -> int:
+    """B: rows are split evenly over the batches; a multiple of `multiple` within the budget."""
+    most = max(1, budget // (length * multiple)) * multiple
+    count = -(-rows // most)
+    return -(-rows // (count * multiple)) * multiple
+
+
+def _row_count(rows: int, length: int, budget: int, multiple: int) -> int:
+    """Rows that are computed, those that fill the last batch included."""
+    size = _batch_rows(rows, length, budget, multiple)
+    return -(-rows // size) * size
+
+
+def computed(batches: Sequence[Packed]) -> int:
+    """Tokens that are computed, padding included."""
+    return sum(b.size * b.length for b in batches)
+
+
+def padding(batches: Sequence[Packed], lengths: Sequence[int]) -> float:
+    """Share of the computed tokens that is padding."""
+    return 1 - sum(lengths) / computed(batches)
