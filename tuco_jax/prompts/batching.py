@@ -44,13 +44,14 @@ def roomy(tokens: int) -> int:
 def by_length(lengths: Sequence[int], token_budget: int, multiple: int = 1) -> list[Batch]:
     """Batches of about one length each, the longest first (what does not fit fails at once).
 
-    T is `roomy` for the longest row, B a multiple of `multiple` (devices along the batch), with
+    T is a multiple of 8, beyond 32 `roomy` for the longest row; B a multiple of `multiple` (devices along the batch), with
     B T within the budget where one row a device is; one B for each T.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     groups: dict[int, list[int]] = {}
     for i in order:
-        groups.setdefault(roomy(lengths[i]), []).append(i)
+        short = -(-lengths[i] // 8) * 8
+        groups.setdefault(short if short <= 32 else roomy(short), []).append(i)
     batches = []
     for length, rows in groups.items():
         most = max(1, token_budget // (length * multiple)) * multiple

@@ -151,7 +151,8 @@ def score_tokens(
     with _progress_bar(progress) as bar:
         task = bar.add_task("scoring", total=sum(lengths), completed=sum(lengths[i] for i in done))
         for entry in _entries(run, tokens, batches, seconds):
-            _check_finite(entry, prompts)
+            if not _finite(entry).all():
+                _name_the_culprit(run, tokens, entry, width, prompts)
             if journal:
                 journal.append(entry)
             new = sum(lengths[i] for i in entry.rows if i not in done)
@@ -249,14 +250,22 @@ def _fetch(batch: Packed, result: Result) -> Entry:
     return Entry(batch.prompts, *(batch.unpack(np.asarray(x)) for x in jax.device_get(result)))
 
 
-def _check_finite(entry: Entry, prompts: Sequence[Prompt]) -> None:
-    finite = np.isfinite(np.c_[entry.tuco, entry.layers, entry.telescoping]).all(axis=1)
-    if not finite.all():
-        prompt = prompts[entry.rows[int(np.argmin(finite))]]
-        raise InputError(
-            f"{prompt}: its score is not finite; activations overflow or weights are damaged: "
-            "try --dtype float32, or another copy of the weights"
-        )
+def _finite(entry: Entry) -> np.ndarray:
+    return np.isfinite(np.c_[entry.tuco, entry.layers, entry.telescoping]).all(axis=1)
+
+
+def _name_the_culprit(
+    run: Run, tokens: Sequence[np.ndarray], entry: Entry, width: int, prompts: Sequence[Prompt]
+) -> None:
+    """InputError for the prompt that is not finite by itself: it spoils those beside it, too."""
+    spoilt = [i for i, good in zip(entry.rows, _finite(entry), strict=True) if not good]
+    alone = (Packed(((i,),), width, -(-tokens[i].size // 64) * 64, 1) for i in spoilt)
+    found = (batch for batch in alone if not _finite(_fetch(batch, run(batch.lay(tokens)))).all())
+    culprit = next((batch.prompts[0] for batch in found), spoilt[0])
+    raise InputError(
+        f"{prompts[culprit]}: its score is not finite; activations overflow or weights are "
+        "damaged: try --dtype float32, or another copy of the weights"
+    )
 
 
 def _progress_bar(show: bool) -> "Progress":

@@ -40,7 +40,7 @@ def test_every_prompt_once_in_a_batch_that_fits(lengths, budget, multiple):
 def test_few_shapes_and_a_third_of_padding(count):
     lengths = np.random.default_rng(0).integers(4, 257, count).tolist()
     batches = by_length(lengths, BUDGET)
-    assert len({(b.size, b.length) for b in batches}) <= 9
+    assert len({(b.size, b.length) for b in batches}) <= 12
     assert sum(b.size * b.length for b in batches) < 1.4 * sum(lengths)
 
 

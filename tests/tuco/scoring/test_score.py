@@ -202,7 +202,7 @@ def test_journal_goes_on_and_changes_nothing(tmp_path, pair, tokenizer, expected
     key = fingerprint(pair, tokens, 1)
     path = tmp_path / "out.journal"
     journal = Journal(path, key)
-    whole = score_tokens(pair, tokens, prompts, token_budget=256, journal=journal)
+    whole = score_tokens(pair, tokens, prompts, token_budget=128, journal=journal)
     journal.close()
     lines = path.read_bytes().splitlines(keepends=True)
     assert len(lines) > 4, "several batches"
@@ -211,7 +211,7 @@ def test_journal_goes_on_and_changes_nothing(tmp_path, pair, tokenizer, expected
     journal = Journal(path, key)
     assert len(journal.entries) == 2
     done = sum(len(e.rows) for e in journal.entries)
-    again = score_tokens(pair, tokens, prompts, token_budget=256, journal=journal)
+    again = score_tokens(pair, tokens, prompts, token_budget=128, journal=journal)
     journal.close()
     assert again.resumed == done > 0
     for field in ("tuco", "layers", "telescoping"):
