@@ -44,8 +44,8 @@ def roomy(tokens: int) -> int:
 def by_length(lengths: Sequence[int], token_budget: int, multiple: int = 1) -> list[Batch]:
     """Batches of about one length each, the longest first (what does not fit fails at once).
 
-    T is a multiple of 8, beyond 32 `roomy` for the longest row; B a multiple of `multiple` (devices along the batch), with
-    B T within the budget where one row a device is; one B for each T.
+    T is a multiple of 8, beyond 32 `roomy` for the longest row; B a multiple of `multiple`
+    (devices along the batch), B T within the budget where one row a device is; one B for each T.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     groups: dict[int, list[int]] = {}
