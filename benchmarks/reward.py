@@ -36,7 +36,7 @@ from reward_jax.diffusion.schedule import Schedule
 from reward_jax.diffusion.sources import Rows
 from reward_jax.diffusion.train import EMA, start, train_denoiser
 from reward_jax.reward.extract import RelativeReward, init_params, reward_gradient
-from reward_jax.reward.guide import guided_sample
+from reward_jax.reward.guide import GuidanceOptions, guided_sample
 from reward_jax.torch_import.from_torch import load_torch
 from reward_jax.torch_import.torch_state import Part
 
@@ -206,10 +206,8 @@ def jax_sampling(ours: Ours, size: Size, rows: np.ndarray, many: int) -> Callabl
         ours.schedule,
         (many, size.horizon, size.transition),
         key=jax.random.key(0),
-        reward=reward,
-        scale=size.scale,
-        t_stopgrad=size.t_stopgrad,
-        step="learned",
+        guide=reward,
+        options=GuidanceOptions(size.scale, size.t_stopgrad, step="learned"),
         pinned=first_state(states, size.horizon, size.transition),
     )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from reward_jax.diffusion.denoiser import score_from
     from reward_jax.diffusion.process import FirstState, Pinned, first_state
+    from reward_jax.diffusion.samplers import DDIM, Ancestral, Sampler
     from reward_jax.diffusion.schedule import cosine_schedule, linear_schedule
     from reward_jax.diffusion.train import train_denoiser
     from reward_jax.reward.diagnostics import (
@@ -19,22 +20,32 @@ if TYPE_CHECKING:
     )
     from reward_jax.reward.discriminator import DiscriminatorGuide, train_discriminator
     from reward_jax.reward.extract import RelativeReward, extract_reward, init_params
-    from reward_jax.reward.guide import guided_sample, sweep
+    from reward_jax.reward.gradients import Climbed, Guide, ScoreDifference
+    from reward_jax.reward.guide import GuidanceOptions, guided_sample, sweep
     from reward_jax.reward.targets import draw_targets
 
 _HOMES = {
     "diffusion.denoiser": ("score_from",),
     "diffusion.process": ("FirstState", "Pinned", "first_state"),
+    "diffusion.samplers": ("DDIM", "Ancestral", "Sampler"),
     "diffusion.schedule": ("cosine_schedule", "linear_schedule"),
     "diffusion.train": ("train_denoiser",),
     "reward.diagnostics": ("antisymmetric_part", "explained_fraction", "seed_agreement"),
     "reward.discriminator": ("DiscriminatorGuide", "train_discriminator"),
     "reward.extract": ("RelativeReward", "extract_reward", "init_params"),
-    "reward.guide": ("guided_sample", "sweep"),
+    "reward.gradients": ("Climbed", "Guide", "ScoreDifference"),
+    "reward.guide": ("GuidanceOptions", "guided_sample", "sweep"),
     "reward.targets": ("draw_targets",),
 }
 
 __all__ = [
+    "DDIM",
+    "Ancestral",
+    "Climbed",
+    "GuidanceOptions",
+    "Guide",
+    "Sampler",
+    "ScoreDifference",
     "DiscriminatorGuide",
     "FirstState",
     "Pinned",

@@ -27,6 +27,7 @@ from reward_jax.data.trajectory.windows import CutOptions
 from reward_jax.planning.fit import window_source
 from reward_jax.planning.plan import plan, planner, score_windows
 from reward_jax.reward.extract import RelativeReward
+from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.tasks.base import Outcome, Task
 from reward_jax.tasks.find import read, task_of
 from reward_jax.tasks.plane import HeatMap, Peak, draw_map
@@ -113,7 +114,7 @@ def run_report(config: ReportConfig) -> pathlib.Path:
     note_run(config.out, dataclasses.asdict(config))
     rows = np.asarray(source.sample(jax.random.key(config.seed), config.windows))
     starts, key = task.starts(config.plans, config.seed), jax.random.key(config.seed + 1)
-    steering: dict[str, Any] = dict(reward=guide.guide, scale=config.scale)
+    steering: dict[str, Any] = dict(guide=guide.guide, options=GuidanceOptions(config.scale))
     planners = planner(base), planner(base, **steering), planner(expert)
     outcomes = {
         name: task.execute(one, starts, key=key, goal=goal)
@@ -159,8 +160,8 @@ def _maps(
         starts[farthest],
         key=jax.random.key(config.seed + 1),
         chain=True,
-        reward=reward,
-        scale=config.scale,
+        guide=reward,
+        options=GuidanceOptions(config.scale),
     )[:, 0]
     found = map_of(reward)
     seeds = [reward.seed(i) for i in range(reward.seeds)] if reward.seeds else [reward]

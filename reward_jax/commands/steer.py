@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from common_jax.cli.options import MeshOptions, check_seed
 from common_jax.errors import InputError
@@ -20,7 +21,9 @@ from common_jax.run import note_run
 from reward_jax.data.trajectory.checkpoint import load_guide, load_model
 from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel, check_steers
 from reward_jax.planning.plan import given, plan_sweep, planner
+from reward_jax.reward import guide as guided
 from reward_jax.reward.discriminator import DiscriminatorGuide
+from reward_jax.reward.gradients import Guide
 from reward_jax.reward.guide import Step
 from reward_jax.tasks.base import Planner, Task
 from reward_jax.tasks.find import task_of
@@ -105,14 +108,21 @@ class SweepConfig(_Steered):
 
 @dataclasses.dataclass(frozen=True)
 class _Loaded:
-    """What both commands work with. climbing, sampling: options of `guided_sample`."""
+    """What both commands work with. climbed: what steers; options: but for how far."""
 
     base: TrajectoryModel
     guide: TrajectoryGuide
     task: Task
     goal: Any
-    climbing: dict[str, Any]
-    sampling: dict[str, Any]
+    climbed: Guide
+    options: guided.GuidanceOptions
+    mesh: Mesh | None
+
+    def planner(self, **options: Any) -> Planner:
+        """Of the base, steered by so much; unsteered without options."""
+        now = dataclasses.replace(self.options, **options)
+        guide = self.climbed if options else None
+        return planner(self.base, guide=guide, options=now, mesh=self.mesh)
 
 
 def _load(config: _Steered) -> _Loaded:
@@ -132,10 +142,10 @@ def _load(config: _Steered) -> _Loaded:
     about = guide.space.about
     task = task_of(about)
     goal = task.goal(about.get("goal") if config.goal is None else config.goal)
-    climbing = {k: getattr(g, k) for k in ("n_guide_steps", "step", "scale_by_variance")}
+    named = ("n_guide_steps", "step", "scale_by_variance", "temperature")
+    options = guided.GuidanceOptions(**{name: getattr(g, name) for name in named})
     mesh = mesh_for(dataclasses.asdict(config.mesh))
-    sampling = {"temperature": g.temperature, "mesh": mesh}
-    return _Loaded(base, guide, task, goal, {"reward": climbed, **climbing}, sampling)
+    return _Loaded(base, guide, task, goal, climbed, options, mesh)
 
 
 def run_steer(config: SteerConfig) -> pathlib.Path:
@@ -143,13 +153,12 @@ def run_steer(config: SteerConfig) -> pathlib.Path:
     from matplotlib.figure import Figure
 
     loaded = _load(config)
-    base, task, goal = loaded.base, loaded.task, loaded.goal
+    task, goal = loaded.task, loaded.goal
     note_run(config.out, dataclasses.asdict(config))
     starts, key = task.starts(config.plans, config.seed), jax.random.key(config.seed)
-    far: dict[str, Any] = dict(scale=config.scale, t_stopgrad=config.t_stopgrad)
     planners = {
-        "unsteered": planner(base, **loaded.sampling),
-        "steered": planner(base, **loaded.climbing, **far, **loaded.sampling),
+        "unsteered": loaded.planner(),
+        "steered": loaded.planner(scale=config.scale, t_stopgrad=config.t_stopgrad),
     }
     outcomes = {n: task.execute(p, starts, key=key, goal=goal) for n, p in planners.items()}
     means = {name: outcome.means() for name, outcome in outcomes.items()}
@@ -206,14 +215,22 @@ def _planners(
 
     Where the task plans once, all plans are made in one compiled call, and given out.
     """
-    base, options = loaded.base, loaded.climbing | loaded.sampling
+    base = loaded.base
     if loaded.task.replans:
         for scale in config.scales:
             stops = config.t_stopgrads
-            yield scale, [planner(base, scale=scale, t_stopgrad=s, **options) for s in stops]
+            yield scale, [loaded.planner(scale=scale, t_stopgrad=s) for s in stops]
         return
-    grid: dict[str, Any] = dict(scales=config.scales, t_stopgrads=config.t_stopgrads)
-    swept = plan_sweep(base, starts, key=key, **grid, **options)
+    swept = plan_sweep(
+        base,
+        starts,
+        key=key,
+        guide=loaded.climbed,
+        scales=config.scales,
+        t_stopgrads=config.t_stopgrads,
+        options=loaded.options,
+        mesh=loaded.mesh,
+    )
     for scale, row in zip(config.scales, swept, strict=True):
         plans = [given(base.space.plans(x)) for x in row]
         yield scale, plans

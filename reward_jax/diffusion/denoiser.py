@@ -95,6 +95,6 @@ def score_and_x0(
     return value, score_to_x0(schedule, value, x_t, t)
 
 
-def as_argument(function: Any) -> Any:
-    """A callable that jit takes as an argument: itself if it is a pytree, else wrapped."""
-    return jax.tree_util.Partial(function) if jax.tree_util.all_leaves([function]) else function
+def as_argument(tree: Any) -> Any:
+    """A callable, or a tree that holds some, that jit takes as an argument: functions wrapped."""
+    return jax.tree.map(lambda x: jax.tree_util.Partial(x) if callable(x) else x, tree)

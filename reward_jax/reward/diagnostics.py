@@ -17,6 +17,7 @@ from reward_jax.diffusion.denoiser import Score, as_argument, estimate_x0, score
 from reward_jax.diffusion.process import Pinned, draw_noise, posterior_mean, q_sample
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.reward.extract import RelativeReward
+from reward_jax.reward.gradients import Guide
 from reward_jax.reward.targets import GradientAt, check_gradient_at
 
 Data = jax.Array | tuple[jax.Array, Any]
@@ -25,7 +26,7 @@ __all__ = ["antisymmetric_part", "explained_fraction", "seed_agreement"]
 
 
 def explained_fraction(
-    reward: RelativeReward,
+    reward: Guide,
     base_score: Score,
     expert_score: Score,
     x_0: Data,
@@ -37,7 +38,8 @@ def explained_fraction(
 ) -> jax.Array:
     """1 - |grad rho - (s_expert - s_base)|^2 / |s_expert - s_base|^2 at each t, [T].
 
-    x_0: held-out data, noised to every t. 1 is all; 0 is what a constant reward explains.
+    reward: or any guide. x_0: held-out data, noised to every t. 1 is all; 0 is what a constant
+    reward explains.
     gradient_at: where grad rho is taken, as the reward was trained: x_t, or the base's posterior
     mean of x_{t-1}; the scores are those of x_t either way.
     With seeds in the reward, of the mean of their gradients.
@@ -56,7 +58,7 @@ def _explained(reward, base, expert, data, schedule, key, *, pin, gradient_at):
         of_base, estimate = score_and_x0(base, schedule, x, t, *cond)
         wanted = _free(pinned, expert(x, t, *cond) - of_base)
         place = x if gradient_at == "x_t" else posterior_mean(schedule, estimate, x, t)
-        got = _free(pinned, jax.grad(lambda x: jnp.sum(reward(x, t)))(place))
+        got = _free(pinned, reward.gradient(place, t, *cond))
         return None, 1 - jnp.sum(jnp.square(got - wanted)) / jnp.sum(jnp.square(wanted))
 
     return jax.lax.scan(at, None, _levels(schedule, key))[1]
@@ -138,7 +140,7 @@ def _agreement(reward: RelativeReward, base, data, key, *, pin):
 
         def gradient(params: Any) -> jax.Array:
             one = reward.replace(params=params, seeds=None)  # pyright: ignore[reportAttributeAccessIssue]
-            return _free(pinned, jax.grad(lambda x: jnp.sum(one(x, t)))(x)).reshape(-1)
+            return _free(pinned, one.gradient(x, t)).reshape(-1)
 
         flat = jax.vmap(gradient)(reward.params)
         flat = flat / jnp.linalg.norm(flat, axis=1, keepdims=True)

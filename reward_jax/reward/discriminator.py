@@ -21,6 +21,7 @@ from reward_jax.diffusion.loop import OnStep, begin, run_loop
 from reward_jax.diffusion.process import draw_noise, q_sample
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.diffusion.sources import Source
+from reward_jax.reward.gradients import gradient_of
 
 __all__ = ["DiscriminatorGuide", "train_discriminator"]
 
@@ -41,9 +42,9 @@ class DiscriminatorGuide:
         logit = self.model.apply({"params": self.params}, x_t, t)
         return logit if self.output == "logit" else jax.nn.sigmoid(logit)
 
-    def learned(self, x_t: jax.Array, t: jax.Array) -> jax.Array:
-        """The same: a discriminator has no unit to undo."""
-        return self(x_t, t)
+    def gradient(self, x_t: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
+        """grad_x of what is climbed, [B, ...] (see `Guide`); a condition is ignored."""
+        return gradient_of(self, x_t, t)
 
 
 def train_discriminator(

@@ -25,6 +25,7 @@ from reward_jax.diffusion.denoiser import Score
 from reward_jax.diffusion.loop import OnStep, begin, quick_jit, run_loop
 from reward_jax.diffusion.process import Pinned
 from reward_jax.diffusion.schedule import Schedule
+from reward_jax.reward.gradients import gradient_of
 from reward_jax.reward.targets import (
     Asking,
     Feed,
@@ -43,7 +44,7 @@ Weighting = str | jax.Array | np.ndarray | Callable[[jax.Array], jax.Array] | No
 
 def reward_gradient(reward: Any, params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
     """grad_x of the reward [B, ...], each row's own."""
-    return jax.grad(lambda x: jnp.sum(reward.apply({"params": params}, x, t)))(x)
+    return gradient_of(lambda x, t: reward.apply({"params": params}, x, t), x, t)
 
 
 @struct.dataclass
@@ -69,6 +70,14 @@ class RelativeReward:
         if self.seeds is None:
             return run(self.params)
         return jnp.mean(jax.vmap(run)(self.params), axis=0)
+
+    def gradient(self, x_t: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
+        """grad_x rho [B, ...] (see `Guide`); a reward has no condition, and ignores it."""
+        return gradient_of(self, x_t, t)
+
+    def learned_gradient(self, x_t: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
+        """grad_x of the network's own output [B, ...]."""
+        return gradient_of(self.learned, x_t, t)
 
     def _apply(self, params: Any, x_t: jax.Array, t: jax.Array) -> jax.Array:
         return self.reward.apply({"params": params}, x_t, t)

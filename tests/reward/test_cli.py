@@ -303,12 +303,12 @@ def test_maps_and_plans_over_a_mesh(made, tmp_path, monkeypatch):
             np.testing.assert_allclose(positions, one[name], atol=1e-4)
     rows = [json.loads((d / "sweep" / "sweep.json").read_text()) for d in (folder, tmp_path)]
     assert rows[0] == rows[1]
-    assert not swept[0].sharding.is_fully_replicated and asked[0]["temperature"] == 1.0
+    assert not swept[0].sharding.is_fully_replicated and asked[0]["options"].temperature == 1.0
 
     cold = [*models, "--guidance.temperature", 0.25, "--scales", "[0]", "--t_stopgrads", "[0]"]
     monkeypatch.setattr(steer, "plan_sweep", lambda *_, **o: asked.append(o) or swept[0][:1, :1])
     assert run("sweep", *cold, "--out", tmp_path / "cold") == 0
-    assert asked[-1]["temperature"] == 0.25
+    assert asked[-1]["options"].temperature == 0.25
 
 
 class Page(html.parser.HTMLParser):

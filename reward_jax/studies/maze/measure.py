@@ -69,7 +69,7 @@ def steered(
     assert isinstance(judge, DiscriminatorGuide)
     sigmoid = judge.replace(output="sigmoid")  # pyright: ignore[reportAttributeAccessIssue]
     for name, one in zip(GUIDES, (reward, judge, sigmoid), strict=True):
-        swept = plan_sweep(base, starts, key=key, reward=one, scales=scales, t_stopgrads=[0])
+        swept = plan_sweep(base, starts, key=key, guide=one, scales=scales, t_stopgrads=[0])
         for scale, x in zip(scales, swept[:, 0], strict=True):
             made = given(base.space.plans(x))
             found[f"{name} {scale:g}"] = rounded(task.execute(made, starts, **options))

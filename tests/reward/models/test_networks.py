@@ -199,7 +199,7 @@ def test_training_extraction_and_sampling_lower():
 
     def sample(model, reward, state):
         pinned = first_state(state, 4, 3)
-        return guided_sample(model, SCHEDULE, (2, 4, 3), key=key, reward=reward, pinned=pinned)
+        return guided_sample(model, SCHEDULE, (2, 4, 3), key=key, guide=reward, pinned=pinned)
 
     found["sample"] = lowered(
         sample, model, RelativeReward(params, SCHEDULE, half), jnp.zeros((2, 2))

@@ -8,6 +8,7 @@ from flax import struct
 
 from common_jax.mesh import make_mesh
 from reward_jax.planning.plan import given, plan, planner, score_windows
+from reward_jax.reward.guide import GuidanceOptions
 from tests.reward.cli_runs import model, reward, space
 
 
@@ -43,11 +44,12 @@ def test_a_planner_gives_plans_in_the_world_s_own_units():
     normaliser = n.replace(offset=np.arange(4, dtype=np.float32))  # pyright: ignore[reportAttributeAccessIssue]
     base, key = model(actions=1, normaliser=normaliser), jax.random.key(3)
     starts = np.random.default_rng(0).normal(size=(5, 3))
-    plans = planner(base, temperature=0.5)(starts, key)
+    options = GuidanceOptions(temperature=0.5)
+    plans = planner(base, options=options)(starts, key)
     assert plans.observations.shape == (5, 8, 3) and plans.stride == 10
     assert plans.actions is not None and plans.actions.shape == (5, 8, 1)
     np.testing.assert_allclose(plans.observations[:, 0], starts, atol=1e-5)
-    x = normaliser.restore(np.asarray(plan(base, starts, key=key, temperature=0.5)))
+    x = normaliser.restore(np.asarray(plan(base, starts, key=key, options=options)))
     np.testing.assert_allclose(plans.actions, x[..., :1], atol=1e-5)
     np.testing.assert_allclose(plans.observations, x[..., 1:], atol=1e-5)
     assert given(plans)(starts, key) is plans

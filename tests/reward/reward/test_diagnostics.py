@@ -14,6 +14,7 @@ from reward_jax.diffusion.process import FirstState, x0_to_score
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.reward.diagnostics import antisymmetric_part, explained_fraction, seed_agreement
 from reward_jax.reward.extract import RelativeReward
+from reward_jax.reward.gradients import Climbed, ScoreDifference
 from reward_jax.reward.targets import unit
 from tests.reward.cli_runs import model, reward
 from tests.reward.closed_forms import LinearScore, LogRatio, mixture
@@ -59,9 +60,16 @@ class Scaled:
 
 @pytest.mark.parametrize("by", [1.0, 0.6, 0.0, -1.0])
 def test_the_exact_reward_explains_all_and_a_part_of_it_its_part(pair, x_0, by):
-    got = explained_fraction(Scaled(LogRatio(*pair), by), pair[0], pair[1], x_0, SCHEDULE, key=KEY)  # pyright: ignore[reportArgumentType]
+    reward = Climbed(Scaled(LogRatio(*pair), by))
+    got = explained_fraction(reward, pair[0], pair[1], x_0, SCHEDULE, key=KEY)
     assert got.shape == (T,)
     np.testing.assert_allclose(got, np.full(T, 1 - (1 - by) ** 2), atol=1e-4)
+
+
+def test_the_difference_itself_explains_all(x_0):
+    field, zero = (LinearScore(m) for m in jax.random.normal(jax.random.key(2), (2, D, D)))
+    got = explained_fraction(ScoreDifference(zero, field), zero, field, x_0, SCHEDULE, key=KEY)
+    np.testing.assert_array_equal(got, np.ones(T))
 
 
 @pytest.mark.parametrize("target", ["score", "epsilon", "posterior_mean"])

@@ -14,7 +14,7 @@ from reward_jax.diffusion.sources import Rows
 from reward_jax.models.reward_nets import WindowMLP
 from reward_jax.reward.discriminator import DiscriminatorGuide, train_discriminator
 from reward_jax.reward.extract import init_params
-from reward_jax.reward.guide import guided_sample
+from reward_jax.reward.guide import GuidanceOptions, guided_sample
 from tests.reward import torch_reference as ref
 from tests.reward.closed_forms import LogRatio, at_level, both, mixture
 
@@ -77,7 +77,8 @@ def test_the_logit_does_not_saturate_and_the_sigmoid_does():
     np.testing.assert_allclose(by_sigmoid, (p * (1 - p))[:, None, None] * w, rtol=1e-4, atol=1e-7)
     far = 200 * jnp.broadcast_to(w, x.shape)
     assert np.abs(jax.grad(lambda x: sigmoid(x, t).sum())(far)).max() == 0
-    np.testing.assert_array_equal(logit.learned(x, t), logit(x, t))
+    np.testing.assert_array_equal(logit.gradient(x, t, cond="ignored"), by_logit)
+    assert not hasattr(logit, "learned_gradient")  # no unit of its own to undo
 
 
 def test_as_a_guide_it_is_the_authors():
@@ -105,9 +106,8 @@ def test_as_a_guide_it_is_the_authors():
         SCHEDULE,
         (5, 3, 2),
         key=key,
-        reward=DiscriminatorGuide({"w": w}, PLANE, "sigmoid"),
-        scale=2.0,
-        step="learned",
+        guide=DiscriminatorGuide({"w": w}, PLANE, "sigmoid"),
+        options=GuidanceOptions(scale=2.0, step="learned"),
         chain=True,
     )
     diffusion = ref.GaussianDiffusion(Zero(), 3, 2, 0, 10)

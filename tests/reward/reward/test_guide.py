@@ -1,7 +1,9 @@
-"""Steered sampling: Diffuser's step in PyTorch, and distributions that are known."""
+"""Steered sampling, with each sampler: Diffuser's step in PyTorch, and known distributions."""
 
+import contextlib
 import functools
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +15,12 @@ from flax import struct
 from common_jax.errors import InputError
 from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.process import first_state
+from reward_jax.diffusion.samplers import DDIM, Ancestral
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.models.reward_nets import WindowMLP
 from reward_jax.reward.extract import RelativeReward, init_params
-from reward_jax.reward.guide import guided_sample, sweep
+from reward_jax.reward.gradients import Climbed, ScoreDifference, gradient_of
+from reward_jax.reward.guide import GuidanceOptions, guided_sample, sweep
 from tests.reward import torch_reference as ref
 from tests.reward.closed_forms import LogRatio, Mixture, mixture
 
@@ -24,6 +28,12 @@ H, D, A, T = 4, 5, 2, 10
 SCHEDULE = cosine_schedule(T)
 SHAPE = (6, H, D)
 NET = WindowMLP(None, (16,))
+SAMPLERS: dict[str, dict[str, Any]] = {
+    "ancestral": {},
+    "ddim": {"sampler": "ddim"},
+    "ddim of 4": {"sampler": "ddim", "sampling_steps": 4, "eta": 0.7},
+}
+each_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 
 
 class Linear:
@@ -54,10 +64,13 @@ class Bowl:
 
     centre: Any
 
-    def __call__(self, x: jax.Array, t: jax.Array) -> jax.Array:
-        return self.learned(x, t) * (1 + t)
+    def gradient(self, x: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
+        return gradient_of(lambda x: self.learned(x) * (1 + t), x)
 
-    def learned(self, x: jax.Array, t: jax.Array) -> jax.Array:
+    def learned_gradient(self, x: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
+        return gradient_of(self.learned, x)
+
+    def learned(self, x: jax.Array) -> jax.Array:
         return -jnp.square(x - self.centre).reshape(len(x), -1).sum(1) / 2
 
 
@@ -79,52 +92,165 @@ class TorchLinear(torch.nn.Module):
         return torch.tanh(x @ self.matrix)
 
 
-def test_scale_zero_is_unguided_to_the_last_bit(base, reward):
-    key = jax.random.key(2)
-    pinned = first_state(jnp.full((6, D - A), 0.3), H, D)
-    plain = guided_sample(base, SCHEDULE, SHAPE, key=key, pinned=pinned)
-    none = guided_sample(base, SCHEDULE, SHAPE, key=key, pinned=pinned, reward=reward, scale=0.0)
-    late = guided_sample(
-        base, SCHEDULE, SHAPE, key=key, pinned=pinned, reward=reward, scale=2.0, t_stopgrad=T
+def steered(base, guide=None, *, key=None, pinned=None, cond=None, chain=False, **options):
+    """Samples of SHAPE; options: of `GuidanceOptions`."""
+    return guided_sample(
+        base,
+        SCHEDULE,
+        SHAPE,
+        key=jax.random.key(2) if key is None else key,
+        guide=guide,
+        options=GuidanceOptions(**options),
+        pinned=pinned,
+        cond=cond,
+        chain=chain,
     )
-    np.testing.assert_array_equal(plain, none)
-    np.testing.assert_array_equal(plain, late)
-    some = guided_sample(base, SCHEDULE, SHAPE, key=key, pinned=pinned, reward=reward, scale=5.0)
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[str]]:
+    """The names of the programs that are compiled meanwhile."""
+    found: list[str] = []
+
+    def listen(event: str, duration_secs: float, **facts: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(str(facts["fun_name"]))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@each_sampler
+def test_scale_zero_is_unguided_to_the_last_bit(base, reward, sampler):
+    pinned = first_state(jnp.full((6, D - A), 0.3), H, D)
+    run = functools.partial(steered, base, pinned=pinned, **sampler)
+    plain = run()
+    np.testing.assert_array_equal(plain, run(reward, scale=0.0))
+    np.testing.assert_array_equal(plain, run(reward, scale=2.0, t_stopgrad=T))
+    some = run(reward, scale=5.0)
     assert np.abs(some - plain).max() > 1e-3
+    np.testing.assert_array_equal(some[:, 0, A:], pinned.value[:, 0, A:])
 
 
-def test_a_gradient_that_is_not_finite_stays_out_where_there_is_no_guidance(base):
-    key = jax.random.key(2)
+@each_sampler
+def test_a_gradient_that_is_not_finite_stays_out_where_there_is_no_guidance(base, sampler):
     bad = Bowl(jnp.full((H, D), jnp.nan))
-    got = guided_sample(base, SCHEDULE, SHAPE, key=key, reward=bad, scale=0.0)
-    assert np.isfinite(got).all()
+    scales = jnp.array([0.0, 0, 0, 0, 0, 1])
+    for options in (dict(scale=0.0), dict(t_stopgrad=T), dict(scale=scales, t_stopgrad=2)):
+        got = steered(base, bad, **options, **sampler)
+        assert np.isfinite(got[:5]).all()
+    assert not np.isfinite(got[5]).all()
+
+
+@struct.dataclass
+class Counted:
+    """A guide that notes the steps at which it is asked."""
+
+    asked: ClassVar[list[int]] = []
+
+    def gradient(self, x: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
+        jax.debug.callback(lambda t: self.asked.append(int(t[0])), t)
+        return jnp.ones_like(x)
+
+
+@each_sampler
+def test_no_gradient_is_computed_where_no_row_is_steered(base, sampler):
+    levels = [9, 7, 4, 1] if "eta" in sampler else list(range(T - 1, -1, -1))
+    rows, stops = jnp.array([0.0, 0, 2, 0, 0, 0]), jnp.array([9, 8, 5, 9, 9, 9])
+    for options, lowest in (
+        (dict(scale=0.0), T),
+        (dict(scale=1.0), 0),
+        (dict(scale=1.0, t_stopgrad=T), T),
+        (dict(scale=1.0, t_stopgrad=6), 6),
+        (dict(scale=rows, t_stopgrad=3), 3),  # one row is enough
+        (dict(scale=1.0, t_stopgrad=stops), 5),
+        (dict(scale=jnp.zeros(6)), T),
+    ):
+        Counted.asked.clear()
+        steered(base, Counted(), n_guide_steps=2, **options, **sampler)
+        jax.effects_barrier()
+        wanted = [t for t in levels for _ in range(2) if t >= lowest]
+        assert sorted(Counted.asked, reverse=True) == wanted
+
+
+# What scale 1 samples
+
+
+FINE = cosine_schedule(150)
 
 
 @functools.cache
-def steered_gaussians(seed: int, dimensions: int, scale: float) -> tuple[Mixture, np.ndarray]:
-    schedule = cosine_schedule(150)
-    base, expert = (
-        mixture(seed + i, schedule, dimensions=dimensions, components=1, apart=1.5) for i in (0, 1)
-    )
+def gaussians(dimensions: int) -> tuple[Mixture, Mixture]:
+    made = (mixture(3 + i, FINE, dimensions=dimensions, components=1, apart=1.5) for i in (0, 1))
+    return next(made), next(made)
+
+
+def guides(base: Mixture, expert: Mixture) -> dict[str, Any]:
+    """Two that are exact."""
+    return {"reward": Climbed(LogRatio(base, expert)), "difference": ScoreDifference(base, expert)}
+
+
+def assert_samples_of(wanted: Mixture, x: jax.Array, mean: float, spread: float) -> None:
+    covariance = np.asarray((wanted.axes * wanted.spread[:, None]) @ wanted.axes.mT)[0]
+    values = np.asarray(x, np.float64)
+    np.testing.assert_allclose(values.mean(0), wanted.means[0], atol=mean)
+    np.testing.assert_allclose(np.cov(values.T), covariance, atol=spread)
+
+
+@pytest.mark.parametrize("kind", ["reward", "difference"])
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_the_exact_reward_makes_the_base_sample_the_expert(kind, scale):
+    """Scale 1 of the step "posterior_mean": mean and covariance are the expert's."""
+    base, expert = gaussians(2)
     x = guided_sample(
         base,
-        schedule,
-        (8000, dimensions),
-        key=jax.random.key(seed),
-        reward=LogRatio(base, expert),
-        scale=scale,
+        FINE,
+        (8000, 2),
+        key=jax.random.key(3),
+        guide=guides(base, expert)[kind],
+        options=GuidanceOptions(scale),
     )
-    return (expert if scale else base), np.asarray(x, np.float64)
-
-
-@pytest.mark.parametrize("scale", [0.0, 1.0])
-def test_the_exact_reward_makes_the_base_sample_the_expert(scale):
-    """Scale 1 of the step "posterior_mean": mean and covariance are the expert's."""
-    wanted, x = steered_gaussians(3, 2, scale)
-    covariance = np.asarray((wanted.axes * wanted.spread[:, None]) @ wanted.axes.mT)[0]
-    np.testing.assert_allclose(x.mean(0), wanted.means[0], atol=0.06)
     # 150 steps, and the expert's mean taken a little off x_t: a few hundredths are lost.
-    np.testing.assert_allclose(np.cov(x.T), covariance, atol=0.08)
+    assert_samples_of(expert if scale else base, x, 0.06, 0.08)
+
+
+@pytest.mark.parametrize("kind", ["reward", "difference"])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("steps", [7, 30, None])
+def test_under_ddim_every_move_is_the_experts(kind, steps, eta):
+    """Whatever the number of steps: what is left is the sampler's error, which the expert has."""
+    base, expert = gaussians(2)
+    run = functools.partial(guided_sample, schedule=FINE, shape=(4000, 2), key=jax.random.key(4))
+    options = GuidanceOptions(sampler="ddim", sampling_steps=steps, eta=eta)
+    x = run(base, guide=guides(base, expert)[kind], options=options)
+    own = run(expert, options=options)
+    # 1 / sqrt(abar) at the first step, 3000, is how much larger rounding of a score becomes.
+    np.testing.assert_allclose(x, own, atol=5e-3)
+    if steps is None:
+        assert_samples_of(expert, x, 0.06, 0.08)
+    elif steps == 30:
+        assert_samples_of(expert, x, 0.06, 0.15)
+
+
+def test_the_difference_of_one_model_is_its_own_samples(base):
+    """And the difference of two plain functions is a guide, as any two scores are."""
+    np.testing.assert_array_equal(steered(base, ScoreDifference(base, base)), steered(base))
+    other = score_from(LINEAR, -base.params, "x0", SCHEDULE)
+    plain = ScoreDifference(lambda x, t: base(x, t), lambda x, t: other(x, t))
+    got = steered(base, plain, sampler="ddim")
+    np.testing.assert_allclose(got, steered(base, ScoreDifference(base, other), sampler="ddim"))
+    assert np.abs(got - steered(base, sampler="ddim")).max() > 0.1
+
+
+def test_the_guided_estimate_is_clipped_as_the_bases_is(base):
+    """DDIM's last move leads to the estimate itself."""
+    far = ScoreDifference(base, lambda x, t: base(x, t) + 50.0)
+    x = steered(base, far, sampler="ddim", sampling_steps=3)
+    np.testing.assert_allclose(x, 0.9, rtol=1e-6)
+
+
+# Steps and their units
 
 
 @pytest.mark.parametrize("by_variance", [False, True])
@@ -140,12 +266,14 @@ def test_a_chain_is_the_references_step_by_step(by_variance, guide_steps, t_stop
         SCHEDULE,
         SHAPE,
         key=keys[3],
-        reward=Bowl(centre),
-        scale=0.13,
-        t_stopgrad=t_stopgrad,
-        n_guide_steps=guide_steps,
-        step="learned",
-        scale_by_variance=by_variance,
+        guide=Bowl(centre),
+        options=GuidanceOptions(
+            scale=0.13,
+            t_stopgrad=t_stopgrad,
+            n_guide_steps=guide_steps,
+            step="learned",
+            scale_by_variance=by_variance,
+        ),
         pinned=first_state(state, H, D),
         chain=True,
     )
@@ -175,10 +303,8 @@ def test_a_chain_is_the_references_step_by_step(by_variance, guide_steps, t_stop
 def test_how_far_scale_1_goes(step):
     """On a base of one point, x_{t-1} - x_{t-1 unguided} is the climb times a known factor."""
     base = score_from(LINEAR, jnp.zeros((D, D)), "x0", SCHEDULE)
-    common: Any = dict(key=jax.random.key(5), chain=True, step=step)
-    bowl = Bowl(jnp.ones((H, D)))
-    x = guided_sample(base, SCHEDULE, SHAPE, reward=bowl, t_stopgrad=T - 1, **common)
-    y = guided_sample(base, SCHEDULE, SHAPE, reward=bowl, scale=0.0, **common)
+    run = functools.partial(steered, base, Bowl(jnp.ones((H, D))), chain=True, step=step)
+    x, y = run(t_stopgrad=T - 1), run(scale=0.0)
     table = {
         "posterior_mean": SCHEDULE.mean_per_score,
         "variance": SCHEDULE.posterior_variance,
@@ -189,45 +315,80 @@ def test_how_far_scale_1_goes(step):
     np.testing.assert_allclose(x[1] - y[1], far * (1 - y[0]), rtol=1e-4, atol=1e-5)
 
 
+@struct.dataclass
+class Slope:
+    """Everywhere one way, three times as far in a unit of its own."""
+
+    def gradient(self, x: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
+        return jnp.ones_like(x)
+
+    def learned_gradient(self, x: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
+        return 3 * jnp.ones_like(x)
+
+
+@pytest.mark.parametrize(
+    "step, by_variance",
+    [("posterior_mean", False), ("variance", True), ("score", False), ("learned", False)],
+)
+def test_a_scale_goes_as_far_under_ddim(step, by_variance):
+    """With the ancestral noise k(t) a diffusion step, however many a move takes; without half."""
+    fine = cosine_schedule(200)
+    base = score_from(LINEAR, jnp.zeros((D, D)), "x0", fine)
+    k = {
+        "posterior_mean": fine.mean_per_score,
+        "variance": fine.posterior_variance,
+        "score": jnp.ones(200),
+        "learned": 3 * jnp.ones(200),
+    }[step] * (fine.posterior_variance if by_variance else 1)
+
+    def moved(count: int, eta: float) -> np.ndarray:
+        """How far the guide moves x in the move that begins at t = 159."""
+
+        def chain(stop: int) -> np.ndarray:
+            options = GuidanceOptions(
+                0.5, stop, 1, step, by_variance, sampler="ddim", sampling_steps=count, eta=eta
+            )
+            x = guided_sample(
+                base,
+                fine,
+                (1, 2, D),
+                key=jax.random.key(5),
+                guide=Slope(),
+                options=options,
+                chain=True,
+            )
+            return np.asarray(x)
+
+        return (chain(159) - chain(160))[40 * count // 200 + 1]
+
+    np.testing.assert_allclose(moved(200, 1.0), 0.5 * k[159], rtol=1e-3)
+    np.testing.assert_allclose(moved(200, 0.0), 0.25 * k[159], rtol=0.03)
+    np.testing.assert_allclose(moved(20, 1.0), 0.5 * k[150:160].sum(), rtol=0.15)
+    np.testing.assert_allclose(moved(20, 0.0), 0.25 * k[150:160].sum(), rtol=0.3)
+
+
 def test_sweep_is_single_calls(base, reward):
-    key = jax.random.key(6)
     scales, stops = [0.0, 1.5, 8.0], [0, 5]
-    pinned = first_state(jax.random.normal(key, (6, D - A)), H, D)
-    compiled: list[str] = []
-
-    def listen(event: str, duration_secs: float, **facts: str | int) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(str(facts["fun_name"]))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    got = sweep(
-        base,
-        SCHEDULE,
-        SHAPE,
-        key=key,
-        reward=reward,
-        scales=scales,
-        t_stopgrads=stops,
-        pinned=pinned,
-        n_guide_steps=2,
-    )
-    jax.monitoring.unregister_event_duration_listener(listen)
+    pinned = first_state(jax.random.normal(jax.random.key(6), (6, D - A)), H, D)
+    options = GuidanceOptions(n_guide_steps=2)
+    with compilations() as compiled:
+        got = sweep(
+            base,
+            SCHEDULE,
+            SHAPE,
+            key=jax.random.key(2),
+            guide=reward,
+            scales=scales,
+            t_stopgrads=stops,
+            options=options,
+            pinned=pinned,
+        )
     assert [name for name in compiled if "_sample" in name] == ["jit(_sample)"]
     assert got.shape == (3, 2, *SHAPE)
+    run = functools.partial(steered, base, reward, pinned=pinned, n_guide_steps=2)
     for i, scale in enumerate(scales):
         for j, stop in enumerate(stops):
-            one = guided_sample(
-                base,
-                SCHEDULE,
-                SHAPE,
-                key=key,
-                reward=reward,
-                scale=scale,
-                t_stopgrad=stop,
-                pinned=pinned,
-                n_guide_steps=2,
-            )
-            np.testing.assert_allclose(got[i, j], one, atol=2e-5)
+            np.testing.assert_allclose(got[i, j], run(scale=scale, t_stopgrad=stop), atol=2e-5)
     np.testing.assert_allclose(got[0, 0], got[0, 1], atol=1e-6)
     assert np.abs(got[2, 0] - got[0, 0]).max() > 1e-3
     np.testing.assert_array_equal(
@@ -235,41 +396,101 @@ def test_sweep_is_single_calls(base, reward):
     )
 
 
-def test_a_scale_for_every_row(base, reward):
-    key, scales = jax.random.key(7), jnp.array([0.0, 1.0, 0.0, 3.0, 10.0, 0.5])
-    got = guided_sample(base, SCHEDULE, SHAPE, key=key, reward=reward, scale=scales)
+def test_other_numbers_compile_nothing_anew(base, reward):
+    run = functools.partial(steered, base, reward, sampler="ddim", sampling_steps=3)
+    first = run(scale=2.0, t_stopgrad=1, temperature=1.0, eta=0.5)
+    with compilations() as compiled:
+        for changed in (
+            dict(scale=3.0),
+            dict(t_stopgrad=8),
+            dict(temperature=0.1),
+            dict(eta=0.0),
+            dict(scale=jnp.float32(1.0), eta=jnp.float32(1.0)),
+        ):
+            numbers: dict[str, Any] = dict(scale=2.0, t_stopgrad=1, temperature=1.0, eta=0.5)
+            numbers |= changed
+            assert np.abs(run(**numbers) - first).max() > 1e-4, changed
+    assert not [name for name in compiled if "_sample" in name]
+
+
+@each_sampler
+def test_a_scale_and_a_t_stopgrad_for_every_row(base, reward, sampler):
+    scales = jnp.array([0.0, 1.0, 0.0, 3.0, 10.0, 0.5])
+    run = functools.partial(steered, base, reward, **sampler)
+    got = run(scale=scales)
     for scale in (0.0, 3.0, 10.0):
-        one = guided_sample(base, SCHEDULE, SHAPE, key=key, reward=reward, scale=scale)
         rows = np.asarray(scales) == scale
-        np.testing.assert_allclose(got[rows], one[rows], atol=2e-5)
+        np.testing.assert_allclose(got[rows], run(scale=scale)[rows], atol=2e-5)
+    stops = jnp.array([0, 5, 0, 5, 10, 10])
+    got = run(scale=4.0, t_stopgrad=stops)
+    for stop in (0, 5, 10):
+        rows = np.asarray(stops) == stop
+        np.testing.assert_allclose(got[rows], run(scale=4.0, t_stopgrad=stop)[rows], atol=2e-5)
 
 
-def test_chain_ends_in_the_samples_and_temperature_scales_the_noise(base):
-    key = jax.random.key(8)
-    chain = guided_sample(base, SCHEDULE, SHAPE, key=key, chain=True)
-    np.testing.assert_array_equal(chain[-1], guided_sample(base, SCHEDULE, SHAPE, key=key))
-    cold = guided_sample(base, SCHEDULE, SHAPE, key=key, temperature=0.0, chain=True)
-    half = guided_sample(base, SCHEDULE, SHAPE, key=key, temperature=0.5, chain=True)
+@pytest.mark.parametrize("sampler", [{}, dict(sampler="ddim", eta=1.0)], ids=str)
+def test_chain_ends_in_the_samples_and_temperature_scales_the_noise(base, sampler):
+    run = functools.partial(steered, base, **sampler)
+    chain = run(chain=True)
+    np.testing.assert_array_equal(chain[-1], run())
+    cold, half = run(temperature=0.0, chain=True), run(temperature=0.5, chain=True)
     np.testing.assert_array_equal(cold[0], chain[0])
     np.testing.assert_allclose(half[1] - cold[1], (chain[1] - cold[1]) / 2, atol=1e-5)
     assert np.abs(chain[1] - cold[1]).max() > 0.1
 
 
-def test_a_condition_reaches_the_base():
+@each_sampler
+def test_a_condition_reaches_the_base_and_the_guide(sampler):
     class Told:
         def apply(self, variables, x, t, cond):
-            return jnp.zeros_like(x) + cond[:, None, None]
+            return jnp.zeros_like(x) + cond["a"][:, None, None] + cond["b"][1]
 
-    cond = jnp.arange(6.0)
-    x = guided_sample(
-        score_from(Told(), {}, "x0", SCHEDULE), SCHEDULE, SHAPE, key=jax.random.key(9), cond=cond
-    )
-    np.testing.assert_allclose(x, jnp.broadcast_to(cond[:, None, None], SHAPE), atol=1e-5)
+    @struct.dataclass
+    class Toward:
+        """A climb that leads nowhere but for a row whose condition says so."""
+
+        def gradient(self, x, t, cond: Any = None):
+            return jnp.where(cond["a"] == 5, 1e3, 0.0)[:, None, None] * jnp.ones_like(x)
+
+    rows = jax.random.normal(jax.random.key(1), (6, H, D))
+    cond = {"a": jnp.arange(6.0), "b": (jnp.zeros(6), rows)}  # a tree of anything [B, ...]
+    base = score_from(Told(), {}, "x0", SCHEDULE)
+    wanted = cond["a"][:, None, None] + rows
+    np.testing.assert_allclose(steered(base, cond=cond, **sampler), wanted, atol=1e-4)
+    x = steered(base, Toward(), cond=cond, step="score", t_stopgrad=3, chain=True, **sampler)
+    y = steered(base, Toward(), cond=cond, scale=0.0, chain=True, **sampler)
+    moved = np.abs(np.asarray(x - y)).max((0, 2, 3)) > 1
+    np.testing.assert_array_equal(moved, [False] * 5 + [True])
 
 
-def test_bad_input(base, reward):
-    key = jax.random.key(0)
-    with pytest.raises(InputError, match="step 'mean' is unknown; known are posterior_mean,"):
-        guided_sample(base, SCHEDULE, SHAPE, key=key, reward=reward, step="mean")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(InputError, match="n_guide_steps must be 1 or more, not 0"):
-        guided_sample(base, SCHEDULE, SHAPE, key=key, reward=reward, n_guide_steps=0)
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (dict(step="mean"), "step 'mean' is unknown; known are posterior_mean,"),
+        (dict(n_guide_steps=0), "n_guide_steps must be 1 or more, not 0"),
+        (dict(sampler="pndm"), "sampler 'pndm' is unknown; known are ancestral, ddim"),
+        (dict(sampling_steps=5), "the ancestral sampler takes every diffusion step: leave the"),
+        (dict(sampler="ddim", sampling_steps=11), "steps must be 1 to 10, .* not 11"),
+        (dict(sampler="ddim", sampling_steps=0), "steps must be 1 to 10, .* not 0"),
+        (dict(sampler="ddim", eta=1.5), "eta must be 0 to 1, not 1.5"),
+        (dict(sampler=DDIM(), sampling_steps=5), "sampling_steps are the named samplers': this"),
+    ],
+)
+def test_bad_options(base, reward, options, said):
+    with pytest.raises(InputError, match=said):
+        steered(base, reward, **options)
+
+
+def test_what_is_no_guide(base):
+    scalar: Any = LogRatio(*gaussians(2))
+    with pytest.raises(InputError, match="LogRatio is no guide, for it has no gradient.*Climbed"):
+        steered(base, scalar)
+
+
+def test_a_sampler_may_be_given_itself(base, reward):
+    for named, sampler in (({}, Ancestral()), (SAMPLERS["ddim of 4"], DDIM(4, 0.7))):
+        wanted = steered(base, reward, **named)
+        np.testing.assert_array_equal(steered(base, reward, sampler=sampler), wanted)

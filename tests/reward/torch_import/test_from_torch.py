@@ -23,7 +23,7 @@ from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.models.reward_nets import HalfUnet, WindowMLP
 from reward_jax.models.temporal.unet import TemporalUnet
 from reward_jax.reward.extract import RelativeReward, reward_gradient
-from reward_jax.reward.guide import guided_sample
+from reward_jax.reward.guide import GuidanceOptions, guided_sample
 from reward_jax.reward.targets import draw_targets
 from reward_jax.torch_import.from_torch import load_torch
 from tests.reward import torch_reference as reference
@@ -432,14 +432,16 @@ def test_guided_steps(tmp_path, by_variance):
         ours.schedule,
         x.shape,
         key=jax.random.key(0),
-        reward=RelativeReward(params, ours.schedule, reward, "posterior_mean"),
-        scale=0.5,
-        t_stopgrad=2,
-        n_guide_steps=2,
-        step="learned",
-        scale_by_variance=by_variance,
+        guide=RelativeReward(params, ours.schedule, reward, "posterior_mean"),
+        options=GuidanceOptions(
+            scale=0.5,
+            t_stopgrad=2,
+            n_guide_steps=2,
+            step="learned",
+            scale_by_variance=by_variance,
+            temperature=0.0,
+        ),
         pinned=first_state(jnp.asarray(state), H, D),
-        temperature=0.0,
         chain=True,
     )
     cond = {0: torch.from_numpy(state)}
