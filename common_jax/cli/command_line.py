@@ -19,6 +19,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser  # pyright: ignore[reportPrivateImportUsage]
 
 from common_jax import extras
+from common_jax.cli.ranges import in_words, plain
 from common_jax.errors import InputError
 
 __all__ = ["Command", "Group", "of_module", "one_line", "parse", "run"]
@@ -138,7 +139,8 @@ def parse(program: str, about: str, options_class: type, argv: Sequence[str]) ->
         found = parser.instantiate(parser.parse_args(argv))
     except ArgumentError as error:
         raise InputError(f"{_explain(str(error))} (see {program} --help)") from error
-    options = options_class(**{f.name: found[f.name] for f in dataclasses.fields(options_class)})
+    given = {f.name: plain(found[f.name]) for f in dataclasses.fields(options_class)}
+    options = options_class(**given)
     for name in _empty(options):
         raise InputError(f"option --{name} is empty: give a value, or leave the option out")
     return options
@@ -212,10 +214,19 @@ def _nearest(name: str, names: Any) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+# What jsonargparse says of a number beyond its range, or of what is no such number.
+_RANGE = re.compile(
+    r": Not of type (\w+): (?:invalid literal for int.. with base 10: "
+    r"|could not convert string to float: )?'?(.*?)'?"
+    r"(?: does not conform to restriction .*| not an integer| not a number)?$"
+)
+
+
 def _explain(message: str) -> str:
     """Jsonargparse's message as one line in the terms of the command line."""
     text = one_line(message)
     text = re.sub(r"^Parser key \"([^\"]+)\":", r"option --\1:", text)
+    text = _RANGE.sub(lambda m: f" must be {in_words(m[1])}, not {m[2]}", text)
     text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "")
     text, required = re.subn(r"^the following arguments are required: ", "missing --", text)
     return text.replace(", ", ", --") if required else text

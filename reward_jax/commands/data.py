@@ -3,8 +3,7 @@
 import dataclasses
 import pathlib
 
-from common_jax.cli.options import check_seed
-from common_jax.errors import InputError
+from common_jax.cli.ranges import PositiveInt, Seed, check_ranges
 from common_jax.io.files import check_writable
 from common_jax.run import environment
 from reward_jax.data import hdf5
@@ -31,21 +30,18 @@ class DataConfig:
     env: str
     out: str
     goal: str | None = None
-    episodes: int = 2000
-    horizon: int = 32
-    stride: int = 10
-    seed: int = 0
+    episodes: PositiveInt = 2000
+    horizon: PositiveInt = 32
+    stride: PositiveInt = 10
+    seed: Seed = 0
 
 
 def run_data(config: DataConfig) -> pathlib.Path:
     """Record and write; returns the path."""
+    check_ranges(config)
     task = find(config.env)
     goal = None if config.goal is None else task.goal(config.goal)
     out = check_writable(config.out, (".hdf5", ".h5"))
-    for name, value in (("horizon", config.horizon), ("stride", config.stride)):
-        if value < 1:
-            raise InputError(f"{name} must be 1 or more, not {value}")
-    check_seed(config.seed)
     span = (config.horizon - 1) * config.stride + 1
     episodes = task.record(episodes=config.episodes, span=span, seed=config.seed, goal=goal)
     hdf5.write(out, episodes, run={"config": dataclasses.asdict(config)} | environment())

@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from common_jax.cli.options import MeshOptions, check_seed
+from common_jax.cli.options import MeshOptions
+from common_jax.cli.ranges import HalfAtMost, PositiveInt, Seed, check_ranges
 from common_jax.errors import InputError
 from common_jax.io.files import write_json
 from common_jax.mesh import mesh_for
@@ -30,7 +31,7 @@ from reward_jax.planning.extract import Matching, RewardOptions, diagnose, fit_r
 from reward_jax.planning.fit import RunContext, window_source
 from reward_jax.tasks.find import read
 
-__all__ = ["ExtractConfig", "check", "read_diagnostics", "run_extract"]
+__all__ = ["ExtractConfig", "read_diagnostics", "run_extract"]
 
 
 @dataclasses.dataclass
@@ -59,11 +60,11 @@ class ExtractConfig:
     data: str | None = None
     expert_data: str | None = None
     cut: CutOptions = dataclasses.field(default_factory=CutOptions)
-    held_out: float = 0.05
+    held_out: HalfAtMost = 0.05
     reward: RewardOptions = dataclasses.field(default_factory=RewardOptions)
     matching: Matching = dataclasses.field(default_factory=Matching)
-    seed: int = 0
-    save_every: int = 500
+    seed: Seed = 0
+    save_every: PositiveInt = 500
     resume: bool = False
     mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
@@ -73,7 +74,8 @@ def run_extract(config: ExtractConfig) -> pathlib.Path:
 
     Raises InputError, before anything is written, where base and expert do not fit each other.
     """
-    check(config)
+    check_ranges(config)
+    _check_data(config)
     check_directory(config.out, resume=config.resume)
     mesh = mesh_for(dataclasses.asdict(config.mesh))
     base, expert = load_model(config.base), load_model(config.expert)
@@ -82,7 +84,7 @@ def run_extract(config: ExtractConfig) -> pathlib.Path:
         print(f"note: {note}")
     space = dataclasses.replace(base.space, about=expert.space.about)
     config.reward.make(space)  # before anything is written
-    names = [name for name in (config.data, config.expert_data) if name]  # see `check`
+    names = [name for name in (config.data, config.expert_data) if name]
     episodes = [read(name, ends=config.cut.ends) for name in names]
     parts = [hold_out(one, config.held_out, space, config.cut.padding) for one in episodes]
     source, apart = (
@@ -121,32 +123,16 @@ def run_extract(config: ExtractConfig) -> pathlib.Path:
     return path
 
 
-def check(config: ExtractConfig) -> None:
-    """InputError for settings that cannot be matched with."""
-    check_seed(config.seed)
-    m = config.matching
-    if not 0 <= config.held_out <= 0.5:
-        raise InputError(f"held_out must be 0 to .5, not {config.held_out}")
-    for name, value in (
-        ("matching.steps", m.steps),
-        ("matching.batch", m.batch),
-        ("matching.seeds", m.seeds),
-        ("matching.steps_per_call", m.steps_per_call),
-        ("save_every", config.save_every),
-    ):
-        if value < 1:
-            raise InputError(f"{name} must be 1 or more, not {value}")
-    if m.draws < 0:
-        raise InputError(f"matching.draws must be 0 or more, not {m.draws}")
-    if not m.learning_rate > 0:
-        raise InputError(f"matching.learning_rate must be above 0, not {m.learning_rate}")
+def _check_data(config: ExtractConfig) -> None:
+    """InputError for data that are wanted and not given, or given and not read."""
+    noised = config.matching.x_t
     for name, given, other in (
         ("data", config.data, "expert"),
         ("expert_data", config.expert_data, "base"),
     ):
-        if m.x_t != other and not given:
-            raise InputError(f"matching.x_t {m.x_t} needs {name}; give it, or x_t {other}")
-        if m.x_t == other and given:
+        if noised != other and not given:
+            raise InputError(f"matching.x_t {noised} needs {name}; give it, or x_t {other}")
+        if noised == other and given:
             raise InputError(
                 f"{name} is not read with matching.x_t {other}: leave it out, or set mixed"
             )

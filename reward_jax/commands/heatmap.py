@@ -6,7 +6,8 @@ import pathlib
 import jax
 import numpy as np
 
-from common_jax.cli.options import MeshOptions, check_seed
+from common_jax.cli.options import MeshOptions
+from common_jax.cli.ranges import NonNegativeInt, PositiveInt, Seed, check_ranges
 from common_jax.errors import InputError
 from common_jax.io.files import write_json
 from common_jax.mesh import mesh_for
@@ -42,11 +43,11 @@ class HeatmapConfig:
     data: str
     out: pathlib.Path
     cut: CutOptions = dataclasses.field(default_factory=CutOptions)
-    windows: int = 10000
-    bins: int = 10
-    t: int = 0
+    windows: PositiveInt = 10000
+    bins: PositiveInt = 10
+    t: NonNegativeInt = 0
     goal: str | tuple[float, ...] | None = None
-    seed: int = 0
+    seed: Seed = 0
     mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
 
@@ -54,6 +55,7 @@ def run_heatmap(config: HeatmapConfig) -> pathlib.Path:
     """Score, draw, print the peak against the goal; returns the folder."""
     from matplotlib.figure import Figure
 
+    check_ranges(config)
     mesh = mesh_for(dataclasses.asdict(config.mesh))
     guide = load_guide(config.reward)
     about = guide.space.about
@@ -61,10 +63,7 @@ def run_heatmap(config: HeatmapConfig) -> pathlib.Path:
     goal = task.goal(about.get("goal") if config.goal is None else config.goal)
     if (plane := task.plane) is None:
         raise InputError(f"{task.name} has no plane in which a map could be drawn")
-    check_seed(config.seed)
-    if config.windows < 1 or config.bins < 1:
-        raise InputError("windows and bins must be 1 or more")
-    if not 0 <= config.t < guide.schedule.steps:
+    if config.t >= guide.schedule.steps:
         raise InputError(f"t is {config.t}: give 0 to {guide.schedule.steps - 1}")
     source = window_source(
         read(config.data, ends=config.cut.ends), guide.space, config.cut.padding

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from common_jax.cli.options import check_seed
+from common_jax.cli.ranges import PositiveInt, Seed, check_ranges
 from common_jax.errors import InputError
 from common_jax.io.files import atomic
 from common_jax.report import page
@@ -63,10 +63,10 @@ class ReportConfig:
     out: pathlib.Path
     cut: CutOptions = dataclasses.field(default_factory=CutOptions)
     scale: float = 2.0
-    plans: int = 256
-    windows: int = 10000
-    bins: int = 10
-    seed: int = 0
+    plans: PositiveInt = 256
+    windows: PositiveInt = 10000
+    bins: PositiveInt = 10
+    seed: Seed = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +97,7 @@ _PLANNERS = ("base, unsteered", "base, steered by the reward", "expert")
 
 def run_report(config: ReportConfig) -> pathlib.Path:
     """Measure, draw, write; prints the peak against the goal; returns the path of the page."""
-    if config.plans < 1 or config.windows < 1 or config.bins < 1:
-        raise InputError("plans, windows and bins must be 1 or more")
-    check_seed(config.seed)
+    check_ranges(config)
     base, expert = load_model(config.base), load_model(config.expert)
     guide = load_guide(config.reward)
     if not isinstance(guide.guide, RelativeReward):

@@ -4,7 +4,6 @@ Legend: B plans, H horizon, D transition width, S scales.
 """
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -13,7 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from common_jax.cli.options import MeshOptions, check_seed
+from common_jax.cli.options import MeshOptions
+from common_jax.cli.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, Seed, check_ranges
 from common_jax.errors import InputError
 from common_jax.io.files import write_json
 from common_jax.mesh import mesh_for
@@ -45,11 +45,11 @@ class GuidanceOptions:
         temperature: of the sampling noise.
     """
 
-    n_guide_steps: int = 1
+    n_guide_steps: PositiveInt = 1
     step: Step = "posterior_mean"
     scale_by_variance: bool = False
     output: Literal["logit", "sigmoid"] = "logit"
-    temperature: float = 1.0
+    temperature: NonNegativeFloat = 1.0
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -71,9 +71,9 @@ class _Steered:
     reward: str
     out: pathlib.Path
     guidance: GuidanceOptions = dataclasses.field(default_factory=GuidanceOptions)
-    plans: int = 256
+    plans: PositiveInt = 256
     goal: str | tuple[float, ...] | None = None
-    seed: int = 0
+    seed: Seed = 0
     mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
 
@@ -87,7 +87,7 @@ class SteerConfig(_Steered):
     """
 
     scale: float = 2.0
-    t_stopgrad: int = 0
+    t_stopgrad: NonNegativeInt = 0
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -100,9 +100,9 @@ class SweepConfig(_Steered):
         execute: in the world, too, and not in plans alone.
     """
 
-    plans: int = 64
+    plans: PositiveInt = 64
     scales: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
-    t_stopgrads: tuple[int, ...] = (0, 2, 5, 10)
+    t_stopgrads: tuple[NonNegativeInt, ...] = (0, 2, 5, 10)
     execute: bool = False
 
 
@@ -127,13 +127,7 @@ class _Loaded:
 
 def _load(config: _Steered) -> _Loaded:
     g = config.guidance
-    if config.plans < 1:
-        raise InputError(f"plans must be 1 or more, not {config.plans}")
-    if g.n_guide_steps < 1:
-        raise InputError(f"guidance.n_guide_steps must be 1 or more, not {g.n_guide_steps}")
-    check_seed(config.seed)
-    if not 0 <= g.temperature < math.inf:
-        raise InputError(f"guidance.temperature must be 0 or more, not {g.temperature}")
+    check_ranges(config)
     base, guide = load_model(config.base), load_guide(config.reward)
     check_steers("base and reward", base, guide)
     climbed: Any = guide.guide

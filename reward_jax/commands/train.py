@@ -10,7 +10,8 @@ import dataclasses
 import pathlib
 from typing import Any, Literal
 
-from common_jax.cli.options import MeshOptions, check_seed
+from common_jax.cli.options import MeshOptions
+from common_jax.cli.ranges import NonNegativeFloat, PositiveInt, Seed, check_ranges
 from common_jax.errors import InputError
 from common_jax.mesh import mesh_for
 from common_jax.run import Run, check_directory
@@ -33,7 +34,7 @@ from reward_jax.planning.fit import (
 )
 from reward_jax.tasks.find import read
 
-__all__ = ["TrainConfig", "check", "check_taken_over", "run_train"]
+__all__ = ["TrainConfig", "check_taken_over", "run_train"]
 
 
 @dataclasses.dataclass
@@ -66,17 +67,17 @@ class TrainConfig:
     out: str
     cut: CutOptions = dataclasses.field(default_factory=CutOptions)
     init: str | None = None
-    horizon: int = 32
-    stride: int = 10
+    horizon: PositiveInt = 32
+    stride: PositiveInt = 10
     actions: bool = False
     normaliser: Literal["limits", "gaussian"] = "limits"
     schedule: Literal["cosine", "linear"] = "cosine"
-    diffusion_steps: int = 50
-    clip_x0: float = 1.2
+    diffusion_steps: PositiveInt = 50
+    clip_x0: NonNegativeFloat = 1.2
     network: NetworkOptions = dataclasses.field(default_factory=NetworkOptions)
     training: Training = dataclasses.field(default_factory=Training)
-    seed: int = 0
-    save_every: int = 1000
+    seed: Seed = 0
+    save_every: PositiveInt = 1000
     resume: bool = False
     mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
@@ -87,7 +88,8 @@ def run_train(config: TrainConfig) -> pathlib.Path:
     Raises InputError for bad settings or data before anything is written, and when the loss is no
     longer finite, naming the step.
     """
-    check(config)
+    check_ranges(config)
+    config.network.check(None if config.init else config.horizon)
     check_directory(config.out, resume=config.resume)
     mesh = mesh_for(dataclasses.asdict(config.mesh))
     init = load_model(config.init) if config.init else None
@@ -151,44 +153,3 @@ def check_taken_over(config: TrainConfig, like: TrajectoryModel) -> None:
                 f"{name} is {given}, but the denoiser to begin with (init) has {value}, which is "
                 "taken over: leave it out, or give that"
             )
-
-
-def check(config: TrainConfig) -> None:
-    """InputError for settings that cannot be trained with."""
-    check_seed(config.seed)
-    t = config.training
-    for name, value in (
-        ("training.steps", t.steps),
-        ("training.batch", t.batch),
-        ("training.steps_per_call", t.steps_per_call),
-        ("training.ema_every", t.ema_every),
-        ("horizon", config.horizon),
-        ("stride", config.stride),
-        ("diffusion_steps", config.diffusion_steps),
-        ("save_every", config.save_every),
-        ("network.dim", config.network.dim),
-    ):
-        if value < 1:
-            raise InputError(f"{name} must be 1 or more, not {value}")
-    if not t.learning_rate > 0:
-        raise InputError(f"training.learning_rate must be above 0, not {t.learning_rate}")
-    if config.network.dim % 8:
-        raise InputError(f"network.dim must be a multiple of 8, not {config.network.dim}")
-    if not config.network.multipliers or min(config.network.multipliers) < 1:
-        raise InputError("network.multipliers must be whole numbers of 1 or more")
-    part = 2 ** (len(config.network.multipliers) - 1)
-    if not config.init and config.horizon % part:
-        raise InputError(
-            f"horizon must be a multiple of {part} for the {len(config.network.multipliers)} "
-            f"levels of network.multipliers, not {config.horizon}"
-        )
-    for name, value in (
-        ("training.clip", t.clip),
-        ("training.ema_begin", t.ema_begin),
-        ("training.action_weight", t.action_weight),
-        ("clip_x0", config.clip_x0),
-    ):
-        if not value >= 0:
-            raise InputError(f"{name} must be 0 or more, not {value}")
-    if not 0 <= t.ema_decay < 1:
-        raise InputError(f"training.ema_decay must be 0 or more and below 1, not {t.ema_decay}")

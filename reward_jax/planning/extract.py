@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from common_jax.cli.ranges import NonNegativeInt, PositiveFloat, PositiveInt
 from common_jax.errors import InputError
 from reward_jax.data.episodes import Episodes
 from reward_jax.data.trajectory.space import Space, TrajectoryGuide, TrajectoryModel
@@ -46,23 +47,19 @@ class RewardOptions:
     """
 
     kind: Literal["window", "half_unet"] = "window"
-    window: int = 0
-    widths: tuple[int, ...] = (64, 64)
+    window: NonNegativeInt = 0
+    widths: tuple[PositiveInt, ...] = (64, 64)
     act: Activation = "silu"
     cut: Literal["contiguous", "strided"] = "contiguous"
     reduce: Literal["sum", "mean"] = "sum"
-    dim: int = 4
-    multipliers: tuple[int, ...] = (16, 16, 32, 32)
-    groups: int = 8
+    dim: PositiveInt = 4
+    multipliers: tuple[PositiveInt, ...] = (16, 16, 32, 32)
+    groups: NonNegativeInt = 8
     use_bias: bool = True
     head: Literal["linear", "activated"] = "linear"
 
     def make(self, space: Space) -> Any:
         """The module."""
-        if min(*self.widths, *self.multipliers, 1) < 1 or self.window < 0:
-            raise InputError(
-                "reward.widths and reward.multipliers must be 1 or more, reward.window 0 or more"
-            )
         if self.kind == "half_unet":
             channels = [self.dim * m for m in self.multipliers]
             groups = self.groups or 1  # the last blocks have half and a quarter of the channels
@@ -116,18 +113,18 @@ class Matching:
         steps_per_call: steps of one compiled call.
     """
 
-    steps: int = 1500
-    batch: int = 128
-    learning_rate: float = 1e-3
+    steps: PositiveInt = 1500
+    batch: PositiveInt = 128
+    learning_rate: PositiveFloat = 1e-3
     decay: bool = True
     target: Target = "epsilon"
     weighting: Literal["", "standardise"] = ""
     gradient_at: GradientAt = "x_t"
     x_t: Literal["mixed", "base", "expert"] = "mixed"
     pin: bool = True
-    draws: int = 20000
-    seeds: int = 3
-    steps_per_call: int = 100
+    draws: NonNegativeInt = 20000
+    seeds: PositiveInt = 3
+    steps_per_call: PositiveInt = 100
 
 
 def fit_reward(

@@ -18,6 +18,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from common_jax.cli.ranges import (
+    BelowOne,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 from common_jax.errors import InputError
 from reward_jax.data.episodes import Episodes, transitions
 from reward_jax.data.trajectory import normalisers
@@ -54,9 +61,22 @@ class NetworkOptions:
         attention: linear attention after each level.
     """
 
-    dim: int = 16
-    multipliers: tuple[int, ...] = (1, 2, 4)
+    dim: PositiveInt = 16
+    multipliers: tuple[PositiveInt, ...] = (1, 2, 4)
     attention: bool = False
+
+    def check(self, horizon: int | None = None) -> None:
+        """InputError where there is no such network, or none for trajectories of this horizon."""
+        if self.dim % 8:
+            raise InputError(f"network.dim must be a multiple of 8, not {self.dim}")
+        if not self.multipliers:
+            raise InputError("network.multipliers must be one number or more")
+        part = 2 ** (len(self.multipliers) - 1)
+        if horizon is not None and horizon % part:
+            raise InputError(
+                f"horizon must be a multiple of {part} for the {len(self.multipliers)} levels of "
+                f"network.multipliers, not {horizon}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,17 +97,17 @@ class Training:
         steps_per_call: steps of one compiled call.
     """
 
-    steps: int = 8000
-    batch: int = 64
-    learning_rate: float = 1e-3
+    steps: PositiveInt = 8000
+    batch: PositiveInt = 64
+    learning_rate: PositiveFloat = 1e-3
     decay: bool = True
-    clip: float = 1.0
+    clip: NonNegativeFloat = 1.0
     prediction: Prediction = "v"
-    action_weight: float = 1.0
-    ema_decay: float = 0.995
-    ema_every: int = 10
-    ema_begin: int = 500
-    steps_per_call: int = 100
+    action_weight: NonNegativeFloat = 1.0
+    ema_decay: BelowOne = 0.995
+    ema_every: PositiveInt = 10
+    ema_begin: NonNegativeInt = 500
+    steps_per_call: PositiveInt = 100
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import shutil
 import time
 from typing import Any
 
-from common_jax.cli.options import check_seed
+from common_jax.cli.ranges import PositiveInt, Seed, check_ranges
 from common_jax.errors import InputError
 from common_jax.io.files import make_folder
 from reward_jax.commands.data import DataConfig, run_data
@@ -38,20 +38,20 @@ class DemoConfig:
     """
 
     out: pathlib.Path = pathlib.Path("runs/demo-reward")
-    episodes: int = 900
-    steps: int = 1500
-    seeds: int = 3
+    episodes: PositiveInt = 900
+    steps: PositiveInt = 1500
+    seeds: PositiveInt = 3
     scale: float = 2.0
-    plans: int = 256
-    seed: int = 0
+    plans: PositiveInt = 256
+    seed: Seed = 0
 
 
 def run_demo(config: DemoConfig) -> pathlib.Path:
     """Record, extract, report; returns the path of the page."""
+    check_ranges(config)
     begun = time.perf_counter()
     if config.episodes < 3:
         raise InputError(f"episodes must be 3 or more, not {config.episodes}")
-    check_seed(config.seed)
     out = make_folder(config.out)
     marker = out / "demo.txt"
     if not marker.exists() and any(out.iterdir()):

@@ -1,17 +1,12 @@
 """Settings of the maze study, and what could not be studied with them."""
 
-import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
-from common_jax.cli.options import check_seed
+from common_jax.cli.ranges import PositiveInt, Seed, check_ranges
 from common_jax.errors import InputError
-from reward_jax.commands import extract, train
-from reward_jax.commands.extract import ExtractConfig
-from reward_jax.commands.train import TrainConfig
 from reward_jax.planning.extract import Matching, RewardOptions
 from reward_jax.planning.fit import NetworkOptions, Training
 
@@ -51,12 +46,12 @@ class MazeStudyConfig:
 
     out: pathlib.Path = pathlib.Path("runs/maze-study")
     mazes: tuple[str, ...] = ("open", "umaze", "medium", "large")
-    goals: int = 8
-    horizon: int = 32
-    diffusion_steps: int = 50
+    goals: PositiveInt = 8
+    horizon: PositiveInt = 32
+    diffusion_steps: PositiveInt = 50
     network: NetworkOptions = dataclasses.field(default_factory=NetworkOptions)
     base: Training = dataclasses.field(default_factory=Training)
-    base_steps: dict[str, int] = dataclasses.field(
+    base_steps: dict[str, PositiveInt] = dataclasses.field(
         default_factory=lambda: {"medium": 24000, "large": 24000}
     )
     expert: Training = dataclasses.field(
@@ -66,15 +61,15 @@ class MazeStudyConfig:
     )
     reward: RewardOptions = dataclasses.field(default_factory=RewardOptions)
     matching: Matching = dataclasses.field(default_factory=Matching)
-    base_episodes: int = 2000
-    expert_episodes: int = 600
-    map_windows: int = 10000
-    bins: int = 10
-    plans: int = 256
+    base_episodes: PositiveInt = 2000
+    expert_episodes: PositiveInt = 600
+    map_windows: PositiveInt = 10000
+    bins: PositiveInt = 10
+    plans: PositiveInt = 256
     scales: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
     headline_scale: float = 2.0
-    seed: int = 0
-    save_every: int = 1000
+    seed: Seed = 0
+    save_every: PositiveInt = 1000
 
 
 def plain(config: MazeStudyConfig) -> dict[str, Any]:
@@ -84,42 +79,21 @@ def plain(config: MazeStudyConfig) -> dict[str, Any]:
 
 def check(config: MazeStudyConfig) -> None:
     """InputError for what would fail after hours of training."""
-    if not 1 <= config.goals <= 8:
+    check_ranges(config)
+    if config.goals > 8:
         raise InputError(f"goals is {config.goals}: give 1 to 8")
-    if config.headline_scale not in config.scales:
-        raise InputError(f"headline_scale {config.headline_scale} is none of the scales")
+    if not config.mazes:
+        raise InputError("mazes is empty: give one of " + ", ".join(STRIDES))
     for name in config.base_steps:
         if name not in STRIDES:
             raise InputError(f"base_steps: {name!r} is no maze; there are {', '.join(STRIDES)}")
-    if not config.mazes:
-        raise InputError("mazes is empty: give one of " + ", ".join(STRIDES))
-    for name in ("plans", "map_windows", "bins", "base_episodes", "expert_episodes", "save_every"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name} must be 1 or more, not {getattr(config, name)}")
-    files: dict[str, Any] = dict(data="-", out="-", network=config.network, seed=config.seed)
-    files |= dict(horizon=config.horizon, diffusion_steps=config.diffusion_steps)
-    for name, training in (("base", config.base), ("expert", config.expert)):
-        with prefixed(name, "training"):
-            train.check(TrainConfig(**files, training=training))
+    if config.headline_scale not in config.scales:
+        raise InputError(f"headline_scale {config.headline_scale} is none of the scales")
+    config.network.check(config.horizon)
     if config.expert.prediction != config.base.prediction:
         raise InputError("expert.prediction must be base.prediction: experts begin as their base")
-    for name, steps in config.base_steps.items():
-        if steps < 1:
-            raise InputError(f"base_steps: {name} must be 1 or more, not {steps}")
-    check_seed(config.seed)
     if config.matching.x_t != "mixed":
         raise InputError(
             f"matching.x_t is {config.matching.x_t}, but the study matches on walks of both "
             "models: leave it out, or set mixed"
         )
-    both: dict[str, Any] = dict(base="-", expert="-", data="-", out="-", expert_data="-")
-    extract.check(ExtractConfig(**both, reward=config.reward, matching=config.matching))
-
-
-@contextlib.contextmanager
-def prefixed(name: str, instead_of: str) -> Iterator[None]:
-    """Errors of another command's options, named as this one's are."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(str(error).replace(f"{instead_of}.", f"{name}.")) from None

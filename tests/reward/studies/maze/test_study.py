@@ -320,7 +320,7 @@ def test_bad_settings(tmp_path):
         (dict(mazes=()), "mazes is empty: give one of open, umaze"),
         (dict(plans=0), "plans must be 1 or more, not 0"),
         (dict(map_windows=0), "map_windows must be 1 or more, not 0"),
-        (dict(seed=-1), "seed is -1: give 0 to 4294967295"),
+        (dict(seed=-1), "seed must be 0 to 4294967295, not -1"),
         (dict(base=Training(steps=0)), "base.steps must be 1 or more, not 0"),
         (dict(expert=Training(batch=0)), "expert.batch must be 1 or more, not 0"),
         (dict(expert=Training(prediction="x0")), "expert.prediction must be base.prediction"),

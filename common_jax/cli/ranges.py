@@ -1,0 +1,104 @@
+"""Numbers with a range, as types of options: stated where the option is, checked in one place.
+
+The command line holds options to their types as it reads them. `check_ranges` holds those to them
+that were made in Python, where nothing reads types.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from typing import TYPE_CHECKING, Any
+
+from common_jax.errors import InputError
+
+__all__ = [
+    "BelowOne",
+    "HalfAtMost",
+    "NonNegativeFloat",
+    "NonNegativeInt",
+    "PositiveFloat",
+    "PositiveInt",
+    "Seed",
+    "check_ranges",
+    "in_words",
+    "plain",
+]
+
+_SEEDS = 2**32  # jax cuts a seed beyond 32 bits without a word
+
+if TYPE_CHECKING:
+    PositiveInt = NonNegativeInt = Seed = int
+    PositiveFloat = NonNegativeFloat = BelowOne = HalfAtMost = float
+else:
+    from jsonargparse.typing import (
+        NonNegativeInt,
+        PositiveFloat,
+        PositiveInt,
+        restricted_number_type,
+    )
+
+    Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", _SEEDS)])
+    NonNegativeFloat = restricted_number_type(
+        "NonNegativeFinite", float, [(">=", 0.0), ("<", math.inf)]
+    )
+    BelowOne = restricted_number_type("BelowOne", float, [(">=", 0.0), ("<", 1.0)])
+    HalfAtMost = restricted_number_type("HalfAtMost", float, [(">=", 0.0), ("<=", 0.5)])
+
+_IN_WORDS = {
+    "PositiveInt": "1 or more",
+    "NonNegativeInt": "0 or more",
+    "Seed": f"0 to {_SEEDS - 1}",
+    "PositiveFloat": "above 0",
+    "NonNegativeFinite": "0 or more",
+    "BelowOne": "0 or more and below 1",
+    "HalfAtMost": "0 to 0.5",
+}
+
+
+def in_words(name: str) -> str:
+    """The range of a type, by its name: "1 or more"; its name where it is none of these."""
+    return _IN_WORDS.get(name, name)
+
+
+def check_ranges(options: Any, prefix: str = "") -> None:
+    """InputError naming the first option of a dataclass, or of one in it, beyond its range."""
+    hints = typing.get_type_hints(type(options))
+    for field in dataclasses.fields(options):
+        value, name = getattr(options, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            check_ranges(value, f"{name}.")
+        else:
+            _check(hints[field.name], value, name)
+
+
+def _check(hint: Any, value: Any, name: str) -> None:
+    arguments = typing.get_args(hint)
+    if isinstance(value, dict):
+        for key, one in value.items():
+            _check(arguments[1], one, f"{name}: {key}")
+    elif isinstance(value, tuple | list):
+        for one in value:
+            _check(arguments[0] if arguments else Any, one, name)
+    elif isinstance(hint, types.UnionType) and value is not None:
+        for one in arguments:
+            _check(one, value, name)
+    elif (words := _IN_WORDS.get(getattr(hint, "__name__", ""))) is not None:
+        try:
+            typing.cast(type, hint)(value)
+        except (ValueError, TypeError):
+            raise InputError(f"{name} must be {words}, not {value}") from None
+
+
+def plain(value: Any) -> Any:
+    """Options with numbers of the types above as int and float, which YAML can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return dataclasses.replace(value, **fields)
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)([plain(one) for one in value])
+    if isinstance(value, int | float) and type(value).__name__ in _IN_WORDS:
+        return int(value) if isinstance(value, int) else float(value)
+    return value
