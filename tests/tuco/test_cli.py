@@ -75,7 +75,7 @@ def test_rows_in_order_and_metadata_beside(pair, run, flags, tmp_path, capsys):
     assert 0 <= meta["telescoping_error"] < 1e-5
     assert meta["notes"] == list(models.notes)
     assert meta["versions"]["jax"] and meta["device"]["platform"] == "cpu"
-    parts = ("imports", "prompts", "load", "tokenise", "fingerprint", "compile", "run")
+    parts = ("imports", "prompts", "load", "tokenize", "fingerprint", "compile", "run")
     assert all(meta["seconds"][part] >= 0 for part in parts)
     assert meta["seconds"]["first"] <= meta["seconds"]["total"]
     assert "telescoping error" in printed and "compile" in printed and str(out) in printed
@@ -354,7 +354,8 @@ def test_the_shipped_config_is_read():
     path = ROOT / "configs" / "tuco" / "score.yaml"
     argv = ["--config", str(path), "--prompts", "p.txt", "--out", "o.csv"]
     options = command_line.parse("tuco-jax score", "", score_command.Config, argv)
-    assert options == score_command.Config(options.base, options.tuned, "p.txt", "o.csv")
+    given = dict(base=options.base, tuned=options.tuned, prompts="p.txt", out="o.csv")
+    assert options == score_command.Config(**given)
     assert options.base.startswith("meta-llama/")
 
 

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from common_jax.errors import InputError
 from tuco_jax.core.walk import Source, Stacked, source_of
 from tuco_jax.generation.decoding import Request, begin, resume
+from tuco_jax.generation.options import GenerationOptions
 from tuco_jax.generation.sampling import Sampling, row_keys
 from tuco_jax.models.pair import Pair, single
 from tuco_jax.models.sharding import mesh_of, put_rows
@@ -36,7 +37,6 @@ from tuco_jax.prompts.read import (
 
 __all__ = ["Response", "end_tokens", "generate", "generate_tokens", "respond"]
 
-_GREEDY = Sampling()
 _LOOK_EVERY = 8  # tokens between two looks for a stop text
 
 
@@ -45,13 +45,10 @@ def generate_tokens(
     prompts: Sequence[np.ndarray],
     alpha: Any = 1.0,
     *,
-    max_new_tokens: int = 64,
     eos: Sequence[int] = (),
-    sampling: Sampling = _GREEDY,
-    seed: int = 0,
-    batch_size: int = 32,
     finished: Callable[[np.ndarray], bool] | None = None,
     mesh: Mesh | None = None,
+    **options: Any,
 ) -> list[np.ndarray]:
     """New tokens of each prompt, the end token left out: N arrays int32, of unequal lengths.
 
@@ -59,13 +56,11 @@ def generate_tokens(
         pair: the two models.
         prompts: N arrays of token ids, each [1 or more].
         alpha: broadcastable to [L, N]: a scalar, [N] per prompt, [L, 1] per layer.
-        max_new_tokens: the most tokens to generate; fewer where the model's context ends.
         eos: tokens that end a row.
-        sampling: greedy by default.
-        seed: row i samples with fold_in(key(seed), i), whatever batch it is in.
-        batch_size: rows run at once, prompts sorted by length.
         finished: asked every few tokens with a row's new tokens; True ends the row.
         mesh: where rows are cut over; by default the devices that the pair lies on.
+        options: fields of `GenerationOptions`; `stop` is `finished`'s matter. Row i samples with
+            fold_in(key(seed), i), whatever batch it is in.
 
     Where a row crosses the length at which LongRoPE switches, it is read again from its start, so
     that all its keys have one table, as an uncached pass would have. Dynamic NTK changes with
@@ -74,10 +69,10 @@ def generate_tokens(
 
     Raises InputError for an alpha of the wrong shape or a prompt that leaves no room.
     """
+    how = GenerationOptions(**options)
+    sampling = Sampling.of(how.temperature, how.top_k, how.top_p)
     mesh = mesh or mesh_of(pair)
     pair, alphas = _plan(pair, alpha, len(prompts))
-    if max_new_tokens < 1 or batch_size < 1:
-        raise InputError("max_new_tokens and batch_size must be positive")
     context = pair.tuned_config.max_positions if alphas is None else pair.context
     for number, prompt in enumerate(prompts):
         if not 0 < len(prompt) < context:
@@ -88,15 +83,15 @@ def generate_tokens(
     source = source_of(pair) if mesh is None else Stacked.of(pair)
     texts = [np.asarray(p, np.int32) for p in prompts]
     starts = np.asarray([len(t) for t in texts])
-    ends = np.minimum(starts + max_new_tokens, context)
+    ends = np.minimum(starts + how.max_new_tokens, context)
     pending = list(range(len(texts)))
     while pending:
         pending.sort(key=lambda i: len(texts[i]), reverse=True)
         still = []
-        for first in range(0, len(pending), batch_size):
-            rows = np.asarray(pending[first : first + batch_size])
+        for first in range(0, len(pending), how.batch_size):
+            rows = np.asarray(pending[first : first + how.batch_size])
             lengths = np.asarray([len(texts[i]) for i in rows])
-            size = min(batch_size, 1 << (len(rows) - 1).bit_length())
+            size = min(how.batch_size, 1 << (len(rows) - 1).bit_length())
             batch = Batch(tuple(rows.tolist()), size, roomy(int(lengths.max())))
             padded = np.concatenate([rows, np.full(size - len(rows), rows[0])])
             limits = np.zeros(size, np.int32)
@@ -108,7 +103,7 @@ def generate_tokens(
                 alpha=None if alphas is None else jnp.asarray(alphas[:, padded]),
                 limits=jnp.asarray(limits),
                 before=jnp.asarray([len(texts[i]) - starts[i] for i in padded], jnp.int32),
-                keys=row_keys(seed, jnp.asarray(padded)),
+                keys=row_keys(how.seed, jnp.asarray(padded)),
                 eos=jnp.asarray(eos, jnp.int32).reshape(-1),
                 sampling=sampling,
             )
@@ -223,16 +218,7 @@ def generate(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str | Sequence[Message] | Prompt],
     alpha: Any = 1.0,
-    *,
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    stop: str | Sequence[str] = (),
-    batch_size: int = 32,
-    model: Literal["tuned", "base"] = "tuned",
-    mesh: Mesh | None = None,
+    **options: Any,
 ) -> list[str]:
     """The continuation of each prompt under FTC_alpha scaling, special tokens left out.
 
@@ -241,37 +227,12 @@ def generate(
         tokenizer: the tuned model's.
         prompts: N texts, conversations or Prompts; conversations go through the chat template.
         alpha: broadcastable to [L, N]: a scalar, [N] per prompt, [L, 1] per layer.
-        max_new_tokens: the most tokens to generate; fewer where the model's context ends.
-        temperature: 0 takes the most likely token.
-        top_k: sample among the top_k likeliest tokens; 0: all.
-        top_p: of those, among the fewest whose probabilities reach top_p.
-        seed: of the samples. A prompt's sample depends on the seed and its place in `prompts`.
-        stop: texts at which an answer ends; they are left out.
-        batch_size: rows run at once. Both caches take M x 2 x L x B x S x K x h numbers.
-        model: "base" is the plain base model, between its own embedding and head (unlike alpha 0,
-            which keeps the tuned model's); alpha must then be 1.
-        mesh: where rows are cut over; by default the devices that the pair lies on.
+        options: fields of `GenerationOptions` (max_new_tokens, temperature, top_k, top_p, seed,
+            stop, batch_size), and `model` and `mesh` of `respond`.
 
     Raises InputError for bad prompts or settings.
     """
-    return [
-        response.text
-        for response in respond(
-            pair,
-            tokenizer,
-            prompts,
-            alpha,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            stop=stop,
-            batch_size=batch_size,
-            model=model,
-            mesh=mesh,
-        )
-    ]
+    return [r.text for r in respond(pair, tokenizer, prompts, alpha, **options)]
 
 
 def respond(
@@ -280,27 +241,23 @@ def respond(
     prompts: Sequence[str | Sequence[Message] | Prompt],
     alpha: Any = 1.0,
     *,
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    stop: str | Sequence[str] = (),
-    batch_size: int = 32,
     model: Literal["tuned", "base"] = "tuned",
     mesh: Mesh | None = None,
+    **options: Any,
 ) -> list[Response]:
-    """`generate`, with the tokens of prompts and answers; arguments and errors are the same."""
+    """`generate`, with the tokens of prompts and answers; arguments and errors are the same.
+
+    model: "base" is the plain base model, between its own embedding and head (unlike alpha 0,
+    which keeps the tuned model's); alpha must then be 1. mesh: where rows are cut over; by default
+    the devices that the pair lies on.
+    """
     if model not in ("tuned", "base"):
         raise InputError(f"model is {model!r}: give 'tuned' or 'base'")
     if model == "base":
         if np.any(np.asarray(alpha) != 1):
             raise InputError("model='base' has no tuning to scale: leave alpha at 1")
         pair = single(pair.base_config, pair.base)
-    sampling = Sampling.of(temperature, top_k, top_p)
-    stops = [stop] if isinstance(stop, str) else list(stop)
-    if "" in stops:
-        raise InputError("stop holds an empty text: remove it")
+    stops = GenerationOptions(**options).stops
     ids = encode(tokenizer, as_prompts(prompts), vocab_size=pair.tuned_config.vocab_size)
 
     def text(tokens: np.ndarray) -> str:
@@ -314,13 +271,10 @@ def respond(
         pair,
         ids,
         alpha,
-        max_new_tokens=max_new_tokens,
         eos=end_tokens(tokenizer),
-        sampling=sampling,
-        seed=seed,
-        batch_size=batch_size,
         finished=finished if stops else None,
         mesh=mesh,
+        **options,
     )
     responses = []
     for prompt, tokens in zip(ids, new, strict=True):

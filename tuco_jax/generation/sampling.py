@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from common_jax.errors import InputError
-
 __all__ = ["Sampling", "choose", "row_keys"]
 
 
@@ -26,13 +24,7 @@ class Sampling:
 
     @classmethod
     def of(cls, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0) -> "Sampling":
-        """Checked settings; raises InputError naming the wrong one."""
-        if not 0 <= temperature < float("inf"):
-            raise InputError(f"temperature is {temperature}: give 0 (greedy) or a positive number")
-        if top_k < 0:
-            raise InputError(f"top_k is {top_k}: give 0 (all tokens) or a positive number")
-        if not 0 < top_p <= 1:
-            raise InputError(f"top_p is {top_p}: give a number above 0 and at most 1")
+        """Settings as `GenerationOptions` has them."""
         if temperature == 0 or top_k == 1:
             return cls()
         return cls(temperature, top_p if top_p < 1 else None, top_k)

@@ -3,17 +3,18 @@
 import dataclasses
 from typing import TYPE_CHECKING, Literal
 
+from common_jax.cli.options import MeshOptions
 from common_jax.errors import InputError
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-__all__ = ["Parallel", "ScoringOptions"]
+__all__ = ["Parallel", "ScoreFileOptions", "ScoringOptions"]
 
 Parallel = Literal["jit", "pmap"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoringOptions:
     """How prompts are scored.
 
@@ -41,3 +42,31 @@ class ScoringOptions:
             raise InputError(
                 "pmap is for data alone: set mesh.fsdp and mesh.tensor to 1, or use jit"
             )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreFileOptions(ScoringOptions):
+    """Score a file of prompts.
+
+    Args:
+        base: the pre-trained model: a Hugging Face directory, a hub id, a .gguf file or a store.
+        tuned: the tuned model, likewise; or the directory of a PEFT adapter over the base.
+        prompts: .jsonl, .csv, .parquet or .txt; rows have prompt or messages, may have id, label.
+        out: .jsonl, .csv or .parquet: id, tuco, preco, tokens. Metadata goes to OUT.meta.json.
+        dtype: what weights are held in; sums are float32.
+        layers: also write the last token's beta_1 .. beta_L.
+        mesh: devices.
+    """
+
+    base: str
+    tuned: str
+    prompts: str
+    out: str
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    layers: bool = False
+    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
+
+    @property
+    def scoring(self) -> dict[str, object]:
+        """The fields of `ScoringOptions`."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(ScoringOptions)}

@@ -5,12 +5,13 @@ length. The table appears whole at the end; a journal beside it lets a killed ru
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ from tuco_jax.prompts.read import (
     Prompt,
     read_prompts,
 )
-from tuco_jax.scoring.options import Parallel, ScoringOptions
+from tuco_jax.scoring.options import ScoreFileOptions
 from tuco_jax.scoring.output import FORMATS, Columns, Journal, write_table
 from tuco_jax.scoring.score import Scores, score_tokens
 
@@ -36,107 +37,67 @@ PACKAGES = ("tuco-reward-jax", "jax", "jaxlib", "flax", "transformers", "tokeniz
 
 
 def score_file(
-    base: str,
-    tuned: str,
-    prompts: str,
-    out: str,
-    *,
-    dtype: str = "float32",
-    norm: Literal[1, 2] = 1,
-    layers: bool = False,
-    mesh: Mapping[str, int] | None = None,
-    parallel: Parallel = "jit",
-    token_budget: int | None = None,
-    truncate: bool = False,
-    progress: bool = True,
-    started: float | None = None,
+    options: ScoreFileOptions, *, progress: bool = True, started: float | None = None
 ) -> dict[str, Any]:
     """Score every prompt of a file and write a row for each, in order: id, tuco, preco, tokens.
 
-    Args:
-        base: the pre-trained model: a Hugging Face directory, a hub id, a .gguf file or a store.
-        tuned: what tuning made of it; or a PEFT adapter directory over it.
-        prompts: .jsonl, .csv, .parquet or .txt (`read_prompts`).
-        out: .jsonl, .csv or .parquet. Metadata goes beside it, to OUT.meta.json.
-        dtype: what weights are held in; sums are float32.
-        norm: 1, the paper's, or 2.
-        layers: also write `layers`, the last token's beta_1 .. beta_L.
-        mesh: sizes of the axes data, fsdp and tensor; one device if all are 1.
-        parallel: "jit" over the mesh, or "pmap" over its data axis.
-        token_budget: tokens of a batch, padding included; by default what suits the backend.
-        truncate: keep the last tokens of prompts beyond the model's context; else an error.
-        progress: show a progress bar where stderr is a terminal.
-        started: `time.perf_counter()` at the program's start, for the time breakdown.
+    progress: show a progress bar where stderr is a terminal. started: `time.perf_counter()` at the
+    program's start, for the time breakdown.
 
     Returns the metadata. Raises InputError, before anything is written, for whatever is wrong
-    with the input; where a score is not finite, OUT is left as it was.
+    with the input; where a score is not finite, `out` is left as it was.
     """
     seconds: dict[str, float] = {}
     begin = time.perf_counter()
     if started is not None:
         seconds["imports"] = begin - started
-    path = check_writable(out, FORMATS)
+    path = check_writable(options.out, FORMATS)
     beside = path.with_name(path.name + ".meta.json")
     if beside.is_dir():
         raise InputError(f"{beside}: is a folder, where the metadata would go; move it")
     with _timed(seconds, "prompts"):
-        rows = read_prompts(prompts)
-    if path.exists() and path.samefile(prompts):
-        raise InputError(f"{out}: is the prompts file itself; name another output")
-    devices = mesh_for(mesh)
-    if parallel == "pmap" and devices is None:  # else it would take all devices
-        devices = make_mesh()
-    token_budget = token_budget or default_budget()
-    ScoringOptions(norm, token_budget, parallel).check(devices)
+        rows = read_prompts(options.prompts)
+    if path.exists() and path.samefile(options.prompts):
+        raise InputError(f"{options.out}: is the prompts file itself; name another output")
+    mesh = mesh_for(dataclasses.asdict(options.mesh))
+    if options.parallel == "pmap" and mesh is None:  # else it would take all devices
+        mesh = make_mesh()
+    if options.token_budget is None:
+        options = dataclasses.replace(options, token_budget=default_budget())
+    options.check(mesh)
 
     with _timed(seconds, "imports"):  # transformers' seconds: not before the prompts are right
         from tuco_jax.weights.load import load_pair
     with _timed(seconds, "load"):
-        pair, tokenizer = load_pair(base, tuned, dtype=dtype, mesh=devices)
-    with _timed(seconds, "tokenise"):
-        longest = None if truncate else pair.context
+        pair, tokenizer = load_pair(options.base, options.tuned, dtype=options.dtype, mesh=mesh)
+    with _timed(seconds, "tokenize"):
         tokens = encode(
             tokenizer,
             rows,
-            max_tokens=longest,
+            max_tokens=None if options.truncate else pair.context,
             vocab_size=pair.tuned_config.vocab_size,
             truncate=False,  # cut below, where the whole length is still known
         )
         cut = [p.id for p, t in zip(rows, tokens, strict=True) if t.size > pair.context]
         tokens = [t[-pair.context :] for t in tokens]
     with _timed(seconds, "fingerprint"):
-        key = fingerprint(pair, tokens, norm)
+        key = fingerprint(pair, tokens, options.norm)
 
     journal = Journal(path.with_name(path.name + ".journal"), key)
     try:
         before = time.perf_counter()
         scores = score_tokens(
-            pair,
-            tokens,
-            rows,
-            norm=norm,
-            mesh=devices,
-            token_budget=token_budget,
-            progress=progress,
-            parallel=parallel,
-            journal=journal,
+            pair, tokens, rows, mesh=mesh, progress=progress, journal=journal, **options.scoring
         )
         seconds |= scores.seconds
         if scores.seconds["first"]:
             seconds["first"] += before - (begin if started is None else started)
         seconds["total"] = time.perf_counter() - (begin if started is None else started)
         meta = _metadata(pair, scores, seconds, cut)
-        meta |= {
-            "base": base,
-            "tuned": tuned,
-            "prompts": prompts,
-            "dtype": dtype,
-            "norm": norm,
-            "parallel": parallel,
-            "mesh": dict(devices.shape) if devices is not None else None,
-            "token_budget": token_budget,
-        }
-        write_table(path, _columns(rows, scores, layers))
+        for name in ("base", "tuned", "prompts", "dtype", "norm", "parallel", "token_budget"):
+            meta[name] = getattr(options, name)
+        meta["mesh"] = dict(mesh.shape) if mesh is not None else None
+        write_table(path, _columns(rows, scores, options.layers))
         write_json(beside, meta)
         journal.remove()
     finally:

@@ -220,8 +220,8 @@ def test_logits_from_caches_are_those_of_the_whole_text():
 
 def test_batches_change_nothing():
     pair, alpha = adapter_pair(2), 0.8
-    sampling = Sampling.of(temperature=0.8, top_k=30, top_p=0.9)
-    options: dict[str, Any] = dict(max_new_tokens=NEW, sampling=sampling, seed=7, eos=(3, 5))
+    options: dict[str, Any] = dict(max_new_tokens=NEW, seed=7, eos=(3, 5))
+    options |= dict(temperature=0.8, top_k=30, top_p=0.9)
     together = lists(generate_tokens(pair, PROMPTS, alpha, **options))
     assert together == lists(generate_tokens(pair, PROMPTS, alpha, **options))
     assert together == lists(generate_tokens(pair, PROMPTS, alpha, batch_size=2, **options))
@@ -297,10 +297,8 @@ def test_sampling_follows_the_distribution():
 def test_limits_of_sampling_are_greedy():
     pair = full_pair(2)
     greedy = lists(generate_tokens(pair, PROMPTS, max_new_tokens=NEW))
-    for sampling in (Sampling.of(temperature=1e-4), Sampling.of(temperature=5.0, top_k=1)):
-        assert greedy == lists(
-            generate_tokens(pair, PROMPTS, max_new_tokens=NEW, sampling=sampling)
-        )
+    for sampling in (dict(temperature=1e-4), dict(temperature=5.0, top_k=1)):
+        assert greedy == lists(generate_tokens(pair, PROMPTS, max_new_tokens=NEW, **sampling))
 
 
 @pytest.fixture(scope="module")
@@ -366,7 +364,7 @@ def test_end_tokens_come_from_the_template_too():
         (dict(temperature=-1.0), "temperature is -1.0"),
         (dict(top_k=-2), "top_k is -2"),
         (dict(top_p=0.0), "top_p is 0.0"),
-        (dict(max_new_tokens=0), "max_new_tokens and batch_size must be positive"),
+        (dict(max_new_tokens=0), "max_new_tokens is 0: give a positive number"),
         (dict(stop=["a", ""]), "stop holds an empty text"),
         (dict(model="both"), "model is 'both'"),
     ],
