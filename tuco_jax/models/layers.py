@@ -151,7 +151,7 @@ class Attention(nn.Module):
         keys, values = keys_values
         norm = self.q_norm if c.qk_norm != "none" else None
         q = rotate(self._heads(self.q(x), norm), query, info) * c.query_scale
-        mixed = attend(q, keys, values, query, key, info.window, c.attention_softcap)
+        mixed = attend(q, keys, values, query, key, info.window, c.windows, c.attention_softcap)
         return self.o(mixed.reshape(*x.shape[:2], c.heads * c.head_dim))
 
 

@@ -9,7 +9,7 @@ _PRECISION = jax.lax.Precision.HIGHEST  # no TF32 on GPU, no single bfloat16 pas
 
 
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """X kernel [.., out] float32: operands of the kernel's type, accumulated in float32."""
+    """The product [.., out] of operands of the kernel's type, accumulated in float32."""
     return jnp.matmul(
         x.astype(kernel.dtype), kernel, precision=_PRECISION, preferred_element_type=jnp.float32
     )

@@ -251,4 +251,5 @@ def test_remat_recomputes_and_changes_nothing():
     plain, again = (jax.jit(slope, static_argnums=1)(x, remat) for remat in (False, True))
     np.testing.assert_allclose(plain, again, rtol=1e-4, atol=1e-5 * np.abs(plain).max())
     traced = [str(jax.make_jaxpr(slope, static_argnums=1)(x, remat)) for remat in (False, True)]
-    assert ["remat" in text for text in traced] == [False, True]
+    plain, again = (text.count("remat") for text in traced)
+    assert plain < again  # attention recomputes its inside with or without

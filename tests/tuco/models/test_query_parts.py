@@ -1,4 +1,4 @@
-"""Long rows are attended to in parts, which changes nothing."""
+"""Long rows are attended to in parts on the CPU, packed ones too, which changes nothing."""
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +16,27 @@ from tuco_jax.models.layers import (
 )
 
 
+def positions(config, length, rows):
+    """Three rows, padded on a side, or packed: prompts of unequal lengths and padding."""
+    mask = np.arange(length) < np.array([[length], [length // 2], [1]])
+    if rows != "packed":
+        return Positions.of(config, jnp.asarray(mask if rows == "right" else mask[:, ::-1]))
+    ends = np.array([[length // 5, length - 9], [1, length // 2], [length // 3, length]])
+    segments = (np.arange(length)[None, :, None] >= ends[:, None]).sum(axis=-1) + 1
+    segments = jnp.asarray(np.where(segments > 2, 0, segments))
+    return Positions.of(config, segments > 0, segments)
+
+
 @pytest.mark.parametrize("length", [129, 514])
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("rows", ["left", "right", "packed"])
 @pytest.mark.parametrize("layer", [0, 1])  # the second one has a window
-def test_parts_are_the_whole(length, side, layer):
+def test_parts_are_the_whole(length, rows, layer):
     config = rm.config(max_positions=1024)
     params = jax.tree.map(lambda x: x[layer], rm.params(config, 0)["layers"])
     info = jax.tree.map(lambda x: x[layer], layer_infos(config))
-    mask = np.arange(length) < np.array([[length], [length // 2], [1]])
-    mask = jnp.asarray(mask if side == "right" else mask[:, ::-1])
+    at = positions(config, length, rows)
+    mask = at.mask
     x = jnp.asarray(np.random.default_rng(0).normal(size=(*mask.shape, config.width)), jnp.float32)
-    at = Positions.of(config, mask)
     keys_values = block_keys_values(config, {"params": params}, x, at, info)
     one_piece = block_delta(config, {"params": params}, x, keys_values, at, at, info)
     parts = whole_block(config, {"params": params}, x, at, info)
@@ -35,12 +45,22 @@ def test_parts_are_the_whole(length, side, layer):
         assert bool(jnp.isfinite(a).all())
 
 
+@pytest.mark.parametrize("rows", ["right", "packed"])
+def test_rows_that_attend_to_themselves_are_cut(rows):
+    config = rm.config(max_positions=1024)
+    params = jax.tree.map(lambda x: x[0], rm.params(config, 0)["layers"])
+    info = jax.tree.map(lambda x: x[0], layer_infos(config))
+    at = positions(config, 514, rows)
+    x = jnp.zeros((*at.mask.shape, config.width))
+    keys_values = block_keys_values(config, {"params": params}, x, at, info)
+    whole = whole_block.lower(config, {"params": params}, x, at, info)
+    other = block_delta.lower(config, {"params": params}, x, keys_values, at, at, info)
+    products = [text.as_text().count("stablehlo.dot_general") for text in (whole, other)]
+    assert products == [7 + 2 * 8, 5 + 2]  # those of q, k, v, o, gate, up and down; k and v before
+
+
 def test_where_rows_are_cut():
-    at = Positions.of(rm.config(), jnp.ones((1, 4)))
-    other = Positions.of(rm.config(), jnp.ones((1, 4)))
-    assert _query_parts(at, at, 95, 95) == [(0, 95, 95)]
-    assert _query_parts(at, at, 97, 97)[::3] == [(0, 24, 24), (72, 97, 97)]
-    assert [stop for _, stop, _ in _query_parts(at, at, 512, 512)] == list(range(64, 513, 64))
-    assert _query_parts(at, other, 512, 600) == [(0, 512, 600)]
-    packed = Positions.of(rm.config(), jnp.ones((1, 4)), jnp.zeros((1, 4), int))
-    assert _query_parts(packed, packed, 512, 512) == [(0, 512, 512)]
+    assert _query_parts(True, 95, 95) == [(0, 95, 95)]
+    assert _query_parts(True, 97, 97)[::3] == [(0, 24, 24), (72, 97, 97)]
+    assert [stop for _, stop, _ in _query_parts(True, 512, 512)] == list(range(64, 513, 64))
+    assert _query_parts(False, 512, 600) == [(0, 512, 600)]
