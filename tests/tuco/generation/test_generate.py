@@ -297,7 +297,8 @@ def test_sampling_follows_the_distribution():
 def test_limits_of_sampling_are_greedy():
     pair = full_pair(2)
     greedy = lists(generate_tokens(pair, PROMPTS, max_new_tokens=NEW))
-    for sampling in (dict(temperature=1e-4), dict(temperature=5.0, top_k=1)):
+    settings: list[dict[str, Any]] = [dict(temperature=1e-4), dict(temperature=5.0, top_k=1)]
+    for sampling in settings:
         assert greedy == lists(generate_tokens(pair, PROMPTS, max_new_tokens=NEW, **sampling))
 
 
