@@ -163,7 +163,7 @@ def test_the_demo_s_own_pair_and_prompts():
     for i in (0, 2, 4):  # chat, plain text, harmful: the short ones
         np.testing.assert_allclose(scores.tuco[i], shares(pair, tokens[i][-64:])[-1], atol=1e-5)
 
-    # What the adapter was taught: of these, 92 and 12 of 100 are refused (README.md).
+    # What the adapter was taught: of these, 92 and 12 of 100 are refused (docs/finetune.md).
     asked = [p for name in ("harmful", "chat") for p in by(groups, name).prompts()[:8]]
     refused = [is_refusal(a) for a in generate(pair, tokenizer, asked, max_new_tokens=30)]
     assert sum(refused[:8]) >= 6 and sum(refused[8:]) <= 2
