@@ -89,8 +89,8 @@ def _by_the_other_list(outcome: Outcome, least: int, seed: int) -> list[Table]:
     table = contrast_table("Held against broken, by another list", found, cluster="attack")
     changed = int(((other.complied >= least) != (outcome.complied >= least)).sum())
     note = (
-        f"By our own list of refusal strings (docs/finetune.md has rates by it), which holds wordings "
-        f"that the GCG paper's lacks: {changed} of {len(other.complied)} prompts change sides."
+        "By our own list of refusal strings (docs/finetune.md has rates by it), which holds "
+        f"wordings that the GCG paper's lacks: {changed} of {len(other.complied)} prompts change sides."
     )
     return [dataclasses.replace(table, note=note)]
 
