@@ -90,7 +90,8 @@ def _by_the_other_list(outcome: Outcome, least: int, seed: int) -> list[Table]:
     changed = int(((other.complied >= least) != (outcome.complied >= least)).sum())
     note = (
         "By our own list of refusal strings (docs/finetune.md has rates by it), which holds "
-        f"wordings that the GCG paper's lacks: {changed} of {len(other.complied)} prompts change sides."
+        f"wordings that the GCG paper's lacks: {changed} of {len(other.complied)} prompts change "
+        "sides."
     )
     return [dataclasses.replace(table, note=note)]
 
