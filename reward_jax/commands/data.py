@@ -9,11 +9,11 @@ from common_jax.run import environment
 from reward_jax.data import hdf5
 from reward_jax.tasks.find import find
 
-__all__ = ["DataConfig", "run_data"]
+__all__ = ["Config", "run"]
 
 
 @dataclasses.dataclass
-class DataConfig:
+class Config:
     """Record episodes of a task: of a base, or of an expert, which has a goal.
 
     Args:
@@ -36,7 +36,7 @@ class DataConfig:
     seed: Seed = 0
 
 
-def run_data(config: DataConfig) -> pathlib.Path:
+def run(config: Config) -> pathlib.Path:
     """Record and write; returns the path."""
     check_ranges(config)
     task = find(config.env)

@@ -20,7 +20,7 @@ from common_jax.errors import InputError
 from common_jax.io.files import write_json
 from common_jax.mesh import mesh_for
 from common_jax.run import Run, check_directory
-from reward_jax.commands.kept import read_kept
+from reward_jax.commands.results import read_result
 from reward_jax.commands.progress import check_resumed, reporter
 from reward_jax.data.trajectory.checkpoint import load_model, save_guide
 from reward_jax.data.trajectory.convert import expert_in_base_coordinates
@@ -31,11 +31,11 @@ from reward_jax.planning.extract import Matching, RewardOptions, diagnose, fit_r
 from reward_jax.planning.fit import RunContext, window_source
 from reward_jax.tasks.find import read
 
-__all__ = ["ExtractConfig", "read_diagnostics", "run_extract"]
+__all__ = ["Config", "read_diagnostics", "run"]
 
 
 @dataclasses.dataclass
-class ExtractConfig:
+class Config:
     """Extract a relative reward from two diffusion models.
 
     Args:
@@ -69,7 +69,7 @@ class ExtractConfig:
     mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
 
-def run_extract(config: ExtractConfig) -> pathlib.Path:
+def run(config: Config) -> pathlib.Path:
     """Extract and write; returns the path of the reward.
 
     Raises InputError, before anything is written, where base and expert do not fit each other.
@@ -98,8 +98,8 @@ def run_extract(config: ExtractConfig) -> pathlib.Path:
     done = steps_done(out / "checkpoints")
     check_resumed(out, written)
     with (
-        Run(out, written, start=done) as run,
-        reporter("matching gradients", config.matching.steps, run, done) as on_step,
+        Run(out, written, start=done) as log,
+        reporter("matching gradients", config.matching.steps, log, done) as on_step,
     ):
         guide = fit_reward(
             base,
@@ -123,7 +123,7 @@ def run_extract(config: ExtractConfig) -> pathlib.Path:
     return path
 
 
-def _check_data(config: ExtractConfig) -> None:
+def _check_data(config: Config) -> None:
     """InputError for data that are wanted and not given, or given and not read."""
     noised = config.matching.x_t
     for name, given, other in (
@@ -145,4 +145,4 @@ def read_diagnostics(run: str | pathlib.Path) -> dict[str, Any]:
         return {}
     wanted = {"explained": [None], "antisymmetric": [None]}
     mend = "delete it, and it is made again by `reward-jax extract --resume`"
-    return read_kept(path, wanted, mend)
+    return read_result(path, wanted, mend)

@@ -19,11 +19,11 @@ from reward_jax.planning.plan import score_windows
 from reward_jax.tasks.find import read, task_of
 from reward_jax.tasks.plane import Peak, draw_map
 
-__all__ = ["HeatmapConfig", "run_heatmap"]
+__all__ = ["Config", "run"]
 
 
 @dataclasses.dataclass
-class HeatmapConfig:
+class Config:
     """Draw the heat map of a reward over the positions that the base visits.
 
     Args:
@@ -51,7 +51,7 @@ class HeatmapConfig:
     mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
 
-def run_heatmap(config: HeatmapConfig) -> pathlib.Path:
+def run(config: Config) -> pathlib.Path:
     """Score, draw, print the peak against the goal; returns the folder."""
     from matplotlib.figure import Figure
 

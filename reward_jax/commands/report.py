@@ -32,14 +32,14 @@ from reward_jax.tasks.base import Outcome, Task
 from reward_jax.tasks.find import read, task_of
 from reward_jax.tasks.plane import HeatMap, Peak, draw_map
 
-__all__ = ["ReportConfig", "run_report"]
+__all__ = ["Config", "run"]
 
 _SHOWN = 48  # trajectories of a figure
 _PANELS = 6  # of the denoising of one trajectory
 
 
 @dataclasses.dataclass
-class ReportConfig:
+class Config:
     """Draw a base, an expert and their reward, steer the base, and write a page.
 
     Args:
@@ -95,7 +95,7 @@ class _Found:
 _PLANNERS = ("base, unsteered", "base, steered by the reward", "expert")
 
 
-def run_report(config: ReportConfig) -> pathlib.Path:
+def run(config: Config) -> pathlib.Path:
     """Measure, draw, write; prints the peak against the goal; returns the path of the page."""
     check_ranges(config)
     base, expert = load_model(config.base), load_model(config.expert)
@@ -133,7 +133,7 @@ def run_report(config: ReportConfig) -> pathlib.Path:
 
 
 def _maps(
-    config: ReportConfig,
+    config: Config,
     task: Task,
     goal: Any,
     base: TrajectoryModel,
@@ -171,9 +171,7 @@ def _maps(
     )
 
 
-def _render(
-    config: ReportConfig, base: TrajectoryModel, guide: TrajectoryGuide, found: _Found
-) -> str:
+def _render(config: Config, base: TrajectoryModel, guide: TrajectoryGuide, found: _Found) -> str:
     task = found.task
     means = {name: outcome.means() for name, outcome in found.outcomes.items()}
     unsteered, steered, _ = means.values()
@@ -209,7 +207,7 @@ def _render(
 
 
 def _facts(
-    config: ReportConfig, base: TrajectoryModel, guide: TrajectoryGuide, task: Task
+    config: Config, base: TrajectoryModel, guide: TrajectoryGuide, task: Task
 ) -> dict[str, str]:
     d, reward = base.denoiser, guide.guide
     assert isinstance(reward, RelativeReward)

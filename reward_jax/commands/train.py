@@ -34,11 +34,11 @@ from reward_jax.planning.fit import (
 )
 from reward_jax.tasks.find import read
 
-__all__ = ["TrainConfig", "check_taken_over", "run_train"]
+__all__ = ["Config", "check_taken_over", "run"]
 
 
 @dataclasses.dataclass
-class TrainConfig:
+class Config:
     """Train a diffusion model on the windows of a file of episodes.
 
     Args:
@@ -82,7 +82,7 @@ class TrainConfig:
     mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
 
-def run_train(config: TrainConfig) -> pathlib.Path:
+def run(config: Config) -> pathlib.Path:
     """Train and write; returns the path of the denoiser.
 
     Raises InputError for bad settings or data before anything is written, and when the loss is no
@@ -115,8 +115,8 @@ def run_train(config: TrainConfig) -> pathlib.Path:
     done = steps_done(out / "checkpoints")
     check_resumed(out, written)
     with (
-        Run(out, written, start=done) as run,
-        reporter("training", config.training.steps, run, done) as on_step,
+        Run(out, written, start=done) as log,
+        reporter("training", config.training.steps, log, done) as on_step,
     ):
         context = RunContext(on_step, out / "checkpoints", config.save_every, mesh)
         model = fit(source, space, begin, config.training, seed=config.seed, context=context)
@@ -126,7 +126,7 @@ def run_train(config: TrainConfig) -> pathlib.Path:
     return path
 
 
-def check_taken_over(config: TrainConfig, like: TrajectoryModel) -> None:
+def check_taken_over(config: Config, like: TrajectoryModel) -> None:
     """InputError naming the first option that is neither its default nor what `like` has."""
     d, space = like.denoiser, like.space
     theirs: dict[str, Any] = {
@@ -138,7 +138,7 @@ def check_taken_over(config: TrainConfig, like: TrajectoryModel) -> None:
         "diffusion_steps": d.schedule.steps,
         "clip_x0": d.clip or 0.0,
     }
-    pairs = [(name, config, TrainConfig, value) for name, value in theirs.items()]
+    pairs = [(name, config, Config, value) for name, value in theirs.items()]
     if isinstance(d.model, TemporalUnet):
         pairs += [
             (f"network.{f.name}", config.network, NetworkOptions, getattr(d.model, f.name))

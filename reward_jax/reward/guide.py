@@ -36,6 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from common_jax.cli.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
 from common_jax.errors import InputError
 from common_jax.mesh import constrain
 from reward_jax.diffusion.denoiser import Score, as_argument, estimate_x0
@@ -48,11 +49,11 @@ __all__ = ["GuidanceOptions", "Step", "guided_sample", "sweep"]
 
 Step = Literal["posterior_mean", "variance", "score", "learned"]
 if TYPE_CHECKING:
-    Real = float | jax.Array | np.ndarray
+    Real = NonNegativeReal = float | jax.Array | np.ndarray
     Whole = int | jax.Array | np.ndarray
     AnySampler = SamplerName | Sampler
 else:  # what a command line can give
-    Real, Whole, AnySampler = float, int, SamplerName
+    Real, NonNegativeReal, Whole, AnySampler = float, NonNegativeFloat, NonNegativeInt, SamplerName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +77,13 @@ class GuidanceOptions:
 
     scale: Real = 1.0
     t_stopgrad: Whole = 0
-    n_guide_steps: int = 1
+    n_guide_steps: PositiveInt = 1
     step: Step = "posterior_mean"
     scale_by_variance: bool = False
-    temperature: Real = 1.0
+    temperature: NonNegativeReal = 1.0
     sampler: AnySampler = "ancestral"
-    sampling_steps: int | None = None
-    eta: Real = 0.0
+    sampling_steps: PositiveInt | None = None
+    eta: NonNegativeReal = 0.0
 
     def made_sampler(self) -> Sampler:
         """The sampler; InputError for options that fit none."""

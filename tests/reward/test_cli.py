@@ -22,8 +22,8 @@ import yaml
 from common_jax.cli import command_line
 from common_jax.run import Run
 from reward_jax import cli
-from reward_jax.commands.report import ReportConfig
-from reward_jax.commands.train import TrainConfig, check_taken_over
+from reward_jax.commands import report, train
+from reward_jax.commands.train import check_taken_over
 from reward_jax.data import hdf5
 from reward_jax.data.files import read_episodes
 from reward_jax.data.trajectory.checkpoint import load_guide, load_model, save_model
@@ -37,7 +37,7 @@ from reward_jax.models.temporal.unet import TemporalUnet
 from reward_jax.planning.extract import Matching, hold_out
 from reward_jax.reward import guide
 from reward_jax.studies.maze import demo
-from reward_jax.studies.maze.settings import MazeStudyConfig
+from reward_jax.studies.maze.settings import Config as StudyConfig
 from reward_jax.tasks.maze.mazes import goals, maze
 from tests.reward.cli_runs import MATCHING, ROOT, SMALL, STEPS, read_jsonl, run, space, start
 
@@ -272,7 +272,7 @@ def test_steer_and_sweep(made):
 
 def test_maps_and_plans_over_a_mesh(made, tmp_path, monkeypatch):
     """Eight devices: cut over them, and what one device gave."""
-    from reward_jax.commands import steer
+    from reward_jax.commands import sweep
     from reward_jax.planning import plan as planning
 
     folder, _ = made
@@ -306,7 +306,7 @@ def test_maps_and_plans_over_a_mesh(made, tmp_path, monkeypatch):
     assert not swept[0].sharding.is_fully_replicated and asked[0]["options"].temperature == 1.0
 
     cold = [*models, "--guidance.temperature", 0.25, "--scales", "[0]", "--t_stopgrads", "[0]"]
-    monkeypatch.setattr(steer, "plan_sweep", lambda *_, **o: asked.append(o) or swept[0][:1, :1])
+    monkeypatch.setattr(sweep, "plan_sweep", lambda *_, **o: asked.append(o) or swept[0][:1, :1])
     assert run("sweep", *cold, "--out", tmp_path / "cold") == 0
     assert asked[-1]["options"].temperature == 0.25
 
@@ -354,17 +354,15 @@ def test_report(made):
 
 
 def test_values_in_the_report_are_escaped(made, monkeypatch):
-    from reward_jax.commands import report
-
     folder, _ = made
     monkeypatch.setattr(report, "_figures", lambda found: dict.fromkeys(KINDS, ("data:,", "<b>")))
     monkeypatch.setattr(report, "_panels", lambda found: [("<i>t", "data:,")])
     models: dict[str, Any] = {k: str(folder / k) for k in ("base", "expert", "reward")}
     out = folder / "escaped"
-    config = report.ReportConfig(
+    config = report.Config(
         **models, data=str(folder / "base.hdf5"), out=out, plans=4, windows=200, bins=4
     )
-    text = report.run_report(config).read_text("utf-8")
+    text = report.run(config).read_text("utf-8")
     assert "&lt;i&gt;t" in text and "&lt;b&gt;" in text
     assert "<i>" not in text and '"<b>"' not in text
 
@@ -374,7 +372,6 @@ KINDS = ("base", "expert", "heat", "unsteered", "steered", "loss", "explained")
 
 def test_the_expert_s_plans_are_restored_by_its_own_normaliser(made, tmp_path):
     """An expert of another normaliser: what the page shows is in the world's own units."""
-    from reward_jax.commands import report
     from reward_jax.planning import plan as planning
 
     folder, _ = made
@@ -396,7 +393,7 @@ def test_the_expert_s_plans_are_restored_by_its_own_normaliser(made, tmp_path):
         patch.setattr(report, "_render", render)
         models: dict[str, Any] = {k: str(folder / k) for k in ("base", "reward")}
         models |= {"expert": str(tmp_path / "expert.safetensors"), "data": folder / "base.hdf5"}
-        report.run_report(report.ReportConfig(**models, out=tmp_path, plans=2))
+        report.run(report.Config(**models, out=tmp_path, plans=2))
     for name, offset in zip(shown, (n.offset, n.offset, other.offset), strict=True):
         np.testing.assert_allclose(shown[name], np.broadcast_to(offset[:2], (2, 8, 2)), atol=1e-6)
 
@@ -441,8 +438,8 @@ def test_a_checkpoint_cut_short_is_named(made, tmp_path, capsys, keep):
     for path in held:
         path.write_bytes(path.read_bytes()[:keep])
     assert run(*argv) == 2
-    told = capsys.readouterr().err
-    assert told.startswith(f"reward-jax: error: {newest}: the checkpoint is corrupt"), told
+    said = capsys.readouterr().err
+    assert said.startswith(f"reward-jax: error: {newest}: the checkpoint is corrupt"), said
     assert told.count("\n") == 1
 
 
@@ -526,13 +523,13 @@ def test_a_shipped_config_is_read(path, tmp_path, capsys):
         assert run(named[1], "--config", path, *argv, "--out", tmp_path / "out") == 2
         assert "no such file" in capsys.readouterr().err
     if path.stem == "study_maze_cpu":
-        assert found == MazeStudyConfig()
+        assert found == StudyConfig()
         keys = set(yaml.safe_load(text))
-        assert keys == set(MazeStudyConfig.__dataclass_fields__)
+        assert keys == set(StudyConfig.__dataclass_fields__)
 
 
 def read_config(path):
-    return command_line.parse("reward-jax train", "", TrainConfig, ["--config", str(path)])
+    return command_line.parse("reward-jax train", "", train.Config, ["--config", str(path)])
 
 
 INITS = [path for path in CONFIGS if "\ninit: " in path.read_text("utf-8")]
@@ -591,8 +588,8 @@ def test_demo(made, tmp_path, capsys, monkeypatch):
         asked.append(config)
         shutil.copytree(folder / "reward", config.out)
 
-    monkeypatch.setattr(demo, "run_extract", extract)
-    monkeypatch.setattr(demo, "ReportConfig", functools.partial(ReportConfig, windows=200))
+    monkeypatch.setattr(demo.extract, "run", extract)
+    monkeypatch.setattr(demo.report, "Config", functools.partial(report.Config, windows=200))
     out = tmp_path / "demo"
     (out / "reward").mkdir(parents=True)
     (out / "reward" / "config.yaml").write_text("of: an earlier run\n")
@@ -613,7 +610,7 @@ def test_demo(made, tmp_path, capsys, monkeypatch):
 
 def test_the_shipped_pair_s_reward_peaks_at_the_expert_s_goal(tmp_path, monkeypatch, capsys):
     """What `make demo-reward` shows, on a sixth of the walks and a fifth of the steps."""
-    monkeypatch.setattr(demo, "run_report", lambda config: tmp_path / "report.html")
+    monkeypatch.setattr(demo.report, "run", lambda config: tmp_path / "report.html")
     argv = ["--out", tmp_path, "--episodes", 150, "--steps", 300, "--seeds", 1]
     assert run("demo", *argv) == 0
     argv = ["--reward", tmp_path / "reward", "--data", tmp_path / "base.hdf5"]

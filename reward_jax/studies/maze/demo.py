@@ -12,19 +12,17 @@ from typing import Any
 from common_jax.cli.ranges import PositiveInt, Seed, check_ranges
 from common_jax.errors import InputError
 from common_jax.io.files import make_folder
-from reward_jax.commands.data import DataConfig, run_data
-from reward_jax.commands.extract import ExtractConfig, run_extract
-from reward_jax.commands.report import ReportConfig, run_report
+from reward_jax.commands import data, extract, report
 from reward_jax.data.trajectory.checkpoint import load_model
 from reward_jax.planning.extract import Matching
 
-__all__ = ["SHIPPED", "DemoConfig", "run_demo"]
+__all__ = ["SHIPPED", "Config", "run"]
 
 SHIPPED = pathlib.Path(__file__).parents[2] / "shipped" / "umaze"
 
 
 @dataclasses.dataclass
-class DemoConfig:
+class Config:
     """Extract a reward from the shipped models of UMaze and write a report.
 
     Args:
@@ -46,7 +44,7 @@ class DemoConfig:
     seed: Seed = 0
 
 
-def run_demo(config: DemoConfig) -> pathlib.Path:
+def run(config: Config) -> pathlib.Path:
     """Record, extract, report; returns the path of the page."""
     check_ranges(config)
     begun = time.perf_counter()
@@ -64,10 +62,10 @@ def run_demo(config: DemoConfig) -> pathlib.Path:
         env=space.about["task"], horizon=space.horizon, stride=space.stride
     )
     walks = {
-        "base": DataConfig(
+        "base": data.Config(
             out=str(out / "base.hdf5"), episodes=config.episodes, seed=config.seed + 100, **shared
         ),
-        "expert": DataConfig(
+        "expert": data.Config(
             out=str(out / "expert.hdf5"),
             episodes=config.episodes // 3,
             goal=f"{goal[0]},{goal[1]}",
@@ -76,10 +74,10 @@ def run_demo(config: DemoConfig) -> pathlib.Path:
         ),
     }
     for one in walks.values():
-        run_data(one)
+        data.run(one)
     shutil.rmtree(out / "reward", ignore_errors=True)
-    run_extract(
-        ExtractConfig(
+    extract.run(
+        extract.Config(
             base=str(base),
             expert=str(expert),
             data=walks["base"].out,
@@ -89,8 +87,8 @@ def run_demo(config: DemoConfig) -> pathlib.Path:
             seed=config.seed,
         )
     )
-    path = run_report(
-        ReportConfig(
+    path = report.run(
+        report.Config(
             base=str(base),
             expert=str(expert),
             reward=str(out / "reward"),

@@ -19,17 +19,17 @@ from typing import Any
 from common_jax.run import check_directory, note_run
 from reward_jax.commands.progress import check_resumed
 from reward_jax.studies.maze.report import write_report
-from reward_jax.studies.maze.settings import MazeStudyConfig, check, plain
+from reward_jax.studies.maze.settings import Config, check, plain
 from reward_jax.studies.maze.summary import read_results, summarise
 from reward_jax.studies.maze.work import MazeWork
 from reward_jax.tasks.maze.task import MazeTask
 
-__all__ = ["run_maze_study"]
+__all__ = ["Config", "run"]
 
 _FREE = ("mazes", "goals", "out", "save_every")  # may change from start to start
 
 
-def run_maze_study(config: MazeStudyConfig) -> dict[str, Any]:
+def run(config: Config) -> dict[str, Any]:
     """Do what is not done yet; writes and returns the summary (results.json)."""
     check(config)
     tasks = [MazeTask(name) for name in config.mazes]

@@ -10,14 +10,14 @@ from common_jax.errors import InputError
 from reward_jax.planning.extract import Matching, RewardOptions
 from reward_jax.planning.fit import NetworkOptions, Training
 
-__all__ = ["STRIDES", "MazeStudyConfig", "check", "plain"]
+__all__ = ["STRIDES", "Config", "check", "plain"]
 
 # Environment steps between rows: the longest walks of a maze fit into 32 rows.
 STRIDES = {"open": 10, "umaze": 10, "medium": 16, "large": 28}
 
 
 @dataclasses.dataclass
-class MazeStudyConfig:
+class Config:
     """Extract a reward for every goal of every maze.
 
     Args:
@@ -72,12 +72,12 @@ class MazeStudyConfig:
     save_every: PositiveInt = 1000
 
 
-def plain(config: MazeStudyConfig) -> dict[str, Any]:
+def plain(config: Config) -> dict[str, Any]:
     """Settings as a YAML file holds them."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
-def check(config: MazeStudyConfig) -> None:
+def check(config: Config) -> None:
     """InputError for what would fail after hours of training."""
     check_ranges(config)
     if config.goals > 8:

@@ -34,7 +34,7 @@ from reward_jax.planning.fit import (
 )
 from reward_jax.reward.discriminator import DiscriminatorGuide, train_discriminator
 from reward_jax.studies.maze.measure import each_seed, map_of, peak_at, steered
-from reward_jax.studies.maze.settings import STRIDES, MazeStudyConfig
+from reward_jax.studies.maze.settings import STRIDES, Config
 from reward_jax.tasks.maze.task import MazeTask
 
 __all__ = ["MazeWork"]
@@ -43,7 +43,7 @@ __all__ = ["MazeWork"]
 class MazeWork:
     """The models and results of one maze, made where they are not there."""
 
-    def __init__(self, config: MazeStudyConfig, task: MazeTask) -> None:
+    def __init__(self, config: Config, task: MazeTask) -> None:
         self.config, self.task = config, task
         self.folder = config.out / task.name
         self.stride = STRIDES[task.name]

@@ -18,8 +18,7 @@ from reward_jax.planning.extract import Matching, RewardOptions
 from reward_jax.planning.fit import NetworkOptions, Training, window_source
 from reward_jax.studies.maze import work as study
 from reward_jax.studies.maze.report import write_report
-from reward_jax.studies.maze.run import run_maze_study
-from reward_jax.studies.maze.settings import MazeStudyConfig
+from reward_jax.studies.maze.run import Config, run
 from reward_jax.tasks.maze.task import MazeTask
 
 TRAINING = Training(steps=10, batch=8, ema_begin=0, ema_every=1, steps_per_call=10)
@@ -27,7 +26,7 @@ TRAINING = Training(steps=10, batch=8, ema_begin=0, ema_every=1, steps_per_call=
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    config = MazeStudyConfig(
+    config = Config(
         out=tmp_path_factory.mktemp("study"),
         mazes=("umaze",),
         goals=1,
@@ -46,7 +45,7 @@ def done(tmp_path_factory):
         plans=4,
         scales=(1.0, 2.0),
     )
-    return config, run_maze_study(config)
+    return config, run(config)
 
 
 def times(folder):
@@ -103,7 +102,7 @@ def test_files_and_results(done):
     expert = load_model(folder / "expert.safetensors")
     assert expert.space.about["goal"] == [-1.2, 1.2]
     with pytest.raises(InputError, match="the run there has horizon 8, not 16; give the same"):
-        run_maze_study(dataclasses.replace(config, horizon=16))
+        run(dataclasses.replace(config, horizon=16))
     assert load_guide(folder / "reward.safetensors").space.shape == (8, 4)
 
 
@@ -129,7 +128,7 @@ def test_summary(done):
 def test_steps_that_are_given_no_longer_are_another_setting(done):
     config, _ = done
     with pytest.raises(InputError, match=r"has base_steps\.\w+ \d+, which is not given now"):
-        run_maze_study(dataclasses.replace(config, base_steps={}))
+        run(dataclasses.replace(config, base_steps={}))
 
 
 def test_a_damaged_map_is_named(done, tmp_path):
@@ -159,7 +158,7 @@ def test_a_second_start_makes_nothing_anew(done, monkeypatch):
     for name in ("fit", "fit_reward", "train_discriminator"):
         monkeypatch.setattr(study, name, None)
     monkeypatch.setattr(MazeTask, "record", None)
-    assert run_maze_study(config) == summary
+    assert run(config) == summary
     assert times(config.out / "umaze") == before
 
 
@@ -180,7 +179,7 @@ def test_a_study_that_was_stopped_goes_on(done, monkeypatch):
     monkeypatch.setattr(study, "fit", None)
     monkeypatch.setattr(study, "fit_reward", None)
     monkeypatch.setattr(study, "train_discriminator", None)
-    again = run_maze_study(config)
+    again = run(config)
 
     def timeless(result):
         return {k: v for k, v in result.items() if k != "seconds"}
@@ -232,7 +231,7 @@ def test_a_damaged_result_is_named_before_anything_is_made(done, tmp_path, monke
     before = times(tmp_path)
     monkeypatch.setattr(MazeTask, "record", None)
     with pytest.raises(InputError) as error:
-        run_maze_study(dataclasses.replace(config, out=tmp_path))
+        run(dataclasses.replace(config, out=tmp_path))
     assert str(error.value) == f"{path}: {said}; delete it, and it is made again"
     assert times(tmp_path) == before
 
@@ -299,7 +298,7 @@ def test_the_report_s_command_repeats_the_study(done):
     found = json.loads((config.out / "report" / "results.json").read_text())["facts"]
     words = shlex.split(found["command"])
     assert words[:2] == ["reward-jax", "study"]
-    again = command_line.parse("reward-jax study", "", MazeStudyConfig, words[2:])
+    again = command_line.parse("reward-jax study", "", Config, words[2:])
     assert again == config
 
 
@@ -307,7 +306,7 @@ def test_a_folder_of_something_else_is_left_alone(done, tmp_path):
     config, _ = done
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="is not empty and holds no run"):
-        run_maze_study(dataclasses.replace(config, out=tmp_path))
+        run(dataclasses.replace(config, out=tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -329,5 +328,5 @@ def test_bad_settings(tmp_path):
     ]
     for changes, message in cases:
         with pytest.raises(InputError, match=message):
-            run_maze_study(MazeStudyConfig(out=tmp_path / "study", **changes))
+            run(Config(out=tmp_path / "study", **changes))
     assert not list(tmp_path.iterdir())

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reward_jax.commands import steer
-from reward_jax.commands.report import ReportConfig, run_report
+from reward_jax.commands import report, sweep
 from reward_jax.data.files import read_episodes
 from reward_jax.data.trajectory.checkpoint import load_guide, load_model
 from reward_jax.tasks.base import Measure
@@ -86,7 +85,7 @@ def test_a_sweep_of_a_task_that_asks_again_is_the_same(made, monkeypatch, capsys
     """Planned as it goes, where plans of one call cannot be: the same planner, the same key."""
     folder, _ = made
     monkeypatch.setattr(find("disc"), "replans", True)
-    monkeypatch.setattr(steer, "plan_sweep", None)
+    monkeypatch.setattr(sweep, "plan_sweep", None)
     argv = ["--base", folder / "base", "--reward", folder / "reward", "--plans", 4]
     argv += ["--scales", "[0, 2]", "--t_stopgrads", "[0, 4]", "--execute"]
     assert run("sweep", *argv, "--out", folder / "again") == 0
@@ -94,6 +93,22 @@ def test_a_sweep_of_a_task_that_asks_again_is_the_same(made, monkeypatch, capsys
     for one, other in zip(*rows, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
     assert "share of walks that end at the goal" in capsys.readouterr().out
+
+
+def test_the_raw_difference_steers_without_a_reward(made, capsys):
+    """At scale 1 as far as the expert would go: the plans are not the base's."""
+    folder, _ = made
+    argv = ["steer", "--base", folder / "base", "--expert", folder / "expert", "--plans", 4]
+    ddim = ["--guidance.sampler", "ddim", "--guidance.sampling_steps", 4]
+    assert run(*argv, "--out", folder / "raw", "--guidance.scale", 1, *ddim) == 0
+    with np.load(folder / "raw" / "plans.npz") as arrays:
+        assert np.abs(arrays["plans"] - arrays["unsteered"]).max() > 1e-3
+    assert json.loads((folder / "raw" / "steer.json").read_text())["goal"] == [1.7, 1.7]
+    for more in ([], ["--reward", folder / "reward"]):
+        argv = ["steer", "--base", folder / "base", *more, "--out", folder / "none"]
+        argv += ["--expert", folder / "expert"] if more else []
+        assert run(*argv) == 2
+        assert "give --reward, or --expert for the raw" in capsys.readouterr().err
 
 
 def test_a_world_without_a_plane(made, monkeypatch, capsys):
@@ -112,7 +127,7 @@ def test_a_world_without_a_plane(made, monkeypatch, capsys):
     assert "plans of disc alone tell nothing: give --execute" in capsys.readouterr().err
     monkeypatch.setattr(type(task), "draw", lambda self, axes, shown, **_: axes.plot(shown[0]))
     models: dict[str, Any] = {k: str(folder / k) for k in ("base", "expert", "reward")}
-    config = ReportConfig(**models, data=str(folder / "base.hdf5"), out=folder / "bare", plans=4)
-    text = run_report(dataclasses.replace(config, windows=200)).read_text("utf-8")
+    config = report.Config(**models, data=str(folder / "base.hdf5"), out=folder / "bare", plans=4)
+    text = report.run(dataclasses.replace(config, windows=200)).read_text("utf-8")
     assert "The learned reward" not in text and "takes shape" not in text
     assert ">return<" in text and "Steering the base" in text

@@ -6,10 +6,10 @@ from typing import Any
 
 from common_jax.errors import InputError
 
-__all__ = ["read_kept"]
+__all__ = ["read_result"]
 
 
-def read_kept(
+def read_result(
     path: pathlib.Path, wanted: Any, mend: str = "delete it, and it is made again"
 ) -> Any:
     """One JSON document; InputError, with the mend, where it is cut short or lacks something.
