@@ -20,8 +20,8 @@ from common_jax.errors import InputError
 from common_jax.io.files import write_json
 from common_jax.mesh import mesh_for
 from common_jax.run import Run, check_directory
-from reward_jax.commands.results import read_result
 from reward_jax.commands.progress import check_resumed, reporter
+from reward_jax.commands.results import read_result
 from reward_jax.data.trajectory.checkpoint import load_model, save_guide
 from reward_jax.data.trajectory.convert import expert_in_base_coordinates
 from reward_jax.data.trajectory.windows import CutOptions

@@ -72,7 +72,7 @@ def read(path: str | pathlib.Path, *, ends: str = "auto") -> Episodes:
     )
     goal = _goal_rows(path, arrays["infos/goal"], steps)
     if ends == "auto" and notes["lengths"] is not None:
-        lengths = _kept_lengths(path, notes["lengths"], steps)
+        lengths = _stored_lengths(path, notes["lengths"], steps)
     else:
         lengths = _lengths(path, terminations, truncations, goal, steps, ends)
     goals, about = _goals(goal, lengths), notes["about"]
@@ -157,14 +157,14 @@ def _array(path: pathlib.Path, file: Any, name: str) -> Any:
     return file[name][()]
 
 
-def _kept_lengths(path: pathlib.Path, kept: np.ndarray, steps: int) -> np.ndarray:
-    whole = kept.ndim == 1 and kept.dtype.kind in "iu"
-    if not whole or (kept < 1).any() or kept.sum() != steps:
+def _stored_lengths(path: pathlib.Path, stored: np.ndarray, steps: int) -> np.ndarray:
+    whole = stored.ndim == 1 and stored.dtype.kind in "iu"
+    if not whole or (stored < 1).any() or stored.sum() != steps:
         raise InputError(
             f"{path}: metadata/lengths are no numbers of steps of sum {steps}; mend them, or "
             "leave them out"
         )
-    return kept.astype(np.int64)
+    return stored.astype(np.int64)
 
 
 def _lengths(
@@ -227,20 +227,20 @@ def _only(goals: np.ndarray | None) -> list[float] | None:
     return goals[0].tolist() if goals is not None and (goals == goals[0]).all() else None
 
 
-def _arrivals(path: pathlib.Path, kept: Any, lengths: np.ndarray) -> np.ndarray | None:
-    if kept is None:
+def _arrivals(path: pathlib.Path, stored: Any, lengths: np.ndarray) -> np.ndarray | None:
+    if stored is None:
         return None
-    if kept.shape != lengths.shape or kept.dtype.kind not in "iu":
+    if stored.shape != lengths.shape or stored.dtype.kind not in "iu":
         raise InputError(
-            f"{path}: metadata/arrivals is {kept.dtype} of shape {kept.shape}; give a number of "
-            f"steps for each of the {len(lengths)} episodes, or leave it out"
+            f"{path}: metadata/arrivals is {stored.dtype} of shape {stored.shape}; give a number "
+            f"of steps for each of the {len(lengths)} episodes, or leave it out"
         )
-    return kept.astype(np.int64)
+    return stored.astype(np.int64)
 
 
-def _about(path: pathlib.Path, kept: Any) -> dict[str, Any]:
+def _about(path: pathlib.Path, stored: Any) -> dict[str, Any]:
     try:
-        about = json.loads(kept)
+        about = json.loads(stored)
     except (TypeError, ValueError):
         about = None
     if not isinstance(about, dict):

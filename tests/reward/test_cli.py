@@ -440,7 +440,7 @@ def test_a_checkpoint_cut_short_is_named(made, tmp_path, capsys, keep):
     assert run(*argv) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"reward-jax: error: {newest}: the checkpoint is corrupt"), said
-    assert told.count("\n") == 1
+    assert said.count("\n") == 1
 
 
 def test_an_interrupted_extraction_goes_on(made, tmp_path, monkeypatch, capsys):
