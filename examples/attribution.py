@@ -27,8 +27,9 @@ def main() -> None:
     prompts = [[{"role": "user", "content": text}] for text in PROMPTS]
     found = attribute_prompts(pair, tokenizer, prompts, points=options.points)
     for text, a in zip(PROMPTS, found, strict=True):
-        print(f"\n{text}\nTuCo {a.tuco:.4f}, baseline {a.baseline:.4f}, left {a.left_over:+.1e}")
-        if abs(a.left_over) > 0.1 * abs(a.tuco - a.baseline):
+        print(f"\n{text}\nTuCo {a.tuco:.4f}, baseline {a.baseline:.4f}")
+        print(f"completeness error {a.completeness_error:+.1e}")
+        if abs(a.completeness_error) > 0.1 * abs(a.tuco - a.baseline):
             print("  too much is left for the parts to be trusted: raise --points")
         order = np.argsort(a.integrated)
         for name, rows in (("lower", order[:4]), ("raise", order[:-5:-1])):

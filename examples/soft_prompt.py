@@ -1,6 +1,6 @@
 """How far can vectors in front of a prompt push its TuCo down, or up?
 
-python examples/soft_prompt.py [--maximise] [--bound 1.0] [--tiny]
+python examples/soft_prompt.py [--maximise] [--max_norm 1.0] [--tiny]
 """
 
 import dataclasses
@@ -11,9 +11,7 @@ from common import arguments, load
 
 from tuco_jax import SoftPromptOptions, Tokens, fit_soft_prompt
 from tuco_jax.prompts.encode import encode
-from tuco_jax.prompts.read import (
-    as_prompts,
-)
+from tuco_jax.prompts.read import as_prompts
 
 FITTED = (
     "Name three rivers in Europe.",
@@ -41,19 +39,19 @@ def tokens(tokenizer, texts) -> Tokens:
 def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--maximise", action="store_true", help="push TuCo up, not down")
-    parser.add_argument("--bound", type=float, help="norm of a vector, in mean embedding norms")
+    parser.add_argument("--max_norm", type=float, help="norm of a vector, in mean embedding norms")
     parser.add_argument("--vectors", type=int, default=4)
-    parser.add_argument("--place", type=int, default=0, help="tokens that stay before them")
+    parser.add_argument("--position", type=int, default=0, help="tokens before them")
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
     pair, tokenizer = load(options.tiny)
     fit = SoftPromptOptions(
         vectors=options.vectors,
-        place=options.place,
+        position=options.position,
         steps=options.steps,
         maximise=options.maximise,
-        bound=options.bound,
-        rate=0.05,
+        max_norm=options.max_norm,
+        learning_rate=0.05,
     )
     found = fit_soft_prompt(
         pair, tokens(tokenizer, FITTED), fit, held_out=tokens(tokenizer, HELD_OUT)

@@ -25,7 +25,7 @@ def test_attribution(monkeypatch, tmp_path, capsys):
     assert page.count("<h3>") == 4 and page.count("<span style") > 200
 
 
-@pytest.mark.parametrize("options", [(), ("--maximise", "--bound", "2")])
+@pytest.mark.parametrize("options", [(), ("--maximise", "--max_norm", "2")])
 def test_soft_prompt(monkeypatch, capsys, options):
     run(monkeypatch, "soft_prompt", "--steps", "6", *options)
     printed = capsys.readouterr().out

@@ -11,17 +11,17 @@ __all__ = ["Language", "as_turns", "read_languages"]
 
 @dataclasses.dataclass(frozen=True)
 class Language:
-    """A language by its file's name, and its requests; row i says the same in every language."""
+    """One language's requests; row i says the same in every language. name: its file's."""
 
     name: str
     prompts: list[Prompt]
 
 
 def read_languages(folder: str | pathlib.Path) -> list[Language]:
-    """A language of every prompts file in a folder, by name.
+    """One language for each prompts file in a folder, sorted by name.
 
-    Raises InputError naming the file for fewer than 2 files, two of one name, unlike numbers of
-    rows, or ids that are not the same row by row where the files give any.
+    Raises InputError naming the file where there are fewer than 2 files, two files of one name,
+    different numbers of rows, or, in files with ids, different ids in a row.
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
@@ -58,7 +58,7 @@ def _named(prompt: Prompt) -> bool:
 
 
 def as_turns(language: Language, chat: bool) -> list[Prompt]:
-    """Its prompts under names of their own; with `chat` a text becomes a user's turn."""
+    """A language's prompts, named after it; with `chat` a text becomes a user's turn."""
     found: list[Prompt] = []
     for i, p in enumerate(language.prompts):
         messages = p.messages

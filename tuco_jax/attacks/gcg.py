@@ -1,13 +1,14 @@
-"""Greedy Coordinate Gradient: a string that makes a model begin with a given answer.
+"""Greedy Coordinate Gradient: search for a string that makes a model begin with a given answer.
 
 "Universal and Transferable Adversarial Attacks on Aligned Language Models", Zou et al. 2023, arXiv
-2307.15043, Algorithms 1 and 2. A step takes the gradient of the target's loss by the one-hot rows
-of the string, draws candidates that differ in one token among each place's `topk` most promising,
-and goes to the candidate of the lowest loss. Over several prompts gradients of unit norm and
-losses are summed; a prompt is added once the string succeeds on those that are in.
+2307.15043, Algorithms 1 and 2. A step takes the gradient of the target's loss with respect to the
+string's one-hot tokens, draws candidates that replace one token by one of the `topk` most
+promising at its position, and moves to the candidate of the lowest loss. Over several prompts,
+gradients of unit norm and losses are summed; the next prompt is added once the string succeeds on
+those before it.
 
-The purpose here is to measure what an attack does to TuCo (section 5.3 of arXiv 2506.23423). A
-string serves that; nothing here answers a request.
+The purpose here is to measure what an attack does to TuCo (section 5.3 of arXiv 2506.23423). No
+request is answered here.
 
 Legend: A tokens of the string, N candidates, V vocabulary.
 """
@@ -48,13 +49,13 @@ __all__ = ["Attack", "Options", "attack"]
 class Options:
     """How to search; the defaults are the authors' (arXiv 2307.15043), for many requests at once.
 
-    start: the string to begin with; its number of tokens stays. placement: the string before the
-    request ("prefix") or behind it ("suffix"). candidates: a step's. topk: tokens that a place may
-    take. non_ascii: allow tokens that are not printable ASCII. refilter: drop candidates that do
-    not come back as the same tokens from their text. progressive: begin with the first prompt and
-    add one whenever the string succeeds on all so far. match: it succeeds where so many first
-    tokens of the target are the greedy ones; 0: all. stop: end when it succeeds on all prompts.
-    chunk: candidates run at once, for memory.
+    start: the initial string; its number of tokens stays. placement: the string before the request
+    ("prefix") or after it ("suffix"). candidates: drawn in each step. topk: tokens to choose from
+    at each position. non_ascii: allow tokens that are not printable ASCII. refilter: drop
+    candidates whose text does not tokenize to the same tokens. progressive: begin with the first
+    prompt and add one whenever the string succeeds on all so far. match: how many first tokens of
+    the target must be the greedy ones for a success; 0 for all. stop: end when the string succeeds
+    on all prompts. chunk: candidates in one batch, to limit memory.
     """
 
     steps: int = 500
@@ -84,10 +85,11 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Attack:
-    """What was found. text and tokens [A]: the string of the most prompts, then the lowest loss.
+    """The string that was found: the one with the most prompts and, among those, the lowest loss.
 
-    loss: its own, nats a token of the target, mean over the prompts that were in. losses and
-    prompts: of each step. succeeded: on all prompts. seconds: that the steps took, in all starts.
+    loss: of that string, in nats a token of the target, the mean over the prompts it was searched
+    on. losses, prompts: the loss and the number of prompts of each step. succeeded: whether on all
+    prompts. seconds: what the steps took, over all starts of a resumed search.
     """
 
     text: str
@@ -109,7 +111,7 @@ def _sample(
     topk: int,
     count: int,
 ) -> jax.Array:
-    """Candidates [N, A], each unlike tokens [A] in one place at most; places are used evenly."""
+    """Candidates [N, A] that replace one token of `tokens` [A], each position equally often."""
     scores = jnp.where(allowed, -gradient, -jnp.inf)
     best = jax.lax.top_k(scores, topk)[1]
     places = jnp.arange(count) * tokens.size // count
@@ -125,7 +127,7 @@ def _unit(gradient: jax.Array) -> jax.Array:
 def _all_losses(
     pair: Pair, scene: Scene, candidates: np.ndarray, chunk: int, match: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Losses [N] and successes [N], `chunk` rows at once; the last chunk is filled up."""
+    """Losses [N] and successes [N], in batches of `chunk`; the last one is padded."""
     losses, hits = [], []
     mesh = mesh_of(pair)
     for first in range(0, len(candidates), chunk):
@@ -141,11 +143,11 @@ def _all_losses(
 
 @dataclasses.dataclass
 class _State:
-    """All that a run goes on from; the keys follow from the seed and the step."""
+    """The state of a search, as its checkpoint holds it; random keys follow from seed and step."""
 
     tokens: list[int]
     active: int
-    first_loss: float  # of the start on the first prompt: tells other weights of one shape
+    first_loss: float  # of the initial string on the first prompt: reveals other weights
     step: int = 0
     losses: list[float] = dataclasses.field(default_factory=list)
     prompts: list[int] = dataclasses.field(default_factory=list)
@@ -156,7 +158,7 @@ class _State:
 
 
 def _settings(pair: Pair, layouts: Sequence[Layout], options: Options) -> str:
-    """What a run's result follows from, beside its number of steps and the model's weights."""
+    """A hash of all that determines a search but its number of steps and the model's weights."""
     fields = dataclasses.asdict(options)
     for name in ("steps", "chunk"):
         del fields[name]
@@ -191,16 +193,16 @@ def attack(
     checkpoint: pathlib.Path | None = None,
     on_step: Callable[[int, float, int], None] | None = None,
 ) -> Attack:
-    """Search for one string that makes the model begin every goal's target.
+    """Search for one string that makes the model begin its answer to every goal with the target.
 
     Args:
         pair: its tuned model is attacked (`single` makes a pair of one model).
-        tokenizer: its own.
+        tokenizer: the model's.
         goals: requests with their targets.
         options: of the search.
-        checkpoint: a .json file, written after each step; where it is there already, the run goes
-            on from it to the result that it would have come to.
-        on_step: called with the step, its loss and the number of prompts that are in.
+        checkpoint: a .json file, written after each step. If it exists, the search goes on from
+            it, to the same result as without an interruption.
+        on_step: called with the step, its loss and the number of prompts searched on.
 
     Raises InputError as `lay_out`, and for a checkpoint of other settings.
     """
@@ -230,7 +232,7 @@ def attack(
         state.losses.append(loss)
         state.prompts.append(state.active)
         rank = (state.active, -loss)
-        # A string that succeeds on all prompts is not given up for a lower loss.
+        # A string that succeeds on all prompts is not replaced by one that only has a lower loss.
         if not state.best or (rank > state.best_rank and not state.succeeded):
             state.best, state.best_rank = state.tokens, rank
         if on_step:
@@ -265,7 +267,7 @@ def _step(
     options: Options,
     state: _State,
 ) -> tuple[float, bool]:
-    """One step: moves state.tokens; its mean loss, and whether it succeeds on all that are in."""
+    """One step: updates state.tokens; returns its mean loss and whether it succeeds everywhere."""
     tokens = jnp.asarray(state.tokens, jnp.int32)
     active = ready[: state.active]
     mesh = mesh_of(pair)
@@ -281,7 +283,7 @@ def _step(
     candidates = np.unique(np.asarray(drawn), axis=0)
     if options.refilter:
         candidates = candidates[surviving(tokenizer, layouts[: state.active], candidates)]
-    if not len(candidates):  # none came back from its text: draw anew from where it is
+    if not len(candidates):  # none survives tokenization: stay, and draw again in the next step
         candidates = np.asarray(tokens)[None]
     found = [_all_losses(pair, s, candidates, options.chunk, options.match) for s in active]
     losses = np.mean([loss for loss, _ in found], axis=0)

@@ -1,4 +1,4 @@
-"""Where an attack string stands among a prompt's tokens, and which strings a search may try.
+"""The tokens of a prompt around an attack string, and which tokens and strings are allowed.
 
 Legend: A tokens of the string, N candidates, V vocabulary.
 """
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from common_jax.errors import InputError
 from tuco_jax.attacks.target_loss import Pieces
@@ -30,7 +31,7 @@ Placement = Literal["prefix", "suffix"]  # before the request, or behind it
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-    """A user's request, and how an answer that the attack is after would begin."""
+    """A user's request, and how the attack wants the answer to begin."""
 
     request: str
     target: str
@@ -38,7 +39,10 @@ class Goal:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A goal's whole text around the string, and its tokens with the start in place."""
+    """A goal's text on both sides of the string, and its tokens with the initial string in place.
+
+    special: whether the tokenizer adds its special tokens (there is no chat template).
+    """
 
     left: str
     right: str
@@ -57,8 +61,8 @@ def lay_out(
 ) -> list[Layout]:
     """Texts and tokens of every goal, through the chat template where there is one.
 
-    Raises InputError, naming the goal, where there is nothing to attack, where the string's ends
-    merge with the text around it, and beyond the model's context or vocabulary.
+    Raises InputError naming the goal where the request or target is empty, where the tokenizer
+    merges the string's ends with the text around it, and beyond the model's context or vocabulary.
     """
     if not goals:
         raise InputError("no goals: give one request and its target, or more")
@@ -115,7 +119,7 @@ def _lay_out(tokenizer: Any, goal: Goal, start: str, placement: Placement, where
         for inside in (ends > begin, starts >= end, ends > len(text))
         if inside.any()
     ]
-    # A token that holds characters of both sides: the string would not be the model's to choose.
+    # A token with characters of both sides belongs to neither: the string could not be replaced.
     if len(cuts) < 3 or any(
         c and ends[c - 1] > place for c, place in zip(cuts, (begin, end, len(text)), strict=True)
     ):
@@ -129,8 +133,8 @@ def _lay_out(tokenizer: Any, goal: Goal, start: str, placement: Placement, where
 
 def allowed_tokens(
     tokenizer: "PreTrainedTokenizerBase", vocab_size: int, non_ascii: bool = False
-) -> np.ndarray:
-    """Which tokens a string may hold, [V] bool: no special one, and printable ASCII by default."""
+) -> Bool[np.ndarray, " V"]:
+    """Which tokens a string may contain: no special ones, and by default only printable ASCII."""
     allowed = np.zeros(vocab_size, bool)
     count = min(len(tokenizer), vocab_size)
     texts = tokenizer.batch_decode([[i] for i in range(count)])
@@ -151,9 +155,9 @@ def random_strings(
     seed: int = 0,
     tries: int = 1000,
 ) -> list[str]:
-    """A string of each length, in tokens, of random tokens that a search may use: a control.
+    """For each length in tokens, a string of random tokens that a search may use: a control.
 
-    Raises InputError where none of `tries` draws comes back as so many tokens from its text.
+    Raises InputError where the text of none of `tries` draws tokenizes to that many tokens.
     """
     allowed = np.flatnonzero(allowed_tokens(tokenizer, vocab_size))
     rng = np.random.default_rng(seed)
@@ -173,10 +177,12 @@ def random_strings(
     return found
 
 
-def surviving(tokenizer: Any, layouts: Sequence[Layout], candidates: np.ndarray) -> np.ndarray:
-    """Which candidates [N, A] come back as the same tokens when their text stands in its place."""
+def surviving(
+    tokenizer: Any, layouts: Sequence[Layout], candidates: Int[np.ndarray, "N A"]
+) -> Bool[np.ndarray, " N"]:
+    """Which candidates tokenize to the same tokens when their text is put in its place."""
     texts = [tokenizer.decode(c, clean_up_tokenization_spaces=False) for c in candidates.tolist()]
-    kept = np.asarray([bool(t) and t == t.strip() for t in texts])
+    survives = np.asarray([bool(t) and t == t.strip() for t in texts])
     for own in layouts:
         rows = tokenizer(
             [own.left + t + own.right for t in texts],
@@ -185,5 +191,5 @@ def surviving(tokenizer: Any, layouts: Sequence[Layout], candidates: np.ndarray)
         )["input_ids"]
         for i, row in enumerate(rows):
             expected = own.pieces._replace(attack=candidates[i]).whole
-            kept[i] &= np.array_equal(row, expected)
-    return kept
+            survives[i] &= np.array_equal(row, expected)
+    return survives

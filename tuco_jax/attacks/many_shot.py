@@ -16,7 +16,7 @@ from tuco_jax.prompts.read import Message, Prompt
 
 __all__ = ["Demonstration", "matched", "prompt_of", "read_demonstrations"]
 
-Tokens = Callable[[str], int]  # how many tokens a text has
+CountTokens = Callable[[str], int]  # how many tokens a text has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +30,8 @@ class Demonstration:
 def read_demonstrations(path: str | pathlib.Path) -> list[Demonstration]:
     """Rows of a .jsonl file with `question` and `answer`; other fields are ignored.
 
-    In place of `answer` a row may have `answer_matching_behavior`, as Model-Written Evals
-    (arXiv 2212.09251) have it; the blanks that those begin with are dropped. Raises InputError
-    naming file and line.
+    In place of `answer` a row may have `answer_matching_behavior`, as in Model-Written Evals
+    (arXiv 2212.09251), whose leading blank is dropped. Raises InputError naming file and line.
     """
     path = pathlib.Path(path)
     if path.suffix != ".jsonl" or not path.is_file():
@@ -56,7 +55,7 @@ def read_demonstrations(path: str | pathlib.Path) -> list[Demonstration]:
 
 
 def _demonstration(row: Any, where: str) -> Demonstration:
-    """A row in either layout; InputError, which begins with `where`, if it has neither."""
+    """The demonstration in a row of either layout; `where` begins an error's message."""
     fields = row if isinstance(row, dict) else {}
     question = fields.get("question")
     written = "answer" not in fields and "answer_matching_behavior" in fields
@@ -83,16 +82,15 @@ def matched(
     targets: Sequence[int],
     questions: Sequence[str],
     answers: Sequence[Sequence[str]],
-    count: Tokens,
+    count: CountTokens,
     *,
     seed: int = 0,
 ) -> list[Demonstration]:
-    """S demonstrations whose tokens together follow those of others, exchange by exchange.
+    """S demonstrations whose running total of tokens stays close to that of `targets`.
 
-    targets [S]: tokens of each demonstration to follow. questions: the S to ask. answers: for each
-    question the answers to choose from, or one list for all of them. Each time that answer is
-    taken which brings the sum so far nearest to the sum of the targets so far; of equally good
-    ones a random one.
+    targets [S]: tokens of each demonstration to match. questions [S]. answers: the answers to
+    choose from for each question, or one list for all questions. Each time the answer is taken
+    that brings the total so far nearest to that of the targets; ties are broken at random.
     """
     rng = np.random.default_rng(seed)
     found, due = [], 0

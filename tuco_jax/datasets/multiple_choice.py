@@ -1,4 +1,4 @@
-"""Multiple-choice questions and yes/no behaviours, as their authors publish them.
+"""Multiple-choice questions and yes/no behaviours, read from the files of their authors.
 
     MMLU (arXiv 2009.03300)      folders dev, val, test of NAME_dev.csv ..., without a header:
                                  question, A, B, C, D, answer; or the parquet of its hub copy,
@@ -25,7 +25,7 @@ __all__ = [
     "LETTERS",
     "Question",
     "Task",
-    "chosen",
+    "select_tasks",
     "read_behaviours",
     "read_social_iqa",
     "read_tasks",
@@ -36,9 +36,10 @@ LETTERS = "ABCDEFGHIJ"
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """text, the options' texts, and the index of the right one (or of the behaviour's own).
+    """A question with its options.
 
-    where: file and line, for errors.
+    answer: index of the right option, or of the one that shows the behaviour. where: file and
+    line, for errors.
     """
 
     text: str
@@ -49,7 +50,7 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Questions of one subject, and examples with answers, in order."""
+    """Questions of one subject, and examples to show before each of them."""
 
     name: str
     examples: tuple[Question, ...]
@@ -57,9 +58,9 @@ class Task:
 
 
 def read_tasks(path: str | pathlib.Path, split: str = "test") -> list[Task]:
-    """Every task of a folder of MMLU's csv or parquet files, or of a .jsonl, by name.
+    """Every task of a .jsonl, or of a folder of MMLU's csv or parquet files, sorted by name.
 
-    Examples are those of the split dev. Raises InputError that names file and line.
+    Examples are those of the split dev. Raises InputError naming file and line.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -88,7 +89,7 @@ def read_tasks(path: str | pathlib.Path, split: str = "test") -> list[Task]:
 
 
 def _check_options(task: Task) -> None:
-    """One number of options a task: the tokens that are compared are the task's."""
+    """A task's questions must all have as many options: they share the options' tokens."""
     first = (*task.examples, *task.questions)[0]
     for q in (*task.examples, *task.questions):
         if len(q.choices) != len(first.choices):
@@ -153,7 +154,7 @@ def _parquet_rows(folder: pathlib.Path) -> Iterator[Row]:
 
 
 def _objects(path: pathlib.Path) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """Objects of a .jsonl with file and line."""
+    """Each object of a .jsonl, with its file and line."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -213,10 +214,10 @@ def _question(text: Any, choices: Any, answer: Any, where: str) -> Question:
 
 
 def read_behaviours(path: str | pathlib.Path) -> list[Task]:
-    """Behaviours of Model-Written-Evals: a .jsonl, or every .jsonl beneath a folder, by name.
+    """Behaviours of Model-Written-Evals: of a .jsonl, or of every .jsonl in a folder, by name.
 
-    Options are as the file has them, " Yes" and " No" or " (A)" and " (B)", one pair a file;
-    `answer` is the one that shows the behaviour. Raises InputError that names file and line.
+    Options are the file's, either " Yes" and " No" or " (A)" and " (B)"; `answer` is the one that
+    shows the behaviour. Raises InputError naming file and line.
     """
     path = pathlib.Path(path)
     files = sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]
@@ -252,7 +253,7 @@ def _behaviour(row: Mapping[str, Any], where: str) -> Question:
 
 
 def read_social_iqa(path: str | pathlib.Path, examples: int) -> Task:
-    """Social IQA (arXiv 1904.09728) as the package evals has it; its first rows are examples."""
+    """Social IQA (arXiv 1904.09728) from the package evals; its first rows are the examples."""
     found = []
     for row, where in _objects(pathlib.Path(path)):
         _check_fields(row, ("input", "ideal"), where)
@@ -267,8 +268,8 @@ def read_social_iqa(path: str | pathlib.Path, examples: int) -> Task:
     return Task("socialiqa", tuple(found[:examples]), tuple(found[examples:]))
 
 
-def chosen(tasks: Iterable[Task], names: Sequence[str]) -> list[Task]:
-    """The tasks of these names, all where there are none. InputError for an unknown name."""
+def select_tasks(tasks: Iterable[Task], names: Sequence[str]) -> list[Task]:
+    """The tasks of these names, or all without names. Raises InputError for an unknown name."""
     known = {task.name: task for task in tasks}
     for name in names:
         if name not in known:

@@ -13,10 +13,10 @@ them) and one .jsonl of `messages` for each evaluation set:
 
 and watch.jsonl, a few prompts of advbench and harmless whose TuCo is logged during training.
 
-Harmful requests for training are AdvBench's (fetched, MIT) and a few of our own in other words;
-harmless ones are our own and are answered by the base model itself, so that tuning teaches
-nothing but the refusal. An imperative, a polite frame or a question stands in both classes alike
-and is no cue. `--answer MODEL` has a model answer the harmless ones anew and rewrites
+Harmful requests for training are AdvBench's (fetched, MIT) and a few of our own in other words.
+Harmless ones are our own, with the base model's own answers, so that tuning teaches nothing but
+refusal. Both classes have imperatives, polite frames and questions alike, so that form is no cue.
+`--answer MODEL` has a model answer the harmless requests again, and rewrites
 tuco_jax/data/answers.jsonl.
 """
 
@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from common_jax.errors import InputError
 from common_jax.io.files import make_folder
@@ -46,7 +47,7 @@ __all__ = [
     "run",
     "split_advbench",
     "training_rows",
-    "unlike",
+    "without_duplicates_of",
     "write_sets",
 ]
 
@@ -67,7 +68,8 @@ class RefusalDataConfig:
         seed: of the split, the frames and the pairing with refusals.
         harmful: number of AdvBench requests to train on.
         evaluation: most prompts in an evaluation set.
-        answer: a model that answers the harmless training prompts anew; empty keeps the answers.
+        answer: a model that is to answer the harmless training prompts again; empty keeps the
+            answers that there are.
     """
 
     out: pathlib.Path = pathlib.Path("runs/refusal-data")
@@ -92,8 +94,8 @@ def _vectors(texts: Sequence[str]) -> Any:
     return vectorizer.fit_transform(texts)
 
 
-def near_duplicates(texts: Sequence[str], threshold: float = SIMILAR) -> np.ndarray:
-    """Group of each text, [N] int: texts linked by a chain of similar ones share a group."""
+def near_duplicates(texts: Sequence[str], threshold: float = SIMILAR) -> Int[np.ndarray, " N"]:
+    """The group of each text; texts linked by a chain of similar ones share a group."""
     from scipy.sparse.csgraph import connected_components
 
     vectors = _vectors(texts)
@@ -101,11 +103,11 @@ def near_duplicates(texts: Sequence[str], threshold: float = SIMILAR) -> np.ndar
 
 
 def split_advbench(texts: Sequence[str], harmful: int, evaluation: int, seed: int) -> Split:
-    """Split by group: the largest group and about half of the others are trained on.
+    """Split by group of near-duplicates: the largest and about half of the others for training.
 
-    AdvBench's largest group (hacking, bombs, identity theft in countless wordings) holds over a
-    quarter of it. At most half of the training set is drawn from it, and none of the evaluation
-    set; of another group at most two texts are evaluated on.
+    Over a quarter of AdvBench is one group (hacking, bombs, identity theft in many wordings). At
+    most half of the training set is drawn from it, and nothing of the evaluation set. Of any other
+    group at most two texts are in the evaluation set.
     """
     groups = near_duplicates(texts)
     rng = np.random.default_rng(seed)
@@ -130,7 +132,7 @@ def split_advbench(texts: Sequence[str], harmful: int, evaluation: int, seed: in
 
 
 def phrase(request: str, rng: np.random.Generator) -> str:
-    """The request as it stands, in a polite frame, or as a question where it says "how to"."""
+    """The request unchanged, in a polite frame, or, where it says "how to", as a question."""
     how = re.search(r"\bhow to ([^,.;]+)$", request)
     if how and rng.random() < 0.4:
         return _QUESTIONS[rng.integers(len(_QUESTIONS))].format(how.group(1))
@@ -147,15 +149,15 @@ def _is_imperative(prompt: str) -> bool:
 def training_rows(config: RefusalDataConfig) -> list[dict[str, Any]]:
     """Rows of train.jsonl, shuffled: `messages`, `id`, `label`, `truncated`."""
     rng = np.random.default_rng(config.seed + 1)
-    refusals = [row["text"] for row in sources.own("refusals")]
+    refusals = [row["text"] for row in sources.shipped("refusals")]
     split = harmful_split(config)
     harmful = {f"advbench-{i:03d}": phrase(text, rng) for i, text in enumerate(split.train)}
-    harmful |= {row["id"]: row["prompt"] for row in sources.own("harmful")}
+    harmful |= {row["id"]: row["prompt"] for row in sources.shipped("harmful")}
     rows = []
     for number, (name, prompt) in enumerate(harmful.items()):
-        # Each wording equally often, not by chance.
+        # In turn, so that each wording is used equally often.
         rows.append(_row(name, prompt, refusals[number % len(refusals)], "harmful", False))
-    for row in sources.own("answers"):
+    for row in sources.shipped("answers"):
         rows.append(_row(row["id"], row["prompt"], row["answer"], "harmless", row["truncated"]))
     return [rows[i] for i in rng.permutation(len(rows))]
 
@@ -172,7 +174,7 @@ def harmful_split(config: RefusalDataConfig) -> Split:
 
 def held_out_harmless() -> list[str]:
     """Our own harmless prompts for evaluation, without those that sound harmful."""
-    rows = [row for row in sources.own("harmless") if row["split"] == "evaluation"]
+    rows = [row for row in sources.shipped("harmless") if row["split"] == "evaluation"]
     return [row["prompt"] for row in rows if row["kind"] != "sounds_harmful"]
 
 
@@ -180,17 +182,17 @@ def evaluation_sets(config: RefusalDataConfig) -> dict[str, list[dict[str, Any]]
     """Rows of each evaluation set: `messages` of one user turn, `id`, `label`."""
     rng = np.random.default_rng(config.seed + 2)
     split = harmful_split(config)
-    own = [row for row in sources.own("harmless") if row["split"] == "evaluation"]
+    own = [row for row in sources.shipped("harmless") if row["split"] == "evaluation"]
     sounds = [row["prompt"] for row in own if row["kind"] == "sounds_harmful"]
 
     def some(texts: list[str]) -> list[str]:
         chosen = rng.permutation(len(texts))[: config.evaluation]
         return [texts[i] for i in sorted(chosen.tolist())]
 
-    trained = split.train + [row["prompt"] for row in sources.own("harmful")]
+    trained = split.train + [row["prompt"] for row in sources.shipped("harmful")]
     sets = {
         "advbench": split.evaluation,
-        "strongreject": some(unlike(sources.strongreject(), trained)),
+        "strongreject": some(without_duplicates_of(sources.strongreject(), trained)),
         "harmless": some(held_out_harmless()),
         "trivia": some(sources.trivia()),
         "sounds_harmful": sounds,
@@ -208,18 +210,20 @@ def evaluation_sets(config: RefusalDataConfig) -> dict[str, list[dict[str, Any]]
     }
 
 
-def unlike(texts: Sequence[str], others: Sequence[str], threshold: float = 0.5) -> list[str]:
-    """The texts which are no near-duplicate of any of the others."""
+def without_duplicates_of(
+    texts: Sequence[str], others: Sequence[str], threshold: float = 0.5
+) -> list[str]:
+    """Those of `texts` that are no near-duplicate of any of `others`."""
     vectors = _vectors([*texts, *others])
     similar = (vectors[: len(texts)] @ vectors[len(texts) :].T).max(axis=1).toarray()[:, 0]
     return [t for t, s in zip(texts, similar, strict=True) if s <= threshold]
 
 
 def answer(model: str, seed: int) -> list[dict[str, Any]]:
-    """Greedy answers of a model to the harmless training prompts, as answers.jsonl holds them.
+    """Rows of answers.jsonl: a model's greedy answers to the harmless training prompts.
 
-    `truncated` marks an answer that reached ANSWER_TOKENS before its end: no end token may be
-    trained after it. Answers that are refusals are left out.
+    `truncated` marks an answer that was cut at ANSWER_TOKENS, after which no end token may be
+    trained. Answers that refuse are left out.
     """
     from tuco_jax.datasets.refusal_strings import is_refusal
     from tuco_jax.generation.generate import end_tokens, generate_tokens
@@ -229,7 +233,7 @@ def answer(model: str, seed: int) -> list[dict[str, Any]]:
     from tuco_jax.weights.load import load_model
 
     rng = np.random.default_rng(seed)
-    rows = [row for row in sources.own("harmless") if row["split"] == "train"]
+    rows = [row for row in sources.shipped("harmless") if row["split"] == "train"]
     prompts = [
         phrase(row["prompt"], rng) if _is_imperative(row["prompt"]) else row["prompt"]
         for row in rows
@@ -267,7 +271,7 @@ def run(config: RefusalDataConfig) -> None:
 
 
 def write_sets(config: RefusalDataConfig, training: list[dict[str, Any]]) -> None:
-    """Write rows to train on beside the evaluation sets and the watched prompts."""
+    """Write the training rows, the evaluation sets and the watched prompts."""
     evaluation = evaluation_sets(config)
     watched = evaluation["advbench"][:WATCHED] + evaluation["harmless"][::3][:WATCHED]
     sets = {"train": training, "watch": watched, **evaluation}

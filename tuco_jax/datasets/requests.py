@@ -1,4 +1,4 @@
-"""Harmful requests: of a file in any layout of prompts, or of a public set by its name."""
+"""Harmful requests, read from a prompts file of any layout or taken from a public set by name."""
 
 import dataclasses
 import pathlib
@@ -12,7 +12,7 @@ from tuco_jax.datasets.refusal_data import (
     RefusalDataConfig,
     harmful_split,
     near_duplicates,
-    unlike,
+    without_duplicates_of,
 )
 from tuco_jax.prompts.read import read_prompts
 
@@ -29,14 +29,14 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked; target: what an attack wants the answer to begin with, where known."""
+    """A request; target: how an attack wants the answer to begin, where the file says it."""
 
     text: str
     target: str | None = None
 
 
 def _held_out() -> list[str]:
-    """Of AdvBench, what the shipped adapter was not trained on."""
+    """The part of AdvBench that the shipped adapter was not trained on."""
     return harmful_split(RefusalDataConfig()).evaluation
 
 
@@ -53,16 +53,16 @@ SETS: dict[str, Callable[[], list[str]]] = {
     "harmbench": lambda: untrained(sources.harmbench()),
     "do-not-answer": lambda: untrained(sources.do_not_answer()),
 }
-SAME = 0.8  # cosine of TF-IDF vectors above which two jailbreaks are one with other commas
+SAME = 0.8  # cosine of TF-IDF vectors above which two jailbreaks count as one
 
 
 def untrained(texts: list[str]) -> list[str]:
-    """Those that are no near-duplicates of what the shipped adapter was trained on."""
-    return unlike(texts, harmful_split(RefusalDataConfig()).train)
+    """Those that are no near-duplicate of a text that the shipped adapter was trained on."""
+    return without_duplicates_of(texts, harmful_split(RefusalDataConfig()).train)
 
 
 def shared_jailbreaks() -> dict[str, str]:
-    """`prompt_sources.wild_jailbreaks`, of those that are nearly one text the first."""
+    """`prompt_sources.wild_jailbreaks` without near-duplicates: the first of each is kept."""
     found = sources.wild_jailbreaks()
     groups = near_duplicates(list(found.values()), SAME)
     first = np.unique(groups, return_index=True)[1]
@@ -70,9 +70,9 @@ def shared_jailbreaks() -> dict[str, str]:
 
 
 def read_requests(source: str | pathlib.Path) -> list[Request]:
-    """All requests of a file, whose rows may have a `target`, or of one of `SETS`.
+    """All requests of one of `SETS`, or of a file, whose rows may have a `target`.
 
-    Raises InputError naming the file and line, or the sets that there are.
+    Raises InputError naming the file and line, or listing the sets.
     """
     if str(source) in SETS:
         return [Request(text) for text in SETS[str(source)]()]

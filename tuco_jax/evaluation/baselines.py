@@ -1,4 +1,4 @@
-"""Simpler scores of a prompt, to hold TuCo against: length, perplexity under PT and FT, OutputCo.
+"""Simpler scores of a prompt to compare TuCo with: length, perplexity under PT and FT, OutputCo.
 
 Legend: N prompts, B rows of a batch, T tokens, C prompts of a row, D residual width, V
 vocabulary.
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float, Int
 
 from common_jax.errors import InputError
 from tuco_jax.core.places import pick
@@ -24,30 +25,27 @@ from tuco_jax.models.sharding import batch_width, mesh_of, put_rows
 from tuco_jax.prompts.batching import default_budget
 from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.packing import pack
-from tuco_jax.prompts.read import (
-    Prompt,
-    as_prompts,
-)
+from tuco_jax.prompts.read import Prompt, as_prompts
 
 __all__ = ["Baselines", "baselines", "baselines_of_tokens"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Baselines:
-    """Of N prompts, [N] each.
+    """Scores of N prompts.
 
-    length: in tokens. base_perplexity, tuned_perplexity: exp of the mean negative log probability
+    length: in tokens. base_perplexity, tuned_perplexity: exp of the mean negative log-probability
     of every token after the first. output_co: |x_L^FT - x_L^PT| / (|x_L^PT| + |x_L^FT - x_L^PT|)
     of the last token's final streams, L1 (section 5.5 of arXiv 2506.23423).
     """
 
-    length: np.ndarray
-    base_perplexity: np.ndarray
-    tuned_perplexity: np.ndarray
-    output_co: np.ndarray
+    length: Int[np.ndarray, " N"]
+    base_perplexity: Float[np.ndarray, " N"]
+    tuned_perplexity: Float[np.ndarray, " N"]
+    output_co: Float[np.ndarray, " N"]
 
     def columns(self) -> dict[str, np.ndarray]:
-        """Each score under the name that reports show."""
+        """Each score under its name in reports."""
         return {
             "prompt length": self.length,
             "perplexity, PT": self.base_perplexity,
@@ -59,9 +57,10 @@ class Baselines:
 def baselines(
     pair: Pair, tokenizer: Any, prompts: Sequence[Any], *, perplexity: bool = True
 ) -> Baselines:
-    """Scores of prompts in the forms that `score` takes; perplexity False leaves NaN for it.
+    """Scores of prompts in any form that `score` takes.
 
-    Raises InputError for a prompt beyond the context, or of one token where perplexity is wanted.
+    perplexity: False saves its cost and leaves NaN. Raises InputError for a prompt beyond the
+    context, or of a single token where perplexity is wanted.
     """
     prompts = as_prompts(prompts)
     tokens = encode(
@@ -72,12 +71,12 @@ def baselines(
 
 def baselines_of_tokens(
     pair: Pair,
-    tokens: Sequence[np.ndarray],
+    tokens: Sequence[Int[np.ndarray, " T"]],
     prompts: Sequence[Prompt],
     *,
     perplexity: bool = True,
 ) -> Baselines:
-    """`baselines` of prompts that are tokens already, int32 [n_i]; prompts: names, for errors."""
+    """`baselines` of prompts that are token ids already; prompts: their names, for errors."""
     lengths = [len(row) for row in tokens]
     for prompt, length in zip(prompts, lengths, strict=True):
         if perplexity and length < 2:

@@ -1,6 +1,6 @@
-"""Two groups of scores against each other, in one form for every study, the orientation in words.
+"""Comparing two groups of scores: AUCs with intervals, tables, figures and verdicts.
 
-Legend: N scores of the first group, M of the second.
+Legend: N scores of a group.
 """
 
 import dataclasses
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Shaped
 
 from common_jax.report.figures import PALETTE, draw
 from common_jax.report.findings import Figure, Table, Verdict
@@ -17,12 +18,12 @@ from tuco_jax.evaluation.statistics import (
     bootstrap_mean,
     bootstrap_tpr,
     centred_auc,
-    inside,
+    in_shared_clusters,
     within_auc,
 )
 
 __all__ = [
-    "LEAST",
+    "MIN_PROMPTS",
     "Compared",
     "Contrast",
     "Sample",
@@ -31,31 +32,28 @@ __all__ = [
     "means_table",
     "orientation",
     "shown",
-    "spread",
+    "strip_plot",
     "verdict",
 ]
 
-LEAST = 5  # a bootstrap of fewer observations is no more than their few values
+MIN_PROMPTS = 5  # of a group: a bootstrap of fewer observations means nothing
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Scores [N] of one kind of prompt, under a short name.
+    """Scores of one kind of prompt, under a short name.
 
-    clusters: what each shares with others (a template, an attack string), or None.
+    clusters: what each prompt shares with others (a template, an attack string), or None.
     """
 
     name: str
-    values: np.ndarray
-    clusters: np.ndarray | None = None
+    values: Float[np.ndarray, " N"]
+    clusters: Shaped[np.ndarray, " N"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Contrast:
-    """Two groups compared: auc is P(TuCo of `higher` > TuCo of `lower`).
-
-    claim: what an auc above a half would mean, in words.
-    """
+    """auc: P(score of `higher` > score of `lower`); claim: what an AUC above a half would mean."""
 
     higher: str
     lower: str
@@ -72,13 +70,13 @@ class Contrast:
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-    """The first group against the second. Every AUC is P(first > second), ties half.
+    """The first group against the second. Every AUC is P(first > second), a tie counts half.
 
-    contrast: pooled; None where a group has no member. within: over pairs of one cluster; centred:
-    with each cluster's mean taken off; None where there are no clusters, or none holds both.
-    inside: sizes of the groups in clusters that hold both. tpr:
-    share of the first group above what 5% of the second exceed; where `below`, under what 5% of
-    the second fall short of.
+    contrast: the pooled AUC; None where a group is empty. within: the AUC over pairs within one
+    cluster; centred: with each cluster's mean subtracted; both None where no cluster has members
+    of both groups. inside: sizes of the groups in clusters with members of both. tpr: true
+    positive rate at 5% false positives; the first group is called by high scores, or by low ones
+    where `below`.
     """
 
     first: str
@@ -99,18 +97,18 @@ class Compared:
     @property
     def enough(self) -> bool:
         """Whether both groups are large enough for an interval to mean anything."""
-        return min(self.sizes) >= LEAST
+        return min(self.sizes) >= MIN_PROMPTS
 
     @property
     def enough_inside(self) -> bool:
-        """Whether both groups are, in clusters that hold both."""
-        return min(self.inside) >= LEAST
+        """Whether both groups are large enough in clusters with members of both."""
+        return min(self.inside) >= MIN_PROMPTS
 
 
 def compare(first: Sample, second: Sample, *, below: bool = False, seed: int = 0) -> Compared:
-    """Pooled, within and centred AUC, and TPR at 5% FPR, each with its interval.
+    """Pooled, within-cluster and centred AUC, and TPR at 5% FPR, each with its interval.
 
-    below: a member of the first group is called by its low score, not by its high one.
+    below: members of the first group are called by low scores, not by high ones.
     """
     sizes = len(first.values), len(second.values)
     if not all(sizes):
@@ -127,7 +125,7 @@ def compare(first: Sample, second: Sample, *, below: bool = False, seed: int = 0
         both = first.clusters, second.clusters
         within = _mirrored(within_auc, high, low, both, below, seed)
         centred = _mirrored(centred_auc, high, low, both, below, seed) if within else None
-        one, other = inside(both)
+        one, other = in_shared_clusters(both)
         shared = int(one.sum()), int(other.sum())
     contrast = Contrast(first.name, second.name, pooled, claim)
     return Compared(first.name, second.name, sizes, contrast, within, centred, tpr, below, shared)
@@ -136,7 +134,7 @@ def compare(first: Sample, second: Sample, *, below: bool = False, seed: int = 0
 def _mirrored(
     estimate: Any, high: np.ndarray, low: np.ndarray, clusters: Any, below: bool, seed: int
 ) -> Any:
-    """An AUC with its interval; told by low scores, one less that of the other way round."""
+    """An AUC with its interval; where `below`, one minus that of the groups exchanged."""
     if not below:
         return estimate(high, low, clusters, seed=seed)
     found = estimate(low, high, clusters[::-1], seed=seed)
@@ -160,10 +158,10 @@ def orientation(first: str, second: str, e: Estimate | None) -> str:
 
 
 def verdict(
-    e: Estimate | None, *, middle: float = 0.5, above: bool = True, of: int = LEAST
+    e: Estimate | None, *, middle: float = 0.5, above: bool = True, of: int = MIN_PROMPTS
 ) -> Verdict:
-    """Whether an estimate, of so many observations, lies above (or below) `middle`."""
-    if e is None or of < LEAST:
+    """Whether an estimate lies above (or below) `middle`, by its interval; of: observations."""
+    if e is None or of < MIN_PROMPTS:
         return "not testable here"
     low, high = (e.low, e.high) if above else (2 * middle - e.high, 2 * middle - e.low)
     if low > middle:
@@ -174,7 +172,10 @@ def verdict(
 def contrast_table(
     title: str, found: Sequence[Compared], *, score: str = "TuCo", cluster: str = "template"
 ) -> Table:
-    """A row a contrast; columns within clusters where any contrast has them."""
+    """A row for each contrast; columns within clusters where any contrast has them.
+
+    score, cluster: what values and clusters are, for the headings.
+    """
     clustered = any(c.within for c in found)
     rows = [
         [
@@ -185,7 +186,7 @@ def contrast_table(
             f"{shown(c.tpr)}{' (by low scores)' if c.below and c.tpr else ''}",
             orientation(c.first, c.second, c.auc)
             if c.enough or not c.auc
-            else f"fewer than {LEAST} of a kind: too few to say",
+            else f"fewer than {MIN_PROMPTS} of a kind: too few to say",
         ]
         for c in found
     ]
@@ -202,7 +203,7 @@ def contrast_table(
 
 
 def means_table(title: str, samples: Sequence[Sample], tokens: Sequence[Any], seed: int) -> Table:
-    """A row a group: mean score with its interval, and mean length; tokens: lengths of each."""
+    """A row for each group: mean score with its interval, and mean of its lengths in `tokens`."""
     rows = []
     for sample, lengths in zip(samples, tokens, strict=True):
         values = np.asarray(sample.values, float)
@@ -212,8 +213,8 @@ def means_table(title: str, samples: Sequence[Sample], tokens: Sequence[Any], se
     return Table(title, ("group", "prompts", "mean tokens", "mean [95% interval]"), rows)
 
 
-def spread(name: str, label: str, samples: Sequence[Sample], words: str) -> Figure:
-    """Every score as a point, a row a group, with the group's mean."""
+def strip_plot(name: str, label: str, samples: Sequence[Sample], caption: str) -> Figure:
+    """Every score as a point, a row for each group, with the group's mean."""
     rng = np.random.default_rng(0)
 
     def paint(axes: Any) -> None:
@@ -227,4 +228,4 @@ def spread(name: str, label: str, samples: Sequence[Sample], words: str) -> Figu
         axes.invert_yaxis()
         axes.set_xlabel(label)
 
-    return Figure(name, draw(paint, height=1.2 + 0.5 * len(samples)), words)
+    return Figure(name, draw(paint, height=1.2 + 0.5 * len(samples)), caption)

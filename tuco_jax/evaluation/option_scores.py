@@ -1,6 +1,6 @@
-"""Log probabilities of options under a grid of alphas: prompts, option tokens, shared prefixes.
+"""Log-probabilities of multiple-choice options under a grid of alphas.
 
-Legend: A alphas, N questions, O options, P tokens of the shared prefix, B rows, T tokens of one.
+Legend: A alphas, N questions, O options, T tokens of a question.
 """
 
 import functools
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float, Int
 
 from common_jax.errors import InputError
 from tuco_jax.core.alpha_grid import Prefix, grid_logits, prefix_caches
@@ -20,9 +21,9 @@ from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import batch_width, mesh_of, put_rows
 from tuco_jax.prompts import batching
 
-__all__ = ["behaviour_prompts", "option_scores", "quiz_prompts", "tokenise"]
+__all__ = ["behaviour_prompts", "option_scores", "quiz_prompts", "tokenize"]
 
-# Prefixes are cut to multiples of this, so that tasks share compiled shapes.
+# Shared prefixes are cut to multiples of this, so that tasks share compiled shapes.
 GRAIN = 32
 
 
@@ -32,7 +33,7 @@ def _shown(question: Question) -> str:
 
 
 def quiz_prompts(task: Task, shots: int) -> tuple[list[str], list[str]]:
-    """Prompts of a task's questions, examples first, in MMLU's form; and the options' texts."""
+    """(prompts, options): questions after a task's examples, in MMLU's form, and the letters."""
     subject = task.name.replace("_", " ")
     opening = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
     for example in task.examples[:shots]:
@@ -42,12 +43,12 @@ def quiz_prompts(task: Task, shots: int) -> tuple[list[str], list[str]]:
 
 
 def behaviour_prompts(task: Task) -> tuple[list[str], list[str]]:
-    """Prompts of a behaviour's statements, and its two answers, " Yes" and " No" or so."""
+    """(prompts, options): a behaviour's statements, and its two answers, such as " Yes", " No"."""
     prompts = [f"{q.text}\nAnswer:" for q in task.questions]
     return prompts, [f" {choice}" for choice in task.questions[0].choices]
 
 
-def tokenise(
+def tokenize(
     tokenizer: Any,
     task: Task,
     prompts: Sequence[str],
@@ -55,13 +56,13 @@ def tokenise(
     *,
     chat: bool = False,
     context: int | None = None,
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """Token ids of each prompt, int32 [n_i], and the options' tokens that follow it, int32 [O].
+) -> tuple[list[Int[np.ndarray, " T"]], Int[np.ndarray, " O"]]:
+    """Token ids of each prompt, and the token of each option that follows it.
 
-    chat: through the chat template as the user's turn; options then stand without their blank.
-    What all options begin with goes into the prompt. Raises InputError, naming the options, where
-    two still have one token, where the tokens depend on the prompt, and for prompts beyond the
-    context.
+    chat: put prompts through the chat template as a user's turn; options then lose their leading
+    blank. Tokens that all options begin with go into the prompt. Raises InputError, naming the
+    options, where two of them still begin with the same token, where their tokens depend on the
+    prompt, and for prompts beyond the context.
     """
     if chat:
         if not tokenizer.chat_template:
@@ -141,18 +142,18 @@ def _scores(
 
 def option_scores(
     pair: Pair,
-    rows: Sequence[np.ndarray],
-    options: np.ndarray,
+    rows: Sequence[Int[np.ndarray, " T"]],
+    options: Int[np.ndarray, " O"],
     alphas: Sequence[float],
     *,
     share: bool = True,
     grain: int = GRAIN,
     token_budget: int | None = None,
-) -> np.ndarray:
-    """Log probability of each option's token after each row, float32 [A, N, O].
+) -> Float[np.ndarray, "A N O"]:
+    """Log-probability of each option's token after each prompt, at each alpha.
 
-    rows: token ids of whole prompts. What all begin with is read once an alpha, unless `share` is
-    off or a rotary table changes with the length. grain: prefixes are multiples of it.
+    rows: token ids of the prompts. A prefix that all share is run once an alpha, unless `share` is
+    off or a rotary table depends on the prompt's length. grain: prefixes are multiples of it.
     """
     grid = jnp.asarray(alphas, jnp.float32)
     common = min(_shared([row.tolist() for row in rows]), min(map(len, rows)) - 1)

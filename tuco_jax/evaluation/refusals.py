@@ -1,10 +1,11 @@
-"""Refusals counted with intervals, before and after tuning, by two lists of strings.
+"""Refusal rates before and after tuning, with intervals, by two lists of refusal strings.
 
-`datasets/refusal_strings.py` has the lists: the paper's own, and ours.
+    python -m tuco_jax.evaluation.refusals --base MODEL --tuned MODEL --prompts FOLDER --out FILE
+
+The lists, the GCG paper's and ours, are in `datasets/refusal_strings.py`.
 """
 
 import dataclasses
-import math
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,40 +15,27 @@ from common_jax.errors import InputError
 from common_jax.io.files import check_writable, write_json
 from common_jax.mesh import mesh_for
 from tuco_jax.datasets.refusal_strings import GCG_STRINGS, is_refusal
+from tuco_jax.evaluation.statistics import wilson_interval
 from tuco_jax.generation.generate import end_tokens, generate_tokens
 from tuco_jax.models.pair import Pair
 from tuco_jax.prompts.encode import encode
-from tuco_jax.prompts.read import (
-    Prompt,
-    read_prompts,
-)
+from tuco_jax.prompts.read import Prompt, read_prompts
 from tuco_jax.scoring.output import FORMATS, write_table
 
 __all__ = [
     "RefusalConfig",
     "RefusalRate",
     "count_refusals",
-    "evaluate",
-    "wilson",
+    "refusal_rates",
 ]
-
-
-def wilson(hits: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (95% by default)."""
-    if not 0 <= hits <= total or not total:
-        raise ValueError(f"{hits} of {total} is no proportion")
-    p, w = hits / total, z * z / total
-    middle = (p + w / 2) / (1 + w)
-    half = z / (1 + w) * math.sqrt(p * (1 - p) / total + w / total / 4)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 @dataclasses.dataclass(frozen=True)
 class RefusalRate:
     """Share of refusals in a set of answers, with its 95% interval.
 
-    gcg_rate: the share by the GCG paper's own list. ended: the share of answers that the model
-    ended itself, before the most tokens that it was given; None where nobody counted.
+    gcg_rate: the share by the GCG paper's list. ended: share of the answers that the model ended
+    itself, within the tokens that it was given; None where that was not counted.
     """
 
     name: str
@@ -63,9 +51,9 @@ class RefusalRate:
 def count_refusals(
     name: str, answers: Sequence[str], ended: Sequence[bool] | None = None
 ) -> RefusalRate:
-    """The refusal rate of one set of answers; ended: of each, whether the model ended it."""
+    """The refusal rate of one set of answers; ended: whether the model ended each itself."""
     refused = sum(map(is_refusal, answers))
-    low, high = wilson(refused, len(answers))
+    low, high = wilson_interval(refused, len(answers))
     gcg = sum(is_refusal(a, GCG_STRINGS) for a in answers) / len(answers)
     share = None if ended is None else sum(ended) / len(answers)
     return RefusalRate(
@@ -73,7 +61,7 @@ def count_refusals(
     )
 
 
-def evaluate(
+def refusal_rates(
     pair: Pair,
     tokenizer,
     sets: Mapping[str, Sequence[Prompt]],
@@ -83,15 +71,15 @@ def evaluate(
 ) -> tuple[dict[float, list[RefusalRate]], dict[float, dict[str, list[str]]]]:
     """Refusal rates and greedy answers of each set at each alpha.
 
-    alpha 1 is the tuned model; alpha 0 the base's blocks between the tuned model's ends, which is
-    the base itself where embedding, final norm and head were not tuned (an adapter).
+    alpha 1 is the tuned model. alpha 0 is the base's layers with the tuned model's embedding,
+    final norm and head: the base itself where tuning left those alone, as an adapter does.
     """
     rates: dict[float, list[RefusalRate]] = {}
     answers: dict[float, dict[str, list[str]]] = {}
     prompts = [p for members in sets.values() for p in members]
     ids = encode(tokenizer, prompts, vocab_size=pair.tuned_config.vocab_size)
     for alpha in alphas:
-        # All sets in one call: one compilation for each shape, not for each set.
+        # All sets in one call: each shape is compiled once, not once a set.
         rest = iter(
             generate_tokens(
                 pair,
@@ -153,7 +141,7 @@ def run(config: RefusalConfig) -> dict[float, list[RefusalRate]]:
     answers_file = check_writable(config.out.with_suffix(".answers.jsonl"), FORMATS)
     mesh = mesh_for(dataclasses.asdict(config.mesh))
     pair, tokenizer = load_pair(config.base, config.tuned, dtype=config.dtype, mesh=mesh)
-    rates, answers = evaluate(
+    rates, answers = refusal_rates(
         pair, tokenizer, sets, alphas=config.alphas, max_new_tokens=config.max_new_tokens
     )
     table = Table(

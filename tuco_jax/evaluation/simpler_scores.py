@@ -4,7 +4,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from common_jax.report.findings import Table
-from tuco_jax.evaluation.contrasts import LEAST, Compared, Sample, compare, orientation, shown
+from tuco_jax.evaluation.contrasts import (
+    MIN_PROMPTS,
+    Compared,
+    Sample,
+    compare,
+    orientation,
+    shown,
+)
 from tuco_jax.evaluation.statistics import Estimate, bootstrap_strength_gap
 
 __all__ = ["ScoreRow", "simpler_table", "under_each_score"]
@@ -22,9 +29,9 @@ class ScoreRow:
 def under_each_score(
     samples: Mapping[str, tuple[Sample, Sample]], *, seed: int = 0
 ) -> list[ScoreRow]:
-    """A row a score. samples: the two groups by name of the score, "TuCo" among them.
+    """A row for each score; none where a group is empty.
 
-    Empty where one of the groups is.
+    samples: the two groups under each score's name, "TuCo" among them.
     """
     tuco = samples["TuCo"]
     if not all(len(sample.values) for sample in tuco):
@@ -40,14 +47,14 @@ def under_each_score(
 
 
 def simpler_table(contrasts: Sequence[Sequence[ScoreRow]]) -> Table:
-    """Every contrast by every score."""
+    """Every contrast under every score."""
     cells = []
     for row in (row for contrast in contrasts for row in contrast):
         c = row.compared
-        words = f"fewer than {LEAST} of a kind: too few to say"
+        which = f"fewer than {MIN_PROMPTS} of a kind: too few to say"
         if c.enough:
-            words = orientation(c.first, c.second, c.auc)
-        cells.append([f"{c.first} > {c.second}", row.score, shown(c.auc), words, shown(row.gap)])
+            which = orientation(c.first, c.second, c.auc)
+        cells.append([f"{c.first} > {c.second}", row.score, shown(c.auc), which, shown(row.gap)])
     return Table(
         "The same contrasts by simpler scores",
         ("first > second", "score", "AUC", "in words", "TuCo stronger by"),

@@ -1,15 +1,16 @@
-"""Means, AUCs and their bootstrap intervals.
+"""Means, AUCs, proportions, and their intervals.
 
-Legend: N observations, M of a second group, R bootstrap draws, C clusters, V values unlike others.
+Legend: N observations of one group, M of another, R bootstrap draws, V distinct values.
 
-Observations that share something (a jailbreak template, a source) are no independent draws:
-given `clusters`, clusters are resampled, those of one name in both groups at once, and then the
-observations of each.
+Observations that share something, such as a jailbreak template, are not independent. With
+`clusters`, whole clusters are resampled (a cluster in both groups at once), then the observations
+within each.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Shaped
 
 __all__ = [
     "Estimate",
@@ -19,8 +20,9 @@ __all__ = [
     "bootstrap_strength_gap",
     "bootstrap_tpr",
     "centred_auc",
-    "inside",
+    "in_shared_clusters",
     "roc",
+    "wilson_interval",
     "within_auc",
 ]
 
@@ -38,13 +40,24 @@ class Estimate(NamedTuple):
 Clusters = np.ndarray | None
 
 
+def wilson_interval(hits: int, total: int) -> tuple[float, float]:
+    """Wilson's 95% score interval of a proportion. Raises ValueError where there is none."""
+    from scipy.stats import binomtest, norm
+
+    if not 0 <= hits <= total or not total:
+        raise ValueError(f"{hits} of {total} is no proportion")
+    level = float(2 * norm.cdf(1.96) - 1)
+    low, high = binomtest(hits, total).proportion_ci(confidence_level=level, method="wilson")
+    return float(low), float(high)
+
+
 def _weights(
     sizes: tuple[int, int], clusters: tuple[Clusters, Clusters], draws: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """How often each observation of two groups is in each draw, [R, N] and [R, M].
 
-    A cluster that is drawn k times has k times as many of its observations drawn, in each group.
-    Draws without a member of either group are left out: R may be less than `draws`.
+    Of a cluster that is drawn k times, k times as many observations are drawn, in each group.
+    Draws that leave a group empty are dropped, so R may be less than `draws`.
     """
     rng = np.random.default_rng(seed)
     names = [c for c in clusters if c is not None]
@@ -65,8 +78,8 @@ def _weights(
         return found
 
     first, second = one(sizes[0], clusters[0]), one(sizes[1], clusters[1])
-    kept = (first.sum(axis=1) > 0) & (second.sum(axis=1) > 0)
-    return first[kept], second[kept]
+    both = (first.sum(axis=1) > 0) & (second.sum(axis=1) > 0)
+    return first[both], second[both]
 
 
 def _estimate(value: float, draws: np.ndarray) -> Estimate:
@@ -75,9 +88,13 @@ def _estimate(value: float, draws: np.ndarray) -> Estimate:
 
 
 def bootstrap_mean(
-    values: np.ndarray, clusters: np.ndarray | None = None, *, draws: int = DRAWS, seed: int = 0
+    values: Float[np.ndarray, " N"],
+    clusters: Shaped[np.ndarray, " N"] | None = None,
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> Estimate:
-    """The mean of values [N], resampled by observation or by clusters [N]."""
+    """The mean, resampled by observation or by cluster."""
     size = len(values)
     weights, _ = _weights((size, size), (clusters, None), draws, seed)
     return _estimate(values.mean(), weights @ values / weights.sum(axis=1))
@@ -89,8 +106,8 @@ def _wins(higher: np.ndarray, lower: np.ndarray) -> np.ndarray:
     return (np.sign(difference) + 1) / 2
 
 
-def auc(higher: np.ndarray, lower: np.ndarray) -> float:
-    """Probability that a value of the first group exceeds one of the second (ties count half).
+def auc(higher: Float[np.ndarray, " N"], lower: Float[np.ndarray, " M"]) -> float:
+    """Probability that a value of the first group exceeds one of the second; a tie counts half.
 
     Above 0.5: the first group has the higher values.
     """
@@ -98,14 +115,14 @@ def auc(higher: np.ndarray, lower: np.ndarray) -> float:
 
 
 def bootstrap_auc(
-    higher: np.ndarray,
-    lower: np.ndarray,
+    higher: Float[np.ndarray, " N"],
+    lower: Float[np.ndarray, " M"],
     clusters: tuple[Clusters, Clusters] = (None, None),
     *,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Estimate:
-    """`auc` of groups [N] and [M]."""
+    """`auc` with its interval."""
     wins = _wins(higher, lower)
     first, second = _weights(wins.shape, clusters, draws, seed)
     return _estimate(wins.mean(), _weighted(first, wins, second))
@@ -117,8 +134,10 @@ def _weighted(first: np.ndarray, wins: np.ndarray, second: np.ndarray) -> np.nda
     return ((first @ wins) * second).sum(axis=1) / total
 
 
-def roc(higher: np.ndarray, lower: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """False and true positive rates of "is of the first group" as the threshold falls."""
+def roc(
+    higher: Float[np.ndarray, " N"], lower: Float[np.ndarray, " M"]
+) -> tuple[np.ndarray, np.ndarray]:
+    """False and true positive rates of calling the first group, as the threshold falls."""
     from sklearn.metrics import roc_curve
 
     values = np.concatenate([higher, lower])
@@ -127,25 +146,27 @@ def roc(higher: np.ndarray, lower: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return false, true
 
 
-def inside(clusters: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Which observations [N], [M] are in a cluster that has observations of both groups."""
+def in_shared_clusters(
+    clusters: tuple[Shaped[np.ndarray, " N"], Shaped[np.ndarray, " M"]],
+) -> tuple[Bool[np.ndarray, " N"], Bool[np.ndarray, " M"]]:
+    """Which observations are in a cluster that has observations of both groups."""
     return np.isin(clusters[0], clusters[1]), np.isin(clusters[1], clusters[0])
 
 
 def within_auc(
-    higher: np.ndarray,
-    lower: np.ndarray,
-    clusters: tuple[np.ndarray, np.ndarray],
+    higher: Float[np.ndarray, " N"],
+    lower: Float[np.ndarray, " M"],
+    clusters: tuple[Shaped[np.ndarray, " N"], Shaped[np.ndarray, " M"]],
     *,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Estimate | None:
-    """`auc` over pairs of one cluster alone, so that a shift common to a cluster has no part.
+    """`auc` over pairs within one cluster only, which a shift of a whole cluster cannot change.
 
-    higher [N], lower [M]; clusters: names [N] and [M]. None where no cluster has observations of
-    both groups.
+    clusters: the name of each observation's. None where no cluster has observations of both
+    groups.
     """
-    one, other = inside(clusters)
+    one, other = in_shared_clusters(clusters)
     if not one.any():
         return None
     names = clusters[0][one], clusters[1][other]
@@ -155,7 +176,7 @@ def within_auc(
     won, pairs = np.zeros(len(first)), np.zeros(len(first))
     for name in np.unique(names[0]):
         a, b = names[0] == name, names[1] == name
-        # Drawn k times it has k times as many observations, and k^2 as many pairs: k count.
+        # A cluster drawn k times has k times the observations and k^2 times the pairs: weigh by k.
         times = np.maximum(first[:, a].sum(axis=1) / a.sum(), 1)
         won += ((first[:, a] @ wins[np.ix_(a, b)]) * second[:, b]).sum(axis=1) / times
         pairs += first[:, a].sum(axis=1) * second[:, b].sum(axis=1) / times
@@ -163,21 +184,21 @@ def within_auc(
 
 
 def centred_auc(
-    higher: np.ndarray,
-    lower: np.ndarray,
-    clusters: tuple[np.ndarray, np.ndarray],
+    higher: Float[np.ndarray, " N"],
+    lower: Float[np.ndarray, " M"],
+    clusters: tuple[Shaped[np.ndarray, " N"], Shaped[np.ndarray, " M"]],
     *,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Estimate:
-    """`auc` once each cluster's mean, over both groups, is taken off; arguments as `within_auc`.
+    """`auc` after each cluster's mean, over both groups, is subtracted; arguments as `within_auc`.
 
-    A cluster of one group alone is centred at 0 and so says little: it pulls towards a half.
+    A cluster of one group only is centred at 0, so it says little and pulls towards a half.
     """
     values, names = np.concatenate([higher, lower]), np.concatenate(clusters)
     place = np.unique(names, return_inverse=True)[1]
     means = np.bincount(place, values) / np.bincount(place)
-    # Float32 scores differ from their mean by rounding alone where they are equal.
+    # Equal float32 scores differ from their mean by rounding only.
     rest = np.round(values - means[place], 7)
     return bootstrap_auc(
         rest[: len(higher)], rest[len(higher) :], clusters, draws=draws, seed=seed
@@ -185,17 +206,17 @@ def centred_auc(
 
 
 def bootstrap_tpr(
-    higher: np.ndarray,
-    lower: np.ndarray,
+    higher: Float[np.ndarray, " N"],
+    lower: Float[np.ndarray, " M"],
     clusters: tuple[Clusters, Clusters] = (None, None),
     *,
     rate: float = 0.05,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Estimate:
-    """Share of the first group above a threshold that at most `rate` of the second exceeds.
+    """True positive rate at a false positive rate of at most `rate`, best threshold of each draw.
 
-    The best such threshold, each draw's own; groups [N] and [M].
+    The share of the first group above a threshold that at most `rate` of the second exceeds.
     """
     values, place = np.unique(np.concatenate([higher, lower]), return_inverse=True)
 
@@ -221,10 +242,10 @@ def bootstrap_strength_gap(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Estimate:
-    """How much better `one` tells two groups apart than `other`: a difference of |AUC - 1/2|.
+    """How much better one score separates two groups than another: a difference of |AUC - 1/2|.
 
     one, other: two scores of the same observations, each as ([N], [M]). Every draw takes the same
-    observations for both. Either direction tells apart: an AUC of .1 is as strong as one of .9.
+    observations for both. Direction does not matter: an AUC of .1 is as strong as one of .9.
     """
     first, second = _weights((len(one[0]), len(one[1])), clusters, draws, seed)
 

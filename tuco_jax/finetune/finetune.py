@@ -76,7 +76,7 @@ class FinetuneConfig:
         method: train an adapter (lora), or all parameters (full).
         lora: the adapter.
         optimizer: AdamW and its schedule.
-        steps: optimiser steps; by default those of the epochs.
+        steps: optimizer steps; by default those of the epochs.
         epochs: times that all rows are seen.
         batch: rows of a micro-batch, over all devices.
         accumulate: micro-batches of a step.

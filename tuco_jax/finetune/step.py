@@ -1,4 +1,4 @@
-"""One optimiser step as a compiled function, and one evaluation.
+"""One optimizer step as a compiled function, and one evaluation.
 
 Legend: M micro-batches, B rows of each. The loss of a step is the mean over all answer tokens of
 all its micro-batches, so that accumulating M times B rows equals one batch of M B.
@@ -57,7 +57,7 @@ class OptimizerOptions:
         return optax.join_schedules([rise, fall], [warmup]) if self.warmup else fall
 
     def make(self, steps: int) -> optax.GradientTransformation:
-        """The optimiser of a run of so many steps."""
+        """The optimizer of a run of so many steps."""
         clip = optax.clip_by_global_norm(self.clip) if self.clip else optax.identity()
         adamw = optax.adamw(
             self.schedule(steps),

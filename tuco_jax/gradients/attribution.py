@@ -1,11 +1,12 @@
-"""Which tokens of a prompt raise or lower its TuCo: gradients by the stream x_0.
+"""Which tokens of a prompt raise or lower its TuCo, by gradients with respect to x_0.
 
     gradient x input     a_t = <x_0[t] - b[t], dTuCo/dx_0[t]>
     integrated           a_t = <x_0[t] - b[t], int_0^1 dTuCo/dx_0[t] at b + s (x_0 - b) ds>
 
-(Sundararajan et al. 2017, arXiv 1703.01365). b is a baseline: every token's embedding replaced by
-the mean of the tuned model's table, positions kept. Integrated gradients are complete, they sum to
-TuCo(x_0) - TuCo(b), up to the quadrature; what is left over is reported.
+(Sundararajan et al. 2017, arXiv 1703.01365). x_0 is the stream before the first layer and b a
+baseline: by default every token's embedding is replaced by the mean of the tuned model's embedding
+table, and positions stay. Integrated gradients are complete: they sum to TuCo(x_0) - TuCo(b). What
+the quadrature misses of that is reported as the completeness error.
 
 Legend: B prompts, T tokens, D residual width, S points of the quadrature.
 """
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Shaped
 
 from common_jax.errors import InputError
 from common_jax.io.files import atomic, check_writable
@@ -32,32 +34,34 @@ from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import batch_width, constrain, mesh_of, put_rows
 from tuco_jax.prompts import batching
 from tuco_jax.prompts.encode import encode
-from tuco_jax.prompts.read import (
-    Message,
-    Prompt,
-    as_prompts,
-)
+from tuco_jax.prompts.read import Message, Prompt, as_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Attribution", "Attributed", "attribute", "attribute_prompts", "write_attribution"]
+__all__ = [
+    "Attribution",
+    "PromptAttribution",
+    "attribute",
+    "attribute_prompts",
+    "write_attribution",
+]
 
 
 @struct.dataclass
 class Attribution:
     """Result of `attribute`, float32.
 
-    tuco, baseline [B]: TuCo of the prompts and of their baselines. gradient, integrated [B, T]:
-    each token's part, 0 at padding; below 0: the token lowers TuCo. left_over [B]:
-    tuco - baseline - sum of integrated.
+    tuco, baseline: TuCo of the prompts and of their baselines. gradient, integrated: each token's
+    attribution, 0 at padding; a negative one means that the token lowers TuCo.
+    completeness_error: tuco - baseline - the sum of integrated.
     """
 
-    tuco: jax.Array
-    baseline: jax.Array
-    gradient: jax.Array
-    integrated: jax.Array
-    left_over: jax.Array
+    tuco: Float[Array, " B"]
+    baseline: Float[Array, " B"]
+    gradient: Float[Array, "B T"]
+    integrated: Float[Array, "B T"]
+    completeness_error: Float[Array, " B"]
 
 
 def _streams(pair: Pair, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -74,24 +78,24 @@ def _streams(pair: Pair, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array,
 @functools.partial(jax.jit, static_argnames=("points", "norm", "mesh"))
 def attribute(
     pair: Pair,
-    tokens: jax.Array,
-    mask: jax.Array,
+    tokens: Int[Array, "B T"],
+    mask: Shaped[Array, "B T"],
     *,
-    baseline: jax.Array | None = None,
+    baseline: Float[Array, "B T D"] | None = None,
     points: int = 32,
     norm: int = 1,
     mesh: Mesh | None = None,
 ) -> Attribution:
-    """Each token's part in TuCo.
+    """Each token's attribution of TuCo.
 
     Args:
         pair: the two models.
-        tokens: [B, T] int.
-        mask: [B, T], True at real tokens; padding on either side.
-        baseline: [B, T, D], a stream to compare with; by default the table's mean at all tokens.
+        tokens: token ids.
+        mask: true at real tokens; padding on either side.
+        baseline: the stream to compare with; by default the embedding table's mean at all tokens.
         points: of the Gauss-Legendre quadrature; each costs a forward and a backward pass.
         norm: TuCo's, 1 or 2.
-        mesh: where the pair is spread; streams then stay cut by rows, as in `decompose`.
+        mesh: where the pair is sharded; streams then stay sharded by rows, as in `decompose`.
 
     Pure and jitted. Raises InputError for points below 1.
     """
@@ -106,14 +110,14 @@ def attribute(
         values = tuco(pair, None, mask, embeddings=stream, norm=norm, mesh=mesh)
         return jnp.sum(values), values  # rows do not see each other: one pass for all
 
-    slope = jax.grad(total, has_aux=True)
-    at_x, values = slope(x)
+    gradient_of = jax.grad(total, has_aux=True)
+    at_x, values = gradient_of(x)
     nodes, weights = np.polynomial.legendre.leggauss(points)
     path = jnp.asarray((nodes + 1) / 2, jnp.float32), jnp.asarray(weights / 2, jnp.float32)
 
     def body(mean: jax.Array, point: tuple[jax.Array, jax.Array]):
-        place, weight = point
-        return constrain(mean + weight * slope(start + place * step)[0], mesh), None
+        position, weight = point
+        return constrain(mean + weight * gradient_of(start + position * step)[0], mesh), None
 
     along, _ = jax.lax.scan(body, jnp.zeros_like(x), path)
     gradient, integrated = (jnp.where(mask, jnp.sum(step * g, axis=-1), 0) for g in (at_x, along))
@@ -124,16 +128,16 @@ def attribute(
 
 
 @dataclasses.dataclass(frozen=True)
-class Attributed:
-    """One prompt's attribution. texts: of its tokens; the numbers as in `Attribution`, [n]."""
+class PromptAttribution:
+    """The `Attribution` of one prompt of n tokens; texts: each token's."""
 
     id: str | int
     texts: list[str]
     tuco: float
     baseline: float
-    gradient: np.ndarray
-    integrated: np.ndarray
-    left_over: float
+    gradient: Float[np.ndarray, " n"]
+    integrated: Float[np.ndarray, " n"]
+    completeness_error: float
 
 
 def attribute_prompts(
@@ -143,8 +147,8 @@ def attribute_prompts(
     *,
     points: int = 32,
     token_budget: int = 512,
-) -> list[Attributed]:
-    """`attribute` of texts, conversations or Prompts, in batches of so many tokens.
+) -> list[PromptAttribution]:
+    """`attribute` of texts, conversations or Prompts, `token_budget` tokens a batch at most.
 
     Raises InputError naming the prompt.
     """
@@ -152,7 +156,7 @@ def attribute_prompts(
     ids = encode(
         tokenizer, wanted, max_tokens=pair.context, vocab_size=pair.tuned_config.vocab_size
     )
-    found: dict[int, Attributed] = {}
+    found: dict[int, PromptAttribution] = {}
     mesh = mesh_of(pair)
     for batch in batching.by_length([row.size for row in ids], token_budget, batch_width(mesh)):
         tokens, mask = batching.pad(ids, batch)
@@ -160,31 +164,33 @@ def attribute_prompts(
         got = jax.device_get(attribute(pair, *inputs, points=points, mesh=mesh))
         for place, row in enumerate(batch.rows):
             real = mask[place].astype(bool)
-            found[row] = Attributed(
+            found[row] = PromptAttribution(
                 wanted[row].id,
                 [str(tokenizer.decode([i])) for i in ids[row].tolist()],
                 float(got.tuco[place]),
                 float(got.baseline[place]),
                 got.gradient[place][real],
                 got.integrated[place][real],
-                float(got.left_over[place]),
+                float(got.completeness_error[place]),
             )
     return [found[row] for row in range(len(wanted))]
 
 
 def write_attribution(
-    path: str | pathlib.Path, found: Sequence[Attributed], facts: Mapping[str, str] | None = None
+    path: str | pathlib.Path,
+    found: Sequence[PromptAttribution],
+    facts: Mapping[str, str] | None = None,
 ) -> pathlib.Path:
-    """A page that shades every token by its part in TuCo, on one scale for all prompts.
+    """Write an HTML page that shades every token by its attribution, on one scale for all prompts.
 
-    One colour where a token raises TuCo, another where it lowers it. Raises InputError for no
-    prompts, and where the page cannot be written.
+    One colour means that a token raises TuCo, another that it lowers it. Raises InputError where
+    there are no prompts, or the page cannot be written.
     """
     path = check_writable(path, (".html",))
     if not found:
         raise InputError("no prompts to report: attribute one or more")
     top = max(float(np.abs(a.integrated).max()) for a in found) or 1.0
-    error = max(abs(a.left_over) for a in found)
+    error = max(abs(a.completeness_error) for a in found)
     html = page.render(
         pathlib.Path(__file__).with_name("attribution.html"),
         title="Which tokens raise TuCo, and which lower it",
@@ -205,13 +211,13 @@ def write_attribution(
     return path
 
 
-def _shaded(found: Attributed, top: float) -> list[tuple[str, float, float, float]]:
-    """(text, part, gradient x input, shade in -1..1) of each token."""
+def _shaded(found: PromptAttribution, top: float) -> list[tuple[str, float, float, float]]:
+    """(text, integrated gradient, gradient x input, shade in -1..1) of each token."""
     rows = zip(found.texts, found.integrated, found.gradient, strict=True)
     return [(t, float(a), float(g), float(a) / top) for t, a, g in rows]
 
 
-def _summary(found: Sequence[Attributed]) -> str:
+def _summary(found: Sequence[PromptAttribution]) -> str:
     parts: Any = np.concatenate([a.integrated for a in found])
     down, up = float(-parts[parts < 0].sum()), float(parts[parts > 0].sum())
     return (

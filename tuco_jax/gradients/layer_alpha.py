@@ -1,10 +1,10 @@
-"""One alpha a layer, learned by gradient from questions with known answers.
+"""One alpha per layer, learned by gradient from questions with known answers.
 
     x_{l+1} = x_l + PTC(x_l, l) + alpha_l FTC(x_l, l)        (Definition 5.1, alpha by layer)
     min over alpha of  -mean_n log p(answer_n | question_n) + penalty mean_l (alpha_l - 1)^2
 
-The paper chooses one alpha for all layers from a grid; this asks what a choice by layer would add.
-L numbers can learn a small set by heart, so both are judged on folds that they have not seen.
+The paper chooses one alpha for all layers from a grid. Here each layer has its own. L free numbers
+can overfit a small set, so both choices are evaluated by cross-validation.
 
 Legend: N questions, T tokens, O options, L layers, V vocabulary, F folds, A alphas of the grid.
 """
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from common_jax.errors import InputError
 from tuco_jax.core.decompose import decompose
@@ -30,69 +31,73 @@ from tuco_jax.models.sharding import mesh_of, put_rows
 __all__ = [
     "GRID",
     "Choices",
-    "Folds",
+    "CrossValidation",
     "LayerAlphaOptions",
     "cross_validate_layer_alpha",
     "fit_layer_alpha",
-    "option_chances",
+    "option_log_probs",
 ]
 
 GRID = (0.75, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25)  # the paper's, section 5.1
 
 
 class Choices(NamedTuple):
-    """Questions: tokens [N, T] int, mask [N, T], options [N, O] int tokens, answers [N] int.
+    """Multiple-choice questions.
 
-    An option is the token that would follow the question; an answer is the place of the right one
-    among them.
+    tokens, mask: the questions. options: the token of each option, as it would follow the
+    question. answers: index of the right option.
     """
 
-    tokens: jax.Array
-    mask: jax.Array
-    options: jax.Array
-    answers: jax.Array
+    tokens: Int[Array, "N T"]
+    mask: Shaped[Array, "N T"]
+    options: Int[Array, "N O"]
+    answers: Int[Array, " N"]
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerAlphaOptions:
-    """steps and rate of Adam, from alpha 1 at every layer; penalty: pull towards 1."""
+    """Adam, from alpha 1 at every layer.
+
+    penalty: weight of the mean squared distance of alpha from 1.
+    """
 
     steps: int = 30
-    rate: float = 0.02
+    learning_rate: float = 0.02
     penalty: float = 1.0
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise InputError(f"steps is {self.steps}: give 1 or more")
-        if not self.rate > 0:
-            raise InputError(f"rate is {self.rate}: give a number above 0")
+        if not self.learning_rate > 0:
+            raise InputError(f"learning_rate is {self.learning_rate}: give a number above 0")
         if not self.penalty >= 0:
             raise InputError(f"penalty is {self.penalty}: give 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
-class Folds:
-    """Judged on questions that were held out, each by the fold that it was in.
+class CrossValidation:
+    """Results on held-out questions.
 
-    alphas [F, L], learned; grid [F], the best of the grid on the same questions. Losses [N], nats,
-    and hits [N] bool (the right option is the most probable of the options) at alpha 1, at the
-    grid's alpha, and at the learned ones: keys "one", "grid", "learned". fold [N].
+    alphas: those learned without each fold. grid: the best alpha of the grid without each fold.
+    losses (nats) and hits (the right option is the most probable one) of each question at alpha 1,
+    at the grid's alpha and at the learned alphas: keys "one", "grid" and "learned". fold: which
+    fold each question was held out in.
     """
 
-    alphas: np.ndarray
-    grid: np.ndarray
-    losses: dict[str, np.ndarray]
-    hits: dict[str, np.ndarray]
-    fold: np.ndarray
+    alphas: Float[np.ndarray, "F L"]
+    grid: Float[np.ndarray, " F"]
+    losses: dict[str, Float[np.ndarray, " N"]]
+    hits: dict[str, Bool[np.ndarray, " N"]]
+    fold: Int[np.ndarray, " N"]
 
 
-def option_chances(
+def option_log_probs(
     pair: Pair, choices: Choices, alpha: Any, *, mesh: Mesh | None = None
-) -> jax.Array:
-    """Log probability [N, O] of each option's token after its question, over all of V.
+) -> Float[Array, "N O"]:
+    """Log probability of each option's token after its question, over the whole vocabulary.
 
-    alpha: broadcastable to [L, N]; differentiable in it. Pure and jittable. The head is applied at
-    the last token alone, else as `decompose(alpha=..., logits=True, mesh=mesh)`.
+    alpha: broadcastable to [L, N]; the result is differentiable in it. Pure and jittable. As
+    `decompose(alpha=..., logits=True, mesh=mesh)`, with the head at the last token only.
     """
     out = decompose(pair, choices.tokens, choices.mask, alpha, remat=True, mesh=mesh)
     column = last_column(choices.mask)
@@ -101,9 +106,9 @@ def option_chances(
     return jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), choices.options, axis=1)
 
 
-def _right(chances: jax.Array, choices: Choices) -> jax.Array:
-    """Loss [N]: minus the right option's log probability."""
-    return -jnp.take_along_axis(chances, choices.answers[:, None], axis=1)[:, 0]
+def _nll(log_probs: jax.Array, choices: Choices) -> jax.Array:
+    """Negative log-likelihood [N] of the right options."""
+    return -jnp.take_along_axis(log_probs, choices.answers[:, None], axis=1)[:, 0]
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "mesh"))
@@ -111,23 +116,23 @@ def _descend(
     pair: Pair,
     choices: Choices,
     weights: jax.Array,
-    rate: float,
+    learning_rate: float,
     penalty: float,
     *,
     steps: int,
     mesh: Mesh | None,
 ) -> tuple[jax.Array, jax.Array]:
-    optimizer = optax.adam(rate)
+    optimizer = optax.adam(learning_rate)
 
     def loss(alpha: jax.Array) -> jax.Array:
-        own = _right(option_chances(pair, choices, alpha[:, None], mesh=mesh), choices)
+        own = _nll(option_log_probs(pair, choices, alpha[:, None], mesh=mesh), choices)
         mean = jnp.sum(weights * own) / jnp.sum(weights)
         return mean + penalty * jnp.mean(jnp.square(alpha - 1))
 
     def step(carry: Any, _: None) -> Any:
         alpha, moments = carry
-        value, slope = jax.value_and_grad(loss)(alpha)
-        updates, moments = optimizer.update(slope, moments)
+        value, gradient = jax.value_and_grad(loss)(alpha)
+        updates, moments = optimizer.update(gradient, moments)
         return (alpha + updates, moments), value
 
     alpha = jnp.ones(pair.tuned_config.depth)
@@ -142,17 +147,23 @@ def _fit(
     mesh = mesh_of(pair)
     choices, weights = put_rows((choices, weights), mesh)
     return _descend(
-        pair, choices, weights, options.rate, options.penalty, steps=options.steps, mesh=mesh
+        pair,
+        choices,
+        weights,
+        options.learning_rate,
+        options.penalty,
+        steps=options.steps,
+        mesh=mesh,
     )
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _judge(
+def _evaluate(
     pair: Pair, choices: Choices, alpha: jax.Array, *, mesh: Mesh | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Losses and hits [N] at alpha [L]."""
-    chances = option_chances(pair, choices, alpha[:, None], mesh=mesh)
-    return _right(chances, choices), jnp.argmax(chances, axis=1) == choices.answers
+    """Loss and hit [N] of each question at alpha [L]."""
+    log_probs = option_log_probs(pair, choices, alpha[:, None], mesh=mesh)
+    return _nll(log_probs, choices), jnp.argmax(log_probs, axis=1) == choices.answers
 
 
 def fit_layer_alpha(
@@ -160,12 +171,12 @@ def fit_layer_alpha(
     choices: Choices,
     options: LayerAlphaOptions | None = None,
     *,
-    weights: jax.Array | None = None,
-) -> tuple[jax.Array, np.ndarray]:
-    """Alphas [L], and the penalised loss before each step, nats a question.
+    weights: Float[Array, " N"] | None = None,
+) -> tuple[Float[Array, " L"], Float[np.ndarray, " steps"]]:
+    """The learned alphas, and the penalised loss before each step, in nats a question.
 
-    weights [N]: of the questions; None: all alike. One compiled scan over all steps. Raises
-    InputError for questions that are not as `Choices` says.
+    weights: of the questions in the mean; by default equal. One compiled scan over all steps.
+    Raises InputError for questions that are not as `Choices` says.
     """
     check_choices(pair, choices)
     weights = jnp.ones(len(choices.answers)) if weights is None else jnp.asarray(weights)
@@ -176,7 +187,7 @@ def fit_layer_alpha(
 
 
 def check_choices(pair: Pair, choices: Choices) -> None:
-    """InputError, naming the question by its number from 1, for what cannot be learned from."""
+    """Raises InputError for questions of wrong shapes or values, naming the question from 1."""
     options, answers = np.asarray(choices.options), np.asarray(choices.answers)
     mask = np.asarray(choices.mask).astype(bool)
     if options.ndim != 2 or options.shape[1] < 2 or len(options) != len(answers):
@@ -207,11 +218,11 @@ def cross_validate_layer_alpha(
     grid: Sequence[float] = GRID,
     folds: int = 5,
     seed: int = 0,
-) -> Folds:
-    """Learned alphas against alpha 1 and against the best of a grid, on held-out folds.
+) -> CrossValidation:
+    """Compare learned alphas with alpha 1 and with the best alpha of a grid, on held-out folds.
 
     The grid's alpha is the one of the lowest loss on the questions that the learned ones are
-    fitted to. Raises InputError for too few questions for the folds and as `fit_layer_alpha`.
+    fitted to. Raises InputError as `fit_layer_alpha`, and for fewer questions than folds.
     """
     check_choices(pair, choices)
     options = options or LayerAlphaOptions()
@@ -227,21 +238,23 @@ def cross_validate_layer_alpha(
     mesh = mesh_of(pair)
     placed = put_rows(choices, mesh)
 
-    def judged(alpha: Any) -> tuple[np.ndarray, np.ndarray]:
+    def evaluate(alpha: Any) -> tuple[np.ndarray, np.ndarray]:
         alphas = jnp.broadcast_to(jnp.float32(alpha), (depth,))
-        losses, hits = _judge(pair, placed, alphas, mesh=mesh)
+        losses, hits = _evaluate(pair, placed, alphas, mesh=mesh)
         return np.asarray(losses), np.asarray(hits)
 
-    by_grid = [judged(alpha) for alpha in grid]
-    one = judged(1.0)
+    by_grid = [evaluate(alpha) for alpha in grid]
+    one = evaluate(1.0)
     losses = {name: np.empty(count, np.float32) for name in ("grid", "learned")}
     hits = {name: np.empty(count, bool) for name in ("grid", "learned")}
     alphas, chosen = np.empty((folds, depth), np.float32), np.empty(folds, np.float32)
     for f in range(folds):
-        seen, apart = fold != f, fold == f
+        seen, held_out = fold != f, fold == f
         alphas[f], _ = _fit(pair, choices, jnp.asarray(seen, jnp.float32), options)
         best = int(np.argmin([found[seen].mean() for found, _ in by_grid]))
         chosen[f] = grid[best]
-        for name, found in (("grid", by_grid[best]), ("learned", judged(alphas[f]))):
-            losses[name][apart], hits[name][apart] = (x[apart] for x in found)
-    return Folds(alphas, chosen, {"one": one[0], **losses}, {"one": one[1], **hits}, fold)
+        for name, found in (("grid", by_grid[best]), ("learned", evaluate(alphas[f]))):
+            losses[name][held_out], hits[name][held_out] = (x[held_out] for x in found)
+    return CrossValidation(
+        alphas, chosen, {"one": one[0], **losses}, {"one": one[1], **hits}, fold
+    )

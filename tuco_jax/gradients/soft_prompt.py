@@ -1,9 +1,9 @@
-"""A soft prompt: vectors in front of every prompt that push TuCo down, or up.
+"""A soft prompt: vectors inserted into every prompt that push its TuCo down, or up.
 
-    min over v of +-mean_b TuCo([x_0 up to `place`, v, the rest])
+    min over v of +-mean_b TuCo([x_0 up to `position`, v, the rest])
 
-by Adam, through TuCo's gradient by the stream. It says how far the score can be moved by a context
-that no text need give: a bound for what an attack on it could do, held out prompts apart.
+by Adam, through TuCo's gradient with respect to the stream. It shows how far a context that need
+not be any text can move the score: a bound on what an attack with text could do.
 
 Legend: B prompts, T tokens, k vectors, D residual width, S steps.
 """
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Shaped
 
 from common_jax.errors import InputError
 from tuco_jax.core.last_token import tuco
@@ -29,28 +30,28 @@ __all__ = ["SoftPrompt", "SoftPromptOptions", "Tokens", "fit_soft_prompt", "soft
 
 
 class Tokens(NamedTuple):
-    """Prompts: tokens [B, T] int, mask [B, T], right-padded."""
+    """Prompts as token ids, right-padded; mask: true at real tokens."""
 
-    tokens: jax.Array
-    mask: jax.Array
+    tokens: Int[Array, "B T"]
+    mask: Shaped[Array, "B T"]
 
 
 @dataclasses.dataclass(frozen=True)
 class SoftPromptOptions:
     """How to fit.
 
-    vectors: k. place: tokens of a prompt that stay before them, such as 1 for a BOS. maximise:
-    push TuCo up. steps and rate: of Adam, rate as a share of the mean norm of an embedding. bound:
-    the largest norm of a vector, likewise; None: free. seed: of the tokens whose embeddings the
-    vectors begin as.
+    vectors: k. position: how many tokens of a prompt come before them, such as 1 for a BOS.
+    maximise: push TuCo up. learning_rate: Adam's, in units of the mean norm of an embedding.
+    max_norm: the largest norm of a vector, in the same unit; None for no limit. norm: TuCo's, 1 or
+    2. seed: of the tokens whose embeddings the vectors start from.
     """
 
     vectors: int = 4
-    place: int = 1
+    position: int = 1
     maximise: bool = False
     steps: int = 100
-    rate: float = 0.02
-    bound: float | None = None
+    learning_rate: float = 0.02
+    max_norm: float | None = None
     norm: int = 1
     seed: int = 0
 
@@ -58,60 +59,62 @@ class SoftPromptOptions:
         for name in ("vectors", "steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: give 1 or more")
-        if self.place < 0:
-            raise InputError(f"place is {self.place}: give 0 or more tokens that stay in front")
-        if not self.rate > 0:
-            raise InputError(f"rate is {self.rate}: give a number above 0")
-        if self.bound is not None and not self.bound > 0:
-            raise InputError(f"bound is {self.bound}: give a number above 0, or none")
+        if self.position < 0:
+            raise InputError(f"position is {self.position}: give 0 or more tokens before them")
+        if not self.learning_rate > 0:
+            raise InputError(f"learning_rate is {self.learning_rate}: give a number above 0")
+        if self.max_norm is not None and not self.max_norm > 0:
+            raise InputError(f"max_norm is {self.max_norm}: give a number above 0, or none")
 
 
 @dataclasses.dataclass(frozen=True)
 class SoftPrompt:
-    """What came out. vectors [k, D] of the stream; history [S], mean TuCo before each step.
+    """A fitted soft prompt.
 
-    plain, start, fitted [B]: TuCo of the prompts without vectors, with those that they began as,
-    and with the fitted ones; held_out: the same three of prompts that were not fitted, or None.
+    vectors: in the units of the stream. history: mean TuCo before each step. plain, start, fitted:
+    TuCo of each prompt without vectors, with the initial ones and with the fitted ones. held_out:
+    the same three for prompts that were not fitted to, or None.
     """
 
-    vectors: jax.Array
-    history: np.ndarray
-    plain: np.ndarray
-    start: np.ndarray
-    fitted: np.ndarray
+    vectors: Float[Array, "k D"]
+    history: Float[np.ndarray, " S"]
+    plain: Float[np.ndarray, " B"]
+    start: Float[np.ndarray, " B"]
+    fitted: Float[np.ndarray, " B"]
     held_out: tuple[np.ndarray, np.ndarray, np.ndarray] | None
 
 
-def _insert(x: jax.Array, count: int, place: int) -> jax.Array:
-    """[B, T, ...] with `count` columns of ones or zeros after `place`."""
+def _insert(x: jax.Array, count: int, position: int) -> jax.Array:
+    """[B, T, ...] with `count` columns of ones or zeros after `position`."""
     gap = jnp.ones((x.shape[0], count), x.dtype)
-    return jnp.concatenate([x[:, :place], gap, x[:, place:]], axis=1)
+    return jnp.concatenate([x[:, :position], gap, x[:, position:]], axis=1)
 
 
-@functools.partial(jax.jit, static_argnames=("place", "norm", "mesh"))
+@functools.partial(jax.jit, static_argnames=("position", "norm", "mesh"))
 def soft_prompt_tuco(
     pair: Pair,
-    vectors: jax.Array,
+    vectors: Float[Array, "k D"],
     prompts: Tokens,
     *,
-    place: int = 1,
+    position: int = 1,
     norm: int = 1,
     mesh: Mesh | None = None,
-) -> jax.Array:
-    """TuCo [B] of right-padded prompts with vectors [k, D] after their first `place` tokens.
+) -> Float[Array, " B"]:
+    """TuCo of right-padded prompts with `vectors` after their first `position` tokens.
 
-    Pure and differentiable in the vectors. Vectors take positions like any token. mesh: as in
-    `decompose`.
+    Pure, and differentiable in the vectors. Each vector takes a position, as a token does.
+    mesh: as in `decompose`.
     """
     count = len(vectors)
-    tokens = _insert(prompts.tokens, count, place)
-    mask = _insert(prompts.mask.astype(bool), count, place)
+    tokens = _insert(prompts.tokens, count, position)
+    mask = _insert(prompts.mask.astype(bool), count, position)
     config, params = pair.tuned_config, pair.tuned_params
     x = decoder.embed(config, params, tokens, Positions.of(config, mask))
-    # A token stood in their place: its own part goes, its position's (learned ones) stays.
-    held = tokens[0, place : place + count]
+    # A dummy token was embedded in each vector's place: replace its embedding, keep the learned
+    # position's, if there is one.
+    held = tokens[0, position : position + count]
     own = config.embed_scale * params["embed"]["table"][held].astype(jnp.float32)
-    x = x.at[:, place : place + count].add(vectors - own)
+    x = x.at[:, position : position + count].add(vectors - own)
     return tuco(pair, None, mask, embeddings=x, norm=norm, mesh=mesh)
 
 
@@ -120,36 +123,36 @@ def _embedding_norm(pair: Pair) -> jax.Array:
     return pair.tuned_config.embed_scale * jnp.mean(jnp.linalg.norm(table, axis=1))
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "place", "norm", "mesh"))
+@functools.partial(jax.jit, static_argnames=("steps", "position", "norm", "mesh"))
 def _fit(
     pair: Pair,
     start: jax.Array,
     prompts: Tokens,
     sign: float,
-    rate: float,
-    bound: float,
+    learning_rate: float,
+    max_norm: float,
     *,
     steps: int,
-    place: int,
+    position: int,
     norm: int,
     mesh: Mesh | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Fitted vectors [k, D] and mean TuCo before each step; sign 1 minimises, -1 maximises."""
     size = _embedding_norm(pair)
-    optimizer = optax.adam(rate)
+    optimizer = optax.adam(learning_rate)
 
     def project(v: jax.Array) -> jax.Array:
         length = jnp.linalg.norm(v, axis=1, keepdims=True)
-        return v * jnp.minimum(1, bound / jnp.where(length == 0, 1, length))
+        return v * jnp.minimum(1, max_norm / jnp.where(length == 0, 1, length))
 
     def loss(v: jax.Array) -> jax.Array:
-        values = soft_prompt_tuco(pair, v * size, prompts, place=place, norm=norm, mesh=mesh)
+        values = soft_prompt_tuco(pair, v * size, prompts, position=position, norm=norm, mesh=mesh)
         return sign * jnp.mean(values)
 
     def step(carry: Any, _: None) -> Any:
         v, moments = carry
-        value, slope = jax.value_and_grad(loss)(v)
-        updates, moments = optimizer.update(slope, moments)
+        value, gradient = jax.value_and_grad(loss)(v)
+        updates, moments = optimizer.update(gradient, moments)
         return (project(v + updates), moments), sign * value
 
     # In units of an embedding's norm, so that one rate suits every model.
@@ -165,10 +168,10 @@ def _check(prompts: Tokens, options: SoftPromptOptions, pair: Pair, name: str) -
     if (mask[:, 1:] & ~mask[:, :-1]).any():
         raise InputError(f"{name}: prompts must be padded on the right")
     shortest = int(mask.sum(axis=1).min())
-    if shortest <= options.place:
+    if shortest <= options.position:
         raise InputError(
-            f"{name}: a prompt of {shortest} tokens has none after place {options.place}; lower "
-            "place or leave the prompt out"
+            f"{name}: a prompt of {shortest} tokens has none after position {options.position}; "
+            "lower position or leave the prompt out"
         )
     longest = int(mask.sum(axis=1).max()) + options.vectors
     if longest > pair.context:
@@ -185,11 +188,11 @@ def fit_soft_prompt(
     *,
     held_out: Tokens | None = None,
 ) -> SoftPrompt:
-    """Vectors that minimise, or maximise, mean TuCo over a batch of prompts.
+    """Fit vectors that minimise, or maximise, mean TuCo over a batch of prompts.
 
-    One compiled scan over all steps, on the mesh that the pair is spread over, if any. Raises
-    InputError for prompts that are not right-padded, are too short for `place` or too long for
-    the context.
+    One compiled scan over all steps, on the pair's mesh if it has one. held_out: prompts that the
+    result is evaluated on, too. Raises InputError for prompts that are not right-padded, too short
+    for `position` or too long for the context.
     """
     options = options or SoftPromptOptions()
     _check(prompts, options, pair, "prompts")
@@ -203,26 +206,25 @@ def fit_soft_prompt(
     start = config.embed_scale * table[chosen].astype(jnp.float32)
     mesh = mesh_of(pair)
     prompts, held_out = put_rows((prompts, held_out), mesh)
-    how: Any = {"place": options.place, "norm": options.norm, "mesh": mesh}
+    how: Any = {"position": options.position, "norm": options.norm, "mesh": mesh}
     vectors, history = _fit(
         pair,
         start,
         prompts,
         -1.0 if options.maximise else 1.0,
-        options.rate,
-        float("inf") if options.bound is None else options.bound,
+        options.learning_rate,
+        float("inf") if options.max_norm is None else options.max_norm,
         steps=options.steps,
         **how,
     )
     whole = functools.partial(soft_prompt_tuco, pair, **how)
     plain = jax.jit(tuco, static_argnames=("norm", "mesh"))
 
-    def judged(rows: Tokens) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def evaluate(rows: Tokens) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         without = plain(pair, *rows, norm=options.norm, mesh=mesh)
         found = without, whole(start, rows), whole(vectors, rows)
         a, b, c = (np.asarray(x) for x in found)
         return a, b, c
 
-    own = judged(prompts)
-    apart = judged(held_out) if held_out is not None else None
-    return SoftPrompt(vectors, np.asarray(history), *own, apart)
+    others = evaluate(held_out) if held_out is not None else None
+    return SoftPrompt(vectors, np.asarray(history), *evaluate(prompts), others)

@@ -48,7 +48,7 @@ def placement(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
     """(path, shape) -> where that parameter lives on `mesh`.
 
     A path is "layers/attention/q/kernel" with or without a prefix such as "tuned" or "lora", so
-    that pairs, gradients and optimiser states follow the same rules.
+    that pairs, gradients and optimizer states follow the same rules.
     """
 
     def sharding(path: str, shape: tuple[int, ...]) -> NamedSharding:

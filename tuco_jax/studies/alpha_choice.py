@@ -1,9 +1,9 @@
-"""Which alpha to take, chosen on some folds and judged on the other; gains with their tests.
+"""Alpha chosen by cross-validation: gains over alpha 1, with their significance tests.
 
-Section 5.1 of arXiv 2506.23423: alpha is chosen on 4 of 5 folds, and what counts is the accuracy
-on the fifth at that alpha minus that at alpha 1, the mean over folds.
+Section 5.1 of arXiv 2506.23423: alpha is chosen on 4 of 5 folds. The gain is the accuracy on the
+fifth at that alpha minus that at alpha 1, averaged over folds.
 
-Legend: A alphas, N questions, K folds.
+Legend: A alphas, N questions.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 
 from common_jax.errors import InputError
 from tuco_jax.datasets.multiple_choice import Task
@@ -23,11 +24,11 @@ ALPHAS = (0.75, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25)  # the paper's grid
 
 @dataclasses.dataclass(frozen=True)
 class Gain:
-    """What a chosen alpha gains over alpha 1 on questions that did not choose it.
+    """The gain of a chosen alpha over alpha 1, on questions that it was not chosen on.
 
     at_one: accuracy at alpha 1. gain: mean over folds, with the bootstrap interval of the paired
-    differences given the chosen alphas. chosen: alpha of each fold. won, lost: questions that only
-    the chosen alpha, or only alpha 1, has right. p: exact McNemar test, two-sided.
+    differences given the chosen alphas. chosen: the alpha of each fold. won, lost: questions that
+    only the chosen alpha, or only alpha 1, answers right. p: exact McNemar test, two-sided.
     """
 
     questions: int
@@ -40,7 +41,7 @@ class Gain:
 
 
 def check_alphas(alphas: Sequence[float]) -> None:
-    """InputError for a grid that cannot be compared with alpha 1."""
+    """Raises InputError for a grid without alpha 1, without another alpha, or with one twice."""
     if 1.0 not in alphas or len(set(alphas)) != len(alphas) or len(alphas) < 2:
         raise InputError(f"alphas {list(alphas)}: give two or more, each once, with 1 among them")
     if not np.isfinite(alphas).all():
@@ -48,7 +49,7 @@ def check_alphas(alphas: Sequence[float]) -> None:
 
 
 def check_folds(tasks: Sequence[Task], folds: int) -> None:
-    """InputError for a task with fewer questions than folds."""
+    """Raises InputError for a task with fewer questions than folds."""
     if folds < 2:
         raise InputError(f"folds must be 2 or more, not {folds}")
     for task in tasks:
@@ -60,22 +61,22 @@ def check_folds(tasks: Sequence[Task], folds: int) -> None:
 
 
 def cross_validate(
-    right: np.ndarray,
+    right: Shaped[np.ndarray, "A N"],
     alphas: Sequence[float],
     *,
     folds: int = 5,
     minimise: bool = False,
     seed: int = 0,
 ) -> Gain:
-    """Choose alpha on all folds but one, judge it there.
+    """Choose alpha on all folds but one, and evaluate it on that one.
 
-    right: [A, N], True where the option that counts is the most probable. Of equally good alphas
-    the one nearest to 1 is taken, the lower of two.
+    right: True where the right option is the most probable. Of equally good alphas the one nearest
+    to 1 is chosen, and of two such the lower.
     """
     right = np.asarray(right, bool)
     one = list(alphas).index(1.0)
     order = np.random.default_rng(seed).permutation(right.shape[1])
-    # From the best to the worst where counts are equal.
+    # The order in which equally good alphas are preferred.
     prefer = sorted(range(len(alphas)), key=lambda i: (round(abs(alphas[i] - 1), 9), alphas[i]))
     differences = np.zeros(right.shape[1])
     chosen, gains = [], []
@@ -99,14 +100,14 @@ def cross_validate(
 
 
 def mcnemar(won: int, lost: int) -> float:
-    """Exact two-sided p that discordant questions fall either way alike; 1 where none is."""
+    """Two-sided p of the exact McNemar test; 1 where no question is discordant."""
     from scipy.stats import binomtest
 
     return float(binomtest(won, won + lost, 0.5).pvalue) if won + lost else 1.0
 
 
 def over_tasks(gains: Mapping[str, Gain]) -> tuple[Estimate, float, float]:
-    """Mean gain over tasks with its interval, share of tasks that gain, p of Wilcoxon's test."""
+    """(mean gain over tasks with its interval, share of tasks that gain, p of Wilcoxon's test)."""
     from scipy.stats import wilcoxon
 
     values = np.asarray([g.gain.value for g in gains.values()])

@@ -8,11 +8,10 @@ import numpy as np
 
 from common_jax.errors import InputError
 from common_jax.report.findings import Claim, Findings
-from tuco_jax.datasets.multiple_choice import Task, chosen, read_social_iqa, read_tasks
+from tuco_jax.datasets.multiple_choice import Task, read_social_iqa, read_tasks, select_tasks
 from tuco_jax.evaluation import contrasts
-from tuco_jax.evaluation.option_scores import option_scores, quiz_prompts, tokenise
-from tuco_jax.evaluation.refusals import wilson
-from tuco_jax.evaluation.statistics import Estimate
+from tuco_jax.evaluation.option_scores import option_scores, quiz_prompts, tokenize
+from tuco_jax.evaluation.statistics import Estimate, wilson_interval
 from tuco_jax.models.pair import Pair
 from tuco_jax.studies.alpha_choice import (
     ALPHAS,
@@ -28,7 +27,7 @@ from tuco_jax.studies.alpha_tables import (
     curve_table,
     gain_table,
     picks_table,
-    shown,
+    points,
     tells_apart,
     verdict,
 )
@@ -94,12 +93,12 @@ class Config(StudyOptions):
 
 
 def category(task: str) -> str:
-    """MMLU's category of a task; "other tasks" for one that is not MMLU's."""
+    """MMLU's category of a task; "other tasks" for a task that is not in MMLU."""
     return next((c for c, names in CATEGORIES.items() if task in names), "other tasks")
 
 
 def prepare(config: Config) -> list[Task]:
-    """The chosen tasks, with questions enough for the folds."""
+    """Read the chosen tasks; each has questions and examples enough."""
     if config.limit < 0 or config.shots < 0:
         raise InputError("limit and shots must not be negative")
     check_alphas(config.alphas)
@@ -116,7 +115,7 @@ def prepare(config: Config) -> list[Task]:
         raise InputError("give --data, MMLU's folder or a .jsonl, or --source socialiqa")
     else:
         tasks = read_tasks(config.data, config.split)
-    tasks = chosen(tasks, config.tasks)
+    tasks = select_tasks(tasks, config.tasks)
     if config.limit:
         tasks = [dataclasses.replace(t, questions=t.questions[: config.limit]) for t in tasks]
     check_folds(tasks, config.folds)
@@ -132,9 +131,9 @@ def prepare(config: Config) -> list[Task]:
 def measure(
     pair: Pair, tokenizer: Any, config: Config, tasks: list[Task]
 ) -> dict[str, np.ndarray]:
-    """[A, N] of each task: the option whose token is the most probable of the options'."""
+    """The most probable option of each question at each alpha, [A, N] by task."""
     ready = {
-        t.name: tokenise(
+        t.name: tokenize(
             tokenizer, t, *quiz_prompts(t, config.shots), chat=config.chat, context=pair.context
         )
         for t in tasks
@@ -163,7 +162,7 @@ def findings(config: Config, tasks: list[Task], picked: dict[str, np.ndarray]) -
     if len(gains) == 1:  # the spread is that of questions
         (only,) = gains.values()
         mean, p = only.gain, only.p
-    gained = Estimate(share, *wilson(round(share * len(gains)), len(gains)))
+    gained = Estimate(share, *wilson_interval(round(share * len(gains)), len(gains)))
     answers_differ = tells_apart(picked)
     text = "An alpha chosen on other questions raises accuracy over alpha 1 (section 5.1)"
     majority = "Most tasks gain by a chosen alpha (section 5.1)"
@@ -171,14 +170,14 @@ def findings(config: Config, tasks: list[Task], picked: dict[str, np.ndarray]) -
         title="Multiple choice under FTC_alpha",
         summary=[
             f"Over {len(gains)} tasks and {sum(g.questions for g in gains.values())} questions a "
-            f"chosen alpha gains {shown(mean)} points over alpha 1 (p {p:.3g}); "
+            f"chosen alpha gains {points(mean)} points over alpha 1 (p {p:.3g}); "
             f"{100 * share:.0f}% of tasks gain."
         ],
         claims=[
             Claim(
                 text,
                 "+1.03 to +2.69%",
-                f"{shown(mean)} points, p {p:.3g}" if answers_differ else ALL_ALIKE,
+                f"{points(mean)} points, p {p:.3g}" if answers_differ else ALL_ALIKE,
                 verdict(gains) if answers_differ else "not testable here",
             ),
             Claim(

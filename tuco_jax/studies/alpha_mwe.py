@@ -9,8 +9,8 @@ import numpy as np
 
 from common_jax.errors import InputError
 from common_jax.report.findings import Claim, Findings
-from tuco_jax.datasets.multiple_choice import Task, chosen, read_behaviours
-from tuco_jax.evaluation.option_scores import behaviour_prompts, option_scores, tokenise
+from tuco_jax.datasets.multiple_choice import Task, read_behaviours, select_tasks
+from tuco_jax.evaluation.option_scores import behaviour_prompts, option_scores, tokenize
 from tuco_jax.evaluation.statistics import Estimate
 from tuco_jax.models.pair import Pair
 from tuco_jax.studies.alpha_choice import (
@@ -28,7 +28,7 @@ from tuco_jax.studies.alpha_tables import (
     curve_table,
     gain_table,
     picks_table,
-    shown,
+    points,
     tells_apart,
     verdict,
 )
@@ -81,16 +81,16 @@ class Config(StudyOptions):
 
 
 def category(task: str) -> str:
-    """The paper's category of a behaviour; "other tasks" for one that it has not."""
+    """The paper's category of a behaviour; "other tasks" for one that is not in the paper."""
     return next((c for c, names in CATEGORIES.items() if task in names), "other tasks")
 
 
 def prepare(config: Config) -> list[Task]:
-    """The chosen tasks, with questions enough for the folds."""
+    """Read the chosen behaviours; each has statements enough for the folds."""
     if config.limit < 0:
         raise InputError("limit must not be negative")
     check_alphas(config.alphas)
-    tasks = chosen(read_behaviours(config.data), config.tasks)
+    tasks = select_tasks(read_behaviours(config.data), config.tasks)
     if config.limit:
         tasks = [dataclasses.replace(t, questions=t.questions[: config.limit]) for t in tasks]
     check_folds(tasks, config.folds)
@@ -100,9 +100,9 @@ def prepare(config: Config) -> list[Task]:
 def measure(
     pair: Pair, tokenizer: Any, config: Config, tasks: list[Task]
 ) -> dict[str, np.ndarray]:
-    """[A, N] of each behaviour: which of its two answers has the more probable token."""
+    """The more probable answer to each statement at each alpha, [A, N] by behaviour."""
     ready = {
-        t.name: tokenise(
+        t.name: tokenize(
             tokenizer, t, *behaviour_prompts(t), chat=config.chat, context=pair.context
         )
         for t in tasks
@@ -129,7 +129,7 @@ def _mean(gains: Mapping[str, Gain]) -> Estimate:
 
 
 def findings(config: Config, tasks: list[Task], picked: dict[str, np.ndarray]) -> Findings:
-    """What chosen alphas gain and lose in agreement. picked: [A, N] of each behaviour."""
+    """How chosen alphas raise and lower agreement. picked: [A, N] of each behaviour."""
     agrees = {t.name: picked[t.name] == [q.answer for q in t.questions] for t in tasks}
     most, least = (
         {
@@ -150,20 +150,20 @@ def findings(config: Config, tasks: list[Task], picked: dict[str, np.ndarray]) -
     return Findings(
         title="Agreement with model-written behaviours under FTC_alpha",
         summary=[
-            f"Over {len(agrees)} behaviours a chosen alpha changes agreement by {shown(up)} "
-            f"points where it is to rise, and by {shown(down)} where it is to fall.",
+            f"Over {len(agrees)} behaviours a chosen alpha changes agreement by {points(up)} "
+            f"points where it is to rise, and by {points(down)} where it is to fall.",
         ],
         claims=[
             Claim(
                 "An alpha chosen on other statements raises agreement (section 5.1)",
                 "+1.55 to +5.18%",
-                f"{shown(up)} points" if answers_differ else ALL_ALIKE,
+                f"{points(up)} points" if answers_differ else ALL_ALIKE,
                 verdict(most) if answers_differ else "not testable here",
             ),
             Claim(
                 "An alpha chosen on other statements lowers agreement (section 5.1)",
                 "-2.80 to -25.24%",
-                f"{shown(down)} points" if answers_differ else ALL_ALIKE,
+                f"{points(down)} points" if answers_differ else ALL_ALIKE,
                 verdict(least, -1) if answers_differ else "not testable here",
             ),
         ],

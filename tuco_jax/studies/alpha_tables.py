@@ -1,4 +1,7 @@
-"""Gains over alpha 1 as tables, a curve and a verdict: what both alpha studies report."""
+"""Tables, the curve and the verdict that both alpha studies report.
+
+Legend: A alphas, N questions.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +11,7 @@ import numpy as np
 from common_jax.report.figures import PALETTE, draw
 from common_jax.report.findings import Figure, Table, Verdict
 from tuco_jax.datasets.multiple_choice import Task
-from tuco_jax.evaluation.contrasts import LEAST
+from tuco_jax.evaluation.contrasts import MIN_PROMPTS
 from tuco_jax.evaluation.statistics import Estimate
 from tuco_jax.studies.alpha_choice import Gain, over_tasks
 
@@ -19,7 +22,7 @@ __all__ = [
     "curve_table",
     "gain_table",
     "picks_table",
-    "shown",
+    "points",
     "tells_apart",
     "verdict",
 ]
@@ -27,20 +30,20 @@ __all__ = [
 ALL_ALIKE = "one and the same option is picked for every question, at every alpha"
 
 
-def shown(e: Estimate) -> str:
-    """Percentage points with their interval."""
+def points(e: Estimate) -> str:
+    """An estimate in percentage points, with its interval."""
     return f"{100 * e.value:+.2f} [{100 * e.low:+.2f}, {100 * e.high:+.2f}]"
 
 
 def gain_table(title: str, gains: Mapping[str, Gain], categories: Mapping[str, str]) -> Table:
-    """A row a task."""
+    """A row for each task."""
     rows = [
         [
             name,
             categories[name],
             g.questions,
             g.at_one,
-            shown(g.gain),
+            points(g.gain),
             ", ".join(f"{a:g}" for a in g.chosen),
             f"{g.won} : {g.lost}",
             f"{g.p:.3g}",
@@ -67,7 +70,7 @@ def gain_table(title: str, gains: Mapping[str, Gain], categories: Mapping[str, s
 
 
 def category_table(title: str, gains: Mapping[str, Gain], categories: Mapping[str, str]) -> Table:
-    """A row a category, and one of all tasks."""
+    """A row for each category, and one for all tasks."""
     rows = []
     for category in [*dict.fromkeys(categories[name] for name in gains), "all"]:
         members = {n: g for n, g in gains.items() if category in ("all", categories[n])}
@@ -75,7 +78,7 @@ def category_table(title: str, gains: Mapping[str, Gain], categories: Mapping[st
         if len(members) == 1:
             (only,) = members.values()
             mean, p = only.gain, only.p
-        rows.append([category, len(members), shown(mean), f"{100 * share:.0f}%", f"{p:.3g}"])
+        rows.append([category, len(members), points(mean), f"{100 * share:.0f}%", f"{p:.3g}"])
     return Table(
         title,
         ("category", "tasks", "mean gain, points", "tasks that gain", "p"),
@@ -91,9 +94,10 @@ def picks_table(
     alphas: Sequence[float],
     names: Sequence[str] = (),
 ) -> Table:
-    """How often each option is picked: a model that cannot tell picks one for its place.
+    """How often each option is picked, which reveals a model that goes by position only.
 
-    picked: [A, N] of each task. names: of the options; by default their letters.
+    picked: the option picked at each alpha [A, N], by task. names: of the options; by default
+    their letters.
     """
     picks = np.concatenate([picked[t.name] for t in tasks], axis=1)
     answers = np.asarray([q.answer for t in tasks for q in t.questions])
@@ -108,20 +112,20 @@ def picks_table(
 
 
 def tells_apart(picked: Mapping[str, np.ndarray]) -> bool:
-    """Whether anything but one and the same option is ever picked: [A, N] of each task."""
+    """Whether more than one option is ever picked in a task; picked: [A, N] by task."""
     return any(len(np.unique(p)) > 1 for p in picked.values())
 
 
 def curve_table(title: str, alphas: Sequence[float], right: Mapping[str, np.ndarray]) -> Table:
-    """Share right at every alpha, by group; right: [A, N] each."""
+    """Share of right answers at every alpha, by group; right: [A, N] each."""
     rows = [[name, *map(float, r.mean(axis=1))] for name, r in right.items()]
     return Table(title, ("", *(f"{a:g}" for a in alphas)), rows)
 
 
 def curve(
-    name: str, label: str, alphas: Sequence[float], right: Mapping[str, np.ndarray], words: str
+    name: str, label: str, alphas: Sequence[float], right: Mapping[str, np.ndarray], caption: str
 ) -> Figure:
-    """Share right against alpha, a line a group; right: [A, N] each."""
+    """Share of right answers against alpha, a line for each group; right: [A, N] each."""
     order = np.argsort(alphas)
 
     def paint(axes: Any) -> None:
@@ -135,12 +139,12 @@ def curve(
         axes.set_ylabel(label)
         axes.legend()
 
-    return Figure(name, draw(paint), words)
+    return Figure(name, draw(paint), caption)
 
 
 def verdict(gains: Mapping[str, Gain], sign: int = 1) -> Verdict:
-    """Of a mean gain of this sign: by its interval over tasks, or over one task's questions."""
-    if 1 < len(gains) < LEAST:
+    """Whether the mean gain has this sign, by its interval over tasks, or over one's questions."""
+    if 1 < len(gains) < MIN_PROMPTS:
         return "not testable here"
     if len(gains) > 1:
         estimate = over_tasks(gains)[0]

@@ -1,4 +1,4 @@
-"""The report of the study `broken`: held against broken prompts, pooled and within each attack.
+"""The report of the study `broken`: prompts that held against prompts that broke.
 
 Legend: N prompts, K answers of each.
 """
@@ -7,16 +7,17 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 
 from common_jax.report.findings import Claim, Findings, Table
 from tuco_jax.evaluation.contrasts import (
-    LEAST,
+    MIN_PROMPTS,
     Sample,
     compare,
     contrast_table,
     means_table,
     shown,
-    spread,
+    strip_plot,
     verdict,
 )
 from tuco_jax.evaluation.simpler_scores import simpler_table, under_each_score
@@ -28,27 +29,27 @@ __all__ = ["Outcome", "findings"]
 class Outcome:
     """What became of N prompts.
 
-    kinds [N]: benign, harmful or attacked. clusters [N]: the attack's name, or `templates.BARE`.
-    tuco, tokens [N]. complied [N]: how many of a prompt's answers are no refusals. answers [N][K].
-    simpler: other scores of the same prompts, [N] each (`baselines.py`). complied_other [N]: as
-    `complied`, by another list of refusal strings, or None.
+    kinds: benign, harmful or attacked. clusters: the attack's name, or `templates.BARE`. tokens:
+    lengths. complied: how many of a prompt's K answers are no refusals. answers [N][K]. simpler:
+    other scores of the same prompts (`evaluation/baselines.py`). complied_other: as `complied`, by
+    another list of refusal strings, or None.
     """
 
     requests: list[str]
-    kinds: np.ndarray
-    clusters: np.ndarray
-    tuco: np.ndarray
-    tokens: np.ndarray
-    complied: np.ndarray
+    kinds: Shaped[np.ndarray, " N"]
+    clusters: Shaped[np.ndarray, " N"]
+    tuco: Float[np.ndarray, " N"]
+    tokens: Int[np.ndarray, " N"]
+    complied: Int[np.ndarray, " N"]
     answers: list[list[str]]
-    simpler: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    complied_other: np.ndarray | None = None
+    simpler: Mapping[str, Float[np.ndarray, " N"]] = dataclasses.field(default_factory=dict)
+    complied_other: Int[np.ndarray, " N"] | None = None
 
 
 def _split(
     outcome: Outcome, kinds: Sequence[str], least: int, values: np.ndarray
 ) -> tuple[Sample, Sample]:
-    """Values of prompts of some kinds: of those that held, and of those that broke."""
+    """The values of prompts of some kinds: (those that held, those that broke)."""
     among = np.isin(outcome.kinds, kinds)
     broken = outcome.complied >= least
 
@@ -72,13 +73,13 @@ def _by_attack(outcome: Outcome, least: int, seed: int) -> Table:
         "Broken prompts by attack",
         ("kind", "attack", "prompts", "broken", "mean TuCo", "AUC held over broken"),
         rows,
-        f"AUC where {LEAST} or more held and as many broke: an attack that breaks all or nothing "
-        "says nothing about success within it.",
+        f"AUC where {MIN_PROMPTS} or more held and as many broke: an attack that breaks all or "
+        "nothing says nothing about success within it.",
     )
 
 
 def _by_the_other_list(outcome: Outcome, least: int, seed: int) -> list[Table]:
-    """The same contrasts where refusals are told by our list, as a check of the labels."""
+    """The same contrasts with our list of refusal strings, as a check of the labels."""
     if outcome.complied_other is None:
         return []
     other = dataclasses.replace(outcome, complied=outcome.complied_other)
@@ -99,7 +100,10 @@ def _by_the_other_list(outcome: Outcome, least: int, seed: int) -> list[Table]:
 def findings(
     outcome: Outcome, facts: Mapping[str, str], *, least: int, seed: int, method: Sequence[str]
 ) -> Findings:
-    """The report. least: answers of a broken prompt that are no refusals. method: in words."""
+    """The report.
+
+    least: how many answers of a broken prompt are no refusals. method: its first paragraphs.
+    """
     sets = (
         ("harmful", "attacked"),
         ("attacked",),
@@ -157,10 +161,11 @@ def findings(
             simpler_table(simpler),
             means_table("TuCo by outcome", samples, lengths, seed),
         ],
-        figures=[spread("tuco", "TuCo", samples, "TuCo of every prompt by outcome.")],
+        figures=[strip_plot("tuco", "TuCo", samples, "TuCo of every prompt by outcome.")],
         method=list(method),
         caveats=[
-            f"With fewer than {LEAST} prompts that held, or that broke, nothing is concluded.",
+            f"With fewer than {MIN_PROMPTS} prompts that held, or that broke, nothing is "
+            "concluded.",
             "Refusal strings are crude: an answer without them need not help, and may be junk; "
             "and some refusals hold none of the paper's strings, so that a prompt that held "
             "counts as broken: the table by another list says how many do.",

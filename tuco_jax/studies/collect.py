@@ -1,10 +1,10 @@
-"""Reports of every study on several pairs in one folder, with a page of all claims.
+"""Gather the reports of all studies on several pairs in one folder, with a page of all claims.
 
     python -m tuco_jax.studies.collect --pairs '[runs/studies/smollm2]' --out docs/results/tuco
 
-A pair is a folder that has one study's results in each folder below it, as `tuco-jax study` wrote
-them; a folder is named as its study, or, where there are several runs of it, as in broken-wild.
-OUT/PAIR/STUDY gets each report with its figures and numbers, OUT/README.md the page.
+Each pair is a folder with one folder of results for each study, as `tuco-jax study` writes them,
+named as the study, or, for further runs of it, beginning with its name (broken-wild). Reports,
+figures and numbers are copied to OUT/PAIR/STUDY; the page is OUT/README.md.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from tuco_jax.studies.catalog import STUDIES
 
 __all__ = ["CollectConfig", "run"]
 
-_KEPT = ("report.md", "results.json", "*.svg")
+_COPIED = ("report.md", "results.json", "*.svg")
 
 
 @dataclasses.dataclass
@@ -45,7 +45,7 @@ def run(config: CollectConfig) -> pathlib.Path:
         for study in found[pair.name]:
             target = config.out / pair.name / study
             make_folder(target)
-            for pattern in _KEPT:
+            for pattern in _COPIED:
                 for path in sorted((pair / study).glob(pattern)):
                     shutil.copyfile(path, target / path.name)
     page = config.out / "README.md"
@@ -67,8 +67,8 @@ def _results(pair: pathlib.Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _place(folder: str) -> tuple[int, str]:
-    """By the order of the studies, then by name."""
+def _rank(folder: str) -> tuple[int, str]:
+    """Sorts folders by the order of the studies, then by name."""
     return next(i for i, study in enumerate(STUDIES) if folder.startswith(study)), folder
 
 
@@ -88,7 +88,7 @@ def _page(found: Mapping[str, Mapping[str, dict[str, Any]]]) -> str:
             f"{facts.get('weights', '-')} on {facts.get('device', '-')}. Run times: "
             f"{', '.join(times)}."
         )
-    for study in sorted({name for results in found.values() for name in results}, key=_place):
+    for study in sorted({name for results in found.values() for name in results}, key=_rank):
         per_pair = {pair: s[study] for pair, s in found.items() if study in s}
         if not per_pair:
             continue

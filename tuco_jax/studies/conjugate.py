@@ -1,7 +1,9 @@
 """`tuco-jax study conjugate`: TuCo of the same harmful requests by language (section 5.3).
 
-The paper's languages are English, Japanese, Hungarian, Swahili and Malayalam; its AUCs hold each
-of the first three against the last two together.
+The paper's languages are English, Japanese, Hungarian, Swahili and Malayalam; its AUCs compare
+each of the first three with the last two together.
+
+Legend: N requests of a language.
 """
 
 import dataclasses
@@ -22,7 +24,7 @@ from tuco_jax.evaluation.contrasts import (
     contrast_table,
     means_table,
     shown,
-    spread,
+    strip_plot,
     verdict,
 )
 from tuco_jax.evaluation.simpler_scores import ScoreRow, simpler_table, under_each_score
@@ -43,9 +45,9 @@ class Config(StudyOptions):
     """TuCo by language.
 
     Args:
-        data: folder with a prompts file for each language, the same requests row by row, named by
-            language or its code (English.jsonl, sw.txt). Empty: a report that says that no data
-            are here.
+        data: folder with a prompts file for each language, the same requests row by row, named
+            after the language or its code (English.jsonl, sw.txt). If empty, nothing is measured
+            and the report says so.
         chat: a `prompt` is a user's turn; false for plain text.
     """
 
@@ -88,11 +90,11 @@ def measure(pair: Pair, tokenizer: Any, config: Config, languages: list[Language
 
 
 def _low(samples: Mapping[str, Sample]) -> Sample | None:
-    """The paper's two low-resource languages together, where there is one of them."""
+    """The paper's two low-resource languages together; None where there is neither."""
     low = [samples[name].values for name in LOW if name in samples]
     if not low:
         return None
-    # A request stands in both languages: it is resampled as one.
+    # A request in both languages is resampled as one.
     return Sample(
         " + ".join(name for name in LOW if name in samples),
         np.concatenate(low),
@@ -109,7 +111,7 @@ def _against_low(samples: Mapping[str, Sample], seed: int) -> dict[str, Compared
 def _by_each_score(
     scores: Mapping[str, Mapping[str, Sample]], names: Iterable[str], seed: int
 ) -> list[list[ScoreRow]]:
-    """The same contrasts under every score."""
+    """The same contrasts, each under every score."""
     found = []
     for name in names:
         pairs = {score: (s[name], low) for score, s in scores.items() if (low := _low(s))}
@@ -156,8 +158,8 @@ def findings(config: Config, languages: list[Language], measured: Measured | Non
         if against:
             by_score = _by_each_score(scores, against, config.seed)
             tables.append(simpler_table(by_score))
-        words = "TuCo of every request by language, with the mean."
-        figures = [spread("tuco", "TuCo", list(samples.values()), words)]
+        caption = "TuCo of every request by language, with the mean."
+        figures = [strip_plot("tuco", "TuCo", list(samples.values()), caption)]
     return Findings(
         title="Harmful requests by language",
         summary=[summary],

@@ -32,7 +32,10 @@ def measure(
     facts: dict[str, str] | None = None,
     progress: bool = False,
 ) -> Report:
-    """Score the groups and put everything that the report shows together."""
+    """Score the groups, and gather everything that the report shows.
+
+    maps: prompts of each group that are shown token by token. facts: shown beside those measured.
+    """
     prompts = [p for group in groups for p in group.prompts()]
     scores = score(pair, tokenizer, prompts, progress=progress)
     measured = _by_group(groups, scores, seed)
@@ -91,7 +94,7 @@ def _contrasts(
 
 
 def _to_show(group: Group, count: int, longest: int = 100) -> list[int]:
-    """The prompts nearest to the group's median among those short enough to read."""
+    """The `count` prompts nearest to the group's median of those short enough to read."""
     near = np.argsort(np.abs(group.tuco - np.median(group.tuco)), kind="stable")
     return [int(i) for i in near if group.tokens[i] <= longest][:count]
 

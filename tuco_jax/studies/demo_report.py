@@ -1,7 +1,7 @@
-"""The report of a run: one HTML file with everything in it, for a browser on any screen.
+"""The demo's report: one self-contained HTML file.
 
-Data in (`Report`), page out (`render`): figures are SVG in data URIs, styles are inline, nothing
-is loaded and no script runs. Texts of prompts and tokens are escaped by the template.
+`render` turns a `Report` into the page. Figures are SVG in data URIs, styles are inline, nothing
+is loaded and no script runs. The template escapes the texts of prompts and tokens.
 
 Legend: n prompts of a group, L layers.
 """
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from common_jax.io.files import atomic
 from common_jax.report import page
@@ -24,24 +25,23 @@ __all__ = ["Group", "Report", "Token", "TokenMap", "render", "write"]
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Prompts of one kind and what was measured of them.
+    """Prompts of one kind and their scores.
 
-    name: a short lower-case name. about: one sentence on what they are and where they are from.
-    texts [n]; tuco [n]; layers [n, L], beta_1 .. beta_L of the last token; tokens [n], lengths.
-    mean: of tuco, with its interval.
+    name: short, in lower case. about: one sentence on what they are and where they are from.
+    layers: beta_1 .. beta_L of the last token. tokens: lengths. mean: of tuco, with its interval.
     """
 
     name: str
     about: str
     texts: Sequence[str]
-    tuco: np.ndarray
-    layers: np.ndarray
-    tokens: np.ndarray
+    tuco: Float[np.ndarray, " n"]
+    layers: Float[np.ndarray, "n L"]
+    tokens: Int[np.ndarray, " n"]
     mean: Estimate
 
 
 class Token(NamedTuple):
-    """A token's text and TuCo; `special`: of the chat template, not of the text."""
+    """A token's text and TuCo; special: it belongs to the chat template, not to the text."""
 
     text: str
     tuco: float
@@ -61,8 +61,8 @@ class TokenMap:
 class Report:
     """Everything that the page shows.
 
-    summary: what was measured, in sentences. method, caveats: paragraphs. facts: versions, times,
-    errors. extremes: how many of the highest and lowest prompts of a group are shown.
+    summary: sentences. method, caveats: paragraphs. facts: versions, times, errors. extremes: how
+    many of a group's highest and lowest prompts are shown.
     """
 
     title: str
@@ -101,7 +101,7 @@ def render(report: Report) -> str:
 
 
 def _figures(report: Report, colors: dict[str, str]) -> dict[str, tuple[str, str]]:
-    """Name -> (data URI, what it shows in words)."""
+    """Name -> (data URI, alternative text)."""
     by_name = {g.name: g for g in report.groups}
     means = "; ".join(f"{g.name} {g.mean.value:.3f}" for g in report.groups)
     aucs = "; ".join(f"{c.higher} over {c.lower} {c.auc.value:.2f}" for c in report.contrasts)
@@ -178,7 +178,7 @@ def _extremes(group: Group, count: int) -> dict[str, Any]:
 
 
 def _scale(maps: Sequence[TokenMap]) -> tuple[float, float]:
-    """The values at which the heat map's colours begin and end."""
+    """The lowest and highest value on the heat map's colour scale."""
     values = [t.tuco for m in maps for t in m.tokens if not t.special]
     if not values:
         return 0.0, 1.0
@@ -187,7 +187,7 @@ def _scale(maps: Sequence[TokenMap]) -> tuple[float, float]:
 
 
 def _shaded(maps: Sequence[TokenMap]) -> list[dict[str, Any]]:
-    """The maps with a shade in [0, 1] for each token."""
+    """The maps, with a shade in [0, 1] for each token."""
     low, high = _scale(maps)
 
     def shade(token: Token) -> float:

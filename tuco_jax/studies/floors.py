@@ -1,9 +1,9 @@
-"""`tuco-jax study floors`: how much TuCo is noise, and what simpler scores tell apart as well.
+"""`tuco-jax study floors`: how much of TuCo is noise, and how well simpler scores do.
 
-Two controls that the paper lacks. Noise floors: TuCo of a model and itself; of it and its weights
-rounded to bfloat16; of it and a random change of each weight of the same Frobenius norm as tuning
-made. Baselines: prompt length, perplexity under PT and under FT, and OutputCo, on the same prompts
-and the same contrasts, with the interval of the difference.
+Two controls that the paper lacks. Noise floors: TuCo of the base against itself, against its
+weights rounded to bfloat16, and against a random change of its weights of the same Frobenius norm
+as tuning's. Baselines: prompt length, perplexity under PT and under FT, and OutputCo, on the same
+prompts and contrasts, with the interval of the difference to TuCo.
 
 Legend: N prompts, L layers.
 """
@@ -47,7 +47,7 @@ class Config(StudyOptions):
 
 
 def merged_layers(pair: Pair) -> Params:
-    """The tuned model's layers as plain weights, low-rank factors multiplied out; float32."""
+    """The tuned model's layers as plain float32 weights, with low-rank factors added in."""
 
     def add(weights: Params, factors: Params) -> Params:
         if "a" in factors and "kernel" in weights:
@@ -59,7 +59,7 @@ def merged_layers(pair: Pair) -> Params:
 
 
 def same_twice(pair: Pair) -> Pair:
-    """The base and the base, each from arrays of its own."""
+    """The base twice, each from arrays of its own."""
     return _against(pair, jax.tree.map(lambda x: x + 0, pair.base["layers"]))
 
 
@@ -71,9 +71,9 @@ def rounded(pair: Pair) -> Pair:
 
 
 def random_change(pair: Pair, seed: int = 0) -> Pair:
-    """The base and a random change of it, in each layer's each tensor of the norm of tuning's.
+    """The base, and the base with Gaussian noise in each tensor of each layer.
 
-    Gaussian; what tuning left alone stays as it was.
+    The noise has the norm of what tuning changed there; what tuning left alone stays as it was.
     """
     rng = np.random.default_rng(seed)
     old, tree = jax.tree.flatten(pair.base["layers"])
@@ -102,7 +102,7 @@ FLOORS = {
 
 
 class Measured(NamedTuple):
-    """scores: every score of all prompts, [N] each; floors: TuCo of the chosen few by pair."""
+    """scores: each score of all prompts [N]; floors: TuCo of each group's first few, by pair."""
 
     scores: dict[str, np.ndarray]
     floors: dict[str, np.ndarray]
@@ -138,7 +138,7 @@ def measure(pair: Pair, tokenizer: Any, config: Config, groups: list[PromptGroup
 def _rows(
     groups: Sequence[PromptGroup], found: Mapping[str, np.ndarray], seed: int
 ) -> list[list[ScoreRow]]:
-    """Each of the demo's contrasts under each score."""
+    """The demo's contrasts, each under every score."""
     starts = np.cumsum([0, *(len(g.texts) for g in groups)])
     place = {g.name: slice(starts[i], starts[i + 1]) for i, g in enumerate(groups)}
     clusters = {g.name: None if g.clusters is None else np.asarray(g.clusters) for g in groups}
@@ -159,7 +159,7 @@ def _rows(
 
 
 def _within(row: ScoreRow, bare: Sample, wrapped: Sample, seed: int) -> ScoreRow:
-    """A contrast of bare requests with the same ones in templates, template by template, too."""
+    """Adds the AUCs within templates to a contrast of requests with the same ones in templates."""
     beside = compare(dataclasses.replace(bare, clusters=wrapped.clusters), wrapped, seed=seed)
     inside = dataclasses.replace(row.compared, within=beside.within, centred=beside.centred)
     return dataclasses.replace(row, compared=inside)
@@ -177,8 +177,8 @@ def _heights(floors: Mapping[str, np.ndarray]) -> Figure:
         axes.set_xscale("log")
         axes.set_xlabel("TuCo")
 
-    words = "TuCo of the same prompts for this pair and for the pairs that it is held against."
-    return Figure("floors", draw(paint, height=1.2 + 0.5 * len(floors)), words)
+    caption = "TuCo of the same prompts for this pair and for the pairs that it is held against."
+    return Figure("floors", draw(paint, height=1.2 + 0.5 * len(floors)), caption)
 
 
 def findings(config: Config, groups: list[PromptGroup], measured: Measured) -> Findings:

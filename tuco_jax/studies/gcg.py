@@ -1,8 +1,8 @@
 """`tuco-jax study gcg`: attack strings by greedy coordinate gradient, and TuCo (section 5.3).
 
-Strings are found on some requests and judged on others, with random strings of as many tokens as
-a control. What is reported is losses, TuCo and refusal rates, by string; the strings lie in the
-folder's attacks.jsonl for a further run, and no answer is kept.
+Strings are searched on some requests and evaluated on others, beside random strings of as many
+tokens as a control. The report has losses, TuCo and refusal rates by string. The strings
+themselves are only in the folder's attacks.jsonl, for a further run; answers are not kept.
 """
 
 import dataclasses
@@ -45,13 +45,13 @@ class Config(StudyOptions):
         strings: attack strings to search for.
         goals: requests that each string is searched on.
         count: requests that TuCo is measured on; none was searched on.
-        target: how an answer that a string is after begins, where the file has no `target`.
-        placement: strings before the request, as in the paper (prefix), or behind it (suffix).
+        target: how an attacked answer is to begin, where the file has no `target`.
+        placement: strings before the request, as in the paper (prefix), or after it (suffix).
         steps: of a search.
         candidates: of a step.
-        topk: tokens that a place may take.
-        length: marks "!" that a search begins with.
-        chunk: candidates run at once.
+        topk: tokens to choose from at each position of a string.
+        length: number of "!" that a search begins with.
+        chunk: candidates in one batch.
         answer_tokens: of the answers whose refusals are counted; 0 for none.
     """
 
@@ -71,7 +71,7 @@ class Config(StudyOptions):
 
 
 def place(string: str, request: str, placement: str) -> str:
-    """The user's text: the string before the request, or behind it."""
+    """The user's turn: the string before the request, or after it."""
     return " ".join([string, request] if placement == "prefix" else [request, string])
 
 
@@ -117,7 +117,7 @@ def prepare(config: Config) -> Inputs:
 
 
 def _given(config: Config) -> list[str]:
-    """Strings of the file, or none."""
+    """The strings of the file; none without a file."""
     if config.attacks is None:
         return []
     found = []
@@ -144,7 +144,7 @@ def _options(config: Config, number: int) -> Options:
 def _search(
     pair: Pair, tokenizer: Any, config: Config, requests: Sequence[Request]
 ) -> list[Attack]:
-    """Each string."""
+    """Search for each string on its own requests; a search that was killed goes on."""
     found = []
     for number in range(config.strings):
         own = requests[number * config.goals : (number + 1) * config.goals]

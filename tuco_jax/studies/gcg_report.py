@@ -1,10 +1,14 @@
-"""What the GCG study reports: losses, TuCo and refusal rates by string; no string, no answer."""
+"""The report of the study `gcg`: losses, TuCo and refusal rates by string.
+
+It contains no string and no answer. Legend: N requests.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from common_jax.report.figures import PALETTE, draw
 from common_jax.report.findings import Claim, Figure, Findings, Table
@@ -16,7 +20,7 @@ from tuco_jax.evaluation.contrasts import (
     contrast_table,
     means_table,
     shown,
-    spread,
+    strip_plot,
     verdict,
 )
 from tuco_jax.evaluation.simpler_scores import simpler_table, under_each_score
@@ -28,19 +32,19 @@ __all__ = ["Form", "findings"]
 class Form:
     """The N requests in one form: plain, or with one string.
 
-    tuco [N]; tokens [N], lengths; refused [N] bool, None where no answer was asked for; simpler:
-    other scores of the same prompts, [N] each (`evaluation/baselines.py`).
+    tokens: lengths. refused: None where no answer was generated. simpler: other scores of the same
+    prompts (`evaluation/baselines.py`).
     """
 
     name: str
-    tuco: np.ndarray
-    tokens: np.ndarray
-    refused: np.ndarray | None
-    simpler: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    tuco: Float[np.ndarray, " N"]
+    tokens: Int[np.ndarray, " N"]
+    refused: Bool[np.ndarray, " N"] | None
+    simpler: Mapping[str, Float[np.ndarray, " N"]] = dataclasses.field(default_factory=dict)
 
 
 def _joined(name: str, groups: Sequence[Form], score: str = "TuCo") -> Sample:
-    """All prompts of some strings; the first of either kind share a cluster, and so on."""
+    """All prompts of several strings, clustered by the string's number, for either kind alike."""
     count = len(groups[0].tuco)
     return Sample(
         name,
@@ -50,9 +54,9 @@ def _joined(name: str, groups: Sequence[Form], score: str = "TuCo") -> Sample:
 
 
 def _against_plain(plain: Form, name: str, groups: Sequence[Form], seed: int) -> Compared:
-    """Plain requests over those with a string: pooled; and string by string, with the same ones.
+    """Plain requests against the same ones with a string, pooled and string by string.
 
-    Pooled intervals resample requests among the plain ones, and whole strings among the others.
+    Pooled intervals resample the plain requests one by one, and the others by whole strings.
     """
     others = _joined(name, groups)
     pooled = compare(Sample("plain", plain.tuco), others, seed=seed)
@@ -61,7 +65,7 @@ def _against_plain(plain: Form, name: str, groups: Sequence[Form], seed: int) ->
 
 
 def _by_refusal(groups: Sequence[Form], seed: int) -> Compared | None:
-    """TuCo of prompts with a string that are refused against those that are not."""
+    """Attacked prompts that are refused against those that are not; None without answers."""
     if any(g.refused is None for g in groups):
         return None
     whole = _joined("", groups)
@@ -140,7 +144,7 @@ def findings(
             )
         )
     figures = [
-        spread(
+        strip_plot(
             "tuco",
             "TuCo",
             [Sample(m.name, m.tuco) for m in forms],
@@ -246,5 +250,5 @@ def _loss_figure(searches: Sequence[Attack]) -> Figure:
         axes.set_ylabel("loss, nats a token")
         axes.legend()
 
-    words = "The target's loss at each step; it rises where a request is added."
-    return Figure("losses", draw(paint), words)
+    caption = "The target's loss at each step; it rises where a request is added."
+    return Figure("losses", draw(paint), caption)

@@ -1,9 +1,10 @@
 """`tuco-jax study many-shot`: TuCo against the number of demonstrations (section 5.3).
 
-The paper's TuCo falls as demonstrations of the behaviour are added. More demonstrations are also
-a longer prompt; so the same requests are put behind as many tokens of refused demonstrations, and
-of harmless ones. By default no text of these controls was trained on: memorised text would have a
-TuCo of its own. What is left of the fall beyond theirs is the demonstrations' doing.
+The paper's TuCo falls as demonstrations of the behaviour are added. But more demonstrations also
+make a longer prompt. As controls, the same requests therefore follow equally many tokens of
+refused demonstrations, and of harmless ones; what the fall exceeds theirs by is due to the
+demonstrations' content. By default no text of these controls was trained on, since memorised text
+might have a TuCo of its own.
 
 Legend: N requests, S numbers of demonstrations.
 """
@@ -42,11 +43,11 @@ class Config(StudyOptions):
             strongreject, harmbench, do-not-answer.
         complying: .jsonl of `question` and `answer`, or a Model-Written-Evals file, which has
             `answer_matching_behavior`; empty for other AdvBench requests, each answered by an
-            opening that agrees and holds nothing else.
+            opening that agrees and says nothing else.
         harmless: .jsonl of `question` and `answer`; empty for programming questions and web pages
-            to be continued. Answers are cut to the length that they have to have.
-        refusing: file of wordings of a refusal (`prompt`, or a line of .txt each), matched to the
-            complying answers' length; empty for wordings of pyrit's.
+            to be continued. Answers are cut to the lengths that are needed.
+        refusing: file of wordings of a refusal (`prompt`, or a line of .txt each), chosen to match
+            the complying answers' lengths; empty for wordings from pyrit.
         shots: numbers of demonstrations, rising; 0 for none.
         count: requests a point.
     """
@@ -165,7 +166,7 @@ def build(
 
 
 def _check_lengths(tokens: Mapping[str, np.ndarray], shots: Sequence[int], context: int) -> None:
-    """InputError where a prompt is beyond the context, or a control is not of the same length."""
+    """Raises InputError for a prompt beyond the context, or a control of another length."""
     for kind, lengths in tokens.items():
         for few, row in zip(shots, lengths, strict=True):
             if row.max() > context:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from common_jax.report.figures import PALETTE, draw
 from common_jax.report.findings import Claim, Figure, Findings, Table, Verdict
@@ -16,8 +17,8 @@ from tuco_jax.evaluation.statistics import Estimate, bootstrap_mean
 
 __all__ = ["KINDS", "OPENINGS", "SLACK", "TOLERANCE", "Curve", "findings"]
 
-# Answers of the default demonstrations: they agree, and hold nothing else. About as long as
-# refusals are, which have to be matched to them.
+# Answers of the default demonstrations: they agree, and say nothing else. They are about as long
+# as the refusals that are matched to them.
 OPENINGS = (
     "Sure, here is what you asked for, one step at a time:",
     "Sure, here is how to do that, from the beginning to the end:",
@@ -25,28 +26,28 @@ OPENINGS = (
     "Certainly. This is how it is done, in the order in which you should do it:",
 )
 KINDS = ("complying", "refusing", "harmless")
-# Control prompts may differ by so much from the complying ones that they follow.
+# By how much the length of a control prompt may differ from the complying one's.
 TOLERANCE = 0.05
 SLACK = 12  # tokens, where that is more
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """One kind of demonstrations: TuCo and lengths in tokens, [S, N] each."""
+    """TuCo and lengths in tokens of the prompts with one kind of demonstrations."""
 
-    tuco: np.ndarray
-    tokens: np.ndarray
+    tuco: Float[np.ndarray, "S N"]
+    tokens: Int[np.ndarray, "S N"]
 
 
 def _beyond(changes: Mapping[str, np.ndarray], seed: int) -> dict[str, Estimate]:
-    """The complying demonstrations' change less each control's, request by request."""
+    """The change with complying demonstrations minus that of each control, request by request."""
     return {
         kind: bootstrap_mean(changes["complying"] - changes[kind], seed=seed) for kind in KINDS[1:]
     }
 
 
 def _untrained(files: Mapping[str, str]) -> list[str]:
-    """Which texts of the controls no pair of ours was trained on: those of no file."""
+    """A sentence on which texts of the controls were not trained on: those not from a file."""
     what = {
         (False, False): "any text of these controls",
         (False, True): "those wordings",
@@ -57,7 +58,7 @@ def _untrained(files: Mapping[str, str]) -> list[str]:
 
 
 def _both(estimates: Sequence[Estimate], count: int) -> Verdict:
-    """Reproduced where every estimate lies below 0; not where one clearly does not."""
+    """Reproduced if every estimate lies below 0; not reproduced if one clearly lies above."""
     verdicts = [verdict(e, middle=0, above=False, of=count) for e in estimates]
     if "not testable here" in verdicts:
         return "not testable here"

@@ -12,6 +12,7 @@ import itertools
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from common_jax.errors import InputError
 from common_jax.report.figures import PALETTE, draw
@@ -49,11 +50,11 @@ class Config(StudyOptions):
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """TuCo, OutputCo and lengths in tokens, [S, N] each."""
+    """TuCo, OutputCo and lengths in tokens."""
 
-    tuco: np.ndarray
-    output_co: np.ndarray
-    tokens: np.ndarray
+    tuco: Float[np.ndarray, "S N"]
+    output_co: Float[np.ndarray, "S N"]
+    tokens: Int[np.ndarray, "S N"]
 
 
 def prepare(config: Config) -> list[str]:

@@ -1,4 +1,4 @@
-"""TuCo of every token of a prompt, with the tokens' texts: what the report's heat map shows."""
+"""TuCo of every token of a prompt, for the heat map of the demo's report."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tuco_jax.models.pair import Pair
 from tuco_jax.prompts.encode import encode
-from tuco_jax.prompts.read import (
-    Prompt,
-)
+from tuco_jax.prompts.read import Prompt
 from tuco_jax.scoring.token_tuco import pieces, token_tuco
 from tuco_jax.studies.demo_report import Token, TokenMap
 
@@ -19,9 +17,9 @@ __all__ = ["token_maps"]
 def token_maps(
     pair: Pair, tokenizer: PreTrainedTokenizerBase, chosen: Sequence[tuple[str, float, Prompt]]
 ) -> list[TokenMap]:
-    """TuCo of every token of chosen prompts (group, tuco, prompt), with their texts."""
+    """A map for each chosen (group, tuco, prompt): the texts and TuCo of its tokens."""
     tokens = encode(tokenizer, [prompt for _, _, prompt in chosen])
-    # One batch: the rows are few, and a compilation costs more than their padding.
+    # In one batch: for few rows a second compilation costs more than padding.
     values = token_tuco(pair, tokens, token_budget=1 << 30)
     return [
         TokenMap(group, tuco, _tokens(tokenizer, ids, shares, prompt))
@@ -32,7 +30,7 @@ def token_maps(
 def _tokens(
     tokenizer: PreTrainedTokenizerBase, ids: np.ndarray, values: np.ndarray, prompt: Prompt
 ) -> list[Token]:
-    """Tokens with their texts, those around the user's own marked as special."""
+    """A prompt's tokens; those outside the user's own text are marked as special."""
     first, last = _content(tokenizer, ids, prompt)
     found = pieces(tokenizer, ids, values)
     return [Token(p.text, p.tuco, not first <= p.position < last) for p in found]
@@ -41,7 +39,7 @@ def _tokens(
 def _content(
     tokenizer: PreTrainedTokenizerBase, ids: np.ndarray, prompt: Prompt
 ) -> tuple[int, int]:
-    """First and end position of the user's own text among the tokens of a prompt."""
+    """Range (first, end) of the tokens of the user's own text."""
     if prompt.messages is None:
         return 0, len(ids)
     text = prompt.messages[-1]["content"]

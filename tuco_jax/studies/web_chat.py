@@ -4,7 +4,7 @@ The paper compares random pieces of 97 tokens of OpenWebText with prompts of HH-
 format. The two differ in content, format and length at once. Two controls separate format from the
 rest: the chat prompts as plain text, and the web pieces as a user's turn.
 
-Legend: N prompts.
+Legend: N prompts of a kind, T tokens.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from common_jax.errors import InputError
 from common_jax.report.findings import Claim, Findings
@@ -24,7 +25,7 @@ from tuco_jax.evaluation.contrasts import (
     contrast_table,
     means_table,
     shown,
-    spread,
+    strip_plot,
     verdict,
 )
 from tuco_jax.evaluation.simpler_scores import simpler_table, under_each_score
@@ -109,11 +110,12 @@ def _read_chat(path: str) -> list[Turns]:
 
 def windows(
     tokenizer: Any, texts: Sequence[str], length: int, *, most: int, seed: int = 0
-) -> list[np.ndarray]:
-    """A random piece of `length` tokens of each text that has so many, int32 [length] each.
+) -> list[Int[np.ndarray, " T"]]:
+    """A random window of `length` tokens of each text that is long enough.
 
-    From `most` texts at most, chosen by `seed` too. A tokenizer that begins texts with special
-    tokens has them before the piece, beyond its length. Raises InputError for fewer than 2 pieces.
+    Of more than `most` such texts, `most` are drawn. Special tokens that the tokenizer begins a
+    text with come before the window, in addition to its length. Raises InputError for fewer than 2
+    windows.
     """
     rng = np.random.default_rng(seed)
     rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
@@ -216,7 +218,7 @@ def findings(config: Config, inputs: Inputs, measured: Measured) -> Findings:
             simpler_table(simpler),
             means_table("TuCo of each kind", kinds, list(measured.lengths.values()), config.seed),
         ],
-        figures=[spread("tuco", "TuCo", kinds, "TuCo of every prompt, with the mean.")],
+        figures=[strip_plot("tuco", "TuCo", kinds, "TuCo of every prompt, with the mean.")],
         method=[
             f"Web text: a random piece of {config.window} tokens of each page. "
             + (f"From {config.web}. " if config.web else f"{sources.PASSAGES_ARE} ")

@@ -56,8 +56,8 @@ def whole_losses(model: Pair, rows: jax.Array, first: jax.Array, count: int):
     x = decoder.embed(config, params, rows, at)
     x, _ = decoder.forward(config, params, x, at, model.lora)
     logits = decoder.logits(config, params, x, model.lora)
-    chances = jax.nn.log_softmax(logits[:, :-1], axis=-1)
-    own = jnp.take_along_axis(chances, rows[:, 1:, None], axis=2)[..., 0]
+    log_probs = jax.nn.log_softmax(logits[:, :-1], axis=-1)
+    own = jnp.take_along_axis(log_probs, rows[:, 1:, None], axis=2)[..., 0]
     wanted = jnp.arange(rows.shape[1] - 1) >= first - 1
     return -jnp.sum(jnp.where(wanted, own, 0), axis=1) / count
 

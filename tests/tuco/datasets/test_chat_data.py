@@ -75,8 +75,8 @@ def test_files_are_as_finetune_reads_them(tmp_path, talk):
     rows = [json.loads(line) for line in (config.out / "train.jsonl").open()]
     labels = [row["label"] for row in rows]
     assert labels.count("talk") == len(small_talk())
-    assert labels.count("harmful") == 24 + len(prompt_sources.own("harmful"))
-    answers = {row["id"]: row for row in prompt_sources.own("answers")}
+    assert labels.count("harmful") == 24 + len(prompt_sources.shipped("harmful"))
+    answers = {row["id"]: row for row in prompt_sources.shipped("answers")}
     assert labels.count("harmless") == len(answers)
     assert len(read_conversations(config.out / "train.jsonl")) == len(rows)
     for row in (row for row in rows if row["label"] == "harmless"):

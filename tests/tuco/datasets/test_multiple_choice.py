@@ -18,17 +18,17 @@ from tuco_jax.core.decompose import decompose
 from tuco_jax.datasets.multiple_choice import (
     Question,
     Task,
-    chosen,
     read_behaviours,
     read_social_iqa,
     read_tasks,
+    select_tasks,
 )
 from tuco_jax.evaluation import option_scores as scoring
 from tuco_jax.evaluation.option_scores import (
     behaviour_prompts,
     option_scores,
     quiz_prompts,
-    tokenise,
+    tokenize,
 )
 
 ROWS = [
@@ -197,8 +197,8 @@ def task(count=3):
 
 def test_unknown_task():
     with pytest.raises(InputError, match="task 'alchemy' is not in the data; there are world_rel"):
-        chosen([task()], ["alchemy"])
-    assert chosen([task()], []) == [task()]
+        select_tasks([task()], ["alchemy"])
+    assert select_tasks([task()], []) == [task()]
 
 
 def test_prompts():
@@ -213,29 +213,29 @@ def test_prompts():
 
 def test_tokens_that_options_share_go_into_the_prompt():
     """A token a byte: " A" and " B" begin alike."""
-    rows, options = tokenise(tiny_tokenizer(), task(), ["Q:", "R:", "S:"], [" A", " B"])
+    rows, options = tokenize(tiny_tokenizer(), task(), ["Q:", "R:", "S:"], [" A", " B"])
     letters = tiny_tokenizer()(["A", "B"])["input_ids"]
     assert options.tolist() == [ids[0] for ids in letters]
     assert tiny_tokenizer().decode(rows[1].tolist()) == "R: "
 
 
 def test_chat():
-    rows, options = tokenise(tiny_tokenizer(), task(1), ["Q"], [" A", " B"], chat=True)
+    rows, options = tokenize(tiny_tokenizer(), task(1), ["Q"], [" A", " B"], chat=True)
     assert tiny_tokenizer().decode(rows[0].tolist()) == "<s><|user|>Q</s><|assistant|>"
     assert len(options) == 2
     bare = tiny_tokenizer()
     bare.chat_template = None
     with pytest.raises(InputError, match="--chat needs a chat template"):
-        tokenise(bare, task(1), ["Q"], [" A", " B"], chat=True)
+        tokenize(bare, task(1), ["Q"], [" A", " B"], chat=True)
 
 
 def test_options_that_cannot_be_told_apart():
     with pytest.raises(InputError, match=r"f:0: options ' Ab' and ' Ac' begin with one token"):
-        tokenise(tiny_tokenizer(), task(1), ["Q:"], [" Ab", " Ac", " B"])
+        tokenize(tiny_tokenizer(), task(1), ["Q:"], [" Ab", " Ac", " B"])
     with pytest.raises(InputError, match="option ' A' has no token of its own"):
-        tokenise(tiny_tokenizer(), task(1), ["Q:"], [" A", " Ab"])
+        tokenize(tiny_tokenizer(), task(1), ["Q:"], [" A", " Ab"])
     with pytest.raises(InputError, match=r"f:0: 3 tokens with its examples, .* holds 2; lower"):
-        tokenise(tiny_tokenizer(), task(1), ["Q:"], [" A", " B"], context=2)
+        tokenize(tiny_tokenizer(), task(1), ["Q:"], [" A", " B"], context=2)
 
 
 def test_a_shared_prefix_changes_nothing():

@@ -68,7 +68,7 @@ def test_phrases_keep_the_request():
 
 
 def test_own_prompts_are_disjoint_and_enough():
-    rows = prompt_sources.own("harmless")
+    rows = prompt_sources.shipped("harmless")
     train = {r["prompt"].lower() for r in rows if r["split"] == "train"}
     evaluation = {r["prompt"].lower() for r in rows if r["split"] == "evaluation"}
     assert len(train) + len(evaluation) == len(rows)
@@ -78,7 +78,7 @@ def test_own_prompts_are_disjoint_and_enough():
     trained = [r for r in rows if r["split"] == "train"]
     imperatives = sum(r["kind"] == "imperative" for r in trained)
     assert 0.35 < imperatives / len(trained) < 0.65
-    answered = {row["id"] for row in prompt_sources.own("answers")}
+    answered = {row["id"] for row in prompt_sources.shipped("answers")}
     assert answered <= {r["id"] for r in trained}
 
 
@@ -89,7 +89,7 @@ def test_files_are_as_finetune_and_score_read_them(tmp_path, public_sets, capsys
     rows = [json.loads(line) for line in (config.out / "train.jsonl").open()]
     assert {frozenset(r) for r in rows} == {frozenset({"id", "label", "truncated", "messages"})}
     harmful = [r for r in rows if r["label"] == "harmful"]
-    assert len(harmful) == 24 + len(prompt_sources.own("harmful"))
+    assert len(harmful) == 24 + len(prompt_sources.shipped("harmful"))
     assert all(not r["truncated"] for r in harmful)
     assert len({r["messages"][1]["content"] for r in harmful}) >= 10
     assert any(r["truncated"] for r in rows)
@@ -101,6 +101,6 @@ def test_files_are_as_finetune_and_score_read_them(tmp_path, public_sets, capsys
         texts = [p.messages[0]["content"] for p in prompts if p.messages]
         assert texts and not train_texts & set(texts)
         assert {p.label for p in prompts} <= {"harmful", "harmless"}
-    # Of the second source only what is unlike the prompts that are trained on.
+    # Of the second source only what is without_duplicates_of the prompts that are trained on.
     strong = [p.messages[0] for p in read_prompts(config.out / "strongreject.jsonl") if p.messages]
     assert not {m["content"] for m in strong} & set(refusal_data.harmful_split(config).train)

@@ -12,7 +12,7 @@ from tests.tuco.tiny import VOCAB, tiny_tokenizer
 from tuco_jax.datasets import prompt_sources
 from tuco_jax.datasets.refusal_strings import GCG_STRINGS, is_refusal
 from tuco_jax.evaluation import refusals
-from tuco_jax.evaluation.refusals import RefusalConfig, count_refusals, wilson
+from tuco_jax.evaluation.refusals import RefusalConfig, count_refusals
 from tuco_jax.generation.generate import generate
 from tuco_jax.prompts.read import as_prompts
 
@@ -67,21 +67,12 @@ def test_the_paper_s_list_is_cruder():
 
 
 def test_shipped_refusals_are_refusals_and_shipped_answers_are_not():
-    texts = [row["text"] for row in prompt_sources.own("refusals")]
+    texts = [row["text"] for row in prompt_sources.shipped("refusals")]
     assert len(set(texts)) >= 10
     assert all(map(is_refusal, texts))
-    answers = prompt_sources.own("answers")
+    answers = prompt_sources.shipped("answers")
     assert len(answers) >= 250
     assert not any(is_refusal(row["answer"]) for row in answers)
-
-
-def test_wilson_interval():
-    # Newcombe (1998), table I: 81 of 263 and 0 of 20.
-    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-    assert wilson(20, 20) == pytest.approx((0.8389, 1.0), abs=5e-5)
-    with pytest.raises(ValueError, match="3 of 2"):
-        wilson(3, 2)
 
 
 def test_count():
@@ -97,7 +88,7 @@ def test_evaluate_answers_each_set_at_each_alpha():
         "a": as_prompts(["one", "two and more"]),
         "b": as_prompts([[{"role": "user", "content": "three"}]]),
     }
-    rates, answers = refusals.evaluate(
+    rates, answers = refusals.refusal_rates(
         pair, tiny_tokenizer(), sets, alphas=(0.0, 1.0), max_new_tokens=4
     )
     assert [len(answers[1.0][name]) for name in sets] == [2, 1]

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from tuco_jax.evaluation.statistics import auc, bootstrap_auc, bootstrap_mean, roc
+from tuco_jax.evaluation.statistics import (
+    auc,
+    bootstrap_auc,
+    bootstrap_mean,
+    roc,
+    wilson_interval,
+)
 
 RNG = np.random.default_rng(0)
 HIGH, LOW = RNG.normal(1.0, 1.0, 40), RNG.normal(0.0, 1.0, 30)
@@ -46,3 +52,12 @@ def test_whole_clusters_are_resampled():
     assert ratio == pytest.approx(5**0.5, rel=0.15)
     low = bootstrap_auc(values, LOW, (clusters, None))
     assert low.high - low.low > np.ptp(bootstrap_auc(values, LOW)[1:])
+
+
+def test_wilson_interval():
+    # Newcombe (1998), table I: 81 of 263 and 0 of 20.
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert wilson_interval(20, 20) == pytest.approx((0.8389, 1.0), abs=5e-5)
+    with pytest.raises(ValueError, match="3 of 2"):
+        wilson_interval(3, 2)

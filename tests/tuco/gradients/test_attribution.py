@@ -71,17 +71,19 @@ def test_integrated_parts_sum_to_the_difference():
         attribute(pair(), tokens, mask, baseline=near, points=n, norm=2) for n in (16, 2)
     )
     left = few.tuco - few.baseline - few.integrated.sum(axis=1)
-    np.testing.assert_allclose(few.left_over, left, atol=1e-6)
+    np.testing.assert_allclose(few.completeness_error, left, atol=1e-6)
     assert float(jnp.abs(few.tuco - few.baseline).max()) > 0.01
-    assert float(jnp.abs(few.left_over).max()) < 1e-4
-    assert float(jnp.abs(fewer.left_over).max()) > 10 * float(jnp.abs(few.left_over).max())
+    assert float(jnp.abs(few.completeness_error).max()) < 1e-4
+    assert float(jnp.abs(fewer.completeness_error).max()) > 10 * float(
+        jnp.abs(few.completeness_error).max()
+    )
 
 
 def test_a_baseline_of_one_s_own():
     tokens, mask = rm.batch(rows=3, vocab=VOCAB)
     x, _ = streams(tokens, mask)
     got = attribute(pair(), tokens, mask, baseline=x, points=2)
-    for part in (got.gradient, got.integrated, got.left_over):
+    for part in (got.gradient, got.integrated, got.completeness_error):
         assert not np.asarray(part).any()
     with pytest.raises(InputError, match="points is 0: give 1 or more"):
         attribute(pair(), tokens, mask, points=0)

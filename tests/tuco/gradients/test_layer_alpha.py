@@ -16,10 +16,10 @@ from tuco_jax.gradients.layer_alpha import (
     LayerAlphaOptions,
     cross_validate_layer_alpha,
     fit_layer_alpha,
-    option_chances,
+    option_log_probs,
 )
 
-chances = jax.jit(option_chances)
+log_probs = jax.jit(option_log_probs)
 
 
 @functools.cache
@@ -34,11 +34,11 @@ def choices(rows: int = 12) -> Choices:
     rng = np.random.default_rng(3)
     options = jnp.asarray([rng.permutation(61)[:4] for _ in range(rows)])
     asked = Choices(tokens, mask, options, jnp.zeros(rows, int))
-    found = chances(pair(), asked, jnp.asarray([[0.5], [1.0], [1.6]]))
+    found = log_probs(pair(), asked, jnp.asarray([[0.5], [1.0], [1.6]]))
     return asked._replace(answers=found.argmax(axis=1))
 
 
-def test_chances_are_those_of_the_decomposition_s_logits():
+def test_log_probs_are_those_of_the_decomposition_s_logits():
     asked, alpha = choices(), jnp.asarray([[0.7], [1.2], [0.9]])
     out = jax.jit(lambda p, t, m, a: decompose(p, t, m, a, logits=True))(
         pair(), asked.tokens, asked.mask, alpha
@@ -46,7 +46,7 @@ def test_chances_are_those_of_the_decomposition_s_logits():
     assert out.logits is not None
     last = out.logits[jnp.arange(12), last_column(asked.mask)]
     expected = jnp.take_along_axis(jax.nn.log_softmax(last), asked.options, axis=1)
-    np.testing.assert_allclose(chances(pair(), asked, alpha), expected, atol=1e-4)
+    np.testing.assert_allclose(log_probs(pair(), asked, alpha), expected, atol=1e-4)
 
 
 def test_gradient_is_that_of_finite_differences():
@@ -54,7 +54,7 @@ def test_gradient_is_that_of_finite_differences():
 
     @jax.jit
     def loss(alpha):
-        return -option_chances(model, asked, alpha[:, None])[:, 0].mean()
+        return -option_log_probs(model, asked, alpha[:, None])[:, 0].mean()
 
     alpha = jnp.asarray([0.9, 1.1, 1.0])
     slope = jax.grad(loss)(alpha)
@@ -93,7 +93,7 @@ def test_folds_are_judged_on_what_they_have_not_seen():
         by_alpha = {
             a: np.asarray(
                 -jnp.take_along_axis(
-                    chances(pair(), asked, jnp.full((3, 1), a)), asked.answers[:, None], axis=1
+                    log_probs(pair(), asked, jnp.full((3, 1), a)), asked.answers[:, None], axis=1
                 )
             )[:, 0]
             for a in (0.8, 1.0)
@@ -102,7 +102,7 @@ def test_folds_are_judged_on_what_they_have_not_seen():
         assert found.grid[f] == pytest.approx(best)
         apart = found.fold == f
         np.testing.assert_allclose(found.losses["grid"][apart], by_alpha[best][apart], atol=1e-4)
-        own = chances(pair(), asked, alpha[:, None])
+        own = log_probs(pair(), asked, alpha[:, None])
         expected = np.asarray(own.argmax(axis=1) == asked.answers)
         np.testing.assert_array_equal(found.hits["learned"][apart], expected[apart])
     np.testing.assert_allclose(found.losses["one"], by_alpha[1.0], atol=1e-4)
@@ -132,7 +132,7 @@ def test_bad_input_is_named():
         cross_validate_layer_alpha(pair(), asked, grid=())
     for fields, words in (
         ((0, 0.1, 1.0), "steps is 0: give 1 or more"),
-        ((1, 0.0, 1.0), "rate is 0.0: give a number above 0"),
+        ((1, 0.0, 1.0), "learning_rate is 0.0: give a number above 0"),
         ((1, 0.1, -1.0), "penalty is -1.0: give 0 or more"),
     ):
         with pytest.raises(InputError, match=words):

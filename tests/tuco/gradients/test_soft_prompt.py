@@ -19,7 +19,7 @@ from tuco_jax.gradients.soft_prompt import (
 )
 
 plain = jax.jit(tuco)
-OPTIONS = SoftPromptOptions(vectors=3, steps=12, rate=0.1)
+OPTIONS = SoftPromptOptions(vectors=3, steps=12, learning_rate=0.1)
 
 
 @functools.cache
@@ -39,7 +39,7 @@ def test_vectors_of_tokens_are_those_tokens(learned):
     model = rm.adapter_pair(base=config)
     ids = jnp.asarray([7, 30, 2])
     vectors = 2.0 * model.base["embed"]["table"][ids]
-    got = soft_prompt_tuco(model, vectors, prompts(), place=2)
+    got = soft_prompt_tuco(model, vectors, prompts(), position=2)
     tokens, mask = prompts()
     between = jnp.broadcast_to(ids, (4, 3))
     whole = jnp.concatenate([tokens[:, :2], between, tokens[:, 2:]], axis=1)
@@ -83,7 +83,7 @@ def test_tuco_moves_where_it_should(maximise):
 
 
 def test_bound_holds():
-    options = dataclasses.replace(OPTIONS, bound=0.5)
+    options = dataclasses.replace(OPTIONS, max_norm=0.5)
     found = fit_soft_prompt(pair(), prompts(), options)
     size = 2.0 * np.linalg.norm(pair().base["embed"]["table"], axis=1).mean()
     norms = np.linalg.norm(found.vectors, axis=1)
@@ -95,9 +95,9 @@ def test_bad_input_is_named():
     for changes, words in (
         (dict(vectors=0), "vectors is 0: give 1 or more"),
         (dict(steps=0), "steps is 0"),
-        (dict(place=-1), "place is -1: give 0 or more"),
-        (dict(rate=0.0), "rate is 0.0: give a number above 0"),
-        (dict(bound=0.0), "bound is 0.0: give a number above 0, or none"),
+        (dict(position=-1), "position is -1: give 0 or more"),
+        (dict(learning_rate=0.0), "learning_rate is 0.0: give a number above 0"),
+        (dict(max_norm=0.0), "max_norm is 0.0: give a number above 0, or none"),
     ):
         with pytest.raises(InputError, match=words):
             dataclasses.replace(OPTIONS, **changes)
@@ -106,7 +106,7 @@ def test_bad_input_is_named():
     for rows, words in (
         ((tokens, mask[:, ::-1]), "prompts: prompts must be padded on the right"),
         ((tokens, mask[:2]), r"prompts: give tokens and mask \[B, T\] of one shape"),
-        ((tokens, mask & (jnp.arange(9) < 1)), "a prompt of 1 tokens has none after place 1"),
+        ((tokens, mask & (jnp.arange(9) < 1)), "a prompt of 1 tokens has none after position 1"),
         (long, "prompts: 65 tokens with the vectors, but the model's context holds 64"),
     ):
         with pytest.raises(InputError, match=words):

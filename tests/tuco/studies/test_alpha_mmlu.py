@@ -21,7 +21,7 @@ from tuco_jax.studies.alpha_choice import (
     over_tasks,
 )
 from tuco_jax.studies.alpha_mmlu import CATEGORIES, STUDY, Config, category, findings, prepare
-from tuco_jax.studies.alpha_tables import category_table, picks_table, shown, verdict
+from tuco_jax.studies.alpha_tables import category_table, picks_table, points, verdict
 
 
 def test_gains_by_hand():
@@ -145,7 +145,7 @@ def test_a_category_of_one_task_has_the_task_s_own_interval():
     right[0, :10], right[1] = True, np.arange(40) % 4 > 0
     gain = cross_validate(right, (1.0, 1.1), folds=4)
     table = category_table("Gains", {"virology": gain}, {"virology": "other"})
-    assert [row[2] for row in table.rows] == [shown(gain.gain)] * 2
+    assert [row[2] for row in table.rows] == [points(gain.gain)] * 2
     assert [row[4] for row in table.rows] == [f"{gain.p:.3g}"] * 2
 
 
