@@ -1,10 +1,10 @@
-"""Examples as rows of fixed shapes, and the order in which training sees them.
+"""Training examples in rows of fixed shapes, and the order in which training takes them.
 
-Legend: R rows of a table, B rows of a batch, T tokens of a row, A answer tokens of a row, at most.
+Legend: R rows of a table, B rows of a batch, T tokens of a row, A most answer tokens of a row.
 
-Packed: several examples share a row, each its own segment, so that none sees another; one shape
-for everything. Unpacked: one example a row, in a few tables of their own length. Which rows a step
-takes is a pure function of (seed, step): a run goes on where it stopped without any saved state.
+Packed: several examples share a row, each its own segment, so that none attends to another; all
+rows have one shape. Unpacked: one example a row, in a few tables of different lengths. The rows of
+a step are a pure function of (seed, step), so a run can be resumed without saving the order.
 """
 
 import bisect
@@ -25,11 +25,11 @@ _MULTIPLE = 8  # of every T and A
 
 
 class Batch(NamedTuple):
-    """Rows as arrays; also, with leading axis R, a table of them.
+    """Rows as arrays; with leading axis R in place of B, a table of them.
 
-    tokens, mask [B, T]; segments [B, T] (1, 2, ... in a row, 0 at padding); columns [B, A], where
-    the stream predicts an answer token; targets [B, A], that token; weights [B, A], 1, or 0 where
-    the row has fewer than A.
+    tokens, mask [B, T]; segments [B, T], 1, 2, ... in a row and 0 at padding; columns [B, A], the
+    columns whose stream predicts an answer token; targets [B, A], those answer tokens; weights
+    [B, A], 1, or 0 beyond a row's last answer token.
     """
 
     tokens: jax.Array | np.ndarray
@@ -41,10 +41,10 @@ class Batch(NamedTuple):
 
 
 def pack(examples: Sequence[Example], length: int) -> Batch:
-    """A table of rows of at most `length` tokens, each with as many examples as fit in it.
+    """Pack examples into a table of rows of at most `length` tokens.
 
-    Best fit, the longest first: mostly within 1 to 3% of full. T is `length`, or less where even
-    the fullest row is shorter.
+    Best fit, the longest first: 1 to 3% is usually padding. T is `length`, or less if the fullest
+    row is shorter.
     """
     order = sorted(range(len(examples)), key=lambda i: -examples[i].tokens.size)
     rows: list[list[int]] = []
@@ -62,9 +62,9 @@ def pack(examples: Sequence[Example], length: int) -> Batch:
 
 
 def bucket(examples: Sequence[Example]) -> list[Batch]:
-    """Tables of one example a row, each of about a quarter of the examples and as long as need be.
+    """Sort examples by length into `BUCKETS` tables at most, with one example a row.
 
-    Tables are by ascending length.
+    Each table has about as many examples as any other, and is as long as its longest.
     """
     sizes = np.asarray([e.tokens.size for e in examples])
     edges = np.quantile(sizes, np.arange(1, BUCKETS + 1) / BUCKETS, method="higher")
@@ -84,9 +84,9 @@ def _ceil(size: int) -> int:
 
 def _table(rows: Sequence[Sequence[Example]], length: int) -> Batch:
     count = len(rows)
-    # The first token of an example is predicted by none.
-    answers = max(sum(int(e.answer[1:].sum()) for e in row) for row in rows)
-    width = min(_ceil(answers), length)
+    # No token predicts the first one of an example.
+    most = max(sum(int(e.answer[1:].sum()) for e in row) for row in rows)
+    width = min(_ceil(most), length)
     tokens, segments = np.zeros((2, count, length), np.int32)
     columns, targets = np.zeros((2, count, width), np.int32)
     weights = np.zeros((count, width), np.float32)
@@ -96,12 +96,12 @@ def _table(rows: Sequence[Sequence[Example]], length: int) -> Batch:
             stop = start + example.tokens.size
             tokens[r, start:stop] = example.tokens
             segments[r, start:stop] = s
-            said = np.flatnonzero(example.answer[1:])
-            more = slice(filled, filled + said.size)
-            columns[r, more] = start + said
-            targets[r, more] = example.tokens[said + 1]
-            weights[r, more] = 1
-            start, filled = stop, filled + said.size
+            answers = np.flatnonzero(example.answer[1:])
+            new = slice(filled, filled + answers.size)
+            columns[r, new] = start + answers
+            targets[r, new] = example.tokens[answers + 1]
+            weights[r, new] = 1
+            start, filled = stop, filled + answers.size
     return Batch(tokens, segments > 0, segments, columns, targets, weights)
 
 
@@ -116,7 +116,7 @@ def take(table: Batch, rows: np.ndarray) -> Batch:
 
 
 def fingerprint(tables: Sequence[Batch]) -> str:
-    """A hash of the data: a run may not go on with other data."""
+    """A hash of the data, by which a resumed run checks that it is the same."""
     digest = hashlib.sha256()
     for table in tables:
         for array in table:
@@ -126,9 +126,9 @@ def fingerprint(tables: Sequence[Batch]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The order of training: every row once an epoch, in an order of that epoch's own.
+    """The order of training: every row once an epoch, shuffled anew in each.
 
-    rows: how many a step takes, all of one table. A step at a table's end may have fewer; the
+    rows: how many a step takes, all from one table. The last step of a table may have fewer; the
     rest of its rows are empty.
     """
 
@@ -142,7 +142,7 @@ class Plan:
         return sum(-(-len(table.tokens) // self.rows) for table in self.tables)
 
     def batch(self, step: int) -> Batch:
-        """What step 0, 1, ... trains on: B = rows."""
+        """The batch of step 0, 1, ...: B = rows."""
         epoch, at = divmod(step, self.steps)
         generator = np.random.default_rng([self.seed, epoch])
         chunks = []
@@ -154,7 +154,7 @@ class Plan:
         return take(table, rows)
 
     def sweep(self) -> list[Batch]:
-        """Every row once, in order: for an evaluation."""
+        """Every row once, in order, for an evaluation."""
         batches = []
         for table in self.tables:
             order = np.arange(len(table.tokens))

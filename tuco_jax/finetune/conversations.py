@@ -1,7 +1,7 @@
-"""Conversations as tokens, and which of them the assistant said.
+"""Conversations as tokens, and which of these the assistant wrote.
 
 The loss is on the assistant's turns only: on their text and on the token that ends the turn, so
-that the model learns to stop, unless the row says that the answer was cut short.
+that the model learns to stop. An answer that is marked as cut short has no such end.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Int
 from transformers import PreTrainedTokenizerBase
 
 from common_jax.errors import InputError
@@ -21,7 +22,7 @@ __all__ = ["Conversation", "Example", "read_conversations", "tokenize"]
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-    """One row of a file. truncated: its last answer ends before it was finished."""
+    """One row of a file. truncated: its last answer was cut short."""
 
     messages: tuple[Message, ...]
     truncated: bool
@@ -30,10 +31,10 @@ class Conversation:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """tokens [n] int32; answer [n] bool, True at tokens that the assistant said."""
+    """A conversation's tokens; answer: True at those that the assistant wrote."""
 
-    tokens: np.ndarray
-    answer: np.ndarray
+    tokens: Int[np.ndarray, " n"]
+    answer: Bool[np.ndarray, " n"]
 
 
 def read_conversations(path: str | pathlib.Path) -> list[Conversation]:
@@ -70,9 +71,9 @@ def tokenize(
     vocab_size: int,
     truncate: bool = False,
 ) -> list[Example]:
-    """The tokens of each conversation as the chat template writes it, with no others added.
+    """The tokens of each conversation as the chat template writes it, and no others.
 
-    One that is longer than `max_tokens` is an error, or with `truncate` loses its end. Raises
+    Conversations longer than `max_tokens` are an error, or with `truncate` lose their end. Raises
     InputError naming file and line.
     """
     return [_example(tokenizer, c, max_tokens, vocab_size, truncate) for c in conversations]
@@ -103,7 +104,7 @@ def _example(
     answer = np.zeros(tokens.shape, bool)
     for turn, message in enumerate(conversation.messages):
         if message["role"] == "assistant":
-            answer |= _said(tokenizer, conversation, turn, text, offsets, special)
+            answer |= _answer_tokens(tokenizer, conversation, turn, text, offsets, special)
     if tokens.max() >= vocab_size:
         raise InputError(
             f"{where}: token {tokens.max()} is beyond the model's vocabulary of {vocab_size}; "
@@ -129,7 +130,7 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     return np.asarray([*tokenizer.all_special_ids, *(i for i, t in added.items() if t.special)])
 
 
-def _said(
+def _answer_tokens(
     tokenizer: PreTrainedTokenizerBase,
     conversation: Conversation,
     turn: int,
@@ -137,7 +138,7 @@ def _said(
     offsets: np.ndarray,
     special: np.ndarray,
 ) -> np.ndarray:
-    """Which tokens of the whole text one assistant turn adds, its end token among them."""
+    """Which tokens of the whole text belong to one assistant turn, its end token included."""
     prefix = _render(tokenizer, conversation, turn, opened=True)
     content = conversation.messages[turn]["content"].strip()
     at = text.find(content, len(prefix))
@@ -147,17 +148,17 @@ def _said(
             "follow it; end the row with that turn"
         )
     begin, end = len(prefix), at + len(content)
-    said = (offsets[:, 1] > begin) & (offsets[:, 0] < end)
+    inside = (offsets[:, 1] > begin) & (offsets[:, 0] < end)
     if conversation.truncated and turn == len(conversation.messages) - 1:
-        return said
-    # What closes the turn: the text after it as far as the template writes it without the next.
+        return inside
+    # What closes the turn: the text that the template writes after it when no turn follows.
     closed = _render(tokenizer, conversation, turn + 1)
     tail = end + len(closed) - (closed.rfind(content) + len(content))
     closing = np.flatnonzero((offsets[:, 0] >= end) & (offsets[:, 1] <= tail) & special)
     if closing.size:
-        return said | ((offsets[:, 0] >= end) & (np.arange(said.size) <= closing[0]))
+        return inside | ((offsets[:, 0] >= end) & (np.arange(inside.size) <= closing[0]))
     tail = end + len(text[end:tail].rstrip())
-    return said | ((offsets[:, 0] >= end) & (offsets[:, 0] < tail))
+    return inside | ((offsets[:, 0] >= end) & (offsets[:, 0] < tail))
 
 
 def _render(
@@ -166,7 +167,7 @@ def _render(
     turns: int,
     opened: bool = False,
 ) -> str:
-    """The first turns as text; opened: with what begins an assistant's turn."""
+    """The first turns as text; opened: followed by what begins an assistant's turn."""
     messages = [dict(m) for m in conversation.messages[:turns]]
     try:
         text = tokenizer.apply_chat_template(

@@ -7,8 +7,8 @@
       model/           full tuning: the result, as a Hugging Face directory, or as a store where
                        the base did not come from one
 
-A run is a function of its settings and data: every step's rows follow from (seed, step), so that
-one that was killed goes on from its last checkpoint as if nothing had happened.
+A run is a function of its settings and data, since every step's rows follow from (seed, step). One
+that was killed is resumed from its last checkpoint and comes to the same result.
 """
 
 import dataclasses
@@ -71,17 +71,18 @@ class FinetuneConfig:
         base: a Hugging Face directory, a hub id, a .gguf file or a store.
         data: .jsonl; rows have messages, and truncated: true where the answer was cut short.
         out: the run's directory; it must not exist yet, unless resume is given.
-        chat_template: gemma, chatml or a .jinja file: how conversations are written, kept with
-            the result; by default as the base's own tokenizer does.
+        chat_template: gemma, chatml or a .jinja file, which is kept with the result; by default
+            that of the base's tokenizer.
         method: train an adapter (lora), or all parameters (full).
         lora: the adapter.
         optimizer: AdamW and its schedule.
         steps: optimizer steps; by default those of the epochs.
-        epochs: times that all rows are seen.
+        epochs: passes over all rows.
         batch: rows of a micro-batch, over all devices.
         accumulate: micro-batches of a step.
         length: tokens of a row, at most.
-        packing: put several conversations in a row, each for itself; else a few lengths of rows.
+        packing: put several conversations in one row, none of which attends to another; else one
+            in each row, with rows of a few different lengths.
         truncate: cut the end off conversations beyond length; else an error.
         eval_data: .jsonl of conversations that are held out.
         eval_fraction: share of data to hold out where there is no eval_data.
@@ -90,7 +91,7 @@ class FinetuneConfig:
         eval_every: steps between held-out losses.
         watch_every: steps between scores of the watched prompts.
         save_every: steps between checkpoints.
-        keep: checkpoints that are kept.
+        keep: how many checkpoints are kept, the newest.
         resume: go on with the run in out, if there is one.
         dtype: of the base's weights; what is trained is float32.
         export_dtype: of the result.
@@ -137,8 +138,8 @@ _FREE |= {"log_every", "eval_every", "watch_every", "save_every"}
 def run_finetune(config: FinetuneConfig) -> pathlib.Path:
     """Train, and return the directory of the result (adapter/ or model/ of the run).
 
-    Raises InputError, before anything is written, for whatever is wrong with settings, files or
-    data; and when the loss is no longer finite, naming the step and the last good checkpoint.
+    Raises InputError for bad settings, files or data before anything is written, and when the loss
+    is not finite any more, naming the step and the last good checkpoint.
     """
     _check(config)
     check_directory(config.out, resume=config.resume)
@@ -273,7 +274,7 @@ def _encode(model: Model, prompts: list[Prompt]) -> list[np.ndarray]:
 
 
 def _trained(config: FinetuneConfig, model: Model) -> Params:
-    """What is trained, before the first step: fresh factors, or a float32 copy of the base."""
+    """The initial values of what is trained: new factors, or a float32 copy of the base."""
     if config.method == "lora":
         return low_rank.init(model.config, config.lora, jax.random.key(config.seed))
     return jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), model.params)
@@ -285,7 +286,7 @@ Measure = Callable[[Params], dict[str, float]]
 def _evaluator(
     model: Model, method: Method, mesh: Mesh | None, plan: Plan | None
 ) -> Measure | None:
-    """A function that gives the held-out loss, in nats an answer token."""
+    """A function that measures the held-out loss, in nats an answer token."""
     if plan is None:
         return None
     evaluate = make_eval(model.config, method, mesh=mesh)
@@ -305,7 +306,7 @@ def _watcher(
     prompts: list[Prompt],
     tokens: list[np.ndarray],
 ) -> Measure | None:
-    """A function that gives TuCo of the base and its tuned self: the mean, by label, the error."""
+    """A function that measures TuCo of the watched prompts: its mean, also by label, its error."""
     if not prompts:
         return None
     labels = np.asarray([str(p.label) for p in prompts])
@@ -324,12 +325,12 @@ def _watcher(
 
 
 def _base(model: Model, method: Method) -> Params:
-    """The base's parameters where the tuned model needs them."""
+    """The base's parameters if the tuned model needs them, as with an adapter."""
     return {} if method.scale is None else model.params
 
 
 def _put(batch: Batch, mesh: Mesh | None, *, micro: bool = True) -> Batch:
-    """A batch on the devices, its rows cut over data and fsdp; micro: rows are on axis 1."""
+    """Put a batch on the devices, its rows sharded over data and fsdp; micro: they are axis 1."""
     if mesh is None:
         return jax.device_put(batch)
     rows = ("data", "fsdp")
@@ -339,7 +340,7 @@ def _put(batch: Batch, mesh: Mesh | None, *, micro: bool = True) -> Batch:
 
 @dataclasses.dataclass
 class _Trainer:
-    """The loop: steps, and what is done between them."""
+    """The training loop: steps, and what is logged, measured and saved between them."""
 
     config: FinetuneConfig
     model: Model
@@ -352,7 +353,7 @@ class _Trainer:
     watch: Measure | None
 
     def train(self, state: TrainState, data: str) -> Params:
-        """Steps until `total`, from the last checkpoint if there is one; what was trained."""
+        """Train until step `total`, from the last checkpoint if there is one."""
         directory = pathlib.Path(self.config.out)
         folder = directory / "checkpoints"
         settings = self._settings(data)
@@ -412,7 +413,7 @@ class _Trainer:
             run.log(step, values)
 
     def _settings(self, data: str) -> dict[str, Any]:
-        """What a run may not change when it goes on, as JSON holds it."""
+        """The settings that must not change when a run is resumed, as JSON holds them."""
         settings = dataclasses.asdict(self.config)
         kept = {name: value for name, value in settings.items() if name not in _FREE}
         return kept | {"steps": self.total, "data": data}
@@ -445,7 +446,7 @@ def _export(
     trained: Params,
     template: str | None,
 ) -> pathlib.Path:
-    """Write the result beside what may be there, then put it in its place."""
+    """Write the result under another name, then replace what may be there."""
     directory = pathlib.Path(config.out) / ("adapter" if config.method == "lora" else "model")
     scratch = directory.with_name(f".{directory.name}")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -459,9 +460,9 @@ def _export(
         if model.hf_config is None:  # a GGUF that is like no Hugging Face model
             store.save(scratch, model._replace(params=params))
         else:
-            words, known = model.tokenizer, model.hf_config
-            ends = end_tokens(words) if words else ()
-            huggingface.export(scratch, model.config, params, words, known, ends=ends)
+            tokenizer, known = model.tokenizer, model.hf_config
+            ends = end_tokens(tokenizer) if tokenizer else ()
+            huggingface.export(scratch, model.config, params, tokenizer, known, ends=ends)
     shutil.rmtree(directory, ignore_errors=True)
     scratch.replace(directory)
     print(f"{'adapter' if config.method == 'lora' else 'model'}: {directory}")

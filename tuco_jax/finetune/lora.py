@@ -1,8 +1,8 @@
-"""Low-rank factors for training: which layers, how they start, how they are scaled.
+"""Low-rank factors for training: target layers, initial values, scale.
 
-Legend: L layers, r rank. W + scale A B, A [L, in, r], B [L, r, out]. Trained as in the PEFT
-library: A uniform in +-1/sqrt(in) (Kaiming's, a = sqrt(5)), B zero, and the scale outside of what
-is trained, so that learning rates mean the same.
+Legend: L layers, r rank. W + scale A B, A [L, in, r], B [L, r, out]. As in the PEFT library, A
+starts uniform in +-1/sqrt(in) (Kaiming's, a = sqrt(5)), B starts at zero, and the scale is not
+part of what is trained, so that learning rates mean the same as there.
 """
 
 import dataclasses
@@ -43,9 +43,9 @@ class LoraOptions:
 
 
 def targets(config: ModelConfig, names: Literal["all"] | Sequence[str]) -> list[str]:
-    """Paths of the targeted linear layers, such as "layers/attention/q", in a fixed order.
+    """Paths of the target linear layers, such as "layers/attention/q", in a fixed order.
 
-    names: "all", or last parts of paths. Raises InputError for a name that the model lacks.
+    names: "all", or last components of paths. Raises InputError for one that the model lacks.
     """
     paths = [
         path.removesuffix("/kernel")
@@ -66,7 +66,7 @@ def targets(config: ModelConfig, names: Literal["all"] | Sequence[str]) -> list[
 
 
 def init(config: ModelConfig, options: LoraOptions, key: jax.Array) -> Params:
-    """Fresh factors, float32, without the scale: {"layers": {"attention": {"q": {"a", "b"}}}}."""
+    """Initial float32 factors, without the scale: {"layers": {"attention": {"q": {"a", "b"}}}}."""
     shapes: dict[str, Any] = flatten_dict(param_shapes(config), sep="/")
     factors = {}
     paths = targets(config, options.targets)
@@ -80,7 +80,7 @@ def init(config: ModelConfig, options: LoraOptions, key: jax.Array) -> Params:
 
 
 def fold_scale(factors: Params, scale: float) -> Params:
-    """Factors as the layers use them: B times the scale."""
+    """The factors as the layers use them, with B multiplied by the scale."""
     if "b" in factors:
         return {"a": factors["a"], "b": scale * factors["b"]}
     return {name: fold_scale(value, scale) for name, value in factors.items()}

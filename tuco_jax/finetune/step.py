@@ -57,7 +57,7 @@ class OptimizerOptions:
         return optax.join_schedules([rise, fall], [warmup]) if self.warmup else fall
 
     def make(self, steps: int) -> optax.GradientTransformation:
-        """The optimizer of a run of so many steps."""
+        """The optimizer of a run of `steps` steps."""
         clip = optax.clip_by_global_norm(self.clip) if self.clip else optax.identity()
         adamw = optax.adamw(
             self.schedule(steps),
@@ -77,10 +77,10 @@ def _is_matrix(params: Params) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """What is trained, and how the model follows from it.
+    """How the tuned model is made of what is trained.
 
-    scale: an adapter's (None: all parameters are trained). dtype: of the parameters in matrix
-    products; what is trained is held in float32.
+    scale: an adapter's; None if all parameters are trained. dtype: of the parameters in matrix
+    products; what is trained is float32.
     """
 
     scale: float | None
@@ -116,9 +116,9 @@ def make_step(
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The compiled (state, base parameters, batch with leaves [M, B, ...]) -> (state, metrics).
 
-    The state is donated. Gradients are taken of what is trained and of nothing else. base may be
-    {} where all parameters are trained. Metrics: loss, in nats a token, and grad_norm, before
-    clipping; both are of the parameters that the step began with.
+    The state is donated. Only what is trained has gradients. base may be {} if all parameters are
+    trained. Metrics: loss, in nats a token, and grad_norm, before clipping, both at the parameters
+    before the step.
     """
 
     def total(trained: Params, base: Params, batch: Batch) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What a training run measures between two lines of its log, and when it has diverged."""
+"""Metrics between two lines of a training log, and the check for divergence."""
 
 import math
 import time
@@ -21,7 +21,7 @@ def _finite(tree: Any) -> jax.Array:
 
 
 class Window:
-    """Metrics since the last line, on the device until they are asked for."""
+    """Metrics since the last line of the log; they stay on the device until `check`."""
 
     def __init__(self, out: str, learning_rate: float, checkpoints: Checkpoints) -> None:
         self._out, self._rate, self._checkpoints = out, learning_rate, checkpoints
@@ -35,7 +35,7 @@ class Window:
         self._tokens += tokens
 
     def check(self) -> None:
-        """Fetch what is new. A loss or gradient that is not finite ends the run."""
+        """Fetch new metrics; raises InputError if a loss or gradient is not finite."""
         for step, metrics in self._new:
             values = {name: float(value) for name, value in metrics.items()}
             if not all(map(math.isfinite, values.values())):
@@ -46,24 +46,27 @@ class Window:
         self._new = []
 
     def check_weights(self, step: int, trained: Params) -> None:
-        """What a step's update made shows in the next step's loss alone, which may never come."""
+        """Raises InputError if the step's update made weights that are not finite.
+
+        The next step's loss would show it, too, but there may be none.
+        """
         if not bool(_finite(trained)):
             raise self._diverged(f"step {step}: its update made weights that are not finite")
 
     def _diverged(self, what: str) -> InputError:
         latest = self._checkpoints.latest()
-        kept = (
+        checkpoint = (
             "there is no checkpoint yet"
             if latest is None
             else f"the last good checkpoint is {self._out}/checkpoints/{latest}"
         )
         return InputError(
-            f"{what}: training diverged; {kept}; start anew with a lower optimizer.learning_rate "
-            f"(now {self._rate:g}) or a longer warmup"
+            f"{what}: training diverged; {checkpoint}; start anew with a lower "
+            f"optimizer.learning_rate (now {self._rate:g}) or a longer warmup"
         )
 
     def close(self) -> dict[str, float]:
-        """Means since the last line; `tokens` counts real ones, padding apart."""
+        """Means since the last line; `tokens` does not count padding."""
         seconds = time.perf_counter() - self.began
         names = self._seen[0]
         values = {name: float(np.mean([v[name] for v in self._seen])) for name in names}

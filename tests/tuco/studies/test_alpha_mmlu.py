@@ -10,7 +10,6 @@ from scipy import stats
 
 from common_jax.errors import InputError
 from tests.tuco.datasets.test_multiple_choice import ROWS, task, write_csv
-from tests.tuco.tiny import save_tiny
 from tuco_jax.datasets.multiple_choice import Question, Task
 from tuco_jax.studies.alpha_choice import (
     ALPHAS,
@@ -88,14 +87,6 @@ def test_57_tasks():
     assert len(names) == len(set(names)) == 57
     assert category("virology") == "other"
     assert category("alchemy") == "other tasks"
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    for seed, name in enumerate(("base", "tuned")):
-        save_tiny(folder / name, "llama", seed, max_position_embeddings=512)
-    return dict(base=str(folder / "base"), tuned=str(folder / "tuned"))
 
 
 def quiz(folder):

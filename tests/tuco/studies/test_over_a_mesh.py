@@ -11,7 +11,6 @@ import pytest
 from common_jax.cli.options import MeshOptions
 from tests.tuco.studies.test_alpha_mmlu import quiz
 from tests.tuco.studies.test_alpha_mwe import behaviours
-from tests.tuco.tiny import save_tiny
 from tuco_jax.datasets.prompt_groups import PromptGroup
 from tuco_jax.studies import (
     alpha_mmlu,
@@ -113,14 +112,6 @@ def assert_same(got: Any, want: Any, where: str = "") -> None:
         assert got == pytest.approx(want, rel=1e-4, abs=1e-5, nan_ok=True), where
     else:
         assert got == want, where
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("models")
-    for name, seed in (("base", 0), ("tuned", 1)):
-        save_tiny(folder / name, "llama", seed, max_position_embeddings=512)
-    return {"base": str(folder / "base"), "tuned": str(folder / "tuned")}
 
 
 @pytest.mark.parametrize("name", STUDIES)
