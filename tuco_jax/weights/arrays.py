@@ -1,4 +1,4 @@
-"""Arrays on disk and on devices, held once on the way: a CPU device adopts the host's memory.
+"""Arrays between disk and devices, without a second copy: a CPU device adopts the host's memory.
 
 `save` writes a tree through orbax. `Stored` reads it a chunk at a time, each device its own
 shards: orbax itself reads every array before it places the first, which takes twice the memory of

@@ -1,9 +1,9 @@
-"""From named tensors in a file to the parameter tree, one tensor at a time.
+"""Build the parameter tree from the named tensors of a file, one tensor at a time.
 
-A family's key table says where each of our parameters comes from. The importer is loud: a tensor
-that is unknown, missing, misshaped or not finite is an error that names it. At any moment the host
-holds one stacked parameter and one source tensor (of a large one, a block of rows) beside what is
-already on the devices; where the device is the CPU it takes over the host's memory uncopied.
+A family's key table says where each of our parameters comes from. A tensor that is unknown,
+missing, of a wrong shape or not finite is an error that names it. At any moment the host holds one
+stacked parameter and one source tensor (or a block of rows of a large one), besides what is
+already on the devices; a CPU device takes over the host's memory without a copy.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
-"""Where each family's parameters stand in a Hugging Face checkpoint: one table a family.
+"""Where each family's parameters are in a Hugging Face checkpoint: one table for each family.
 
-A table's rows read both ways: a stored tensor splits into parameters (import), and the parameters
-join into the tensor (export). Paths are those of `models/decoder.py`; `{l}` is the layer. Rows
-that a config does not call for (biases, query/key norms) are skipped.
+A table is used in both directions: a stored tensor is split into parameters (import), and the
+parameters are joined into the tensor (export). Paths are those of `models/decoder.py`; `{l}` is
+the layer. Rows that a config does not need (biases, query/key norms) are skipped.
 """
 
 import dataclasses

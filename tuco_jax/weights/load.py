@@ -1,4 +1,4 @@
-"""A model, or a pair, from whatever a user names: one place that knows all the kinds."""
+"""Load a model, or a pair, of any kind: the one place that knows all kinds."""
 
 import dataclasses
 import pathlib
@@ -41,7 +41,7 @@ def load_model(
     """Read one model: a Hugging Face directory, a hub id, a .gguf file, or an orbax store.
 
     dtype: "float32", "bfloat16" or "float16". placement: where each parameter goes
-    (`models/sharding.py`). Raises InputError, one line, where it is none of them or is spoilt.
+    (`models/sharding.py`). Raises InputError where it is none of these, or corrupt.
     """
     return open_model(source, dtype=dtype, tokenizer=tokenizer).load(placement)
 
@@ -69,19 +69,19 @@ def model_config(source: str) -> ModelConfig:
 def load_pair(
     base: str, tuned: str, *, dtype: str = "float32", mesh: Mesh | None = None
 ) -> tuple[Pair, PreTrainedTokenizerBase]:
-    """Read a pre-trained model and what tuning made of it.
+    """Read a pre-trained model and its tuned version.
 
     base: anything that `load_model` reads. tuned: likewise, or a PEFT adapter over `base`, by its
     directory or hub id. A store that holds a pair is given as both. mesh: where to spread the
     weights; they go straight to their shards.
 
-    Returns the pair, whose `notes` say in what its halves differ beside their weights, and the
+    Returns the pair, whose `notes` say how its models differ besides their weights, and the
     tuned model's tokenizer: an adapter's own if it ships one, else the base's, with the adapter's
     chat_template.jinja if it ships that. Configs are compared before any weight is read:
     InputError where the two are no pair.
     """
-    pair, words = open_pair(base, tuned, dtype=dtype).load(placement(mesh) if mesh else None)
-    return pair, _needed(words, tuned)
+    pair, tokenizer = open_pair(base, tuned, dtype=dtype).load(placement(mesh) if mesh else None)
+    return pair, _needed(tokenizer, tuned)
 
 
 class OpenPair(Protocol):
@@ -126,11 +126,11 @@ class _TwoModels:
         self, placement: Placement | None = None, *, layers: bool = True
     ) -> tuple[Pair, PreTrainedTokenizerBase | None]:
         old, new = (m.load(placement, layers=layers) for m in (self._base, self._tuned))
-        words = new.tokenizer or old.tokenizer
+        tokenizer = new.tokenizer or old.tokenizer
         pair = Pair(old.params, new.params, {}, old.config, new.config)
         notes = self._notes + validate.tokenizers(old.tokenizer, new.tokenizer)
-        notes += validate.embeddings(pair, words)
-        return dataclasses.replace(pair, notes=Notes(notes)), words
+        notes += validate.embeddings(pair, tokenizer)
+        return dataclasses.replace(pair, notes=Notes(notes)), tokenizer
 
     def layer(self, index: int) -> tuple[Params, Params, Params]:
         return self._base.weights.layer(index), self._tuned.weights.layer(index), {}
@@ -155,17 +155,17 @@ class _WithAdapter:
             old.params, dtype=self._dtype, placement=placement, layers=layers
         )
         own = huggingface.read_tokenizer(self._directory)
-        words = own or old.tokenizer
+        tokenizer = own or old.tokenizer
         config = tuned_config(old.config, overrides)
         pair = Pair(old.params, overrides, lora, old.config, config)
         notes = self._notes + validate.configs(old.config, config, self._name, self._directory)
         if own is not None:
             notes += validate.tokenizers(old.tokenizer, own)
-        elif words is not None and self._template is not None:
-            notes += validate.chat_templates(words.chat_template, self._template)
-            words.chat_template = self._template
-        notes += validate.embeddings(pair, words)
-        return dataclasses.replace(pair, notes=Notes(notes)), words
+        elif tokenizer is not None and self._template is not None:
+            notes += validate.chat_templates(tokenizer.chat_template, self._template)
+            tokenizer.chat_template = self._template
+        notes += validate.embeddings(pair, tokenizer)
+        return dataclasses.replace(pair, notes=Notes(notes)), tokenizer
 
     def layer(self, index: int) -> tuple[Params, Params, Params]:
         base = self._base.weights.layer(index)

@@ -1,9 +1,9 @@
-"""Are two models a pair? What stops one, and what is only worth saying.
+"""Checks that two models are a pair: errors, and notes on how they differ.
 
-Fatal, before any weight is read: another family or shape, an adapter that cannot be applied.
-The rest are notes, printed and kept with every result: TuCo allows PT and FT to differ in RoPE,
-window, epsilon and vocabulary, and each block gets its own; but such a difference is part of FTC,
-and a reader should know. A moved embedding is no part of TuCo at all.
+Errors, raised before any weight is read: another family or shape, an adapter that cannot be
+applied. Notes are printed and stored with every result. TuCo allows PT and FT to differ in RoPE,
+window, epsilon and vocabulary, and each layer uses its own; but such a difference becomes part of
+FTC, which a reader should know. A change of the embedding is not part of TuCo at all.
 
 An adapter says which base it was trained on. That name is often a path on another machine, so it
 is compared by its last component, without case and quantisation suffix, and a different one is a
@@ -193,7 +193,7 @@ def chat_templates(base: Any, tuned: Any) -> list[str]:
 
 
 def embeddings(pair: Pair, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
-    """A note on how far tuning moved the embedding, which is no part of TuCo; none if it did not.
+    """A note on how far tuning moved the embedding, which TuCo does not see; none if it did not.
 
     The relative Frobenius distance |E_FT - E_PT| / |E_PT| over the rows that both have, and the
     row that moved most, relative to itself.

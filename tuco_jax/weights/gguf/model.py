@@ -1,10 +1,10 @@
 """GGUF files of the architectures llama, qwen2 and gemma3, as llama.cpp's converter writes them.
 
-What the converter did to a model is undone, so that parameters equal those of the Hugging Face
-checkpoint up to quantisation: llama's query and key rows, reordered for rotary embeddings that
-pair neighbours, go back to halves; gemma3's norms, stored with their 1 added, lose it; llama3's
-RoPE scaling comes from the tensor of frequency factors that it was turned into. (Mistral models
-are written as llama, mostly without their attention window: right up to the window's length.)
+The converter's changes are undone, so that parameters equal those of the Hugging Face checkpoint
+up to quantisation. Llama's query and key rows, which it reorders for rotary embeddings of
+neighbouring pairs, are put back into halves. Gemma3's norms, which it stores with 1 added, lose
+it. Llama3's RoPE scaling is read from the tensor of frequency factors that it became. (Mistral
+models are written as llama, mostly without their attention window: right up to its length.)
 """
 
 import copy
@@ -59,10 +59,10 @@ def load(
 def open_model(path: str, *, dtype: str = "float32", tokenizer: bool = True) -> OpenModel:
     """`load` before it reads the weights, their names checked."""
     file = GGUFFile(pathlib.Path(path).expanduser())
-    config, hf_config, words = _describe(file, tokenizer)
+    config, hf_config, own_tokenizer = _describe(file, tokenizer)
     ignore = (re.escape(_ROPE_FACTORS), r"blk\.\d+\.attn_rot_embd\.weight")
     weights = Checkpoint(config, _Source(file), _TABLE, dtype=dtype, ignore=ignore)
-    return OpenModel(config, weights, words, path, hf_config)
+    return OpenModel(config, weights, own_tokenizer, path, hf_config)
 
 
 def read_config(path: str) -> ModelConfig:
@@ -132,9 +132,9 @@ class _Fields:
 
 
 def _configs(file: GGUFFile) -> tuple[ModelConfig, PreTrainedConfig | None]:
-    """The file's metadata as a Hugging Face config, mapped as any other, and what tensors tell.
+    """Our config and the Hugging Face config of a file, from its metadata and its tensors.
 
-    None in the second place where no Hugging Face config says all that the tensors tell.
+    The latter is None where no Hugging Face config can express what the tensors say.
     """
     architecture = file.metadata.get("general.architecture")
     if architecture not in _CONFIGS:
@@ -269,8 +269,8 @@ def _with_rope_factors(
 ) -> tuple[ModelConfig, PreTrainedConfig | None]:
     """Frequencies divided by the factors that the file holds for llama3's scaling.
 
-    Where llama3's formula, with the constants of every Llama since 3.1, gives these factors, it is
-    the formula that counts: it is exact, and a Hugging Face config can say it.
+    Where llama3's formula, with the constants of every Llama since 3.1, gives these factors, the
+    formula is used instead: it is exact, and a Hugging Face config can express it.
     """
     config = dataclasses.replace(from_huggingface(hf_config), **biases)
     factors = file.read(_ROPE_FACTORS).astype(np.float32)
@@ -282,12 +282,12 @@ def _with_rope_factors(
     frequencies = np.asarray(rope.frequencies, np.float32) / factors
     formula = _llama3_scaling(np.asarray(rope.frequencies), factors)
     if formula is not None:
-        told = copy.deepcopy(hf_config)
-        told.rope_parameters = {**hf_config.rope_parameters, **formula}
-        known = from_huggingface(told)
+        with_formula = copy.deepcopy(hf_config)
+        with_formula.rope_parameters = {**hf_config.rope_parameters, **formula}
+        known = from_huggingface(with_formula)
         if np.allclose(known.ropes[0].frequencies, frequencies, rtol=1e-5, atol=0):
             config = dataclasses.replace(config, ropes=known.ropes)
-            return config, told if config == known else None
+            return config, with_formula if config == known else None
     rope = dataclasses.replace(rope, frequencies=tuple(frequencies.tolist()))
     return dataclasses.replace(config, ropes=(rope, *config.ropes[1:])), None
 

@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints, in and out: safetensors, config.json and tokenizer of a directory.
+"""Reading and writing Hugging Face checkpoints: safetensors, config.json and tokenizer.
 
 `load` takes a directory or a hub id, `export` writes a directory that transformers loads. Both go
 by the key tables of `weights/keys.py`. No code of a checkpoint is ever run: pickles are refused
@@ -92,12 +92,12 @@ def open_model(source: str, *, dtype: str = "float32", tokenizer: bool = True) -
     directory = locate(source)
     hf_config = read_config(directory)
     config = _mapped(directory, hf_config)
-    words = read_tokenizer(directory) if tokenizer else None
+    own_tokenizer = read_tokenizer(directory) if tokenizer else None
     family = FAMILIES[config.family]
     files = _Safetensors(directory, config, family)
     ignore = (*family.ignore, *files.spare_head(config))
     weights = Checkpoint(config, files, family.table(), dtype=dtype, ignore=ignore)
-    return OpenModel(config, weights, words, source, hf_config)
+    return OpenModel(config, weights, own_tokenizer, source, hf_config)
 
 
 def locate(source: str) -> pathlib.Path:

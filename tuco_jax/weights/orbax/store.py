@@ -1,11 +1,11 @@
-"""Models and pairs as orbax stores, which restore straight to their shards under any mesh.
+"""Models and pairs as orbax stores, which load straight to their shards under any mesh.
 
     STORE/store.json    what is held: the configs, names, notes
     STORE/params/       the arrays, as orbax writes them
     STORE/tokenizer/    tokenizer files and chat template, where there are any
     STORE/config.json   a model's Hugging Face config, where it is known: for an export
 
-A store is written beside its place and renamed when it is whole.
+A store is written under another name and renamed when it is complete.
 """
 
 import contextlib
@@ -106,14 +106,14 @@ def open_model(
             f"{directory}: the store holds a pair, not one model; give it as base and as tuned"
         )
     weights = _Arrays(directory, dtype)
-    words = read_tokenizer(pathlib.Path(directory) / "tokenizer") if tokenizer else None
+    own_tokenizer = read_tokenizer(pathlib.Path(directory) / "tokenizer") if tokenizer else None
     config = _config(description["config"])
     hf_config = _known(directory, config)
-    return OpenModel(config, weights, words, description["name"], hf_config)
+    return OpenModel(config, weights, own_tokenizer, description["name"], hf_config)
 
 
 def _known(directory: str | pathlib.Path, config: ModelConfig) -> PreTrainedConfig | None:
-    """The Hugging Face config that is kept beside, if it says what the store's own does."""
+    """The Hugging Face config in the store, if it agrees with the store's own config."""
     try:
         found = read_huggingface(directory)
         return found if from_huggingface(found.get_text_config()) == config else None

@@ -1,4 +1,4 @@
-"""LoRA adapters in the layout of the `peft` library, in and out, kept as low-rank factors.
+"""Reading LoRA adapters in the layout of the `peft` library, as low-rank factors.
 
 PEFT stores A [r, in] and B [out, r] of each adapted module under its Hugging Face name; the module
 then computes W x + s B A x, s = alpha / r, or alpha / sqrt(r) with rsLoRA. Here a module is a pair
@@ -7,7 +7,7 @@ layers, zeros for untouched layers. A module that Hugging Face fuses (q, k and v
 GPT-NeoX) shares its A between our parts, and B's rows go to the parts that they feed.
 
 Which modules are adapted follows from the tensors in the file; `target_modules`,
-`layers_to_transform` and the like only said so when it was trained.
+`layers_to_transform` and the like only mattered when it was trained.
 
 Legend: L layers, r rank, V vocabulary, D residual width.
 """
