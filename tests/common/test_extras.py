@@ -11,6 +11,7 @@ from common_jax import extras
 from common_jax.errors import InputError
 from reward_jax import cli as reward_jax
 from reward_jax.data import hdf5, minari
+from reward_jax.tasks.find import find
 from reward_jax.tasks.maze import mazes
 from tests.common.test_imports import ALL, IMPORTS, PACKAGES, ROOT
 
@@ -57,6 +58,7 @@ def hide(monkeypatch):
         for name in names:
             monkeypatch.setitem(sys.modules, name, None)
         mazes.maze.cache_clear()
+        find.cache_clear()
 
     yield hide
     mazes.maze.cache_clear()

@@ -9,9 +9,9 @@ import pytest
 from flax import struct
 
 from common_jax.errors import InputError
-from reward_jax.commands import extract
 from reward_jax.diffusion.process import FirstState, x0_to_score
 from reward_jax.diffusion.schedule import cosine_schedule
+from reward_jax.planning import extract
 from reward_jax.reward.diagnostics import antisymmetric_part, explained_fraction, seed_agreement
 from reward_jax.reward.extract import RelativeReward
 from reward_jax.reward.gradients import Climbed, ScoreDifference
