@@ -36,15 +36,22 @@ def _threads():
     torch.set_num_threads(1)
 
 
+_MAPS, _PAGES = 20_000, 4 * 2**30 // 4096
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _room_for_programs():
-    """Forget compiled programs before a process has as many memory maps as Linux allows.
+    """Forget compiled programs before a process has too many memory maps, or too much memory.
 
-    Each program takes some; a process that reaches vm.max_map_count (65,530) crashes.
+    Each program takes some of both; one that reaches vm.max_map_count (65,530) crashes, and two
+    that pass 8 GiB each leave no room for what tests start.
     """
     yield
-    maps = pathlib.Path("/proc/self/maps")
-    if maps.exists() and len(maps.read_bytes().splitlines()) > 20_000:
+    maps, memory = pathlib.Path("/proc/self/maps"), pathlib.Path("/proc/self/statm")
+    if not maps.exists():
+        return
+    resident = int(memory.read_text().split()[1])
+    if resident > _PAGES or len(maps.read_bytes().splitlines()) > _MAPS:
         import jax
 
         jax.clear_caches()
