@@ -34,8 +34,13 @@ from reward_jax.diffusion.denoiser import Denoiser, score_from
 from reward_jax.diffusion.process import FirstState, action_weights, first_state
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.diffusion.sources import Rows
-from reward_jax.diffusion.train import EMA, start, train_denoiser
-from reward_jax.reward.extract import RelativeReward, init_params, reward_gradient
+from reward_jax.diffusion.train import EMA, TrainingOptions, init_state, train_denoiser
+from reward_jax.reward.extract import (
+    ExtractionOptions,
+    RelativeReward,
+    init_params,
+    reward_gradient,
+)
 from reward_jax.reward.guide import GuidanceOptions, guided_sample
 from reward_jax.torch_import.from_torch import load_torch
 from reward_jax.torch_import.torch_state import Part
@@ -151,12 +156,12 @@ def jax_runs(ours: Ours, size: Size, rows: np.ndarray) -> dict[str, Callable[...
     adam, key = optax.adam(2e-4), jax.random.key(0)
     x_0 = Rows(jnp.asarray(rows))
     five = init_params(ours.reward, key, x_0.rows[:1], SEEDS)
-    state = start(ours.base.model, adam, x_0.rows[:1], key, params=ours.base.params)
+    state = init_state(ours.base.model, adam, x_0.rows[:1], key, params=ours.base.params)
     weights = action_weights(size.horizon, size.transition, size.actions, 10.0)
     pin = FirstState(size.actions)
 
     def matching(params: Any, seeds: int | None) -> Callable[..., Any]:
-        def run(**options: Any) -> Any:
+        def run(steps_per_call: int, **options: Any) -> Any:
             return extract_reward(
                 ours.base,
                 ours.expert,
@@ -167,15 +172,16 @@ def jax_runs(ours: Ours, size: Size, rows: np.ndarray) -> dict[str, Callable[...
                 adam,
                 key=key,
                 target="posterior_mean",
-                gradient_at="posterior_mean",
-                batch_size=size.matching_batch,
+                options=ExtractionOptions(
+                    size.matching_batch, steps_per_call, gradient_at="posterior_mean"
+                ),
                 seeds=seeds,
                 **options,
             )
 
         return run
 
-    def diffusion(**options: Any) -> Any:
+    def diffusion(steps_per_call: int, **options: Any) -> Any:
         return train_denoiser(
             ours.base.model,
             jax.tree.map(jnp.copy, state),  # a run takes its state over
@@ -183,10 +189,10 @@ def jax_runs(ours: Ours, size: Size, rows: np.ndarray) -> dict[str, Callable[...
             ours.schedule,
             adam,
             key=key,
-            prediction="x0",
-            batch_size=size.diffusion_batch,
+            options=TrainingOptions(
+                size.diffusion_batch, steps_per_call, prediction="x0", ema=EMA(begin=0)
+            ),
             weights=weights,
-            ema=EMA(begin=0),
             pin=pin,
             **options,
         )

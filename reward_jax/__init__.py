@@ -8,11 +8,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reward_jax.diffusion.denoiser import score_from
+    from reward_jax.diffusion.denoiser import ClassifierFree, score_from
+    from reward_jax.diffusion.loop import LoopOptions
     from reward_jax.diffusion.process import FirstState, Pinned, first_state
     from reward_jax.diffusion.samplers import DDIM, Ancestral, Sampler
     from reward_jax.diffusion.schedule import cosine_schedule, linear_schedule
-    from reward_jax.diffusion.train import train_denoiser
+    from reward_jax.diffusion.sources import Mixed, Rows
+    from reward_jax.diffusion.train import EMA, TrainingOptions, init_state, train_denoiser
     from reward_jax.reward.diagnostics import (
         antisymmetric_part,
         explained_fraction,
@@ -22,34 +24,43 @@ if TYPE_CHECKING:
     from reward_jax.reward.extract import RelativeReward, extract_reward, init_params
     from reward_jax.reward.gradients import Climbed, Guide, ScoreDifference
     from reward_jax.reward.guide import GuidanceOptions, guided_sample, sweep
-    from reward_jax.reward.targets import draw_targets
+    from reward_jax.reward.targets import ExtractionOptions, draw_targets
 
 _HOMES = {
-    "diffusion.denoiser": ("score_from",),
+    "diffusion.denoiser": ("ClassifierFree", "score_from"),
+    "diffusion.loop": ("LoopOptions",),
     "diffusion.process": ("FirstState", "Pinned", "first_state"),
     "diffusion.samplers": ("DDIM", "Ancestral", "Sampler"),
     "diffusion.schedule": ("cosine_schedule", "linear_schedule"),
-    "diffusion.train": ("train_denoiser",),
+    "diffusion.sources": ("Mixed", "Rows"),
+    "diffusion.train": ("EMA", "TrainingOptions", "init_state", "train_denoiser"),
     "reward.diagnostics": ("antisymmetric_part", "explained_fraction", "seed_agreement"),
     "reward.discriminator": ("DiscriminatorGuide", "train_discriminator"),
     "reward.extract": ("RelativeReward", "extract_reward", "init_params"),
     "reward.gradients": ("Climbed", "Guide", "ScoreDifference"),
     "reward.guide": ("GuidanceOptions", "guided_sample", "sweep"),
-    "reward.targets": ("draw_targets",),
+    "reward.targets": ("ExtractionOptions", "draw_targets"),
 }
 
 __all__ = [
-    "DDIM",
     "Ancestral",
+    "ClassifierFree",
     "Climbed",
+    "DDIM",
+    "DiscriminatorGuide",
+    "EMA",
+    "ExtractionOptions",
+    "FirstState",
     "GuidanceOptions",
     "Guide",
-    "Sampler",
-    "ScoreDifference",
-    "DiscriminatorGuide",
-    "FirstState",
+    "LoopOptions",
+    "Mixed",
     "Pinned",
     "RelativeReward",
+    "Rows",
+    "Sampler",
+    "ScoreDifference",
+    "TrainingOptions",
     "antisymmetric_part",
     "cosine_schedule",
     "draw_targets",
@@ -58,6 +69,7 @@ __all__ = [
     "first_state",
     "guided_sample",
     "init_params",
+    "init_state",
     "linear_schedule",
     "score_from",
     "seed_agreement",

@@ -2,6 +2,9 @@
 
 Closures bake weights into the program, and compile anew for every model; a `Denoiser` is an
 argument of jitted functions like any array.
+
+A condition is any tree of arrays [B, ...]: labels, token embeddings and their mask, an image.
+Legend: B batch.
 """
 
 from typing import Any, Protocol
@@ -10,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from common_jax.errors import InputError
 from reward_jax.diffusion.process import (
     Prediction,
     check_prediction,
@@ -19,11 +23,23 @@ from reward_jax.diffusion.process import (
 )
 from reward_jax.diffusion.schedule import Schedule
 
-__all__ = ["Denoiser", "Score", "as_argument", "estimate_x0", "score_and_x0", "score_from"]
+__all__ = [
+    "ClassifierFree",
+    "Denoiser",
+    "Score",
+    "as_argument",
+    "denoiser_of",
+    "estimate_x0",
+    "score_and_x0",
+    "score_from",
+]
 
 
 class Score(Protocol):
-    """(x_t [B, ...], t [B] int[, cond]) -> grad log p_t(x_t) [B, ...]: a model's, or exact."""
+    """(x_t [B, ...], t [B] int[, cond]) -> grad log p_t(x_t) [B, ...]: a model's, or exact.
+
+    cond: a tree of arrays [B, ...]; it is not given where there is none.
+    """
 
     def __call__(self, x_t: jax.Array, t: jax.Array, cond: Any = None, /) -> jax.Array:
         """The score."""
@@ -72,12 +88,73 @@ def score_from(
     return Denoiser(params, schedule, model, prediction, clip)
 
 
+@struct.dataclass
+class ClassifierFree:
+    """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598): a score made of two.
+
+        s(x_t, t, null) + scale (s(x_t, t, cond) - s(x_t, t, null))
+
+    so that 1 is the conditional score and 0 the unconditional one, to the last bit (the paper's w
+    is scale - 1). Both are of one call of the model, with 2 B rows. Of a denoiser's estimates of
+    x_0 the same is made before they are clipped.
+
+    score: a conditional score, trained with `drop_condition`. null: the condition that stands for
+    none, a tree like a condition, its arrays [...] or [B, ...]. scale: a number or [B].
+    """
+
+    score: Any
+    null: Any
+    scale: Any = 1.0
+
+    @property
+    def clip(self) -> float | None:
+        """Of the denoiser."""
+        return getattr(self.score, "clip", None)
+
+    def x0(self, x_t: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
+        """The guided estimate of x_0 [B, ...], for a score that has estimates of its own."""
+        if not isinstance(self.score, Denoiser):
+            return self._both(self.score.x0, x_t, t, cond)
+        free = self.score.replace(clip=None)  # pyright: ignore[reportAttributeAccessIssue]
+        x_0 = self._both(free.x0, x_t, t, cond)
+        return x_0 if self.clip is None else jnp.clip(x_0, -self.clip, self.clip)
+
+    def __call__(self, x_t: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
+        """The guided score [B, ...]; InputError without a condition."""
+        if isinstance(self.score, Denoiser):
+            return x0_to_score(self.score.schedule, self.x0(x_t, t, cond), x_t, t)
+        return self._both(self.score, x_t, t, cond)
+
+    def _both(self, ask: Any, x_t: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
+        if cond is None:
+            raise InputError("classifier-free guidance needs a condition: give cond")
+        null = jax.tree.map(
+            lambda n, c: jnp.broadcast_to(n, c.shape).astype(c.dtype), self.null, cond
+        )
+        twice = jax.tree.map(lambda n, c: jnp.concatenate([n, c]), (x_t, t, null), (x_t, t, cond))
+        without, given = jnp.split(ask(*twice), 2)
+        scale = jnp.asarray(self.scale, x_t.dtype)
+        scale = scale.reshape(scale.shape + (1,) * (x_t.ndim - 1) * scale.ndim)
+        mixed = without + scale * (given - without)
+        return jnp.where(scale == 1, given, jnp.where(scale == 0, without, mixed))
+
+
+def denoiser_of(score: Any) -> Denoiser | None:
+    """The denoiser that a score is, or is made of."""
+    score = score.score if isinstance(score, ClassifierFree) else score
+    return score if isinstance(score, Denoiser) else None
+
+
+def _has_x0(score: Any) -> bool:
+    return hasattr(score.score if isinstance(score, ClassifierFree) else score, "x0")
+
+
 def estimate_x0(
     score: Score, schedule: Schedule, x_t: jax.Array, t: jax.Array, cond: Any = None
 ) -> jax.Array:
     """E[x_0 | x_t] by any score: a model's own estimate, or Tweedie's formula."""
     given = () if cond is None else (cond,)
-    if hasattr(score, "x0"):
+    if _has_x0(score):
         return score.x0(x_t, t, *given)  # pyright: ignore[reportAttributeAccessIssue]
     return score_to_x0(schedule, score(x_t, t, *given), x_t, t)
 
@@ -86,11 +163,11 @@ def score_and_x0(
     score: Score, schedule: Schedule, x_t: jax.Array, t: jax.Array, cond: Any = None
 ) -> tuple[jax.Array, jax.Array]:
     """The score and `estimate_x0`, of one run where one gives both."""
-    if isinstance(score, Denoiser):
-        x_0 = score.x0(x_t, t, cond)
-        return x0_to_score(score.schedule, x_0, x_t, t), x_0
+    if own := denoiser_of(score):
+        x_0 = estimate_x0(score, schedule, x_t, t, cond)
+        return x0_to_score(own.schedule, x_0, x_t, t), x_0
     value = score(x_t, t) if cond is None else score(x_t, t, cond)
-    if hasattr(score, "x0"):
+    if _has_x0(score):
         return value, estimate_x0(score, schedule, x_t, t, cond)
     return value, score_to_x0(schedule, value, x_t, t)
 

@@ -1,5 +1,6 @@
 """The host's side of a training loop: several steps a compiled call, checkpoints, exact resume."""
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
@@ -13,11 +14,41 @@ from jax.core import Tracer
 from common_jax.errors import InputError
 from common_jax.io.checkpoint import Checkpoints
 
-__all__ = ["Call", "OnStep", "begin", "check_finite", "quick_jit", "run_loop", "steps_done"]
+__all__ = [
+    "Call",
+    "LoopOptions",
+    "OnStep",
+    "begin",
+    "check_finite",
+    "quick_jit",
+    "run_loop",
+    "steps_done",
+]
 
 # (state, first step, number of steps) -> (state, metrics, each [number of steps, ...])
 Call = Callable[[Any, int, int], tuple[Any, Mapping[str, jax.Array]]]
 OnStep = Callable[[int, dict[str, np.ndarray]], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopOptions:
+    """What a step and a compiled call hold.
+
+    Args:
+        batch_size: rows of a step, where they are drawn here.
+        steps_per_call: steps of one compiled call.
+        save_every: steps between checkpoints; by default there is one at the end.
+    """
+
+    batch_size: int = 128
+    steps_per_call: int = 50
+    save_every: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "steps_per_call", "save_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be 1 or more, not {value}")
 
 
 def quick_jit(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -46,7 +77,7 @@ def quick_jit(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., An
 
 @functools.partial(jax.jit, static_argnames=("optimizer", "seeds"))
 def begin(params: Any, *, optimizer: optax.GradientTransformation, seeds: bool) -> Any:
-    """The optimiser's state: one program, where `init` by itself compiles one for every shape.
+    """The optimizer's state: one program, where `init` by itself compiles one for every shape.
 
     seeds: leaves of params have a leading axis [S], and so will the state's.
     """
@@ -67,7 +98,7 @@ def run_loop(
     """Run `steps` steps, from the newest checkpoint in `directory` where there is one.
 
     state: a tuple, parameters first.
-    on_step: told, after each call, the number of steps done and the call's metrics.
+    on_step: called after each compiled call with the steps done and the call's metrics.
     directory: for checkpoints, every `save_every` steps (default: at the end alone), rounded up to
     whole calls. settings: what must be the same when a run goes on.
     Returns the state and the metrics of the steps that were run now, each [steps, ...].

@@ -151,7 +151,7 @@ def prediction_loss(
     weights: Any = 1.0,
     pinned: Pinned | None = None,
 ) -> jax.Array:
-    """Mean squared error [B] of a model's output, in its own terms, over all entries of x.
+    """Mean squared error [B] of a model's output, in its own units, over all entries of x.
 
     weights: broadcastable to x. Pinned entries count as no error, as in Diffuser.
     """

@@ -1,4 +1,4 @@
-"""How a sample goes from noise to x_0: at which diffusion steps the model is asked, and each move.
+"""How a sample goes from noise to x_0: at which steps the model is evaluated, and each move.
 
 `Ancestral` draws from q(x_{t-1} | x_t, x_0) at every step of the schedule (Ho et al. 2020). `DDIM`
 (Song et al. 2021, arXiv 2010.02502, equation 12) takes any number of steps, t to s < t:
@@ -49,14 +49,14 @@ class Jump(NamedTuple):
 class Sampler:
     """What samplers are: frozen pytrees (`flax.struct.dataclass`) that derive from this.
 
-    climbs_first: guidance moves x_t before the model is asked, as in Diffuser. Else it is added to
-    the score that the move is made of (Dhariwal and Nichol 2021, algorithm 2).
+    climbs_first: guidance moves x_t before the model is evaluated, as in Diffuser. Else it is
+    added to the score that the move is made of (Dhariwal and Nichol 2021, algorithm 2).
     """
 
     climbs_first: ClassVar[bool] = False
 
     def timesteps(self, schedule: Schedule) -> jax.Array:
-        """Where the model is asked, [S] int, falling; S is static."""
+        """Where the model is evaluated, [S] int, falling; S is static."""
         raise NotImplementedError
 
     def begin(self, x: jax.Array) -> Any:
@@ -127,8 +127,8 @@ class DDIM(Sampler):
         # 1 - abar_t / abar_to is (abar_to - abar_t) / abar_to: differences of what is not near 1.
         lost = jnp.where(a < 0.7, (a_to - a) * (a_to + a), (s - s_to) * (s + s_to)) / a_to**2
         sigma = self.eta * s_to / s * jnp.sqrt(jnp.maximum(lost, 0))
-        kept = jnp.sqrt(jnp.maximum(s_to**2 - sigma**2, 0))
-        return a_to * x_0 + kept * epsilon + sigma * temperature * noise, memory
+        keep = jnp.sqrt(jnp.maximum(s_to**2 - sigma**2, 0))
+        return a_to * x_0 + keep * epsilon + sigma * temperature * noise, memory
 
 
 def make_sampler(name: SamplerName, steps: int | None = None, eta: Any = 0.0) -> Sampler:

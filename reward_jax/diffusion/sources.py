@@ -1,16 +1,20 @@
 """Where batches of x_0 are drawn from, on the device, inside a compiled loop.
 
-A source is a pytree with `sample(key, count) -> x_0 [count, ...]`. Legend: N rows or windows, M
-time steps of all episodes, H horizon, D transition width.
+A source is a pytree with `sample(key, count) -> x_0 [count, ...]`, or (x_0, condition), where a
+condition is any tree of arrays [count, ...]. Legend: N rows or windows, M time steps of all
+episodes, H horizon, D transition width.
 """
 
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
-__all__ = ["Mixed", "Rows", "Source", "Strided"]
+from common_jax.errors import InputError
+
+__all__ = ["Mixed", "Rows", "Source", "Strided", "as_source", "split_batch"]
 
 
 class Source(Protocol):
@@ -32,6 +36,29 @@ class Rows:
         total = jax.tree.leaves(self.rows)[0].shape[0]
         index = jax.random.randint(key, (count,), 0, total)
         return jax.tree.map(lambda x: x[index], self.rows)
+
+
+def as_source(batches: Any) -> Any:
+    """A source as it is; an array x_0 [N, ...], or (x_0, condition), as `Rows`.
+
+    Raises InputError for anything else, and for arrays that differ in N.
+    """
+    if hasattr(batches, "sample"):
+        return batches
+    if not isinstance(batches, tuple | np.ndarray | jax.Array):
+        raise InputError(
+            f"{type(batches).__name__} is nothing to draw from: give an array x_0, (x_0, cond) or "
+            "a source"
+        )
+    rows = jax.tree.map(jnp.asarray, batches)
+    if len(sizes := {x.shape[0] for x in jax.tree.leaves(rows)}) != 1 or 0 in sizes:
+        raise InputError(f"batches: arrays of one data set have {sorted(sizes)} rows")
+    return Rows(rows)
+
+
+def split_batch(batch: Any) -> tuple[jax.Array, Any]:
+    """x_0 and its condition, None where it has none."""
+    return batch if isinstance(batch, tuple) else (batch, None)
 
 
 @struct.dataclass

@@ -1,8 +1,9 @@
 """Training a diffusion model: several steps a compiled call, averaged weights, exact resume.
 
-Legend: B batch, S seeds or experts trained at once, T diffusion steps.
+Legend: B batch, N rows, S seeds or experts trained at once, T diffusion steps.
 """
 
+import dataclasses
 import functools
 import pathlib
 from typing import Any, NamedTuple
@@ -13,19 +14,24 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from common_jax.errors import InputError
 from common_jax.mesh import constrain
-from reward_jax.diffusion.loop import OnStep, begin, run_loop
+from reward_jax.diffusion.loop import LoopOptions, OnStep, begin, run_loop
 from reward_jax.diffusion.process import Prediction, draw_noise, prediction_loss, q_sample
 from reward_jax.diffusion.schedule import Schedule
-from reward_jax.diffusion.sources import Source
+from reward_jax.diffusion.sources import Source, as_source, split_batch
 
-__all__ = ["EMA", "TrainState", "start", "train_denoiser"]
+__all__ = ["EMA", "TrainState", "TrainingOptions", "init_state", "train_denoiser"]
 
 
-class EMA(NamedTuple):
-    """Average of the parameters: every `every` steps, after `begin` steps of plain copies.
+@dataclasses.dataclass(frozen=True)
+class EMA:
+    """Average of the parameters; by default the authors', but sooner than their 2000 steps.
 
-    The defaults are the authors' .995 every 10 steps, but sooner than their 2000 steps.
+    Args:
+        decay: what is kept of the average.
+        every: steps between updates.
+        begin: steps of plain copies before.
     """
 
     decay: float = 0.995
@@ -33,29 +39,54 @@ class EMA(NamedTuple):
     begin: int = 500
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainingOptions(LoopOptions):
+    """How a denoiser is trained.
+
+    Args:
+        batch_size: rows of a step.
+        steps_per_call: steps of one compiled call.
+        save_every: steps between checkpoints; by default there is one at the end.
+        prediction: what the model's output means. The score of an x_0 prediction is mostly
+            error at low t; v is good at every t.
+        ema: how parameters are averaged.
+        drop_condition: share of rows whose condition is replaced by the null one, for
+            classifier-free guidance.
+    """
+
+    batch_size: int = 64
+    prediction: Prediction = "v"
+    ema: EMA = EMA()
+    drop_condition: float = 0.0
+
+
 class TrainState(NamedTuple):
-    """params, their average and the optimiser's state; leaves are [S, ...] with seeds."""
+    """params, their average and the optimizer's state; leaves are [S, ...] with seeds."""
 
     params: Any
     average: Any
     optimizer: Any
 
 
-def start(
+def init_state(
     model: Any,
     optimizer: optax.GradientTransformation,
-    x: jax.Array,
+    x: Any,
     key: jax.Array,
     *,
     seeds: int | None = None,
     params: Any = None,
 ) -> TrainState:
-    """The state before the first step, for inputs like x [B, ...]; params: to begin with."""
+    """The state before the first step, for inputs like x [B, ...], or (x, condition).
+
+    params: to begin with, in place of random ones.
+    """
     if params is None:
+        x, cond = split_batch(x)
         t = jnp.zeros(x.shape[0], jnp.int32)
 
         def init(key: jax.Array) -> Any:
-            return model.init(key, x, t)["params"]
+            return model.init(key, x, t, *_conditions(cond))["params"]
 
         many = jax.vmap(init)
         params = jax.jit(init if seeds is None else many)(
@@ -66,14 +97,12 @@ def start(
     return TrainState(params, jax.tree.map(jnp.copy, params), moments)
 
 
-class _Setting(NamedTuple):
+class _Static(NamedTuple):
     """What the compiled step depends on besides arrays."""
 
     model: Any
     optimizer: optax.GradientTransformation
-    prediction: Prediction
-    batch: int
-    ema: EMA
+    options: TrainingOptions
     pin: Any
     seeds: int | None
     per_expert: bool
@@ -83,92 +112,116 @@ class _Setting(NamedTuple):
 def train_denoiser(
     model: Any,
     state: TrainState,
-    source: Source,
+    batches: Any,
     schedule: Schedule,
     optimizer: optax.GradientTransformation,
     *,
     steps: int,
     key: jax.Array,
-    prediction: Prediction = "v",
-    batch_size: int = 64,
+    options: TrainingOptions | None = None,
     weights: Any = 1.0,
-    ema: EMA | None = None,
+    null: Any = None,
     pin: Any = None,
     seeds: int | None = None,
     per_expert: bool = False,
-    steps_per_call: int = 50,
     on_step: OnStep | None = None,
     checkpoints: str | pathlib.Path | None = None,
-    save_every: int | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, dict[str, np.ndarray]]:
     """Train a model to denoise; returns the state and the metrics (loss [steps] or [steps, S]).
 
     Args:
-        model: apply({"params": params}, x_t, t) -> [B, ...].
-        state: from `start`.
-        source: of x_0 (`data/sources.py`).
+        model: apply({"params": params}, x_t, t[, cond]) -> [B, ...].
+        state: from `init_state`.
+        batches: an array x_0 [N, ...] to draw from, (x_0, cond) with cond a tree of [N, ...], or a
+            source of either (`diffusion/sources.py`).
         schedule: noise levels; t is drawn uniformly.
-        optimizer: an optax optimiser.
+        optimizer: an optax optimizer.
         steps: in all; a run that goes on from a checkpoint does what is left.
         key: of all that is drawn; step i draws from fold_in(key, i).
-        prediction: what the model's output means. The score of an x_0 prediction is mostly
-            error at low t; v is good at every t.
-        batch_size: B.
+        options: batch, prediction, average and so on; by default `TrainingOptions()`.
         weights: of the squared error, broadcastable to x (`action_weights`).
-        ema: how parameters are averaged; by default `EMA()`.
+        null: the condition that a dropped one becomes, a tree like cond, its arrays [...] or
+            [B, ...].
         pin: x_0 -> what of it is given (`FirstState`): clean in the input, no part of the loss.
         seeds: S, to train as many at once; each draws batches of its own.
-        per_expert: with seeds: the source's leaves have a leading axis [S], a data set for each.
-        steps_per_call: steps of one compiled call.
+        per_expert: with seeds: leaves of batches have a leading axis [S], a data set for each.
         on_step: called with (steps done, metrics) after each compiled call.
         checkpoints: folder of an exact resume.
-        save_every: steps between checkpoints; by default there is one at the end.
         mesh: batches are cut over its data and fsdp axes.
+
+    Beyond eight parameters: those that are arrays, functions or places, which no options hold.
     """
-    ema = ema or EMA()
-    setting = _Setting(model, optimizer, prediction, batch_size, ema, pin, seeds, per_expert, mesh)
-    run = functools.partial(_run, setting=setting)
+    o = options or TrainingOptions()
+    if not 0 <= o.drop_condition <= 1:
+        raise InputError(f"drop_condition must be 0 to 1, not {o.drop_condition}")
+    if o.drop_condition and null is None:
+        raise InputError("drop_condition needs null, the condition that a dropped one becomes")
+    static = _Static(model, optimizer, o, pin, seeds, per_expert, mesh)
+    run = functools.partial(_run, static=static)
+    source, weights = as_source(batches), jnp.asarray(weights, jnp.float32)
 
     def call(state: Any, first: int, count: int) -> Any:
         span = jnp.arange(first, first + count)
-        return run(state, source, schedule, jnp.asarray(weights, jnp.float32), key, span)
+        return run(state, source, schedule, weights, null, key, span)
 
     return run_loop(
         call,
         state,
         steps=steps,
-        per_call=steps_per_call,
+        per_call=o.steps_per_call,
         on_step=on_step,
         directory=checkpoints,
-        save_every=save_every,
+        save_every=o.save_every,
         settings={
-            "prediction": prediction,
-            "batch_size": batch_size,
-            "ema": list(ema),
+            "prediction": o.prediction,
+            "batch_size": o.batch_size,
+            "ema": list(dataclasses.astuple(o.ema)),
+            "drop_condition": o.drop_condition,
             "key": np.asarray(jax.random.key_data(key)).tolist(),
         },
     )
 
 
-@functools.partial(jax.jit, static_argnames="setting", donate_argnums=0)
-def _run(state: TrainState, source, schedule, weights, key, steps, *, setting: _Setting):
-    def loss_of(params: Any, x_0: jax.Array, key: jax.Array) -> jax.Array:
+def _conditions(cond: Any) -> tuple[Any, ...]:
+    """A condition as what follows x_t and t."""
+    return () if cond is None else (cond,)
+
+
+def _drop(cond: Any, null: Any, share: float, key: jax.Array, rows: int) -> Any:
+    """The condition, the null one in that share of its rows."""
+    if cond is None:
+        raise InputError("drop_condition: the batches have no condition; give (x_0, cond)")
+    dropped = jax.random.bernoulli(key, share, (rows,))
+    return jax.tree.map(
+        lambda n, c: jnp.where(dropped.reshape(-1, *(1,) * (c.ndim - 1)), n, c),
+        jax.tree.map(lambda n, c: jnp.broadcast_to(n, c.shape).astype(c.dtype), null, cond),
+        cond,
+    )
+
+
+@functools.partial(jax.jit, static_argnames="static", donate_argnums=0)
+def _run(state: TrainState, source, schedule, weights, null, key, steps, *, static: _Static):
+    o = static.options
+
+    def loss_of(params: Any, batch: Any, key: jax.Array) -> jax.Array:
         for_t, for_noise = jax.random.split(key)
-        x_0 = constrain(x_0, setting.mesh)
+        x_0, cond = split_batch(constrain(batch, static.mesh))
+        if o.drop_condition:
+            cond = _drop(cond, null, o.drop_condition, jax.random.fold_in(key, 2), x_0.shape[0])
         t = jax.random.randint(for_t, x_0.shape[:1], 0, schedule.steps)
         noise = draw_noise(for_noise, x_0.shape, x_0.dtype)
-        pinned = setting.pin(x_0) if setting.pin else None
+        pinned = static.pin(x_0) if static.pin else None
         x_t = q_sample(schedule, x_0, t, noise)
         x_t = pinned(x_t) if pinned else x_t
-        output = setting.model.apply({"params": params}, x_t, t)
+        output = static.model.apply({"params": params}, x_t, t, *_conditions(cond))
         loss = prediction_loss(
             schedule,
             output,
             x_0,
             t,
             noise,
-            prediction=setting.prediction,
+            prediction=o.prediction,
             weights=weights,
             pinned=pinned,
         )
@@ -176,22 +229,21 @@ def _run(state: TrainState, source, schedule, weights, key, steps, *, setting: _
 
     def update(state: TrainState, source: Source, key: jax.Array, step: jax.Array):
         draw, rest = jax.random.split(jax.random.fold_in(key, step))
-        x_0 = source.sample(draw, setting.batch)
-        loss, grads = jax.value_and_grad(loss_of)(state.params, x_0, rest)
-        updates, moments = setting.optimizer.update(grads, state.optimizer, state.params)
+        batch = source.sample(draw, o.batch_size)
+        loss, grads = jax.value_and_grad(loss_of)(state.params, batch, rest)
+        updates, moments = static.optimizer.update(grads, state.optimizer, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        ema = setting.ema
         # Counted as the authors count: the step that begins is number `step`, from 0.
-        kept = jnp.where(step < ema.begin, 0.0, ema.decay)
-        kept = jnp.where(step % ema.every == 0, kept, 1.0)
-        average = jax.tree.map(lambda a, p: kept * a + (1 - kept) * p, state.average, params)
+        keep = jnp.where(step < o.ema.begin, 0.0, o.ema.decay)
+        keep = jnp.where(step % o.ema.every == 0, keep, 1.0)
+        average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, state.average, params)
         return TrainState(params, average, moments), {"loss": loss}
 
     def one(state: TrainState, step: jax.Array):
-        if setting.seeds is None:
+        if static.seeds is None:
             return update(state, source, key, step)
-        keys = jax.random.split(key, setting.seeds)
-        axes = (0, 0 if setting.per_expert else None, 0, None)
+        keys = jax.random.split(key, static.seeds)
+        axes = (0, 0 if static.per_expert else None, 0, None)
         return jax.vmap(update, in_axes=axes)(state, source, keys, step)
 
     return jax.lax.scan(one, state, steps)

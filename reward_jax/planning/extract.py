@@ -22,7 +22,7 @@ from reward_jax.models.temporal.layers import Activation
 from reward_jax.planning.fit import RunContext, optimizer
 from reward_jax.reward.diagnostics import antisymmetric_part, explained_fraction, seed_agreement
 from reward_jax.reward.extract import RelativeReward, extract_reward, init_params
-from reward_jax.reward.targets import GradientAt, Target, draw_targets
+from reward_jax.reward.targets import ExtractionOptions, GradientAt, Target, draw_targets
 
 __all__ = ["Matching", "RewardOptions", "diagnose", "fit_reward", "hold_out"]
 
@@ -148,9 +148,13 @@ def fit_reward(
     reward = options.make(space)
     shared: dict[str, Any] = dict(
         target=matching.target,
-        gradient_at=matching.gradient_at,
         pin=space.pin if matching.pin else None,
-        batch_size=matching.batch,
+        options=ExtractionOptions(
+            batch_size=matching.batch,
+            steps_per_call=matching.steps_per_call,
+            save_every=context.save_every,
+            gradient_at=matching.gradient_at,
+        ),
         mesh=context.mesh,
     )
     batches: Any = source
@@ -171,10 +175,8 @@ def fit_reward(
         key=jax.random.fold_in(key, 1),
         weighting=matching.weighting or None,
         seeds=matching.seeds,
-        steps_per_call=matching.steps_per_call,
         on_step=context.on_step,
         checkpoints=context.checkpoints,
-        save_every=context.save_every,
         **shared,
     )
     params = jax.tree.map(np.asarray, params)

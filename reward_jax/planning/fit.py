@@ -35,7 +35,7 @@ from reward_jax.diffusion.loop import OnStep
 from reward_jax.diffusion.process import Prediction, action_weights
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.diffusion.sources import Source, Strided
-from reward_jax.diffusion.train import EMA, start, train_denoiser
+from reward_jax.diffusion.train import EMA, TrainingOptions, init_state, train_denoiser
 from reward_jax.models.temporal.unet import TemporalUnet
 
 __all__ = [
@@ -203,7 +203,9 @@ def fit(
     adam = optimizer(
         training.learning_rate, training.steps, decay=training.decay, clip=training.clip
     )
-    state = start(model, adam, jnp.zeros((1, *space.shape)), jax.random.key(seed), params=params)
+    state = init_state(
+        model, adam, jnp.zeros((1, *space.shape)), jax.random.key(seed), params=params
+    )
     weights = 1.0
     if space.actions:
         weights = action_weights(*space.shape, space.actions, training.action_weight)
@@ -215,15 +217,17 @@ def fit(
         adam,
         steps=training.steps,
         key=jax.random.key(seed + 1),
-        prediction=training.prediction,
-        batch_size=training.batch,
+        options=TrainingOptions(
+            batch_size=training.batch,
+            steps_per_call=training.steps_per_call,
+            save_every=context.save_every,
+            prediction=training.prediction,
+            ema=EMA(training.ema_decay, training.ema_every, training.ema_begin),
+        ),
         weights=weights,
-        ema=EMA(training.ema_decay, training.ema_every, training.ema_begin),
         pin=space.pin,
-        steps_per_call=training.steps_per_call,
         on_step=context.on_step,
         checkpoints=context.checkpoints,
-        save_every=context.save_every,
         mesh=context.mesh,
     )
     average = jax.tree.map(np.asarray, state.average)

@@ -27,17 +27,24 @@ from reward_jax.diffusion.process import Pinned
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.reward.gradients import gradient_of
 from reward_jax.reward.targets import (
-    Asking,
+    ExtractionOptions,
     Feed,
-    GradientAt,
     Target,
     Targets,
+    TargetSettings,
     Teachers,
     mean_square,
     unit,
 )
 
-__all__ = ["History", "RelativeReward", "extract_reward", "init_params", "reward_gradient"]
+__all__ = [
+    "ExtractionOptions",
+    "History",
+    "RelativeReward",
+    "extract_reward",
+    "init_params",
+    "reward_gradient",
+]
 
 Weighting = str | jax.Array | np.ndarray | Callable[[jax.Array], jax.Array] | None
 
@@ -126,12 +133,9 @@ def extract_reward(
     weighting: Weighting = None,
     seeds: int | None = None,
     on_step: OnStep | None = None,
-    batch_size: int = 128,
-    gradient_at: GradientAt = "x_t",
+    options: ExtractionOptions | None = None,
     pin: Callable[[jax.Array], Pinned] | None = None,
-    steps_per_call: int = 50,
     checkpoints: str | pathlib.Path | None = None,
-    save_every: int | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[Any, History]:
     """Learn the reward of `expert_score` relative to `base_score`.
@@ -143,12 +147,13 @@ def extract_reward(
         expert_score: the expert's, likewise.
         reward: reward.apply({"params": params}, x_t, t) -> [B].
         params: parameters to begin with (`init_params`); with `seeds` each leaf is [S, ...].
-        batches: an array x_0 [N, ...] to draw from, or (x_0, cond); a source (`data/sources.py`);
-            a callable step -> batch; an iterable of batches; or `Targets` from `draw_targets`,
-            and then no score is called (give the same pin). Best is data of both models, or of
-            the base: the expert's alone leaves out where the two differ.
+        batches: an array x_0 [N, ...] to draw from, or (x_0, cond) with cond a tree of [N, ...]; a
+            source (`diffusion/sources.py`); a callable step -> batch; an iterable of batches; or
+            `Targets` from `draw_targets`, and then no score is called (give the same pin). Best is
+            data of both models, or of the base: the expert's alone leaves out where the two
+            differ. The reward has no condition: it is one for all.
         schedule: of both models.
-        optimizer: an optax optimiser.
+        optimizer: an optax optimizer.
         steps: in all; a run that goes on from a checkpoint does what is left.
         key: of all that is drawn; step i draws from fold_in(key, i).
         target: what grad r is matched to; r is then u(t) rho (see the module).
@@ -158,12 +163,9 @@ def extract_reward(
         seeds: S, to train as many rewards at once. They share x_t and the teachers' answers, which
             are computed once; only their initial parameters differ.
         on_step: called with (steps done, metrics of the last call) after each compiled call.
-        batch_size: B, where batches are drawn here.
-        gradient_at: where grad r is taken: x_t, or the base's posterior mean, as the authors do.
+        options: batch, calls, and where the gradient is taken; by default `ExtractionOptions()`.
         pin: x_0 -> what of it is given (`FirstState`): imposed on x_t, and not matched.
-        steps_per_call: steps of one compiled call.
         checkpoints: folder of an exact resume.
-        save_every: steps between checkpoints; by default there is one at the end.
         mesh: batches are cut over its data and fsdp axes.
 
     Returns:
@@ -171,11 +173,14 @@ def extract_reward(
 
     Raises:
         InputError: an iterable that ends early, or a loss that is not finite, naming the step.
+
+    Beyond eight parameters: those that are arrays, functions or places, which no options hold.
     """
-    asking = Asking(target, gradient_at, pin, batch_size, mesh)
-    teachers = Teachers(base_score, expert_score, schedule, asking)
+    o = options or ExtractionOptions()
+    settings = TargetSettings(target, o.gradient_at, pin, o.batch_size, mesh)
+    teachers = Teachers(base_score, expert_score, schedule, settings)
     feed = Feed(batches)
-    weights = _weights(weighting, teachers, schedule, feed, key, batch_size)
+    weights = _weights(weighting, teachers, schedule, feed, key, o.batch_size)
     moments = begin(params, optimizer=optimizer, seeds=seeds is not None)
     state = (jax.tree.map(jnp.array, params), moments)  # a copy: the state is donated
     learn = functools.partial(
@@ -196,11 +201,11 @@ def extract_reward(
         call,
         state,
         steps=steps,
-        per_call=steps_per_call,
+        per_call=o.steps_per_call,
         on_step=on_step,
         directory=checkpoints,
-        save_every=save_every,
-        settings=None if checkpoints is None else _settings(asking, weights, key),
+        save_every=o.save_every,
+        settings=None if checkpoints is None else _settings(settings, weights, key),
     )
     loss, explained = (metrics.get(k, np.zeros(0)) for k in ("loss", "explained"))
     return params, History(np.arange(steps - len(loss), steps) + 1, loss, explained, target)
@@ -232,12 +237,12 @@ def _learn(state, weights, targets: Targets, *, reward, optimizer, pin, seeds: b
     return jax.lax.scan(one, state, targets)
 
 
-def _settings(asking: Asking, weights: jax.Array, key: jax.Array) -> dict[str, Any]:
+def _settings(settings: TargetSettings, weights: jax.Array, key: jax.Array) -> dict[str, Any]:
     """What must be the same when a run goes on, as JSON holds it."""
     return {
-        "target": asking.target,
-        "batch_size": asking.batch,
-        "gradient_at": asking.gradient_at,
+        "target": settings.target,
+        "batch_size": settings.batch_size,
+        "gradient_at": settings.gradient_at,
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "weights": np.asarray(weights, np.float64).round(6).tolist(),
     }

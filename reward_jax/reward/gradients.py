@@ -50,8 +50,8 @@ class Climbed:
 class ScoreDifference:
     """expert(x_t, t[, cond]) - base(x_t, t[, cond]): what a relative reward is trained to give.
 
-    Scale 1 samples the expert, as far as one step can tell, at the price of asking both models;
-    there is no reward that could be looked at, or carried over to another base.
+    Scale 1 samples the expert, as far as one step can tell, at the price of evaluating both
+    models; there is no reward that could be looked at, or carried over to another base.
     """
 
     base: Any

@@ -1,6 +1,6 @@
 """Guided sampling: each step of the base model is steered by a guide, such as a relative reward.
 
-With the ancestral sampler x_t climbs before the base is asked, as in Diffuser:
+With the ancestral sampler x_t climbs before the base is evaluated, as in Diffuser:
 
     for t = T - 1 .. 0:
         n_guide_steps times, where t >= t_stopgrad:   x <- x + scale * k(t) grad rho(x, t)
@@ -127,10 +127,10 @@ def guided_sample(
         shape: (B, ...) of the samples.
         key: of all noise; the noise does not depend on the guide.
         guide: a `RelativeReward`, a discriminator, a `ScoreDifference`, or a scalar by `Climbed`;
-            None samples the base. It is not asked at a step at which it steers no row.
+            None samples the base. It is not evaluated at steps at which it steers no row.
         options: how; by default `GuidanceOptions()`.
         pinned: what is given of x_0, imposed again after each move.
-        cond: condition of a conditional base, a tree of [B, ...]; guides are told it, too.
+        cond: condition of a conditional base, a tree of [B, ...]; a guide is given it, too.
         chain: all x_t, [S + 1, B, ...], noise first, in place of the last.
         mesh: B is cut over its data and fsdp axes; the noise is that of one device.
 
@@ -259,6 +259,7 @@ def _sample(
         x = impose(x)
         return (x, memory), x if static.chain else None
 
+    cond = constrain(cond, static.mesh)
     first, rest = jax.random.split(key)
     x = impose(draw_noise(first, shape))
     levels = sampler.timesteps(schedule)

@@ -6,12 +6,13 @@ u(t) is the target's unit: 1 for "score", sqrt(1 - abar_t) for "epsilon" (the di
 noise predictions: of one size at every t), beta_t / sqrt(alpha_t) for "posterior_mean" (the
 difference of the two means of x_{t-1}, the authors' choice).
 
-Three programs, each for several steps at once: drawing, asking one teacher (called for each: two
-models of one network compile once, and their weights are never copied), and the difference.
+Three programs, each for several steps at once: drawing, evaluating one teacher (called for each:
+two models of one network compile once, and their weights are never copied), and the difference.
 
 Legend: B batch, T diffusion steps, N draws.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple, get_args
@@ -23,17 +24,18 @@ from jax.sharding import Mesh
 
 from common_jax.errors import InputError
 from common_jax.mesh import constrain
-from reward_jax.diffusion.denoiser import Denoiser, Score, as_argument, score_and_x0
-from reward_jax.diffusion.loop import quick_jit
+from reward_jax.diffusion.denoiser import Score, as_argument, denoiser_of, score_and_x0
+from reward_jax.diffusion.loop import LoopOptions, quick_jit
 from reward_jax.diffusion.process import Pinned, draw_noise, posterior_mean, q_sample
 from reward_jax.diffusion.schedule import Schedule
-from reward_jax.diffusion.sources import Rows
+from reward_jax.diffusion.sources import Rows, as_source, split_batch
 
 __all__ = [
-    "Asking",
+    "ExtractionOptions",
     "Feed",
     "GradientAt",
     "Target",
+    "TargetSettings",
     "Targets",
     "Teachers",
     "check_gradient_at",
@@ -72,43 +74,63 @@ class Targets(NamedTuple):
     value: jax.Array
 
 
-class Asking(NamedTuple):
-    """How targets are made, besides arrays; see `extract_reward`."""
+@dataclasses.dataclass(frozen=True)
+class ExtractionOptions(LoopOptions):
+    """How gradients are matched.
+
+    Args:
+        batch_size: noised rows of a step, where batches are drawn here.
+        steps_per_call: steps of one compiled call.
+        save_every: steps between checkpoints; by default there is one at the end.
+        gradient_at: where grad r is taken: x_t, or the base's posterior mean, as the authors do.
+    """
+
+    gradient_at: GradientAt = "x_t"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_gradient_at(self.gradient_at)
+
+
+class TargetSettings(NamedTuple):
+    """What the programs that draw targets depend on, besides arrays; see `extract_reward`."""
 
     target: Target
     gradient_at: GradientAt
     pin: Callable[[jax.Array], Pinned] | None
-    batch: int
-    mesh: Mesh | None = None
+    batch_size: int
+    mesh: Mesh | None
 
 
 class Teachers:
-    """Two scores and their schedule, asked for the targets of several steps at once."""
+    """Two scores and their schedule, evaluated for the targets of several steps at once."""
 
-    def __init__(self, base: Score, expert: Score, schedule: Schedule, asking: Asking) -> None:
+    def __init__(
+        self, base: Score, expert: Score, schedule: Schedule, settings: TargetSettings
+    ) -> None:
         for name, model in (("base_score", base), ("expert_score", expert)):
-            if isinstance(model, Denoiser) and model.schedule.steps != schedule.steps:
+            own = denoiser_of(model)
+            if own and own.schedule.steps != schedule.steps:
                 raise InputError(
-                    f"{name} has {model.schedule.steps} diffusion steps, the schedule "
+                    f"{name} has {own.schedule.steps} diffusion steps, the schedule "
                     f"{schedule.steps}; give the schedule that the models were trained with"
                 )
-        check_gradient_at(asking.gradient_at)
         self._base, self._expert = as_argument(base), as_argument(expert)
-        self._schedule, self._asking = schedule, asking
+        self._schedule, self._settings = schedule, settings
 
     def targets(self, key: jax.Array, source: Any, steps: jax.Array, fed: Any) -> Targets:
         """What those steps are trained on [steps, B, ...]: see `Feed.take` for source and fed."""
-        draws = _draw(self._schedule, key, source, steps, fed, asking=self._asking)
+        draws = _draw(self._schedule, key, source, steps, fed, settings=self._settings)
         if isinstance(draws, Targets):
             return draws
         answers = [_answers(model, self._schedule, draws) for model in (self._base, self._expert)]
-        return _difference(self._schedule, draws, answers, asking=self._asking)
+        return _difference(self._schedule, draws, answers, settings=self._settings)
 
     def in_parts(
         self, key: jax.Array, source: Any, steps: jax.Array, fed: Any
     ) -> Iterator[Targets]:
         """`targets`, so many steps at a time that no more than `_BYTES_AT_ONCE` are held."""
-        draws = _draw.eval_shape(self._schedule, key, source, steps, fed, asking=self._asking)
+        draws = _draw.eval_shape(self._schedule, key, source, steps, fed, settings=self._settings)
         held = sum(2 * x.size * x.dtype.itemsize for x in jax.tree.leaves(draws))
         for part in np.array_split(
             np.arange(len(steps)), min(len(steps), 1 + held // _BYTES_AT_ONCE)
@@ -118,30 +140,30 @@ class Teachers:
 
 
 class _Draws(NamedTuple):
-    """Where the teachers are asked."""
+    """Where the teachers are evaluated."""
 
     x_t: jax.Array
     t: jax.Array
     cond: Any
 
 
-@functools.partial(jax.jit, static_argnames="asking")
-def _draw(schedule, key, source, steps, fed, *, asking: Asking) -> _Draws | Targets:
+@functools.partial(jax.jit, static_argnames="settings")
+def _draw(schedule, key, source, steps, fed, *, settings: TargetSettings) -> _Draws | Targets:
     """Draws of each step [steps, B, ...]; targets that were given pass through."""
 
     def one(_: None, given: Any) -> tuple[None, _Draws | Targets]:
         step, batch = given
         for_rows, for_x_t = jax.random.split(jax.random.fold_in(key, step))
         if batch is None:
-            batch = source.sample(for_rows, asking.batch)
-        batch = constrain(batch, asking.mesh)
+            batch = source.sample(for_rows, settings.batch_size)
+        batch = constrain(batch, settings.mesh)
         if isinstance(batch, Targets):
             return None, batch
-        x_0, cond = batch if isinstance(batch, tuple) else (batch, None)
+        x_0, cond = split_batch(batch)
         for_t, for_noise = jax.random.split(for_x_t)
         t = jax.random.randint(for_t, x_0.shape[:1], 0, schedule.steps)
         x_t = q_sample(schedule, x_0, t, draw_noise(for_noise, x_0.shape, x_0.dtype))
-        return None, _Draws(asking.pin(x_0)(x_t) if asking.pin else x_t, t, cond)
+        return None, _Draws(settings.pin(x_0)(x_t) if settings.pin else x_t, t, cond)
 
     return jax.lax.scan(one, None, (steps, fed))[1]
 
@@ -154,15 +176,15 @@ def _answers(model, schedule, draws: _Draws) -> tuple[jax.Array, jax.Array]:
     )
 
 
-@functools.partial(jax.jit, static_argnames="asking")
-def _difference(schedule, draws: _Draws, answers: Any, *, asking: Asking) -> Targets:
+@functools.partial(jax.jit, static_argnames="settings")
+def _difference(schedule, draws: _Draws, answers: Any, *, settings: TargetSettings) -> Targets:
     (of_base, x_0), (of_expert, _) = answers
 
     def one(x_t, t, of_base, of_expert, x_0) -> Targets:
-        at = x_t if asking.gradient_at == "x_t" else posterior_mean(schedule, x_0, x_t, t)
+        at = x_t if settings.gradient_at == "x_t" else posterior_mean(schedule, x_0, x_t, t)
         difference = of_expert - of_base
-        difference = asking.pin(x_t).free(difference) if asking.pin else difference
-        return Targets(at, t, schedule.at(unit(schedule, asking.target), t, x_t) * difference)
+        difference = settings.pin(x_t).free(difference) if settings.pin else difference
+        return Targets(at, t, schedule.at(unit(schedule, settings.target), t, x_t) * difference)
 
     return jax.lax.stop_gradient(jax.vmap(one)(draws.x_t, draws.t, of_base, of_expert, x_0))
 
@@ -176,22 +198,23 @@ def draw_targets(
     count: int,
     key: jax.Array,
     target: Target = "epsilon",
-    gradient_at: GradientAt = "x_t",
+    options: ExtractionOptions | None = None,
     pin: Callable[[jax.Array], Pinned] | None = None,
-    batch_size: int = 128,
     mesh: Mesh | None = None,
 ) -> Targets:
-    """Ask the teachers once, for draws that many rewards can be trained on; see `extract_reward`.
+    """Targets of both teachers, for many rewards to be trained on; see `extract_reward`.
 
-    batches: an array, (x_0, cond) or a source. count is rounded up to whole batches. mesh: devices
-    that each batch is cut over.
+    batches: an array, (x_0, cond) or a source. count is rounded up to whole batches. options: of
+    the extraction; what concerns its loop is not used. mesh: devices that each batch is cut over.
+    Ten parameters, as `extract_reward` has them.
     """
     source, _ = Feed(batches).take(0, 1)
     if not hasattr(source, "sample"):
         raise InputError("targets are drawn from an array or a source, not from an iterable")
-    asking = Asking(target, gradient_at, pin, batch_size, mesh)
-    teachers = Teachers(base_score, expert_score, schedule, asking)
-    found = teachers.targets(key, source, jnp.arange(-(-count // batch_size)), None)
+    o = options or ExtractionOptions()
+    settings = TargetSettings(target, o.gradient_at, pin, o.batch_size, mesh)
+    teachers = Teachers(base_score, expert_score, schedule, settings)
+    found = teachers.targets(key, source, jnp.arange(-(-count // o.batch_size)), None)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
 
 
@@ -201,13 +224,8 @@ class Feed:
     def __init__(self, batches: Any) -> None:
         self._source = self._callable = self._iterator = None
         self._at = 0
-        if hasattr(batches, "sample"):
-            self._source = batches
-        elif isinstance(batches, tuple | np.ndarray | jax.Array):
-            self._source = Rows(jax.tree.map(jnp.asarray, batches))
-            sizes = {x.shape[0] for x in jax.tree.leaves(self._source)}
-            if len(sizes) != 1 or 0 in sizes:
-                raise InputError(f"batches: arrays of one data set have {sorted(sizes)} rows")
+        if hasattr(batches, "sample") or isinstance(batches, tuple | np.ndarray | jax.Array):
+            self._source = as_source(batches)
         elif callable(batches):
             self._callable = batches
         elif isinstance(batches, Iterable):

@@ -46,10 +46,10 @@ class TemporalUnet(nn.Module):
             )
         time = TimeEmbedding(self.dim, name="time")(t)
         widths = [self.dim * m for m in self.multipliers]
-        kept = []
+        skips = []
         for level, width in enumerate(widths):
             x = self._pair(x, time, width, f"down_{level}")
-            kept.append(x)
+            skips.append(x)
             if level < levels - 1:
                 x = Downsample(method=self.method, name=f"down_{level}_sample")(x)
         x = ResidualBlock(widths[-1], method=self.method, name="middle_0")(x, time)
@@ -57,7 +57,7 @@ class TemporalUnet(nn.Module):
             x = LinearAttention(name="middle_attention")(x)
         x = ResidualBlock(widths[-1], method=self.method, name="middle_1")(x, time)
         for level, width in enumerate(widths[-2::-1]):
-            x = jnp.concatenate([x, kept.pop()], -1)
+            x = jnp.concatenate([x, skips.pop()], -1)
             x = self._pair(x, time, width, f"up_{level}")
             x = Upsample(method=self.method, name=f"up_{level}_sample")(x)
         x = ConvBlock(self.dim, method=self.method, name="final")(x)

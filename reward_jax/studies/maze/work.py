@@ -20,7 +20,7 @@ from reward_jax.commands.progress import reporter
 from reward_jax.data.episodes import Episodes
 from reward_jax.data.trajectory.checkpoint import load_guide, load_model, save_guide, save_model
 from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel
-from reward_jax.diffusion.loop import steps_done
+from reward_jax.diffusion.loop import LoopOptions, steps_done
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.diffusion.sources import Mixed, Strided
 from reward_jax.planning.extract import diagnose, fit_reward
@@ -191,12 +191,10 @@ class MazeWork:
                 optimizer(matching.learning_rate, matching.steps, decay=True, clip=0.0),
                 steps=matching.steps,
                 key=key,
-                batch_size=matching.batch,
+                options=LoopOptions(matching.batch, matching.steps_per_call, context.save_every),
                 pin=space.pin,
-                steps_per_call=matching.steps_per_call,
                 on_step=context.on_step,
                 checkpoints=context.checkpoints,
-                save_every=context.save_every,
             )
             return TrajectoryGuide(DiscriminatorGuide(params, model), space, guide.schedule)
 

@@ -1,6 +1,8 @@
 """Training a denoiser: the average, the loop, seeds, devices, and that it learns what is known."""
 
+import dataclasses
 import functools
+import re
 from typing import Any
 
 import jax
@@ -16,7 +18,7 @@ from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.process import FirstState
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.diffusion.sources import Mixed, Rows, Strided
-from reward_jax.diffusion.train import EMA, start, train_denoiser
+from reward_jax.diffusion.train import EMA, TrainingOptions, init_state, train_denoiser
 from reward_jax.models.temporal.layers import TimeEmbedding
 from tests.reward.closed_forms import at_level, mixture
 
@@ -38,22 +40,31 @@ class Mlp(nn.Module):
 
 
 MODEL = Mlp()
+KEY = jax.random.key(11)
 ADAM = optax.adam(1e-2)  # one for all: a new one is a new program
 DATA = Rows(jax.random.normal(jax.random.key(0), (200, 4, 3)))
-train = functools.partial(
-    train_denoiser,
-    MODEL,
-    source=DATA,
-    schedule=SCHEDULE,
-    optimizer=ADAM,
-    key=jax.random.key(1),
-    batch_size=16,
-    ema=EMA(0.9, 2, 4),
-)
+
+
+def train(*, state, steps, batches: Any = DATA, optimizer=ADAM, key=None, **given):
+    """`train_denoiser`, with each of its options as a keyword."""
+    names = [f.name for f in dataclasses.fields(TrainingOptions)]
+    own: Any = dict(batch_size=16, ema=EMA(0.9, 2, 4))
+    own |= {n: given.pop(n) for n in names if n in given}
+    return train_denoiser(
+        MODEL,
+        state,
+        batches,
+        SCHEDULE,
+        optimizer,
+        steps=steps,
+        key=jax.random.key(1) if key is None else key,
+        options=TrainingOptions(**own),
+        **given,
+    )
 
 
 def fresh(seed=2, **options):
-    return start(MODEL, ADAM, jnp.zeros((2, 4, 3)), jax.random.key(seed), **options)
+    return init_state(MODEL, ADAM, jnp.zeros((2, 4, 3)), jax.random.key(seed), **options)
 
 
 def assert_equal(got, wanted):
@@ -129,7 +140,7 @@ def test_resume_is_exact(tmp_path, ten):
 
 def test_a_diverging_loss_names_its_step_and_keeps_the_checkpoint(tmp_path):
     hot = optax.sgd(lambda step: jnp.where(jnp.asarray(step) < 5, 1e-3, jnp.inf))
-    state = start(MODEL, hot, jnp.zeros((2, 4, 3)), jax.random.key(2))
+    state = init_state(MODEL, hot, jnp.zeros((2, 4, 3)), jax.random.key(2))
     options: Any = dict(optimizer=hot, steps=12, steps_per_call=2, save_every=2)
     with pytest.raises(InputError) as raised:
         train(state=state, checkpoints=tmp_path / "run", **options)
@@ -139,7 +150,7 @@ def test_a_diverging_loss_names_its_step_and_keeps_the_checkpoint(tmp_path):
     )
     assert "\n" not in said
     good, _ = train(
-        state=start(MODEL, hot, jnp.zeros((2, 4, 3)), jax.random.key(2)),
+        state=init_state(MODEL, hot, jnp.zeros((2, 4, 3)), jax.random.key(2)),
         **(options | dict(steps=4, checkpoints=tmp_path / "run")),
     )
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(good))
@@ -163,12 +174,12 @@ def test_experts_are_separate_runs_on_data_of_their_own():
     flat = jax.random.normal(jax.random.key(3), (2, 50, 3))
     starts = jnp.arange(2 * 20).reshape(2, 20)[:, ::-1] % 40
     sources = Strided(flat, starts, horizon=4, stride=2)
-    got, _ = train(state=fresh(seeds=2), source=sources, steps=5, seeds=2, per_expert=True)
+    got, _ = train(state=fresh(seeds=2), batches=sources, steps=5, seeds=2, per_expert=True)
     keys = jax.random.split(jax.random.key(1), 2)
     for i in range(2):
         source = Strided(flat[i], starts[i], horizon=4, stride=2)
         one = fresh(params=jax.tree.map(lambda x: x[i], fresh(seeds=2).params))  # noqa: B023
-        alone, _ = train(state=one, source=source, steps=5, key=keys[i])
+        alone, _ = train(state=one, batches=source, steps=5, key=keys[i])
         assert_close(jax.tree.map(lambda x: x[i], got), alone)  # noqa: B023
 
 
@@ -198,10 +209,10 @@ def test_eager_is_jit():
     params = {"w": jax.random.normal(jax.random.key(4), (3, 3))}
 
     def run():
-        state = start(model, sgd, DATA.rows, jax.random.key(0), params=params)
+        state = init_state(model, sgd, DATA.rows, jax.random.key(0), params=params)
         return train_denoiser(
             model, state, DATA, SCHEDULE, sgd, steps=2, key=jax.random.key(1),
-            prediction="x0", batch_size=8, pin=FirstState(1),
+            options=TrainingOptions(8, prediction="x0"), pin=FirstState(1),
         )  # fmt: skip
 
     wanted, metrics = run()
@@ -220,14 +231,14 @@ def test_the_given_state_is_clean_in_the_input_and_not_in_the_loss():
     data = Rows(jnp.zeros((4, 2, 3)).at[:, 0, 1:].set(100.0))
     params = {"b": jnp.float32(0)}
     look, sgd = Look(), optax.sgd(0.0)
-    state = start(look, sgd, data.rows, jax.random.key(0), params=params)
+    state = init_state(look, sgd, data.rows, jax.random.key(0), params=params)
     run = functools.partial(
-        train_denoiser, look, source=data, schedule=SCHEDULE, optimizer=sgd, steps=1,
-        key=jax.random.key(0), prediction="x0",
+        train_denoiser, look, batches=data, schedule=SCHEDULE, optimizer=sgd, steps=1,
+        key=jax.random.key(0), options=TrainingOptions(prediction="x0"),
     )  # fmt: skip
     _, pinned = run(state=state, pin=FirstState(1))
     assert pinned["loss"] == 0
-    state = start(look, sgd, data.rows, jax.random.key(0), params=params)
+    state = init_state(look, sgd, data.rows, jax.random.key(0), params=params)
     _, free = run(state=state)
     np.testing.assert_allclose(free["loss"], 100**2 / 3, rtol=1e-5)
 
@@ -238,19 +249,16 @@ def test_a_gaussians_exact_denoiser_is_learned(prediction):
     data = exact.draw(jax.random.key(0), 20000)
     model, steps = Mlp(32), 500
     adam = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
-    state = start(model, adam, data[:2], jax.random.key(1))
+    state = init_state(model, adam, data[:2], jax.random.key(1))
     state, metrics = train_denoiser(
         model,
         state,
-        Rows(data),
+        data,
         SCHEDULE,
         adam,
         steps=steps,
         key=jax.random.key(2),
-        prediction=prediction,
-        batch_size=256,
-        ema=EMA(0.95, 5, 100),
-        steps_per_call=250,
+        options=TrainingOptions(256, 250, prediction=prediction, ema=EMA(0.95, 5, 100)),
     )
     assert metrics["loss"][-20:].mean() < metrics["loss"][:20].mean()
     held_out = exact.draw(jax.random.key(3), 500)
@@ -261,6 +269,84 @@ def test_a_gaussians_exact_denoiser_is_learned(prediction):
         wanted = exact(x, level)
         error = jnp.linalg.norm(learned(x, level) - wanted) / jnp.linalg.norm(wanted)
         assert error < 0.1, (t, error)
+
+
+class Conditional(nn.Module):
+    """A denoiser that is given a tree: rows to be added, and a label that says whether."""
+
+    @nn.compact
+    def __call__(self, x, t, cond):
+        w = self.param("w", nn.initializers.zeros, ())
+        return w * cond["rows"] * (cond["label"] == 1)[:, None, None]
+
+
+ROWS = jax.random.normal(jax.random.key(7), (200, 4, 3))
+COND = {"rows": ROWS, "label": jnp.ones(200, jnp.int32)}  # the condition is the answer
+NULL = {"rows": jnp.zeros(()), "label": jnp.int32(0)}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_condition_is_a_tree_and_is_dropped_for_that_share_of_rows(share):
+    """Where it is dropped the answer is 0, and the loss of those rows is what is left."""
+    network, sgd = Conditional(), optax.sgd(0.5)
+    options = TrainingOptions(200, 100, prediction="x0", drop_condition=share)
+    state = init_state(network, sgd, (ROWS[:2], jax.tree.map(lambda x: x[:2], COND)), KEY)
+    state, metrics = train_denoiser(
+        network, state, (ROWS, COND), SCHEDULE, sgd, steps=200, key=KEY, options=options, null=NULL
+    )
+    assert abs(float(state.params["w"]) - (share < 1)) < 1e-3
+    all_of_it = float(jnp.mean(jnp.square(ROWS)))
+    np.testing.assert_allclose(metrics["loss"][100:].mean(), share * all_of_it, rtol=0.05)
+
+
+def test_no_condition_is_dropped_without_being_asked_to(ten):
+    """The draws of a run that drops nothing are what they were; a tree of one array is one."""
+
+    class Ignores(Mlp):
+        @nn.compact
+        def __call__(self, x, t, cond):
+            return Mlp.__call__(self, x, t)
+
+    model = Ignores()
+    state, _ = train_denoiser(
+        model,
+        init_state(model, ADAM, (jnp.zeros((2, 4, 3)), ROWS[:2]), jax.random.key(2)),
+        (DATA.rows, ROWS),
+        SCHEDULE,
+        ADAM,
+        steps=10,
+        key=jax.random.key(1),
+        options=TrainingOptions(16, ema=EMA(0.9, 2, 4)),
+    )
+    assert_close(state, ten[0], 1e-6)
+
+
+def test_arrays_are_data(ten):
+    for batches in (DATA.rows, np.asarray(DATA.rows)):
+        assert_equal(train(state=fresh(), steps=10, batches=batches)[0], ten[0])
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (
+            dict(batches=[DATA.rows]),
+            "list is nothing to draw from: give an array x_0, (x_0, cond)",
+        ),
+        (dict(batches=(ROWS, ROWS[:5])), "arrays of one data set have [5, 200] rows"),
+        (dict(batches=ROWS[:0]), "arrays of one data set have [0] rows"),
+        (dict(drop_condition=0.1), "drop_condition needs null, the condition that a dropped one"),
+        (dict(drop_condition=1.1), "drop_condition must be 0 to 1, not 1.1"),
+        (dict(drop_condition=0.1, null=NULL), "drop_condition: the batches have no condition"),
+        (dict(batch_size=0), "batch_size must be 1 or more, not 0"),
+        (dict(steps_per_call=0), "steps_per_call must be 1 or more, not 0"),
+        (dict(save_every=0), "save_every must be 1 or more, not 0"),
+    ],
+    ids=str,
+)
+def test_bad_input(given, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        train(state=fresh(), steps=1, **given)
 
 
 def test_sources_draw_what_they_hold():

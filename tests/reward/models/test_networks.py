@@ -15,8 +15,7 @@ from common_jax.errors import InputError
 from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.process import FirstState, first_state
 from reward_jax.diffusion.schedule import cosine_schedule
-from reward_jax.diffusion.sources import Rows
-from reward_jax.diffusion.train import start, train_denoiser
+from reward_jax.diffusion.train import init_state, train_denoiser
 from reward_jax.models.reward_nets import HalfUnet, WindowMLP
 from reward_jax.models.temporal.layers import GroupNorm, activation, mish
 from reward_jax.models.temporal.unet import TemporalUnet
@@ -194,8 +193,8 @@ def test_training_extraction_and_sampling_lower():
         extract_reward(
             model, model, half, params, data, SCHEDULE, adam, steps=2, key=key, pin=FirstState(1)
         )
-        state = start(unet, adam, data, key, params=model.params)
-        train_denoiser(unet, state, Rows(data), SCHEDULE, adam, steps=2, key=key)
+        state = init_state(unet, adam, data, key, params=model.params)
+        train_denoiser(unet, state, data, SCHEDULE, adam, steps=2, key=key)
 
     def sample(model, reward, state):
         pinned = first_state(state, 4, 3)

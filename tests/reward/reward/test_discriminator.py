@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import torch
 
+from reward_jax.diffusion.loop import LoopOptions
 from reward_jax.diffusion.process import FirstState
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.diffusion.sources import Rows
@@ -24,24 +25,19 @@ NET = WindowMLP(None, (24, 24), embedding=8)
 
 def test_learns_a_known_log_ratio():
     base, expert = (mixture(s, SCHEDULE, dimensions=1, components=1) for s in (0, 5))
-    sources = (
-        Rows(base.draw(jax.random.key(0), 10000)),
-        Rows(expert.draw(jax.random.key(1), 10000)),
-    )
+    data = base.draw(jax.random.key(0), 10000), expert.draw(jax.random.key(1), 10000)
     held_out = both(base, expert, jax.random.key(2), 600)
     start = jax.jit(functools.partial(init_params, NET))(jax.random.key(3), held_out[:2])
     steps = 500
     params, metrics = train_discriminator(
         NET,
         start,
-        sources[0],
-        sources[1],
+        *data,
         SCHEDULE,
         optax.adam(optax.cosine_decay_schedule(1e-2, steps)),
         steps=steps,
         key=jax.random.key(4),
-        batch_size=512,
-        steps_per_call=250,
+        options=LoopOptions(512, 250),
     )
     assert metrics["loss"].shape == metrics["accuracy"].shape == (steps,)
     guide = DiscriminatorGuide(params, NET)
@@ -77,7 +73,7 @@ def test_the_logit_does_not_saturate_and_the_sigmoid_does():
     np.testing.assert_allclose(by_sigmoid, (p * (1 - p))[:, None, None] * w, rtol=1e-4, atol=1e-7)
     far = 200 * jnp.broadcast_to(w, x.shape)
     assert np.abs(jax.grad(lambda x: sigmoid(x, t).sum())(far)).max() == 0
-    np.testing.assert_array_equal(logit.gradient(x, t, cond="ignored"), by_logit)
+    np.testing.assert_array_equal(logit.gradient(x, t, "ignored"), by_logit)
     assert not hasattr(logit, "learned_gradient")  # no unit of its own to undo
 
 
@@ -124,6 +120,44 @@ def test_as_a_guide_it_is_the_authors():
     np.testing.assert_allclose(chain[1], wanted, atol=1e-5)
 
 
+def test_a_condition_reaches_the_model_and_the_guide():
+    """Data whose condition alone tells them apart: what is learned is its weight."""
+
+    class Look:
+        def apply(self, variables, x, t, cond):
+            by, rows = variables["params"]["w"] * cond["kind"], cond["rows"]
+            return by + jnp.einsum("bhd,bhd->b", x, rows)
+
+    rows = jnp.zeros((40, 3, 2))
+    one, other = ((rows, {"kind": jnp.full(40, k), "rows": rows}) for k in (-1.0, 1.0))
+    look = Look()
+    params, metrics = train_discriminator(
+        look,
+        {"w": jnp.float32(0)},
+        one,
+        other,
+        SCHEDULE,
+        optax.sgd(1.0),
+        steps=50,
+        key=jax.random.key(0),
+        options=LoopOptions(8),
+    )
+    assert params["w"] > 2 and metrics["accuracy"][-1] == 1
+    cond = {"kind": jnp.ones(5), "rows": jax.random.normal(jax.random.key(1), (5, 3, 2))}
+    conditional = DiscriminatorGuide(params, look, conditional=True)
+    x, t = jnp.ones((5, 3, 2)), jnp.zeros(5, jnp.int32)
+    np.testing.assert_allclose(conditional.gradient(x, t, cond), cond["rows"], rtol=1e-6)
+    samples = guided_sample(
+        lambda x, t, cond=None: -x,
+        SCHEDULE,
+        x.shape,
+        key=jax.random.key(2),
+        guide=conditional,
+        cond=cond,
+    )
+    assert np.isfinite(samples).all()
+
+
 def test_the_first_step_has_the_references_loss_and_pins():
     """At a logit of 0 the loss is log 2; the pinned state stays as clean as it came."""
     seen = []
@@ -144,7 +178,7 @@ def test_the_first_step_has_the_references_loss_and_pins():
         optax.sgd(1.0),
         steps=1,
         key=jax.random.key(0),
-        batch_size=8,
+        options=LoopOptions(8),
         pin=FirstState(1),
     )
     jax.effects_barrier()

@@ -1,5 +1,6 @@
 """The extraction loop: what it is fed, what it shares, parity with PyTorch, exact resume."""
 
+import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -21,7 +22,7 @@ from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.diffusion.sources import Rows
 from reward_jax.models.reward_nets import WindowMLP
 from reward_jax.reward.extract import RelativeReward, extract_reward, init_params, reward_gradient
-from reward_jax.reward.targets import Targets, draw_targets, unit
+from reward_jax.reward.targets import ExtractionOptions, Targets, draw_targets, unit
 from tests.reward import torch_reference as ref
 
 H, D, A, T, B = 4, 3, 1, 10, 16
@@ -46,16 +47,22 @@ class Linear:
 LINEAR = Linear()
 MATRICES = jax.random.normal(jax.random.key(2), (4, D, D))
 BASE, EXPERT = (score_from(LINEAR, m, "x0", SCHEDULE, clip=0.8) for m in MATRICES[:2])
-extract = functools.partial(
-    extract_reward,
-    BASE,
-    EXPERT,
-    NET,
-    schedule=SCHEDULE,
-    optimizer=ADAM,
-    key=KEY,
-    batch_size=B,
-)
+
+
+def with_options(function):
+    """The function with each of its options as a keyword, B rows a batch."""
+    names = [f.name for f in dataclasses.fields(ExtractionOptions)]
+
+    @functools.wraps(function)
+    def call(*args, **given):
+        own: Any = {"batch_size": B} | {n: given.pop(n) for n in names if n in given}
+        return function(*args, options=ExtractionOptions(**own), **given)
+
+    return call
+
+
+match, draw_from = with_options(extract_reward), with_options(draw_targets)
+extract = functools.partial(match, BASE, EXPERT, NET, schedule=SCHEDULE, optimizer=ADAM, key=KEY)
 
 
 @functools.cache
@@ -131,7 +138,7 @@ def test_loss_and_gradient_are_the_authors():
     ))  # fmt: skip
     wanted.backward()
     rate = 0.5
-    trained, history = extract_reward(
+    trained, history = match(
         base,
         expert,
         net,
@@ -209,7 +216,7 @@ def test_weightings():
     by_function, two = extract(fresh(), DATA, steps=2, weighting=lambda t: 0.5 + t / 6)
     assert_close(by_array, by_function, 1e-5)
     np.testing.assert_allclose(one.loss, two.loss, rtol=1e-5)
-    targets = draw_targets(BASE, EXPERT, DATA, SCHEDULE, count=20000, key=KEY, batch_size=500)
+    targets = draw_from(BASE, EXPERT, DATA, SCHEDULE, count=20000, key=KEY, batch_size=500)
     square = np.mean(np.square(targets.value), axis=(1, 2))
     size = np.array([square[targets.t == t].mean() for t in range(T)])
     zero = jax.tree.map(jnp.zeros_like, fresh())  # r = 0: its loss is the standardised square
@@ -282,19 +289,20 @@ def test_an_iterable_that_ends_early_names_the_step():
 def test_a_condition_reaches_both_scores():
     """Scores that are linear in the condition: the wanted gradient is known, and is learned."""
 
-    def base(x, t, cond=None):
-        return -x
+    def base(x, t, cond: Any = None):
+        return -x - cond["other"][0]
 
     def expert(x, t, cond: Any = None):
-        return -x + cond[:, None, None]
+        return -x + cond["by"][:, None, None] - cond["other"][0]
 
     class Slope:
         def apply(self, variables, x, t):
             return variables["params"]["w"] * x.sum((1, 2))
 
-    cond = jnp.full(64, 0.7)
-    for batches in ((DATA, cond), lambda step: (DATA[:B], cond[:B]), [(DATA, cond)] * 100):
-        params, _ = extract_reward(
+    cond = {"by": jnp.full(64, 0.7), "other": (jnp.ones((64, H, D)),)}
+    some = jax.tree.map(lambda x: x[:B], cond)
+    for batches in ((DATA, cond), lambda step: (DATA[:B], some), [(DATA, cond)] * 100):
+        params, _ = match(
             base,
             expert,
             Slope(),
@@ -312,7 +320,7 @@ def test_a_condition_reaches_both_scores():
 
 def test_targets_are_drawn_once():
     """Cached targets need no teacher; a plain loop over the same draws is the same run."""
-    targets = draw_targets(BASE, EXPERT, DATA, SCHEDULE, count=100, key=KEY, batch_size=B)
+    targets = draw_from(BASE, EXPERT, DATA, SCHEDULE, count=100, key=KEY, batch_size=B)
     assert targets.x.shape == (112, H, D) and targets.t.shape == (112,)
     x_0, t, noise = drawn(0)  # the first batch is that of an extraction's first step
     np.testing.assert_array_equal(targets.t[:B], t)
@@ -322,12 +330,12 @@ def test_targets_are_drawn_once():
         raise AssertionError("a teacher was asked")
 
     batches = [Targets(*(v[i * B : (i + 1) * B] for v in targets)) for i in range(6)]
-    got, _ = extract_reward(
+    got, _ = match(
         never, never, NET, fresh(), batches, SCHEDULE, ADAM, steps=6, key=KEY, batch_size=B
     )
     wanted, _ = extract(fresh(), DATA, steps=6)
     assert_close(got, wanted, 1e-5)
-    params, history = extract_reward(
+    params, history = match(
         never,
         never,
         NET,
@@ -342,11 +350,11 @@ def test_targets_are_drawn_once():
     )
     assert np.isfinite(history.loss).all()
     with pytest.raises(InputError, match="from an array or a source, not from an iterable"):
-        draw_targets(BASE, EXPERT, iter([DATA]), SCHEDULE, count=10, key=KEY)
+        draw_from(BASE, EXPERT, iter([DATA]), SCHEDULE, count=10, key=KEY)
 
 
 def test_pinned_entries_are_clean_and_not_matched():
-    targets = draw_targets(
+    targets = draw_from(
         BASE, EXPERT, DATA, SCHEDULE, count=50, key=KEY, batch_size=B, pin=FirstState(A)
     )
     x_0 = jnp.concatenate([drawn(step)[0] for step in range(4)])
@@ -359,7 +367,7 @@ def test_pinned_entries_are_clean_and_not_matched():
     assert free.any(0)[D:].all()
 
 
-def test_unknown_words():
+def test_unknown_choices():
     for option, said in [
         (dict(target="noise"), "target 'noise' is unknown; known are epsilon, score"),
         (dict(gradient_at="x_0"), "gradient_at is x_t or posterior_mean, not 'x_0'"),
@@ -448,7 +456,7 @@ def test_a_second_goal_does_not_compile_again():
     for matrix in MATRICES[1:]:
         expert = score_from(teacher, matrix, "x0", SCHEDULE)
         found.append(
-            extract_reward(
+            match(
                 base, expert, NET, fresh(), DATA, SCHEDULE, ADAM, steps=2, key=KEY, batch_size=B
             )[0]
         )
@@ -463,19 +471,19 @@ def test_each_teacher_is_asked_once(gradient_at):
     asked = Linear()
     base, expert = (score_from(asked, m, "x0", SCHEDULE, clip=0.8) for m in MATRICES[:2])
     draw: Any = dict(count=4, key=jax.random.key(0), batch_size=4, gradient_at=gradient_at)
-    found = draw_targets(base, expert, DATA, SCHEDULE, **draw)
+    found = draw_from(base, expert, DATA, SCHEDULE, **draw)
     assert asked.traces == 1  # one network, compiled once and called for each
     # A plain score has no estimate of x_0 to give: Tweedie's formula takes its one answer.
     plain = [Linear(), Linear()]
     parts = zip(plain, MATRICES, strict=False)
     models: list[Any] = [score_from(n, m, "x0", SCHEDULE, clip=0.8) for n, m in parts]
     scores = [functools.partial(type(m).__call__, m) for m in models]
-    again = draw_targets(scores[0], scores[1], DATA, SCHEDULE, **draw)
+    again = draw_from(scores[0], scores[1], DATA, SCHEDULE, **draw)
     assert [n.traces for n in plain] == [1, 1]
     assert_close(found, again)
     other = Linear()  # of another network, as far as can be seen
     mixed = score_from(other, MATRICES[1], "x0", SCHEDULE, clip=0.8)
-    assert_close(draw_targets(base, mixed, DATA, SCHEDULE, **draw), found)
+    assert_close(draw_from(base, mixed, DATA, SCHEDULE, **draw), found)
     assert other.traces == 1
 
 
@@ -506,9 +514,7 @@ def test_another_student_finds_the_teachers_compiled():
     base, expert = (score_from(teacher, m, "x0", SCHEDULE) for m in MATRICES[:2])
     for rate in (1e-2, 2e-2):
         adam = optax.adam(rate)
-        extract_reward(
-            base, expert, NET, fresh(), DATA, SCHEDULE, adam, steps=2, key=KEY, batch_size=B
-        )
+        match(base, expert, NET, fresh(), DATA, SCHEDULE, adam, steps=2, key=KEY, batch_size=B)
     assert teacher.traces == 1
 
 
@@ -517,9 +523,7 @@ def test_eight_devices_give_what_one_does(six, layout):
     mesh = make_mesh(*layout)
     base, expert = (score_from(Linear(), m, "x0", SCHEDULE) for m in MATRICES[:2])
     draw: Any = dict(count=3 * B, key=KEY, batch_size=B)
-    one, spread = (
-        draw_targets(base, expert, DATA, SCHEDULE, mesh=m, **draw) for m in (None, mesh)
-    )
+    one, spread = (draw_from(base, expert, DATA, SCHEDULE, mesh=m, **draw) for m in (None, mesh))
     assert len(spread.t.sharding.device_set) == 8
     assert_close(spread, one, 1e-5)
     got, history = extract(fresh(), DATA, steps=6, mesh=mesh)
@@ -537,7 +541,7 @@ def test_eager_is_jit():
     bowl, params, sgd = Bowl(), {"w": jnp.linspace(-1, 1, D)}, optax.sgd(0.1)
 
     def run():
-        return extract_reward(
+        return match(
             BASE, EXPERT, bowl, params, DATA, SCHEDULE, sgd, steps=2, key=KEY, batch_size=B
         )
 

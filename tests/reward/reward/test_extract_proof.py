@@ -18,10 +18,11 @@ from scipy.linalg import solve_continuous_lyapunov
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.models.reward_nets import WindowMLP
 from reward_jax.reward.extract import RelativeReward, extract_reward, init_params, reward_gradient
-from reward_jax.reward.targets import draw_targets
+from reward_jax.reward.targets import ExtractionOptions, draw_targets
 from tests.reward.closed_forms import LinearScore, LogRatio, at_level, both, mixture
 
 SCHEDULE = cosine_schedule(20)
+MANY = ExtractionOptions(2000)
 
 
 def adam(rate, steps):
@@ -99,7 +100,7 @@ def test_log_density_ratio(seed, dimensions, components, steps, width, apart):
     data, held_out = (both(base, expert, jax.random.key(k), n) for k, n in ((0, 20000), (1, 500)))
     # The teachers are asked once: drawing anew at each step would take most of the time.
     targets = draw_targets(
-        base, expert, data, SCHEDULE, count=40000, key=jax.random.key(2), batch_size=2000
+        base, expert, data, SCHEDULE, count=40000, key=jax.random.key(2), options=MANY
     )
     net = WindowMLP(None, (width,) * 3, embedding=16)
     start = jax.jit(functools.partial(init_params, net))(jax.random.key(3), data[:2])
@@ -113,8 +114,7 @@ def test_log_density_ratio(seed, dimensions, components, steps, width, apart):
         adam(2e-2, steps),
         steps=steps,
         key=jax.random.key(4),
-        batch_size=256,
-        steps_per_call=steps,
+        options=ExtractionOptions(256, steps),
     )
     learned = RelativeReward(params, SCHEDULE, net)
     correlation, error, of_quadratic = judge(learned, base, expert, held_out)
@@ -159,8 +159,7 @@ def test_a_difference_that_is_no_gradient_is_projected():
         steps=600,
         key=jax.random.key(0),
         target="score",
-        batch_size=2000,
-        steps_per_call=600,
+        options=ExtractionOptions(2000, 600),
     )
     for t in (0, 8, 19):
         bar = float(SCHEDULE.alphas_cumprod[t])
@@ -190,7 +189,7 @@ def test_all_targets_give_the_same_reward():
             SCHEDULE,
             count=16000,
             key=jax.random.key(9),
-            batch_size=2000,
+            options=MANY,
             target=target,
         )
         params, history = extract_reward(
@@ -204,7 +203,7 @@ def test_all_targets_give_the_same_reward():
             steps=700,
             key=jax.random.key(10),
             target=target,
-            steps_per_call=700,
+            options=ExtractionOptions(steps_per_call=700),
         )
         assert history.target == target
         learned = RelativeReward(params, SCHEDULE, net, target)

@@ -24,7 +24,7 @@ from reward_jax.models.reward_nets import HalfUnet, WindowMLP
 from reward_jax.models.temporal.unet import TemporalUnet
 from reward_jax.reward.extract import RelativeReward, reward_gradient
 from reward_jax.reward.guide import GuidanceOptions, guided_sample
-from reward_jax.reward.targets import draw_targets
+from reward_jax.reward.targets import ExtractionOptions, draw_targets
 from reward_jax.torch_import.from_torch import load_torch
 from tests.reward import torch_reference as reference
 
@@ -388,13 +388,16 @@ def test_gradient_matching(tmp_path):
     theirs = reference.Reward(net, expert, base)
     path = saved(tmp_path / "a.pt", theirs.state_dict())
     reward, params, _ = load_torch(path, "reward", act="mish")
-    ours = tuple(pair(tmp_path, d)[0] for d in (base, expert))
+    ours = [pair(tmp_path, d)[0] for d in (base, expert)]
     x_0, _ = inputs()
     schedule = ours[0].schedule
-    options: Any = dict(count=B, key=jax.random.key(3), batch_size=B, target="posterior_mean")
-    plain = draw_targets(ours[0], ours[1], x_0, schedule, **options)
-    options |= dict(gradient_at="posterior_mean")
-    drawn = draw_targets(ours[0], ours[1], x_0, schedule, **options)
+    given: Any = dict(count=B, key=jax.random.key(3), target="posterior_mean")
+    plain, drawn = (
+        draw_targets(
+            ours[0], ours[1], x_0, schedule, options=ExtractionOptions(B, gradient_at=at), **given
+        )
+        for at in ("x_t", "posterior_mean")
+    )
     x_t, t = (torch.from_numpy(np.array(v)) for v in (plain.x, plain.t))
     clean = x_t / expert.at("sqrt_alphas_cumprod", t.long())  # without noise, x_t again
     loss = theirs.loss(clean, {}, t.long(), torch.zeros_like(x_t))
