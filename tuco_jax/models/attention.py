@@ -70,6 +70,10 @@ def attend(
     q = q.reshape(rows, queries, shared, heads // shared, width).transpose(0, 2, 3, 1, 4)
     own = query is key
     query, key = (Positions(at.index, at.mask, at.segments, None, None) for at in (query, key))
+    # Masks must not be known before q is: the derivative of a scan over layers works out once,
+    # outside of it, what its body takes from positions alone, and holds the whole square of it.
+    first = jax.lax.stop_gradient(q[:1, :1, :1, :1, :1])
+    _, query, key, window = jax.lax.optimization_barrier((first, query, key, window))
 
     def form(run: Any, *options: Any) -> Any:
         # Each recomputes its inside when differentiated: what one form would keep for it, every
@@ -126,7 +130,7 @@ def _in_parts(
     """The CPU's form, q [B, K, G, Q, h] to [B, K, G, Q, h]: all logits of one part at once."""
     rows, shared, group, queries, width = q.shape
     # Added rather than selected: the same number, and XLA on CPU fuses attention into one.
-    hidden = jnp.where(_visible(query, key, window), 0.0, _MASKED)[:, None, None]
+    hidden = _hidden(query, key, window)[:, None, None]
     parts = []
     for start, stop, seen in _query_parts(query is key, queries, keys.shape[2]):
         part = q[:, :, :, start:stop].reshape(rows, shared, -1, width)
@@ -165,6 +169,14 @@ def _visible(query: Positions, key: Positions, window: jax.Array) -> jax.Array:
     return visible
 
 
+def _hidden(query: Positions, key: Positions, window: jax.Array) -> jax.Array:
+    """What is added to logits, [B, Q, T] float32: 0 where a query attends to a key, else -1e30.
+
+    Reckoned rather than selected: a selection would begin with two constants of this shape.
+    """
+    return (1 - _visible(query, key, window).astype(jnp.float32)) * _MASKED
+
+
 def _in_chunks(
     cap: float,
     q: jax.Array,
@@ -197,7 +209,7 @@ def _in_chunks(
 
         def add(carry: Any, keys: jax.Array, values: jax.Array, key: Positions) -> Any:
             most, total, mixed = carry
-            hidden = jnp.where(_visible(query, key, window), 0.0, _MASKED)[:, None, None]
+            hidden = _hidden(query, key, window)[:, None, None]
             logits = matmul(q, keys.swapaxes(2, 3)).reshape(rows, shared, group, block, chunk)
             logits = softcap(logits, cap) + hidden
             new = jnp.maximum(most, jnp.max(logits, axis=-1, keepdims=True))

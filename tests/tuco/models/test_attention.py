@@ -10,9 +10,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.tuco import random_models as rm
-from tuco_jax.models import attention, attention_kernels
+from tuco_jax.models import attention, attention_kernels, decoder
 from tuco_jax.models.attention import _in_chunks, _in_parts, kernels
-from tuco_jax.models.layers import Positions, layer_infos, whole_block
+from tuco_jax.models.layers import Positions
 
 ROWS, SHARED, GROUP, WIDTH = 3, 2, 2, 16
 
@@ -223,21 +223,19 @@ def test_no_square_array_where_there_is_an_accelerator(dtype, packed):
     """Lowered from here for a TPU and a GPU, forward and backward, at 8,192 tokens."""
     tokens = 8192
     config = rm.config(windows=(0, 700, 0), max_positions=tokens, attention_softcap=3.0)
-    layer = jax.tree.map(lambda a: a[1].astype(dtype), rm.params(config, 0)["layers"])
-    info = jax.tree.map(lambda a: a[1], layer_infos(config))
+    params = jax.tree.map(lambda a: a.astype(dtype), rm.params(config, 0))
 
-    def run(x, mask, segments, window):
+    def run(x, mask, segments):
         at = Positions.of(config, mask, segments if packed else None)
-        return whole_block(config, {"params": layer}, x, at, info._replace(window=window)).total
+        return decoder.forward(config, params, x, at)[0]
 
-    def slope(x, *rest):
+    def slope(x, *rest):  # through a scan that keeps what it can
         return jax.grad(lambda x: jnp.sum(jnp.square(run(x, *rest))))(x)
 
     shapes = (
         jax.ShapeDtypeStruct((1, tokens, config.width), jnp.float32),
         jax.ShapeDtypeStruct((1, tokens), bool),
         jax.ShapeDtypeStruct((1, tokens), jnp.int32),
-        jax.ShapeDtypeStruct((), jnp.int32),
     )
     for function in (run, slope):
         traced = jax.jit(function).trace(*shapes)
