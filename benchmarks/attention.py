@@ -61,6 +61,7 @@ def attend(q, keys, values, index, window):
 def planned(function: Callable[..., Any], shapes: Any) -> float:
     """Megabytes that the compiled program holds beside its inputs and its result."""
     analysis = jax.jit(function).lower(*shapes).compile().memory_analysis()
+    assert analysis is not None, "this backend plans no memory"
     return analysis.temp_size_in_bytes / 2**20
 
 
