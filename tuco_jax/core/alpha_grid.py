@@ -26,6 +26,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from common_jax.errors import InputError
+from tuco_jax.core.budget import default_budget
 from tuco_jax.core.cache import Cache, Held
 from tuco_jax.core.layer import Half, PairLayer
 from tuco_jax.core.places import At, Places, last_column, pick
@@ -142,8 +143,7 @@ def _layer_alphas(alphas: Any, depth: int) -> jax.Array:
 
 def _default_chunk(tokens: int) -> int:
     """Alphas to run at once, for so many tokens of one: what keeps products large, and no more."""
-    budget = 1024 if jax.default_backend() == "cpu" else 8192  # prompts/batching.py's, for grids
-    return max(1, budget // tokens)
+    return max(1, default_budget() // tokens)
 
 
 def each_alpha(function: Any, xs: Any, chunk: int) -> Any:

@@ -16,13 +16,13 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from common_jax.errors import InputError
+from tuco_jax.core.budget import default_budget
 from tuco_jax.core.places import pick
 from tuco_jax.core.stream import share
 from tuco_jax.models import decoder
 from tuco_jax.models.layers import Positions
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import batch_width, mesh_of, put_rows
-from tuco_jax.prompts.batching import default_budget
 from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.packing import pack
 from tuco_jax.prompts.read import Prompt, as_prompts

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 
 from common_jax.errors import InputError
 from tuco_jax.core.alpha_grid import Prefix, grid_logits, prefix_caches
+from tuco_jax.core.budget import default_budget
 from tuco_jax.datasets.multiple_choice import LETTERS, Question, Task
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.pair import Pair
@@ -164,10 +165,10 @@ def option_scores(
     shared = jnp.asarray(rows[0][:common])
     prefix = prefix_caches(pair, shared, grid, mesh=mesh) if common else None
     rest = [row[common:] for row in rows]
-    budget = token_budget or batching.default_budget(large=8192)
+    most = token_budget or default_budget()
     found = np.empty((len(alphas), len(rows), len(options)), np.float32)
     alone = None if prefix else grid
-    for batch in batching.by_length([len(row) for row in rest], budget, batch_width(mesh)):
+    for batch in batching.by_length([len(row) for row in rest], most, batch_width(mesh)):
         tokens, mask = put_rows(batching.pad(rest, batch), mesh)
         scores = _scores(pair, tokens, mask, alone, prefix, jnp.asarray(options), mesh)
         found[:, list(batch.rows)] = np.asarray(scores)[:, : len(batch.rows)]

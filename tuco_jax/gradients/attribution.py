@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from common_jax.errors import InputError
 from common_jax.io.files import atomic, check_writable
 from common_jax.report import page
+from tuco_jax.core.budget import default_budget
 from tuco_jax.core.last_token import tuco
 from tuco_jax.models import decoder
 from tuco_jax.models.layers import Positions
@@ -146,9 +147,11 @@ def attribute_prompts(
     prompts: Sequence[str | Sequence[Message] | Prompt],
     *,
     points: int = 32,
-    token_budget: int = 512,
+    token_budget: int | None = None,
 ) -> list[PromptAttribution]:
-    """`attribute` of texts, conversations or Prompts, `token_budget` tokens a batch at most.
+    """`attribute` of texts, conversations or Prompts, a batch of `token_budget` tokens at most.
+
+    By default what suits the backend (`core/budget.py`).
 
     Raises InputError naming the prompt.
     """
@@ -158,7 +161,8 @@ def attribute_prompts(
     )
     found: dict[int, PromptAttribution] = {}
     mesh = mesh_of(pair)
-    for batch in batching.by_length([row.size for row in ids], token_budget, batch_width(mesh)):
+    most = token_budget or default_budget(gradient=True)
+    for batch in batching.by_length([row.size for row in ids], most, batch_width(mesh)):
         tokens, mask = batching.pad(ids, batch)
         inputs = put_rows((jnp.asarray(tokens), jnp.asarray(mask)), mesh)
         got = jax.device_get(attribute(pair, *inputs, points=points, mesh=mesh))

@@ -1,4 +1,4 @@
-"""Batches of prompts, a row each, and how many tokens a batch holds: the one policy of sizes.
+"""Batches of prompts, a row each; how many tokens a batch holds is `core/budget.py`'s to say.
 
 What computes something at every token or at last tokens packs prompts side by side instead
 (`packing.py`). A row a prompt is for what treats a row as one: gradients by the prompt, a shared
@@ -11,19 +11,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-import jax
 import numpy as np
 
-__all__ = ["Batch", "by_length", "default_budget", "pad", "roomy"]
-
-
-def default_budget(small: int = 1024, large: int = 4096) -> int:
-    """Tokens of a batch, padding included, where the caller does not say: CPU, other backends.
-
-    A CPU is at its rate of products from some hundred tokens on, and with more than a thousand
-    what passes between products no longer fits its caches.
-    """
-    return small if jax.default_backend() == "cpu" else large
+__all__ = ["Batch", "by_length", "pad", "roomy"]
 
 
 @dataclasses.dataclass(frozen=True)

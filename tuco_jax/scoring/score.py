@@ -20,11 +20,11 @@ from jax.sharding import Mesh
 
 from common_jax import mesh as mesh_module
 from common_jax.errors import InputError
+from tuco_jax.core.budget import default_budget
 from tuco_jax.core.last_token import last_tokens
 from tuco_jax.core.walk import Source, source_of
 from tuco_jax.models import sharding
 from tuco_jax.models.pair import Pair
-from tuco_jax.prompts.batching import default_budget
 from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.packing import Packed, pack, padding
 from tuco_jax.prompts.read import (

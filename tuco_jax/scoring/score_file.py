@@ -20,8 +20,8 @@ import numpy as np
 from common_jax.errors import InputError
 from common_jax.io.files import check_writable, write_json
 from common_jax.mesh import make_mesh, mesh_for
+from tuco_jax.core.budget import default_budget
 from tuco_jax.models.pair import Pair
-from tuco_jax.prompts.batching import default_budget
 from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.read import (
     Prompt,

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from common_jax.errors import InputError
+from tuco_jax.core.budget import default_budget
 from tuco_jax.core.decompose import decompose
 from tuco_jax.core.stream import share
 from tuco_jax.core.walk import source_of
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import batch_width, mesh_of, put_rows
-from tuco_jax.prompts.batching import default_budget
 from tuco_jax.prompts.packing import pack
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from common_jax.errors import InputError
 from common_jax.mesh import make_mesh
 from tests.tuco import random_models as rm
 from tests.tuco.tiny_tokenizer import bos_tokenizer
+from tuco_jax.core.budget import default_budget
 from tuco_jax.core.last_token import last_token
 from tuco_jax.models.sharding import place
 from tuco_jax.prompts import batching
@@ -24,7 +25,7 @@ from tuco_jax.prompts.read import (
     as_prompts,
 )
 from tuco_jax.scoring.output import Journal
-from tuco_jax.scoring.score import default_budget, score, score_tokens
+from tuco_jax.scoring.score import score, score_tokens
 from tuco_jax.scoring.score_file import fingerprint
 
 CONFIG = rm.config(vocab_size=272, max_positions=64)
