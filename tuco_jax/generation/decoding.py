@@ -2,16 +2,17 @@
 
     x_{l+1} = x_l + f_FT + (alpha - 1) FTC        (= x_l + PTC + alpha FTC, exact at alpha = 1)
 
-Both models' blocks run on one stream, so there are two caches, PT's and FT's weights applied to
-the same x_l, each with its own rotary tables, window and epsilon; they hold for one alpha only.
+Both models' blocks run on one residual stream, so there are two caches, of PT's and of FT's keys
+and values at the same x_l, each with its own rotary tables, window and epsilon; a cache is valid
+for one alpha only.
 Embedding, final norm and head are FT's. Where alpha is 1 throughout, PT is not run at all.
 
 Columns of a cache are a prompt's tokens, padded on the right to P, then new tokens: every row
-writes its j-th new token in column P + j, at its own position (prompt length + j). Attention goes
-by positions, so the gap between is never seen.
+writes its j-th new token in column P + j, at its own position (prompt length + j). Attention masks
+by position, so the padding between is never seen.
 
-Legend: B batch, P padded prompt length, N room for new tokens, S = P + N columns, T tokens given
-at once, D residual width, V vocabulary, L layers.
+Legend: B batch, P padded prompt length, N room for new tokens, T tokens of one step, D residual
+width, V vocabulary, L layers, E end tokens.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from tuco_jax.core.cache import Cache, Held
 from tuco_jax.core.layer import Half, PairLayer
@@ -39,10 +41,10 @@ __all__ = ["DecodeStep", "Progress", "Request", "advance", "begin", "resume"]
 
 @struct.dataclass
 class DecodeStep:
-    """One layer over the columns given now, x [B, T, D]; returns their keys and values.
+    """The step of one layer over the next T columns; returns their keys and values.
 
-    own: (alpha [B] or None for the tuned model alone, `Held` of the layer). cache: without its
-    keys and values.
+    own: (alpha, or None for the tuned model alone; what the cache holds of this layer). cache:
+    without its keys and values.
     """
 
     places: Places
@@ -50,8 +52,11 @@ class DecodeStep:
     mesh: Mesh | None = struct.field(pytree_node=False)
 
     def __call__(
-        self, x: jax.Array, layer: PairLayer, own: tuple[jax.Array | None, Held]
-    ) -> tuple[jax.Array, tuple[KeysValues, ...]]:
+        self,
+        x: Float[Array, "B T D"],
+        layer: PairLayer,
+        own: tuple[Float[Array, " B"] | None, Held],
+    ) -> tuple[Float[Array, "B T D"], tuple[KeysValues, ...]]:
         """X + f_FT + (alpha - 1) FTC."""
         alpha, held = own
 
@@ -70,18 +75,18 @@ class DecodeStep:
 def advance(
     source: Source,
     cache: Cache,
-    tokens: jax.Array,
-    alpha: jax.Array | None,
+    tokens: Int[Array, "B T"],
+    alpha: Float[Array, "L B"] | None,
     *,
     mesh: Mesh | None = None,
-) -> tuple[jax.Array, Cache]:
-    """Run the next T columns, `tokens` [B, T], through all layers.
+) -> tuple[Float[Array, "B T D"], Cache]:
+    """Run the next T columns through all layers.
 
-    alpha: [L, B], or None for the tuned model alone; as the cache was made. Returns the stream
-    before the final norm, [B, T, D] float32, and the cache with these columns filled.
+    alpha: None for the tuned model alone; the one that the cache was filled with. Returns the
+    residual stream before the final norm, float32, and the cache with these columns filled.
 
-    LongRoPE and dynamic NTK decide by the length that a row has now; keys in the cache keep the
-    table they were made with.
+    LongRoPE and dynamic NTK choose frequencies by the length that a row has now; keys in the cache
+    stay rotated as they were.
     """
     bare = cache.bare()
     x, places = _enter(source.ends, bare, tokens, mesh=mesh)
@@ -91,9 +96,9 @@ def advance(
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def _enter(
-    ends: Pair, cache: Cache, tokens: jax.Array, *, mesh: Mesh | None
-) -> tuple[jax.Array, Places]:
-    """x_0 [B, T, D] of the next columns of a cache, and where they stand."""
+    ends: Pair, cache: Cache, tokens: Int[Array, "B T"], *, mesh: Mesh | None
+) -> tuple[Float[Array, "B T D"], Places]:
+    """x_0 of the next columns of a cache, and where they stand."""
 
     def now(a: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice_in_dim(a, cache.filled, tokens.shape[1], axis=1)
@@ -105,36 +110,45 @@ def _enter(
 
 @struct.dataclass
 class Request:
-    """What a batch asks for. alpha [L, B] or None; the others [B], but eos [E]."""
+    """What a batch is to generate.
 
-    alpha: jax.Array | None
-    limits: jax.Array  # most tokens that a row may generate now
-    before: jax.Array  # tokens that it generated in earlier rounds
-    keys: jax.Array
-    eos: jax.Array
+    alpha: None for the tuned model alone. limits: the most tokens that a row may generate now.
+    before: how many it generated in earlier rounds. keys: of the rows' samples. eos: tokens that
+    end a row.
+    """
+
+    alpha: Float[Array, "L B"] | None
+    limits: Int[Array, " B"]
+    before: Int[Array, " B"]
+    keys: Key[Array, " B"]
+    eos: Int[Array, " E"]
     sampling: Sampling
 
 
 @struct.dataclass
 class Progress:
-    """tokens [B, N], counts [B] of them; stopped [B]: by an end token or from outside."""
+    """What has been generated so far.
+
+    tokens: new ones, of which a row's first `counts` are set. stopped: by an end token, or by the
+    caller.
+    """
 
     cache: Cache
-    tokens: jax.Array
-    counts: jax.Array
-    stopped: jax.Array
+    tokens: Int[Array, "B N"]
+    counts: Int[Array, " B"]
+    stopped: Bool[Array, " B"]
 
 
 def begin(
     source: Source,
     request: Request,
-    tokens: jax.Array,
-    mask: jax.Array,
+    tokens: Int[Array, "B P"],
+    mask: Bool[Array, "B P"],
     *,
     room: int,
     mesh: Mesh | None = None,
 ) -> Progress:
-    """Read the prompts, tokens and mask [B, P], and choose the first new token of each."""
+    """Prefill: run the prompts, and choose the first new token of each. room: N."""
     run = _begin_compiled if source.one_program else _begin
     return run(source, request, tokens, mask, room=room, mesh=mesh)
 
@@ -142,7 +156,10 @@ def begin(
 def resume(
     source: Source, request: Request, progress: Progress, steps: int, *, mesh: Mesh | None = None
 ) -> Progress:
-    """Decode at most `steps` tokens more, until every row is done. `progress` is used up."""
+    """Decode at most `steps` tokens more, or until every row is done.
+
+    `progress` is donated: it cannot be used again.
+    """
     if source.one_program:
         return _resume_compiled(source, request, progress, jnp.int32(steps), mesh=mesh)
     for _ in range(steps):
@@ -155,8 +172,8 @@ def resume(
 def _begin(
     source: Any,
     request: Request,
-    tokens: jax.Array,
-    mask: jax.Array,
+    tokens: Int[Array, "B P"],
+    mask: Bool[Array, "B P"],
     *,
     room: int,
     mesh: Mesh | None,
@@ -180,7 +197,7 @@ _begin_compiled = jax.jit(_begin, static_argnames=("room", "mesh"))
 
 
 def _token(source: Any, request: Request, progress: Progress, mesh: Mesh | None) -> Progress:
-    """One token more of each row that goes on."""
+    """One more token of each row that is not done."""
     latest = _latest(_without_keys(progress))
     x, cache = advance(source, progress.cache, latest, request.alpha, mesh=mesh)
     return _emitted(source, request, dataclasses.replace(progress, cache=cache), x)
@@ -188,7 +205,7 @@ def _token(source: Any, request: Request, progress: Progress, mesh: Mesh | None)
 
 @functools.partial(jax.jit, static_argnames="mesh", donate_argnames="progress")
 def _resume_compiled(
-    source: Any, request: Request, progress: Progress, steps: jax.Array, *, mesh: Mesh | None
+    source: Any, request: Request, progress: Progress, steps: Int[Array, ""], *, mesh: Mesh | None
 ) -> Progress:
     def going(state: tuple[jax.Array, Progress]) -> jax.Array:
         step, progress = state
@@ -202,39 +219,41 @@ def _resume_compiled(
 
 
 def _without_keys(progress: Progress) -> Progress:
-    """All that small programs need: keys and values are neither copied nor passed."""
+    """Without keys and values, which small programs would otherwise be passed, and copy."""
     return dataclasses.replace(progress, cache=progress.cache.bare())
 
 
-def _emitted(source: Any, request: Request, progress: Progress, x: jax.Array) -> Progress:
+def _emitted(
+    source: Any, request: Request, progress: Progress, x: Float[Array, "B 1 D"]
+) -> Progress:
     done = _emit(source.ends, request, _without_keys(progress), x)
     return dataclasses.replace(done, cache=progress.cache)
 
 
 @jax.jit
-def _any_going(request: Request, progress: Progress) -> jax.Array:
+def _any_going(request: Request, progress: Progress) -> Bool[Array, ""]:
     """Whether a row has tokens yet to generate."""
     return (~progress.stopped & (progress.counts < request.limits)).any()
 
 
 @jax.jit
-def _latest(progress: Progress) -> jax.Array:
-    """The newest token of each row, [B, 1]."""
+def _latest(progress: Progress) -> Int[Array, "B 1"]:
+    """The newest token of each row."""
     last = jnp.maximum(progress.counts - 1, 0)[:, None]
     return jnp.take_along_axis(progress.tokens, last, axis=1)
 
 
 @jax.jit
-def _emit(pair: Pair, request: Request, progress: Progress, x: jax.Array) -> Progress:
-    """Choose each row's next token from its stream x [B, 1, D]; done rows keep what they have."""
+def _emit(pair: Pair, request: Request, progress: Progress, x: Float[Array, "B 1 D"]) -> Progress:
+    """Choose each row's next token from its residual stream x; rows that are done stay as is."""
     logits = decoder.logits(pair.tuned_config, pair.tuned_params, x[:, 0], pair.lora)
     counts = progress.counts
     token = choose(logits, request.sampling, request.keys, request.before + counts)
     going = ~progress.stopped & (counts < request.limits)
     ends = (token[:, None] == request.eos).any(axis=1)
-    kept = going & ~ends
+    added = going & ~ends
     column = jnp.arange(progress.tokens.shape[1]) == counts[:, None]
-    tokens = jnp.where(column & kept[:, None], token[:, None], progress.tokens)
+    tokens = jnp.where(column & added[:, None], token[:, None], progress.tokens)
     return dataclasses.replace(
-        progress, tokens=tokens, counts=counts + kept, stopped=progress.stopped | (going & ends)
+        progress, tokens=tokens, counts=counts + added, stopped=progress.stopped | (going & ends)
     )

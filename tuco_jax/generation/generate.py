@@ -2,22 +2,22 @@
 
     x_{l+1} = x_l + f_FT + (alpha - 1) FTC        (= x_l + PTC + alpha FTC, exact at alpha = 1)
 
-Both models' blocks run on one stream, so there are two key/value caches, PT's and FT's weights
-applied to the same x_l, each with its own rotary tables, window and epsilon; they hold for one
-alpha only. Embedding, final norm and head are FT's: alpha = 0 is PT's blocks between FT's ends.
-Where alpha is 1 throughout, PT is not run at all.
+`decoding.py` says how one batch is decoded. Embedding, final norm and head are FT's:
+alpha = 0 is PT's blocks between FT's embedding and head. Where alpha is 1 throughout, PT is not
+run at all.
 
-Legend: N prompts, L layers, B rows of a batch.
+Legend: N prompts, n tokens of a prompt, m new tokens, L layers, B rows of a batch, P padded prompt
+length.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
 from transformers import PreTrainedTokenizerBase
 
 from common_jax.errors import InputError
@@ -27,7 +27,7 @@ from tuco_jax.generation.options import GenerationOptions
 from tuco_jax.generation.sampling import Sampling, row_keys
 from tuco_jax.models.pair import Pair, single
 from tuco_jax.models.sharding import mesh_of, put_rows
-from tuco_jax.prompts.batching import Batch, pad, roomy
+from tuco_jax.prompts.batching import Batch, bucket_length, pad
 from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.read import (
     Message,
@@ -37,37 +37,38 @@ from tuco_jax.prompts.read import (
 
 __all__ = ["Response", "end_tokens", "generate", "generate_tokens", "respond"]
 
-_LOOK_EVERY = 8  # tokens between two looks for a stop text
+_CHECK_EVERY = 8  # tokens between two checks for a stop text
 
 
 def generate_tokens(
     pair: Pair,
-    prompts: Sequence[np.ndarray],
+    prompts: Sequence[Int[np.ndarray, " n"]],
     alpha: Any = 1.0,
     *,
     eos: Sequence[int] = (),
-    finished: Callable[[np.ndarray], bool] | None = None,
+    finished: Callable[[Int[np.ndarray, " m"]], bool] | None = None,
     mesh: Mesh | None = None,
     **options: Any,
-) -> list[np.ndarray]:
+) -> list[Int[np.ndarray, " m"]]:
     """New tokens of each prompt, the end token left out: N arrays int32, of unequal lengths.
 
     Args:
         pair: the two models.
-        prompts: N arrays of token ids, each [1 or more].
+        prompts: N arrays of token ids, none empty.
         alpha: broadcastable to [L, N]: a scalar, [N] per prompt, [L, 1] per layer.
         eos: tokens that end a row.
-        finished: asked every few tokens with a row's new tokens; True ends the row.
-        mesh: where rows are cut over; by default the devices that the pair lies on.
-        options: fields of `GenerationOptions`; `stop` is `finished`'s matter. Row i samples with
-            fold_in(key(seed), i), whatever batch it is in.
+        finished: called every few tokens with a row's new tokens; True ends the row.
+        mesh: rows are sharded over it; by default over the devices that the pair lies on.
+        options: fields of `GenerationOptions`; `stop` is not used here: `finished` is in its
+            place. Row i samples with fold_in(key(seed), i), whatever batch it is in.
 
-    Where a row crosses the length at which LongRoPE switches, it is read again from its start, so
-    that all its keys have one table, as an uncached pass would have. Dynamic NTK changes with
-    every token: there, keys keep the frequencies of the length that they were made at, as in
+    Where a row crosses the length at which LongRoPE switches, its prefill is run again, so that
+    all its keys have one set of frequencies, as an uncached pass would have. Dynamic NTK changes
+    with every token: there, keys keep the frequencies of the length that they were made at, as in
     transformers.
 
-    Raises InputError for an alpha of the wrong shape or a prompt that leaves no room.
+    Raises InputError for an alpha of the wrong shape or not finite, and for a prompt that is empty
+    or fills the context.
     """
     how = GenerationOptions(**options)
     sampling = Sampling.of(how.temperature, how.top_k, how.top_p)
@@ -92,7 +93,7 @@ def generate_tokens(
             rows = np.asarray(pending[first : first + how.batch_size])
             lengths = np.asarray([len(texts[i]) for i in rows])
             size = min(how.batch_size, 1 << (len(rows) - 1).bit_length())
-            batch = Batch(tuple(rows.tolist()), size, roomy(int(lengths.max())))
+            batch = Batch(tuple(rows.tolist()), size, bucket_length(int(lengths.max())))
             padded = np.concatenate([rows, np.full(size - len(rows), rows[0])])
             limits = np.zeros(size, np.int32)
             limits[: len(rows)] = [
@@ -107,7 +108,7 @@ def generate_tokens(
                 eos=jnp.asarray(eos, jnp.int32).reshape(-1),
                 sampling=sampling,
             )
-            room = roomy(int(limits.max()))
+            room = bucket_length(int(limits.max()))
             earlier = [texts[i][starts[i] :] for i in rows]
             tokens, mask = put_rows(pad(texts, batch), mesh)
             new, stopped = _run(source, request, tokens, mask, room, earlier, finished, mesh)
@@ -122,19 +123,19 @@ def generate_tokens(
 def _run(
     source: Source,
     request: Request,
-    tokens: jax.Array,
-    mask: jax.Array,
+    tokens: Int[Array, "B P"],
+    mask: Bool[Array, "B P"],
     room: int,
-    earlier: Sequence[np.ndarray],
-    finished: Callable[[np.ndarray], bool] | None,
+    earlier: Sequence[Int[np.ndarray, " m"]],
+    finished: Callable[[Int[np.ndarray, " m"]], bool] | None,
     mesh: Mesh | None,
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """One batch to its end: each row's new tokens, and which rows were stopped [B].
+) -> tuple[list[Int[np.ndarray, " m"]], Bool[np.ndarray, " B"]]:
+    """One batch to its end: each row's new tokens, and which rows were stopped.
 
-    earlier: what real rows generated in other rounds; the rest of the batch is filling.
+    earlier: what real rows generated in other rounds; the rows beyond these are filling.
     """
     limits = np.asarray(request.limits)
-    steps = room if finished is None else _LOOK_EVERY
+    steps = room if finished is None else _CHECK_EVERY
     progress = begin(source, request, tokens, mask, room=room, mesh=mesh)
     while True:
         new, counts = np.asarray(progress.tokens), np.asarray(progress.counts)
@@ -148,8 +149,8 @@ def _run(
         progress = resume(source, request, progress, steps, mesh=mesh)
 
 
-def _plan(pair: Pair, alpha: Any, rows: int) -> tuple[Pair, np.ndarray | None]:
-    """The pair to run and alpha as [L, N], or None where one model's blocks are enough."""
+def _plan(pair: Pair, alpha: Any, rows: int) -> tuple[Pair, Float[np.ndarray, "L N"] | None]:
+    """The pair to run, and alpha, or None where one model's blocks are enough."""
     depth = pair.tuned_config.depth
     try:
         alphas = np.broadcast_to(np.asarray(alpha, np.float32), (depth, rows))
@@ -163,7 +164,7 @@ def _plan(pair: Pair, alpha: Any, rows: int) -> tuple[Pair, np.ndarray | None]:
     if (alphas == 1).all():
         return pair, None
     if not alphas.any() and pair.base_config == pair.tuned_config:
-        # PT's blocks between FT's ends are a model, too, and cost one pass instead of two.
+        # PT's blocks between FT's embedding and head are one model: one pass instead of two.
         params = pair.tuned_params | {"layers": pair.base["layers"]}
         lora = {k: v for k, v in pair.lora.items() if k != "layers"}
         return dataclasses.replace(pair, base=params, tuned={}, lora=lora), None
@@ -171,7 +172,7 @@ def _plan(pair: Pair, alpha: Any, rows: int) -> tuple[Pair, np.ndarray | None]:
 
 
 def _until_switch(pair: Pair, length: int) -> int:
-    """New tokens that a row of `length` may get before a LongRoPE table changes."""
+    """New tokens that a row of `length` may get before LongRoPE's frequencies change."""
     switches = {
         rope.switch
         for config in (pair.base_config, pair.tuned_config)
@@ -202,14 +203,14 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-    """An answer. prompt [n] and tokens [m], ids int32; text, of the tokens, special ones left out.
+    """An answer: the prompt's and the answer's token ids, and its text without special tokens.
 
-    Where a stop text ended it, `text` is what stands before that, and `tokens` the fewest that
-    hold it.
+    Where a stop text ended the answer, `text` is what comes before the stop text, and `tokens`
+    are the fewest that hold `text`.
     """
 
-    prompt: np.ndarray
-    tokens: np.ndarray
+    prompt: Int[np.ndarray, " n"]
+    tokens: Int[np.ndarray, " m"]
     text: str
 
 
@@ -248,8 +249,8 @@ def respond(
     """`generate`, with the tokens of prompts and answers; arguments and errors are the same.
 
     model: "base" is the plain base model, between its own embedding and head (unlike alpha 0,
-    which keeps the tuned model's); alpha must then be 1. mesh: where rows are cut over; by default
-    the devices that the pair lies on.
+    which keeps the tuned model's); alpha must then be 1. mesh: rows are sharded over it; by
+    default over the devices that the pair lies on.
     """
     if model not in ("tuned", "base"):
         raise InputError(f"model is {model!r}: give 'tuned' or 'base'")

@@ -1,6 +1,6 @@
-"""Prompts in, answers under FTC_alpha out, token by token with their TuCo if wanted.
+"""Answer a file of prompts under FTC_alpha scaling, if wanted with the TuCo of each new token.
 
-What `tuco-jax generate` runs. Outputs, prompts and settings are checked before any model is read.
+`tuco-jax generate` runs this. Outputs, prompts and settings are checked before any model is read.
 """
 
 import dataclasses
@@ -65,8 +65,8 @@ class Answer:
 def generate_file(options: AnswerOptions) -> list[Answer]:
     """Answer one prompt, or every prompt of a file, in order.
 
-    `out` gets a row an answer: id, prompt or messages, label, response, tokens, and the tokens'
-    TuCo (`token_tuco.response_tuco`) if asked for; `page` asks for it. Findings about the pair are
+    `out` gets a row for each answer: id, prompt or messages, label, response, tokens, and with
+    `tuco` or `page` each token's TuCo (`token_tuco.response_tuco`). Notes about the pair are
     printed to stderr. Raises InputError, before anything is written, for whatever is wrong with
     the input.
     """
@@ -116,7 +116,7 @@ def generate_file(options: AnswerOptions) -> list[Answer]:
 
 
 def _prompts(options: AnswerOptions) -> list[Prompt]:
-    """The one given as text, or those of the file."""
+    """The prompt given as text, or those of the file."""
     if bool(options.prompt) == (options.prompts is not None):
         raise InputError("give --prompt TEXT or --prompts FILE, one of the two")
     if options.prompts is not None:
@@ -138,7 +138,7 @@ def _as_chat(row: Prompt) -> Prompt:
 
 
 def lines(answer: Answer, *, names: bool) -> list[str]:
-    """An answer for a terminal: its text, or a line a token, TuCo first.
+    """An answer for a terminal: its text, or a line for each token, TuCo first.
 
     names: begin with the prompt's id.
     """
@@ -148,7 +148,7 @@ def lines(answer: Answer, *, names: bool) -> list[str]:
     return [*head, *(f"{p.tuco:.4f}  {p.text!r}" for p in answer.pieces)]
 
 
-def _asked(prompt: Prompt) -> str:
+def _question(prompt: Prompt) -> str:
     return str(prompt.messages[-1]["content"] if prompt.messages else prompt.prompt)
 
 
@@ -165,7 +165,7 @@ def _render(
         for piece in answer.pieces or ():
             shade = float(np.clip((piece.tuco - low) / max(high - low, 1e-9), 0, 1))
             tokens.append((piece, shade, piece.text in special))
-        entries.append((answer.prompt.id, _asked(answer.prompt), tokens))
+        entries.append((answer.prompt.id, _question(answer.prompt), tokens))
     facts = facts | {"tuco-reward-jax": importlib.metadata.version("tuco-reward-jax")}
     mean = f"{np.mean(values):.4f}" if values else "none"
     return pages.render(

@@ -1,4 +1,4 @@
-"""How answers are generated; light, so that --help comes at once."""
+"""How answers are generated; imports little, so that --help is quick."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ class GenerationOptions:
         max_new_tokens: the most tokens of an answer; fewer where the model's context ends.
         temperature: 0 takes the most likely token.
         top_k: sample among the top_k likeliest tokens; 0 is all.
-        top_p: of those, among the fewest whose probabilities reach top_p.
-        seed: of the samples; a prompt's sample depends on it and on the prompt's place alone.
+        top_p: of those, sample among the fewest whose probabilities sum to top_p.
+        seed: of the samples; a prompt's sample depends on it and on the prompt's number alone.
         stop: texts at which an answer ends, as a list; they are left out.
         batch_size: prompts that are answered at once, sorted by length.
     """
@@ -50,7 +50,7 @@ class GenerationOptions:
 
     @property
     def stops(self) -> list[str]:
-        """Stop texts; one may be given by itself."""
+        """The stop texts, as a list, also where `stop` is a single text."""
         return [self.stop] if isinstance(self.stop, str) else list(self.stop)
 
 

@@ -1,25 +1,26 @@
 """Choosing the next token from logits: greedy, or temperature with top-k and top-p.
 
-Legend: B batch, V vocabulary, k candidates.
+Legend: B batch, V vocabulary.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Array, Float, Int, Key
 
 __all__ = ["Sampling", "choose", "row_keys"]
 
 
 @struct.dataclass
 class Sampling:
-    """How to choose. temperature None: the most likely token, and the rest is not looked at.
+    """How to choose. temperature None: the most likely token; the other fields are not used.
 
     Logits are divided by `temperature`; the `top_k` likeliest tokens stay (0: all of them); of
     those, the fewest whose probabilities reach `top_p` stay (None: all).
     """
 
-    temperature: jax.Array | float | None = None
-    top_p: jax.Array | float | None = None
+    temperature: Float[Array, ""] | float | None = None
+    top_p: Float[Array, ""] | float | None = None
     top_k: int = struct.field(pytree_node=False, default=0)
 
     @classmethod
@@ -30,29 +31,34 @@ class Sampling:
         return cls(temperature, top_p if top_p < 1 else None, top_k)
 
 
-def row_keys(seed: int, rows: jax.Array) -> jax.Array:
-    """One key for each of `rows` [B] int: a row's sample depends on its number, not its batch."""
+def row_keys(seed: int, rows: Int[Array, " B"]) -> Key[Array, " B"]:
+    """One key for each of `rows`: a row's sample depends on its number, not its batch."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
 
 
-def choose(logits: jax.Array, sampling: Sampling, keys: jax.Array, counts: jax.Array) -> jax.Array:
-    """The next token of each row, [B] int32, from logits [B, V] float32.
+def choose(
+    logits: Float[Array, "B V"],
+    sampling: Sampling,
+    keys: Key[Array, " B"],
+    counts: Int[Array, " B"],
+) -> Int[Array, " B"]:
+    """The next token of each row, int32, from its logits, float32.
 
-    keys [B]: the rows' own keys; counts [B]: how many tokens each row has generated before.
+    keys: the rows' own. counts: how many tokens each row has generated before.
     """
     if sampling.temperature is None:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    scores, candidates = logits / sampling.temperature, None
+    logits, candidates = logits / sampling.temperature, None
     if sampling.top_k or sampling.top_p is not None:
         k = min(sampling.top_k or logits.shape[-1], logits.shape[-1])
-        scores, candidates = jax.lax.top_k(scores, k)
+        logits, candidates = jax.lax.top_k(logits, k)
     if sampling.top_p is not None:
-        shares = jax.nn.softmax(scores, axis=-1)
-        likelier = jnp.cumsum(shares, axis=-1) - shares  # of the tokens before this one
-        first = jnp.arange(scores.shape[-1]) == 0
-        scores = jnp.where((likelier < sampling.top_p) | first, scores, -jnp.inf)
+        probabilities = jax.nn.softmax(logits, axis=-1)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities  # of all likelier tokens
+        first = jnp.arange(logits.shape[-1]) == 0
+        logits = jnp.where((before < sampling.top_p) | first, logits, -jnp.inf)
     keys = jax.vmap(jax.random.fold_in)(keys, counts)
-    chosen = jax.vmap(jax.random.categorical)(keys, scores)
+    chosen = jax.vmap(jax.random.categorical)(keys, logits)
     if candidates is not None:
         chosen = jnp.take_along_axis(candidates, chosen[:, None], axis=-1)[:, 0]
     return chosen.astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""Softmax attention by backend, in one place: which form a row takes, and the two that are ours.
+"""Softmax attention by backend, in one place: which form is used where, and the two written here.
 
 Legend: B batch, T tokens (keys), Q query tokens, H query heads, K key/value heads, G = H / K,
 h head width.
@@ -11,16 +11,16 @@ h head width.
     chunks  elsewhere, and    nothing                                     B H 512 512 logits
             what these refuse
 
-The choice is made by the platform that a program is lowered for, so that a CPU can lower for a
-TPU. cuDNN alone is asked for only where a GPU is this process's own: JAX must find the library
-when it traces. Rows of up to 512 tokens fit one chunk and need no kernel.
+The form is chosen by the platform that a program is lowered for, so that a process without a TPU
+can lower for one. cuDNN is chosen only in a process that has a GPU: JAX must find the library when
+it traces. Rows of up to 512 tokens fit one chunk and need no kernel.
 
 Whatever the form, float32 weights mean float32: splash is traced with products of the highest
 precision (float32 contractions in Mosaic), chunks and parts ask XLA for the same, and cuDNN, which
 cannot, never sees float32. All forms are differentiable in every mode: kernels give the numbers of
 the forward pass and chunks their derivatives, which hold no B H T T array either.
 
-At padding every form gives finite numbers, not the same ones: nothing reads them.
+At padding every form gives finite numbers, but not the same ones: nothing reads them.
 """
 
 import functools
@@ -29,6 +29,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from tuco_jax.models.attention_kernels import cudnn, cudnn_width, splash
 from tuco_jax.models.numerics import matmul, softcap
@@ -41,25 +42,25 @@ _SIZE = 512  # queries and keys of one chunk
 
 
 def attend(
-    q: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
+    q: Float[Array, "B Q H h"],
+    keys: Float[Array, "B K T h"],
+    values: Float[Array, "B K T h"],
     query: Positions,
     key: Positions,
-    window: jax.Array,
+    window: Int[Array, ""],
     windows: tuple[int, ...],
     cap: float = 0.0,
-) -> jax.Array:
-    """Mix values, softmax(cap(q k)) v of each query over keys that it sees: [B, Q, H, h] float32.
+) -> Float[Array, "B Q H h"]:
+    """Attention's output softmax(cap(q k)) v over the keys that each query sees, float32.
 
     Args:
-        q: [B, Q, H, h] float32, already scaled.
-        keys: [B, K, T, h]; head i of q goes with head i // G of these.
-        values: [B, K, T, h].
+        q: queries, float32, already scaled.
+        keys: query head i goes with key/value head i // G.
+        values: of the same heads as `keys`.
         query: where the queries stand, [B, Q].
         key: where the keys stand, [B, T]; `query` itself, the same object, where rows attend to
             themselves: only then can columns be left out that no query sees, and kernels be used.
-        window: int, how many tokens back a query sees, itself included; 0: all.
+        window: how many tokens back a query sees, itself included; 0: all.
         windows: the values that `window` may have; kernels are made for each.
         cap: logits are squashed into (-cap, cap); 0: they are not.
     """
@@ -76,8 +77,8 @@ def attend(
     _, query, key, window = jax.lax.optimization_barrier((first, query, key, window))
 
     def form(run: Any, *options: Any) -> Any:
-        # Each recomputes its inside when differentiated: what one form would keep for it, every
-        # other would have to hold, as zeros, on its own platform.
+        # Each form is recomputed when differentiated: what one would save for its derivative,
+        # every other would have to hold, as zeros, on its own platform.
         @jax.checkpoint
         def whole(q, keys, values, query, key, window):
             at = (query, query) if own else (query, key)
@@ -103,9 +104,10 @@ def attend(
 def kernels(
     *, own: bool, tokens: int, width: int, dtype: Any, segments: bool, cap: float
 ) -> dict[str, Literal["splash", "cudnn"]]:
-    """The platforms that have a kernel for such rows, and which; the others use chunks.
+    """Which kernel each platform has for such rows; platforms that are not named use chunks.
 
-    own: rows attend to themselves; width: h; dtype: the weights'.
+    own: rows attend to themselves. tokens: T. width: h. dtype: that of the weights. segments:
+    whether rows hold several prompts. cap: as in `attend`.
     """
     found: dict[str, Literal["splash", "cudnn"]] = {}
     if not own or tokens <= _SIZE:
@@ -120,14 +122,14 @@ def kernels(
 
 def _in_parts(
     cap: float,
-    q: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
+    q: Float[Array, "B K G Q h"],
+    keys: Float[Array, "B K T h"],
+    values: Float[Array, "B K T h"],
     query: Positions,
     key: Positions,
-    window: jax.Array,
-) -> jax.Array:
-    """The CPU's form, q [B, K, G, Q, h] to [B, K, G, Q, h]: all logits of one part at once."""
+    window: Int[Array, ""],
+) -> Float[Array, "B K G Q h"]:
+    """The CPU's form: all logits of one part of the queries at once."""
     rows, shared, group, queries, width = q.shape
     # Added rather than selected: the same number, and XLA on CPU fuses attention into one.
     hidden = _hidden(query, key, window)[:, None, None]
@@ -159,8 +161,8 @@ def _query_parts(own: bool, queries: int, keys: int) -> list[tuple[int, int, int
     return [(start, stop, stop) for start, stop in itertools.pairwise(bounds)]
 
 
-def _visible(query: Positions, key: Positions, window: jax.Array) -> jax.Array:
-    """Which keys a query attends to, [B, Q, T] bool."""
+def _visible(query: Positions, key: Positions, window: Int[Array, ""]) -> Bool[Array, "B Q T"]:
+    """Which keys each query attends to."""
     distance = query.index[:, :, None] - key.index[:, None, :]
     visible = (distance >= 0) & key.mask[:, None, :]
     visible &= (window == 0) | (distance < window)
@@ -179,15 +181,15 @@ def _hidden(query: Positions, key: Positions, window: jax.Array) -> jax.Array:
 
 def _in_chunks(
     cap: float,
-    q: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
+    q: Float[Array, "B K G Q h"],
+    keys: Float[Array, "B K T h"],
+    values: Float[Array, "B K T h"],
     query: Positions,
     key: Positions,
-    window: jax.Array,
+    window: Int[Array, ""],
     size: int = _SIZE,
-) -> jax.Array:
-    """The fallback, q [B, K, G, Q, h] to [B, K, G, Q, h]: `size` queries by `size` keys at a time.
+) -> Float[Array, "B K G Q h"]:
+    """The fallback: `size` queries by `size` keys at a time.
 
     The softmax over keys is corrected chunk by chunk (Milakov and Gimelshein, arXiv 1805.02867;
     Rabe and Staats, arXiv 2112.05682). Chunks of which no query of the block sees a key are
@@ -257,8 +259,8 @@ def _cut(x: jax.Array, axis: int, size: int) -> jax.Array:
     return jnp.moveaxis(x.reshape(shape), axis, 0)
 
 
-def _any_visible(query: Positions, key: Positions, window: jax.Array) -> jax.Array:
-    """Whether any of these queries may see any of these keys, bool, from their ranges alone."""
+def _any_visible(query: Positions, key: Positions, window: Int[Array, ""]) -> Bool[Array, ""]:
+    """Whether any of these queries may see any of these keys, from their ranges alone."""
 
     def least(a: jax.Array) -> jax.Array:
         return jnp.min(jnp.where(key.mask, a, jnp.iinfo(a.dtype).max), axis=1)
@@ -280,14 +282,14 @@ def _by_kernel(
     run: Any,
     windows: tuple[int, ...],
     cap: float,
-    q: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
+    q: Float[Array, "B K G T h"],
+    keys: Float[Array, "B K T h"],
+    values: Float[Array, "B K T h"],
     at: Positions,
     _: Positions,
-    window: jax.Array,
-) -> jax.Array:
-    """A kernel's numbers, made for each window that there may be, with the chunks' derivatives."""
+    window: Int[Array, ""],
+) -> Float[Array, "B K G T h"]:
+    """A kernel's output, compiled for each window that there may be; chunks' derivatives."""
     windows = tuple(sorted(set(windows)))
     branches = [functools.partial(run, w, cap) for w in windows]
     which = jnp.argmax(jnp.asarray(windows) == window)
@@ -298,7 +300,7 @@ def _by_kernel(
 def _tangents(run: Any, windows: tuple[int, ...], cap: float, primals: Any, tangents: Any) -> Any:
     at, _, window = primals[3:]
 
-    def chunks(q: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+    def chunks(q: Array, keys: Array, values: Array) -> Array:
         return _in_chunks(cap, q, keys, values, at, at, window)
 
     _, moved = jax.jvp(chunks, primals[:3], tangents[:3])

@@ -1,11 +1,11 @@
-"""Attention kernels that others keep, for rows that attend to themselves: splash and cuDNN.
+"""Attention kernels of other projects, for rows that attend to themselves: splash and cuDNN.
 
 Legend: B batch, T tokens, K key/value heads, G query heads of each, h head width. Both take
-(window, cap, q [B, K, G, T, h] float32, keys and values [B, K, T, h], at: where the tokens stand)
-and return [B, K, G, T, h] float32. `window` is static here; 0: all earlier tokens.
+float32 queries, already scaled, and return float32. `window` is static here; 0: all earlier
+tokens. `at` says where the tokens stand.
 
-Both know columns, not positions. Without a window a token sees the real ones before it either way.
-With a window, and for cuDNN always, rows are first brought together, real tokens in front: then
+Both mask by column, not by position. Without a window a token sees the real ones before it either
+way. With a window, and for cuDNN always, each row's real tokens are first moved to its front: then
 columns are as far apart as positions, wherever the padding stood.
 """
 
@@ -19,26 +19,30 @@ import numpy as np
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.pallas.ops.tpu import splash_attention as ops
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float
 
 from tuco_jax.models.positions import Positions
 
 __all__ = ["cudnn", "cudnn_width", "splash"]
 
 _LANES = 128  # rows are padded to a multiple of it
-_PADDING = -(2**31)  # the segment of it
+_PADDING = -(2**31)  # the segment of padding
 
 
 def splash(
     window: int,
     cap: float,
-    q: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
+    q: Float[Array, "B K G T h"],
+    keys: Float[Array, "B K T h"],
+    values: Float[Array, "B K T h"],
     at: Positions,
     *,
     interpret: bool = False,
-) -> jax.Array:
-    """Splash attention (TPU): caps, windows, segments and padding; float32 stays float32."""
+) -> Float[Array, "B K G T h"]:
+    """Splash attention (TPU): caps, windows, segments and padding; float32 stays float32.
+
+    interpret: run the kernel in Pallas' interpreter, as a CPU must.
+    """
     segments = jnp.zeros_like(at.index) if at.segments is None else at.segments
     segments = jnp.where(at.mask, segments, _PADDING).astype(jnp.int32)
     tokens, heads = q.shape[3], q.shape[1] * q.shape[2]
@@ -63,8 +67,8 @@ def _splash_over(
 ) -> Callable[..., jax.Array]:
     """The kernel over q [B, K, G, T, h], keys, values [B, K, T, h] and segments [B, T] int.
 
-    A mesh may cut rows and key/value heads: XLA does not cut Mosaic kernels by itself, so that
-    the rule is stated here.
+    Rows and key/value heads may be sharded over a mesh: XLA does not partition Mosaic kernels by
+    itself, so that the rule is stated here.
     """
     shape = tokens, tokens
     mask = ops.LocalMask(shape, (window - 1, 0), 0) if window else ops.CausalMask(shape)
@@ -108,14 +112,17 @@ def _splash_over(
 def cudnn(
     window: int,
     cap: float,
-    q: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
+    q: Float[Array, "B K G T h"],
+    keys: Float[Array, "B K T h"],
+    values: Float[Array, "B K T h"],
     at: Positions,
     *,
     implementation: Literal["cudnn", "xla"] = "cudnn",
-) -> jax.Array:
-    """Flash attention by cuDNN (CUDA): bfloat16 or float16, no cap, no segments."""
+) -> Float[Array, "B K G T h"]:
+    """Flash attention by cuDNN (CUDA): bfloat16 or float16, no cap, no segments.
+
+    implementation: "xla" computes the same without a GPU, for tests.
+    """
     assert not cap and at.segments is None and keys.dtype != jnp.float32
 
     def run(q: jax.Array, keys: jax.Array, values: jax.Array, _: jax.Array) -> jax.Array:
@@ -142,8 +149,8 @@ def cudnn_width() -> int:
     return 256 if least >= 9 else 128 if least >= 8 else 0
 
 
-def _together(run: Callable[..., jax.Array], mask: jax.Array) -> Callable[..., jax.Array]:
-    """`run` over q, keys, values and [B, T] ints, each row's real tokens brought to its front."""
+def _together(run: Callable[..., jax.Array], mask: Bool[Array, "B T"]) -> Callable[..., jax.Array]:
+    """`run` over q, keys, values and [B, T] ints, each row's real tokens moved to its front."""
     order = jnp.argsort(~mask, axis=1, stable=True)
 
     def take(x: jax.Array, axis: int, order: jax.Array = order) -> jax.Array:

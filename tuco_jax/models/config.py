@@ -1,7 +1,7 @@
 """One frozen, hashable description of a decoder, whatever its family.
 
-A family is nothing but a point in this space: `from_huggingface` maps a Hugging Face config to
-it, and the one block in `layers.py` is switched by it.
+A family is nothing but a choice of these fields: `from_huggingface` maps a Hugging Face config to
+them, and the one block in `layers.py` reads them.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ class Rope:
 
     `frequencies` [rotary_dim / 2] turn a position into an angle. Rows longer than `switch` tokens
     use `long_frequencies` (LongRoPE), or a base that grows with the row (`dynamic_factor`, NTK).
-    Both are decided per row, never per batch, so that padding and buckets change nothing.
+    Both depend on the row, never on the batch, so that padding and packing change nothing.
     """
 
     frequencies: tuple[float, ...]
@@ -51,7 +51,7 @@ class ModelConfig:
     norm_eps: float = 1e-6
     norm_offset: float = 0.0  # Gemma's norms multiply by offset + scale
     pre_norm: bool = True
-    post_norm: bool = False  # norms on what attention and MLP add (Gemma 2/3, OLMo 2)
+    post_norm: bool = False  # norms on the outputs of attention and MLP (Gemma 2/3, OLMo 2)
     parallel: bool = False  # attention and MLP read the same stream (GPT-NeoX)
 
     activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"

@@ -1,6 +1,6 @@
 """A decoder as pure functions on a plain dict of parameters, layers stacked on axis 0.
 
-Legend: B batch, T tokens, D residual width, V vocabulary, L layers.
+Legend: B batch, T tokens, D residual width, V vocabulary, L layers, P learned positions, r rank.
 
     {"embed": {"table": [V, D]}, "positions": {"table": [P, D]} (learned positions only),
      "layers": {... each leaf [L, ...] ...}, "final_norm": {...},
@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
 
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.layers import (
@@ -45,12 +46,12 @@ Params = dict[str, Any]
 
 
 def param_shapes(config: ModelConfig) -> Params:
-    """The parameter tree that `config` calls for, with `jax.ShapeDtypeStruct` leaves (float32)."""
+    """The parameter tree of a model of this config, as `jax.ShapeDtypeStruct` leaves (float32)."""
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def init(config: ModelConfig, key: jax.Array) -> Params:
+def init(config: ModelConfig, key: Key[Array, ""]) -> Params:
     """Random parameters in float32, norms at one and biases at zero."""
     keys = jax.random.split(key, 5)
     x = jnp.zeros((1, 1, config.width))
@@ -76,7 +77,7 @@ def init(config: ModelConfig, key: jax.Array) -> Params:
 
 
 def merge(params: Params, overrides: Params | None) -> Params:
-    """`params` with the leaves of `overrides` in their place; the rest are shared, not copied."""
+    """`params` with the leaves of `overrides` in place of its own; no leaf is copied."""
     if not overrides:
         return params
     merged = dict(params)
@@ -92,9 +93,9 @@ def variables(layer: Params, lora: Params | None = None) -> dict[str, Params]:
 
 
 def embed(
-    config: ModelConfig, params: Params, tokens: jax.Array, positions: Positions
-) -> jax.Array:
-    """The residual stream before the first layer, [B, T, D] float32."""
+    config: ModelConfig, params: Params, tokens: Int[Array, "B T"], positions: Positions
+) -> Float[Array, "B T D"]:
+    """The residual stream before the first layer, float32."""
     x = params["embed"]["table"][tokens].astype(jnp.float32)
     if config.embed_scale != 1:
         x *= config.embed_scale
@@ -106,19 +107,19 @@ def embed(
 def forward(
     config: ModelConfig,
     params: Params,
-    x: jax.Array,
+    x: Float[Array, "B T D"],
     positions: Positions,
     lora: Params | None = None,
     *,
     hidden_states: bool = False,
     remat: bool = False,
     mesh: jax.sharding.Mesh | None = None,
-) -> tuple[jax.Array, jax.Array | None]:
-    """Run all layers over the stream x [B, T, D].
+) -> tuple[Float[Array, "B T D"], Float[Array, "L B T D"] | None]:
+    """Run all layers over the residual stream x.
 
     Returns the stream after the last layer, before the final norm, and, with `hidden_states`, the
-    stream after every layer, [L, B, T, D]. `remat` recomputes activations in the backward pass.
-    Over a `mesh`, the stream stays cut by rows.
+    stream after every layer. `remat` recomputes activations in the backward pass. Over a `mesh`,
+    the stream stays sharded by rows.
     """
 
     def body(x: jax.Array, xs: tuple[Params, Params, LayerInfo]):
@@ -135,9 +136,9 @@ def forward(
 
 
 def logits(
-    config: ModelConfig, params: Params, x: jax.Array, lora: Params | None = None
-) -> jax.Array:
-    """Final norm and unembedding of x [..., D]: logits [..., V] float32."""
+    config: ModelConfig, params: Params, x: Float[Array, "... D"], lora: Params | None = None
+) -> Float[Array, "... V"]:
+    """Final norm and unembedding: logits, float32."""
     normed = make_norm(config).apply({"params": params["final_norm"]}, x)
     head = params["head"] if "head" in params else {"kernel": params["embed"]["table"].T}
     y = Linear(config.vocab_size).apply(variables(head, (lora or {}).get("head")), normed)

@@ -1,4 +1,4 @@
-"""From a Hugging Face config to a `ModelConfig`: one small mapping a family.
+"""From a Hugging Face config to a `ModelConfig`: one small mapping for each family.
 
 A new family is one mapping here, one key table (`weights/keys.py`) and one parity case
 (`tests/tuco/models/test_parity.py`). Zephyr is Mistral or Gemma, Vicuna is Llama.
@@ -76,7 +76,7 @@ def _activation(name: str) -> str:
 
 
 def _windows(c: PreTrainedConfig, layer_types: list[str] | None) -> tuple[int, ...]:
-    """Each layer's window: of the sliding layers, or of all where there are no types."""
+    """Each layer's window: the sliding layers have it, or all where layers have no types."""
     window = getattr(c, "sliding_window", None) or 0
     if layer_types is None:
         return (window,) * c.num_hidden_layers
@@ -88,7 +88,7 @@ def _windows(c: PreTrainedConfig, layer_types: list[str] | None) -> tuple[int, .
 
 
 def _common(c: PreTrainedConfig, activation: str = "hidden_act") -> Fields:
-    """What Llama and all that came after share; heads may be wider than width / heads.
+    """Fields that Llama and its successors share; a head may be wider than width / heads.
 
     activation: the field that the family's code in transformers reads.
     """

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from tuco_jax.models.attention import attend
 from tuco_jax.models.config import ModelConfig
@@ -36,33 +37,33 @@ __all__ = [
     "whole_block",
 ]
 
-KeysValues = tuple[jax.Array, jax.Array]  # rotated keys and values, [B, K, T, h] each
+KeysValues = tuple[Float[Array, "B K T h"], Float[Array, "B K T h"]]  # keys are rotated
 Variables = dict[str, Any]  # {"params": ...}, and "lora" where there are low-rank factors
 
 
 class Delta(NamedTuple):
-    """What one block adds to the stream, [B, Q, D] each; their sum is f(x, l)."""
+    """What one block adds to the residual stream; their sum is f(x, l)."""
 
-    attention: jax.Array
-    mlp: jax.Array
+    attention: Float[Array, "B Q D"]
+    mlp: Float[Array, "B Q D"]
 
     @property
-    def total(self) -> jax.Array:
+    def total(self) -> Float[Array, "B Q D"]:
         return self.attention + self.mlp
 
 
 class Linear(nn.Module):
-    """x W + b [.., out], plus (x A) B where the "lora" collection holds factors.
+    """x W + b, plus (x A) B where the "lora" collection holds factors.
 
     The adapter's scale is folded into B. W x is written once, so that a base and its adapter
-    share it when both are evaluated on the same x.
+    share it when both are evaluated at the same x.
     """
 
     features: int
     bias: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
         y = matmul(x, kernel)
         if self.has_variable("lora", "a"):
@@ -81,7 +82,7 @@ class RMSNorm(nn.Module):
     offset: float = 0.0
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "... n"]) -> Float[Array, "... n"]:
         scale = self.param("scale", nn.initializers.constant(1 - self.offset), (x.shape[-1],))
         inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
         return x * inverse * (along_last(scale, x) + self.offset)
@@ -93,7 +94,7 @@ class LayerNorm(nn.Module):
     eps: float
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "... n"]) -> Float[Array, "... n"]:
         scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
         x = x - jnp.mean(x, axis=-1, keepdims=True)
@@ -109,7 +110,7 @@ def make_norm(config: ModelConfig) -> nn.Module:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions, a window and optional query/key norms."""
+    """Grouped-query attention with rotary positions, a window and, in some families, QK norms."""
 
     config: ModelConfig
 
@@ -123,8 +124,10 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(c.norm_eps, c.norm_offset)
             self.k_norm = RMSNorm(c.norm_eps, c.norm_offset)
 
-    def _heads(self, x: jax.Array, norm: nn.Module | None) -> jax.Array:
-        """[B, T, heads * h] -> [B, T, heads, h], normed over the width or over each head."""
+    def _heads(
+        self, x: Float[Array, "B T heads*h"], norm: nn.Module | None
+    ) -> Float[Array, "B T heads h"]:
+        """Heads apart, normalised over the width or over each head."""
         split = (*x.shape[:-1], -1, self.config.head_dim)
         if norm is None:
             return x.reshape(split)
@@ -132,7 +135,9 @@ class Attention(nn.Module):
             return norm(x).reshape(split)
         return norm(x.reshape(split))
 
-    def keys_values(self, x: jax.Array, positions: Positions, info: LayerInfo) -> KeysValues:
+    def keys_values(
+        self, x: Float[Array, "B T D"], positions: Positions, info: LayerInfo
+    ) -> KeysValues:
         norm = self.k_norm if self.config.qk_norm != "none" else None
         keys = rotate(self._heads(self.k(x), norm), positions, info)
         values = self._heads(self.v(x), None)
@@ -141,12 +146,12 @@ class Attention(nn.Module):
 
     def attend(
         self,
-        x: jax.Array,
+        x: Float[Array, "B Q D"],
         keys_values: KeysValues,
         query: Positions,
         key: Positions,
         info: LayerInfo,
-    ) -> jax.Array:
+    ) -> Float[Array, "B Q D"]:
         c = self.config
         keys, values = keys_values
         norm = self.q_norm if c.qk_norm != "none" else None
@@ -168,7 +173,7 @@ class MLP(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B Q D"]) -> Float[Array, "B Q D"]:
         c = self.config
         act = _ACTIVATIONS[c.activation]
         y = Linear(c.mlp_width, c.mlp_bias, name="up")(x)
@@ -182,8 +187,8 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One decoder layer: f(x, l) of the paper, in two steps or at once.
 
-    `keys_values` [B, K, T, h] twice needs the stream at every token; `delta` gives what the layer
-    adds at the query tokens, which may be all of them, the last one, or a newly decoded one.
+    `keys_values` needs the residual stream at every token; `delta` gives what the layer adds at
+    the query tokens, which may be all of them, the last one, or a newly decoded one.
     """
 
     config: ModelConfig
@@ -199,21 +204,23 @@ class Block(nn.Module):
             self.attention_post_norm = make_norm(c)
             self.mlp_post_norm = make_norm(c)
 
-    def keys_values(self, x: jax.Array, positions: Positions, info: LayerInfo) -> KeysValues:
-        """Rotated keys and values of x [B, T, D]: two arrays [B, K, T, h]."""
+    def keys_values(
+        self, x: Float[Array, "B T D"], positions: Positions, info: LayerInfo
+    ) -> KeysValues:
+        """Rotated keys, and values, at every token of x."""
         if self.config.pre_norm:
             x = self.attention_norm(x)
         return self.attention.keys_values(x, positions, info)
 
     def delta(
         self,
-        x: jax.Array,
+        x: Float[Array, "B Q D"],
         keys_values: KeysValues,
         query: Positions,
         key: Positions,
         info: LayerInfo,
     ) -> Delta:
-        """What the layer adds at the query tokens x [B, Q, D]."""
+        """What the layer adds at the query tokens, whose residual stream is x."""
         c = self.config
         attention = self.attention.attend(
             self.attention_norm(x) if c.pre_norm else x, keys_values, query, key, info
@@ -226,15 +233,19 @@ class Block(nn.Module):
             mlp = self.mlp_post_norm(mlp)
         return Delta(attention, mlp)
 
-    def __call__(self, x: jax.Array, positions: Positions, info: LayerInfo) -> Delta:
-        """What the layer adds at every token of x [B, T, D]."""
+    def __call__(self, x: Float[Array, "B T D"], positions: Positions, info: LayerInfo) -> Delta:
+        """What the layer adds at every token of x."""
         keys_values = self.keys_values(x, positions, info)
         return self.delta(x, keys_values, positions, positions, info)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def block_keys_values(
-    config: ModelConfig, weights: Variables, x: jax.Array, positions: Positions, info: LayerInfo
+    config: ModelConfig,
+    weights: Variables,
+    x: Float[Array, "B T D"],
+    positions: Positions,
+    info: LayerInfo,
 ) -> KeysValues:
     """`Block.keys_values` as a pure function of one layer's variables."""
     out = Block(config).apply(weights, x, positions, info, method="keys_values")
@@ -245,7 +256,7 @@ def block_keys_values(
 def block_delta(
     config: ModelConfig,
     weights: Variables,
-    x: jax.Array,
+    x: Float[Array, "B Q D"],
     keys_values: KeysValues,
     query: Positions,
     key: Positions,
@@ -258,7 +269,11 @@ def block_delta(
 
 @functools.partial(jax.jit, static_argnums=0)
 def whole_block(
-    config: ModelConfig, weights: Variables, x: jax.Array, positions: Positions, info: LayerInfo
+    config: ModelConfig,
+    weights: Variables,
+    x: Float[Array, "B T D"],
+    positions: Positions,
+    info: LayerInfo,
 ) -> Delta:
-    """What one layer adds at every token of x [B, T, D], a pure function of its variables."""
+    """What one layer adds at every token of x, as a pure function of its variables."""
     return cast(Delta, Block(config).apply(weights, x, positions, info))

@@ -11,7 +11,7 @@ __all__ = ["Notes", "Pair", "single"]
 
 
 class Notes(tuple):
-    """Findings about a pair, in words. All are equal to jit: a remark never recompiles."""
+    """Remarks about a pair, as texts. All are equal to jit: a remark never recompiles."""
 
     def __eq__(self, other: Any) -> bool:
         return isinstance(other, Notes)
@@ -26,7 +26,7 @@ class Pair:
 
     base: the base's parameters (`models/decoder.py` gives the tree). tuned: the leaves in which
     the tuned model differs; the whole tree for a full fine-tune, what `modules_to_save` replaced
-    (mostly nothing) for an adapter. lora: an adapter's low-rank factors, ranks padded to the
+    (for most adapters nothing). lora: an adapter's low-rank factors, ranks padded to the
     largest, zeros for untouched layers. The configs are static and hashable.
     """
 
@@ -46,13 +46,11 @@ class Pair:
     def tuned_params(self) -> Params:
         """The tuned model's parameters, without `lora`; leaves shared with the base are shared."""
         params = merge(self.base, self.tuned)
-        if (
-            self.tuned_config.tied_head and "head" in params
-        ):  # tied by tuning: the base's is not it
+        if self.tuned_config.tied_head and "head" in params:  # a head that the base alone has
             params = {name: value for name, value in params.items() if name != "head"}
         return params
 
 
 def single(config: ModelConfig, params: Params, lora: Params | None = None) -> Pair:
-    """One model as a pair whose tuning is nothing: at alpha 1, generation runs it alone."""
+    """One model as a pair of itself: at alpha 1, generation runs it alone."""
     return Pair(params, {}, lora or {}, config, config)

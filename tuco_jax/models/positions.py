@@ -1,6 +1,7 @@
 """Where tokens stand in a row, and the rotary tables of one model for these places.
 
-Legend: B batch, T tokens, R rotary tables, r rotated features of a head, L layers.
+Legend: B batch, T tokens, C tokens picked from each row, R rotary tables, r rotated features of a
+head, h head width, L layers.
 """
 
 from typing import NamedTuple
@@ -8,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from tuco_jax.models.config import ModelConfig, Rope
 
@@ -15,44 +17,47 @@ __all__ = ["LayerInfo", "Positions", "layer_infos", "rotate"]
 
 
 class LayerInfo(NamedTuple):
-    """What differs between layers of one model: scalars, or [L] arrays when stacked."""
+    """What differs between layers of one model: scalars, or [L] arrays when stacked.
 
-    rope: jax.Array
-    window: jax.Array
+    rope: which rotary table. window: how many tokens back a query sees; 0: all.
+    """
+
+    rope: Int[Array, "*L"]
+    window: Int[Array, "*L"]
 
 
 def layer_infos(config: ModelConfig) -> LayerInfo:
-    """Per-layer rotary table index and attention window, [L] int32 each (window 0: unlimited)."""
+    """Every layer's, stacked: arrays [L] int32."""
     return LayerInfo(jnp.asarray(config.rope_index, int), jnp.asarray(config.windows, int))
 
 
 @struct.dataclass
 class Positions:
-    """Where tokens stand: position, reality, document, and the rotary tables of one model.
+    """Where tokens stand, and the rotary tables of one model for these places.
 
-    index [B, T] int, mask [B, T] bool (True: a real token), segments [B, T] int or None (tokens
-    attend within their own segment only), cos and sin [R, B, T, r / 2] or None.
+    index: positions, from 0. mask: True at real tokens. segments: tokens attend within their own
+    segment only; None: a row is one segment. cos, sin: None for a model of learned positions.
     """
 
-    index: jax.Array
-    mask: jax.Array
-    segments: jax.Array | None
-    cos: jax.Array | None
-    sin: jax.Array | None
+    index: Int[Array, "B T"]
+    mask: Bool[Array, "B T"]
+    segments: Int[Array, "B T"] | None
+    cos: Float[Array, "R B T r/2"] | None
+    sin: Float[Array, "R B T r/2"] | None
 
     @classmethod
     def of(
         cls,
         config: ModelConfig,
-        mask: jax.Array,
-        segments: jax.Array | None = None,
-        lengths: jax.Array | None = None,
+        mask: Shaped[Array, "B T"],
+        segments: Int[Array, "B T"] | None = None,
+        lengths: Int[Array, " B"] | Int[Array, "B T"] | None = None,
     ) -> "Positions":
-        """Positions cumsum(mask) - 1 [B, T], restarted at each segment, with their tables.
+        """Positions cumsum(mask) - 1, restarted at each segment, with their tables.
 
-        lengths [B] or [B, T]: the row (or segment) length that length-dependent RoPE variants
-        (LongRoPE, dynamic NTK) decide by; by default the number of real tokens. A segment's tokens
-        are contiguous and real.
+        lengths: the row's (or segment's) length, by which length-dependent RoPE variants
+        (LongRoPE, dynamic NTK) choose frequencies; by default its number of real tokens. A
+        segment's tokens are contiguous and real.
         """
         mask = mask.astype(bool)
         index = jnp.cumsum(mask, axis=1) - 1
@@ -74,20 +79,20 @@ class Positions:
     def at(
         cls,
         config: ModelConfig,
-        index: jax.Array,
-        mask: jax.Array,
-        segments: jax.Array | None,
-        lengths: jax.Array,
+        index: Int[Array, "B T"],
+        mask: Bool[Array, "B T"],
+        segments: Int[Array, "B T"] | None,
+        lengths: Int[Array, " B"] | Int[Array, "B T"],
     ) -> "Positions":
-        """Tables for given positions `index` [B, T] in rows of `lengths` [B] or [B, T]."""
+        """Tables for given positions `index` in rows (or segments) of `lengths`."""
         if not config.ropes:
             return cls(index, mask, segments, None, None)
         tables = [_rotary_table(rope, index, lengths) for rope in config.ropes]
         cos, sin = (jnp.stack(t) for t in zip(*tables, strict=True))
         return cls(index, mask, segments, cos, sin)
 
-    def pick(self, columns: jax.Array) -> "Positions":
-        """C tokens a row, [B, C], at `columns` [B, C]."""
+    def pick(self, columns: Int[Array, "B C"]) -> "Positions":
+        """Those of C tokens a row, at `columns`."""
 
         def take(a: jax.Array) -> jax.Array:
             return jnp.take_along_axis(a, columns, axis=1)
@@ -104,8 +109,10 @@ class Positions:
         )
 
 
-def _rotary_table(rope: Rope, index: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cos and sin [B, T, r / 2] of one rotary embedding, its variant chosen by length."""
+def _rotary_table(
+    rope: Rope, index: Int[Array, "B T"], lengths: Int[Array, "..."]
+) -> tuple[Float[Array, "B T r/2"], Float[Array, "B T r/2"]]:
+    """Cos and sin of one rotary embedding, its frequencies chosen by length."""
     lengths = lengths.reshape(*lengths.shape, *(1,) * (3 - lengths.ndim))  # [B, 1 or T, 1]
     frequencies = jnp.asarray(rope.frequencies, jnp.float32)[None, None]  # [.., .., r / 2]
     scale = jnp.full((1, 1, 1), rope.scale, jnp.float32)
@@ -124,8 +131,10 @@ def _rotary_table(rope: Rope, index: jax.Array, lengths: jax.Array) -> tuple[jax
     return jnp.cos(angles) * scale, jnp.sin(angles) * scale
 
 
-def rotate(x: jax.Array, positions: Positions, info: LayerInfo) -> jax.Array:
-    """Rotate the leading features of x [B, T, heads, h], halves paired (x_i, x_{i + r/2})."""
+def rotate(
+    x: Float[Array, "B T heads h"], positions: Positions, info: LayerInfo
+) -> Float[Array, "B T heads h"]:
+    """Rotate the first r features of each head, halves paired: (x_i, x_{i + r/2})."""
     if positions.cos is None or positions.sin is None:
         return x
     one_table = positions.cos.shape[0] == 1

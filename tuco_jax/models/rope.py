@@ -1,8 +1,8 @@
-"""Rotary embeddings of a Hugging Face config, resolved into frequencies.
+"""Rotary position embeddings (RoPE) of a Hugging Face config, as frequencies.
 
 Sources: RoPE (arXiv 2104.09864), YaRN (2309.00071), LongRoPE (2402.13753), and the conventions of
 transformers' `modeling_rope_utils`, float32 arithmetic included: at position 100,000 a rounding
-error of one frequency is an angle that can be seen.
+error of a frequency changes the angle visibly.
 """
 
 import math
@@ -67,7 +67,7 @@ def _yarn(
     original: int,
     max_positions: int,
 ) -> Rope:
-    """Low frequencies interpolated, high ones kept, a ramp between (YaRN, section 3.2)."""
+    """Low frequencies interpolated, high ones unchanged, a ramp between (YaRN, section 3.2)."""
     factor = p["factor"] if p.get("factor") is not None else max_positions / original
 
     def feature(rotations: float) -> float:
@@ -95,7 +95,7 @@ def _yarn(
 def _longrope(
     p: Mapping[str, Any], periods: np.ndarray, base: float, original: int, max_positions: int
 ) -> Rope:
-    """One divisor a feature, two sets of them, chosen by the row's length (LongRoPE)."""
+    """Each frequency has its own divisor, one for short rows and one for long (LongRoPE)."""
     factor = p["factor"] if p.get("factor") is not None else max_positions / original
     scale = p.get("attention_factor")
     if scale is None:
@@ -118,7 +118,7 @@ def _longrope(
 
 
 def _llama3(p: Mapping[str, Any], frequencies: np.ndarray, original: int) -> np.ndarray:
-    """Wavelengths beyond the original context divided, short ones kept, smooth between."""
+    """Low frequencies divided by the factor, high ones unchanged, smooth between (Llama 3.1)."""
     factor, low, high = p["factor"], p["low_freq_factor"], p["high_freq_factor"]
     wavelengths = np.float32(2 * math.pi) / frequencies
     scaled = np.where(wavelengths > original / low, frequencies / factor, frequencies)

@@ -1,12 +1,12 @@
-"""Which axis of which parameter is cut over which axis of the mesh.
+"""Which axis of which parameter is sharded over which axis of the mesh.
 
-A mesh is `common_jax.mesh.make_mesh`'s: data, fsdp, tensor. Matrices that read the stream
-(q, k, v, gate, up, head) are cut by columns over "tensor", those that write to it (o, down) by
-rows, so that a block sums over devices twice; the other side of each is cut over "fsdp" and
-gathered when used. Layers (axis 0) are never cut: the scan runs over them. An axis that does not
-divide stays whole.
+A mesh is `common_jax.mesh.make_mesh`'s: data, fsdp, tensor. Matrices that read the residual stream
+(q, k, v, gate, up, head) are sharded by columns over "tensor", those that write to it (o, down) by
+rows, so that a block sums over devices twice; the other side of each is sharded over "fsdp" and
+gathered when used. Layers (axis 0) are never sharded: the scan runs over them. An axis whose size
+the mesh's does not divide stays whole.
 
-Legend: B batch, T tokens, D residual width.
+Legend: B batch.
 """
 
 import math
@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree, Shaped
 
 from common_jax.mesh import AXES, batch_sharding, constrain
 
@@ -65,7 +66,7 @@ def placement(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
     return sharding
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
+def shardings(tree: PyTree[Any], mesh: Mesh) -> PyTree[NamedSharding]:
     """The sharding of every leaf of a tree of parameters (or of `jax.ShapeDtypeStruct`)."""
     where = placement(mesh)
     return jax.tree_util.tree_map_with_path(
@@ -74,24 +75,24 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def place(tree: Any, mesh: Mesh) -> Any:
+def place(tree: PyTree[Shaped[Array, "..."]], mesh: Mesh) -> PyTree[Shaped[Array, "..."]]:
     """A tree of parameters, such as a `Pair`, moved to its shards."""
     return jax.device_put(tree, shardings(tree, mesh))
 
 
 def batch_width(mesh: Mesh | None) -> int:
-    """How many parts a batch is cut into: a size that it divides leaves no device idle."""
+    """How many shards a batch has: a number of rows that it divides leaves no device idle."""
     return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in AXES[:2])
 
 
-def put_rows(rows: Any, mesh: Mesh | None) -> Any:
-    """Arrays [B, ...], a tree of them, cut over data and fsdp; without a mesh as they are."""
+def put_rows(rows: PyTree[Any], mesh: Mesh | None) -> PyTree[Any]:
+    """A tree of arrays [B, ...], sharded over data and fsdp; without a mesh as they are."""
     if mesh is None:
         return rows
     return jax.tree.map(lambda x: jax.device_put(x, batch_sharding(mesh, x.shape[0])), rows)
 
 
-def mesh_of(tree: Any) -> Mesh | None:
+def mesh_of(tree: PyTree[Any]) -> Mesh | None:
     """The mesh of `make_mesh` that a tree's arrays are spread over; None on one device."""
     for leaf in jax.tree.leaves(tree):
         where = getattr(leaf, "sharding", None)

@@ -1,8 +1,8 @@
-"""Batches of prompts, a row each; how many tokens a batch holds is `core/budget.py`'s to say.
+"""Batches of one prompt a row; how many tokens a batch holds, `core/budget.py` says.
 
-What computes something at every token or at last tokens packs prompts side by side instead
-(`packing.py`). A row a prompt is for what treats a row as one: gradients by the prompt, a shared
-prefix with its suffixes, rows that grow.
+Scores that are read at every token, or at last tokens, pack several prompts into a row instead
+(`packing.py`). One prompt a row is for what needs a row of its own: gradients by prompt, suffixes
+of a shared prefix, generation.
 
 Legend: B rows of a batch, T its length, n a prompt's length, all in tokens.
 """
@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Bool, Int
 
-__all__ = ["Batch", "by_length", "pad", "roomy"]
+__all__ = ["Batch", "bucket_length", "by_length", "pad"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,23 +26,24 @@ class Batch:
     length: int
 
 
-def roomy(tokens: int) -> int:
-    """Room for `tokens`: few sizes, since each is compiled; a third or less is padding."""
+def bucket_length(tokens: int) -> int:
+    """`tokens` rounded up to one of few lengths (each is compiled); a third at most is padding."""
     step = 16 if tokens <= 32 else max(32, 1 << (tokens.bit_length() - 3))
     return -(-tokens // step) * step
 
 
 def by_length(lengths: Sequence[int], token_budget: int, multiple: int = 1) -> list[Batch]:
-    """Batches of about one length each, the longest first (what does not fit fails at once).
+    """Batches of prompts of similar lengths, the longest first (what does not fit fails at once).
 
-    T is a multiple of 8, beyond 32 `roomy` for the longest row; B a multiple of `multiple`
-    (devices along the batch), B T within the budget where one row a device is; one B for each T.
+    T is a multiple of 8, beyond 32 the `bucket_length` of the longest row. B is a multiple of
+    `multiple` (devices along the batch), and B T stays within `token_budget` unless one row for
+    each device is more. All batches of one T have one B.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     groups: dict[int, list[int]] = {}
     for i in order:
         short = -(-lengths[i] // 8) * 8
-        groups.setdefault(short if short <= 32 else roomy(short), []).append(i)
+        groups.setdefault(short if short <= 32 else bucket_length(short), []).append(i)
     batches = []
     for length, rows in groups.items():
         most = max(1, token_budget // (length * multiple)) * multiple
@@ -53,13 +55,13 @@ def by_length(lengths: Sequence[int], token_budget: int, multiple: int = 1) -> l
 
 
 def pad(
-    tokens: Sequence[np.ndarray],
+    tokens: Sequence[Int[np.ndarray, " n"]],
     batch: Batch,
     side: Literal["left", "right"] = "right",
-) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [B, T] int32 and mask [B, T] bool of one batch.
+) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
+    """Tokens, int32, and mask of one batch.
 
-    tokens: those of every prompt, of which the batch takes its rows. A short batch repeats its
+    tokens: those of all prompts, not of this batch alone. A short batch repeats its
     first row; callers leave those results out.
     """
     ids = np.zeros((batch.size, batch.length), np.int32)

@@ -1,9 +1,9 @@
-"""Chat templates for tokenizers that have none: by a name, or from a .jinja file.
+"""Chat templates for tokenizers that have none: by name, or from a .jinja file.
 
 A pre-trained model's tokenizer often has the tokens that mark turns but no template that writes
 them. `gemma` is the format of Gemma 1 to 3 (ai.google.dev/gemma/docs/core/prompt-structure): the
-roles are user and model, and what a system message says begins the first user turn. `chatml` is
-OpenAI's, which Qwen and SmolLM use.
+roles are user and model, and a system message becomes the beginning of the first user turn.
+`chatml` is OpenAI's, which Qwen and SmolLM use.
 """
 
 import pathlib
@@ -44,7 +44,7 @@ _SAMPLE = ({"role": "user", "content": "hello"}, {"role": "assistant", "content"
 
 
 def read_template(source: str) -> str:
-    """The template of a name, or of a .jinja file. Raises InputError where it is neither."""
+    """The template of that name, or in that .jinja file. Raises InputError where it is neither."""
     if source in TEMPLATES:
         return TEMPLATES[source]
     if not source.endswith(".jinja"):
@@ -64,7 +64,7 @@ def read_template(source: str) -> str:
 
 
 def check_template(source: str, template: str, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """InputError where a template is none, or marks turns with what is no token.
+    """Raise InputError for a template that fails, drops messages or uses marks that are no tokens.
 
     source: its name or file, as `read_template` takes it.
     """

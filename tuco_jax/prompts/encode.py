@@ -1,9 +1,13 @@
-"""Prompts as token ids: texts with special tokens, conversations through the chat template."""
+"""Prompts as token ids: texts with special tokens, conversations through the chat template.
+
+Legend: n tokens of a prompt.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Int
 
 from common_jax.errors import InputError
 from tuco_jax.prompts.read import Prompt
@@ -21,17 +25,17 @@ def encode(
     max_tokens: int | None = None,
     vocab_size: int | None = None,
     truncate: bool | None = None,
-) -> list[np.ndarray]:
-    """Token ids of each prompt, int32 [n_i].
+) -> list[Int[np.ndarray, " n"]]:
+    """Token ids of each prompt, int32.
 
     A text gets the tokenizer's default special tokens. A conversation goes through the chat
     template, which opens the assistant's turn unless the last message is the assistant's, and
     gets no special tokens beyond the template's own: never a second BOS.
 
-    A prompt beyond `max_tokens` is an error, or with `truncate` keeps its last `max_tokens`
-    tokens (a BOS at its start is lost); None: the caller offers no such option. Raises InputError
-    naming the prompt, also for a token beyond `vocab_size`, and where there is no chat template
-    or it refuses the conversation.
+    A prompt beyond `max_tokens` is an error, or with `truncate` keeps its last `max_tokens` tokens
+    (a BOS at its start is lost); with None the message does not offer `--truncate`. Raises
+    InputError naming the prompt, also for a token beyond `vocab_size`, and where there is no chat
+    template or it refuses the conversation.
     """
     plain = [i for i, p in enumerate(prompts) if p.messages is None]
     chats = [i for i, p in enumerate(prompts) if p.messages is not None]

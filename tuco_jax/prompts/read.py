@@ -1,6 +1,6 @@
 """Prompts: read from a file and checked row by row.
 
-Nothing heavy is imported here, so that a bad file is reported before any model is touched. Every
+Nothing heavy is imported here, so that a bad file is reported before any model is loaded. Every
 error is one line that names the file and line, or the prompt's id.
 """
 

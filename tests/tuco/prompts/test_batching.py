@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuco_jax.prompts.batching import Batch, by_length, pad, roomy
+from tuco_jax.prompts.batching import Batch, bucket_length, by_length, pad
 
 BUDGET = 4096
 
 
 def test_room():
-    sizes = [roomy(n) for n in range(1, 100_000)]
+    sizes = [bucket_length(n) for n in range(1, 100_000)]
     assert all(n <= room for n, room in enumerate(sizes, start=1))
     assert max(room / n for n, room in enumerate(sizes, start=1) if n > 64) <= 1.5
     assert len(set(sizes)) < 60
