@@ -2,6 +2,7 @@
 
 run/
   config.yaml         settings, ready to be given to the command again
+  settings.json       those that must be the same when the run goes on (`common_jax.resume`)
   environment.json    git revision, versions, devices, time and command of each start
   metrics.jsonl       one object a logged step
   tensorboard/        the same numbers
@@ -43,7 +44,7 @@ def check_directory(directory: str | pathlib.Path, *, resume: bool = False) -> N
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"{directory}: {existing} cannot be written to; name another directory")
     if path.is_dir() and any(path.iterdir()):
-        if not (path / "config.yaml").is_file():
+        if not any((path / name).is_file() for name in ("config.yaml", "settings.json")):
             raise InputError(f"{directory}: is not empty and holds no run; name a new directory")
         if not resume:
             raise InputError(
@@ -86,7 +87,7 @@ class Run:
         it, by a start that was killed after its last checkpoint, is dropped: those steps are run,
         and logged, again.
         """
-        self.directory = pathlib.Path(directory)
+        self.directory, self.start = pathlib.Path(directory), start
         try:
             _note(directory, config)
             self._keep_until(start)

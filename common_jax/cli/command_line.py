@@ -221,11 +221,18 @@ _RANGE = re.compile(
     r"(?: does not conform to restriction .*| not an integer| not a number)?$"
 )
 
+# The same of an option that may also be null.
+_OR_NULL = re.compile(
+    r"Does not validate against any of the Union subtypes .* Errors: - (Not of type \w+: ).*"
+    r" Given value: (.*)$"
+)
+
 
 def _explain(message: str) -> str:
     """Jsonargparse's message as one line in the terms of the command line."""
     text = one_line(message)
     text = re.sub(r"^Parser key \"([^\"]+)\":", r"option --\1:", text)
+    text = _OR_NULL.sub(r"\1\2", text)
     text = _RANGE.sub(lambda m: f" must be {in_words(m[1])}, not {m[2]}", text)
     text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "")
     text, required = re.subn(r"^the following arguments are required: ", "missing --", text)

@@ -20,6 +20,7 @@ __all__ = [
     "PositiveFloat",
     "PositiveInt",
     "Seed",
+    "UnitInterval",
     "check_ranges",
     "in_words",
     "plain",
@@ -29,16 +30,13 @@ _SEEDS = 2**32  # jax cuts a seed beyond 32 bits without a word
 
 if TYPE_CHECKING:
     PositiveInt = NonNegativeInt = Seed = int
-    PositiveFloat = NonNegativeFloat = BelowOne = HalfAtMost = float
+    PositiveFloat = NonNegativeFloat = BelowOne = HalfAtMost = UnitInterval = float
 else:
-    from jsonargparse.typing import (
-        NonNegativeInt,
-        PositiveFloat,
-        PositiveInt,
-        restricted_number_type,
-    )
+    from jsonargparse.typing import ClosedUnitInterval as UnitInterval
+    from jsonargparse.typing import NonNegativeInt, PositiveInt, restricted_number_type
 
     Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", _SEEDS)])
+    PositiveFloat = restricted_number_type("PositiveFinite", float, [(">", 0.0), ("<", math.inf)])
     NonNegativeFloat = restricted_number_type(
         "NonNegativeFinite", float, [(">=", 0.0), ("<", math.inf)]
     )
@@ -49,10 +47,11 @@ _IN_WORDS = {
     "PositiveInt": "1 or more",
     "NonNegativeInt": "0 or more",
     "Seed": f"0 to {_SEEDS - 1}",
-    "PositiveFloat": "above 0",
+    "PositiveFinite": "above 0",
     "NonNegativeFinite": "0 or more",
     "BelowOne": "0 or more and below 1",
     "HalfAtMost": "0 to 0.5",
+    "ClosedUnitInterval": "0 to 1",
 }
 
 

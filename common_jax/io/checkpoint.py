@@ -13,14 +13,14 @@ __all__ = ["Checkpoints"]
 class Checkpoints:
     """The checkpoints of a training run, newest `keep` of them, with exact resume.
 
-    A checkpoint is a tree of arrays (parameters, optimiser state, `jax.random.key_data` of keys)
-    and a dictionary that JSON can hold (position in the data, settings). Use as a context:
+    A checkpoint is a tree of arrays: parameters, optimiser state, `jax.random.key_data` of keys.
+    What settings they are of is kept beside them (`common_jax.resume`). Use as a context:
 
         with Checkpoints("run/checkpoints", keep=2) as checkpoints:
             if (step := checkpoints.latest()) is not None:
-                state, extra = checkpoints.restore(step, like=state)
+                state = checkpoints.restore(step, like=state)
             ...
-            checkpoints.save(step, state, {"epoch": epoch})
+            checkpoints.save(step, state)
 
     Writing goes on in the background; leaving the context waits for it.
     """
@@ -39,33 +39,15 @@ class Checkpoints:
         """Step of the newest whole checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any, extra: dict[str, Any] | None = None) -> None:
-        """Write `state` and `extra` as the checkpoint of `step`; one that is there is kept."""
-        if step in self._manager.all_steps():
-            return
-        arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            extra=ocp.args.JsonSave(extra or {}),
-        )
-        self._manager.save(step, args=arguments)
+    def save(self, step: int, state: Any) -> None:
+        """Write `state` as the checkpoint of `step`; one that is there is kept."""
+        if step not in self._manager.all_steps():
+            self._manager.save(step, args=ocp.args.StandardSave(state))
 
-    def extra(self, step: int) -> dict[str, Any]:
-        """The dictionary of `step`, to be looked at before its arrays are read."""
-        arguments = ocp.args.Composite(extra=ocp.args.JsonRestore())
-        return self._restored(step, arguments)["extra"]
-
-    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """State and extra of `step`, in the shapes, dtypes and shardings of `like`."""
-        arguments = ocp.args.Composite(
-            state=ocp.args.StandardRestore(like),
-            extra=ocp.args.JsonRestore(),
-        )
-        restored = self._restored(step, arguments)
-        return restored["state"], restored["extra"]
-
-    def _restored(self, step: int, arguments: ocp.args.Composite) -> Any:
+    def restore(self, step: int, like: Any) -> Any:
+        """The state of `step`, in the shapes, dtypes and shardings of `like`."""
         try:
-            return self._manager.restore(step, args=arguments)
+            return self._manager.restore(step, args=ocp.args.StandardRestore(like))
         except Exception as error:  # orbax raises bare ones for spoilt arrays
             reason = " ".join(str(error).split())[:200]
             raise InputError(

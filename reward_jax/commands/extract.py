@@ -14,13 +14,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from common_jax import resume
 from common_jax.cli.options import MeshOptions
 from common_jax.cli.ranges import HalfAtMost, PositiveInt, Seed, check_ranges
 from common_jax.errors import InputError
 from common_jax.io.files import write_json
 from common_jax.mesh import mesh_for
 from common_jax.run import Run, check_directory
-from reward_jax.commands.progress import check_resumed, reporter
+from reward_jax.commands.progress import FREE, reporter
 from reward_jax.commands.results import read_result
 from reward_jax.data.trajectory.checkpoint import load_model, save_guide
 from reward_jax.data.trajectory.convert import expert_in_base_coordinates
@@ -95,11 +96,10 @@ def run(config: Config) -> pathlib.Path:
         print(f"note: {notes[-1]}")
     out = pathlib.Path(config.out)
     written = dataclasses.asdict(config) | {"resume": False}
-    done = steps_done(out / "checkpoints")
-    check_resumed(out, written)
     with (
-        Run(out, written, start=done) as log,
-        reporter("matching gradients", config.matching.steps, log, done) as on_step,
+        resume.hold(out, written, free=FREE),
+        Run(out, written, start=steps_done(out / "checkpoints")) as log,
+        reporter("matching gradients", config.matching.steps, log) as on_step,
     ):
         guide = fit_reward(
             base,

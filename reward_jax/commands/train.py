@@ -10,12 +10,13 @@ import dataclasses
 import pathlib
 from typing import Any, Literal
 
+from common_jax import resume
 from common_jax.cli.options import MeshOptions
 from common_jax.cli.ranges import NonNegativeFloat, PositiveInt, Seed, check_ranges
 from common_jax.errors import InputError
 from common_jax.mesh import mesh_for
 from common_jax.run import Run, check_directory
-from reward_jax.commands.progress import check_resumed, reporter
+from reward_jax.commands.progress import FREE, reporter
 from reward_jax.data.trajectory.checkpoint import load_model, save_model
 from reward_jax.data.trajectory.space import TrajectoryModel
 from reward_jax.data.trajectory.windows import CutOptions
@@ -112,11 +113,10 @@ def run(config: Config) -> pathlib.Path:
     source = window_source(episodes, space, config.cut.padding)
     out = pathlib.Path(config.out)
     written = dataclasses.asdict(config) | {"resume": False}
-    done = steps_done(out / "checkpoints")
-    check_resumed(out, written)
     with (
-        Run(out, written, start=done) as log,
-        reporter("training", config.training.steps, log, done) as on_step,
+        resume.hold(out, written, free=FREE),
+        Run(out, written, start=steps_done(out / "checkpoints")) as log,
+        reporter("training", config.training.steps, log) as on_step,
     ):
         context = RunContext(on_step, out / "checkpoints", config.save_every, mesh)
         model = fit(source, space, begin, config.training, seed=config.seed, context=context)

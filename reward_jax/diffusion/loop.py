@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
+from common_jax import resume
 from common_jax.errors import InputError
 from common_jax.io.checkpoint import Checkpoints
 
@@ -100,7 +101,7 @@ def run_loop(
     state: a tuple, parameters first.
     on_step: called after each compiled call with the steps done and the call's metrics.
     directory: for checkpoints, every `save_every` steps (default: at the end alone), rounded up to
-    whole calls. settings: what must be the same when a run goes on.
+    whole calls. settings: what must be the same when a run goes on (`common_jax.resume`).
     Returns the state and the metrics of the steps that were run now, each [steps, ...].
     Raises InputError when the loss is no longer finite, or the parameters that would be saved or
     returned are not, naming the step; the checkpoints before it stay as they are.
@@ -109,17 +110,11 @@ def run_loop(
         raise InputError(f"steps and steps per call must be 1 or more, not {steps} and {per_call}")
     if directory is None:
         return _steps(call, state, 0, steps, per_call, on_step, None, None)
-    with Checkpoints(directory) as checkpoints:
+    with resume.hold(directory, settings or {}), Checkpoints(directory) as checkpoints:
         done = checkpoints.latest() or 0
         if done:
-            extra = checkpoints.extra(done)
-            _check_same(directory, extra, settings or {})
-            state, _ = checkpoints.restore(done, like=state)
-
-        def save(step: int, state: Any) -> None:
-            checkpoints.save(step, state, dict(settings or {}))
-
-        return _steps(call, state, done, steps, per_call, on_step, save, save_every)
+            state = checkpoints.restore(done, like=state)
+        return _steps(call, state, done, steps, per_call, on_step, checkpoints.save, save_every)
 
 
 def steps_done(directory: str | pathlib.Path) -> int:
@@ -185,14 +180,3 @@ def _check_parameters(parameters: Any, done: int, saved: int | None) -> None:
 def _diverged(what: str, saved: int | None) -> InputError:
     kept = f"; the checkpoint of step {saved} is kept" if saved else ""
     return InputError(f"{what}{kept}; lower the learning rate, or look for outliers in the data")
-
-
-def _check_same(
-    directory: str | pathlib.Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
-) -> None:
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            raise InputError(
-                f"{directory}: the run there has {name} {found.get(name)!r}, not {value!r}; "
-                "give the same settings, or name a new directory"
-            )

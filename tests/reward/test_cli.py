@@ -82,7 +82,8 @@ def names(folder: pathlib.Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
-RUN = ["checkpoints", "config.yaml", "environment.json", "metrics.jsonl", "tensorboard"]
+RUN = ["checkpoints", "config.yaml", "environment.json", "metrics.jsonl", "settings.json"]
+RUN += ["tensorboard"]
 
 
 def test_data(made):
@@ -117,7 +118,7 @@ def test_a_run_keeps_all_that_it_takes_to_know_it(made, name, more):
     last = WHOLE if name == "base" else 20
     assert [row["step"] for row in rows] == list(range(10, last + 1, 10))
     assert all(np.isfinite(row["loss"]) for row in rows) and rows[1]["steps_per_second"] > 0
-    assert names(folder / name / "checkpoints") == [str(last)]
+    assert names(folder / name / "checkpoints") == [str(last), "settings.json"]
     command = "extract" if name == "reward" else "train"
     options, _ = cli.COMMANDS[command].load()
     path = folder / name / "config.yaml"

@@ -20,13 +20,14 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from common_jax import resume
 from common_jax.errors import InputError
 from common_jax.io.files import write_json
 from tuco_jax.attacks.layout import Goal, Layout, Placement, allowed_tokens, lay_out, surviving
@@ -157,28 +158,32 @@ class _State:
     seconds: float = 0.0
 
 
-def _settings(pair: Pair, layouts: Sequence[Layout], options: Options) -> str:
-    """A hash of all that determines a search but its number of steps and the model's weights."""
-    fields = dataclasses.asdict(options)
-    for name in ("steps", "chunk"):
-        del fields[name]
-    prompts = [piece.tolist() for own in layouts for piece in own.pieces]
-    text = json.dumps([fields, prompts, repr(pair.tuned_config)])
-    return hashlib.sha256(text.encode()).hexdigest()
+_FREE = ("steps", "chunk")  # may change when an attack goes on
 
 
-def _resume(path: pathlib.Path, settings: str, first_loss: float) -> _State | None:
+def _settings(pair: Pair, layouts: Sequence[Layout], options: Options) -> dict[str, Any]:
+    """What a run's result follows from, beside the model's weights."""
+    prompts = json.dumps([piece.tolist() for own in layouts for piece in own.pieces])
+    return dataclasses.asdict(options) | {
+        "model": repr(pair.tuned_config),
+        "prompts (their digest)": hashlib.sha256(prompts.encode()).hexdigest(),
+    }
+
+
+def _resume(path: pathlib.Path, settings: Mapping[str, Any], first_loss: float) -> _State | None:
     if not path.exists():
         return None
     try:
         found = json.loads(path.read_text("utf-8"))
-        own, state = found.pop("settings"), _State(**found)
+        differs = resume.difference(found.pop("settings"), settings, free=_FREE)
+        state = _State(**found)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise InputError(f"{path}: no checkpoint of an attack ({error}); remove it") from error
-    if own != settings or not math.isclose(state.first_loss, first_loss, rel_tol=1e-3):
+    if not differs and not math.isclose(state.first_loss, first_loss, rel_tol=1e-3):
+        differs = f"other weights: its first loss is {state.first_loss:g}, not {first_loss:g}"
+    if differs:
         raise InputError(
-            f"{path}: the checkpoint is of other goals, options or model; remove it, or give "
-            "another file"
+            f"{path}: the attack there has {differs}; remove it, or give another file"
         )
     state.best_rank = (state.best_rank[0], state.best_rank[1])
     return state

@@ -17,18 +17,20 @@ import pathlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from common_jax.cli.options import MeshOptions, check_seed
+from common_jax import resume
+from common_jax.cli.options import MeshOptions
+from common_jax.cli.ranges import BelowOne, PositiveInt, Seed, check_ranges
 from common_jax.errors import InputError
 from common_jax.io.checkpoint import Checkpoints
 from common_jax.mesh import make_mesh
+from common_jax.progress import bar
 from common_jax.run import Run, check_directory
 from tuco_jax.finetune import lora as low_rank
 from tuco_jax.finetune.batches import Batch, Plan, bucket, fingerprint, pack
@@ -107,26 +109,26 @@ class FinetuneConfig:
     method: Literal["lora", "full"] = "lora"
     lora: LoraOptions = dataclasses.field(default_factory=LoraOptions)
     optimizer: OptimizerOptions = dataclasses.field(default_factory=OptimizerOptions)
-    steps: int | None = None
-    epochs: int = 1
-    batch: int = 8
-    accumulate: int = 1
-    length: int = 512
+    steps: PositiveInt | None = None
+    epochs: PositiveInt = 1
+    batch: PositiveInt = 8
+    accumulate: PositiveInt = 1
+    length: PositiveInt = 512
     packing: bool = True
     truncate: bool = False
     eval_data: str | None = None
-    eval_fraction: float = 0.0
+    eval_fraction: BelowOne = 0.0
     watch: str | None = None
-    log_every: int = 1
-    eval_every: int = 50
-    watch_every: int = 50
-    save_every: int = 50
-    keep: int = 2
+    log_every: PositiveInt = 1
+    eval_every: PositiveInt = 50
+    watch_every: PositiveInt = 50
+    save_every: PositiveInt = 50
+    keep: PositiveInt = 2
     resume: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     export_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     remat: bool = False
-    seed: int = 0
+    seed: Seed = 0
     mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
 
@@ -186,39 +188,9 @@ def run_finetune(config: FinetuneConfig) -> pathlib.Path:
 
 
 def _check(config: FinetuneConfig) -> None:
-    positive = ("batch", "accumulate", "length", "epochs", "keep")
-    every = ("log_every", "eval_every", "watch_every", "save_every")
-    for name in (*positive, *every):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name} must be 1 or more, not {getattr(config, name)}")
-    if config.steps is not None and config.steps < 1:
-        raise InputError(f"steps must be 1 or more, not {config.steps}")
-    check_seed(config.seed)
-    o = config.optimizer
-    for name, good, wanted in (
-        ("warmup", o.warmup >= 0, "0 or more"),
-        ("final", 0 <= o.final <= 1, "in [0, 1]"),
-        ("weight_decay", o.weight_decay >= 0, "0 or more"),
-        ("clip", o.clip >= 0, "0 or more"),
-        ("beta1", 0 <= o.beta1 < 1, "in [0, 1)"),
-        ("beta2", 0 <= o.beta2 < 1, "in [0, 1)"),
-        ("epsilon", o.epsilon > 0, "above 0"),
-    ):
-        if not good:
-            raise InputError(f"optimizer.{name} must be {wanted}, not {getattr(o, name)}")
-    if config.lora.rank < 1:
-        raise InputError(f"lora.rank must be 1 or more, not {config.lora.rank}")
-    if not 0 < config.lora.alpha < math.inf:
-        raise InputError(f"lora.alpha must be above 0 and finite, not {config.lora.alpha}")
-    if not 0 <= config.eval_fraction < 1:
-        raise InputError(f"eval_fraction must be in [0, 1), not {config.eval_fraction}")
+    check_ranges(config)
     if config.eval_data and config.eval_fraction:
         raise InputError("give eval_data or eval_fraction, not both")
-    if not 0 < config.optimizer.learning_rate < math.inf:
-        raise InputError(
-            "optimizer.learning_rate must be above 0 and finite, not "
-            f"{config.optimizer.learning_rate}"
-        )
 
 
 def _read(config: FinetuneConfig) -> tuple[list[Conversation], list[Conversation]]:
@@ -355,27 +327,24 @@ class _Trainer:
     def train(self, state: TrainState, data: str) -> Params:
         """Train until step `total`, from the last checkpoint if there is one."""
         directory = pathlib.Path(self.config.out)
-        folder = directory / "checkpoints"
-        settings = self._settings(data)
-        done = 0
-        if folder.is_dir():
-            with Checkpoints(folder, keep=self.config.keep) as checkpoints:
-                latest = checkpoints.latest()
-                if latest is not None:
-                    _check_same(self.config.out, checkpoints.extra(latest), settings)
-                    state, _ = checkpoints.restore(latest, like=state)
-                    done = latest
-        written = dataclasses.asdict(self.config) | {"resume": False}
+        settings = dataclasses.asdict(self.config) | {"resume": False}
+        fixed = settings | {"steps": self.total, "rows of tokens (their digest)": data}
         with (
-            Run(directory, written, start=done) as run,
-            Checkpoints(folder, keep=self.config.keep) as checkpoints,
-            _progress() as bar,
+            resume.hold(directory, fixed, free=_FREE),
+            Checkpoints(directory / "checkpoints", keep=self.config.keep) as checkpoints,
         ):
-            if not done:
+            done = checkpoints.latest() or 0
+            if done:
+                state = checkpoints.restore(done, like=state)
+            with Run(directory, settings, start=done) as run:
+                return self._steps(state, run, checkpoints)
+
+    def _steps(self, state: TrainState, run: Run, checkpoints: Checkpoints) -> Params:
+        with bar("training", self.total, start=run.start) as shown:
+            if not run.start:
                 self._measure(run, 0, state, always=True)
-            task = bar.add_task("training", total=self.total, completed=done, loss="")
             window = Window(self.config.out, self.config.optimizer.learning_rate, checkpoints)
-            for index in range(done, self.total):
+            for index in range(run.start, self.total):
                 batch = self.plan.batch(index)
                 micro = (self.config.accumulate, self.config.batch)
                 device = Batch(*(a.reshape(*micro, *a.shape[1:]) for a in batch))
@@ -390,12 +359,12 @@ class _Trainer:
                     rate = jnp.asarray(self.config.optimizer.schedule(self.total)(index))
                     values = window.close() | {"learning_rate": rate.item()}
                     run.log(step, values)
-                    bar.update(task, completed=step, loss=f"loss {values['loss']:.3f}")
+                    shown.update(step, f"loss {values['loss']:.3f}")
                 paused = time.perf_counter()
                 self._measure(run, step, state, always=last)
                 if saves or last:  # last of all: what is logged up to a checkpoint is kept with it
                     window.check_weights(step, state.trained)
-                    checkpoints.save(step, state, settings)
+                    checkpoints.save(step, state)
                 window.began += time.perf_counter() - paused
         return state.trained
 
@@ -411,32 +380,6 @@ class _Trainer:
             values |= self.watch(state.trained)
         if values:
             run.log(step, values)
-
-    def _settings(self, data: str) -> dict[str, Any]:
-        """The settings that must not change when a run is resumed, as JSON holds them."""
-        settings = dataclasses.asdict(self.config)
-        kept = {name: value for name, value in settings.items() if name not in _FREE}
-        return kept | {"steps": self.total, "data": data}
-
-
-def _check_same(out: str, stored: dict[str, Any], settings: dict[str, Any]) -> None:
-    for name, value in settings.items():
-        if stored.get(name) != value:
-            what = "its rows" if name == "data" else f"{name}: {stored.get(name)!r}, now {value!r}"
-            raise InputError(
-                f"{out}: the run began with other settings ({what}); give the same, or name a new "
-                "directory"
-            )
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}"),
-        TimeRemainingColumn(),
-    )
 
 
 def _export(

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from common_jax.cli.ranges import PositiveFloat, PositiveInt
 from common_jax.errors import InputError
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.decoder import Params, param_shapes
@@ -21,7 +22,7 @@ from tuco_jax.models.decoder import Params, param_shapes
 __all__ = ["LoraOptions", "fold_scale", "init", "targets"]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class LoraOptions:
     """An adapter.
 
@@ -32,8 +33,8 @@ class LoraOptions:
         targets: all linear layers, or a list of q, k, v, o, gate, up, down.
     """
 
-    rank: int = 8
-    alpha: float = 16.0
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 16.0
     rslora: bool = False
     targets: Literal["all"] | list[str] = "all"
 

@@ -13,6 +13,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from common_jax.cli.ranges import (
+    BelowOne,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    UnitInterval,
+)
 from tuco_jax.finetune.batches import Batch
 from tuco_jax.finetune.lora import fold_scale
 from tuco_jax.finetune.loss import answer_loss
@@ -23,7 +30,7 @@ from tuco_jax.models.sharding import shardings
 __all__ = ["Method", "OptimizerOptions", "TrainState", "make_eval", "make_step", "start"]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class OptimizerOptions:
     """AdamW with linear warm-up, cosine decay and clipping.
 
@@ -38,14 +45,14 @@ class OptimizerOptions:
         epsilon: added to the root of the latter.
     """
 
-    learning_rate: float = 2e-4
-    warmup: int = 10
-    final: float = 0.0
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
+    learning_rate: PositiveFloat = 2e-4
+    warmup: NonNegativeInt = 10
+    final: UnitInterval = 0.0
+    weight_decay: NonNegativeFloat = 0.0
+    clip: NonNegativeFloat = 1.0
+    beta1: BelowOne = 0.9
+    beta2: BelowOne = 0.999
+    epsilon: PositiveFloat = 1e-8
 
     def schedule(self, steps: int) -> optax.Schedule:
         """Learning rate of step 0, 1, ..., steps - 1."""

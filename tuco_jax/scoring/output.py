@@ -4,7 +4,6 @@ Nothing heavy is imported here, so that an output which cannot be written is rep
 """
 
 import csv
-import fcntl
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from common_jax import resume
 from common_jax.errors import InputError
 from common_jax.io.files import atomic
 
@@ -106,15 +106,7 @@ class Journal:
     def __init__(self, path: pathlib.Path, fingerprint: str):
         self.path = path
         self.entries: list[Entry] = []
-        try:
-            self._file = path.open("a+b")
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written: {error.strerror}") from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise InputError(f"{path}: another run is writing this output") from error
+        self._file = resume.open_alone(path, f"{path}: another run is writing this output")
         self._file.seek(0)
         start = self._file.read(16)
         if start and not b'{"fingerprint": "'.startswith(start[:16]):

@@ -8,7 +8,6 @@ fetched one batch late.
 
 import dataclasses
 import functools
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from jax.sharding import Mesh
 
 from common_jax import mesh as mesh_module
 from common_jax.errors import InputError
+from common_jax.progress import bar
 from tuco_jax.core.budget import default_budget
 from tuco_jax.core.last_token import last_tokens
 from tuco_jax.core.walk import Source, source_of
@@ -36,7 +36,6 @@ from tuco_jax.scoring.options import ScoringOptions
 from tuco_jax.scoring.output import Entry, Journal
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Scores", "score", "score_tokens"]
@@ -148,17 +147,17 @@ def score_tokens(
     batches = [b for b in batches if not done.issuperset(b.prompts)]
 
     seconds = {"compile": 0.0, "run": 0.0, "first": 0.0}
-    with _progress_bar(progress) as bar:
-        task = bar.add_task("scoring", total=sum(lengths), completed=sum(lengths[i] for i in done))
+    reached = sum(lengths[i] for i in done)
+    with bar("scoring", sum(lengths), unit="tokens", start=reached, show=progress) as shown:
         for entry in _entries(run, tokens, batches, seconds):
             if not _finite(entry).all():
                 _name_the_culprit(run, tokens, entry, width, prompts)
             if journal:
                 journal.append(entry)
-            new = sum(lengths[i] for i in entry.rows if i not in done)
+            reached += sum(lengths[i] for i in entry.rows if i not in done)
             keep(entry)
             seconds["first"] = seconds["first"] or time.perf_counter() - started
-            bar.advance(task, new)
+            shown.update(reached)
     seconds["run"] = time.perf_counter() - started - seconds["compile"]
     return Scores(
         ids=[p.id for p in prompts],
@@ -265,28 +264,4 @@ def _name_the_culprit(
     raise InputError(
         f"{prompts[culprit]}: its score is not finite; activations overflow or weights are "
         "damaged: try --dtype float32, or another copy of the weights"
-    )
-
-
-def _progress_bar(show: bool) -> "Progress":
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.text import Text
-
-    class Speed(ProgressColumn):
-        def render(self, task: Any) -> Text:
-            speed = task.finished_speed or task.speed  # None until a second batch is done
-            if not speed and task.completed and task.elapsed:
-                speed = task.completed / task.elapsed
-            return Text(f"{speed:,.0f} tokens/s" if speed else "compiling")
-
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
-        Speed(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (show and console.is_terminal and sys.stderr.isatty()),
     )

@@ -16,8 +16,8 @@ that was stopped goes on where it stood; several processes may take a maze each.
 
 from typing import Any
 
+from common_jax import resume
 from common_jax.run import check_directory, note_run
-from reward_jax.commands.progress import check_resumed
 from reward_jax.studies.maze.report import write_report
 from reward_jax.studies.maze.settings import Config, check, plain
 from reward_jax.studies.maze.summary import read_results, summarise
@@ -35,14 +35,16 @@ def run(config: Config) -> dict[str, Any]:
     tasks = [MazeTask(name) for name in config.mazes]
     settings = plain(config)
     check_directory(config.out, resume=True)
-    check_resumed(config.out, settings, _FREE)
+    resume.check(config.out, settings, free=_FREE)
     read_results(config.out, config.scales)  # hours before `summarise` does
     note_run(config.out, settings)
+    resume.settle(config.out, settings, free=_FREE)
     for task in tasks:
-        work = MazeWork(config, task)
-        work.null()
-        for index in range(config.goals):
-            work.goal(index)
+        with resume.alone(config.out / task.name):
+            work = MazeWork(config, task)
+            work.null()
+            for index in range(config.goals):
+                work.goal(index)
     summary = summarise(config.out, config.scales)
     page = write_report(config.out, summary, config.headline_scale)
     print(f"report: {page.resolve()}", flush=True)

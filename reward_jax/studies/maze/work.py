@@ -230,11 +230,11 @@ class MazeWork:
         if path.exists():
             yield None
         else:
-            name, done = f"{self.task.name} {path.stem}", steps_done(checkpoints)
+            name = f"{self.task.name} {path.stem}"
             about = {"study": str(self.config.out), "model": name}
             with (
-                Run(folder, about, start=done) as run,
-                reporter(name, steps, run, done) as on_step,
+                Run(folder, about, start=steps_done(checkpoints)) as run,
+                reporter(name, steps, run) as on_step,
             ):
                 yield RunContext(on_step, checkpoints, self.config.save_every)
         # A start that was killed between the model's writing and here left them, too.

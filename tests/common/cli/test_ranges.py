@@ -14,6 +14,7 @@ from common_jax.cli.ranges import (
     PositiveFloat,
     PositiveInt,
     Seed,
+    UnitInterval,
     check_ranges,
 )
 from common_jax.errors import InputError
@@ -33,6 +34,7 @@ class Options:
     begin: NonNegativeInt = 0
     clip: NonNegativeFloat = 1.0
     share: HalfAtMost = 0.1
+    final: UnitInterval = 0.0
     most: PositiveInt | None = None
     steps: dict[str, PositiveInt] = dataclasses.field(default_factory=dict)
     seed: Seed = 0
@@ -44,11 +46,14 @@ BEYOND = [
     ("inner.count", "1.5", "1 or more"),
     ("inner.rate", 0.0, "above 0"),
     ("inner.rate", float("nan"), "above 0"),
+    ("inner.rate", float("inf"), "above 0"),
     ("inner.rate", "fast", "above 0"),
     ("inner.decay", 1.0, "0 or more and below 1"),
     ("begin", -1, "0 or more"),
     ("clip", float("inf"), "0 or more"),
     ("share", 0.6, "0 to 0.5"),
+    ("final", 1.5, "0 to 1"),
+    ("most", 0, "1 or more"),
     ("seed", 2**32, "0 to 4294967295"),
     ("seed", -1, "0 to 4294967295"),
 ]

@@ -222,10 +222,17 @@ def test_a_killed_run_goes_on_to_the_same_end(model, tokenizer, tmp_path):
     )
     assert again == whole and steps == [2, 3]
     assert attack(model, tokenizer, GOALS, SMALL, checkpoint=path) == whole
-    with pytest.raises(InputError, match="of other goals, options or model; remove it"):
+    fewer = dataclasses.replace(SMALL, topk=SMALL.topk - 1)
+    with pytest.raises(
+        InputError, match=rf"there has topk {SMALL.topk}, not {fewer.topk}; remove"
+    ):
+        attack(model, tokenizer, GOALS, fewer, checkpoint=path)
+    with pytest.raises(InputError, match=r"there has prompts \(their digest\) '.*; remove it"):
         attack(model, tokenizer, GOALS[::-1], SMALL, checkpoint=path)
     other = dataclasses.replace(model, lora={})
-    with pytest.raises(InputError, match="of other goals, options or model; remove it"):
+    with pytest.raises(
+        InputError, match="there has other weights: its first loss is .*; remove it"
+    ):
         attack(other, tokenizer, GOALS, SMALL, checkpoint=path)
     path.write_text("{}")
     with pytest.raises(InputError, match=r"attack\.json: no checkpoint of an attack"):

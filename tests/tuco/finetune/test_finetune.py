@@ -348,7 +348,7 @@ def test_export_in_bfloat16_is_half_as_large(files, adapter, tmp_path):
         (dict(lora=LoraOptions(rank=0)), "lora.rank must be 1"),
         (dict(lora=LoraOptions(alpha=0.0)), "lora.alpha must be above 0"),
         (dict(lora=LoraOptions(targets=["w"])), "lora.targets: the model has no linear layer 'w'"),
-        (dict(eval_fraction=1.0), r"eval_fraction must be in \[0, 1\)"),
+        (dict(eval_fraction=1.0), "eval_fraction must be 0 or more and below 1, not 1"),
         (dict(eval_fraction=0.99), "eval_fraction leaves no row of 20"),
         (dict(eval_data="x.jsonl"), "eval_data or eval_fraction, not both"),
         (dict(optimizer=OptimizerOptions(learning_rate=0)), "learning_rate must be above 0"),
@@ -408,11 +408,11 @@ def test_a_template_is_trained_in_and_kept(files, tmp_path, method):
     logged = [row for row in metrics(tmp_path / "run") if "tuco/mean" in row][-1]
     np.testing.assert_allclose(tuco.mean(), logged["tuco/mean"], atol=1e-6)
     (tmp_path / "own.jinja").write_text(template.replace(":", "="))
-    with pytest.raises(InputError, match=r"began with other settings \(its rows\)"):
+    with pytest.raises(InputError, match=r"the run there has rows of tokens \(their digest\) '"):
         run_finetune(dataclasses.replace(config, resume=True))
     other = dataclasses.replace(config, resume=True, chat_template=str(tmp_path / "other.jinja"))
     (tmp_path / "other.jinja").write_text(template)
-    with pytest.raises(InputError, match=r"other settings \(chat_template: .*own.jinja', now "):
+    with pytest.raises(InputError, match=r"there has chat_template .*own.jinja', not '"):
         run_finetune(other)
 
 
@@ -422,11 +422,11 @@ def test_a_run_is_not_overwritten(files, adapter):
     with pytest.raises(InputError, match="holds a run already; go on with it by --resume"):
         run_finetune(settings(files, out))
     other = OptimizerOptions(learning_rate=0.5)
-    with pytest.raises(InputError, match="began with other settings .*learning_rate"):
+    with pytest.raises(InputError, match=r"there has optimizer.learning_rate 0.\d+, not 0.5;"):
         run_finetune(settings(files, out, resume=True, optimizer=other))
     rng = np.random.default_rng(9)
     rows = [json.dumps(conversation(rng)) for _ in range(20)]
     (files / "other.jsonl").write_text("\n".join(rows))
-    with pytest.raises(InputError, match=r"began with other settings \(its rows\)"):
+    with pytest.raises(InputError, match="the run there has rows of tokens"):
         run_finetune(settings(files, out, resume=True, data=str(files / "other.jsonl")))
     assert (out / "metrics.jsonl").read_bytes() == before

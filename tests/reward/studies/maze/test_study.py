@@ -71,7 +71,7 @@ def test_files_and_results(done):
     config, _ = done
     found = {str(p.relative_to(config.out)) for p in times(config.out)}
     assert found == {
-        *("results.json", "config.yaml", "environment.json"),
+        *("results.json", "settings.json", "config.yaml", "environment.json"),
         *(f"report/{name}" for name in ("results.json", "report.html", "report.md")),
         "report/maps_umaze.svg",
         *(f"umaze/{name}.safetensors" for name in MODELS),
@@ -223,7 +223,7 @@ DAMAGED = {
 def test_a_damaged_result_is_named_before_anything_is_made(done, tmp_path, monkeypatch, case):
     config, _ = done
     name, damage, said = DAMAGED[case]
-    for file in ("config.yaml", "umaze/null.json", "umaze/goal_0/result.json"):
+    for file in ("settings.json", "config.yaml", "umaze/null.json", "umaze/goal_0/result.json"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(config.out / file, tmp_path / file)
     path = tmp_path / "umaze" / name

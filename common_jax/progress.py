@@ -1,0 +1,67 @@
+"""One progress bar: on stderr where that is a terminal, and nowhere else."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+__all__ = ["Bar", "bar"]
+
+
+class Bar:
+    """How far a work of `total` units has come; `speed` is known from the second update on."""
+
+    def __init__(self, show: Callable[[float, str, str], None], unit: str) -> None:
+        self._show, self._unit = show, unit
+        self._first: tuple[float, float] | None = None
+        self.speed: float | None = None  # units a second
+
+    def update(self, done: float, note: str = "") -> None:
+        """`done` units of all are done, those before a resume among them.
+
+        note: what else to tell, such as a loss. The first units compile: speed is that of the
+        units after them.
+        """
+        now = time.perf_counter()
+        self._first = self._first or (now, done)
+        if done > self._first[1]:
+            self.speed = (done - self._first[1]) / (now - self._first[0])
+        self._show(done, "" if self.speed is None else _per_second(self.speed, self._unit), note)
+
+
+def _per_second(speed: float, unit: str) -> str:
+    return f"{speed:,.0f} {unit}/s" if speed >= 10 else f"{speed:.2g} {unit}/s"
+
+
+@contextlib.contextmanager
+def bar(
+    what: str, total: float, *, unit: str = "steps", start: float = 0, show: bool = True
+) -> Iterator[Bar]:
+    """A bar named `what` with what is done of `total`, units a second and the time left.
+
+    start: what was done before, where a run goes on. show: False for none, even on a terminal.
+    """
+    if not (show and sys.stderr.isatty()):
+        yield Bar(lambda *_: None, unit)
+        return
+    # Not above: programs that draw no bar start sooner.
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn(f"{{task.completed:,.0f}}/{{task.total:,.0f}} {unit}"),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(
+            what, total=total, completed=int(start), speed="compiling", note=""
+        )
+
+        def update(done: float, speed: str, note: str) -> None:
+            progress.update(task, completed=done, speed=speed, note=note)
+
+        yield Bar(update, unit)

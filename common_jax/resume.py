@@ -1,0 +1,152 @@
+"""One way to go on with work that was killed: alone in its folder, under its first settings.
+
+    with resume.hold(folder, settings, free={"mesh"}):
+        ...  # whatever checkpoints, journals or results the work keeps there are of these settings
+
+Settings are a mapping that JSON can hold: what the result follows from. A digest stands for what
+is too long to name (weights, rows of data). They are kept in the folder's settings.json.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, BinaryIO
+
+from common_jax.errors import InputError
+from common_jax.io.files import make_folder, write_json
+
+__all__ = ["alone", "check", "difference", "hold", "lock", "open_alone", "settle"]
+
+SETTINGS = "settings.json"
+LOCK = ".lock"
+
+Settings = Mapping[str, Any]
+
+
+@contextlib.contextmanager
+def hold(
+    folder: str | pathlib.Path, settings: Settings, *, free: Collection[str] = ()
+) -> Iterator[None]:
+    """Work in `folder`, which is made if it is not there: `alone`, and under `settle`d settings.
+
+    Of a distributed run one process holds it.
+    """
+    with alone(folder):
+        settle(folder, settings, free=free)
+        yield
+
+
+def settle(folder: str | pathlib.Path, settings: Settings, *, free: Collection[str] = ()) -> None:
+    """`check`, and keep the settings in `folder`, which is there, for the starts that follow."""
+    check(folder, settings, free=free)
+    path = pathlib.Path(folder) / SETTINGS
+    if not path.exists():
+        write_json(path, _plain({k: v for k, v in settings.items() if k not in free}))
+
+
+def check(folder: str | pathlib.Path, settings: Settings, *, free: Collection[str] = ()) -> None:
+    """InputError where the work in `folder` began with other settings; writes nothing.
+
+    settings: what must be the same when the work goes on, but for the names in `free`.
+    """
+    path = pathlib.Path(folder) / SETTINGS
+    if not path.exists():
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        found, cause = None, error
+    else:
+        cause = None
+    if not isinstance(found, dict):
+        raise InputError(
+            f"{path}: cannot be read, or is damaged; put the run's settings back, or name a new "
+            "directory"
+        ) from cause
+    if differs := difference(found, settings, free=free):
+        raise InputError(
+            f"{folder}: the run there has {differs}; give the same settings, or name a new "
+            "directory"
+        )
+
+
+def difference(found: Settings, wanted: Settings, *, free: Collection[str] = ()) -> str | None:
+    """The first setting of `wanted` that is another one in `found`: "steps 20, not 30"; or None.
+
+    found: as it was kept. Nested settings are named with dots, training.steps. A name that is not
+    in `found` is an option newer than that run: no difference. One that only `found` has, in a
+    group of settings that is given, was taken away.
+    """
+    before = _flat({k: v for k, v in _plain(found).items() if k not in free})
+    now = _flat({k: v for k, v in _plain(wanted).items() if k not in free})
+    for name, value in now.items():
+        if before.get(name, value) != value:
+            return f"{name} {before[name]!r}, not {value!r}"
+    for name in before.keys() - now.keys():
+        group, dot, _ = name.partition(".")
+        if dot and isinstance(wanted.get(group), Mapping):
+            return f"{name} {before[name]!r}, which is not given now"
+    return None
+
+
+@contextlib.contextmanager
+def alone(folder: str | pathlib.Path) -> Iterator[None]:
+    """Work in `folder`, which is made if it is not there; InputError while another does."""
+    taken = f"{folder}: another run is writing there; name another directory"
+    with lock(make_folder(folder) / LOCK, taken):
+        yield
+
+
+@contextlib.contextmanager
+def lock(path: pathlib.Path, taken: str) -> Iterator[None]:
+    """Hold the file `path`, which is there only for this; InputError `taken` where it is held."""
+    file = open_alone(path, taken)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held
+        file.close()
+
+
+def open_alone(path: pathlib.Path, taken: str) -> BinaryIO:
+    """`path`, to be read and appended to by this process alone; InputError `taken` otherwise.
+
+    The kernel lets go of it when it is closed or the process ends, however it does. Remove the
+    file before that, not after.
+    """
+    while True:
+        try:
+            file = path.open("a+b")
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise InputError(taken) from error
+        if _is(path, file.fileno()):
+            return file
+        file.close()  # its holder removed it meanwhile: another may hold a new one of that name
+
+
+def _is(path: pathlib.Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    """Settings as JSON gives them back: tuples are lists, paths are texts."""
+    return json.loads(json.dumps(dict(settings), default=str))
+
+
+def _flat(settings: Settings, prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = isinstance(value, Mapping)
+        found |= _flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+    return found
