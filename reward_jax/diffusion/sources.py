@@ -73,7 +73,7 @@ class Strided:
     def sample(self, key: jax.Array, count: int) -> jax.Array:
         """See `Source`."""
         starts = self.starts[jax.random.randint(key, (count,), 0, self.starts.shape[0])]
-        return self.flat[starts[:, None] + self.stride * jnp.arange(self.horizon)]
+        return self.flat[starts[:, None] + self.stride * jnp.arange(self.horizon)[None]]
 
 
 @struct.dataclass

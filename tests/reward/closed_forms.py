@@ -28,11 +28,11 @@ class Mixture:
     def log_density(self, x: jax.Array, t: jax.Array) -> jax.Array:
         """Up to a constant, [B]."""
         bar = self.schedule.alphas_cumprod[t][:, None, None]
-        away = x[:, None] - jnp.sqrt(bar) * self.means
+        away = x[:, None] - jnp.sqrt(bar) * self.means[None]
         y = jnp.einsum("bkd,kde->bke", away, self.axes)
-        variance = bar * self.spread + 1 - bar
+        variance = bar * self.spread[None] + 1 - bar
         parts = -(jnp.square(y) / variance + jnp.log(variance)).sum(-1) / 2
-        return jax.nn.logsumexp(parts + self.log_weights, axis=1)
+        return jax.nn.logsumexp(parts + self.log_weights[None], axis=1)
 
     def __call__(self, x: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
         return jax.grad(lambda x: self.log_density(x, t).sum())(x)

@@ -17,7 +17,7 @@ import numpy as np
 from flax import struct
 
 from common_jax.errors import InputError
-from reward_jax.data.trajectory.normalisers import Normaliser
+from reward_jax.data.trajectory.normalisers import Normaliser, on_last
 from reward_jax.data.trajectory.space import (
     TrajectoryModel,
     check_same_schedule,
@@ -68,20 +68,21 @@ class Converted:
 
     def x0(self, x_t: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
         """E[x_0 | x_t] [B, H, D] in the wanted coordinates."""
-        clean = (x_t - self.offset) / self.scale
+        offset, scale = (on_last(values, x_t) for values in (self.offset, self.scale))
+        clean = (x_t - offset) / scale
 
         def asked(steps: jax.Array) -> jax.Array:
             step = steps[t]
             root = jnp.sqrt(self.schedule.alphas_cumprod)
             signal = self.schedule.at(root, step, x_t)
             ratio = signal / self.schedule.at(root, t, x_t)
-            own = (ratio * x_t - signal * self.offset) / self.scale
+            own = (ratio * x_t - signal * offset) / scale
             own = self.pin(clean)(own) if self.pin else own
             return estimate_x0(self.score, self.schedule, own, step, cond)
 
         share = self.schedule.at(self.share, t, x_t)
         found = (1 - share) * asked(self.steps[0]) + share * asked(self.steps[1])
-        return found * self.scale + self.offset
+        return found * scale + offset
 
     def __call__(self, x_t: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
         """The score [B, H, D] with respect to x_t in the wanted coordinates."""

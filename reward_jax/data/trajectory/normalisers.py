@@ -10,7 +10,7 @@ from flax import struct
 
 from common_jax.errors import InputError
 
-__all__ = ["Normaliser", "gaussian", "limits"]
+__all__ = ["Normaliser", "gaussian", "limits", "on_last"]
 
 
 @struct.dataclass
@@ -26,11 +26,11 @@ class Normaliser:
 
     def normalise(self, x: Any) -> Any:
         """What a model sees of rows [..., D] in their own units."""
-        return (x - self.offset) / self.scale
+        return (x - on_last(self.offset, x)) / on_last(self.scale, x)
 
     def restore(self, z: Any) -> Any:
         """Rows [..., D] in their own units again."""
-        return z * self.scale + self.offset
+        return z * on_last(self.scale, z) + on_last(self.offset, z)
 
     def part(self, dimensions: Any) -> "Normaliser":
         """Of some dimensions alone (a slice or a list): `part(slice(2, 4))` of a position."""
@@ -52,6 +52,11 @@ class Normaliser:
         """Equal to rounding."""
         offsets = np.allclose(self.offset, other.offset, rtol=0, atol=1e-6)
         return offsets and np.allclose(self.scale, other.scale, 1e-6)
+
+
+def on_last(values: Any, x: Any) -> Any:
+    """Values [D] with the axes that they lack of x [..., D]: numpy and jax arrays alike."""
+    return values.reshape((1,) * (np.ndim(x) - 1) + values.shape)
 
 
 def limits(rows: Any) -> Normaliser:

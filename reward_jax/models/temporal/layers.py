@@ -59,8 +59,8 @@ class TimeEmbedding(nn.Module):
     @nn.compact
     def __call__(self, t: jax.Array) -> jax.Array:
         half = self.width // 2
-        rates = jnp.exp(jnp.arange(half) * (-math.log(10000) / (half - 1)))
-        angles = t[:, None] * rates
+        rates = jnp.exp(jnp.arange(half, dtype=jnp.float32) * (-math.log(10000) / (half - 1)))
+        angles = t[:, None].astype(rates.dtype) * rates[None]
         x = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
         x = activation(self.act)(nn.Dense(4 * self.width, name="first")(x))
         return nn.Dense(self.width, name="second")(x)
@@ -90,7 +90,9 @@ class Conv(nn.Module):
         fan_in = shape[0] * shape[1]
         kernel = self.param("kernel", _uniform(fan_in), shape)
         y = conv1d(x, kernel, stride=self.stride, padding=self.padding, method=self.method)
-        return y + self.param("bias", _uniform(fan_in), shape[-1:]) if self.use_bias else y
+        if not self.use_bias:
+            return y
+        return y + self.param("bias", _uniform(fan_in), shape[-1:])[None, None]
 
 
 class Downsample(nn.Module):
@@ -115,7 +117,7 @@ class Upsample(nn.Module):
         channels = x.shape[-1]
         kernel = self.param("kernel", _uniform(4 * channels), (4, channels, channels))
         bias = self.param("bias", _uniform(4 * channels), (channels,))
-        return conv1d_transpose(x, kernel, method=self.method) + bias
+        return conv1d_transpose(x, kernel, method=self.method) + bias[None, None]
 
 
 class GroupNorm(nn.Module):
@@ -135,7 +137,7 @@ class GroupNorm(nn.Module):
         y = x.reshape(*x.shape[:2], self.groups, -1)
         y = y - y.mean((1, 3), keepdims=True)
         y = y * jax.lax.rsqrt(jnp.square(y).mean((1, 3), keepdims=True) + self.epsilon)
-        return y.reshape(x.shape) * scale + bias
+        return y.reshape(x.shape) * scale[None, None] + bias[None, None]
 
 
 class ConvBlock(nn.Module):

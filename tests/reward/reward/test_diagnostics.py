@@ -55,7 +55,9 @@ class Scaled:
     by: float
 
     def __call__(self, x, t):
-        return self.by * self.ratio(x, t) + t  # a constant for each t is nobody's business
+        return self.by * self.ratio(x, t) + t.astype(
+            x.dtype
+        )  # a constant for each t is nobody's business
 
 
 @pytest.mark.parametrize("by", [1.0, 0.6, 0.0, -1.0])

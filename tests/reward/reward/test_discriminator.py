@@ -70,7 +70,8 @@ def test_the_logit_does_not_saturate_and_the_sigmoid_does():
     np.testing.assert_allclose(by_logit, jnp.broadcast_to(w, x.shape), rtol=1e-6)
     p = sigmoid(x, t)
     np.testing.assert_allclose(p, 1 / (1 + np.exp(-np.asarray(logit(x, t)))), rtol=1e-5)
-    np.testing.assert_allclose(by_sigmoid, (p * (1 - p))[:, None, None] * w, rtol=1e-4, atol=1e-7)
+    slope = (p * (1 - p))[:, None, None] * w[None]
+    np.testing.assert_allclose(by_sigmoid, slope, rtol=1e-4, atol=1e-7)
     far = 200 * jnp.broadcast_to(w, x.shape)
     assert np.abs(jax.grad(lambda x: sigmoid(x, t).sum())(far)).max() == 0
     np.testing.assert_array_equal(logit.gradient(x, t, "ignored"), by_logit)

@@ -536,7 +536,7 @@ def test_eager_is_jit():
 
     class Bowl:
         def apply(self, variables, x, t):
-            return jnp.square(x * variables["params"]["w"]).sum((1, 2))
+            return jnp.square(x * variables["params"]["w"][None, None]).sum((1, 2))
 
     bowl, params, sgd = Bowl(), {"w": jnp.linspace(-1, 1, D)}, optax.sgd(0.1)
 

@@ -65,13 +65,13 @@ class Bowl:
     centre: Any
 
     def gradient(self, x: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
-        return gradient_of(lambda x: self.learned(x) * (1 + t), x)
+        return gradient_of(lambda x: self.learned(x) * (1 + t).astype(x.dtype), x)
 
     def learned_gradient(self, x: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
         return gradient_of(self.learned, x)
 
     def learned(self, x: jax.Array) -> jax.Array:
-        return -jnp.square(x - self.centre).reshape(len(x), -1).sum(1) / 2
+        return -jnp.square(x - jnp.asarray(self.centre)[None]).reshape(len(x), -1).sum(1) / 2
 
 
 class TorchBowl(torch.nn.Module):

@@ -63,8 +63,9 @@ class Gaussian:
 
     def log_density(self, x, t):
         keep = self.schedule.at(self.schedule.alphas_cumprod, t, x)
-        away = x - jnp.sqrt(keep) * self.mean
-        variance = keep * jnp.square(self.deviation) + 1 - keep
+        mean, deviation = (jnp.asarray(v)[None, None] for v in (self.mean, self.deviation))
+        away = x - jnp.sqrt(keep) * mean
+        variance = keep * jnp.square(deviation) + 1 - keep
         return -0.5 * jnp.sum(jnp.square(away) / variance)
 
     def __call__(self, x, t, cond=None):
@@ -109,7 +110,7 @@ def test_what_is_left_of_a_conversion_is_little_beside_the_target(steps, factor,
     schedule, error, size = base.denoiser.schedule, 0.0, 0.0
     for level in range(steps):
         t, key = jnp.full(64, level), jax.random.key(level)
-        rows = jax.random.normal(key, (64, 8, 4)) * deviation + mean
+        rows = jax.random.normal(key, (64, 8, 4)) * deviation[None, None] + mean[None, None]
         noise = jax.random.normal(jax.random.fold_in(key, 1), rows.shape)
         x = q_sample(schedule, jnp.asarray(ours.normalise(rows)), t, noise)
         weight = float(1 - schedule.alphas_cumprod[level])

@@ -43,7 +43,7 @@ def test_parts_and_conversions():
     score = jax.grad(lambda z, n: -(n.restore(z) ** 2).sum() / 2)
     np.testing.assert_allclose(
         score(jnp.asarray(other.normalise(x)), other),
-        score(jnp.asarray(one.normalise(x)), one) * convert.scale,
+        score(jnp.asarray(one.normalise(x)), one) * convert.scale[None, None],
         rtol=1e-3,
     )
 
