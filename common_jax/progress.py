@@ -11,8 +11,11 @@ __all__ = ["Bar", "bar"]
 class Bar:
     """How far a work of `total` units has come; `speed` is known from the second update on."""
 
-    def __init__(self, show: Callable[[float, str, str], None], unit: str) -> None:
+    def __init__(
+        self, show: Callable[[float, str, str], None], unit: str, start: float = 0
+    ) -> None:
         self._show, self._unit = show, unit
+        self._begun = time.perf_counter(), start
         self._first: tuple[float, float] | None = None
         self.speed: float | None = None  # units a second
 
@@ -20,13 +23,16 @@ class Bar:
         """`done` units of all are done, those before a resume among them.
 
         note: what else to tell, such as a loss. The first units compile: speed is that of the
-        units after them.
+        units after them. Until there are such, the bar shows that of the first.
         """
         now = time.perf_counter()
         self._first = self._first or (now, done)
         if done > self._first[1]:
             self.speed = (done - self._first[1]) / (now - self._first[0])
-        self._show(done, "" if self.speed is None else _per_second(self.speed, self._unit), note)
+        shown = self.speed
+        if shown is None:
+            shown = (done - self._begun[1]) / max(now - self._begun[0], 1e-9)
+        self._show(done, _per_second(shown, self._unit), note)
 
 
 def _per_second(speed: float, unit: str) -> str:
@@ -42,7 +48,7 @@ def bar(
     start: what was done before, where a run goes on. show: False for none, even on a terminal.
     """
     if not (show and sys.stderr.isatty()):
-        yield Bar(lambda *_: None, unit)
+        yield Bar(lambda *_: None, unit, start)
         return
     # Not above: programs that draw no bar start sooner.
     from rich.console import Console
@@ -64,4 +70,4 @@ def bar(
         def update(done: float, speed: str, note: str) -> None:
             progress.update(task, completed=done, speed=speed, note=note)
 
-        yield Bar(update, unit)
+        yield Bar(update, unit, start)

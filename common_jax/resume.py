@@ -18,7 +18,17 @@ from typing import Any, BinaryIO
 from common_jax.errors import InputError
 from common_jax.io.files import make_folder, write_json
 
-__all__ = ["alone", "check", "difference", "hold", "lock", "open_alone", "settle"]
+__all__ = [
+    "alone",
+    "check",
+    "check_alone",
+    "check_free",
+    "difference",
+    "hold",
+    "lock",
+    "open_alone",
+    "settle",
+]
 
 SETTINGS = "settings.json"
 LOCK = ".lock"
@@ -95,9 +105,20 @@ def difference(found: Settings, wanted: Settings, *, free: Collection[str] = ())
 @contextlib.contextmanager
 def alone(folder: str | pathlib.Path) -> Iterator[None]:
     """Work in `folder`, which is made if it is not there; InputError while another does."""
-    taken = f"{folder}: another run is writing there; name another directory"
-    with lock(make_folder(folder) / LOCK, taken):
+    with lock(make_folder(folder) / LOCK, _taken(folder)):
         yield
+
+
+def check_alone(folder: str | pathlib.Path) -> None:
+    """InputError while another works in `folder`: hours before `alone` would say so."""
+    path = pathlib.Path(folder) / LOCK
+    if path.exists():  # left by a run that was killed, or held
+        with lock(path, _taken(folder)):
+            pass
+
+
+def _taken(folder: str | pathlib.Path) -> str:
+    return f"{folder}: another run is writing there; name another directory"
 
 
 @contextlib.contextmanager
@@ -130,6 +151,12 @@ def open_alone(path: pathlib.Path, taken: str) -> BinaryIO:
         if _is(path, file.fileno()):
             return file
         file.close()  # its holder removed it meanwhile: another may hold a new one of that name
+
+
+def check_free(path: pathlib.Path, taken: str) -> None:
+    """InputError `taken` while another process holds `path`; leaves it as it is."""
+    if path.exists():
+        open_alone(path, taken).close()
 
 
 def _is(path: pathlib.Path, descriptor: int) -> bool:

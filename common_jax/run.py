@@ -24,6 +24,7 @@ from tensorboardX import SummaryWriter
 
 from common_jax.errors import InputError
 from common_jax.io.files import atomic, make_folder
+from common_jax.resume import check_alone
 
 __all__ = ["Run", "check_directory", "environment", "note_run", "read_metrics"]
 
@@ -33,7 +34,8 @@ _VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers
 def check_directory(directory: str | pathlib.Path, *, resume: bool = False) -> None:
     """Can a run be written there? Writes nothing; raises InputError naming the directory.
 
-    A run that is already there needs `resume`. A directory that holds something else is refused.
+    A run that is already there needs `resume`. A directory that holds something else, or that
+    another process is writing to, is refused.
     """
     path = pathlib.Path(directory).absolute()
     existing = path
@@ -43,6 +45,7 @@ def check_directory(directory: str | pathlib.Path, *, resume: bool = False) -> N
         raise InputError(f"{directory}: {existing} is a file; name a directory for the run")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"{directory}: {existing} cannot be written to; name another directory")
+    check_alone(directory)
     if path.is_dir() and any(path.iterdir()):
         if not any((path / name).is_file() for name in ("config.yaml", "settings.json")):
             raise InputError(f"{directory}: is not empty and holds no run; name a new directory")

@@ -17,6 +17,7 @@ _HELP = {
     "steer": "plan with the base, steered by a reward, and execute",
     "sweep": "guidance scales and stop steps, all in one compiled call",
     "report": "one HTML page of a base, an expert and their reward",
+    "demo": "extract a reward from the shipped models and write a report",
 }
 COMMANDS = {
     **{name: of_module(help, f"reward_jax.commands.{name}") for name, help in _HELP.items()},

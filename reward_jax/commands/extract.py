@@ -14,22 +14,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from common_jax import resume
 from common_jax.cli.options import MeshOptions
 from common_jax.cli.ranges import HalfAtMost, PositiveInt, Seed, check_ranges
 from common_jax.errors import InputError
-from common_jax.io.files import write_json
+from common_jax.io.files import read_json, write_json
 from common_jax.mesh import mesh_for
-from common_jax.run import Run, check_directory
-from reward_jax.commands.progress import FREE, reporter
-from reward_jax.commands.results import read_result
+from common_jax.run import check_directory
 from reward_jax.data.trajectory.checkpoint import load_model, save_guide
 from reward_jax.data.trajectory.convert import expert_in_base_coordinates
 from reward_jax.data.trajectory.windows import CutOptions
-from reward_jax.diffusion.loop import steps_done
 from reward_jax.diffusion.sources import Mixed
 from reward_jax.planning.extract import Matching, RewardOptions, diagnose, fit_reward, hold_out
-from reward_jax.planning.fit import RunContext, window_source
+from reward_jax.planning.fit import open_run, window_source
 from reward_jax.tasks.find import read
 
 __all__ = ["Config", "read_diagnostics", "run"]
@@ -96,11 +92,10 @@ def run(config: Config) -> pathlib.Path:
         print(f"note: {notes[-1]}")
     out = pathlib.Path(config.out)
     written = dataclasses.asdict(config) | {"resume": False}
-    with (
-        resume.hold(out, written, free=FREE),
-        Run(out, written, start=steps_done(out / "checkpoints")) as log,
-        reporter("matching gradients", config.matching.steps, log) as on_step,
-    ):
+    steps = config.matching.steps
+    with open_run(
+        out, written, "matching gradients", steps, save_every=config.save_every, mesh=mesh
+    ) as context:
         guide = fit_reward(
             base,
             expert_score,
@@ -109,7 +104,7 @@ def run(config: Config) -> pathlib.Path:
             config.reward,
             config.matching,
             seed=config.seed,
-            context=RunContext(on_step, out / "checkpoints", config.save_every, mesh),
+            context=context,
         )
     rows = apart.sample(jax.random.key(config.seed + 2), 256)
     found = diagnose(
@@ -145,4 +140,4 @@ def read_diagnostics(run: str | pathlib.Path) -> dict[str, Any]:
         return {}
     wanted = {"explained": [None], "antisymmetric": [None]}
     mend = "delete it, and it is made again by `reward-jax extract --resume`"
-    return read_result(path, wanted, mend)
+    return read_json(path, wanted, mend)

@@ -10,26 +10,23 @@ import dataclasses
 import pathlib
 from typing import Any, Literal
 
-from common_jax import resume
 from common_jax.cli.options import MeshOptions
 from common_jax.cli.ranges import NonNegativeFloat, PositiveInt, Seed, check_ranges
 from common_jax.errors import InputError
 from common_jax.mesh import mesh_for
-from common_jax.run import Run, check_directory
-from reward_jax.commands.progress import FREE, reporter
+from common_jax.run import check_directory
 from reward_jax.data.trajectory.checkpoint import load_model, save_model
 from reward_jax.data.trajectory.space import TrajectoryModel
 from reward_jax.data.trajectory.windows import CutOptions
-from reward_jax.diffusion.loop import steps_done
 from reward_jax.diffusion.schedule import make_schedule
 from reward_jax.models.temporal.unet import TemporalUnet
 from reward_jax.planning.fit import (
     NetworkOptions,
-    RunContext,
     Training,
     Untrained,
     check_prediction,
     fit,
+    open_run,
     space_of,
     window_source,
 )
@@ -113,12 +110,10 @@ def run(config: Config) -> pathlib.Path:
     source = window_source(episodes, space, config.cut.padding)
     out = pathlib.Path(config.out)
     written = dataclasses.asdict(config) | {"resume": False}
-    with (
-        resume.hold(out, written, free=FREE),
-        Run(out, written, start=steps_done(out / "checkpoints")) as log,
-        reporter("training", config.training.steps, log) as on_step,
-    ):
-        context = RunContext(on_step, out / "checkpoints", config.save_every, mesh)
+    steps = config.training.steps
+    with open_run(
+        out, written, "training", steps, save_every=config.save_every, mesh=mesh
+    ) as context:
         model = fit(source, space, begin, config.training, seed=config.seed, context=context)
     path = out / "denoiser.safetensors"
     save_model(path, model)

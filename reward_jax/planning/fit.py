@@ -8,9 +8,12 @@
 Legend: H horizon, D transition width.
 """
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +21,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from common_jax import resume
 from common_jax.cli.ranges import (
     BelowOne,
     NonNegativeFloat,
@@ -26,12 +30,14 @@ from common_jax.cli.ranges import (
     PositiveInt,
 )
 from common_jax.errors import InputError
+from common_jax.progress import bar
+from common_jax.run import Run
 from reward_jax.data.episodes import Episodes, transitions
 from reward_jax.data.trajectory import normalisers
 from reward_jax.data.trajectory.space import Space, TrajectoryModel
 from reward_jax.data.trajectory.windows import Padding, windows
 from reward_jax.diffusion.denoiser import score_from
-from reward_jax.diffusion.loop import OnStep
+from reward_jax.diffusion.loop import OnStep, steps_done
 from reward_jax.diffusion.process import Prediction, action_weights
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.diffusion.sources import Source, Strided
@@ -45,6 +51,7 @@ __all__ = [
     "Untrained",
     "check_prediction",
     "fit",
+    "open_run",
     "optimizer",
     "space_of",
     "window_source",
@@ -132,6 +139,41 @@ class RunContext:
     checkpoints: pathlib.Path | None = None
     save_every: int | None = None
     mesh: Mesh | None = None
+
+
+_FREE = ("out", "resume", "save_every", "mesh")  # settings that may change when a run goes on
+
+
+@contextlib.contextmanager
+def open_run(
+    folder: pathlib.Path,
+    settings: Mapping[str, Any],
+    what: str,
+    steps: int,
+    *,
+    save_every: int | None = None,
+    mesh: Mesh | None = None,
+) -> Iterator[RunContext]:
+    """A training of `steps` steps in a run's directory, which it holds alone.
+
+    It goes on from its checkpoints, each call's means are logged, a bar named `what` is shown.
+    settings: kept there; InputError where the run there began with others.
+    """
+    checkpoints = folder / "checkpoints"
+    with (
+        resume.hold(folder, settings, free=_FREE),
+        Run(folder, settings, start=steps_done(checkpoints)) as run,
+        bar(what, steps, start=run.start) as shown,
+    ):
+
+        def on_step(done: int, metrics: dict[str, np.ndarray]) -> None:
+            means = {name: float(np.mean(value)) for name, value in metrics.items()}
+            shown.update(done, f"loss {means['loss']:.4g}")
+            if shown.speed:
+                means["steps_per_second"] = shown.speed
+            run.log(done, means)
+
+        yield RunContext(on_step, checkpoints, save_every, mesh)
 
 
 @functools.cache

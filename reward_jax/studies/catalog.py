@@ -9,8 +9,4 @@ STUDIES = {
         "four mazes, eight goals each: a reward and a map for every goal",
         "reward_jax.studies.maze.run",
     ),
-    "demo": of_module(
-        "extract a reward from the shipped models and write a report",
-        "reward_jax.studies.maze.demo",
-    ),
 }

@@ -49,6 +49,16 @@ def test_speed_is_counted_from_the_first_update(clock):
         assert bar.speed == 3
 
 
+def test_a_bar_shows_the_first_update_s_speed_until_there_is_another(clock):
+    shown = []
+    bar = progress.Bar(lambda done, speed, note: shown.append((done, speed, note)), "rows", 20)
+    clock[0] += 2
+    bar.update(60, "half")
+    clock[0] += 1
+    bar.update(100)
+    assert shown == [(60, "20 rows/s", "half"), (100, "40 rows/s", "")]
+
+
 @pytest.mark.parametrize(
     ("speed", "text"), [(1234.5, "1,234 steps/s"), (12.3, "12 steps/s"), (0.123, "0.12 steps/s")]
 )

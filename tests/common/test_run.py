@@ -6,6 +6,7 @@ import pytest
 import yaml
 from tensorboardX.proto import event_pb2
 
+from common_jax import resume
 from common_jax import run as run_module
 from common_jax.errors import InputError
 from common_jax.run import Run, check_directory
@@ -113,6 +114,12 @@ def test_directories_that_will_not_do(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="holds a run already"):
         check_directory(tmp_path / "run")
     check_directory(tmp_path / "run", resume=True)
+    for taken in ("new", "run"):
+        with resume.alone(tmp_path / taken), pytest.raises(InputError, match="another run is"):
+            check_directory(tmp_path / taken, resume=True)
+    (tmp_path / "new" / ".lock").touch()  # left by a kill
+    check_directory(tmp_path / "new")
+    assert not any((tmp_path / "new").iterdir())
     # Root may write anywhere, so ask as somebody else would be answered.
     monkeypatch.setattr(
         os, "access", lambda path, mode: bool(os.stat(path).st_mode & stat.S_IWUSR)

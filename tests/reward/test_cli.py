@@ -22,7 +22,7 @@ import yaml
 from common_jax.cli import command_line
 from common_jax.run import Run
 from reward_jax import cli
-from reward_jax.commands import report, train
+from reward_jax.commands import demo, report, train
 from reward_jax.commands.train import check_taken_over
 from reward_jax.data import hdf5
 from reward_jax.data.files import read_episodes
@@ -36,7 +36,6 @@ from reward_jax.models.reward_nets import HalfUnet, WindowMLP
 from reward_jax.models.temporal.unet import TemporalUnet
 from reward_jax.planning.extract import Matching, hold_out
 from reward_jax.reward import guide
-from reward_jax.studies.maze import demo
 from reward_jax.studies.maze.settings import Config as StudyConfig
 from reward_jax.tasks.maze.mazes import goals, maze
 from tests.reward.cli_runs import MATCHING, ROOT, SMALL, STEPS, read_jsonl, run, space, start
@@ -460,7 +459,7 @@ def test_an_interrupted_extraction_goes_on(made, tmp_path, monkeypatch, capsys):
         patch.setattr(Run, "log", interrupt)
         assert run(*argv) == 130
     assert capsys.readouterr().err == "reward-jax: interrupted\n"
-    assert names(tmp_path / "reward" / "checkpoints") == ["10"]
+    assert names(tmp_path / "reward" / "checkpoints") == ["10", "settings.json"]
     assert not (tmp_path / "reward" / "reward.safetensors").exists()
 
     assert run(*argv, "--resume") == 0
@@ -582,7 +581,7 @@ def test_demo(made, tmp_path, capsys, monkeypatch):
     folder, _ = made
     for name in ("base", "expert"):
         shutil.copy(folder / name / "denoiser.safetensors", tmp_path / f"{name}.safetensors")
-    monkeypatch.setattr(demo, "SHIPPED", tmp_path)
+    monkeypatch.setattr(demo, "PAIR", tmp_path)
     asked = []
 
     def extract(config):  # tested above; what it leaves is taken from there
@@ -620,7 +619,7 @@ def test_the_shipped_pair_s_reward_peaks_at_the_expert_s_goal(tmp_path, monkeypa
 
 
 def test_the_shipped_models_fit_each_other():
-    base, expert = (load_model(demo.SHIPPED / f"{k}.safetensors") for k in ("base", "expert"))
+    base, expert = (load_model(demo.PAIR / f"{k}.safetensors") for k in ("base", "expert"))
     score, notes = expert_in_base_coordinates(base, expert)
     assert score is expert.denoiser and not notes
     assert base.space.about["goal"] is None and base.space.about["task"] == "umaze"

@@ -106,7 +106,7 @@ class Journal:
     def __init__(self, path: pathlib.Path, fingerprint: str):
         self.path = path
         self.entries: list[Entry] = []
-        self._file = resume.open_alone(path, f"{path}: another run is writing this output")
+        self._file = resume.open_alone(path, _taken(path))
         self._file.seek(0)
         start = self._file.read(16)
         if start and not b'{"fingerprint": "'.startswith(start[:16]):
@@ -131,6 +131,11 @@ class Journal:
             self._file.truncate(0)
             self._write(header)
 
+    @staticmethod
+    def check(path: pathlib.Path) -> None:
+        """InputError while another run is writing there: said before any weights are read."""
+        resume.check_free(path, _taken(path))
+
     def _write(self, data: bytes) -> None:
         try:
             self._file.write(data)
@@ -154,3 +159,7 @@ class Journal:
         """The run is complete: delete the file."""
         self.path.unlink(missing_ok=True)
         self._file.close()
+
+
+def _taken(path: pathlib.Path) -> str:
+    return f"{path}: another run is writing this output"

@@ -55,6 +55,8 @@ def score_file(
     beside = path.with_name(path.name + ".meta.json")
     if beside.is_dir():
         raise InputError(f"{beside}: is a folder, where the metadata would go; move it")
+    unfinished = path.with_name(path.name + ".journal")
+    Journal.check(unfinished)
     with _timed(seconds, "prompts"):
         rows = read_prompts(options.prompts)
     if path.exists() and path.samefile(options.prompts):
@@ -83,7 +85,7 @@ def score_file(
     with _timed(seconds, "fingerprint"):
         key = fingerprint(pair, tokens, options.norm)
 
-    journal = Journal(path.with_name(path.name + ".journal"), key)
+    journal = Journal(unfinished, key)
     try:
         before = time.perf_counter()
         scores = score_tokens(

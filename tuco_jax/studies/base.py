@@ -21,8 +21,8 @@ from typing import Any, Generic, Literal, TypeVar
 
 import jax
 
+from common_jax import resume
 from common_jax.cli.options import MeshOptions, check_seed
-from common_jax.io.files import make_folder
 from common_jax.mesh import mesh_for
 from common_jax.report.findings import Findings, print_tables, write
 from tuco_jax.datasets.assets import fetch
@@ -86,16 +86,16 @@ class Study(Generic[Config, Inputs, Measured]):
         """Prepare, load the pair, measure; print the tables and write the report."""
         started = time.perf_counter()
         inputs = self.prepare(config)
-        make_folder(config.out)
-        measured, facts = None, {}
-        if inputs:
-            pair, tokenizer, facts = load_studied_pair(config)
-            measured = self.measure(pair, tokenizer, config, inputs)
-        found = self.findings(config, inputs, measured)
-        facts = {**facts, **found.facts, "seed": str(config.seed)}
-        found = dataclasses.replace(found, facts=facts)
-        print_tables(found)
-        write(config.out, found, started, command(self.name, config))
+        with resume.alone(config.out):
+            measured, facts = None, {}
+            if inputs:
+                pair, tokenizer, facts = load_studied_pair(config)
+                measured = self.measure(pair, tokenizer, config, inputs)
+            found = self.findings(config, inputs, measured)
+            facts = {**facts, **found.facts, "seed": str(config.seed)}
+            found = dataclasses.replace(found, facts=facts)
+            print_tables(found)
+            write(config.out, found, started, command(self.name, config))
         return found
 
 

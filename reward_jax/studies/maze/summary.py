@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from common_jax.errors import InputError
-from common_jax.io.files import write_json
-from reward_jax.commands.results import read_result
+from common_jax.io.files import read_json, write_json
 from reward_jax.studies.maze.measure import GUIDES
 from reward_jax.tasks.maze.mazes import maze
 
@@ -27,9 +26,9 @@ def read_results(
         **{"peak": peak, "seed_peaks": [peak], "discriminator_peak": peak},
         "steering": dict.fromkeys(("unsteered", "expert", *guides), shares),
     }
-    results = [read_result(p, wanted) for p in sorted(out.glob("*/goal_*/result.json"))]
+    results = [read_json(p, wanted) for p in sorted(out.glob("*/goal_*/result.json"))]
     nulls = {
-        p.parent.name: read_result(p, {"peaks": [None], "diagnostics": None})
+        p.parent.name: read_json(p, {"peaks": [None], "diagnostics": None})
         for p in sorted(out.glob("*/null.json"))
     }
     return results, nulls

@@ -15,12 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from common_jax.io.files import write_json
-from common_jax.run import Run
-from reward_jax.commands.progress import reporter
 from reward_jax.data.episodes import Episodes
 from reward_jax.data.trajectory.checkpoint import load_guide, load_model, save_guide, save_model
 from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel
-from reward_jax.diffusion.loop import LoopOptions, steps_done
+from reward_jax.diffusion.loop import LoopOptions
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.diffusion.sources import Mixed, Strided
 from reward_jax.planning.extract import diagnose, fit_reward
@@ -28,6 +26,7 @@ from reward_jax.planning.fit import (
     RunContext,
     Untrained,
     fit,
+    open_run,
     optimizer,
     space_of,
     window_source,
@@ -226,19 +225,15 @@ class MazeWork:
         its last checkpoint; these are gone once the model is there.
         """
         folder = path.with_suffix("")
-        checkpoints = folder / "checkpoints"
         if path.exists():
             yield None
         else:
             name = f"{self.task.name} {path.stem}"
-            about = {"study": str(self.config.out), "model": name}
-            with (
-                Run(folder, about, start=steps_done(checkpoints)) as run,
-                reporter(name, steps, run) as on_step,
-            ):
-                yield RunContext(on_step, checkpoints, self.config.save_every)
+            about = {"out": str(self.config.out), "model": name}
+            with open_run(folder, about, name, steps, save_every=self.config.save_every) as run:
+                yield run
         # A start that was killed between the model's writing and here left them, too.
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 class _Clock:

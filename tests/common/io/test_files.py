@@ -3,7 +3,7 @@ import json
 import pytest
 
 from common_jax.errors import InputError
-from common_jax.io.files import atomic, check_writable, make_folder, write_json
+from common_jax.io.files import atomic, check_writable, make_folder, read_json, write_json
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
@@ -44,3 +44,26 @@ def test_a_folder_is_made_with_its_parents_or_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file/c: no folder that can be written to .*another"):
         make_folder(tmp_path / "file" / "c")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"a": [{"b": 1}', "is damaged or cut short"),
+        (b"\xff", "is damaged or cut short"),
+        ("[]", "is damaged, it has no mapping"),
+        ('{"c": 1}', "is damaged, it has no a"),
+        ('{"a": {}, "c": 1}', "is damaged, it has no list a"),
+        ('{"a": [{"b": 1}, {}], "c": 1}', r"is damaged, it has no a\[1\].b"),
+        (None, r"cannot be read \(No such file"),
+    ],
+)
+def test_a_result_is_read_back_or_what_it_lacks_is_named(tmp_path, text, said):
+    path, wanted = tmp_path / "a.json", {"a": [{"b": None}], "c": None}
+    write_json(path, whole := {"a": [{"b": 1, "d": 2}], "c": []})
+    assert read_json(path, wanted) == whole
+    path.unlink()
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=f"^{path}: {said}.*; delete it, and it is made again$"):
+        read_json(path, wanted)

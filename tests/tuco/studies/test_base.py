@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from common_jax import resume
 from common_jax.errors import InputError
 from common_jax.report.findings import Findings
 from tests.tuco.cli_pair import save_pair
@@ -73,6 +74,12 @@ def test_without_inputs_no_model_is_loaded(tmp_path):
     STUDY.run(Config(out=tmp_path / "out", base="nowhere"))
     data = json.loads((tmp_path / "out" / "results.json").read_text())
     assert data["lengths"] is None and "base" not in data["facts"]
+
+
+def test_a_folder_that_another_run_writes_to_is_refused_before_a_model_is_loaded(tmp_path):
+    with resume.alone(tmp_path), pytest.raises(InputError, match="another run is writing there"):
+        STUDY.run(Config(("tea",), out=tmp_path, base="nowhere"))
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -15,10 +15,9 @@ from common_jax.io.files import make_folder
 from reward_jax.commands import data, extract, report
 from reward_jax.data.trajectory.checkpoint import load_model
 from reward_jax.planning.extract import Matching
+from reward_jax.shipped import PAIR
 
-__all__ = ["SHIPPED", "Config", "run"]
-
-SHIPPED = pathlib.Path(__file__).parents[2] / "shipped" / "umaze"
+__all__ = ["Config", "run"]
 
 
 @dataclasses.dataclass
@@ -55,7 +54,7 @@ def run(config: Config) -> pathlib.Path:
     if not marker.exists() and any(out.iterdir()):
         raise InputError(f"{out}: holds files that are no demo's; name another folder")
     marker.write_text("Made by `reward-jax demo`, which makes it anew each time.\n", "utf-8")
-    base, expert = SHIPPED / "base.safetensors", SHIPPED / "expert.safetensors"
+    base, expert = PAIR / "base.safetensors", PAIR / "expert.safetensors"
     space = load_model(expert).space
     goal = space.about["goal"]
     shared: dict[str, Any] = dict(
