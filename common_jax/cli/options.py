@@ -2,9 +2,10 @@
 
 import dataclasses
 
+from common_jax.cli.ranges import PositiveInt, Seed
 from common_jax.errors import InputError
 
-__all__ = ["MeshOptions", "check_seed"]
+__all__ = ["MeshOptions", "RunOptions", "check_seed"]
 
 
 @dataclasses.dataclass
@@ -13,13 +14,32 @@ class MeshOptions:
 
     Args:
         data: whole copies of the models, each with its part of a batch.
-        fsdp: devices among which weights (and optimiser state) are cut, gathered when used.
+        fsdp: devices among which weights (and optimizer state) are cut, gathered when used.
         tensor: devices among which single matrices are cut.
     """
 
     data: int = 1
     fsdp: int = 1
     tensor: int = 1
+
+
+@dataclasses.dataclass(kw_only=True)
+class RunOptions:
+    """What every command that trains asks of its run.
+
+    Args:
+        out: the run's directory; it must not exist yet, unless resume is given.
+        seed: of initial parameters and of all that is drawn.
+        save_every: steps between checkpoints.
+        resume: go on with the run in out, if there is one.
+        mesh: devices; rows of a batch are cut over data and fsdp.
+    """
+
+    out: str
+    seed: Seed = 0
+    save_every: PositiveInt = 1000
+    resume: bool = False
+    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
 
 def check_seed(seed: int) -> None:

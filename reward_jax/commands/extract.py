@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from common_jax.cli.options import MeshOptions
-from common_jax.cli.ranges import HalfAtMost, PositiveInt, Seed, check_ranges
+from common_jax.cli.options import RunOptions
+from common_jax.cli.ranges import HalfAtMost, PositiveInt, check_ranges
 from common_jax.errors import InputError
 from common_jax.io.files import read_json, write_json
 from common_jax.mesh import mesh_for
@@ -31,39 +31,30 @@ from reward_jax.tasks.find import read
 __all__ = ["Config", "read_diagnostics", "run"]
 
 
-@dataclasses.dataclass
-class Config:
+@dataclasses.dataclass(kw_only=True)
+class Config(RunOptions):
     """Extract a relative reward from two diffusion models.
 
     Args:
         base: the base's denoiser, a file or a run of `reward-jax train`.
         expert: the expert's, likewise.
-        out: the run's directory; it must not exist yet, unless resume is given.
         data: the base's episodes, for matching.x_t mixed or base: x_t is noised data.
         expert_data: the expert's episodes, for matching.x_t mixed or expert.
         cut: how episodes are cut out of the file, and windows out of episodes.
         held_out: share of the episodes that the diagnostics are measured on, and nothing else.
         reward: the network.
         matching: how it is trained.
-        seed: of initial parameters and of all that is drawn.
-        save_every: steps between checkpoints.
-        resume: go on with the run in out, if there is one.
-        mesh: devices; batches are cut over data and fsdp.
     """
 
     base: str
     expert: str
-    out: str
     data: str | None = None
     expert_data: str | None = None
     cut: CutOptions = dataclasses.field(default_factory=CutOptions)
     held_out: HalfAtMost = 0.05
     reward: RewardOptions = dataclasses.field(default_factory=RewardOptions)
     matching: Matching = dataclasses.field(default_factory=Matching)
-    seed: Seed = 0
     save_every: PositiveInt = 500
-    resume: bool = False
-    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
 
 def run(config: Config) -> pathlib.Path:

@@ -10,8 +10,8 @@ import dataclasses
 import pathlib
 from typing import Any, Literal
 
-from common_jax.cli.options import MeshOptions
-from common_jax.cli.ranges import NonNegativeFloat, PositiveInt, Seed, check_ranges
+from common_jax.cli.options import RunOptions
+from common_jax.cli.ranges import NonNegativeFloat, PositiveInt, check_ranges
 from common_jax.errors import InputError
 from common_jax.mesh import mesh_for
 from common_jax.run import check_directory
@@ -35,13 +35,12 @@ from reward_jax.tasks.find import read
 __all__ = ["Config", "check_taken_over", "run"]
 
 
-@dataclasses.dataclass
-class Config:
+@dataclasses.dataclass(kw_only=True)
+class Config(RunOptions):
     """Train a diffusion model on the windows of a file of episodes.
 
     Args:
         data: a file of `reward-jax data`, D4RL's HDF5, or a Minari data set.
-        out: the run's directory; it must not exist yet, unless resume is given.
         cut: how episodes are cut out of the file, and windows out of episodes.
         init: a trained denoiser (file or run) to begin with: an expert from its base. Its network,
             horizon, stride, actions, normaliser, schedule, diffusion_steps and clip_x0 are taken
@@ -55,14 +54,9 @@ class Config:
         clip_x0: cut x_0 to [-clip_x0, clip_x0] when the model is used; 0 for none.
         network: of the denoiser.
         training: how it is trained.
-        seed: of initial parameters and of all that is drawn.
-        save_every: steps between checkpoints.
-        resume: go on with the run in out, if there is one.
-        mesh: devices; batches are cut over data and fsdp.
     """
 
     data: str
-    out: str
     cut: CutOptions = dataclasses.field(default_factory=CutOptions)
     init: str | None = None
     horizon: PositiveInt = 32
@@ -74,10 +68,6 @@ class Config:
     clip_x0: NonNegativeFloat = 1.2
     network: NetworkOptions = dataclasses.field(default_factory=NetworkOptions)
     training: Training = dataclasses.field(default_factory=Training)
-    seed: Seed = 0
-    save_every: PositiveInt = 1000
-    resume: bool = False
-    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
 
 def run(config: Config) -> pathlib.Path:

@@ -503,4 +503,4 @@ def test_configs(fails, tmp_path, case):
 
 def test_options(fails):
     has(fails("train", "--horizn", 8), "unknown option --horizn; did you mean --horizon?")
-    has(fails("extract", base=None, out=None), "missing --base, --out")
+    has(fails("extract", base=None, out=None), "missing --", "--base", "--out")

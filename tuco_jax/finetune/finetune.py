@@ -25,8 +25,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from common_jax import resume
-from common_jax.cli.options import MeshOptions
-from common_jax.cli.ranges import BelowOne, PositiveInt, Seed, check_ranges
+from common_jax.cli.options import RunOptions
+from common_jax.cli.ranges import BelowOne, PositiveInt, check_ranges
 from common_jax.errors import InputError
 from common_jax.io.checkpoint import Checkpoints
 from common_jax.mesh import make_mesh
@@ -65,14 +65,13 @@ from tuco_jax.weights.peft import read as peft
 __all__ = ["FinetuneConfig", "run_finetune"]
 
 
-@dataclasses.dataclass
-class FinetuneConfig:
+@dataclasses.dataclass(kw_only=True)
+class FinetuneConfig(RunOptions):
     """Tune a model on conversations; the loss is on the assistant's turns.
 
     Args:
         base: a Hugging Face directory, a hub id, a .gguf file or a store.
         data: .jsonl; rows have messages, and truncated: true where the answer was cut short.
-        out: the run's directory; it must not exist yet, unless resume is given.
         chat_template: gemma, chatml or a .jinja file, which is kept with the result; by default
             that of the base's tokenizer.
         method: train an adapter (lora), or all parameters (full).
@@ -92,19 +91,14 @@ class FinetuneConfig:
         log_every: steps between lines of metrics.
         eval_every: steps between held-out losses.
         watch_every: steps between scores of the watched prompts.
-        save_every: steps between checkpoints.
         keep: how many checkpoints are kept, the newest.
-        resume: go on with the run in out, if there is one.
         dtype: of the base's weights; what is trained is float32.
         export_dtype: of the result.
         remat: recompute activations in the backward pass: less memory, up to half more time.
-        seed: of the factors and of the order of rows.
-        mesh: devices.
     """
 
     base: str
     data: str
-    out: str
     chat_template: str | None = None
     method: Literal["lora", "full"] = "lora"
     lora: LoraOptions = dataclasses.field(default_factory=LoraOptions)
@@ -124,12 +118,9 @@ class FinetuneConfig:
     watch_every: PositiveInt = 50
     save_every: PositiveInt = 50
     keep: PositiveInt = 2
-    resume: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     export_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     remat: bool = False
-    seed: Seed = 0
-    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
 
 # Settings that may change when a run goes on; the data is known by its fingerprint.

@@ -14,12 +14,13 @@ from jax.experimental.compilation_cache import compilation_cache
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
+from common_jax.cli.options import MeshOptions
 from common_jax.errors import InputError
 from common_jax.run import Run
 from tests.tuco.tiny import save_tiny, tiny_tokenizer
 from tests.tuco.weights.gguf import writer as gguf_writer
 from tuco_jax.finetune import finetune
-from tuco_jax.finetune.finetune import FinetuneConfig, MeshOptions, run_finetune
+from tuco_jax.finetune.finetune import FinetuneConfig, run_finetune
 from tuco_jax.finetune.lora import LoraOptions
 from tuco_jax.finetune.step import OptimizerOptions
 from tuco_jax.generation.generate import end_tokens
