@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from reward_jax.reward.discriminator import DiscriminatorGuide, train_discriminator
     from reward_jax.reward.extract import RelativeReward, extract_reward, init_params
-    from reward_jax.reward.gradients import Climbed, Guide, ScoreDifference
+    from reward_jax.reward.gradients import Guide, ScoreDifference, ValueGuide
     from reward_jax.reward.guide import GuidanceOptions, guided_sample, sweep
     from reward_jax.reward.targets import ExtractionOptions, draw_targets
 
@@ -37,7 +37,7 @@ _HOMES = {
     "reward.diagnostics": ("antisymmetric_part", "explained_fraction", "seed_agreement"),
     "reward.discriminator": ("DiscriminatorGuide", "train_discriminator"),
     "reward.extract": ("RelativeReward", "extract_reward", "init_params"),
-    "reward.gradients": ("Climbed", "Guide", "ScoreDifference"),
+    "reward.gradients": ("Guide", "ScoreDifference", "ValueGuide"),
     "reward.guide": ("GuidanceOptions", "guided_sample", "sweep"),
     "reward.targets": ("ExtractionOptions", "draw_targets"),
 }
@@ -45,7 +45,6 @@ _HOMES = {
 __all__ = [
     "Ancestral",
     "ClassifierFree",
-    "Climbed",
     "DDIM",
     "DiscriminatorGuide",
     "EMA",
@@ -61,6 +60,7 @@ __all__ = [
     "Sampler",
     "ScoreDifference",
     "TrainingOptions",
+    "ValueGuide",
     "antisymmetric_part",
     "cosine_schedule",
     "draw_targets",

@@ -16,7 +16,7 @@ from common_jax.errors import InputError
 from common_jax.io.files import write_json
 from common_jax.run import note_run
 from reward_jax.commands.steering import Steering, SteeringConfig, load
-from reward_jax.planning.plan import given, plan_sweep
+from reward_jax.planning.plan import plan_sweep, precomputed
 from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.tasks.base import Planner
 
@@ -93,5 +93,5 @@ def _planners(
         mesh=steering.mesh,
     )
     for scale, row in zip(config.scales, swept, strict=True):
-        plans = [given(base.space.plans(x)) for x in row]
+        plans = [precomputed(base.space.plans(x)) for x in row]
         yield scale, plans

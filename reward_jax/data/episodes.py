@@ -1,13 +1,14 @@
-"""Episodes back to back: what was recorded, wherever it is kept.
+"""Recorded episodes, back to back in arrays.
 
-Legend: M time steps of all episodes, E episodes, O observation width, A action width, D width of a
-transition (A + O: actions first, then observations).
+Legend: M time steps of all episodes, E episodes, O observation width, A action width, G width of a
+goal, D width of a transition (A + O: actions first, then observations).
 """
 
 import dataclasses
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
 
 from common_jax.errors import InputError
 
@@ -16,34 +17,32 @@ __all__ = ["Episodes", "check_flags", "check_rewards", "check_rows", "transition
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Episodes:
-    """observations [M, O] and actions [M, A] float32; lengths [E] int, of sum M.
+    """Episodes, float32. Row t holds an observation and the action taken on it.
 
-    Row t holds an observation and the action taken on it. about: where they come from
-    (environment, goal or None, seed, dt, ...), as kept in their file; plain JSON.
-    arrivals: [E] steps until the goal was reached for good, or None where that is not known.
-    goals: [E, G] the goal of each episode, or None.
-    rewards [M] float32, of the action of each row; terminations and truncations [M] bool, whether
-    the episode ended by it, in a state without a future or for another reason (time). None where
-    the source does not say.
+    lengths: time steps of each episode, of sum M. about: where the data come from (environment,
+    goal or None, seed, dt, ...), as in their file; plain JSON. arrivals: steps until the goal was
+    reached for good. goals: the goal of each episode. rewards: of the action of each row.
+    terminations, truncations: whether the episode ended with that action, in a terminal state or
+    for another reason (time). None where the source does not say.
     """
 
-    observations: np.ndarray
-    actions: np.ndarray
-    lengths: np.ndarray
+    observations: Float[np.ndarray, "M O"]
+    actions: Float[np.ndarray, "M A"]
+    lengths: Int[np.ndarray, " E"]
     about: dict[str, Any] = dataclasses.field(default_factory=dict)
-    arrivals: np.ndarray | None = None
-    goals: np.ndarray | None = None
-    rewards: np.ndarray | None = None
-    terminations: np.ndarray | None = None
-    truncations: np.ndarray | None = None
+    arrivals: Int[np.ndarray, " E"] | None = None
+    goals: Float[np.ndarray, "E G"] | None = None
+    rewards: Float[np.ndarray, " M"] | None = None
+    terminations: Bool[np.ndarray, " M"] | None = None
+    truncations: Bool[np.ndarray, " M"] | None = None
 
     @property
-    def starts(self) -> np.ndarray:
-        """First row of each episode, [E]."""
+    def starts(self) -> Int[np.ndarray, " E"]:
+        """First row of each episode."""
         return np.cumsum(self.lengths) - self.lengths
 
-    def choose(self, which: np.ndarray) -> "Episodes":
-        """Those of the episodes, which [E] bool, and all that is known of them."""
+    def choose(self, which: Bool[np.ndarray, " E"]) -> "Episodes":
+        """Some of the episodes, with all that is known of them."""
         rows = np.repeat(which, self.lengths)
 
         def chosen(values: np.ndarray | None, which: np.ndarray) -> np.ndarray | None:
@@ -62,23 +61,25 @@ class Episodes:
         )
 
     @property
-    def ends(self) -> np.ndarray:
-        """The row after the last of each episode, [E]."""
+    def ends(self) -> Int[np.ndarray, " E"]:
+        """The row after the last of each episode."""
         return np.cumsum(self.lengths)
 
 
-def transitions(episodes: Episodes, *, actions: bool = True) -> np.ndarray:
-    """All rows, actions first: [M, D], D = A + O; without actions the observations, [M, O]."""
+def transitions(episodes: Episodes, *, actions: bool = True) -> Float[np.ndarray, "M D"]:
+    """All rows, actions first; without actions the observations alone (D = O)."""
     if not actions:
         return episodes.observations
     return np.concatenate([episodes.actions, episodes.observations], axis=1)
 
 
-def check_rows(source: str, observations: Any, actions: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Rows as float32 [M, O] and [M, A]; InputError naming `source` and what is wrong.
+def check_rows(
+    source: str, observations: Any, actions: Any
+) -> tuple[Float[np.ndarray, "M O"], Float[np.ndarray, "M A"]]:
+    """Observations and actions as float32; raises InputError naming `source` and what is wrong.
 
-    That is: empty, no numbers, shapes that do not match, or a value that is not finite, with its
-    row and column (both from 0).
+    Wrong are: no rows, no numbers, shapes that do not match, or a value that is not finite, which
+    is named by its row and column (both from 0).
     """
     found = []
     for name, values in (("observations", observations), ("actions", actions)):
@@ -107,8 +108,8 @@ def check_rows(source: str, observations: Any, actions: Any) -> tuple[np.ndarray
     return found[0], found[1]
 
 
-def check_rewards(source: str, rewards: Any, steps: int) -> np.ndarray | None:
-    """Rewards as float32 [M], None as it is; InputError naming `source` and what is wrong."""
+def check_rewards(source: str, rewards: Any, steps: int) -> Float[np.ndarray, " M"] | None:
+    """Rewards as float32, or None as it is; errors as `check_rows`. steps: M."""
     if rewards is None:
         return None
     values = _one_a_step(source, "rewards", rewards, steps, "iuf")
@@ -121,14 +122,16 @@ def check_rewards(source: str, rewards: Any, steps: int) -> np.ndarray | None:
     return values
 
 
-def check_flags(source: str, name: str, flags: Any, steps: int) -> np.ndarray | None:
-    """Flags as bool [M], None as they are; InputError likewise."""
+def check_flags(source: str, name: str, flags: Any, steps: int) -> Bool[np.ndarray, " M"] | None:
+    """Flags as bool, or None as it is; errors as `check_rows`. steps: M."""
     if flags is None:
         return None
     return _one_a_step(source, name, flags, steps, "biuf").astype(bool)
 
 
-def _one_a_step(source: str, name: str, values: Any, steps: int, kinds: str) -> np.ndarray:
+def _one_a_step(
+    source: str, name: str, values: Any, steps: int, kinds: str
+) -> Shaped[np.ndarray, " M"]:
     values = np.asarray(values)
     if values.shape not in ((steps,), (steps, 1)) or values.dtype.kind not in kinds:
         what = "number" if name == "rewards" else "flag"

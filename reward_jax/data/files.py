@@ -1,4 +1,4 @@
-"""Recorded episodes, wherever they are kept."""
+"""Recorded episodes from a file or a dataset, whatever its format."""
 
 import pathlib
 
@@ -15,10 +15,10 @@ SCHEME = "minari:"
 def read_episodes(source: str | pathlib.Path, *, ends: str = "auto") -> Episodes:
     """Episodes of an HDF5 file in D4RL's layout (.hdf5, .h5), or of a Minari dataset.
 
-    The latter is a folder, or an id behind `minari:`, as in minari:NAMESPACE/NAME-v0.
-    ends: where episodes of an HDF5 file end (see `hdf5.read`); Minari knows its own.
-    InputError, one line that names the source, for what is missing, damaged, empty, of shapes that
-    do not match, or not finite.
+    The latter is a folder, or an id after `minari:`, as in minari:NAMESPACE/NAME-v0. ends: where
+    episodes of an HDF5 file end (see `hdf5.read`); Minari's are known. Raises InputError, one line
+    that names the source, for data that are missing, damaged, empty, of shapes that do not match,
+    or not finite.
     """
     text = str(source)
     if text.startswith(SCHEME):

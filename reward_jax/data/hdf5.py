@@ -2,10 +2,11 @@
 
     observations [M, O]  actions [M, A]  rewards, terminals, timeouts [M]  infos/goal [M, G]
 
-What that layout has no place for is kept under `metadata/`, which D4RL's and Diffuser's readers
-pass over: about and run (JSON; run: settings, revision and command that made the file), lengths
-and arrivals [E]. What is not known (rewards, terminals) is not written: no zeros stand for it.
-Legend: M steps, E episodes, O, A, G widths.
+What that layout has no place for stands under `metadata/`, which D4RL's and Diffuser's readers
+ignore: about and run (JSON; run: settings, revision and command that made the file), lengths and
+arrivals [E]. Rewards or terminals that are not known are left out, and not written as zeros.
+
+Legend: M steps, E episodes; O, A, G: widths of observations, actions and goals.
 """
 
 import json
@@ -16,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from common_jax import extras
 from common_jax.errors import InputError
@@ -29,7 +31,7 @@ _STEPS = ("observations", "actions", "rewards", "terminals", "timeouts", "infos/
 
 
 def read(path: str | pathlib.Path, *, ends: str = "auto") -> Episodes:
-    """Episodes of a file in D4RL's layout; InputError naming the file and what is wrong with it.
+    """Episodes of a file in D4RL's layout; raises InputError naming the file and what is wrong.
 
     ends: where episodes end. "marks": where `terminals` or `timeouts` say so; "goal": where
     `infos/goal` changes; "none": nowhere, the file is one episode; "auto": at the marks, and at
@@ -95,7 +97,7 @@ def write(
     """Write D4RL's layout; the file appears whole or not at all. `read` gives the same episodes.
 
     `timeouts` are the truncations, and the last step of each episode that no termination marks,
-    so that D4RL's readers cut the same. run: what made them, kept beside them; plain JSON.
+    so that D4RL's readers find the same episodes. run: what made them, stored, too; plain JSON.
     """
     with extras.named():
         import h5py
@@ -157,7 +159,7 @@ def _array(path: pathlib.Path, file: Any, name: str) -> Any:
     return file[name][()]
 
 
-def _stored_lengths(path: pathlib.Path, stored: np.ndarray, steps: int) -> np.ndarray:
+def _stored_lengths(path: pathlib.Path, stored: np.ndarray, steps: int) -> Int[np.ndarray, " E"]:
     whole = stored.ndim == 1 and stored.dtype.kind in "iu"
     if not whole or (stored < 1).any() or stored.sum() != steps:
         raise InputError(
@@ -169,13 +171,13 @@ def _stored_lengths(path: pathlib.Path, stored: np.ndarray, steps: int) -> np.nd
 
 def _lengths(
     path: pathlib.Path,
-    terminations: np.ndarray | None,
-    truncations: np.ndarray | None,
-    goal: np.ndarray | None,
+    terminations: Bool[np.ndarray, " M"] | None,
+    truncations: Bool[np.ndarray, " M"] | None,
+    goal: Float[np.ndarray, "M G"] | None,
     steps: int,
     ends: str,
-) -> np.ndarray:
-    """Lengths of episodes, [E]."""
+) -> Int[np.ndarray, " E"]:
+    """Lengths of episodes."""
     marks = np.zeros(steps, bool)
     for flags in (terminations, truncations):
         marks |= False if flags is None else flags
@@ -196,8 +198,8 @@ def _lengths(
     return np.diff(np.flatnonzero(last), prepend=-1)
 
 
-def _goal_rows(path: pathlib.Path, goal: Any, steps: int) -> np.ndarray | None:
-    """The goal at each step, [M, G], or None."""
+def _goal_rows(path: pathlib.Path, goal: Any, steps: int) -> Float[np.ndarray, "M G"] | None:
+    """The goal at each step, or None."""
     if goal is None:
         return None
     if goal.ndim != 2 or len(goal) != steps or goal.dtype.kind not in "iuf":
@@ -214,20 +216,24 @@ def _goal_rows(path: pathlib.Path, goal: Any, steps: int) -> np.ndarray | None:
     return goal.astype(np.float32)
 
 
-def _goals(goal: np.ndarray | None, lengths: np.ndarray) -> np.ndarray | None:
-    """Goals of episodes, [E, G]; None where an episode has no goal, or several."""
+def _goals(
+    goal: Float[np.ndarray, "M G"] | None, lengths: Int[np.ndarray, " E"]
+) -> Float[np.ndarray, "E G"] | None:
+    """Goals of episodes; None where an episode has no goal, or several."""
     if goal is None:
         return None
     goals = goal[np.cumsum(lengths) - lengths]
     return goals if (goal == np.repeat(goals, lengths, axis=0)).all() else None
 
 
-def _only(goals: np.ndarray | None) -> list[float] | None:
+def _only(goals: Float[np.ndarray, "E G"] | None) -> list[float] | None:
     """The goal that all episodes share, or None."""
     return goals[0].tolist() if goals is not None and (goals == goals[0]).all() else None
 
 
-def _arrivals(path: pathlib.Path, stored: Any, lengths: np.ndarray) -> np.ndarray | None:
+def _arrivals(
+    path: pathlib.Path, stored: Any, lengths: Int[np.ndarray, " E"]
+) -> Int[np.ndarray, " E"] | None:
     if stored is None:
         return None
     if stored.shape != lengths.shape or stored.dtype.kind not in "iu":

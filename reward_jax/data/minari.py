@@ -24,7 +24,8 @@ def read(dataset: str | pathlib.Path) -> Episodes:
 
     Minari keeps T + 1 observations for T actions: the last, on which none was taken, is left out.
     Of dict observations (of goal environments) "observation" is taken; "desired_goal" becomes the
-    episode's goal where it does not change. InputError naming the dataset and what is wrong.
+    episode's goal where it does not change. Raises InputError naming the dataset and what is
+    wrong.
     """
     name, stored = _open(dataset)
     # What Minari raises for a damaged dataset depends on where the damage is.
@@ -65,14 +66,14 @@ def read(dataset: str | pathlib.Path) -> Episodes:
 
 
 def _open(dataset: str | pathlib.Path) -> tuple[str, Any]:
-    """Its name in messages, and Minari's own handle."""
+    """The dataset's name in messages, and Minari's own object."""
     with extras.named():
         import minari
 
     folder = pathlib.Path(dataset)
     name = f"Minari dataset {dataset}"
     if folder.is_dir():
-        # Minari's own folders hold the files under data/; that folder itself will do, too.
+        # Minari's own folders hold the files under data/; that folder itself is taken, too.
         inner = folder / "data" if (folder / "data").is_dir() else folder
         if not (inner / "metadata.json").is_file():
             raise InputError(f"{name}: has no data/metadata.json; give a Minari dataset's folder")
@@ -99,7 +100,7 @@ def _rows(
     terminations: Any,
     truncations: Any,
 ) -> tuple[Any, ...]:
-    """Of one episode: observations [T, O], actions [T, A], the goal [G] or None, and [T] each."""
+    """Observations [T, O], actions [T, A], goal [G] or None, and the rest [T], of one episode."""
     goal = None
     if isinstance(observations, dict):
         if "observation" not in observations:

@@ -1,10 +1,10 @@
-"""A diffusion model as a callable that gives scores: parameters are leaves, never closed over.
+"""A diffusion model as a callable that gives its score: a pytree, parameters its leaves.
 
-Closures bake weights into the program, and compile anew for every model; a `Denoiser` is an
-argument of jitted functions like any array.
+A closure would bake the weights into the program, and compile anew for every model; a `Denoiser`
+is an argument of jitted functions, as any array is.
 
 A condition is any tree of arrays [B, ...]: labels, token embeddings and their mask, an image.
-Legend: B batch.
+Legend: B batch; x_0 and x_t have any shape of a row.
 """
 
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from common_jax.errors import InputError
 from reward_jax.diffusion.process import (
@@ -25,6 +26,7 @@ from reward_jax.diffusion.schedule import Schedule
 
 __all__ = [
     "ClassifierFree",
+    "Condition",
     "Denoiser",
     "Score",
     "as_argument",
@@ -35,13 +37,18 @@ __all__ = [
 ]
 
 
-class Score(Protocol):
-    """(x_t [B, ...], t [B] int[, cond]) -> grad log p_t(x_t) [B, ...]: a model's, or exact.
+Condition = PyTree[Shaped[Array, "B ..."]]
 
-    cond: a tree of arrays [B, ...]; it is not given where there is none.
+
+class Score(Protocol):
+    """(x_t, t[, cond]) -> grad log p_t(x_t), a model's or exact.
+
+    cond: left out of the call where there is none.
     """
 
-    def __call__(self, x_t: jax.Array, t: jax.Array, cond: Any = None, /) -> jax.Array:
+    def __call__(
+        self, x_t: Float[Array, "B ..."], t: Int[Array, " B"], cond: Condition | None = None, /
+    ) -> Float[Array, "B ..."]:
         """The score."""
         ...
 
@@ -51,30 +58,35 @@ class Denoiser:
     """Model, parameters and schedule; calling it gives the score (see `Score`).
 
     model: a module with apply({"params": params}, x_t, t[, cond]) -> [B, ...] (static, hashable).
-    clip: x_0 is cut to [-clip, clip], as for data that is scaled to limits.
+    prediction: what its output means. clip: its estimate of x_0 is clipped to [-clip, clip], as
+    for data that is scaled to limits.
     """
 
-    params: Any
+    params: PyTree[Float[Array, "..."]]
     schedule: Schedule
     model: Any = struct.field(pytree_node=False)
     prediction: Prediction = struct.field(pytree_node=False)
     clip: float | None = struct.field(pytree_node=False, default=None)
 
-    def x0(self, x_t: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
-        """The model's estimate of x_0 [B, ...]."""
+    def x0(
+        self, x_t: Float[Array, "B ..."], t: Int[Array, " B"], cond: Condition | None = None
+    ) -> Float[Array, "B ..."]:
+        """The model's estimate of x_0, E[x_0 | x_t]."""
         given = () if cond is None else (cond,)
         output = self.model.apply({"params": self.params}, x_t, t, *given)
         x_0 = convert(self.schedule, output, x_t, t, self.prediction, "x0")
         return x_0 if self.clip is None else jnp.clip(x_0, -self.clip, self.clip)
 
-    def __call__(self, x_t: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
-        """The score [B, ...]."""
+    def __call__(
+        self, x_t: Float[Array, "B ..."], t: Int[Array, " B"], cond: Condition | None = None
+    ) -> Float[Array, "B ..."]:
+        """The score."""
         return x0_to_score(self.schedule, self.x0(x_t, t, cond), x_t, t)
 
 
 def score_from(
     model: Any,
-    params: Any,
+    params: PyTree[Float[Array, "..."]],
     prediction: Prediction,
     schedule: Schedule,
     *,
@@ -82,7 +94,8 @@ def score_from(
 ) -> Denoiser:
     """The score of a diffusion model that predicts "x0", "epsilon" or "v".
 
-    model: see `Denoiser`. schedule: the one that it was trained with.
+    model, clip: see `Denoiser`. schedule: the one that it was trained with. Raises InputError for
+    another prediction.
     """
     check_prediction(prediction)
     return Denoiser(params, schedule, model, prediction, clip)
@@ -90,49 +103,59 @@ def score_from(
 
 @struct.dataclass
 class ClassifierFree:
-    """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598): a score made of two.
+    """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, equation 6).
 
         s(x_t, t, null) + scale (s(x_t, t, cond) - s(x_t, t, null))
 
-    so that 1 is the conditional score and 0 the unconditional one, to the last bit (the paper's w
-    is scale - 1). Both are of one call of the model, with 2 B rows. Of a denoiser's estimates of
-    x_0 the same is made before they are clipped.
+    so that scale 1 is the conditional score and 0 the unconditional one, to the last bit (the
+    paper's w is scale - 1). One call of the model, with 2 B rows, gives both. A denoiser's
+    estimates of x_0 are combined in the same way, before they are clipped.
 
     score: a conditional score, trained with `drop_condition`. null: the condition that stands for
-    none, a tree like a condition, its arrays [...] or [B, ...]. scale: a number or [B].
+    none, a tree like a condition, its arrays [...] or [B, ...]. scale: the guidance scale.
     """
 
     score: Any
-    null: Any
-    scale: Any = 1.0
+    null: PyTree[Shaped[Array, "..."]]
+    scale: float | Float[Array, ""] | Float[Array, " B"] = 1.0
 
     @property
     def clip(self) -> float | None:
-        """Of the denoiser."""
+        """The denoiser's bound of x_0; None where there is none."""
         return getattr(self.score, "clip", None)
 
-    def x0(self, x_t: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
-        """The guided estimate of x_0 [B, ...], for a score that has estimates of its own."""
+    def x0(
+        self, x_t: Float[Array, "B ..."], t: Int[Array, " B"], cond: Condition | None = None
+    ) -> Float[Array, "B ..."]:
+        """The guided estimate of x_0, for a score that has estimates of its own."""
         if not isinstance(self.score, Denoiser):
             return self._both(self.score.x0, x_t, t, cond)
         free = self.score.replace(clip=None)  # pyright: ignore[reportAttributeAccessIssue]
         x_0 = self._both(free.x0, x_t, t, cond)
         return x_0 if self.clip is None else jnp.clip(x_0, -self.clip, self.clip)
 
-    def __call__(self, x_t: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
-        """The guided score [B, ...]; InputError without a condition."""
+    def __call__(
+        self, x_t: Float[Array, "B ..."], t: Int[Array, " B"], cond: Condition | None = None
+    ) -> Float[Array, "B ..."]:
+        """The guided score; raises InputError without a condition."""
         if isinstance(self.score, Denoiser):
             return x0_to_score(self.score.schedule, self.x0(x_t, t, cond), x_t, t)
         return self._both(self.score, x_t, t, cond)
 
-    def _both(self, ask: Any, x_t: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
+    def _both(
+        self,
+        evaluate: Any,
+        x_t: Float[Array, "B ..."],
+        t: Int[Array, " B"],
+        cond: Condition | None,
+    ) -> Float[Array, "B ..."]:
         if cond is None:
             raise InputError("classifier-free guidance needs a condition: give cond")
         null = jax.tree.map(
             lambda n, c: jnp.broadcast_to(n, c.shape).astype(c.dtype), self.null, cond
         )
         twice = jax.tree.map(lambda n, c: jnp.concatenate([n, c]), (x_t, t, null), (x_t, t, cond))
-        without, given = jnp.split(ask(*twice), 2)
+        without, given = jnp.split(evaluate(*twice), 2)
         scale = jnp.asarray(self.scale, x_t.dtype)
         scale = scale.reshape(scale.shape + (1,) * (x_t.ndim - 1) * scale.ndim)
         mixed = without + scale * (given - without)
@@ -140,7 +163,7 @@ class ClassifierFree:
 
 
 def denoiser_of(score: Any) -> Denoiser | None:
-    """The denoiser that a score is, or is made of."""
+    """The denoiser that a score is or guides; None for another score."""
     score = score.score if isinstance(score, ClassifierFree) else score
     return score if isinstance(score, Denoiser) else None
 
@@ -150,8 +173,12 @@ def _has_x0(score: Any) -> bool:
 
 
 def estimate_x0(
-    score: Score, schedule: Schedule, x_t: jax.Array, t: jax.Array, cond: Any = None
-) -> jax.Array:
+    score: Score,
+    schedule: Schedule,
+    x_t: Float[Array, "B ..."],
+    t: Int[Array, " B"],
+    cond: Condition | None = None,
+) -> Float[Array, "B ..."]:
     """E[x_0 | x_t] by any score: a model's own estimate, or Tweedie's formula."""
     given = () if cond is None else (cond,)
     if _has_x0(score):
@@ -160,9 +187,13 @@ def estimate_x0(
 
 
 def score_and_x0(
-    score: Score, schedule: Schedule, x_t: jax.Array, t: jax.Array, cond: Any = None
-) -> tuple[jax.Array, jax.Array]:
-    """The score and `estimate_x0`, of one run where one gives both."""
+    score: Score,
+    schedule: Schedule,
+    x_t: Float[Array, "B ..."],
+    t: Int[Array, " B"],
+    cond: Condition | None = None,
+) -> tuple[Float[Array, "B ..."], Float[Array, "B ..."]]:
+    """The score and `estimate_x0`, from one run of the model where that gives both."""
     if own := denoiser_of(score):
         x_0 = estimate_x0(score, schedule, x_t, t, cond)
         return x0_to_score(own.schedule, x_0, x_t, t), x_0
@@ -172,6 +203,6 @@ def score_and_x0(
     return value, score_to_x0(schedule, value, x_t, t)
 
 
-def as_argument(tree: Any) -> Any:
-    """A callable, or a tree that holds some, that jit takes as an argument: functions wrapped."""
+def as_argument(tree: PyTree[Any]) -> PyTree[Any]:
+    """A callable, or a tree of some, as an argument of jit: functions are wrapped in `Partial`."""
     return jax.tree.map(lambda x: jax.tree_util.Partial(x) if callable(x) else x, tree)

@@ -1,10 +1,11 @@
-"""The diffusion process: noising, what a model predicts, its loss, one step back.
+"""The diffusion process: noising, what a model predicts, its loss, the posterior mean.
 
 A model predicts x_0, the noise epsilon, or v = sqrt(abar) epsilon - sqrt(1 - abar) x_0; each gives
 the others and the score s(x, t) = grad_x log p_t(x) = -epsilon / sqrt(1 - abar).
 
-Legend: B batch; x_0, x_t [B, ...]; t [B] int, 0 .. T - 1. For trajectories ... is H, D: horizon
-and transition width, actions first, then observations.
+Legend: B batch, T diffusion steps (t is 0 .. T - 1); x_0 and x_t have any shape of a row. Of
+trajectories it is H, D: horizon and transition width (actions first, then observations); O
+observation width.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from common_jax.errors import InputError
 from reward_jax.diffusion.schedule import Schedule
@@ -39,13 +41,20 @@ __all__ = [
 Prediction = Literal["x0", "epsilon", "v"]
 
 
-def draw_noise(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+def draw_noise(
+    key: Key[Array, ""], shape: Sequence[int], dtype: Any = jnp.float32
+) -> Float[Array, "..."]:
     """`jax.random.normal` to the bit, drawn flat: three axes take XLA a second more to compile."""
     return jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
 
 
-def q_sample(schedule: Schedule, x_0: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
-    """x_t given x_0 and standard normal noise, both [B, ...]."""
+def q_sample(
+    schedule: Schedule,
+    x_0: Float[Array, "B ..."],
+    t: Int[Array, " B"],
+    noise: Float[Array, "B ..."],
+) -> Float[Array, "B ..."]:
+    """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise; noise: standard normal."""
     keep = schedule.at(schedule.sqrt_alphas_cumprod, t, x_0)
     add = schedule.at(schedule.sqrt_one_minus_alphas_cumprod, t, x_0)
     return keep * x_0 + add * noise
@@ -53,13 +62,13 @@ def q_sample(schedule: Schedule, x_0: jax.Array, t: jax.Array, noise: jax.Array)
 
 def convert(
     schedule: Schedule,
-    value: jax.Array,
-    x_t: jax.Array,
-    t: jax.Array,
+    value: Float[Array, "B ..."],
+    x_t: Float[Array, "B ..."],
+    t: Int[Array, " B"],
     source: Prediction,
     target: Prediction,
-) -> jax.Array:
-    """A prediction as another one, e.g. v as x_0; all [B, ...]."""
+) -> Float[Array, "B ..."]:
+    """A prediction as another one, e.g. v as x_0."""
     if source == target:
         return value
     a = schedule.at(schedule.sqrt_alphas_cumprod, t, x_t)
@@ -73,21 +82,30 @@ def convert(
     return x_0 if target == "x0" else a * value - s * x_0
 
 
-def x0_to_score(schedule: Schedule, x_0: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
-    """(sqrt(abar) x_0 - x_t) / (1 - abar)."""
+def x0_to_score(
+    schedule: Schedule, x_0: Float[Array, "B ..."], x_t: Float[Array, "B ..."], t: Int[Array, " B"]
+) -> Float[Array, "B ..."]:
+    """The score of an estimate of x_0: (sqrt(abar) x_0 - x_t) / (1 - abar)."""
     a = schedule.at(schedule.sqrt_alphas_cumprod, t, x_t)
     s = schedule.at(schedule.sqrt_one_minus_alphas_cumprod, t, x_t)
     return (a * x_0 - x_t) / (s * s)
 
 
-def score_to_x0(schedule: Schedule, score: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
-    """(x_t + (1 - abar) s) / sqrt(abar), Tweedie's formula."""
+def score_to_x0(
+    schedule: Schedule,
+    score: Float[Array, "B ..."],
+    x_t: Float[Array, "B ..."],
+    t: Int[Array, " B"],
+) -> Float[Array, "B ..."]:
+    """E[x_0 | x_t] of a score by Tweedie's formula: (x_t + (1 - abar) s) / sqrt(abar)."""
     a = schedule.at(schedule.sqrt_alphas_cumprod, t, x_t)
     s = schedule.at(schedule.sqrt_one_minus_alphas_cumprod, t, x_t)
     return (x_t + s * s * score) / a
 
 
-def posterior_mean(schedule: Schedule, x_0: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
+def posterior_mean(
+    schedule: Schedule, x_0: Float[Array, "B ..."], x_t: Float[Array, "B ..."], t: Int[Array, " B"]
+) -> Float[Array, "B ..."]:
     """Mean of q(x_{t-1} | x_t, x_0); at t = 0 it is x_0."""
     of_x0 = schedule.at(schedule.posterior_x0, t, x_t)
     return of_x0 * x_0 + schedule.at(schedule.posterior_xt, t, x_t) * x_t
@@ -95,37 +113,40 @@ def posterior_mean(schedule: Schedule, x_0: jax.Array, x_t: jax.Array, t: jax.Ar
 
 @struct.dataclass
 class Pinned:
-    """Entries of x_0 that are given: they are never noised, and imposed again after each move.
+    """Entries of x_0 that are given, as in inpainting: never noised, imposed after each move.
 
     mask: broadcastable to x, True where given. value: broadcastable to x; its other entries do
     not matter.
     """
 
-    mask: Any
-    value: Any
+    mask: Bool[Array, "..."]
+    value: Float[Array, "..."]
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
         """X with the given entries in their places."""
         return jnp.where(self.mask, self.value, x)
 
-    def free(self, x: jax.Array) -> jax.Array:
-        """X with zeros at the given entries: no gradient moves them."""
+    def free(self, x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+        """X, such as a gradient, with zeros at the given entries."""
         return jnp.where(self.mask, 0, x)
 
 
 @dataclasses.dataclass(frozen=True)
 class FirstState:
-    """x_0 [B, H, D] -> its first state, pinned; the first `actions` of D channels stay free."""
+    """x_0 -> its first observation, pinned; the first `actions` of D channels stay free."""
 
     actions: int = 0
 
-    def __call__(self, x_0: jax.Array) -> Pinned:
+    def __call__(self, x_0: Float[Array, "B H D"]) -> Pinned:
         """The first observation of each trajectory."""
         return first_state(x_0[:, 0, self.actions :], x_0.shape[1], x_0.shape[2])
 
 
-def first_state(observations: jax.Array, horizon: int, width: int) -> Pinned:
-    """Trajectories [B, H, D] that start at observations [B, O] (the last O of D channels)."""
+def first_state(observations: Float[Array, "B O"], horizon: int, width: int) -> Pinned:
+    """Trajectories that start at these observations (the last O of D channels), pinned there.
+
+    horizon: H. width: D.
+    """
     channels = observations.shape[-1]
     mask = np.zeros((horizon, width), bool)
     mask[0, width - channels :] = True
@@ -133,8 +154,10 @@ def first_state(observations: jax.Array, horizon: int, width: int) -> Pinned:
     return Pinned(jnp.asarray(mask), first[:, None])
 
 
-def action_weights(horizon: int, width: int, actions: int, first: float) -> np.ndarray:
-    """Loss weights [H, D]: `first` for the action that is executed, 1 for all else (Diffuser)."""
+def action_weights(
+    horizon: int, width: int, actions: int, first: float
+) -> Float[np.ndarray, "H D"]:
+    """Loss weights: `first` for the first action, which is executed, 1 for all else (Diffuser)."""
     weights = np.ones((horizon, width), np.float32)
     weights[0, :actions] = first
     return weights
@@ -142,16 +165,16 @@ def action_weights(horizon: int, width: int, actions: int, first: float) -> np.n
 
 def prediction_loss(
     schedule: Schedule,
-    output: jax.Array,
-    x_0: jax.Array,
-    t: jax.Array,
-    noise: jax.Array,
+    output: Float[Array, "B ..."],
+    x_0: Float[Array, "B ..."],
+    t: Int[Array, " B"],
+    noise: Float[Array, "B ..."],
     *,
     prediction: Prediction,
-    weights: Any = 1.0,
+    weights: float | Float[Array, "..."] | Float[np.ndarray, "..."] = 1.0,
     pinned: Pinned | None = None,
-) -> jax.Array:
-    """Mean squared error [B] of a model's output, in its own units, over all entries of x.
+) -> Float[Array, " B"]:
+    """Mean squared error of a model's output over all entries of x, in its prediction's units.
 
     weights: broadcastable to x. Pinned entries count as no error, as in Diffuser.
     """
@@ -166,7 +189,7 @@ def prediction_loss(
 
 
 def check_prediction(prediction: str) -> None:
-    """InputError for what no model predicts."""
+    """Raise InputError, naming what is known, for another prediction."""
     if prediction not in get_args(Prediction):
         known = ", ".join(get_args(Prediction))
         raise InputError(f"prediction {prediction!r} is unknown; known are {known}")

@@ -1,4 +1,4 @@
-"""How a sample goes from noise to x_0: at which steps the model is evaluated, and each move.
+"""Samplers: at which diffusion steps the model is evaluated, and the move between two of them.
 
 `Ancestral` draws from q(x_{t-1} | x_t, x_0) at every step of the schedule (Ho et al. 2020). `DDIM`
 (Song et al. 2021, arXiv 2010.02502, equation 12) takes any number of steps, t to s < t:
@@ -7,17 +7,17 @@
     sigma = eta sqrt((1 - abar_s) / (1 - abar_t)) sqrt(1 - abar_t / abar_s)
 
 with epsilon that of x_t and x_0: no noise with eta 0, and with eta 1 and all T steps the ancestral
-one. Another sampler is another `Sampler`: timesteps and a move.
+noise. To add a sampler, derive from `Sampler`: timesteps and a move.
 
-Legend: B batch; x_0, x_t [B, ...]; T diffusion steps of the schedule, S of the sampler.
+Legend: B batch, T diffusion steps of the schedule, S of the sampler.
 """
 
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Array, Float, Int
 
 from common_jax.errors import InputError
 from reward_jax.diffusion.process import posterior_mean
@@ -29,13 +29,13 @@ SamplerName = Literal["ancestral", "ddim"]
 
 
 class Jump(NamedTuple):
-    """A move from diffusion step t to step `to`, both [] int; `to` is -1 where it leads to x_0."""
+    """A move from diffusion step t to step `to`, which is -1 where it leads to x_0."""
 
-    t: jax.Array
-    to: jax.Array
+    t: Int[Array, ""]
+    to: Int[Array, ""]
 
-    def coefficients(self, schedule: Schedule) -> tuple[jax.Array, ...]:
-        """sqrt(abar) and sqrt(1 - abar) at t, then both at `to` (1 and 0 at x_0), each []."""
+    def coefficients(self, schedule: Schedule) -> tuple[Float[Array, ""], ...]:
+        """sqrt(abar) and sqrt(1 - abar) at t, then both at `to` (1 and 0 at x_0)."""
         a, s = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
         there = jnp.maximum(self.to, 0)
         return (
@@ -47,47 +47,47 @@ class Jump(NamedTuple):
 
 
 class Sampler:
-    """What samplers are: frozen pytrees (`flax.struct.dataclass`) that derive from this.
+    """The base of samplers, which are frozen pytrees (`flax.struct.dataclass`).
 
-    climbs_first: guidance moves x_t before the model is evaluated, as in Diffuser. Else it is
-    added to the score that the move is made of (Dhariwal and Nichol 2021, algorithm 2).
+    guides_first: guidance moves x_t before the model is evaluated, as in Diffuser. Else it is
+    added to the score that the move is made with (Dhariwal and Nichol 2021, algorithm 2).
     """
 
-    climbs_first: ClassVar[bool] = False
+    guides_first: ClassVar[bool] = False
 
-    def timesteps(self, schedule: Schedule) -> jax.Array:
-        """Where the model is evaluated, [S] int, falling; S is static."""
+    def timesteps(self, schedule: Schedule) -> Int[Array, " S"]:
+        """The diffusion steps at which the model is evaluated, falling; S is static."""
         raise NotImplementedError
 
-    def begin(self, x: jax.Array) -> Any:
-        """What is remembered before the first move; None for a sampler that does not look back."""
+    def begin(self, x: Float[Array, "B ..."]) -> Any:
+        """The memory before the first move; None for a sampler that uses no earlier steps."""
         return None
 
     def move(
         self,
         schedule: Schedule,
         jump: Jump,
-        x_t: jax.Array,
-        x_0: jax.Array,
-        noise: jax.Array,
-        temperature: jax.Array,
+        x_t: Float[Array, "B ..."],
+        x_0: Float[Array, "B ..."],
+        noise: Float[Array, "B ..."],
+        temperature: Float[Array, ""],
         memory: Any,
-    ) -> tuple[jax.Array, Any]:
-        """X [B, ...] at jump.to, and what the next move is to remember.
+    ) -> tuple[Float[Array, "B ..."], Any]:
+        """X at jump.to, and the memory for the next move.
 
-        x_0: the (guided) model's estimate at x_t. noise: standard normal, of x_t's shape.
-        temperature: [], what the noise's standard deviation is multiplied with.
+        x_0: the (guided) model's estimate at x_t. noise: standard normal. temperature: factor of
+        the noise's standard deviation.
         """
         raise NotImplementedError
 
 
 @struct.dataclass
 class Ancestral(Sampler):
-    """Every step of the schedule, with the posterior's noise."""
+    """Ancestral sampling (Ho et al. 2020): every step of the schedule, the posterior's noise."""
 
-    climbs_first: ClassVar[bool] = True
+    guides_first: ClassVar[bool] = True
 
-    def timesteps(self, schedule: Schedule) -> jax.Array:
+    def timesteps(self, schedule: Schedule) -> Int[Array, " S"]:
         """T - 1 .. 0."""
         return jnp.arange(schedule.steps - 1, -1, -1)
 
@@ -103,14 +103,14 @@ class Ancestral(Sampler):
 class DDIM(Sampler):
     """Denoising diffusion implicit models: S steps, and eta times the ancestral noise.
 
-    steps: S, at most T; None for T. They end evenly spaced at t = T - 1, where sampling begins
-    ("trailing": Lin et al. 2024, arXiv 2305.08891, table 2).
+    steps: S, at most T; None for T. They are evenly spaced, the first at t = T - 1 ("trailing":
+    Lin et al. 2024, arXiv 2305.08891, table 2).
     """
 
     steps: int | None = struct.field(pytree_node=False, default=None)
-    eta: Any = 0.0
+    eta: float | Float[Array, ""] | Float[np.ndarray, ""] = 0.0
 
-    def timesteps(self, schedule: Schedule) -> jax.Array:
+    def timesteps(self, schedule: Schedule) -> Int[Array, " S"]:
         """round(T (S - i) / S) - 1 for i = 0 .. S - 1."""
         total = schedule.steps
         steps = total if self.steps is None else self.steps
@@ -121,20 +121,25 @@ class DDIM(Sampler):
         return jnp.asarray(np.round(total * np.arange(steps, 0, -1) / steps).astype(int) - 1)
 
     def move(self, schedule, jump, x_t, x_0, noise, temperature, memory):
-        """Equation 12; the temperature scales sigma's noise, and does nothing where eta is 0."""
+        """Equation 12; the temperature scales sigma's noise, so that it does nothing at eta 0."""
         a, s, a_to, s_to = jump.coefficients(schedule)
         epsilon = (x_t - a * x_0) / s
-        # 1 - abar_t / abar_to is (abar_to - abar_t) / abar_to: differences of what is not near 1.
+        # 1 - abar_t / abar_to, from a difference whose parts are not both near 1.
         lost = jnp.where(a < 0.7, (a_to - a) * (a_to + a), (s - s_to) * (s + s_to)) / a_to**2
         sigma = self.eta * s_to / s * jnp.sqrt(jnp.maximum(lost, 0))
         keep = jnp.sqrt(jnp.maximum(s_to**2 - sigma**2, 0))
         return a_to * x_0 + keep * epsilon + sigma * temperature * noise, memory
 
 
-def make_sampler(name: SamplerName, steps: int | None = None, eta: Any = 0.0) -> Sampler:
-    """The sampler of that name; InputError for one that is unknown, or cannot do what is asked.
+def make_sampler(
+    name: SamplerName,
+    steps: int | None = None,
+    eta: float | Float[Array, ""] | Float[np.ndarray, ""] = 0.0,
+) -> Sampler:
+    """The sampler of that name.
 
-    steps: S, None for all of the schedule's. eta: of DDIM, 0 to 1.
+    steps: S, None for all of the schedule's. eta: of DDIM, 0 to 1. Raises InputError for an
+    unknown name, an eta out of range, and steps for the ancestral sampler.
     """
     if name not in get_args(SamplerName):
         raise InputError(

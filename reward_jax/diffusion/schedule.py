@@ -4,12 +4,10 @@ x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t = 0 .. T - 1; abar is `alphas_c
 computed in float64 and cast once. Legend: T diffusion steps.
 """
 
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Array, Float, Int
 
 from common_jax.errors import InputError
 
@@ -18,21 +16,21 @@ __all__ = ["Schedule", "cosine_schedule", "from_betas", "linear_schedule", "make
 
 @struct.dataclass
 class Schedule:
-    """Tables of a variance-preserving schedule, each [T] float32.
+    """Tables of a variance-preserving schedule, float32.
 
     posterior_x0 and posterior_xt are the coefficients of x_0 and x_t in the mean of
-    q(x_{t-1} | x_t, x_0), posterior_variance its variance (0 at t = 0), mean_per_score what a
-    difference of scores does to that mean: beta_t / sqrt(alpha_t).
+    q(x_{t-1} | x_t, x_0), posterior_variance its variance (0 at t = 0), mean_per_score by how much
+    that mean moves for each unit of score: beta_t / sqrt(alpha_t).
     """
 
-    betas: Any
-    alphas_cumprod: Any
-    sqrt_alphas_cumprod: Any
-    sqrt_one_minus_alphas_cumprod: Any
-    posterior_x0: Any
-    posterior_xt: Any
-    posterior_variance: Any
-    mean_per_score: Any
+    betas: Float[Array, " T"]
+    alphas_cumprod: Float[Array, " T"]
+    sqrt_alphas_cumprod: Float[Array, " T"]
+    sqrt_one_minus_alphas_cumprod: Float[Array, " T"]
+    posterior_x0: Float[Array, " T"]
+    posterior_xt: Float[Array, " T"]
+    posterior_variance: Float[Array, " T"]
+    mean_per_score: Float[Array, " T"]
     name: str = struct.field(pytree_node=False, default="betas")
 
     @property
@@ -40,13 +38,15 @@ class Schedule:
         """T."""
         return self.betas.shape[0]
 
-    def at(self, table: jax.Array, t: jax.Array, like: jax.Array) -> jax.Array:
-        """`table` at t [B], shaped to be multiplied with `like` [B, ...]."""
+    def at(
+        self, table: Float[Array, " T"], t: Int[Array, " B"], like: Float[Array, "B ..."]
+    ) -> Float[Array, "B ..."]:
+        """`table` at t, with as many axes as `like`, to be multiplied with it."""
         return jnp.reshape(jnp.asarray(table)[t], t.shape + (1,) * (like.ndim - t.ndim))
 
 
-def from_betas(betas: np.ndarray, name: str = "betas") -> Schedule:
-    """A schedule from its betas [T], each in (0, 1)."""
+def from_betas(betas: Float[np.ndarray, " T"], name: str = "betas") -> Schedule:
+    """A schedule from its betas; raises InputError for one that is not above 0 and below 1."""
     betas = np.asarray(betas, np.float64)
     if betas.ndim != 1 or not betas.size or not ((betas > 0) & (betas < 1)).all():
         raise InputError("betas of a schedule are a list of numbers above 0 and below 1")
@@ -69,7 +69,7 @@ def from_betas(betas: np.ndarray, name: str = "betas") -> Schedule:
 def cosine_schedule(steps: int, offset: float = 0.008, most: float = 0.999) -> Schedule:
     """Cosine: abar ~ cos((t / T + offset) / (1 + offset) * pi / 2) ** 2 (Nichol, Dhariwal 2021).
 
-    most: betas are cut there, or the last one would be 1.
+    most: the largest beta; without it the last one would be 1.
     """
     _check(steps)
     grid = np.arange(steps + 1, dtype=np.float64) / steps
@@ -87,7 +87,7 @@ def linear_schedule(steps: int, first: float | None = None, last: float | None =
 
 
 def make_schedule(name: str, steps: int) -> Schedule:
-    """The schedule called "cosine" or "linear"."""
+    """The schedule called "cosine" or "linear"; raises InputError for another name."""
     makers = {"cosine": cosine_schedule, "linear": linear_schedule}
     if name not in makers:
         raise InputError(f"schedule {name!r} is unknown; known are {', '.join(makers)}")

@@ -1,4 +1,4 @@
-"""Where batches of x_0 are drawn from, on the device, inside a compiled loop.
+"""Sources of batches of x_0: drawn on the device, inside a compiled loop.
 
 A source is a pytree with `sample(key, count) -> x_0 [count, ...]`, or (x_0, condition), where a
 condition is any tree of arrays [count, ...]. Legend: N rows or windows, M time steps of all
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from common_jax.errors import InputError
 
@@ -18,9 +19,9 @@ __all__ = ["Mixed", "Rows", "Source", "Strided", "as_source", "split_batch"]
 
 
 class Source(Protocol):
-    """What compiled loops draw from."""
+    """A pytree that compiled loops draw batches from."""
 
-    def sample(self, key: jax.Array, count: int) -> Any:
+    def sample(self, key: Key[Array, ""], count: int) -> PyTree[Shaped[Array, "count ..."]]:
         """Rows drawn with replacement, each equally probable."""
         ...
 
@@ -29,9 +30,9 @@ class Source(Protocol):
 class Rows:
     """An array [N, ...], or a tree of arrays with the same N, such as (x_0, condition)."""
 
-    rows: Any
+    rows: PyTree[Shaped[Array, "N ..."]]
 
-    def sample(self, key: jax.Array, count: int) -> Any:
+    def sample(self, key: Key[Array, ""], count: int) -> PyTree[Shaped[Array, "count ..."]]:
         """See `Source`."""
         total = jax.tree.leaves(self.rows)[0].shape[0]
         index = jax.random.randint(key, (count,), 0, total)
@@ -47,7 +48,7 @@ def as_source(batches: Any) -> Any:
         return batches
     if not isinstance(batches, tuple | np.ndarray | jax.Array):
         raise InputError(
-            f"{type(batches).__name__} is nothing to draw from: give an array x_0, (x_0, cond) or "
+            f"{type(batches).__name__} cannot be drawn from: give an array x_0, (x_0, cond) or "
             "a source"
         )
     rows = jax.tree.map(jnp.asarray, batches)
@@ -56,21 +57,21 @@ def as_source(batches: Any) -> Any:
     return Rows(rows)
 
 
-def split_batch(batch: Any) -> tuple[jax.Array, Any]:
+def split_batch(batch: Any) -> tuple[Float[Array, "B ..."], PyTree[Shaped[Array, "B ..."]] | None]:
     """x_0 and its condition, None where it has none."""
     return batch if isinstance(batch, tuple) else (batch, None)
 
 
 @struct.dataclass
 class Strided:
-    """Windows of a long series: flat [M, D], starts [N]; every `stride`-th step, H of them."""
+    """Windows of a long series: from each start every `stride`-th step, H of them."""
 
-    flat: Any
-    starts: Any
+    flat: Float[Array, "M D"]
+    starts: Int[Array, " N"]
     horizon: int = struct.field(pytree_node=False)
     stride: int = struct.field(pytree_node=False, default=1)
 
-    def sample(self, key: jax.Array, count: int) -> jax.Array:
+    def sample(self, key: Key[Array, ""], count: int) -> Float[Array, "count H D"]:
         """See `Source`."""
         starts = self.starts[jax.random.randint(key, (count,), 0, self.starts.shape[0])]
         return self.flat[starts[:, None] + self.stride * jnp.arange(self.horizon)[None]]
@@ -78,11 +79,11 @@ class Strided:
 
 @struct.dataclass
 class Mixed:
-    """As many rows from each source, up to one; the first gets what is left over."""
+    """Equally many rows from each source; the first gives the remainder, too."""
 
     sources: tuple[Any, ...]
 
-    def sample(self, key: jax.Array, count: int) -> Any:
+    def sample(self, key: Key[Array, ""], count: int) -> PyTree[Shaped[Array, "count ..."]]:
         """See `Source`."""
         each = count // len(self.sources)
         counts = [count - each * (len(self.sources) - 1)] + [each] * (len(self.sources) - 1)

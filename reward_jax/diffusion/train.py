@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from common_jax.errors import InputError
 from common_jax.mesh import constrain
+from reward_jax.diffusion.denoiser import Condition
 from reward_jax.diffusion.loop import LoopOptions, OnStep, begin, run_loop
 from reward_jax.diffusion.process import Prediction, draw_noise, prediction_loss, q_sample
 from reward_jax.diffusion.schedule import Schedule
@@ -26,12 +28,12 @@ __all__ = ["EMA", "TrainState", "TrainingOptions", "init_state", "train_denoiser
 
 @dataclasses.dataclass(frozen=True)
 class EMA:
-    """Average of the parameters; by default the authors', but sooner than their 2000 steps.
+    """Exponential moving average of the parameters; the authors begin it after 2,000 steps.
 
     Args:
-        decay: what is kept of the average.
+        decay: weight of the old average in an update.
         every: steps between updates.
-        begin: steps of plain copies before.
+        begin: steps before, in which the average is a copy of the parameters.
     """
 
     decay: float = 0.995
@@ -61,31 +63,32 @@ class TrainingOptions(LoopOptions):
 
 
 class TrainState(NamedTuple):
-    """params, their average and the optimizer's state; leaves are [S, ...] with seeds."""
+    """Parameters, their average and the optimizer's state; leaves are [S, ...] with seeds."""
 
-    params: Any
-    average: Any
-    optimizer: Any
+    params: PyTree[Float[Array, "..."]]
+    average: PyTree[Float[Array, "..."]]
+    optimizer: PyTree[Shaped[Array, "..."]]
 
 
 def init_state(
     model: Any,
     optimizer: optax.GradientTransformation,
     x: Any,
-    key: jax.Array,
+    key: Key[Array, ""],
     *,
     seeds: int | None = None,
-    params: Any = None,
+    params: PyTree[Float[Array, "..."]] | None = None,
 ) -> TrainState:
-    """The state before the first step, for inputs like x [B, ...], or (x, condition).
+    """The state before the first step.
 
-    params: to begin with, in place of random ones.
+    x: an example of the input, [B, ...], or (x, condition); its values are not used. seeds: S, to
+    train as many at once. params: to begin with, in place of random ones.
     """
     if params is None:
         x, cond = split_batch(x)
         t = jnp.zeros(x.shape[0], jnp.int32)
 
-        def init(key: jax.Array) -> Any:
+        def init(key: Key[Array, ""]) -> Any:
             return model.init(key, x, t, *_conditions(cond))["params"]
 
         many = jax.vmap(init)
@@ -117,10 +120,10 @@ def train_denoiser(
     optimizer: optax.GradientTransformation,
     *,
     steps: int,
-    key: jax.Array,
+    key: Key[Array, ""],
     options: TrainingOptions | None = None,
-    weights: Any = 1.0,
-    null: Any = None,
+    weights: float | Float[Array, "..."] | Float[np.ndarray, "..."] = 1.0,
+    null: PyTree[Shaped[Array, "..."]] | None = None,
     pin: Any = None,
     seeds: int | None = None,
     per_expert: bool = False,
@@ -128,7 +131,7 @@ def train_denoiser(
     checkpoints: str | pathlib.Path | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, dict[str, np.ndarray]]:
-    """Train a model to denoise; returns the state and the metrics (loss [steps] or [steps, S]).
+    """Train a model to denoise; returns the state and the metrics: loss, [steps] or [steps, S].
 
     Args:
         model: apply({"params": params}, x_t, t[, cond]) -> [B, ...].
@@ -137,20 +140,22 @@ def train_denoiser(
             source of either (`diffusion/sources.py`).
         schedule: noise levels; t is drawn uniformly.
         optimizer: an optax optimizer.
-        steps: in all; a run that goes on from a checkpoint does what is left.
-        key: of all that is drawn; step i draws from fold_in(key, i).
-        options: batch, prediction, average and so on; by default `TrainingOptions()`.
+        steps: in all; a resumed run does those that are left.
+        key: of all random numbers; step i draws from fold_in(key, i).
+        options: by default `TrainingOptions()`.
         weights: of the squared error, broadcastable to x (`action_weights`).
         null: the condition that a dropped one becomes, a tree like cond, its arrays [...] or
             [B, ...].
-        pin: x_0 -> what of it is given (`FirstState`): clean in the input, no part of the loss.
+        pin: x_0 -> `Pinned`, such as `FirstState`: entries that are clean in the input and no
+            part of the loss.
         seeds: S, to train as many at once; each draws batches of its own.
         per_expert: with seeds: leaves of batches have a leading axis [S], a data set for each.
         on_step: called with (steps done, metrics) after each compiled call.
-        checkpoints: folder of an exact resume.
-        mesh: batches are cut over its data and fsdp axes.
+        checkpoints: folder of checkpoints, from which a run resumes exactly.
+        mesh: batches are sharded over its data and fsdp axes.
 
-    Beyond eight parameters: those that are arrays, functions or places, which no options hold.
+    Raises InputError for options that do not fit, and when the loss is no longer finite, naming
+    the step. More than eight parameters, since arrays, functions and folders are not options.
     """
     o = options or TrainingOptions()
     if not 0 <= o.drop_condition <= 1:
@@ -183,13 +188,15 @@ def train_denoiser(
     )
 
 
-def _conditions(cond: Any) -> tuple[Any, ...]:
-    """A condition as what follows x_t and t."""
+def _conditions(cond: Condition | None) -> tuple[Any, ...]:
+    """The arguments of a model after x_t and t."""
     return () if cond is None else (cond,)
 
 
-def _drop(cond: Any, null: Any, share: float, key: jax.Array, rows: int) -> Any:
-    """The condition, the null one in that share of its rows."""
+def _drop(
+    cond: Condition | None, null: Any, share: float, key: Key[Array, ""], rows: int
+) -> Condition:
+    """The condition, replaced by the null one in a random `share` of its rows."""
     if cond is None:
         raise InputError("drop_condition: the batches have no condition; give (x_0, cond)")
     dropped = jax.random.bernoulli(key, share, (rows,))
@@ -204,7 +211,7 @@ def _drop(cond: Any, null: Any, share: float, key: jax.Array, rows: int) -> Any:
 def _run(state: TrainState, source, schedule, weights, null, key, steps, *, static: _Static):
     o = static.options
 
-    def loss_of(params: Any, batch: Any, key: jax.Array) -> jax.Array:
+    def loss_of(params: Any, batch: Any, key: Key[Array, ""]) -> Float[Array, ""]:
         for_t, for_noise = jax.random.split(key)
         x_0, cond = split_batch(constrain(batch, static.mesh))
         if o.drop_condition:
@@ -227,7 +234,7 @@ def _run(state: TrainState, source, schedule, weights, null, key, steps, *, stat
         )
         return jnp.mean(loss)
 
-    def update(state: TrainState, source: Source, key: jax.Array, step: jax.Array):
+    def update(state: TrainState, source: Source, key: Key[Array, ""], step: Int[Array, ""]):
         draw, rest = jax.random.split(jax.random.fold_in(key, step))
         batch = source.sample(draw, o.batch_size)
         loss, grads = jax.value_and_grad(loss_of)(state.params, batch, rest)
@@ -239,7 +246,7 @@ def _run(state: TrainState, source, schedule, weights, null, key, steps, *, stat
         average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, state.average, params)
         return TrainState(params, average, moments), {"loss": loss}
 
-    def one(state: TrainState, step: jax.Array):
+    def one(state: TrainState, step: Int[Array, ""]):
         if static.seeds is None:
             return update(state, source, key, step)
         keys = jax.random.split(key, static.seeds)

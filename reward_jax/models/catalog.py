@@ -1,8 +1,9 @@
-"""The networks that files can hold: a name for each module, and what of it is not stored.
+"""The networks that files can hold: a name for each module, and which fields are not stored.
 
-A file keeps a network as {"network": name, "fields": {field: value}}. A value is a number, a text,
-true, false or null, a list of values (a tuple of the module, to any depth), or a network again: a
-module or a dataclass of the catalogue. To store another network, add its line to `CATALOG`.
+A file stores a network as {"network": name, "fields": {field: value}}. A value is a number, a
+text, true, false or null, a list of values (a tuple of the module, to any depth), or a network
+again: a module or a dataclass of the catalogue. To store another network, add its line to
+`CATALOG`.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ __all__ = ["CATALOG", "Entry", "describe", "make"]
 
 
 class Entry(NamedTuple):
-    """module: its class. unstored: fields that are the running backend's matter, not a file's."""
+    """module: its class. unstored: fields that belong to the running backend, not to a file."""
 
     module: Any
     unstored: tuple[str, ...] = ()
@@ -29,11 +30,11 @@ CATALOG: Mapping[str, Entry] = {
     "window_mlp": Entry(WindowMLP),
 }
 
-_OF_FLAX = ("parent", "name")  # fields that every module has, and no network is made of
+_OF_FLAX = ("parent", "name")  # fields of every module, which do not describe the network
 
 
 def describe(module: Any) -> dict[str, Any]:
-    """A network as JSON holds it; InputError naming a module or value that no file can hold."""
+    """A network as plain JSON; raises InputError naming a module or value that is not one."""
     for name, entry in CATALOG.items():
         if type(module) is entry.module:  # a subclass may compute something else
             left_out = (*_OF_FLAX, *entry.unstored)
@@ -52,8 +53,8 @@ def describe(module: Any) -> dict[str, Any]:
 def make(described: Mapping[str, Any], source: Any) -> Any:
     """The module of a description; fields that are not stored have their defaults.
 
-    Raises InputError naming `source`, its file, for a network that is none of ours, and KeyError
-    or AttributeError for what is no description.
+    Raises InputError naming `source`, its file, for a network that the catalogue does not have,
+    and KeyError or AttributeError for a mapping that is not a description.
     """
     name, stored = described["network"], described["fields"].items()
     try:

@@ -1,10 +1,11 @@
-"""Convolutions over time, by whatever is quickest on the backend: the one place that chooses.
+"""Convolutions over time, in the form that is quickest on the backend; it is chosen here alone.
 
 XLA's convolutions are right on GPU and TPU, but many times slower than a matrix product on the CPU
 at these sizes. There, a convolution is one product over shifted copies of the input, without the
-taps that would only ever meet padding: at one time step, one of five is left.
+taps that meet nothing but padding: at one time step, one of five is left.
 
-Shapes, as everywhere here, channels last: x [B, T, C], kernel [K, C, F], result [B, T', F].
+Legend, channels last: B batch, T and U time steps of input and output, C and F channels of input
+and output, K taps of the kernel.
 """
 
 import functools
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 __all__ = ["Method", "conv1d", "conv1d_transpose"]
 
@@ -19,11 +21,16 @@ Method = Literal["auto", "matmul", "lax"]
 
 
 def conv1d(
-    x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int, method: Method = "auto"
-) -> jax.Array:
+    x: Float[Array, "B T C"],
+    kernel: Float[Array, "K C F"],
+    *,
+    stride: int = 1,
+    padding: int,
+    method: Method = "auto",
+) -> Float[Array, "B U F"]:
     """Cross-correlation with zero padding on both sides, as PyTorch's Conv1d.
 
-    T' = (T + 2 padding - K) // stride + 1. method: "auto" takes "matmul" on the CPU, else "lax".
+    U = (T + 2 padding - K) // stride + 1. method: "auto" takes "matmul" on the CPU, else "lax".
     """
     size, length = kernel.shape[0], x.shape[1]
     out = (length + 2 * padding - size) // stride + 1
@@ -38,11 +45,13 @@ def conv1d(
     return _of_copies(x, kernel, stride, padding)
 
 
-def _of_copies(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    """One product of all taps, the input's shifted copies side by side."""
+def _of_copies(
+    x: Float[Array, "B T C"], kernel: Float[Array, "K C F"], stride: int, padding: int
+) -> Float[Array, "B U F"]:
+    """One product over all taps, the input's shifted copies side by side."""
     size, length = kernel.shape[0], x.shape[1]
     out = (length + 2 * padding - size) // stride + 1
-    reach = [stride * o - padding for o in (0, out - 1)]  # where the first tap stands, ends
+    reach = [stride * o - padding for o in (0, out - 1)]  # the first tap's column, at both ends
     first, last = max(0, -reach[1]), min(size, length - reach[0])
     before, after = max(0, -reach[0] - first), max(0, reach[1] + last - length)
     padded = jnp.pad(x, ((0, 0), (before, after), (0, 0)))
@@ -53,11 +62,13 @@ def _of_copies(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> ja
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _same(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
-    """Stride 1, T' = T: one product, each tap's results shifted to where they count, and summed.
+def _same(
+    x: Float[Array, "B T C"], kernel: Float[Array, "K C F"], padding: int
+) -> Float[Array, "B T F"]:
+    """Stride 1, U = T: one product, each tap's results shifted to their places and summed.
 
-    As quick as copies of the input where nothing is differentiated, and a third quicker to
-    compile. Its derivatives are twice as slow: those are taken of `_of_copies`.
+    As quick as copies of the input, and a third quicker to compile. Its derivatives are twice as
+    slow: they are taken from `_of_copies`.
     """
     size, length = kernel.shape[0], x.shape[1]
     shifts = [k - padding for k in range(size) if abs(k - padding) < length]
@@ -76,10 +87,12 @@ def _same_jvp(padding: int, primals: Any, tangents: Any) -> tuple[jax.Array, jax
     return jax.jvp(lambda x, kernel: _of_copies(x, kernel, 1, padding), primals, tangents)
 
 
-def conv1d_transpose(x: jax.Array, kernel: jax.Array, *, method: Method = "auto") -> jax.Array:
-    """PyTorch's ConvTranspose1d with kernel 4, stride 2 and padding 1: T' = 2 T.
+def conv1d_transpose(
+    x: Float[Array, "B T C"], kernel: Float[Array, "4 C F"], *, method: Method = "auto"
+) -> Float[Array, "B 2*T F"]:
+    """PyTorch's ConvTranspose1d with kernel 4, stride 2 and padding 1.
 
-    out[o] = sum over i of x[i] kernel[o + 1 - 2 i]. kernel: [4, C, F].
+    out[o] = sum over i of x[i] kernel[o + 1 - 2 i].
     """
     length = x.shape[1]
     if _chosen(method) == "lax":

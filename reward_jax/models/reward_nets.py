@@ -1,10 +1,13 @@
-"""Reward networks: (x_t [B, H, D], t [B]) -> [B]. Their gradient in x is what is trained."""
+"""Reward networks: a number for each x_t. Their gradient in x_t is what is trained.
+
+Legend: B batch, H horizon, D transition width.
+"""
 
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float, Int
 
 from common_jax.errors import InputError
 from reward_jax.models.conv import Method
@@ -20,7 +23,7 @@ __all__ = ["HalfUnet", "WindowMLP"]
 
 
 class HalfUnet(nn.Module):
-    """The descending half of the U-Net with a scalar head, Diffuser's value function.
+    """The downsampling half of the U-Net with a scalar head: Diffuser's value function.
 
     Attributes:
         dim: width of the time embedding, and unit of the channels.
@@ -39,7 +42,7 @@ class HalfUnet(nn.Module):
     method: Method = "auto"
 
     @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H D"], t: Int[Array, " B"]) -> Float[Array, " B"]:
         block: dict[str, Any] = dict(
             act=self.act, groups=self.groups, use_bias=self.use_bias, method=self.method
         )
@@ -60,18 +63,23 @@ class HalfUnet(nn.Module):
 
 
 class WindowMLP(nn.Module):
-    """A network over windows of the trajectory, summed or averaged; other inputs are one window.
+    """An MLP over windows of the trajectory, summed or averaged over the windows.
 
-    window = 1 draws maps: a reward of single states. window = H sees the whole and steers best.
+    window = 1 is a reward of single states, of which maps are drawn; window = H sees the whole
+    trajectory, and steers best.
 
     Attributes:
         window: time steps of a window, a divisor of H; None: all of x, whatever its shape.
         widths: of the hidden layers.
         embedding: width of the time embedding.
-        act: activation. A kinked one (leaky_relu, the authors') cannot carry a gradient field.
-        cut: windows of neighbouring steps, or of every (H / window)-th as the authors cut them.
-        reduce: over windows.
+        act: activation. The gradient of a piecewise linear one (leaky_relu, the authors') is
+            piecewise constant, and cannot be matched to a target.
+        cut: "contiguous": windows of neighbouring steps; "strided": of every (H / window)-th step,
+            as the authors cut them.
+        reduce: how windows are combined.
         head: "linear", or "activated": one more activation and scale, as the authors have it.
+
+    Raises InputError where the window does not divide H.
     """
 
     window: int | None = None
@@ -83,7 +91,7 @@ class WindowMLP(nn.Module):
     head: Literal["linear", "activated"] = "linear"
 
     @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B ..."], t: Int[Array, " B"]) -> Float[Array, " B"]:
         act = activation(self.act)
         windows = self._windows(x)
         time = TimeEmbedding(self.embedding, self.act, name="time")(t)
@@ -96,8 +104,8 @@ class WindowMLP(nn.Module):
             y = nn.Dense(1, name="scale")(act(y))
         return y[..., 0].sum(1) if self.reduce == "sum" else y[..., 0].mean(1)
 
-    def _windows(self, x: jax.Array) -> jax.Array:
-        """[B, windows, values of a window]."""
+    def _windows(self, x: Float[Array, "B ..."]) -> Float[Array, "B windows values"]:
+        """The values of each window, side by side."""
         if self.window is None:
             return x.reshape(x.shape[0], 1, -1)
         batch, horizon, width = x.shape

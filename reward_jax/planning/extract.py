@@ -1,4 +1,4 @@
-"""The reward of one trajectory model relative to another, and how good it is.
+"""The reward of one trajectory model relative to another, and diagnostics of it.
 
 Legend: B batch, H horizon, D transition width, T diffusion steps.
 """
@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from common_jax.cli.ranges import NonNegativeInt, PositiveFloat, PositiveInt
 from common_jax.errors import InputError
@@ -35,10 +36,10 @@ class RewardOptions:
         kind: window (a network over windows of the trajectory) or half_unet.
         window: time steps of a window, a divisor of the horizon; 0 for the whole trajectory.
         widths: hidden layers of a window's network.
-        act: activation. The gradient is what is trained: kinked ones fail (the authors' have
-            leaky_relu).
+        act: activation. The gradient is what is trained: piecewise linear ones fail (the authors
+            have leaky_relu).
         cut: windows of neighbouring steps, or strided as the authors cut them.
-        reduce: over windows.
+        reduce: how windows are combined.
         dim: half_unet: unit of the channels, and width of the time embedding.
         multipliers: half_unet: channels of each level, in units of dim.
         groups: half_unet: of the group norms; 0 for none (the authors').
@@ -59,7 +60,7 @@ class RewardOptions:
     head: Literal["linear", "activated"] = "linear"
 
     def make(self, space: Space) -> Any:
-        """The module."""
+        """The module; raises InputError for options that do not fit the space."""
         if self.kind == "half_unet":
             channels = [self.dim * m for m in self.multipliers]
             groups = self.groups or 1  # the last blocks have half and a quarter of the channels
@@ -100,15 +101,15 @@ class Matching:
     Args:
         steps: optimizer steps.
         batch: noised trajectories of a step.
-        learning_rate: of Adam; decays to 2% along a cosine, where decay is set.
-        decay: see learning_rate.
+        learning_rate: of Adam.
+        decay: whether the learning rate decays to 2% along a cosine.
         target: epsilon, score or posterior_mean (the authors').
         weighting: "" for none, or standardise: one over the target's mean square at each t.
         gradient_at: x_t, or posterior_mean (the authors').
-        x_t: whose data is noised: mixed, base or expert. The expert's alone (the authors') leaves
-            out where the two models differ.
+        x_t: whose data are noised: mixed, base or expert. The expert's alone (the authors') leave
+            out the places in which the two models differ.
         pin: impose the first state on x_t (the authors do not).
-        draws: noised trajectories for which the teachers are asked, once; 0: anew at every step.
+        draws: targets that are computed once, before training; 0: new ones at every step.
         seeds: rewards trained at once.
         steps_per_call: steps of one compiled call.
     """
@@ -140,8 +141,8 @@ def fit_reward(
 ) -> TrajectoryGuide:
     """Extract the reward of an expert relative to a base.
 
-    expert: its score over the base's trajectories (`expert_in_base_coordinates`). space: the
-    base's, with what is known of the expert's data (its goal) as `about`.
+    expert: its score in the base's coordinates (`expert_in_base_coordinates`). source: of x_0.
+    space: the base's, with the expert's `about` (its goal).
     """
     context = context or RunContext()
     key, schedule = jax.random.key(seed), base.denoiser.schedule
@@ -188,14 +189,14 @@ def diagnose(
     guide: TrajectoryGuide,
     base: Score,
     expert: Score,
-    held_out: jax.Array,
+    held_out: Float[Array, "B H D"],
     *,
     matching: Matching,
     seed: int = 0,
 ) -> dict[str, list[float]]:
-    """The diagnostics at each t, for trajectories [B, H, D], best of episodes held out.
+    """The diagnostics at each t, over trajectories that were held out of training.
 
-    matching: how the reward was trained: its pin and gradient_at are kept to.
+    matching: how the reward was trained; its pin and gradient_at are used here, too.
     """
     reward, schedule = guide.guide, guide.schedule
     assert isinstance(reward, RelativeReward)
@@ -226,7 +227,10 @@ def diagnose(
 def hold_out(
     episodes: Episodes, share: float, space: Space, padding: Padding = "none"
 ) -> tuple[Episodes, Episodes]:
-    """Episodes to train on, and every so-manieth of those that hold a window: all, if too few."""
+    """Episodes to train on, and a `share` of them held out; both are all episodes if too few.
+
+    Of those that are long enough for a window every (1 / share)-th is held out.
+    """
     span = 1 if padding != "none" else (space.horizon - 1) * space.stride + 1
     long = np.flatnonzero(np.asarray(episodes.lengths) >= span)
     every = round(1 / share) if share else len(long) + 1

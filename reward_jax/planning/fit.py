@@ -73,7 +73,7 @@ class NetworkOptions:
     attention: bool = False
 
     def check(self, horizon: int | None = None) -> None:
-        """InputError where there is no such network, or none for trajectories of this horizon."""
+        """Raise InputError for fields, or a horizon, that the U-Net cannot have."""
         if self.dim % 8:
             raise InputError(f"network.dim must be a multiple of 8, not {self.dim}")
         if not self.multipliers:
@@ -93,14 +93,14 @@ class Training:
     Args:
         steps: optimizer steps.
         batch: trajectories of a step.
-        learning_rate: of Adam; decays to 2% along a cosine, where decay is set.
-        decay: see learning_rate.
+        learning_rate: of Adam.
+        decay: whether the learning rate decays to 2% along a cosine.
         clip: largest norm of a gradient; 0 for none.
-        prediction: what the network puts out: v, x0 or epsilon.
+        prediction: what the network predicts: v, x0 or epsilon.
         action_weight: weight of the first action in the loss (actions only).
-        ema_decay: of the average of the parameters.
+        ema_decay: of the exponential moving average of the parameters.
         ema_every: steps between updates of the average.
-        ema_begin: steps before it is begun.
+        ema_begin: steps before the average begins.
         steps_per_call: steps of one compiled call.
     """
 
@@ -119,7 +119,7 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Untrained:
-    """A denoiser yet to be trained; clip_x0: bound of its estimates of x_0, None for none."""
+    """A denoiser to be trained from nothing. clip_x0: bound of its estimates of x_0, or None."""
 
     schedule: Schedule
     network: NetworkOptions = NetworkOptions()
@@ -128,11 +128,11 @@ class Untrained:
 
 @dataclasses.dataclass(frozen=True)
 class RunContext:
-    """Who follows a training, where it is kept, and the devices that it runs on.
+    """Progress, checkpoints and devices of a training run.
 
-    on_step: called with (steps done, metrics) after each compiled call. checkpoints: folder of an
-    exact resume, every `save_every` steps (None: at the end alone). mesh: batches are cut over its
-    data and fsdp axes.
+    on_step: called with (steps done, metrics) after each compiled call. checkpoints: folder of
+    checkpoints, from which a run resumes exactly; one every `save_every` steps (None: at the end
+    alone). mesh: batches are sharded over its data and fsdp axes.
     """
 
     on_step: OnStep | None = None
@@ -180,7 +180,7 @@ def open_run(
 def optimizer(
     learning_rate: float, steps: int, *, decay: bool, clip: float
 ) -> optax.GradientTransformation:
-    """Adam. One object for one setting: compiled steps are kept by their optimizer."""
+    """Adam. One object for each setting, as compiled steps are cached by their optimizer."""
     rate = optax.cosine_decay_schedule(learning_rate, steps, 0.02) if decay else learning_rate
     adam = optax.adam(rate)
     return optax.chain(optax.clip_by_global_norm(clip), adam) if clip else adam
@@ -202,9 +202,9 @@ def space_of(
 
 
 def window_source(episodes: Episodes, space: Space, padding: Padding = "none") -> Strided:
-    """The windows of episodes in a model's space, ready to be drawn from on the device.
+    """The windows of episodes in a model's space, as a source on the device.
 
-    padding: see `windows`.
+    padding: see `windows`. Raises InputError for data of another task than the model's.
     """
     own, theirs = (about.get("task") for about in (episodes.about, space.about))
     if None not in (own, theirs) and own != theirs:
@@ -231,8 +231,8 @@ def fit(
 ) -> TrajectoryModel:
     """Train a denoiser on trajectories of `space`, from nothing or from another model.
 
-    begin: of a model, its network, schedule, clip and parameters are kept. Raises InputError when
-    the loss is no longer finite, naming the step.
+    begin: a model's network, schedule, clip and parameters are those to begin with. Raises
+    InputError when the loss is no longer finite, naming the step.
     """
     context = context or RunContext()
     if isinstance(begin, TrajectoryModel):
@@ -278,7 +278,7 @@ def fit(
 
 
 def check_prediction(training: Training, like: TrajectoryModel) -> None:
-    """InputError where a model to begin with predicts something else."""
+    """Raise InputError where the model to begin with predicts something else."""
     if like.denoiser.prediction != training.prediction:
         raise InputError(
             f"training.prediction is {training.prediction}, but the denoiser to begin with "

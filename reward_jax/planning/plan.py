@@ -1,6 +1,6 @@
 """Plans of a trajectory model, by itself or steered by a reward; rewards of whole trajectories.
 
-Legend: B plans, H horizon, D transition width, O observations, S scales, N windows.
+Legend: B plans, H horizon, D transition width, O observation width, N windows.
 """
 
 import functools
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Key
 
 from common_jax.mesh import constrain
 from reward_jax.data.trajectory.space import Plans, TrajectoryModel
@@ -17,21 +18,29 @@ from reward_jax.diffusion.process import first_state
 from reward_jax.reward.guide import guided_sample, sweep
 from reward_jax.tasks.base import Planner
 
-__all__ = ["given", "plan", "plan_sweep", "planner", "score_windows"]
+__all__ = ["plan", "plan_sweep", "planner", "precomputed", "score_windows"]
 
 
 def plan(
-    model: TrajectoryModel, starts: np.ndarray, *, key: jax.Array, **options: Any
-) -> jax.Array:
-    """Trajectories [B, H, D] of a model from starts [B, O]; options: as of `guided_sample`."""
+    model: TrajectoryModel,
+    starts: Float[np.ndarray, "B O"],
+    *,
+    key: Key[Array, ""],
+    **options: Any,
+) -> Float[Array, "B H D"]:
+    """Trajectories of a model from these starts; options: as of `guided_sample`."""
     shape, pinned = _pinned(model, starts)
     d = model.denoiser
     return guided_sample(d, d.schedule, shape, key=key, pinned=pinned, **options)
 
 
 def plan_sweep(
-    model: TrajectoryModel, starts: np.ndarray, *, key: jax.Array, **options: Any
-) -> jax.Array:
+    model: TrajectoryModel,
+    starts: Float[np.ndarray, "B O"],
+    *,
+    key: Key[Array, ""],
+    **options: Any,
+) -> Float[Array, "scales t_stopgrads B H D"]:
     """Trajectories for every scale and t_stopgrad; options: as of `sweep`."""
     shape, pinned = _pinned(model, starts)
     d = model.denoiser
@@ -39,35 +48,43 @@ def plan_sweep(
 
 
 def planner(model: TrajectoryModel, **options: Any) -> Planner:
-    """What a task executes: plans of a model in the world's own units; options: as of `plan`."""
+    """A planner, for a task to execute, of a model's plans; options: as of `plan`."""
 
-    def planned(observations: np.ndarray, key: jax.Array) -> Plans:
+    def planned(observations: Float[np.ndarray, "B O"], key: Key[Array, ""]) -> Plans:
         return model.space.plans(plan(model, observations, key=key, **options))
 
     return planned
 
 
-def given(plans: Plans) -> Planner:
-    """A planner of plans that are made already, for a task that asks once."""
+def precomputed(plans: Plans) -> Planner:
+    """A planner that returns these plans, for a task that calls it once."""
 
-    def planned(observations: np.ndarray, key: jax.Array) -> Plans:
+    def planned(observations: Float[np.ndarray, "B O"], key: Key[Array, ""]) -> Plans:
         return plans
 
     return planned
 
 
-def _pinned(model: TrajectoryModel, starts: np.ndarray) -> tuple[tuple[int, ...], Any]:
+def _pinned(
+    model: TrajectoryModel, starts: Float[np.ndarray, "B O"]
+) -> tuple[tuple[int, ...], Any]:
     space = model.space
     pinned = first_state(jnp.asarray(space.normalise(starts)), *space.shape)
     return (len(starts), *space.shape), pinned
 
 
 def score_windows(
-    guide: Any, x_0: Any, *, t: int = 0, batch: int = 4096, mesh: Mesh | None = None
-) -> np.ndarray:
-    """The guide's reward of clean trajectories [N, ...] at t, [N].
+    guide: Any,
+    x_0: Float[Array, "N ..."] | Float[np.ndarray, "N ..."],
+    *,
+    t: int = 0,
+    batch: int = 4096,
+    mesh: Mesh | None = None,
+) -> Float[np.ndarray, " N"]:
+    """The guide's reward of clean trajectories, as it is at diffusion step t.
 
-    batch: scored in one call. mesh: batches are cut over its data and fsdp axes.
+    batch: windows that are scored in one call. mesh: batches are sharded over its data and fsdp
+    axes.
     """
     parts = []
     for start in range(0, len(x_0), batch):
@@ -79,6 +96,8 @@ def score_windows(
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _score(guide: Any, x: jax.Array, t: int, *, mesh: Mesh | None) -> jax.Array:
+def _score(
+    guide: Any, x: Float[Array, "B ..."], t: int, *, mesh: Mesh | None
+) -> Float[Array, " B"]:
     x = constrain(x, mesh)
     return guide(x, jnp.full(x.shape[:1], t))

@@ -1,10 +1,10 @@
 """How much of the difference of two scores a learned reward explains, and why not the rest.
 
-The target is split three ways: what the reward explains; a part that is no gradient field, which
-no reward can explain (its Jacobian is not symmetric); and noise of fit, on which seeds disagree.
+The target has three parts: what the reward explains; what is no gradient field (its Jacobian is
+not symmetric), which no reward can explain; and error of the fit, in which seeds differ.
 
-Data is x_0 [B, ...], or (x_0, condition) for conditional scores, as in `extract_reward`.
-Legend: B batch, T diffusion steps, S seeds.
+Data is x_0, or (x_0, condition) for conditional scores, as in `extract_reward`.
+Legend: B batch, T diffusion steps; x_0 has any shape of a row.
 """
 
 import functools
@@ -12,15 +12,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
 
-from reward_jax.diffusion.denoiser import Score, as_argument, estimate_x0, score_and_x0
+from reward_jax.diffusion.denoiser import Condition, Score, as_argument, estimate_x0, score_and_x0
 from reward_jax.diffusion.process import Pinned, draw_noise, posterior_mean, q_sample
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.reward.extract import RelativeReward
 from reward_jax.reward.gradients import Guide
 from reward_jax.reward.targets import GradientAt, check_gradient_at
 
-Data = jax.Array | tuple[jax.Array, Any]
+Data = Float[Array, "B ..."] | tuple[Float[Array, "B ..."], Condition]
 
 __all__ = ["antisymmetric_part", "explained_fraction", "seed_agreement"]
 
@@ -32,17 +33,16 @@ def explained_fraction(
     x_0: Data,
     schedule: Schedule,
     *,
-    key: jax.Array,
+    key: Key[Array, ""],
     pin: Any = None,
     gradient_at: GradientAt = "x_t",
-) -> jax.Array:
-    """1 - |grad rho - (s_expert - s_base)|^2 / |s_expert - s_base|^2 at each t, [T].
+) -> Float[Array, " T"]:
+    """1 - |grad rho - (s_expert - s_base)|^2 / |s_expert - s_base|^2 at each t.
 
-    reward: or any guide. x_0: held-out data, noised to every t. 1 is all; 0 is what a constant
-    reward explains.
-    gradient_at: where grad rho is taken, as the reward was trained: x_t, or the base's posterior
-    mean of x_{t-1}; the scores are those of x_t either way.
-    With seeds in the reward, of the mean of their gradients.
+    1 is all; 0 is what a constant reward explains. Of a reward with seeds, their mean gradient is
+    taken. reward: or any guide. x_0: held-out data, noised to every t. gradient_at: where grad rho
+    is taken, as the reward was trained: x_t, or the base's posterior mean of x_{t-1}; the scores
+    are those of x_t either way.
     """
     check_gradient_at(gradient_at)
     both = _two(base_score, expert_score)
@@ -56,10 +56,10 @@ def _explained(reward, base, expert, data, schedule, key, *, pin, gradient_at):
     def at(_: None, given: Any):
         x, t, pinned = _noised(x_0, schedule, pin, *given)
         of_base, estimate = score_and_x0(base, schedule, x, t, *cond)
-        wanted = _free(pinned, expert(x, t, *cond) - of_base)
+        target = _free(pinned, expert(x, t, *cond) - of_base)
         place = x if gradient_at == "x_t" else posterior_mean(schedule, estimate, x, t)
         got = _free(pinned, reward.gradient(place, t, *cond))
-        return None, 1 - jnp.sum(jnp.square(got - wanted)) / jnp.sum(jnp.square(wanted))
+        return None, 1 - jnp.sum(jnp.square(got - target)) / jnp.sum(jnp.square(target))
 
     return jax.lax.scan(at, None, _levels(schedule, key))[1]
 
@@ -70,15 +70,15 @@ def antisymmetric_part(
     x_0: Data,
     schedule: Schedule,
     *,
-    key: jax.Array,
+    key: Key[Array, ""],
     probes: int = 4,
     pin: Any = None,
-) -> jax.Array:
-    """Share of |J|_F^2 that is antisymmetric, J the Jacobian of s_expert - s_base, at each t [T].
+) -> Float[Array, " T"]:
+    """Share of |J|_F^2 that is antisymmetric, J the Jacobian of s_expert - s_base, at each t.
 
-    Hutchinson's estimate: with v standard normal, E |(J - J^T) v / 2|^2 over E |J v|^2, one
-    product with J and one with its transpose a probe. 0 for a gradient field, at most 1; half
-    where J is a matrix of noise.
+    Hutchinson's estimate: with v standard normal, E |(J - J^T) v / 2|^2 over E |J v|^2, for each
+    of `probes` one product with J and one with its transpose. 0 for a gradient field, 1 at most;
+    one half for a J of independent normal entries.
     """
     both = _two(base_score, expert_score)
     return _antisymmetric(*both, x_0, schedule, key, probes=probes, pin=pin)
@@ -92,10 +92,10 @@ def _antisymmetric(base, expert, data, schedule, key, *, probes: int, pin):
         t, noise = given
         x, levels, pinned = _noised(x_0, schedule, pin, t, noise)
 
-        def difference(x: jax.Array) -> jax.Array:
+        def difference(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
             return _free(pinned, expert(x, levels, *cond) - base(x, levels, *cond))
 
-        def probe(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def probe(key: Key[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
             v = _free(pinned, draw_noise(key, x.shape))
             forward = jax.jvp(difference, (x,), (v,))[1]
             backward = _free(pinned, jax.vjp(difference, x)[1](v)[0])
@@ -113,11 +113,11 @@ def seed_agreement(
     reward: RelativeReward,
     x_0: Data,
     *,
-    key: jax.Array,
+    key: Key[Array, ""],
     pin: Any = None,
     base_score: Score | None = None,
-) -> jax.Array:
-    """Mean cosine between the gradients of two seeds at each t, [T]; 1 where seeds agree.
+) -> Float[Array, " T"]:
+    """Mean cosine between the gradients of two seeds at each t; 1 where seeds agree.
 
     reward: with two seeds or more. x_0: held-out data, noised to every t. base_score: where given,
     gradients are taken at its posterior mean of x_{t-1}, and not at x_t.
@@ -138,7 +138,7 @@ def _agreement(reward: RelativeReward, base, data, key, *, pin):
         if base is not None:
             x = posterior_mean(schedule, estimate_x0(base, schedule, x, t, *cond), x, t)
 
-        def gradient(params: Any) -> jax.Array:
+        def gradient(params: Any) -> Float[Array, " n"]:
             one = reward.replace(params=params, seeds=None)  # pyright: ignore[reportAttributeAccessIssue]
             return _free(pinned, one.gradient(x, t)).reshape(-1)
 
@@ -149,23 +149,25 @@ def _agreement(reward: RelativeReward, base, data, key, *, pin):
     return jax.lax.scan(at, None, _levels(schedule, key))[1]
 
 
-def _split(data: Data) -> tuple[jax.Array, tuple[Any, ...]]:
-    """x_0, and the condition as what follows x_t and t in a call of a score."""
+def _split(data: Data) -> tuple[Float[Array, "B ..."], tuple[Any, ...]]:
+    """x_0, and the arguments of a score after x_t and t."""
     return (data[0], data[1:]) if isinstance(data, tuple) else (data, ())
 
 
-def _levels(schedule: Schedule, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _levels(schedule: Schedule, key: Key[Array, ""]) -> tuple[Int[Array, " T"], Key[Array, " T"]]:
     return jnp.arange(schedule.steps), jax.random.split(key, schedule.steps)
 
 
-def _noised(x_0, schedule, pin, level, key) -> tuple[jax.Array, jax.Array, Pinned | None]:
+def _noised(
+    x_0, schedule, pin, level, key
+) -> tuple[Float[Array, "B ..."], Int[Array, " B"], Pinned | None]:
     t = jnp.full(x_0.shape[:1], level)
     x = q_sample(schedule, x_0, t, draw_noise(key, x_0.shape))
     pinned = pin(x_0) if pin else None
     return (pinned(x) if pinned else x), t, pinned
 
 
-def _free(pinned: Pinned | None, x: jax.Array) -> jax.Array:
+def _free(pinned: Pinned | None, x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
     return pinned.free(x) if pinned else x
 
 

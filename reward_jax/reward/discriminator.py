@@ -1,10 +1,11 @@
-"""The baseline: tell the expert's noised trajectories from the base's, and climb that.
+"""The discriminator baseline: a classifier of noised trajectories, base or expert, as a guide.
 
 The logit of the best discriminator at x_t is log p_expert,t(x_t) - log p_base,t(x_t) (plus a
 constant for unequal amounts of data): the relative reward itself, learned from data in place of
-scores.
-The authors' guide differentiates its sigmoid, which is flat where the discriminator is sure; the
-logit's gradient is not.
+scores. The authors' guide differentiates its sigmoid, which is flat where the discriminator is
+sure; the logit's gradient is not.
+
+Legend: B batch, N rows of data; x_t has any shape of a row.
 """
 
 import functools
@@ -16,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jaxtyping import Array, Float, Int, Key, PyTree
 
+from reward_jax.diffusion.denoiser import Condition
 from reward_jax.diffusion.loop import LoopOptions, OnStep, begin, run_loop
 from reward_jax.diffusion.process import draw_noise, q_sample
 from reward_jax.diffusion.schedule import Schedule
@@ -28,48 +31,52 @@ __all__ = ["DiscriminatorGuide", "train_discriminator"]
 
 @struct.dataclass
 class DiscriminatorGuide:
-    """A trained discriminator as a guide of `guided_sample`: (x_t, t[, cond]) -> [B].
+    """A trained discriminator as a guide of `guided_sample`.
 
     output: "logit", or "sigmoid" as the authors had it. conditional: the model takes the
     condition, as it did where its data had one; else a condition is ignored.
     """
 
-    params: Any
+    params: PyTree[Float[Array, "..."]]
     model: Any = struct.field(pytree_node=False)
     output: Literal["logit", "sigmoid"] = struct.field(pytree_node=False, default="logit")
     conditional: bool = struct.field(pytree_node=False, default=False)
 
-    def __call__(self, x_t: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
-        """What is climbed."""
+    def __call__(
+        self, x_t: Float[Array, "B ..."], t: Int[Array, " B"], cond: Condition | None = None
+    ) -> Float[Array, " B"]:
+        """The logit, or the sigmoid."""
         given = (cond,) if self.conditional else ()
         logit = self.model.apply({"params": self.params}, x_t, t, *given)
         return logit if self.output == "logit" else jax.nn.sigmoid(logit)
 
-    def gradient(self, x_t: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
-        """grad_x of what is climbed, [B, ...] (see `Guide`)."""
+    def gradient(
+        self, x_t: Float[Array, "B ..."], t: Int[Array, " B"], cond: Condition | None = None
+    ) -> Float[Array, "B ..."]:
+        """grad_x of the output (see `Guide`)."""
         return gradient_of(self, x_t, t, cond)
 
 
 def train_discriminator(
     model: Any,
-    params: Any,
+    params: PyTree[Float[Array, "..."]],
     base: Any,
     expert: Any,
     schedule: Schedule,
     optimizer: optax.GradientTransformation,
     *,
     steps: int,
-    key: jax.Array,
+    key: Key[Array, ""],
     options: LoopOptions | None = None,
     pin: Any = None,
     on_step: OnStep | None = None,
     checkpoints: str | pathlib.Path | None = None,
-) -> tuple[Any, dict[str, np.ndarray]]:
-    """Binary cross-entropy on x_t of both data sets, half a batch of each; (params, metrics).
+) -> tuple[PyTree[Float[Array, "..."]], dict[str, Float[np.ndarray, " steps"]]]:
+    """Train on x_t of both data sets, half a batch of each, by binary cross-entropy.
 
     model: apply({"params": params}, x_t, t[, cond]) -> logits [B], any reward network. base,
-    expert: data of each, an array x_0 [N, ...], (x_0, cond) or a source. Other arguments as of
-    `extract_reward`, and so many for its reason.
+    expert: data of each, an array x_0 [N, ...], (x_0, cond) or a source. Other arguments, and why
+    they are many: as of `extract_reward`. Returns the parameters, and metrics: loss, accuracy.
     """
     o = options or LoopOptions()
     base, expert = as_source(base), as_source(expert)
@@ -102,12 +109,12 @@ def _run(state, base, expert, schedule, key, steps, *, model, optimizer, batch: 
     half = batch // 2
     labels = jnp.arange(2 * half) >= half
 
-    def loss_of(params: Any, *given: Any) -> tuple[jax.Array, jax.Array]:
+    def loss_of(params: Any, *given: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
         logits = model.apply({"params": params}, *given)
         loss = optax.sigmoid_binary_cross_entropy(logits, labels.astype(logits.dtype))
         return jnp.mean(loss), jnp.mean((logits > 0) == labels)
 
-    def one(state: Any, step: jax.Array):
+    def one(state: Any, step: Int[Array, ""]):
         params, moments = state
         keys = jax.random.split(jax.random.fold_in(key, step), 4)
         halves = base.sample(keys[0], half), expert.sample(keys[1], half)

@@ -2,10 +2,10 @@
 
     minimise over theta   E over t, x_0, x_t of   w(t) | grad_x r_theta(x_t, t) - target |^2
 
-with the target of `targets.py`, in a unit u(t) of its own. The learned r is u(t) times the
-relative reward rho; `RelativeReward` keeps the unit and undoes it.
+with the target of `targets.py`, which is u(t) times the difference of scores. The learned r is
+thus u(t) times the relative reward rho; `RelativeReward` divides by u(t).
 
-Legend: B batch, T diffusion steps, S seeds.
+Legend: B batch, N rows of data, T diffusion steps, S seeds; x_t has any shape of a row.
 """
 
 import functools
@@ -19,9 +19,10 @@ import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from common_jax.errors import InputError
-from reward_jax.diffusion.denoiser import Score
+from reward_jax.diffusion.denoiser import Condition, Score
 from reward_jax.diffusion.loop import OnStep, begin, quick_jit, run_loop
 from reward_jax.diffusion.process import Pinned
 from reward_jax.diffusion.schedule import Schedule
@@ -46,47 +47,62 @@ __all__ = [
     "reward_gradient",
 ]
 
-Weighting = str | jax.Array | np.ndarray | Callable[[jax.Array], jax.Array] | None
+Weighting = (
+    str
+    | Float[Array, " T"]
+    | Float[np.ndarray, " T"]
+    | Callable[[Int[Array, " T"]], Float[Array, " T"]]
+    | None
+)
 
 
-def reward_gradient(reward: Any, params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
-    """grad_x of the reward [B, ...], each row's own."""
+def reward_gradient(
+    reward: Any, params: PyTree[Float[Array, "..."]], x: Float[Array, "B ..."], t: Int[Array, " B"]
+) -> Float[Array, "B ..."]:
+    """grad_x of the reward network's output, each row's own."""
     return gradient_of(lambda x, t: reward.apply({"params": params}, x, t), x, t)
 
 
 @struct.dataclass
 class RelativeReward:
-    """A learned reward with its unit undone: calling it gives rho(x_t, t) [B].
+    """A learned relative reward: calling it gives rho(x_t, t).
 
-    params: with `seeds`, leaves have a leading axis [S] and the mean over seeds is taken.
+    params: with `seeds`, leaves have a leading axis [S] and the mean over seeds is taken. target:
+    what it was matched to, which says the unit of the network's output.
     """
 
-    params: Any
+    params: PyTree[Float[Array, "..."]]
     schedule: Schedule
     reward: Any = struct.field(pytree_node=False)
     target: Target = struct.field(pytree_node=False, default="epsilon")
     seeds: int | None = struct.field(pytree_node=False, default=None)
 
-    def __call__(self, x_t: jax.Array, t: jax.Array) -> jax.Array:
+    def __call__(self, x_t: Float[Array, "B ..."], t: Int[Array, " B"]) -> Float[Array, " B"]:
         """Rho, up to a constant for each t."""
         return self.learned(x_t, t) / unit(self.schedule, self.target)[t]
 
-    def learned(self, x_t: jax.Array, t: jax.Array) -> jax.Array:
-        """The network's own output [B], in the target's unit."""
+    def learned(self, x_t: Float[Array, "B ..."], t: Int[Array, " B"]) -> Float[Array, " B"]:
+        """The network's own output, in the target's unit."""
         run = functools.partial(self._apply, x_t=x_t, t=t)
         if self.seeds is None:
             return run(self.params)
         return jnp.mean(jax.vmap(run)(self.params), axis=0)
 
-    def gradient(self, x_t: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
-        """grad_x rho [B, ...] (see `Guide`); a reward has no condition, and ignores it."""
+    def gradient(
+        self, x_t: Float[Array, "B ..."], t: Int[Array, " B"], cond: Condition | None = None
+    ) -> Float[Array, "B ..."]:
+        """grad_x rho (see `Guide`); a reward has no condition, and ignores it."""
         return gradient_of(self, x_t, t)
 
-    def learned_gradient(self, x_t: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
-        """grad_x of the network's own output [B, ...]."""
+    def learned_gradient(
+        self, x_t: Float[Array, "B ..."], t: Int[Array, " B"], cond: Condition | None = None
+    ) -> Float[Array, "B ..."]:
+        """grad_x of the network's own output."""
         return gradient_of(self.learned, x_t, t)
 
-    def _apply(self, params: Any, x_t: jax.Array, t: jax.Array) -> jax.Array:
+    def _apply(
+        self, params: Any, x_t: Float[Array, "B ..."], t: Int[Array, " B"]
+    ) -> Float[Array, " B"]:
         return self.reward.apply({"params": params}, x_t, t)
 
     def seed(self, index: int) -> "RelativeReward":
@@ -96,23 +112,29 @@ class RelativeReward:
 
 
 class History(NamedTuple):
-    """What was measured, one entry a step: loss and explained are [steps] or [steps, S].
+    """Metrics of each step, of each seed where there are seeds.
 
-    explained: 1 - |grad r - target|^2 / |target|^2, over the batch. target: the unit of r.
+    step: from 1. explained: 1 - |grad r - target|^2 / |target|^2, over the batch. target: the name
+    of what was matched, which says the unit of r.
     """
 
-    step: np.ndarray
-    loss: np.ndarray
-    explained: np.ndarray
+    step: Int[np.ndarray, " steps"]
+    loss: Float[np.ndarray, " steps"] | Float[np.ndarray, "steps S"]
+    explained: Float[np.ndarray, " steps"] | Float[np.ndarray, "steps S"]
     target: Target
 
 
 @functools.partial(jax.jit, static_argnames=("reward", "seeds"))
-def init_params(reward: Any, key: jax.Array, x: jax.Array, seeds: int | None = None) -> Any:
-    """Parameters of a reward network for inputs like x [B, ...]; [S, ...] leaves with seeds."""
+def init_params(
+    reward: Any, key: Key[Array, ""], x: Float[Array, "B ..."], seeds: int | None = None
+) -> PyTree[Float[Array, "..."]]:
+    """Random parameters of a reward network; leaves are [S, ...] with seeds.
+
+    x: an example of its input, whose values are not used.
+    """
     t = jnp.zeros(x.shape[0], jnp.int32)
 
-    def init(key: jax.Array) -> Any:
+    def init(key: Key[Array, ""]) -> Any:
         return reward.init(key, x, t)["params"]
 
     return init(key) if seeds is None else jax.vmap(init)(jax.random.split(key, seeds))
@@ -122,59 +144,60 @@ def extract_reward(
     base_score: Score,
     expert_score: Score,
     reward: Any,
-    params: Any,
+    params: PyTree[Float[Array, "..."]],
     batches: Any,
     schedule: Schedule,
     optimizer: optax.GradientTransformation,
     *,
     steps: int,
-    key: jax.Array,
+    key: Key[Array, ""],
     target: Target = "epsilon",
     weighting: Weighting = None,
     seeds: int | None = None,
     on_step: OnStep | None = None,
     options: ExtractionOptions | None = None,
-    pin: Callable[[jax.Array], Pinned] | None = None,
+    pin: Callable[[Float[Array, "B ..."]], Pinned] | None = None,
     checkpoints: str | pathlib.Path | None = None,
     mesh: Mesh | None = None,
-) -> tuple[Any, History]:
+) -> tuple[PyTree[Float[Array, "..."]], History]:
     """Learn the reward of `expert_score` relative to `base_score`.
 
     Args:
-        base_score: the base's score, (x_t [B, ...], t [B] int[, cond]) -> [B, ...]; any model's,
-            see `score_from`. A pytree is an argument of the compiled step; a plain function is
-            compiled in.
+        base_score: the base's score, (x_t [B, ...], t [B] int[, cond]) -> [B, ...]; `score_from`
+            makes one of any model. A pytree is an argument of the compiled step; a plain function
+            is compiled in.
         expert_score: the expert's, likewise.
         reward: reward.apply({"params": params}, x_t, t) -> [B].
         params: parameters to begin with (`init_params`); with `seeds` each leaf is [S, ...].
         batches: an array x_0 [N, ...] to draw from, or (x_0, cond) with cond a tree of [N, ...]; a
             source (`diffusion/sources.py`); a callable step -> batch; an iterable of batches; or
-            `Targets` from `draw_targets`, and then no score is called (give the same pin). Best is
-            data of both models, or of the base: the expert's alone leaves out where the two
-            differ. The reward has no condition: it is one for all.
+            `Targets` from `draw_targets`, and then no score is called (give the same pin). Data
+            of both models, or of the base, are best: the expert's alone leave out the places in
+            which the two differ. The reward has no condition: one reward fits all.
         schedule: of both models.
         optimizer: an optax optimizer.
-        steps: in all; a run that goes on from a checkpoint does what is left.
-        key: of all that is drawn; step i draws from fold_in(key, i).
+        steps: in all; a resumed run does those that are left.
+        key: of all random numbers; step i draws from fold_in(key, i).
         target: what grad r is matched to; r is then u(t) rho (see the module).
         weighting: w(t) of the loss: None for 1, [T] values, a function of t [T], or "standardise":
             one over the target's mean square at each t, or over a thousandth of the mean of all
-            where that is more. Its relative errors weigh alike at every t, and cost accuracy.
-        seeds: S, to train as many rewards at once. They share x_t and the teachers' answers, which
-            are computed once; only their initial parameters differ.
+            where that is more. Relative errors then count alike at every t; accuracy falls.
+        seeds: S, to train as many rewards at once. They share x_t and the teachers' scores, which
+        are
+            computed once; only their initial parameters differ.
         on_step: called with (steps done, metrics of the last call) after each compiled call.
-        options: batch, calls, and where the gradient is taken; by default `ExtractionOptions()`.
-        pin: x_0 -> what of it is given (`FirstState`): imposed on x_t, and not matched.
-        checkpoints: folder of an exact resume.
-        mesh: batches are cut over its data and fsdp axes.
+        options: by default `ExtractionOptions()`.
+        pin: x_0 -> `Pinned`, such as `FirstState`: entries imposed on x_t, and not matched.
+        checkpoints: folder of checkpoints, from which a run resumes exactly.
+        mesh: batches are sharded over its data and fsdp axes.
 
     Returns:
-        Parameters, shaped as they came, and the `History`.
+        The trained parameters, of the shapes given, and the `History`.
 
     Raises:
         InputError: an iterable that ends early, or a loss that is not finite, naming the step.
 
-    Beyond eight parameters: those that are arrays, functions or places, which no options hold.
+    More than eight parameters, since arrays, functions and folders are not options.
     """
     o = options or ExtractionOptions()
     settings = TargetSettings(target, o.gradient_at, pin, o.batch_size, mesh)
@@ -215,7 +238,7 @@ def extract_reward(
 def _learn(state, weights, targets: Targets, *, reward, optimizer, pin, seeds: bool):
     """A step for each batch of targets [steps, B, ...]."""
 
-    def loss_of(params: Any, targets: Targets) -> tuple[jax.Array, jax.Array]:
+    def loss_of(params: Any, targets: Targets) -> tuple[Float[Array, ""], Float[Array, ""]]:
         gradient = reward_gradient(reward, params, targets.x, targets.t)
         if pin:
             gradient = pin(targets.x).free(gradient)
@@ -237,7 +260,9 @@ def _learn(state, weights, targets: Targets, *, reward, optimizer, pin, seeds: b
     return jax.lax.scan(one, state, targets)
 
 
-def _settings(settings: TargetSettings, weights: jax.Array, key: jax.Array) -> dict[str, Any]:
+def _settings(
+    settings: TargetSettings, weights: Float[Array, " T"], key: Key[Array, ""]
+) -> dict[str, Any]:
     """What must be the same when a run goes on, as JSON holds it."""
     return {
         "target": settings.target,
@@ -253,10 +278,10 @@ def _weights(
     teachers: Teachers,
     schedule: Schedule,
     feed: Feed,
-    key: jax.Array,
+    key: Key[Array, ""],
     batch: int,
-) -> jax.Array:
-    """w(t) as [T] float32."""
+) -> Float[Array, " T"]:
+    """w(t), float32."""
     if weighting is None:
         return jnp.ones(schedule.steps)
     if isinstance(weighting, str):

@@ -1,10 +1,10 @@
-"""What a sample is steered by: a direction for each x_t, in units of a score.
+"""Guides of sampling: a gradient at each x_t, in units of a score.
 
-A guide has gradient(x_t, t, cond) -> [B, ...], at best the difference of two scores. A scalar that
-is climbed becomes one by `Climbed`; `ScoreDifference` is the difference itself, which needs no
-training: the baseline of every learned reward.
+The best guide is the difference of two scores. `ValueGuide` makes a guide of a scalar function;
+`ScoreDifference` is the difference itself, which needs no training: the baseline of every learned
+reward.
 
-Legend: B batch; x_t [B, ...]; t [B] int.
+Legend: B batch; x_t has any shape of a row.
 """
 
 from collections.abc import Callable
@@ -13,51 +13,65 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Array, Float, Int
 
-__all__ = ["Climbed", "Guide", "ScoreDifference", "gradient_of"]
+from reward_jax.diffusion.denoiser import Condition
+
+__all__ = ["Guide", "ScoreDifference", "ValueGuide", "gradient_of"]
 
 
 @runtime_checkable
 class Guide(Protocol):
-    """What steers `guided_sample`; a pytree, so that it is an argument of compiled functions.
+    """A guide of `guided_sample`; a pytree, so that it is an argument of compiled functions.
 
-    One that was trained in a unit of its own has learned_gradient, too, with the same arguments:
-    what step "learned" follows.
+    One that was trained in a unit of its own has `learned_gradient`, too, with the same arguments,
+    which guidance with step "learned" uses.
     """
 
-    def gradient(self, x_t: jax.Array, t: jax.Array, cond: Any = None, /) -> jax.Array:
-        """Where to, [B, ...], in units of a score; each row's depends on that row alone."""
+    def gradient(
+        self, x_t: Float[Array, "B ..."], t: Int[Array, " B"], cond: Condition | None = None, /
+    ) -> Float[Array, "B ..."]:
+        """The direction, in units of a score; each row's depends on that row alone."""
         ...
 
 
-def gradient_of(value: Callable[..., jax.Array], x_t: jax.Array, *given: Any) -> jax.Array:
-    """grad_x of value(x_t, *given) [B], each row's own, [B, ...]."""
+def gradient_of(
+    value: Callable[..., Float[Array, " B"]], x_t: Float[Array, "B ..."], *given: Any
+) -> Float[Array, "B ..."]:
+    """grad_x of value(x_t, *given), each row's own."""
     return jax.grad(lambda x: jnp.sum(value(x, *given)))(x_t)
 
 
 @struct.dataclass
-class Climbed:
-    """A guide made of a scalar: value(x_t, t[, cond]) -> [B], a pytree, such as a log density."""
+class ValueGuide:
+    """The gradient of a scalar as a guide, as in Diffuser.
+
+    value: (x_t, t[, cond]) -> [B], a pytree, such as a log density or a value function.
+    """
 
     value: Any
 
-    def gradient(self, x_t: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
-        """Of the value."""
+    def gradient(
+        self, x_t: Float[Array, "B ..."], t: Int[Array, " B"], cond: Condition | None = None
+    ) -> Float[Array, "B ..."]:
+        """grad_x of the value."""
         return gradient_of(self.value, x_t, t, *(() if cond is None else (cond,)))
 
 
 @struct.dataclass
 class ScoreDifference:
-    """expert(x_t, t[, cond]) - base(x_t, t[, cond]): what a relative reward is trained to give.
+    """expert(x_t, t[, cond]) - base(x_t, t[, cond]): the target that a reward is trained on.
 
-    Scale 1 samples the expert, as far as one step can tell, at the price of evaluating both
-    models; there is no reward that could be looked at, or carried over to another base.
+    Scale 1 samples the expert, up to the error of a step, at the price of evaluating both models;
+    there is no reward that could be looked at, or used with another base.
     """
 
     base: Any
     expert: Any
 
-    def gradient(self, x_t: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
-        """The difference itself; 0 where both are one model."""
+    def gradient(
+        self, x_t: Float[Array, "B ..."], t: Int[Array, " B"], cond: Condition | None = None
+    ) -> Float[Array, "B ..."]:
+        """The difference; 0 where both are one model."""
         given = () if cond is None else (cond,)
         return self.expert(x_t, t, *given) - self.base(x_t, t, *given)

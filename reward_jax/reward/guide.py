@@ -1,16 +1,17 @@
 """Guided sampling: each step of the base model is steered by a guide, such as a relative reward.
 
-With the ancestral sampler x_t climbs before the base is evaluated, as in Diffuser:
+With the ancestral sampler x_t moves along the gradient before the base is evaluated, as in
+Diffuser:
 
     for t = T - 1 .. 0:
         n_guide_steps times, where t >= t_stopgrad:   x <- x + scale * k(t) grad rho(x, t)
         x <- sample of q(x_{t-1} | x_t = x, x_0 = base's estimate)
 
-How far scale 1 goes is k(t), the `Step`: "posterior_mean", beta_t / sqrt(alpha_t), moves as far as
-the expert's mean lies from the base's, so that scale 1 samples like the expert where the reward is
-exact; "variance" is the posterior variance; "score" is 1. The authors add the gradient of their
-network, which was trained in units of the posterior mean, and may scale it by the variance: that
-is "learned", and scale_by_variance.
+k(t), the `Step`, is the size of a step of guidance scale 1: "posterior_mean", beta_t /
+sqrt(alpha_t), moves as far as the expert's mean lies from the base's, so that scale 1 samples like
+the expert where the reward is exact; "variance" is the posterior variance; "score" is 1. The
+authors add the gradient of their network, which was trained in units of the posterior mean, and
+may scale it by the variance: that is "learned", and scale_by_variance.
 
 With any other sampler, DDIM at any number of steps among them, the guide is added to the score
 (Dhariwal and Nichol 2021, algorithm 2):
@@ -18,28 +19,30 @@ With any other sampler, DDIM at any number of steps among them, the guide is add
     score of the base + scale * k(t) sqrt(alpha_t) / beta_t * grad rho(x, t)
 
 so that a scale means the same to both, and to any number of steps: with DDIM's eta 1 a move over
-several diffusion steps goes as far as that many ancestral ones, with eta 0 half as far, which is
-all that a move without noise makes of a score. At scale 1 of "posterior_mean" the factor is 1:
-where the guide is exactly the difference of the two scores every move is the expert's own move,
-whatever the number of steps, and what is off is what the sampler itself makes of few steps. Where
-the base clips its estimate of x_0, the guided estimate is clipped, too.
+several diffusion steps goes as far as that many ancestral ones, with eta 0 half as far, as a score
+moves a sample without noise. At scale 1 of "posterior_mean" the factor is 1: where the guide is
+exactly the difference of the two scores every move is the expert's own, whatever the number of
+steps, and only the sampler's own error of few steps is left. Where the base clips its estimate of
+x_0, the guided estimate is clipped, too.
 
-Legend: B samples, T diffusion steps, S steps of the sampler.
+Legend: B samples, T diffusion steps, S steps of the sampler; x has any shape of a row.
 """
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from common_jax.cli.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
 from common_jax.errors import InputError
 from common_jax.mesh import constrain
-from reward_jax.diffusion.denoiser import Score, as_argument, estimate_x0
+from reward_jax.diffusion.denoiser import Condition, Score, as_argument, estimate_x0
 from reward_jax.diffusion.process import Pinned, draw_noise
 from reward_jax.diffusion.samplers import Jump, Sampler, SamplerName, make_sampler
 from reward_jax.diffusion.schedule import Schedule
@@ -49,8 +52,8 @@ __all__ = ["GuidanceOptions", "Step", "guided_sample", "sweep"]
 
 Step = Literal["posterior_mean", "variance", "score", "learned"]
 if TYPE_CHECKING:
-    Real = NonNegativeReal = float | jax.Array | np.ndarray
-    Whole = int | jax.Array | np.ndarray
+    Real = NonNegativeReal = float | Float[Array, "..."] | Float[np.ndarray, "..."]
+    Whole = int | Int[Array, "..."] | Int[np.ndarray, "..."]
     AnySampler = SamplerName | Sampler
 else:  # what a command line can give
     Real, NonNegativeReal, Whole, AnySampler = float, NonNegativeFloat, NonNegativeInt, SamplerName
@@ -58,19 +61,19 @@ else:  # what a command line can give
 
 @dataclasses.dataclass(frozen=True)
 class GuidanceOptions:
-    """How samples are drawn and steered; from Python, the numbers may be arrays, and traced.
+    """How samples are drawn and steered; from Python, the numbers may be arrays, also traced ones.
 
-    Another scale, t_stopgrad, temperature or eta compiles nothing anew.
+    A new value of scale, t_stopgrad, temperature or eta does not recompile.
 
     Args:
         scale: guidance scale, a number or [B]; 1 moves as far as the expert would (step
             posterior_mean), 0 gives the base's samples to the last bit.
         t_stopgrad: no guidance at diffusion steps below it; a number or [B].
-        n_guide_steps: times that a sample climbs before each step.
+        n_guide_steps: gradient steps of guidance at each diffusion step.
         step: unit of the scale: posterior_mean, variance, score, or learned (the guide's own).
-        scale_by_variance: times the posterior variance, too.
+        scale_by_variance: multiply the step by the posterior variance, too.
         temperature: standard deviation of the noise of each step; the paper has 1, Diffuser .5.
-        sampler: ancestral, or ddim; from Python also a `Sampler` with settings of its own.
+        sampler: ancestral, or ddim; from Python also a `Sampler` with its own settings.
         sampling_steps: of ddim, at most the schedule's diffusion steps; all of them by default.
         eta: of ddim: 0 for no noise, 1 for that of the ancestral sampler.
     """
@@ -86,7 +89,7 @@ class GuidanceOptions:
     eta: NonNegativeReal = 0.0
 
     def made_sampler(self) -> Sampler:
-        """The sampler; InputError for options that fit none."""
+        """The sampler; raises InputError for options that it does not have."""
         if not isinstance(self.sampler, Sampler):
             return make_sampler(self.sampler, self.sampling_steps, self.eta)
         if self.sampling_steps is not None:
@@ -111,14 +114,14 @@ def guided_sample(
     schedule: Schedule,
     shape: tuple[int, ...],
     *,
-    key: jax.Array,
+    key: Key[Array, ""],
     guide: Guide | None = None,
     options: GuidanceOptions | None = None,
     pinned: Pinned | None = None,
-    cond: Any = None,
+    cond: Condition | None = None,
     chain: bool = False,
     mesh: Mesh | None = None,
-) -> jax.Array:
+) -> Float[Array, "B ..."] | Float[Array, "S+1 B ..."]:
     """Samples of the base, steered by a guide.
 
     Args:
@@ -126,15 +129,16 @@ def guided_sample(
         schedule: of the base.
         shape: (B, ...) of the samples.
         key: of all noise; the noise does not depend on the guide.
-        guide: a `RelativeReward`, a discriminator, a `ScoreDifference`, or a scalar by `Climbed`;
+        guide: a `RelativeReward`, a discriminator, a `ScoreDifference` or a `ValueGuide`;
             None samples the base. It is not evaluated at steps at which it steers no row.
-        options: how; by default `GuidanceOptions()`.
-        pinned: what is given of x_0, imposed again after each move.
-        cond: condition of a conditional base, a tree of [B, ...]; a guide is given it, too.
-        chain: all x_t, [S + 1, B, ...], noise first, in place of the last.
-        mesh: B is cut over its data and fsdp axes; the noise is that of one device.
+        options: by default `GuidanceOptions()`.
+        pinned: entries of x_0 that are given, imposed again after each move.
+        cond: condition of a conditional base, and of the guide.
+        chain: return every x_t, noise first, and not the last alone.
+        mesh: B is sharded over its data and fsdp axes; the noise is the same as on one device.
 
-    Ten parameters: what is sampled and how it comes back are no options of guidance.
+    Raises InputError for options that do not fit. Ten parameters: what is sampled, and what is
+    returned, are no options of guidance.
     """
     o = options or GuidanceOptions()
     if o.step not in get_args(Step):
@@ -144,7 +148,7 @@ def guided_sample(
     if guide is not None and not isinstance(guide, Guide):
         raise InputError(
             f"{type(guide).__name__} is no guide, for it has no gradient(x_t, t, cond); a scalar "
-            "(x_t, t) -> [B] becomes one by Climbed"
+            "(x_t, t) -> [B] becomes one by ValueGuide"
         )
     return _sample(
         as_argument(base_score),
@@ -174,19 +178,19 @@ def sweep(
     schedule: Schedule,
     shape: tuple[int, ...],
     *,
-    key: jax.Array,
+    key: Key[Array, ""],
     guide: Guide,
-    scales: Any,
-    t_stopgrads: Any,
+    scales: Sequence[float] | Float[np.ndarray, " scales"],
+    t_stopgrads: Sequence[int] | Int[np.ndarray, " t_stopgrads"],
     options: GuidanceOptions | None = None,
     **given: Any,
-) -> jax.Array:
-    """Samples for every scale and t_stopgrad, [scales, t_stopgrads, B, ...], in one compiled call.
+) -> Float[Array, "scales t_stopgrads B ..."]:
+    """Samples for every scale and t_stopgrad, in one compiled call, all from the same noise.
 
-    All have the same noise. options: but for scale and t_stopgrad. given: as of `guided_sample`.
+    options: its scale and t_stopgrad are not used. given: other arguments of `guided_sample`.
     """
 
-    def one(scale: jax.Array, stop: jax.Array) -> jax.Array:
+    def one(scale: Float[Array, ""], stop: Int[Array, ""]) -> Float[Array, "B ..."]:
         now = dataclasses.replace(options or GuidanceOptions(), scale=scale, t_stopgrad=stop)
         return guided_sample(
             base_score, schedule, shape, key=key, guide=guide, options=now, **given
@@ -213,43 +217,47 @@ def _sample(
 ):
     shape = static.shape
     scale, t_stopgrad = (_for_rows(value, shape) for value in (scale, t_stopgrad))
-    far = _how_far(schedule, static)
+    sizes = _step_sizes(schedule, static)
 
-    def impose(x: jax.Array) -> jax.Array:
+    def impose(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
         return constrain(pinned(x) if pinned else x, static.mesh)
 
-    def slope(x: jax.Array, t: jax.Array) -> jax.Array:
+    def gradient(x: Float[Array, "B ..."], t: Int[Array, " B"]) -> Float[Array, "B ..."]:
         own = getattr(guide, "learned_gradient", guide.gradient)
         return (own if static.step == "learned" else guide.gradient)(x, t, cond)
 
-    def climb(x: jax.Array, t: jax.Array, level: jax.Array, on: jax.Array) -> jax.Array:
-        """x_t, moved."""
+    def ascend(
+        x: Float[Array, "B ..."], t: Int[Array, " B"], level: Any, on: Any
+    ) -> Float[Array, "B ..."]:
+        """x_t, moved along the gradient."""
         for _ in range(static.n_guide_steps):
-            # A NaN of a gradient is not let in where there is no guidance.
-            x = impose(jnp.where(on, x + scale * far[level] * slope(x, t), x))
+            # Selected, so that a gradient of NaN does no harm where there is no guidance.
+            x = impose(jnp.where(on, x + scale * sizes[level] * gradient(x, t), x))
         return x
 
-    def added(x: jax.Array, t: jax.Array, jump: Jump, on: jax.Array) -> jax.Array:
-        """What is added to the score of x_t."""
+    def added(
+        x: Float[Array, "B ..."], t: Int[Array, " B"], jump: Jump, on: Any
+    ) -> Float[Array, "B ..."]:
+        """What is added to the score at x_t."""
         a, _, a_to, _ = jump.coefficients(schedule)
         ratio = jnp.square(a / a_to)
-        reach = (1 - ratio) / jnp.sqrt(ratio)  # what one of score does to the mean at jump.to
-        factor = scale * far[jump.t] / schedule.mean_per_score[jump.t]
+        reach = (1 - ratio) / jnp.sqrt(ratio)  # how far a unit of score moves the mean at jump.to
+        factor = scale * sizes[jump.t] / schedule.mean_per_score[jump.t]
         total, place = jnp.zeros_like(x), x
         for again in range(static.n_guide_steps):
             if again:
                 place = impose(x + reach * total)
-            total = jnp.where(on, total + factor * slope(place, t), total)
+            total = jnp.where(on, total + factor * gradient(place, t), total)
         return total
 
     def move(carry: tuple[jax.Array, Any], given: tuple[Jump, jax.Array]):
         (x, memory), (jump, noise_key) = carry, given
         t = jnp.full(shape[:1], jump.t)
         on = (jump.t >= t_stopgrad) & (scale != 0)
-        if guide is not None and sampler.climbs_first:
-            x = jax.lax.cond(jnp.any(on), lambda x: climb(x, t, jump.t, on), lambda x: x, x)
+        if guide is not None and sampler.guides_first:
+            x = jax.lax.cond(jnp.any(on), lambda x: ascend(x, t, jump.t, on), lambda x: x, x)
         x_0 = estimate_x0(base, schedule, x, t, cond)
-        if guide is not None and not sampler.climbs_first:
+        if guide is not None and not sampler.guides_first:
             a, s, *_ = jump.coefficients(schedule)
             more = jax.lax.cond(jnp.any(on), lambda x: added(x, t, jump, on), jnp.zeros_like, x)
             x_0 = x_0 + s * s / a * more  # Tweedie's formula
@@ -269,15 +277,15 @@ def _sample(
     return last if rows is None else jnp.concatenate([x[None], rows])
 
 
-def _how_far(schedule: Schedule, static: _Static) -> jax.Array:
-    """k(t), [T]."""
-    far = {
+def _step_sizes(schedule: Schedule, static: _Static) -> Float[Array, " T"]:
+    """k(t)."""
+    sizes = {
         "posterior_mean": schedule.mean_per_score,
         "variance": schedule.posterior_variance,
     }.get(static.step, jnp.ones_like(schedule.betas))
-    return far * schedule.posterior_variance if static.scale_by_variance else far
+    return sizes * schedule.posterior_variance if static.scale_by_variance else sizes
 
 
-def _for_rows(value: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _for_rows(value: Shaped[Array, "..."], shape: tuple[int, ...]) -> Shaped[Array, "..."]:
     """A number as it is, [B] as [B, 1, ...]."""
     return jnp.reshape(value, value.shape + (1,) * (len(shape) - 1) * value.ndim)

@@ -1,15 +1,16 @@
-"""What a reward is matched to: draws of x_t, and the difference of two scores there (Algorithm 1).
+"""Targets of a reward's gradient: draws of x_t, and the difference of two scores (Algorithm 1).
 
     target = u(t) (s_expert(x_t, t) - s_base(x_t, t))
 
-u(t) is the target's unit: 1 for "score", sqrt(1 - abar_t) for "epsilon" (the difference of the two
-noise predictions: of one size at every t), beta_t / sqrt(alpha_t) for "posterior_mean" (the
-difference of the two means of x_{t-1}, the authors' choice).
+u(t) is the target's unit: 1 for "score", sqrt(1 - abar_t) for "epsilon" (minus the difference of
+the two noise predictions, of one size at every t), beta_t / sqrt(alpha_t) for "posterior_mean"
+(the difference of the two means of x_{t-1}, the authors' choice).
 
-Three programs, each for several steps at once: drawing, evaluating one teacher (called for each:
-two models of one network compile once, and their weights are never copied), and the difference.
+The teachers are the two models. Three programs, each for several steps at once: drawing,
+evaluating one teacher (two models of one network compile once, and their weights are never
+copied), and the difference.
 
-Legend: B batch, T diffusion steps, N draws.
+Legend: B batch, T diffusion steps, N draws; x_t has any shape of a row.
 """
 
 import dataclasses
@@ -21,10 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key
 
 from common_jax.errors import InputError
 from common_jax.mesh import constrain
-from reward_jax.diffusion.denoiser import Score, as_argument, denoiser_of, score_and_x0
+from reward_jax.diffusion.denoiser import Condition, Score, as_argument, denoiser_of, score_and_x0
 from reward_jax.diffusion.loop import LoopOptions, quick_jit
 from reward_jax.diffusion.process import Pinned, draw_noise, posterior_mean, q_sample
 from reward_jax.diffusion.schedule import Schedule
@@ -49,8 +51,8 @@ GradientAt = Literal["x_t", "posterior_mean"]
 _BYTES_AT_ONCE = 2**28
 
 
-def unit(schedule: Schedule, target: Target) -> jax.Array:
-    """u(t) [T]: what multiplies the difference of scores to make the target."""
+def unit(schedule: Schedule, target: Target) -> Float[Array, " T"]:
+    """u(t): the factor by which the difference of scores becomes the target."""
     if target not in get_args(Target):
         raise InputError(f"target {target!r} is unknown; known are {', '.join(get_args(Target))}")
     if target == "score":
@@ -61,17 +63,17 @@ def unit(schedule: Schedule, target: Target) -> jax.Array:
 
 
 def check_gradient_at(place: str) -> None:
-    """InputError for where no gradient is taken."""
+    """Raise InputError for another place than `GradientAt` names."""
     if place not in get_args(GradientAt):
         raise InputError(f"gradient_at is x_t or posterior_mean, not {place!r}")
 
 
 class Targets(NamedTuple):
-    """Draws of what is matched: at x [N, ...] and t [N], the gradient should be value [N, ...]."""
+    """Draws of the target: at x and t, the reward's gradient should be `value`."""
 
-    x: jax.Array
-    t: jax.Array
-    value: jax.Array
+    x: Float[Array, "N ..."]
+    t: Int[Array, " N"]
+    value: Float[Array, "N ..."]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,7 @@ class ExtractionOptions(LoopOptions):
     """How gradients are matched.
 
     Args:
-        batch_size: noised rows of a step, where batches are drawn here.
+        batch_size: rows of noised data of a step, where batches are drawn here.
         steps_per_call: steps of one compiled call.
         save_every: steps between checkpoints; by default there is one at the end.
         gradient_at: where grad r is taken: x_t, or the base's posterior mean, as the authors do.
@@ -93,11 +95,11 @@ class ExtractionOptions(LoopOptions):
 
 
 class TargetSettings(NamedTuple):
-    """What the programs that draw targets depend on, besides arrays; see `extract_reward`."""
+    """What the programs that draw targets depend on besides arrays; see `extract_reward`."""
 
     target: Target
     gradient_at: GradientAt
-    pin: Callable[[jax.Array], Pinned] | None
+    pin: Callable[[Float[Array, "B ..."]], Pinned] | None
     batch_size: int
     mesh: Mesh | None
 
@@ -118,18 +120,20 @@ class Teachers:
         self._base, self._expert = as_argument(base), as_argument(expert)
         self._schedule, self._settings = schedule, settings
 
-    def targets(self, key: jax.Array, source: Any, steps: jax.Array, fed: Any) -> Targets:
-        """What those steps are trained on [steps, B, ...]: see `Feed.take` for source and fed."""
+    def targets(
+        self, key: Key[Array, ""], source: Any, steps: Int[Array, " steps"], fed: Any
+    ) -> Targets:
+        """Targets of those steps, [steps, B, ...]; source, fed: as `Feed.take` gives them."""
         draws = _draw(self._schedule, key, source, steps, fed, settings=self._settings)
         if isinstance(draws, Targets):
             return draws
-        answers = [_answers(model, self._schedule, draws) for model in (self._base, self._expert)]
-        return _difference(self._schedule, draws, answers, settings=self._settings)
+        scores = [_evaluate(model, self._schedule, draws) for model in (self._base, self._expert)]
+        return _difference(self._schedule, draws, scores, settings=self._settings)
 
     def in_parts(
-        self, key: jax.Array, source: Any, steps: jax.Array, fed: Any
+        self, key: Key[Array, ""], source: Any, steps: Int[Array, " steps"], fed: Any
     ) -> Iterator[Targets]:
-        """`targets`, so many steps at a time that no more than `_BYTES_AT_ONCE` are held."""
+        """`targets` of a few steps at a time, of which no more than `_BYTES_AT_ONCE` are held."""
         draws = _draw.eval_shape(self._schedule, key, source, steps, fed, settings=self._settings)
         held = sum(2 * x.size * x.dtype.itemsize for x in jax.tree.leaves(draws))
         for part in np.array_split(
@@ -140,16 +144,16 @@ class Teachers:
 
 
 class _Draws(NamedTuple):
-    """Where the teachers are evaluated."""
+    """The points at which the teachers are evaluated."""
 
-    x_t: jax.Array
-    t: jax.Array
-    cond: Any
+    x_t: Float[Array, "B ..."]
+    t: Int[Array, " B"]
+    cond: Condition | None
 
 
 @functools.partial(jax.jit, static_argnames="settings")
 def _draw(schedule, key, source, steps, fed, *, settings: TargetSettings) -> _Draws | Targets:
-    """Draws of each step [steps, B, ...]; targets that were given pass through."""
+    """Draws of each step, [steps, B, ...]; batches that are `Targets` already pass through."""
 
     def one(_: None, given: Any) -> tuple[None, _Draws | Targets]:
         step, batch = given
@@ -169,7 +173,9 @@ def _draw(schedule, key, source, steps, fed, *, settings: TargetSettings) -> _Dr
 
 
 @quick_jit()
-def _answers(model, schedule, draws: _Draws) -> tuple[jax.Array, jax.Array]:
+def _evaluate(
+    model, schedule, draws: _Draws
+) -> tuple[Float[Array, "steps B ..."], Float[Array, "steps B ..."]]:
     """One teacher's scores and estimates of x_0, a step at a time."""
     return jax.lax.map(
         lambda given: score_and_x0(model, schedule, given.x_t, given.t, given.cond), draws
@@ -177,8 +183,8 @@ def _answers(model, schedule, draws: _Draws) -> tuple[jax.Array, jax.Array]:
 
 
 @functools.partial(jax.jit, static_argnames="settings")
-def _difference(schedule, draws: _Draws, answers: Any, *, settings: TargetSettings) -> Targets:
-    (of_base, x_0), (of_expert, _) = answers
+def _difference(schedule, draws: _Draws, scores: Any, *, settings: TargetSettings) -> Targets:
+    (of_base, x_0), (of_expert, _) = scores
 
     def one(x_t, t, of_base, of_expert, x_0) -> Targets:
         at = x_t if settings.gradient_at == "x_t" else posterior_mean(schedule, x_0, x_t, t)
@@ -196,17 +202,17 @@ def draw_targets(
     schedule: Schedule,
     *,
     count: int,
-    key: jax.Array,
+    key: Key[Array, ""],
     target: Target = "epsilon",
     options: ExtractionOptions | None = None,
-    pin: Callable[[jax.Array], Pinned] | None = None,
+    pin: Callable[[Float[Array, "B ..."]], Pinned] | None = None,
     mesh: Mesh | None = None,
 ) -> Targets:
     """Targets of both teachers, for many rewards to be trained on; see `extract_reward`.
 
-    batches: an array, (x_0, cond) or a source. count is rounded up to whole batches. options: of
-    the extraction; what concerns its loop is not used. mesh: devices that each batch is cut over.
-    Ten parameters, as `extract_reward` has them.
+    batches: an array, (x_0, cond) or a source. count: how many, rounded up to whole batches.
+    options: as of `extract_reward`; those of its loop are not used. mesh: batches are sharded over
+    its data and fsdp axes. Ten parameters, as `extract_reward` has them.
     """
     source, _ = Feed(batches).take(0, 1)
     if not hasattr(source, "sample"):
@@ -219,7 +225,7 @@ def draw_targets(
 
 
 class Feed:
-    """Batches in whatever form they came, as (source, None) or (None, stacked batches)."""
+    """Batches in any form that `extract_reward` takes, as (source, None) or (None, batches)."""
 
     def __init__(self, batches: Any) -> None:
         self._source = self._callable = self._iterator = None
@@ -236,13 +242,13 @@ class Feed:
             )
 
     def peek(self) -> tuple[Any, Any]:
-        """What the first step is trained on, where that uses nothing up."""
+        """`take` for the first step, where it can be taken again; else raises InputError."""
         if self._iterator is not None:
             raise InputError("weighting: standardise needs an array, a source or a callable")
         return self.take(0, 1)
 
     def take(self, first: int, count: int) -> tuple[Any, Any]:
-        """What steps first .. first + count - 1 are trained on."""
+        """For steps first .. first + count - 1: a source, or their batches [count, B, ...]."""
         if self._source is not None:
             return self._source, None
         if self._callable is not None:
@@ -250,7 +256,7 @@ class Feed:
         else:
             assert self._iterator is not None
             found = []
-            for step in range(self._at, first + count):  # a run that goes on skips what was used
+            for step in range(self._at, first + count):  # a resumed run skips what was used
                 try:
                     batch = next(self._iterator)
                 except StopIteration:
@@ -265,9 +271,9 @@ class Feed:
 
 
 def mean_square(
-    teachers: Teachers, schedule: Schedule, feed: Feed, key: jax.Array, batch: int
-) -> jax.Array:
-    """The target's mean square at each t [T], at least a thousandth of the mean of all."""
+    teachers: Teachers, schedule: Schedule, feed: Feed, key: Key[Array, ""], batch: int
+) -> Float[Array, " T"]:
+    """The target's mean square at each t, at least a thousandth of the mean of all."""
     source, fed = feed.peek()
     if source is None:
         source = Rows(jax.tree.map(lambda x: x[0], fed))
@@ -284,10 +290,10 @@ def mean_square(
     reach = min(64 * schedule.steps // t.size, schedule.steps - 1) // 2
     window = jnp.ones(2 * reach + 1)
     total, count = (jnp.convolve(x, window, mode="same") for x in (total, count))
-    # At the last t little is left to tell two models apart: unbounded, its weight is all there is.
+    # At the last t the two models hardly differ: without a bound its weight would outweigh all.
     overall = jnp.mean(square)
     mean = jnp.where(count > 0, total / jnp.maximum(count, 1), overall)
     return jnp.maximum(mean, overall / 1000)
 
 
-_DRAWS = 4096  # that a mean square at each t is taken over
+_DRAWS = 4096  # of a mean square at each t

@@ -1,20 +1,20 @@
-"""The contract of a task: what learning, steering and reporting need of a world.
+"""The contract of a task: what training, steering and reports need of a world.
 
 A task is one world by one name: a maze, an environment of physics, a set of images. It gives data
-to learn from, starts, and an outcome for whatever plans there; commands know of it nothing else.
-How a planner is used is the task's own matter: mazes ask once and follow the plan to its end,
-locomotion asks every k steps and acts (`replans`), images ask once for samples (observations of
-width 0) that a classifier judges. `tasks/obstacles/` is the smallest whole example.
+to learn from, starts, and the outcome of a planner; commands know nothing else of it. How a
+planner is used is up to the task: mazes call it once and follow the plan to its end, locomotion
+calls it every k steps and acts (`replans`), images call it once for samples (observations of width
+0) that a classifier judges. `tasks/obstacles/` is the smallest whole example.
 
-Legend: B rows, O observation width, A action width, H rows of a plan, E episodes.
+Legend: B rows, O observation width, H rows of a plan.
 """
 
 import abc
 import dataclasses
 from typing import Any, Protocol
 
-import jax
 import numpy as np
+from jaxtyping import Array, Float, Key, Shaped
 
 from reward_jax.data.episodes import Episodes
 from reward_jax.data.trajectory.space import Plans
@@ -24,17 +24,17 @@ __all__ = ["Captions", "Measure", "Outcome", "Planner", "Task"]
 
 
 class Planner(Protocol):
-    """Observations [B, O], in the world's own units, and a key -> a plan for each row."""
+    """Observations, in the world's own units, and a key -> a plan for each row."""
 
-    def __call__(self, observations: np.ndarray, key: jax.Array) -> Plans: ...
+    def __call__(self, observations: Float[np.ndarray, "B O"], key: Key[Array, ""]) -> Plans: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """A figure that an outcome gives for each row.
+    """A quantity that an outcome gives for each row.
 
-    name: its key in files. heading: of a table's column. title: in words, of a table of nothing
-    else. executed: known only where plans were executed, not of plans alone.
+    name: its key in files. heading: of its column in a table. title: of a table of this measure
+    alone. executed: whether plans must be executed for it. digits: decimals in a table.
     """
 
     name: str
@@ -46,17 +46,17 @@ class Measure:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Outcome:
-    """What came of planning from B starts.
+    """The outcome of planning from B starts.
 
-    measured: the task's measures by name, [B] each (bool, or a number such as a return); None for
-    one that asks for execution where there was none. shown: what `Task.draw` draws, [B, ...].
+    measured: the task's measures by name (bool, or a number such as a return); None for one that
+    needs execution where there was none. shown: what `Task.draw` draws.
     """
 
-    measured: dict[str, np.ndarray | None]
-    shown: np.ndarray
+    measured: dict[str, Shaped[np.ndarray, " B"] | None]
+    shown: Float[np.ndarray, "B ..."]
 
     def means(self) -> dict[str, float | None]:
-        """Each measure over all rows: a share, or a mean."""
+        """Each measure's mean over all rows: of a bool, the share of rows."""
         return {k: None if v is None else float(v.mean()) for k, v in self.measured.items()}
 
 
@@ -77,15 +77,16 @@ class Captions:
 
 
 class Task(abc.ABC):
-    """One world. Attributes are constants of a class, or set when it is made.
+    """One world. Attributes are constants of a class, or set when a task is made.
 
     name: in files (`about["task"]`), in `--env` and in the table of `tasks/find.py`.
-    environment: what others call it, such as a Gymnasium id; "" for none.
-    measures: what an outcome gives. The first that asks for execution, and the first that does
-    not, are those that a table of one figure shows.
-    replans: whether `execute` asks its planner again on the way; sweeps then plan as they go.
-    plane: where positions lie, for maps of a reward; None for a world that has none.
-    packages: whose versions a report states.
+    environment: its name elsewhere, such as a Gymnasium id; "" for none.
+    measures: what an outcome gives. A table with room for one shows the first that needs
+    execution, or the first that does not.
+    captions: the sentences of its reports.
+    replans: whether `execute` calls its planner again on the way; sweeps then plan as they go.
+    plane: where positions lie, for maps of a reward; None for a world without positions.
+    packages: those whose versions a report states.
     """
 
     name: str
@@ -98,22 +99,23 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def record(self, *, episodes: int, span: int, seed: int, goal: Any = None) -> Episodes:
-        """Data to learn from: of a base, or with a goal (see `goal`) of an expert.
+        """Data to learn from: a base's, or with a goal (see `goal`) an expert's.
 
-        span: environment steps of a window that is to be cut; episodes are long enough for it.
-        Base and expert of one seed differ in nothing but the goal. `about` says the task, the
-        environment and the goal; rewards, terminations and truncations are the world's own.
+        span: environment steps of a window; episodes are long enough for it. Base and expert of
+        one seed differ in nothing but the goal. `about` says the task, the environment and the
+        goal; rewards, terminations and truncations are the world's own.
         """
 
     @abc.abstractmethod
     def goals(self) -> list[Any]:
-        """What experts may want, as JSON: some of them, always the same and in the same order."""
+        """Example goals of experts, as JSON: always the same, in the same order."""
 
     @abc.abstractmethod
     def goal(self, given: Any) -> Any:
-        """A goal as JSON, from what a user gave (a number in `goals()`, or what it is itself).
+        """A goal as JSON, from what a user gave: a number in `goals()`, or the goal itself.
 
-        InputError, with the mend, for what is no goal, and for None where outcomes need one.
+        Raises InputError that says what to give where it is not a goal, and for None where
+        outcomes need one.
         """
 
     @abc.abstractmethod
@@ -121,36 +123,38 @@ class Task(abc.ABC):
         """What is recorded with this goal, in a few words: "walks to the goal (1, 1)"."""
 
     @abc.abstractmethod
-    def starts(self, count: int, seed: int) -> np.ndarray:
-        """Observations to plan from, [count, O]."""
+    def starts(self, count: int, seed: int) -> Float[np.ndarray, "count O"]:
+        """Observations to plan from."""
 
     @abc.abstractmethod
     def execute(
         self,
         planner: Planner,
-        starts: np.ndarray,
+        starts: Float[np.ndarray, "B O"],
         *,
-        key: jax.Array,
+        key: Key[Array, ""],
         goal: Any,
         simulate: bool = True,
     ) -> Outcome:
-        """Plan from starts [B, O] and act; rows are independent of one another.
+        """Plan from these starts and act; rows are independent of one another.
 
-        simulate: False for what the plans tell by themselves, without the world's own steps.
+        simulate: False for the measures of the plans alone, without steps of the world.
         """
 
     @abc.abstractmethod
-    def draw(self, axes: Any, shown: np.ndarray, *, goal: Any, color: str = "#0072b2") -> None:
-        """Draw outcomes (`Outcome.shown`), or as much of recorded data, on matplotlib's axes."""
+    def draw(
+        self, axes: Any, shown: Float[np.ndarray, "B ..."], *, goal: Any, color: str = "#0072b2"
+    ) -> None:
+        """Draw outcomes (`Outcome.shown`), or recorded data, on matplotlib's axes."""
 
     @abc.abstractmethod
-    def recorded(self, observations: np.ndarray) -> np.ndarray:
-        """Recorded observations [B, H, O] as `draw` takes them."""
+    def recorded(self, observations: Float[np.ndarray, "B H O"]) -> Float[np.ndarray, "B ..."]:
+        """Recorded observations as `draw` takes them."""
 
     @abc.abstractmethod
     def summarise(self, means: dict[str, float | None]) -> str:
         """The means of an outcome in a few words: "0.50 of plans end at the goal"."""
 
     def shown_measure(self, *, executed: bool) -> Measure | None:
-        """The first measure that asks for execution, or that does not; None if there is none."""
+        """The first measure that needs execution, or that does not; None if there is none."""
         return next((m for m in self.measures if m.executed == executed), None)

@@ -16,18 +16,18 @@ from reward_jax.tasks.obstacles import task as obstacles
 
 __all__ = ["TASKS", "find", "read", "task_of"]
 
-# A name, as in files and for --env -> what makes the task of that name.
+# A name, as in files and for --env -> a function that makes the task of that name.
 TASKS: Mapping[str, Callable[[str], Task]] = {
     **dict.fromkeys(maze.TASKS, maze.MazeTask),
     **dict.fromkeys(obstacles.TASKS, obstacles.ObstaclesTask),
 }
-# What others call a world (a Gymnasium id) -> the name of its task, or None.
+# Each takes an environment's name elsewhere (a Gymnasium id) -> the name of its task, or None.
 _KNOWN: tuple[Callable[[str], str | None], ...] = (maze.task_of,)
 
 
 @functools.cache
 def find(name: str) -> Task:
-    """The task of a name; InputError naming the nearest for another."""
+    """The task of that name; raises InputError that suggests the nearest for another."""
     if name not in TASKS:
         near = difflib.get_close_matches(name.lower(), TASKS, 1, 0.4)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -36,7 +36,7 @@ def find(name: str) -> Task:
 
 
 def task_of(about: Mapping[str, Any]) -> Task:
-    """The task that data or a model are of; InputError where it is none of ours."""
+    """The task that data or a model come from; raises InputError where it is not one of these."""
     name = _name(about)
     if name is None:
         raise InputError("the model's data came from no task of ours; plans cannot be executed")
@@ -44,7 +44,7 @@ def task_of(about: Mapping[str, Any]) -> Task:
 
 
 def read(source: str | pathlib.Path, *, ends: str = "auto") -> Episodes:
-    """`read_episodes`, and in `about` which task they are of, where it is one of ours."""
+    """`read_episodes`, with the task added to `about` where the data are of one of these."""
     episodes = read_episodes(source, ends=ends)
     name = _name(episodes.about)
     if name is None:

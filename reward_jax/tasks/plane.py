@@ -1,8 +1,8 @@
-"""The plane of a world, and where in it a reward is high (the paper's maps).
+"""The plane of a world, and heat maps of a reward in it (the paper's maps).
 
-Windows of the base's trajectories are scored at t = 0 (nothing is noised), scores are winsorised
-at 0.5% a tail and scaled to 0 .. 1, and averaged in bins of the positions that windows visit.
-Legend: N windows, W steps of a window, O observation width.
+Windows of the base's trajectories are scored at t = 0 (without noise), scores are winsorised at
+0.5% in each tail, scaled to 0 .. 1, and averaged in bins of the positions that windows visit.
+Legend: N windows, W steps of a window, O observation width, B paths of H steps.
 """
 
 import abc
@@ -11,20 +11,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from common_jax.errors import InputError
 
 __all__ = ["HeatMap", "Peak", "Plane", "draw_map", "draw_paths", "heat_map", "read_point"]
 
-TAIL = 0.005  # winsorised at each end
-LEAST = 5  # visits that a bin needs, or it is left blank
+TAIL = 0.005  # share of scores that is winsorised in each tail
+LEAST = 5  # positions that a bin needs, or it is left blank
 
 
 class Plane(abc.ABC):
     """Where the positions of a world lie.
 
-    extent: left, right, bottom, top. cell: the length that is cut into bins. unit: of all of
-    these. place: what two points share when they are at one place, in a word.
+    extent: left, right, bottom, top. cell: the length that `bins` divide. unit: of all lengths.
+    place: a word for what two points share that are at one place.
     """
 
     extent: tuple[float, float, float, float]
@@ -33,37 +34,44 @@ class Plane(abc.ABC):
     place: str = "place"
 
     @abc.abstractmethod
-    def positions(self, observations: np.ndarray) -> np.ndarray:
-        """Positions [..., 2] of observations [..., O]."""
+    def positions(self, observations: Float[np.ndarray, "... O"]) -> Float[np.ndarray, "... 2"]:
+        """Positions of observations."""
 
     @abc.abstractmethod
     def same_place(self, a: Any, b: Any) -> bool:
-        """Whether two points [2] are at one place: a peak at its goal."""
+        """Whether two points [2] are at one place, such as a peak and the goal."""
 
     @abc.abstractmethod
     def draw(self, axes: Any) -> None:
-        """What stands in the plane, on matplotlib's axes."""
+        """Draw walls or obstacles on matplotlib's axes."""
 
-    def heat_map(self, observations: np.ndarray, scores: np.ndarray, *, bins: int) -> "HeatMap":
-        """Of windows [N, W, O] with scores [N]; `bins` to the side of a cell."""
+    def heat_map(
+        self,
+        observations: Float[np.ndarray, "N W O"],
+        scores: Float[np.ndarray, " N"],
+        *,
+        bins: int,
+    ) -> "HeatMap":
+        """The map of windows with their scores; `bins` along the side of a cell."""
         places = self.positions(observations)
         return heat_map(places, scores, self.extent, bins=bins, cell=self.cell)
 
 
 @dataclasses.dataclass(frozen=True)
 class HeatMap:
-    """values: [rows, columns], NaN where fewer than 5 positions fell; row 0 at the bottom.
+    """Mean scaled score of each bin; row 0 at the bottom.
 
-    extent: left, right, bottom, top. counts: positions in each bin.
+    values: NaN where fewer than 5 positions fell. counts: positions in each bin. extent: left,
+    right, bottom, top.
     """
 
-    values: np.ndarray
-    counts: np.ndarray
+    values: Float[np.ndarray, "rows columns"]
+    counts: Int[np.ndarray, "rows columns"]
     extent: tuple[float, float, float, float]
 
     @property
-    def peak(self) -> np.ndarray:
-        """Centre of the bin of the highest average, [2]."""
+    def peak(self) -> Float[np.ndarray, "2"]:
+        """Centre of the bin of the highest mean."""
         row, column = np.unravel_index(np.nanargmax(self.values), self.values.shape)
         left, right, bottom, top = self.extent
         rows, columns = self.values.shape
@@ -73,10 +81,10 @@ class HeatMap:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Peak:
-    """Where a map is highest, and the goal [2]; distance: between them; at_goal: one place."""
+    """Where a map is highest, and the goal; at_goal: whether these are at one place."""
 
-    at: np.ndarray
-    goal: np.ndarray
+    at: Float[np.ndarray, "2"]
+    goal: Float[np.ndarray, "2"]
     distance: float
     at_goal: bool
     unit: str
@@ -99,14 +107,17 @@ class Peak:
 
 
 def heat_map(
-    positions: np.ndarray,
-    scores: np.ndarray,
+    positions: Float[np.ndarray, "N W 2"],
+    scores: Float[np.ndarray, " N"],
     extent: tuple[float, float, float, float],
     *,
     bins: int,
     cell: float = 1.0,
 ) -> HeatMap:
-    """Positions [N, W, 2] and scores [N] of windows; `bins` to the side of a cell."""
+    """The map of windows by their positions and scores; `bins` along the side of a cell.
+
+    Raises InputError where no bin holds 5 positions.
+    """
     low, high = np.quantile(scores, [TAIL, 1 - TAIL])
     scaled = (np.clip(scores, low, high) - low) / max(high - low, np.finfo(np.float32).tiny)
     left, right, bottom, top = extent
@@ -137,17 +148,17 @@ def draw_map(axes: Any, found: HeatMap, *, goal: Any = None, peak: bool = True) 
     return image
 
 
-def draw_paths(axes: Any, paths: np.ndarray, *, goal: Any, color: str) -> None:
-    """Paths [B, H, 2] on matplotlib's axes: lines, a dot where each ends, a star for the goal."""
+def draw_paths(axes: Any, paths: Float[np.ndarray, "B H 2"], *, goal: Any, color: str) -> None:
+    """Paths on matplotlib's axes: lines, a dot where each ends, a star for the goal."""
     axes.plot(*paths.transpose(2, 1, 0), color=color, lw=0.8, alpha=0.45)
     axes.plot(*paths[:, -1].T, ".", color="#1b2026", ms=4)
     axes.plot(*goal, "*", color="#d55e00", mec="white", ms=14)
 
 
 def read_point(given: Any, listed: Sequence[Any]) -> list[float]:
-    """A goal of a plane: a number in `listed`, from 0, or its own x and y ("x,y", or [x, y]).
+    """A goal in a plane: a number in `listed`, from 0, or its own x and y ("x,y", or [x, y]).
 
-    InputError, with the mend, for anything else.
+    Raises InputError that says what to give for anything else.
     """
     if given is None:
         raise InputError("the reward's data had no goal; give one with --goal [x, y]")

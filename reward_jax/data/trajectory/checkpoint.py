@@ -1,7 +1,7 @@
-"""Models as single files: parameters in safetensors, what they mean in its header.
+"""Models as single files: parameters in safetensors, and in its header what they are.
 
-A file holds all that using it takes: architecture, prediction, schedule, normaliser, horizon and
-stride, and where it came from. Legend: H horizon, D transition width, A actions, O observations.
+A file holds all that its use takes: architecture, prediction, schedule, normaliser, horizon and
+stride, and where it came from.
 """
 
 import contextlib
@@ -33,14 +33,14 @@ _FORMAT = 1
 
 
 def save_model(path: str | pathlib.Path, model: TrajectoryModel) -> None:
-    """Write a denoiser, its parameters as they are."""
+    """Write a denoiser and its space; raises InputError for a model that no file can hold."""
     d = model.denoiser
     kind = {"kind": "denoiser", "prediction": d.prediction, "clip": d.clip}
     _write(path, d.params, kind | catalog.describe(d.model) | _about(model.space, d.schedule))
 
 
 def load_model(path: str | pathlib.Path) -> TrajectoryModel:
-    """Read a denoiser; InputError where the file is missing, corrupt or holds something else."""
+    """Read a denoiser; raises InputError for a file that is missing, corrupt or something else."""
     params, header = _read(path, "denoiser")
     with _sound(path):
         schedule = _schedule(header)
@@ -51,7 +51,7 @@ def load_model(path: str | pathlib.Path) -> TrajectoryModel:
 
 
 def save_guide(path: str | pathlib.Path, guide: TrajectoryGuide) -> None:
-    """Write a reward or a discriminator; the unit of a reward is kept with it."""
+    """Write a reward, with the unit of its output, or a discriminator; errors as `save_model`."""
     g = guide.guide
     if isinstance(g, RelativeReward):
         kind = {"kind": "reward", "target": g.target, "seeds": g.seeds} | catalog.describe(
@@ -63,7 +63,7 @@ def save_guide(path: str | pathlib.Path, guide: TrajectoryGuide) -> None:
 
 
 def load_guide(path: str | pathlib.Path) -> TrajectoryGuide:
-    """Read what `save_guide` wrote; InputError as for `load_model`."""
+    """Read a reward or a discriminator; errors as `load_model`."""
     params, header = _read(path, "reward", "discriminator")
     with _sound(path):
         module, schedule = catalog.make(header, path), _schedule(header)
@@ -103,21 +103,21 @@ def _space(header: dict[str, Any]) -> Space:
 
 
 def _described(schedule: Schedule) -> dict[str, Any]:
-    """Name and steps; the tables, too, where the name does not give them (betas of one's own)."""
+    """Name and steps; and the tables, where the name does not give them (custom betas)."""
     described = {"name": schedule.name, "steps": schedule.steps}
     tables = {k: v for k, v in vars(schedule).items() if k != "name"}
     try:
         known = make_schedule(schedule.name, schedule.steps)
         if all(np.array_equal(v, getattr(known, k)) for k, v in tables.items()):
             return described
-    except InputError:  # a name of one's own
+    except InputError:  # a custom schedule
         pass
     values = {k: np.asarray(v, np.float64).tolist() for k, v in tables.items()}
     return described | {"tables": values}
 
 
 def _schedule(header: dict[str, Any]) -> Schedule:
-    """ValueError for what is no schedule (see `_sound`)."""
+    """The schedule of a header; raises ValueError where it has none (see `_sound`)."""
     described = header["schedule"]
     if "tables" not in described:
         try:
@@ -183,7 +183,7 @@ def _read(path: str | pathlib.Path, *kinds: str) -> tuple[Any, dict[str, Any]]:
 
 @contextlib.contextmanager
 def _sound(path: Any) -> Iterator[None]:
-    """What a damaged or foreign file raises, as one InputError."""
+    """Turn what a damaged or foreign file raises into one InputError."""
     try:
         yield
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:

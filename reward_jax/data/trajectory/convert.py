@@ -1,9 +1,9 @@
 """A score in the coordinates of another normaliser than its model's own.
 
 With x' = (x - offset) / scale a trajectory in the model's own coordinates, the noise of x_t is
-divided by scale there, too: its ratio to the signal is not that of what the model saw at t. So the
-model is asked at the step whose ratio that is, for x_0, and the score is made of its answer: what
-is off in the step then weighs little.
+divided by scale there, too: its signal-to-noise ratio is not the one that the model saw at t. So
+the model is evaluated for x_0 at the step that has this ratio, and the score is computed from its
+x_0, on which a small error in the step has little effect.
 
 Legend: B batch, H horizon, D transition width, T diffusion steps.
 """
@@ -11,10 +11,10 @@ Legend: B batch, H horizon, D transition width, T diffusion steps.
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Array, Float, Int
 
 from common_jax.errors import InputError
 from reward_jax.data.trajectory.normalisers import Normaliser, on_last
@@ -23,7 +23,7 @@ from reward_jax.data.trajectory.space import (
     check_same_schedule,
     check_same_space,
 )
-from reward_jax.diffusion.denoiser import Score, estimate_x0
+from reward_jax.diffusion.denoiser import Condition, Score, estimate_x0
 from reward_jax.diffusion.process import Pinned, x0_to_score
 from reward_jax.diffusion.schedule import Schedule
 
@@ -32,21 +32,24 @@ __all__ = ["Converted", "expert_in_base_coordinates"]
 
 @struct.dataclass
 class Converted:
-    """A score in other coordinates: x' = (x - offset) / scale, offset and scale [D].
+    """A score in other coordinates: the model's own are x' = (x - offset) / scale.
 
-    Asked at the two steps on both sides of the wanted ratio, steps [2, T], whose estimates of x_0
-    are blended, share [T] of the second. Where scale is one for all dimensions what is left is the
-    blend; else dimensions differ in noise, which no step has, and the geometric mean of scale is
-    matched. pin: what is pinned in x_t is clean, and is given to the model as such.
+    The model is evaluated at the two steps on both sides of the ratio that x_t has at t, and the
+    estimates of x_0 are interpolated, with weight `share` for the second. Where scale is the same
+    in all dimensions, interpolation is the only error; else dimensions differ in noise, as at no
+    step of the model, and the geometric mean of scale is matched. pin: pinned entries of x_t are
+    clean, and are passed to the model as such.
     """
 
     score: Any
     schedule: Schedule
-    offset: Any
-    scale: Any
-    steps: Any
-    share: Any
-    pin: Callable[[jax.Array], Pinned] | None = struct.field(pytree_node=False, default=None)
+    offset: Float[Array, " D"] | Float[np.ndarray, " D"]
+    scale: Float[Array, " D"] | Float[np.ndarray, " D"]
+    steps: Int[Array, "2 T"]
+    share: Float[Array, " T"]
+    pin: Callable[[Float[Array, "B H D"]], Pinned] | None = struct.field(
+        pytree_node=False, default=None
+    )
 
     @classmethod
     def between(
@@ -54,9 +57,9 @@ class Converted:
         score: Any,
         schedule: Schedule,
         between: Normaliser,
-        pin: Callable[[jax.Array], Pinned] | None = None,
+        pin: Callable[[Float[Array, "B H D"]], Pinned] | None = None,
     ) -> "Converted":
-        """between: from the coordinates that are wanted to the score's own."""
+        """The score converted; between: from the new coordinates to the score's own."""
         bar = np.asarray(schedule.alphas_cumprod, np.float64)
         log_ratio = np.log(bar) - np.log1p(-bar)  # signal to noise; falls with t
         own = log_ratio + 2 * np.log(np.asarray(between.scale, np.float64)).mean()
@@ -66,12 +69,14 @@ class Converted:
         share = jnp.asarray(place - low, jnp.float32)
         return cls(score, schedule, between.offset, between.scale, jnp.asarray(steps), share, pin)
 
-    def x0(self, x_t: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
-        """E[x_0 | x_t] [B, H, D] in the wanted coordinates."""
+    def x0(
+        self, x_t: Float[Array, "B H D"], t: Int[Array, " B"], cond: Condition | None = None
+    ) -> Float[Array, "B H D"]:
+        """E[x_0 | x_t] in the new coordinates."""
         offset, scale = (on_last(values, x_t) for values in (self.offset, self.scale))
         clean = (x_t - offset) / scale
 
-        def asked(steps: jax.Array) -> jax.Array:
+        def estimate(steps: Int[Array, " T"]) -> Float[Array, "B H D"]:
             step = steps[t]
             root = jnp.sqrt(self.schedule.alphas_cumprod)
             signal = self.schedule.at(root, step, x_t)
@@ -81,22 +86,25 @@ class Converted:
             return estimate_x0(self.score, self.schedule, own, step, cond)
 
         share = self.schedule.at(self.share, t, x_t)
-        found = (1 - share) * asked(self.steps[0]) + share * asked(self.steps[1])
+        found = (1 - share) * estimate(self.steps[0]) + share * estimate(self.steps[1])
         return found * scale + offset
 
-    def __call__(self, x_t: jax.Array, t: jax.Array, cond: Any = None) -> jax.Array:
-        """The score [B, H, D] with respect to x_t in the wanted coordinates."""
+    def __call__(
+        self, x_t: Float[Array, "B H D"], t: Int[Array, " B"], cond: Condition | None = None
+    ) -> Float[Array, "B H D"]:
+        """The score with respect to x_t in the new coordinates."""
         return x0_to_score(self.schedule, self.x0(x_t, t, cond), x_t, t)
 
 
 def expert_in_base_coordinates(
     base: TrajectoryModel, expert: TrajectoryModel, *, pin: bool = True, most: float = 1.25
 ) -> tuple[Score, list[str]]:
-    """The expert's score for trajectories in the base's coordinates, and what was converted.
+    """The expert's score for trajectories in the base's coordinates.
 
-    pin: x_t's first state is given, not noised. Raises InputError naming each difference that
-    cannot be converted: horizon, transition, stride, diffusion steps, schedule, or scales whose
-    factor differs by dimension, by more than `most` from its mean.
+    Returns the score, and notes about the conversion. pin: x_t's first state is clean. Raises
+    InputError naming each difference that cannot be converted: horizon, transition, stride,
+    diffusion steps, schedule, or scales whose factor differs by dimension, by more than `most`
+    from its mean.
     """
     check_same_space("base and expert", base.space, expert.space)
     theirs = expert.denoiser.schedule

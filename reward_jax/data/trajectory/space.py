@@ -1,6 +1,6 @@
-"""What a trajectory of a model is, and models with their space.
+"""The trajectories of a model (its space), and models with their space.
 
-Legend: B batch, H horizon, D transition width, A actions, O observations.
+Legend: H horizon, D transition width, A action width, O observation width.
 """
 
 import dataclasses
@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from common_jax.errors import InputError
 from reward_jax.data.trajectory.normalisers import Normaliser
@@ -32,21 +33,22 @@ __all__ = [
 class Plans:
     """Trajectories in the world's own units.
 
-    observations [..., H, O]; actions [..., H, A], or None of a model that has none; stride:
-    environment steps between rows. Row 0 holds the observation that was planned from.
+    actions: None where the model has none. stride: environment steps between rows. Row 0 holds the
+    observation that was planned from.
     """
 
-    observations: np.ndarray
-    actions: np.ndarray | None
+    observations: Float[np.ndarray, "... H O"]
+    actions: Float[np.ndarray, "... H A"] | None
     stride: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-    """What a trajectory of a model is.
+    """The layout of a model's trajectories.
 
-    horizon: H. stride: environment steps between its rows. actions: A. normaliser: of rows [D].
-    about: where the data came from (task, environment, goal, ...), plain JSON.
+    horizon: H. stride: environment steps between rows. actions: A, which come first in a row.
+    normaliser: of rows. about: where the data came from (task, environment, goal, ...), plain
+    JSON.
     """
 
     horizon: int
@@ -67,16 +69,16 @@ class Space:
 
     @property
     def pin(self) -> FirstState:
-        """x_0 -> its first observation, given."""
+        """x_0 -> its first observation, pinned."""
         return FirstState(self.actions)
 
-    def normalise(self, observations: Any) -> np.ndarray:
-        """Observations [..., O] as a model sees them, float32."""
+    def normalise(self, observations: Float[np.ndarray, "... O"]) -> Float[np.ndarray, "... O"]:
+        """Observations as a model sees them, float32."""
         part = self.normaliser.part(slice(self.actions, None))
         return np.asarray(part.normalise(np.asarray(observations)), np.float32)
 
-    def plans(self, x: Any) -> Plans:
-        """Trajectories [..., H, D] of a model in the world's own units, float64."""
+    def plans(self, x: Float[Array, "... H D"] | Float[np.ndarray, "... H D"]) -> Plans:
+        """Trajectories of a model in the world's own units, float64."""
         restored = self.normaliser.restore(np.asarray(x, np.float64))
         actions = restored[..., : self.actions] if self.actions else None
         return Plans(restored[..., self.actions :], actions, self.stride)
@@ -100,7 +102,10 @@ class TrajectoryGuide:
 
 
 def check_same_space(what: str, a: Space, b: Space) -> None:
-    """InputError naming the first thing in which two spaces differ, normalisers apart."""
+    """Raise InputError naming the first difference of two spaces, normalisers apart.
+
+    what: the two, in words.
+    """
     for name, x, y in (
         ("horizon", a.horizon, b.horizon),
         ("transition width", a.width, b.width),
@@ -115,7 +120,10 @@ def check_same_space(what: str, a: Space, b: Space) -> None:
 
 
 def check_steers(what: str, base: TrajectoryModel, guide: TrajectoryGuide) -> None:
-    """InputError naming the first thing for which a guide cannot steer a base."""
+    """Raise InputError naming the first reason why a guide cannot steer a base.
+
+    what: the two, in words.
+    """
     check_same_space(what, base.space, guide.space)
     check_same_schedule(what, base.denoiser.schedule, guide.schedule)
     if not base.space.normaliser.same_as(guide.space.normaliser):
@@ -126,7 +134,7 @@ def check_steers(what: str, base: TrajectoryModel, guide: TrajectoryGuide) -> No
 
 
 def check_same_schedule(what: str, a: Schedule, b: Schedule) -> None:
-    """InputError where two schedules differ in steps, or in abar by more than 1e-5."""
+    """Raise InputError where two schedules differ in steps, or in abar by more than 1e-5."""
     if a.steps != b.steps:
         raise InputError(
             f"{what} differ in diffusion steps: {a.steps} and {b.steps}; train both alike"

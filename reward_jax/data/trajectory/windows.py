@@ -1,12 +1,14 @@
 """The windows of episodes that a trajectory model is trained on.
 
-Legend: M time steps of all episodes, N windows, H horizon, D width of a transition.
+Legend: M time steps of all episodes, E episodes, N windows, H horizon, D width of a transition.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from common_jax.errors import InputError
 from reward_jax.data.episodes import Episodes, transitions
@@ -22,13 +24,13 @@ Padding = Literal["none", "repeat", "zeros"]
 
 @dataclasses.dataclass(frozen=True)
 class CutOptions:
-    """How episodes are cut out of a file, and windows out of episodes.
+    """How a file is divided into episodes, and episodes into windows.
 
     Args:
         ends: where episodes of an HDF5 file end: at its marks, where the goal changes, nowhere
             (none: D4RL's Maze2D is one stream), or auto.
-        padding: none: windows start where they fit; else at every row of an episode, and what is
-            beyond its end is its last row again (repeat), or zeros, as in Diffuser.
+        padding: none: windows start where they fit; else at every row of an episode, and beyond
+            its end stands its last row again (repeat), or zeros, as in Diffuser.
     """
 
     ends: EpisodeEnds = "auto"
@@ -37,21 +39,21 @@ class CutOptions:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Windows:
-    """An index into a series: flat [M, D] float32 (normalised), starts [N] int32.
+    """Windows as an index into all rows (normalised, float32).
 
     Window n is `flat[starts[n] + stride * arange(horizon)]`.
     """
 
-    flat: np.ndarray
-    starts: np.ndarray
+    flat: Float[np.ndarray, "M D"]
+    starts: Int[np.ndarray, " N"]
     horizon: int
     stride: int = 1
 
     def __len__(self) -> int:
         return len(self.starts)
 
-    def take(self, indices: Any) -> np.ndarray:
-        """The windows of these numbers, [n] -> [n, H, D]."""
+    def take(self, indices: Sequence[int] | Int[np.ndarray, " n"]) -> Float[np.ndarray, "n H D"]:
+        """The windows of these numbers."""
         first = self.starts[np.asarray(indices)]
         return self.flat[first[..., None] + self.stride * np.arange(self.horizon)]
 
@@ -66,19 +68,21 @@ def windows(
     until: float | None = 1.0,
     padding: Padding = "none",
 ) -> Windows:
-    """Windows of `horizon` rows, every `stride`-th, cut at every offset of every episode.
+    """Windows of `horizon` rows, every `stride`-th, at every offset of every episode.
 
-    Where episodes know their arrivals, windows start during the walk: at offsets 0 to
-    `until * arrival` (1.0: up to the arrival itself; None: at every offset that leaves room), so
-    that they hold a part of the walk and then the stay, and are not mostly a pure stay. All such
-    offsets must leave room for a window, or long walks would be cut out of the data and bias it:
-    InputError otherwise. Elsewhere (D4RL, Minari) a window starts wherever it fits, and episodes
-    that are too short are left out; InputError where all are.
-    padding: "none" as above. Else episodes go on beyond their end, room is not asked for, none is
-    too short, and a window starts at every offset up to the arrival, or up to the last row. Beyond
-    the end stands the last row again ("repeat": who has arrived stays), or zeros in the world's
-    own units ("zeros": Diffuser's `use_padding`, which fills a buffer of zeros and then
-    normalises; it starts no window at the last row, nor pads episodes that fill its buffer).
+    Where the arrivals of episodes are known, windows start during the walk, at offsets 0 to
+    `until` times the arrival (1.0: up to the arrival; None: at every offset at which a window
+    fits), so that few of them are spent at rest at the goal. A window must fit at all such
+    offsets, or long walks would be missing from the data: InputError otherwise. Elsewhere (D4RL,
+    Minari) a window starts wherever it fits, and episodes that are too short are left out;
+    InputError where all are.
+
+    padding: "none" as above. Else rows are added beyond the end of each episode, none is too
+    short, and a window starts at every offset up to the arrival, or up to the last row. The added
+    rows are the last row again ("repeat": the walker stays), or zeros in the world's own units
+    ("zeros": Diffuser's `use_padding`, which fills a buffer of zeros and then normalises; it
+    starts no window at the last row, nor pads episodes that fill its buffer).
+
     actions: False for observations alone, with a normaliser of as many dimensions.
     """
     if horizon < 1 or stride < 1:
@@ -109,9 +113,9 @@ def windows(
 
 
 def _last_that_fit(
-    episodes: Episodes, lengths: np.ndarray, span: int, size: str, until: float | None
-) -> np.ndarray:
-    """Last offset at which a window starts in each episode, [E]; below 0 where it is too short."""
+    episodes: Episodes, lengths: Int[np.ndarray, " E"], span: int, size: str, until: float | None
+) -> Int[np.ndarray, " E"]:
+    """Last offset at which a window starts in each episode; below 0 where it is too short."""
     if lengths.max() < span:
         raise InputError(
             f"{size}, but the episodes have {lengths.min()} to {lengths.max()}: lower the horizon "
@@ -132,9 +136,9 @@ def _last_that_fit(
 
 
 def _padded(
-    rows: np.ndarray, episodes: Episodes, extra: int, padding: Padding
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows [M + E * extra, D] of episodes that go on for `extra`; the first of each, [E]."""
+    rows: Float[np.ndarray, "M D"], episodes: Episodes, extra: int, padding: Padding
+) -> tuple[Float[np.ndarray, "M+E*extra D"], Int[np.ndarray, " E"]]:
+    """Rows of episodes with `extra` rows added to each, and the first row of each episode."""
     lengths = np.asarray(episodes.lengths)
     first = episodes.starts + extra * np.arange(len(lengths))
     offsets = np.arange(len(rows) + extra * len(lengths)) - np.repeat(first, lengths + extra)

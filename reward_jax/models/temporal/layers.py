@@ -1,6 +1,7 @@
-"""What the trajectory networks are made of (Diffuser, Janner et al. 2022), channels last.
+"""Layers of the trajectory networks (Diffuser, Janner et al. 2022), channels last.
 
-Legend: B batch, T time steps, C channels, E width of the time embedding.
+Legend: B batch, T time steps, C channels of the input, F of the output, E width of the time
+embedding.
 """
 
 import math
@@ -10,6 +11,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float, Int
 
 from common_jax.errors import InputError
 from reward_jax.models.conv import Method, conv1d, conv1d_transpose
@@ -31,7 +33,7 @@ __all__ = [
 Activation = Literal["mish", "silu", "relu", "leaky_relu"]
 
 
-def mish(x: jax.Array) -> jax.Array:
+def mish(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """X tanh(log(1 + e^x)), by one exponential: n / (n + 2) with n = e^x (e^x + 2)."""
     # Beyond 10 the factor is 1 in float32; beyond 14, cubes of n overflow in second derivatives.
     e = jnp.exp(jnp.minimum(x, 10.0))
@@ -39,8 +41,8 @@ def mish(x: jax.Array) -> jax.Array:
     return x * (n / (n + 2))
 
 
-def activation(name: Activation) -> Callable[[jax.Array], jax.Array]:
-    """The function of that name."""
+def activation(name: Activation) -> Callable[[Float[Array, "..."]], Float[Array, "..."]]:
+    """The activation of that name; raises InputError for another."""
     if name not in get_args(Activation):
         raise InputError(
             f"activation {name!r} is unknown; known are {', '.join(get_args(Activation))}"
@@ -51,13 +53,13 @@ def activation(name: Activation) -> Callable[[jax.Array], jax.Array]:
 
 
 class TimeEmbedding(nn.Module):
-    """t [B] -> [B, E]: sines and cosines, then two layers."""
+    """Embedding of the diffusion step: sines and cosines, then two dense layers."""
 
     width: int
     act: Activation = "mish"
 
     @nn.compact
-    def __call__(self, t: jax.Array) -> jax.Array:
+    def __call__(self, t: Int[Array, " B"]) -> Float[Array, "B E"]:
         half = self.width // 2
         rates = jnp.exp(jnp.arange(half, dtype=jnp.float32) * (-math.log(10000) / (half - 1)))
         angles = t[:, None].astype(rates.dtype) * rates[None]
@@ -75,7 +77,7 @@ def _uniform(fan_in: int) -> Callable[..., jax.Array]:
 
 
 class Conv(nn.Module):
-    """Convolution over time."""
+    """Convolution over time (`models/conv.py`), to U time steps."""
 
     features: int
     size: int
@@ -85,7 +87,7 @@ class Conv(nn.Module):
     method: Method = "auto"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B U F"]:
         shape = (self.size, x.shape[-1], self.features)
         fan_in = shape[0] * shape[1]
         kernel = self.param("kernel", _uniform(fan_in), shape)
@@ -96,24 +98,24 @@ class Conv(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the time steps (rounded up), by a convolution of 3."""
+    """Half the time steps (U, rounded up), by a convolution of 3 taps."""
 
     use_bias: bool = True
     method: Method = "auto"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B U C"]:
         conv = Conv(x.shape[-1], 3, 2, 1, self.use_bias, self.method, name="conv")
         return conv(x)
 
 
 class Upsample(nn.Module):
-    """Twice the time steps, by a transposed convolution of 4."""
+    """Twice the time steps, by a transposed convolution of 4 taps."""
 
     method: Method = "auto"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B 2*T C"]:
         channels = x.shape[-1]
         kernel = self.param("kernel", _uniform(4 * channels), (4, channels, channels))
         bias = self.param("bias", _uniform(4 * channels), (channels,))
@@ -121,17 +123,17 @@ class Upsample(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group norm over time and the channels of a group; parameters as flax's own has them.
+    """Group norm over time and the channels of a group, with the parameters of flax's own.
 
-    In flax's the statistics are repeated to every channel: that, differentiated twice, is a good
-    part of what XLA has to compile. Here they stay [B, 1, G, 1].
+    Flax's repeats the statistics to every channel, which, differentiated twice, is a good part of
+    what XLA has to compile. Here they stay [B, 1, groups, 1].
     """
 
     groups: int
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
         y = x.reshape(*x.shape[:2], self.groups, -1)
@@ -151,7 +153,7 @@ class ConvBlock(nn.Module):
     method: Method = "auto"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B T F"]:
         x = Conv(
             self.features, self.size, 1, self.size // 2, self.use_bias, self.method, name="conv"
         )(x)
@@ -161,7 +163,7 @@ class ConvBlock(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two `ConvBlock`s with the time embedding between, around a shortcut."""
+    """Two `ConvBlock`s, the time embedding added between them, and a shortcut."""
 
     features: int
     size: int = 5
@@ -171,7 +173,9 @@ class ResidualBlock(nn.Module):
     method: Method = "auto"
 
     @nn.compact
-    def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B T C"], time: Float[Array, "B E"]
+    ) -> Float[Array, "B T F"]:
         block: dict[str, Any] = dict(
             size=self.size,
             act=self.act,
@@ -194,7 +198,7 @@ class LinearAttention(nn.Module):
     width: int = 32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
         y = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="norm")(x)
         y = nn.Dense(3 * self.heads * self.width, use_bias=False, name="qkv")(y)
         q, k, v = jnp.moveaxis(y.reshape(*y.shape[:2], 3, self.heads, self.width), 2, 0)

@@ -1,8 +1,11 @@
-"""The temporal U-Net of Diffuser (Janner et al. 2022): what denoises trajectories."""
+"""The temporal U-Net of Diffuser (Janner et al. 2022), which denoises trajectories.
 
-import jax
+Legend: B batch, H horizon, D transition width, E width of the time embedding.
+"""
+
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float, Int
 
 from common_jax.errors import InputError
 from reward_jax.models.conv import Method
@@ -20,7 +23,7 @@ __all__ = ["TemporalUnet"]
 
 
 class TemporalUnet(nn.Module):
-    """(x_t [B, H, D], t [B]) -> [B, H, D]; H is a multiple of 2 ** (levels - 1).
+    """The U-Net; H must be a multiple of 2 ** (levels - 1), or it raises InputError.
 
     Attributes:
         transition: D.
@@ -37,7 +40,7 @@ class TemporalUnet(nn.Module):
     method: Method = "auto"
 
     @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H D"], t: Int[Array, " B"]) -> Float[Array, "B H D"]:
         levels = len(self.multipliers)
         if x.shape[1] % 2 ** (levels - 1):
             raise InputError(
@@ -63,7 +66,9 @@ class TemporalUnet(nn.Module):
         x = ConvBlock(self.dim, method=self.method, name="final")(x)
         return Conv(self.transition, 1, name="out")(x)
 
-    def _pair(self, x: jax.Array, time: jax.Array, width: int, name: str) -> jax.Array:
+    def _pair(
+        self, x: Float[Array, "B T C"], time: Float[Array, "B E"], width: int, name: str
+    ) -> Float[Array, "B T F"]:
         x = ResidualBlock(width, method=self.method, name=f"{name}_0")(x, time)
         x = ResidualBlock(width, method=self.method, name=f"{name}_1")(x, time)
         return LinearAttention(name=f"{name}_attention")(x) if self.attention else x

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel
-from reward_jax.planning.plan import given, plan_sweep, planner, score_windows
+from reward_jax.planning.plan import plan_sweep, planner, precomputed, score_windows
 from reward_jax.reward.discriminator import DiscriminatorGuide
 from reward_jax.reward.extract import RelativeReward
 from reward_jax.tasks.base import Outcome
@@ -71,6 +71,6 @@ def steered(
     for name, one in zip(GUIDES, (reward, judge, sigmoid), strict=True):
         swept = plan_sweep(base, starts, key=key, guide=one, scales=scales, t_stopgrads=[0])
         for scale, x in zip(scales, swept[:, 0], strict=True):
-            made = given(base.space.plans(x))
+            made = precomputed(base.space.plans(x))
             found[f"{name} {scale:g}"] = rounded(task.execute(made, starts, **options))
     return found

@@ -1,12 +1,13 @@
-"""Own Maze2D data: walks to goals by the waypoint planner, in the simulator.
+"""Maze2D data recorded here: walks to goals by the waypoint planner, in the simulator.
 
-A base walks to random goals, an expert to one goal; all else is the same, so that only the goal
-tells them apart. Legend: E episodes, T steps an episode.
+A base walks to random goals, an expert to one goal; nothing else differs.
+Legend: E episodes, T steps of an episode.
 """
 
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from common_jax.errors import InputError
 from reward_jax.data.episodes import Episodes
@@ -20,11 +21,11 @@ REWARDED = 0.45  # metres from the goal: the environment's own; asserted in the 
 
 
 def collect(maze: Maze, *, goal: Any = None, episodes: int, steps: int, seed: int) -> Episodes:
-    """Episodes of `steps` steps: start anywhere, at rest, walk to the goal, stay there.
+    """Episodes of `steps` steps: start at rest anywhere, walk to the goal, stay there.
 
     goal: (x, y) metres, the same in all episodes (an expert's); None: drawn anew for each, uniform
     over the free area as the starts are (the base). steps: at least `longest_walk(maze)`, so that
-    every episode arrives; `steps_for` says how many a window takes besides.
+    every episode arrives, or InputError is raised; `steps_for` adds those of a window.
     Observations are (x, y, vx, vy), actions (fx, fy) in -1 .. 1, as in D4RL's Maze2D; row t holds
     the state and the force applied to it.
     """
@@ -36,7 +37,7 @@ def collect(maze: Maze, *, goal: Any = None, episodes: int, steps: int, seed: in
             f"walk takes up to {longest_walk(maze)}: raise steps"
         )
     fixed = None if goal is None else check_goal(maze, goal)
-    # Two streams: a base and an expert of one seed start at the same places.
+    # Two generators: a base and an expert of one seed start at the same places.
     for_starts, for_goals = np.random.default_rng(seed).spawn(2)
     starts = uniform_starts(maze, episodes, for_starts)
     if fixed is None:
@@ -63,22 +64,26 @@ def collect(maze: Maze, *, goal: Any = None, episodes: int, steps: int, seed: in
     )
 
 
-def rewards(positions: np.ndarray, goals: np.ndarray) -> np.ndarray:
-    """The environment's sparse rewards of steps that led to positions [E, T, 2]: [E, T].
+def rewards(
+    positions: Float[np.ndarray, "E T 2"], goals: Float[np.ndarray, "E 2"]
+) -> Float[np.ndarray, "E T"]:
+    """The environment's sparse rewards of the steps that led to these positions.
 
-    1 within 0.45 m of the goal [E, 2], else 0.
+    1 within 0.45 m of the goal, else 0.
     """
     away = np.linalg.norm(positions - goals[:, None], axis=-1)
     return (away <= REWARDED).astype(np.float32)
 
 
 def steps_for(maze: Maze, span: int) -> int:
-    """Steps of an episode in which windows of `span` may start all through the longest walk."""
+    """Steps of an episode in which windows of `span` fit at every step of the longest walk."""
     return longest_walk(maze) + span
 
 
-def arrivals(positions: np.ndarray, goals: np.ndarray) -> np.ndarray:
-    """Steps after which positions [E, T, 2] stay within 0.15 m of their goals [E, 2]: [E] int.
+def arrivals(
+    positions: Float[np.ndarray, "E T 2"], goals: Float[np.ndarray, "E 2"]
+) -> Int[np.ndarray, " E"]:
+    """Steps after which positions stay within 0.15 m of their goals.
 
     T where the goal is never reached for good.
     """

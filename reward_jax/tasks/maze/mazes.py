@@ -2,7 +2,7 @@
 
 Positions are in metres, x to the right and y up, the origin in the middle of the map, as in the
 environment. Cells are (row, column), row 0 at the top.
-Legend: R rows, C columns, F free cells, N points.
+Legend: R rows, C columns, F free cells.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from common_jax import extras
 from common_jax.errors import InputError
@@ -48,17 +49,17 @@ ENVIRONMENTS = {
 BALL = 0.1  # radius of the ball, metres
 GOALS = 8
 START_MARGIN = 0.15  # metres between a start (or a random goal) and the nearest wall
-# Goals keep this far from the borders of their cell, those to free cells too: the cell in which a
-# map peaks is then no matter of a bin's width.
+# Metres between a goal and the borders of its cell, also those to free cells: in which cell a map
+# peaks then does not depend on the width of a bin.
 GOAL_MARGIN = 0.3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Maze:
-    """A layout. walls: [R, C] bool; size: of a cell, metres."""
+    """A layout. size: of a cell, metres."""
 
     name: str
-    walls: np.ndarray
+    walls: Bool[np.ndarray, "R C"]
     size: float
 
     @property
@@ -69,8 +70,8 @@ class Maze:
         return -half[0], half[0], -half[1], half[1]
 
     @functools.cached_property
-    def centres(self) -> np.ndarray:
-        """Centres of all cells, [R, C, 2] metres."""
+    def centres(self) -> Float[np.ndarray, "R C 2"]:
+        """Centres of all cells, metres."""
         rows, columns = np.indices(self.walls.shape)
         left, _, _, top = self.extent
         return np.stack(
@@ -78,28 +79,28 @@ class Maze:
         )
 
     @functools.cached_property
-    def free(self) -> np.ndarray:
-        """Cells without a wall, [F, 2] (row, column), row by row."""
+    def free(self) -> Int[np.ndarray, "F 2"]:
+        """Cells (row, column) without a wall, row by row."""
         return np.argwhere(~self.walls)
 
-    def cell_of(self, xy: Any) -> np.ndarray:
-        """Cells of points [..., 2]: [..., 2] (row, column); outside the map where they are."""
+    def cell_of(self, xy: Any) -> Int[np.ndarray, "... 2"]:
+        """Cells (row, column) of points [..., 2]; beyond the map for points outside it."""
         xy = np.asarray(xy, np.float64)
         left, _, _, top = self.extent
         cell = np.stack([(top - xy[..., 1]), (xy[..., 0] - left)], axis=-1) / self.size
         return np.floor(cell).astype(int)
 
-    def inside(self, xy: Any) -> np.ndarray:
-        """Whether points [..., 2] lie in free cells: [...] bool."""
+    def inside(self, xy: Any) -> Bool[np.ndarray, "..."]:
+        """Whether points [..., 2] lie in free cells."""
         cell = self.cell_of(xy)
         on_map = np.all((cell >= 0) & (cell < self.walls.shape), axis=-1)
         row, column = np.moveaxis(np.where(on_map[..., None], cell, 0), -1, 0)
         return on_map & ~self.walls[row, column]
 
-    def clearance(self, xy: Any) -> np.ndarray:
-        """Distance of points [..., 2] to the nearest wall, [...] metres; 0 in walls and outside.
+    def clearance(self, xy: Any) -> Float[np.ndarray, "..."]:
+        """Metres from points [..., 2] to the nearest wall; 0 in walls and outside.
 
-        A ball is free of the walls where this is more than its radius, BALL.
+        A ball touches no wall where this is more than its radius, BALL.
         """
         xy = np.asarray(xy, np.float64)
         beyond = np.abs(xy[..., None, :] - self.centres[self.walls]) - self.size / 2
@@ -109,7 +110,7 @@ class Maze:
 
 @functools.cache
 def maze(name: str) -> Maze:
-    """The maze "open", "umaze", "medium" or "large"; InputError for another name."""
+    """The maze "open", "umaze", "medium" or "large"; raises InputError for another name."""
     if name not in ENVIRONMENTS:
         near = difflib.get_close_matches(name.lower(), ENVIRONMENTS, 1, 0.4)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -125,7 +126,7 @@ def maze(name: str) -> Maze:
 
 
 def maze_of(environment: str | None) -> str | None:
-    """Our name of the maze of a PointMaze id, any version, dense rewards or sparse; else None."""
+    """The name here of a PointMaze id, any version, dense or sparse rewards; else None."""
     bare = re.sub(r"(Dense)?-v\d+$", "", environment or "")
     return next((k for k, v in ENVIRONMENTS.items() if v.rpartition("-v")[0] == bare), None)
 
@@ -136,10 +137,10 @@ def environment(name: str) -> Iterator["gymnasium.Env"]:
     with extras.named():
         import gymnasium
 
-        importlib.import_module("mujoco")  # whose lack gymnasium would tell in its own way
+        importlib.import_module("mujoco")  # here, for our message where it is missing
 
     if not sys.modules.get("gymnasium_robotics"):
-        # Its import prints advice about environments that are none of ours.
+        # Its import prints advice about environments that are not used here.
         with contextlib.redirect_stderr(io.StringIO()), extras.named():
             import gymnasium_robotics
 
@@ -159,8 +160,8 @@ def environment(name: str) -> Iterator["gymnasium.Env"]:
             pathlib.Path(made.tmp_xml_file_path).unlink(missing_ok=True)
 
 
-def goals(maze: Maze, count: int = GOALS) -> np.ndarray:
-    """Goals that lie far from one another, [count, 2] metres; always the same ones.
+def goals(maze: Maze, count: int = GOALS) -> Float[np.ndarray, "count 2"]:
+    """Goals far from one another, metres; always the same ones.
 
     Farthest-point sampling over points 0.3 m or more from the borders of their cells (UMaze has
     7 free cells: goals are points, not cells). The first is the point farthest from the middle.
@@ -180,8 +181,8 @@ def goals(maze: Maze, count: int = GOALS) -> np.ndarray:
     return np.stack(chosen)
 
 
-def check_goal(maze: Maze, goal: Any) -> np.ndarray:
-    """A goal as [2] float64 metres; InputError where the ball cannot be."""
+def check_goal(maze: Maze, goal: Any) -> Float[np.ndarray, "2"]:
+    """A goal as float64, metres; raises InputError where the ball cannot be."""
     xy = np.asarray(goal, np.float64)
     if xy.shape != (2,) or not np.isfinite(xy).all():
         raise InputError(f"goal {goal}: give x and y in metres, as in (1.0, -0.5)")
@@ -205,8 +206,8 @@ def check_goal(maze: Maze, goal: Any) -> np.ndarray:
     return xy
 
 
-def uniform_starts(maze: Maze, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Points uniform over the free area, 0.15 m or more from the walls: [n, 2] metres."""
+def uniform_starts(maze: Maze, n: int, rng: np.random.Generator) -> Float[np.ndarray, "n 2"]:
+    """Points uniform over the free area, 0.15 m or more from the walls; metres."""
     points = np.empty((0, 2))
     centres = maze.centres[tuple(maze.free.T)]
     while len(points) < n:
@@ -217,7 +218,7 @@ def uniform_starts(maze: Maze, n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_maze(axes: "Axes", maze: Maze) -> None:
-    """Draw the walls; axes in metres, as wide as high."""
+    """Draw the walls; axes in metres, of one scale."""
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 

@@ -1,14 +1,17 @@
-"""The waypoint planner: shortest walks between points of a maze, and a controller that walks them.
+"""The waypoint planner: shortest paths in a maze, and a controller that follows them.
 
 A walk is a polyline over centres of cells, along which a target moves at constant speed, smoothed
 in time; a PD controller follows the target. Plans of a diffusion model are executed by the same
-controller. Legend: B walks, F free cells, K corners, T environment steps, H planning steps.
+controller.
+
+Legend: B walks, F free cells, K corners of a path, T environment steps, H rows of a plan, N lines.
 """
 
 import functools
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from common_jax.errors import InputError
 from reward_jax.tasks.maze.mazes import Maze
@@ -18,28 +21,35 @@ __all__ = ["SPEED", "follow", "longest_walk", "shortest_paths", "targets", "trac
 
 SPEED = 2.5  # of the target, metres a second
 SMOOTHING = 30  # steps over which its position is averaged: it starts, turns and stops gently
-POSITION_GAIN = 6.0  # force a metre; with 24 m/s^2 a unit of force this is 12 rad/s, and with
-VELOCITY_GAIN = 1.0  # this force a metre a second it is critically damped
-COMFORT = 0.3  # metres to the walls along a walk, unless it starts or ends nearer to one
+# Force for each metre, and for each metre a second: at 24 m/s^2 for a unit of force this is a
+# critically damped controller of 12 rad/s.
+POSITION_GAIN = 6.0
+VELOCITY_GAIN = 1.0
+COMFORT = 0.3  # metres from the walls along a path, unless it starts or ends nearer to one
 DT = 0.01  # seconds a step; asserted against the environment's in the tests
 
 
-def walk(maze: Maze, starts: Any, goals: Any, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Walk from starts [B, 2] to goals [B, 2] and stay there, `steps` environment steps in all.
+def walk(
+    maze: Maze, starts: Any, goals: Any, steps: int
+) -> tuple[Float[np.ndarray, "B T+1 4"], Float[np.ndarray, "B T 2"]]:
+    """Walk from starts [B, 2] to goals [B, 2] and stay there.
 
-    Returns states [B, T + 1, 4] and actions [B, T, 2], the actions rounded to float32.
+    steps: T. Returns states, float64, and actions, float32.
     """
     starts = np.asarray(starts, np.float64)
     references = targets(shortest_paths(maze, starts, goals), steps)
     return track(maze, np.concatenate([starts, np.zeros_like(starts)], axis=1), references)
 
 
-def follow(maze: Maze, plans: Any, starts: Any, stride: int, hold: int = 50) -> np.ndarray:
+def follow(
+    maze: Maze, plans: Any, starts: Any, stride: int, hold: int = 50
+) -> Float[np.ndarray, "B steps 2"]:
     """Execute planned positions in the simulator.
 
     plans: [B, H, 2] metres, a position every `stride` environment steps, the first the start's;
     between them the target moves on a straight line, and at the end it stays `hold` steps.
-    starts: [B, 4] states. Returns the positions visited, [B, (H - 1) * stride + hold + 1, 2].
+    starts: [B, 4] states. Returns the positions visited, (H - 1) * stride + hold + 1 for each row.
+    Raises InputError for plans of another shape, or not finite.
     """
     plans = np.asarray(plans, np.float64)
     if plans.ndim != 3 or plans.shape[-1] != 2 or not np.isfinite(plans).all():
@@ -52,10 +62,12 @@ def follow(maze: Maze, plans: Any, starts: Any, stride: int, hold: int = 50) -> 
     return states[..., :2]
 
 
-def track(maze: Maze, starts: Any, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Follow targets [B, T + 1, 2], the first at the time of the starts [B, 4].
+def track(
+    maze: Maze, starts: Any, references: Float[np.ndarray, "B T+1 2"]
+) -> tuple[Float[np.ndarray, "B T+1 4"], Float[np.ndarray, "B T 2"]]:
+    """Follow target positions, the first at the time of the starts [B, 4].
 
-    Returns states [B, T + 1, 4] (float64) and actions [B, T, 2] (float32).
+    Returns states, float64, and actions, float32.
     """
     simulator = Simulator(maze, starts)
     count, times, _ = references.shape
@@ -72,8 +84,8 @@ def track(maze: Maze, starts: Any, references: np.ndarray) -> tuple[np.ndarray, 
     return states, actions
 
 
-def targets(paths: list[np.ndarray], steps: int) -> np.ndarray:
-    """Positions [B, steps + 1, 2] of a target that walks along each path [K, 2], then stays."""
+def targets(paths: list[Float[np.ndarray, "K 2"]], steps: int) -> Float[np.ndarray, "B steps+1 2"]:
+    """Positions of a target that walks along each path, then stays."""
     distance = SPEED * DT * np.arange(steps + 1)
     moving = np.empty((len(paths), steps + 1, 2))
     for row, path in zip(moving, paths, strict=True):
@@ -94,11 +106,11 @@ def longest_walk(maze: Maze) -> int:
     return int(np.ceil(metres / (SPEED * DT))) + 2 * SMOOTHING
 
 
-def shortest_paths(maze: Maze, starts: Any, goals: Any) -> list[np.ndarray]:
-    """Shortest polylines from starts [B, 2] to goals [B, 2], each [K, 2], both ends included.
+def shortest_paths(maze: Maze, starts: Any, goals: Any) -> list[Float[np.ndarray, "K 2"]]:
+    """Shortest polylines from starts [B, 2] to goals [B, 2], both ends included.
 
-    Over the centres of cells; straight wherever the line keeps COMFORT metres from the walls (or
-    what its ends leave), so that no corner is cut. InputError for an end inside a wall.
+    They lead over centres of cells, and straight to the goal where the line keeps COMFORT metres
+    from the walls (or as much as its ends do). Raises InputError for an end inside a wall.
     """
     starts, goals = (np.asarray(x, np.float64).reshape(-1, 2) for x in (starts, goals))
     for what, points in (("start", starts), ("goal", goals)):
@@ -125,8 +137,8 @@ def shortest_paths(maze: Maze, starts: Any, goals: Any) -> list[np.ndarray]:
 
 
 @functools.lru_cache(maxsize=16)
-def _routes(maze: Maze) -> tuple[np.ndarray, np.ndarray]:
-    """Metres between the centres of free cells [F, F], and the next cell on the way [F, F]."""
+def _routes(maze: Maze) -> tuple[Float[np.ndarray, "F F"], Int[np.ndarray, "F F"]]:
+    """Metres between the centres of free cells, and the next cell on the way."""
     centres = maze.centres[tuple(maze.free.T)]
     count = len(centres)
     metres = np.stack([_reach(maze, centre, centres) for centre in centres])
@@ -139,20 +151,24 @@ def _routes(maze: Maze) -> tuple[np.ndarray, np.ndarray]:
     return metres, onward
 
 
-def _reach(maze: Maze, point: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Metres from a point [2] straight to each centre [F, 2]; infinite where walls are between."""
+def _reach(
+    maze: Maze, point: Float[np.ndarray, "2"], centres: Float[np.ndarray, "F 2"]
+) -> Float[np.ndarray, " F"]:
+    """Metres from a point straight to each centre; infinite where walls are between."""
     open_way = _visible(maze, np.broadcast_to(point, centres.shape), centres)
     return np.where(open_way, np.linalg.norm(centres - point, axis=1), np.inf)
 
 
-def _visible(maze: Maze, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Whether straight lines, starts [N, 2] to ends [N, 2], keep their distance from walls: [N].
+def _visible(
+    maze: Maze, starts: Float[np.ndarray, "N 2"], ends: Float[np.ndarray, "N 2"]
+) -> Bool[np.ndarray, " N"]:
+    """Whether straight lines from starts to ends keep their distance from walls.
 
     That distance, measured along the axes, is COMFORT, or less where an end is nearer to a wall.
     """
     walls, half = maze.centres[maze.walls], maze.size / 2
 
-    def room(points: np.ndarray) -> np.ndarray:
+    def room(points: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, " N"]:
         return (np.abs(points[:, None] - walls).max(axis=-1) - half).min(axis=-1)
 
     distance = np.minimum(COMFORT, np.minimum(room(starts), room(ends))) - 1e-9

@@ -1,8 +1,7 @@
 """Many balls in one maze, stepped by MuJoCo: bit-equal to `env.step` of each, but quicker.
 
-It is the environment's own model, stepped once a call by `mujoco.rollout`, so that actions may
-depend on where the balls are. Legend: B balls; a state is (x, y, vx, vy), metres and metres a
-second.
+It is the environment's own model, one step of `mujoco.rollout` a call, so that actions may depend
+on the states. Legend: B balls; a state is (x, y, vx, vy), metres and metres a second.
 """
 
 import functools
@@ -10,6 +9,7 @@ import importlib
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from common_jax import extras
 from reward_jax.tasks.maze.mazes import Maze, environment
@@ -20,7 +20,7 @@ MAX_SPEED = 5.0  # PointMaze clips both velocities to this before it steps
 
 
 class Simulator:
-    """B balls that do not meet. states: [B, 4] float64; dt: seconds a step."""
+    """B balls that do not collide. states: [B, 4] float64. dt: seconds of a step."""
 
     def __init__(self, maze: Maze, states: Any) -> None:
         with extras.named():
@@ -29,7 +29,7 @@ class Simulator:
 
         self._model = _model(maze.name)
         self._data = mujoco.MjData(self._model)
-        # Without threads of its own: it runs in the caller's.
+        # No threads of its own: it runs in the caller's.
         self._rollout = rollout.Rollout(nthread=0)
         self.dt = float(self._model.opt.timestep)
         self.states = np.array(states, np.float64)
@@ -38,8 +38,8 @@ class Simulator:
         self._to = np.zeros((count, 1, 5))
         self._acceleration = np.zeros((count, 1, 3))
 
-    def step(self, actions: Any) -> np.ndarray:
-        """One step with forces [B, 2], clipped to [-1, 1]: the new states [B, 4]."""
+    def step(self, actions: Any) -> Float[np.ndarray, "B 4"]:
+        """The new states after one step with forces [B, 2], clipped to [-1, 1]."""
         controls = np.clip(actions, -1.0, 1.0).astype(np.float64)
         self._from[:, 1:3] = self.states[:, :2]
         self._from[:, 3:] = np.clip(self.states[:, 2:], -MAX_SPEED, MAX_SPEED)

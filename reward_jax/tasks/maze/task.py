@@ -1,12 +1,12 @@
 """The PointMaze mazes as tasks: walk to a goal, plan once, follow the plan in the simulator.
 
-Legend: B plans, H rows of a plan, E walks.
+Legend: B plans, H rows of a plan, O observation width.
 """
 
 from typing import Any
 
-import jax
 import numpy as np
+from jaxtyping import Array, Bool, Float, Key
 
 from reward_jax.data.episodes import Episodes
 from reward_jax.tasks.base import Captions, Measure, Outcome, Planner, Task
@@ -26,7 +26,7 @@ from reward_jax.tasks.plane import Plane, draw_paths, read_point
 
 __all__ = ["NEAR", "TASKS", "MazePlane", "MazeTask", "task_of"]
 
-NEAR = 0.5  # metres: a plan that ends nearer than this has ended at the goal (cells are 1 m wide)
+NEAR = 0.5  # metres; nearer than this counts as at the goal (cells are 1 m wide)
 _SHARE = "share of plans that end at the goal"
 
 
@@ -40,7 +40,7 @@ class MazePlane(Plane):
         self.extent = layout.extent
         self.cell = layout.size
 
-    def positions(self, observations: np.ndarray) -> np.ndarray:
+    def positions(self, observations: Float[np.ndarray, "... O"]) -> Float[np.ndarray, "... 2"]:
         return observations[..., :2]
 
     def same_place(self, a: Any, b: Any) -> bool:
@@ -94,7 +94,7 @@ class MazeTask(Task):
             return "walks to random goals"
         return f"walks to the goal ({goal[0]:g}, {goal[1]:g})"
 
-    def starts(self, count: int, seed: int) -> np.ndarray:
+    def starts(self, count: int, seed: int) -> Float[np.ndarray, "count 4"]:
         """States at rest, uniform over the free area."""
         xy = uniform_starts(self.layout, count, np.random.default_rng(seed))
         return np.concatenate([xy, np.zeros_like(xy)], axis=1)
@@ -102,20 +102,20 @@ class MazeTask(Task):
     def execute(
         self,
         planner: Planner,
-        starts: np.ndarray,
+        starts: Float[np.ndarray, "B 4"],
         *,
-        key: jax.Array,
+        key: Key[Array, ""],
         goal: Any,
         simulate: bool = True,
     ) -> Outcome:
-        """Whether plans end within 0.5 m of the goal: their last row, and the ball that follows.
+        """Whether plans, and the balls that follow them, end within 0.5 m of the goal.
 
         inside: share of a plan's positions that lie in free cells. shown: positions [B, H, 2].
         """
         plans = planner(starts, key)
         xy = self.plane.positions(plans.observations)
 
-        def near(last: np.ndarray) -> np.ndarray:
+        def near(last: Float[np.ndarray, "B 2"]) -> Bool[np.ndarray, " B"]:
             return np.linalg.norm(last - np.asarray(goal), axis=-1) < NEAR
 
         executed = None
@@ -124,18 +124,20 @@ class MazeTask(Task):
         inside = self.layout.inside(xy).mean(axis=1)
         return Outcome({"planned": near(xy[:, -1]), "executed": executed, "inside": inside}, xy)
 
-    def draw(self, axes: Any, shown: np.ndarray, *, goal: Any, color: str = "#0072b2") -> None:
-        """Lines [B, H, 2] in the maze, a dot where each ends, a star for the goal."""
+    def draw(
+        self, axes: Any, shown: Float[np.ndarray, "B H 2"], *, goal: Any, color: str = "#0072b2"
+    ) -> None:
+        """Paths in the maze, a dot where each ends, a star for the goal."""
         draw_maze(axes, self.layout)
         draw_paths(axes, shown, goal=goal, color=color)
 
-    def recorded(self, observations: np.ndarray) -> np.ndarray:
+    def recorded(self, observations: Float[np.ndarray, "B H 4"]) -> Float[np.ndarray, "B H 2"]:
         return self.plane.positions(observations)
 
     def summarise(self, means: dict[str, float | None]) -> str:
-        said = f"{means['planned']:.2f} of plans end at the goal"
+        planned = f"{means['planned']:.2f} of plans end at the goal"
         executed = means["executed"]
-        return said if executed is None else f"{said}, {executed:.2f} when executed"
+        return planned if executed is None else f"{planned}, {executed:.2f} when executed"
 
 
 TASKS = tuple(ENVIRONMENTS)  # names

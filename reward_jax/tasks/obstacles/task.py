@@ -1,12 +1,12 @@
 """A point among obstacles as a task: the smallest whole example of the contract.
 
-Legend: B plans, H rows of a plan, E walks, T steps.
+Legend: B plans, H rows of a plan, O observation width.
 """
 
 from typing import Any
 
-import jax
 import numpy as np
+from jaxtyping import Array, Bool, Float, Key
 
 from common_jax.errors import InputError
 from reward_jax.data.episodes import Episodes
@@ -16,7 +16,7 @@ from reward_jax.tasks.plane import Plane, draw_paths, read_point
 
 __all__ = ["NEAR", "TASKS", "ObstaclesPlane", "ObstaclesTask"]
 
-NEAR = 0.4  # metres: nearer than this is at the goal
+NEAR = 0.4  # metres; nearer than this counts as at the goal
 TASKS = tuple(WORLDS)  # names
 
 
@@ -29,7 +29,7 @@ class ObstaclesPlane(Plane):
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def positions(self, observations: np.ndarray) -> np.ndarray:
+    def positions(self, observations: Float[np.ndarray, "... O"]) -> Float[np.ndarray, "... 2"]:
         return observations[..., :2]
 
     def same_place(self, a: Any, b: Any) -> bool:
@@ -115,16 +115,16 @@ class ObstaclesTask(Task):
     def describe(self, goal: Any) -> str:
         return "ways to random goals" if goal is None else f"ways to the goal {tuple(goal)}"
 
-    def starts(self, count: int, seed: int) -> np.ndarray:
-        """Uniform over what is free."""
+    def starts(self, count: int, seed: int) -> Float[np.ndarray, "count 2"]:
+        """Points uniform over the free area."""
         return self.world.uniform(count, np.random.default_rng(seed))
 
     def execute(
         self,
         planner: Planner,
-        starts: np.ndarray,
+        starts: Float[np.ndarray, "B 2"],
         *,
-        key: jax.Array,
+        key: Key[Array, ""],
         goal: Any,
         simulate: bool = True,
     ) -> Outcome:
@@ -132,20 +132,22 @@ class ObstaclesTask(Task):
         plans = planner(starts, key)
         xy = plans.observations  # positions, and nothing else
 
-        def near(last: np.ndarray) -> np.ndarray:
+        def near(last: Float[np.ndarray, "B 2"]) -> Bool[np.ndarray, " B"]:
             return np.linalg.norm(last - np.asarray(goal), axis=-1) < NEAR
 
         reached = near(follow(self.world, xy, starts, plans.stride)) if simulate else None
         clear = (self.world.clearance(xy) >= 0).mean(axis=1)
         return Outcome({"planned": near(xy[:, -1]), "reached": reached, "clear": clear}, xy)
 
-    def draw(self, axes: Any, shown: np.ndarray, *, goal: Any, color: str = "#0072b2") -> None:
+    def draw(
+        self, axes: Any, shown: Float[np.ndarray, "B H 2"], *, goal: Any, color: str = "#0072b2"
+    ) -> None:
         self.plane.draw(axes)
         draw_paths(axes, shown, goal=goal, color=color)
 
-    def recorded(self, observations: np.ndarray) -> np.ndarray:
+    def recorded(self, observations: Float[np.ndarray, "B H 2"]) -> Float[np.ndarray, "B H 2"]:
         return observations
 
     def summarise(self, means: dict[str, float | None]) -> str:
-        said, reached = f"{means['planned']:.2f} of plans end at the goal", means["reached"]
-        return said if reached is None else f"{said}, {reached:.2f} of the walks"
+        planned, reached = f"{means['planned']:.2f} of plans end at the goal", means["reached"]
+        return planned if reached is None else f"{planned}, {reached:.2f} of the walks"

@@ -1,38 +1,39 @@
-"""A point among discs, in closed form: it goes where it is sent, and never into a disc.
+"""A point that moves among discs, in closed form: a world without a simulator.
 
-A world without a simulator, quick and exact: for tests, and as a template of a task.
-Legend: B points, T steps.
+Quick and exact, for tests and as a template of a task.
+Legend: B points, T steps, H rows of a plan.
 """
 
 import dataclasses
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 __all__ = ["DT", "HALF", "SPEED", "WORLDS", "World", "follow", "longest_walk", "move", "walk"]
 
 HALF = 2.0  # metres from the middle to each border
-SPEED = 1.0  # metres a second, of a walk; a plan may be followed half as fast again
+SPEED = 1.0  # metres a second, of a walk; plans are followed at 1.5 times this at most
 DT = 0.1  # seconds a step
-MARGIN = 0.1  # metres between a walk and the discs
+MARGIN = 0.1  # metres that a walk keeps from the discs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class World:
-    """centres [discs, 2] and radii [discs], metres; discs do not touch."""
+    """Discs that do not touch; centres and radii in metres."""
 
     name: str
-    centres: np.ndarray
-    radii: np.ndarray
+    centres: Float[np.ndarray, "discs 2"]
+    radii: Float[np.ndarray, " discs"]
 
-    def clearance(self, xy: Any) -> np.ndarray:
-        """Distance of points [..., 2] to the nearest disc or border; below 0 inside or outside."""
+    def clearance(self, xy: Any) -> Float[np.ndarray, "..."]:
+        """Metres from points [..., 2] to the nearest disc or border; below 0 in one or outside."""
         xy = np.asarray(xy, np.float64)
         discs = np.linalg.norm(xy[..., None, :] - self.centres, axis=-1) - self.radii
         return np.minimum(discs.min(axis=-1), (HALF - np.abs(xy)).min(axis=-1))
 
-    def uniform(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Points uniform over what is free, [count, 2]."""
+    def uniform(self, count: int, rng: np.random.Generator) -> Float[np.ndarray, "count 2"]:
+        """Points uniform over the free area."""
         points = np.empty((0, 2))
         while len(points) < count:
             drawn = rng.uniform(-HALF, HALF, (count, 2))
@@ -57,8 +58,10 @@ def longest_walk(world: World) -> int:
     return int(np.ceil(metres / (SPEED * DT)))
 
 
-def move(world: World, xy: np.ndarray, velocities: np.ndarray, speed: float) -> np.ndarray:
-    """One step from points [B, 2] with velocities [B, 2], cut to `speed`; out of every disc."""
+def move(
+    world: World, xy: Float[np.ndarray, "B 2"], velocities: Float[np.ndarray, "B 2"], speed: float
+) -> Float[np.ndarray, "B 2"]:
+    """Points after one step with these velocities, `speed` at most; discs push points out."""
     pace = np.linalg.norm(velocities, axis=1, keepdims=True)
     xy = xy + DT * velocities * np.minimum(1.0, speed / np.maximum(pace, 1e-12))
     for centre, radius in zip(world.centres, world.radii, strict=True):
@@ -68,10 +71,12 @@ def move(world: World, xy: np.ndarray, velocities: np.ndarray, speed: float) -> 
     return xy.clip(-HALF, HALF)
 
 
-def walk(world: World, starts: Any, goals: Any, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Walk from starts [B, 2] to goals [B, 2], around discs, and stay: positions, velocities.
+def walk(
+    world: World, starts: Any, goals: Any, steps: int
+) -> tuple[Float[np.ndarray, "B T+1 2"], Float[np.ndarray, "B T 2"]]:
+    """Walk from starts [B, 2] to goals [B, 2], around discs, and stay there.
 
-    Returns [B, T + 1, 2] metres, and [B, T, 2] metres a second.
+    steps: T. Returns positions, metres, and velocities, metres a second.
     """
     starts, goals = np.asarray(starts, np.float64), np.asarray(goals, np.float64)
     positions = np.empty((len(starts), steps + 1, 2))
@@ -85,8 +90,10 @@ def walk(world: World, starts: Any, goals: Any, steps: int) -> tuple[np.ndarray,
     return positions, velocities
 
 
-def follow(world: World, plans: np.ndarray, starts: np.ndarray, stride: int) -> np.ndarray:
-    """Go along plans [B, H, 2], a row every `stride` steps, then stand: the ends, [B, 2]."""
+def follow(
+    world: World, plans: Float[np.ndarray, "B H 2"], starts: Float[np.ndarray, "B 2"], stride: int
+) -> Float[np.ndarray, "B 2"]:
+    """Where points end that follow plans, a row every `stride` steps, and then stay."""
     xy = np.asarray(starts, np.float64)
     steps = (plans.shape[1] - 1) * stride
     for t in range(steps + 10):
@@ -97,8 +104,10 @@ def follow(world: World, plans: np.ndarray, starts: np.ndarray, stride: int) -> 
     return xy
 
 
-def _heading(world: World, xy: np.ndarray, goals: np.ndarray) -> np.ndarray:
-    """Unit vectors [B, 2]: to the goal, or along the tangent of the nearest disc on the way."""
+def _heading(
+    world: World, xy: Float[np.ndarray, "B 2"], goals: Float[np.ndarray, "B 2"]
+) -> Float[np.ndarray, "B 2"]:
+    """Unit vectors to the goal, or along the tangent of the nearest disc on the way."""
     way = goals - xy
     length = np.maximum(np.linalg.norm(way, axis=1), 1e-12)
     heading, nearest = way / length[:, None], np.full(len(xy), np.inf)
@@ -108,7 +117,7 @@ def _heading(world: World, xy: np.ndarray, goals: np.ndarray) -> np.ndarray:
         distance = np.linalg.norm(to, axis=1)
         along = (to * straight).sum(axis=1)
         across = straight[:, 0] * to[:, 1] - straight[:, 1] * to[:, 0]
-        # Goals inside the margin are walked to: what of it they need is not in the way.
+        # A goal inside the margin is walked to: there the margin is smaller.
         grown = np.minimum(radius, np.linalg.norm(goals - centre, axis=1))
         blocks = (along > 0) & (along < length) & (np.abs(across) < grown) & (distance < nearest)
         angle = np.arcsin(np.minimum(1.0, grown / np.maximum(distance, 1e-12)))

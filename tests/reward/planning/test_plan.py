@@ -7,7 +7,7 @@ import pytest
 from flax import struct
 
 from common_jax.mesh import make_mesh
-from reward_jax.planning.plan import given, plan, planner, score_windows
+from reward_jax.planning.plan import plan, planner, precomputed, score_windows
 from reward_jax.reward.guide import GuidanceOptions
 from tests.reward.cli_runs import model, reward, space
 
@@ -52,5 +52,5 @@ def test_a_planner_gives_plans_in_the_world_s_own_units():
     x = normaliser.restore(np.asarray(plan(base, starts, key=key, options=options)))
     np.testing.assert_allclose(plans.actions, x[..., :1], atol=1e-5)
     np.testing.assert_allclose(plans.observations, x[..., 1:], atol=1e-5)
-    assert given(plans)(starts, key) is plans
+    assert precomputed(plans)(starts, key) is plans
     assert model().space.plans(np.zeros((2, 8, 4))).actions is None

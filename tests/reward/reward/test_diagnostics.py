@@ -14,7 +14,7 @@ from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.planning import extract
 from reward_jax.reward.diagnostics import antisymmetric_part, explained_fraction, seed_agreement
 from reward_jax.reward.extract import RelativeReward
-from reward_jax.reward.gradients import Climbed, ScoreDifference
+from reward_jax.reward.gradients import ScoreDifference, ValueGuide
 from reward_jax.reward.targets import unit
 from tests.reward.cli_runs import model, reward
 from tests.reward.closed_forms import LinearScore, LogRatio, mixture
@@ -62,7 +62,7 @@ class Scaled:
 
 @pytest.mark.parametrize("by", [1.0, 0.6, 0.0, -1.0])
 def test_the_exact_reward_explains_all_and_a_part_of_it_its_part(pair, x_0, by):
-    reward = Climbed(Scaled(LogRatio(*pair), by))
+    reward = ValueGuide(Scaled(LogRatio(*pair), by))
     got = explained_fraction(reward, pair[0], pair[1], x_0, SCHEDULE, key=KEY)
     assert got.shape == (T,)
     np.testing.assert_allclose(got, np.full(T, 1 - (1 - by) ** 2), atol=1e-4)

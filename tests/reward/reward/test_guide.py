@@ -19,7 +19,7 @@ from reward_jax.diffusion.samplers import DDIM, Ancestral
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.models.reward_nets import WindowMLP
 from reward_jax.reward.extract import RelativeReward, init_params
-from reward_jax.reward.gradients import Climbed, ScoreDifference, gradient_of
+from reward_jax.reward.gradients import ScoreDifference, ValueGuide, gradient_of
 from reward_jax.reward.guide import GuidanceOptions, guided_sample, sweep
 from tests.reward import torch_reference as ref
 from tests.reward.closed_forms import LogRatio, Mixture, mixture
@@ -188,7 +188,10 @@ def gaussians(dimensions: int) -> tuple[Mixture, Mixture]:
 
 def guides(base: Mixture, expert: Mixture) -> dict[str, Any]:
     """Two that are exact."""
-    return {"reward": Climbed(LogRatio(base, expert)), "difference": ScoreDifference(base, expert)}
+    return {
+        "reward": ValueGuide(LogRatio(base, expert)),
+        "difference": ScoreDifference(base, expert),
+    }
 
 
 def assert_samples_of(wanted: Mixture, x: jax.Array, mean: float, spread: float) -> None:
@@ -486,7 +489,9 @@ def test_bad_options(base, reward, options, said):
 
 def test_what_is_no_guide(base):
     scalar: Any = LogRatio(*gaussians(2))
-    with pytest.raises(InputError, match="LogRatio is no guide, for it has no gradient.*Climbed"):
+    with pytest.raises(
+        InputError, match="LogRatio is no guide, for it has no gradient.*ValueGuide"
+    ):
         steered(base, scalar)
 
 

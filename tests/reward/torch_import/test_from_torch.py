@@ -369,6 +369,7 @@ def test_diffusion_loss(tmp_path, epsilon):
     )
     x_t = pinned(jnp.asarray(a * x_0 + s * noise))
     output = forward(ours.model, ours.params, x_t, jnp.asarray(t))
+    assert info.loss_weights is not None
     got = prediction_loss(
         schedule,
         output,
