@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend."""
+"""The one exception for bad input, which a user can mend."""
 
 __all__ = ["InputError"]
 

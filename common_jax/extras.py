@@ -1,9 +1,9 @@
-"""What is installed only when asked for: a missing module names the extra that brings it.
+"""Optional dependencies: the error about a missing module names the extra to install.
 
     with extras.named():
         import gymnasium
 
-The extras stand in pyproject.toml alone: what is installed of this project knows them.
+The extras are listed in pyproject.toml alone: the installed project's metadata has them.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+).*?\bextra\s*==\s*['\"](?P<extra>[\
 
 @contextlib.contextmanager
 def named() -> Iterator[None]:
-    """InputError naming the extra, where an import in this block lacks a module of one."""
+    """Raise InputError naming the extra where an import in this block lacks a module of one."""
     try:
         yield
     except ModuleNotFoundError as error:

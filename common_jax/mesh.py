@@ -1,11 +1,11 @@
 """Where a program runs: a mesh for `jax.jit`, or `jax.pmap` over data alone.
 
-A mesh has three axes: "data" (whole copies of the parameters), "fsdp" (parameters cut into shards
-that are gathered when used; the batch is cut over data and fsdp) and "tensor" (single matrices cut
-across devices). `jax.jit` over a mesh is the default way. `pmap` is in JAX's maintenance mode: it
-is offered for data parallelism alone, through one thin wrapper.
+A mesh has three axes: "data" (whole copies of the parameters), "fsdp" (parameters are sharded, and
+gathered when used; the batch is sharded over data and fsdp) and "tensor" (single matrices are
+sharded). `jax.jit` over a mesh is the default way. `pmap` is in JAX's maintenance mode: it is
+offered for data parallelism alone, through one thin wrapper.
 
-Legend of shapes: B rows of a batch.
+Legend: B rows of a batch.
 """
 
 import functools
@@ -22,7 +22,7 @@ from common_jax.errors import InputError
 
 __all__ = ["AXES", "batch_sharding", "constrain", "make_mesh", "mesh_for", "pmap", "replicate"]
 
-AXES = ("data", "fsdp", "tensor")  # rows are cut over the first two
+AXES = ("data", "fsdp", "tensor")  # rows are sharded over the first two
 
 
 def make_mesh(
@@ -61,9 +61,9 @@ def make_mesh(
 
 
 def mesh_for(sizes: Mapping[str, int] | None) -> Mesh | None:
-    """`make_mesh(**sizes)`, or None for one device: programs without a mesh are simpler ones.
+    """`make_mesh(**sizes)`, or None for one device, whose programs need no mesh.
 
-    Sizes that were not given are 1, none at all are one device.
+    Sizes that are not given are 1.
     """
     if sizes is None or set(sizes.values()) <= {1}:
         return None
@@ -72,7 +72,7 @@ def mesh_for(sizes: Mapping[str, int] | None) -> Mesh | None:
 
 
 def batch_sharding(mesh: Mesh, rows: int | None = None) -> NamedSharding:
-    """Rows [B, ...] cut over data and fsdp; over fewer axes where `rows` does not divide."""
+    """Rows [B, ...] sharded over data and fsdp; over fewer axes where `rows` does not divide."""
     axes = AXES[:2]
     while rows is not None and rows % math.prod(mesh.shape[axis] for axis in axes):
         axes = axes[:-1]
@@ -82,10 +82,10 @@ def batch_sharding(mesh: Mesh, rows: int | None = None) -> NamedSharding:
 def constrain(
     tree: PyTree[Shaped[Array, "B ..."]], mesh: Mesh | None
 ) -> PyTree[Shaped[Array, "B ..."]]:
-    """Hold each array of a tree to its rows: weights move, activations stay.
+    """Keep each array of a tree sharded by rows: weights move between devices, activations stay.
 
-    Left to itself, the compiler may keep them cut as the weights are, and sum activations over
-    devices after each product. Without a mesh, the tree as it is.
+    Otherwise the compiler may shard activations as the weights are, and sum them over devices
+    after each product. Without a mesh, the tree as it is.
     """
     if mesh is None:
         return tree
@@ -112,9 +112,9 @@ def pmap(
     """`function(params, *batch)` with the batch split over devices, under `jax.pmap`.
 
     Every array in `batch` has the same leading axis B, and `params` goes whole to each device.
-    out_axes: where B stands in the results, an int or a tree of them (a prefix of the result, as
-    in `jax.vmap`). Rows are independent of each other: B is padded up to a multiple of the
-    devices by repeating the last row, and the padding is cut from what comes back, so that the
+    out_axes: the axis of B in the results, an int or a tree of them (a prefix of the result, as in
+    `jax.vmap`). Rows must be independent of each other: B is padded up to a multiple of the
+    devices by repeating the last row, and the padding is removed from the results, so that the
     wrapped function has the signature and the results of `function`.
     """
     devices = jax.local_devices() if devices is None else list(devices)

@@ -1,4 +1,4 @@
-"""One progress bar: on stderr where that is a terminal, and nowhere else."""
+"""A progress bar, shown on stderr where that is a terminal, and nowhere else."""
 
 import contextlib
 import sys
@@ -9,7 +9,7 @@ __all__ = ["Bar", "bar"]
 
 
 class Bar:
-    """How far a work of `total` units has come; `speed` is known from the second update on."""
+    """The progress of work of `total` units; `speed` is known from the second update on."""
 
     def __init__(
         self, show: Callable[[float, str, str], None], unit: str, start: float = 0
@@ -20,10 +20,10 @@ class Bar:
         self.speed: float | None = None  # units a second
 
     def update(self, done: float, note: str = "") -> None:
-        """`done` units of all are done, those before a resume among them.
+        """Show that `done` units are done, including those before a resume.
 
-        note: what else to tell, such as a loss. The first units compile: speed is that of the
-        units after them. Until there are such, the bar shows that of the first.
+        note: a text to show, such as a loss. The first units include compilation: `speed` is that
+        of the units after them. Until there are such, the bar shows that of the first.
         """
         now = time.perf_counter()
         self._first = self._first or (now, done)
@@ -43,9 +43,9 @@ def _per_second(speed: float, unit: str) -> str:
 def bar(
     what: str, total: float, *, unit: str = "steps", start: float = 0, show: bool = True
 ) -> Iterator[Bar]:
-    """A bar named `what` with what is done of `total`, units a second and the time left.
+    """A bar named `what`: units done of `total`, units a second and the time left.
 
-    start: what was done before, where a run goes on. show: False for none, even on a terminal.
+    start: units done before, in a resumed run. show: False for no bar, even on a terminal.
     """
     if not (show and sys.stderr.isatty()):
         yield Bar(lambda *_: None, unit, start)

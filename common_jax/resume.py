@@ -1,10 +1,10 @@
-"""One way to go on with work that was killed: alone in its folder, under its first settings.
+"""Resuming work that was killed: alone in its folder, and with the settings it began with.
 
     with resume.hold(folder, settings, free={"mesh"}):
-        ...  # whatever checkpoints, journals or results the work keeps there are of these settings
+        ...  # all checkpoints, journals and results in the folder are of these settings
 
-Settings are a mapping that JSON can hold: what the result follows from. A digest stands for what
-is too long to name (weights, rows of data). They are kept in the folder's settings.json.
+Settings are a mapping that JSON can hold, of all that the result depends on. A digest stands for
+what is too long to name (weights, rows of data). They are stored in the folder's settings.json.
 """
 
 import contextlib
@@ -40,9 +40,9 @@ Settings = Mapping[str, Any]
 def hold(
     folder: str | pathlib.Path, settings: Settings, *, free: Collection[str] = ()
 ) -> Iterator[None]:
-    """Work in `folder`, which is made if it is not there: `alone`, and under `settle`d settings.
+    """Hold `folder`, made if it is not there, for this process `alone`, and `settle` its settings.
 
-    Of a distributed run one process holds it.
+    In a distributed run, one process holds it.
     """
     with alone(folder):
         settle(folder, settings, free=free)
@@ -50,7 +50,7 @@ def hold(
 
 
 def settle(folder: str | pathlib.Path, settings: Settings, *, free: Collection[str] = ()) -> None:
-    """`check`, and keep the settings in `folder`, which is there, for the starts that follow."""
+    """`check`, and store the settings in `folder`, which exists, for later starts to check."""
     check(folder, settings, free=free)
     path = pathlib.Path(folder) / SETTINGS
     if not path.exists():
@@ -58,9 +58,9 @@ def settle(folder: str | pathlib.Path, settings: Settings, *, free: Collection[s
 
 
 def check(folder: str | pathlib.Path, settings: Settings, *, free: Collection[str] = ()) -> None:
-    """InputError where the work in `folder` began with other settings; writes nothing.
+    """Raise InputError where the work in `folder` began with other settings; writes nothing.
 
-    settings: what must be the same when the work goes on, but for the names in `free`.
+    settings: all of them must be the same in a resumed run, except the names in `free`.
     """
     path = pathlib.Path(folder) / SETTINGS
     if not path.exists():
@@ -84,11 +84,11 @@ def check(folder: str | pathlib.Path, settings: Settings, *, free: Collection[st
 
 
 def difference(found: Settings, wanted: Settings, *, free: Collection[str] = ()) -> str | None:
-    """The first setting of `wanted` that is another one in `found`: "steps 20, not 30"; or None.
+    """The first setting that differs, as in "steps 20, not 30"; None where none does.
 
-    found: as it was kept. Nested settings are named with dots, training.steps. A name that is not
-    in `found` is an option newer than that run: no difference. One that only `found` has, in a
-    group of settings that is given, was taken away.
+    found: as stored. wanted: of this start. Nested settings are named with dots, training.steps. A
+    name that `found` lacks is an option newer than that run: no difference. A name that only
+    `found` has, in a group that is given, is an option that was removed: a difference.
     """
     before = _flat({k: v for k, v in _plain(found).items() if k not in free})
     now = _flat({k: v for k, v in _plain(wanted).items() if k not in free})
@@ -104,13 +104,13 @@ def difference(found: Settings, wanted: Settings, *, free: Collection[str] = ())
 
 @contextlib.contextmanager
 def alone(folder: str | pathlib.Path) -> Iterator[None]:
-    """Work in `folder`, which is made if it is not there; InputError while another does."""
+    """Hold `folder`, made if it is not there; raises InputError while another process does."""
     with lock(make_folder(folder) / LOCK, _taken(folder)):
         yield
 
 
 def check_alone(folder: str | pathlib.Path) -> None:
-    """InputError while another works in `folder`: hours before `alone` would say so."""
+    """Raise InputError while another process holds `folder`, long before `alone` would."""
     path = pathlib.Path(folder) / LOCK
     if path.exists():  # left by a run that was killed, or held
         with lock(path, _taken(folder)):
@@ -123,7 +123,7 @@ def _taken(folder: str | pathlib.Path) -> str:
 
 @contextlib.contextmanager
 def lock(path: pathlib.Path, taken: str) -> Iterator[None]:
-    """Hold the file `path`, which is there only for this; InputError `taken` where it is held."""
+    """Hold the lock file `path`; raises InputError with the text `taken` where it is held."""
     file = open_alone(path, taken)
     try:
         yield
@@ -133,10 +133,10 @@ def lock(path: pathlib.Path, taken: str) -> Iterator[None]:
 
 
 def open_alone(path: pathlib.Path, taken: str) -> BinaryIO:
-    """`path`, to be read and appended to by this process alone; InputError `taken` otherwise.
+    """`path`, open for this process alone to read and append; InputError `taken` where it is held.
 
-    The kernel lets go of it when it is closed or the process ends, however it does. Remove the
-    file before that, not after.
+    The kernel releases it when it is closed or the process ends, in whatever way. Remove the file
+    before that, not after.
     """
     while True:
         try:
@@ -150,11 +150,11 @@ def open_alone(path: pathlib.Path, taken: str) -> BinaryIO:
             raise InputError(taken) from error
         if _is(path, file.fileno()):
             return file
-        file.close()  # its holder removed it meanwhile: another may hold a new one of that name
+        file.close()  # its holder removed it meanwhile: there may be a new file of that name
 
 
 def check_free(path: pathlib.Path, taken: str) -> None:
-    """InputError `taken` while another process holds `path`; leaves it as it is."""
+    """Raise InputError with the text `taken` while another process holds `path`."""
     if path.exists():
         open_alone(path, taken).close()
 

@@ -1,8 +1,8 @@
-"""A training run's directory: its settings, where they came from, and what was measured.
+"""A training run's directory: its settings, its environment and its metrics.
 
 run/
   config.yaml         settings, ready to be given to the command again
-  settings.json       those that must be the same when the run goes on (`common_jax.resume`)
+  settings.json       those that must be the same when it is resumed (`common_jax.resume`)
   environment.json    git revision, versions, devices, time and command of each start
   metrics.jsonl       one object a logged step
   tensorboard/        the same numbers
@@ -32,7 +32,7 @@ _VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers
 
 
 def check_directory(directory: str | pathlib.Path, *, resume: bool = False) -> None:
-    """Can a run be written there? Writes nothing; raises InputError naming the directory.
+    """Raise InputError, naming the directory, where a run cannot be written; writes nothing.
 
     A run that is already there needs `resume`. A directory that holds something else, or that
     another process is writing to, is refused.
@@ -57,7 +57,7 @@ def check_directory(directory: str | pathlib.Path, *, resume: bool = False) -> N
 
 
 def note_run(directory: str | pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Make the directory, and keep there what a command ran with: config.yaml, environment.json.
+    """Make the directory, and write a command's config.yaml and environment.json there.
 
     Paths among the settings become text. Raises InputError where it cannot be written, and for
     the directory of a training run, whose own settings would be lost.
@@ -86,9 +86,8 @@ class Run:
     ) -> None:
         """Open or make the directory.
 
-        start: the step that the run goes on from, 0 if from its beginning. What was logged beyond
-        it, by a start that was killed after its last checkpoint, is dropped: those steps are run,
-        and logged, again.
+        start: the step from which the run is resumed, 0 for a new one. Later lines of the log, of
+        steps after the last checkpoint, are removed: those steps are run, and logged, again.
         """
         self.directory, self.start = pathlib.Path(directory), start
         try:
@@ -109,7 +108,7 @@ class Run:
         self._board.close()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write numbers measured at `step`, at once: a kill loses none that were logged."""
+        """Write metrics of `step`, at once: a kill loses none that were logged."""
         self._metrics.write(json.dumps({"step": step, **metrics}, ensure_ascii=False) + "\n")
         self._metrics.flush()
         for name, value in metrics.items():
@@ -126,7 +125,7 @@ class Run:
 
 
 def read_metrics(directory: str | pathlib.Path) -> list[dict[str, float]]:
-    """What a run logged, each with its "step"; [] if nothing. InputError naming a spoilt line."""
+    """A run's metrics, each with its "step"; [] if none. Raises InputError for a damaged line."""
     path = pathlib.Path(directory) / "metrics.jsonl"
     return [row for _, row in _lines(path)] if path.is_file() else []
 
@@ -146,7 +145,7 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, float]]]:
 
 
 def environment() -> dict[str, Any]:
-    """What this process is: time, command, git revision, devices, versions; plain JSON."""
+    """Time, command, git revision, devices and versions of this process; plain JSON."""
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -159,7 +158,7 @@ def environment() -> dict[str, Any]:
 def _note_environment(path: pathlib.Path) -> None:
     try:
         starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    except ValueError:  # cut short by a kill: what it said is lost, the run is not
+    except ValueError:  # cut short by a kill: its lines are lost, the run is not
         starts = []
     starts.append(environment())
     with atomic(path) as temporary:

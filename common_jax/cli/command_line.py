@@ -1,8 +1,7 @@
 """A command line: `PROGRAM COMMAND`, each command reading a YAML --config with flags on top.
 
 Options are typed dataclasses, read by jsonargparse. A command's module is imported when that
-command is chosen, so that --help and mistyped options are answered at once. What a user can mend
-is one line on stderr and exit code 2.
+command is chosen, so that --help is quick. Bad input gives one line on stderr and exit code 2.
 """
 
 import dataclasses
@@ -39,7 +38,7 @@ Compiled programs are kept in the user's cache folder; JAX_COMPILATION_CACHE_DIR
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A line of help, and `load`, which imports and gives the options and what runs on them."""
+    """help: one line. load: imports the command; returns its options class and its function."""
 
     help: str
     load: Callable[[], tuple[type, Callable[[Any], Any]]]
@@ -57,7 +56,7 @@ def of_module(help: str, module: str) -> Command:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """A command of commands, `PROGRAM GROUP COMMAND`: a line of help, and what gives them."""
+    """Commands under one name, `PROGRAM GROUP COMMAND`. help: one line. load: returns them."""
 
     help: str
     load: Callable[[], Mapping[str, Command]]
@@ -147,7 +146,7 @@ def parse(program: str, about: str, options_class: type, argv: Sequence[str]) ->
 
 
 def _empty(options: Any, prefix: str = "") -> Iterator[str]:
-    """Names of options that were given as an empty text, which is nobody's path or name."""
+    """Names of options that were given as an empty text, which is neither a path nor a name."""
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if dataclasses.is_dataclass(value):
@@ -214,14 +213,14 @@ def _nearest(name: str, names: Any) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-# What jsonargparse says of a number beyond its range, or of what is no such number.
+# Jsonargparse's message about a number beyond its range, or about what is not a number.
 _RANGE = re.compile(
     r": Not of type (\w+): (?:invalid literal for int.. with base 10: "
     r"|could not convert string to float: )?'?(.*?)'?"
     r"(?: does not conform to restriction .*| not an integer| not a number)?$"
 )
 
-# The same of an option that may also be null.
+# The same for an option that may also be null.
 _OR_NULL = re.compile(
     r"Does not validate against any of the Union subtypes .* Errors: - (Not of type \w+: ).*"
     r" Given value: (.*)$"

@@ -1,4 +1,4 @@
-"""Settings that several commands share; light, so that --help comes at once."""
+"""Options that several commands share; imports little, so that --help is quick."""
 
 import dataclasses
 
@@ -13,9 +13,9 @@ class MeshOptions:
     """Devices along each axis; one of them may be -1, for all that are left.
 
     Args:
-        data: whole copies of the models, each with its part of a batch.
-        fsdp: devices among which weights (and optimizer state) are cut, gathered when used.
-        tensor: devices among which single matrices are cut.
+        data: whole copies of the models, each with its shard of a batch.
+        fsdp: devices that weights (and optimizer state) are sharded over, gathered when used.
+        tensor: devices that single matrices are sharded over.
     """
 
     data: int = 1
@@ -25,14 +25,14 @@ class MeshOptions:
 
 @dataclasses.dataclass(kw_only=True)
 class RunOptions:
-    """What every command that trains asks of its run.
+    """Options of every training run.
 
     Args:
         out: the run's directory; it must not exist yet, unless resume is given.
-        seed: of initial parameters and of all that is drawn.
+        seed: of initial parameters and of all other random numbers.
         save_every: steps between checkpoints.
         resume: go on with the run in out, if there is one.
-        mesh: devices; rows of a batch are cut over data and fsdp.
+        mesh: devices; rows of a batch are sharded over data and fsdp.
     """
 
     out: str
@@ -43,6 +43,6 @@ class RunOptions:
 
 
 def check_seed(seed: int) -> None:
-    """InputError for a seed beyond 32 bits, which jax would cut without a word."""
+    """Raise InputError for a seed beyond 32 bits, which jax would truncate without a warning."""
     if not 0 <= seed < 2**32:
         raise InputError(f"seed is {seed}: give 0 to {2**32 - 1}")

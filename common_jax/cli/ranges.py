@@ -1,7 +1,7 @@
-"""Numbers with a range, as types of options: stated where the option is, checked in one place.
+"""Numbers with a range, as types of options.
 
-The command line holds options to their types as it reads them. `check_ranges` holds those to them
-that were made in Python, where nothing reads types.
+The command line checks options against their types as it reads them. `check_ranges` checks options
+that were made in Python, where types are not enforced.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ __all__ = [
     "plain",
 ]
 
-_SEEDS = 2**32  # jax cuts a seed beyond 32 bits without a word
+_SEEDS = 2**32  # jax truncates a seed beyond 32 bits without a warning
 
 if TYPE_CHECKING:
     PositiveInt = NonNegativeInt = Seed = int
@@ -61,7 +61,7 @@ def in_words(name: str) -> str:
 
 
 def check_ranges(options: Any, prefix: str = "") -> None:
-    """InputError naming the first option of a dataclass, or of one in it, beyond its range."""
+    """Raise InputError naming the first option of a dataclass, also nested, beyond its range."""
     hints = typing.get_type_hints(type(options))
     for field in dataclasses.fields(options):
         value, name = getattr(options, field.name), f"{prefix}{field.name}"

@@ -13,8 +13,8 @@ __all__ = ["Checkpoints"]
 class Checkpoints:
     """The checkpoints of a training run, newest `keep` of them, with exact resume.
 
-    A checkpoint is a tree of arrays: parameters, optimiser state, `jax.random.key_data` of keys.
-    What settings they are of is kept beside them (`common_jax.resume`). Use as a context:
+    A checkpoint is a tree of arrays: parameters, optimizer state, `jax.random.key_data` of keys.
+    Their settings are stored beside them (`common_jax.resume`). Use as a context:
 
         with Checkpoints("run/checkpoints", keep=2) as checkpoints:
             if (step := checkpoints.latest()) is not None:
@@ -40,7 +40,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any) -> None:
-        """Write `state` as the checkpoint of `step`; one that is there is kept."""
+        """Write `state` as the checkpoint of `step`; one that exists already is left as it is."""
         if step not in self._manager.all_steps():
             self._manager.save(step, args=ocp.args.StandardSave(state))
 
@@ -48,7 +48,7 @@ class Checkpoints:
         """The state of `step`, in the shapes, dtypes and shardings of `like`."""
         try:
             return self._manager.restore(step, args=ocp.args.StandardRestore(like))
-        except Exception as error:  # orbax raises bare ones for spoilt arrays
+        except Exception as error:  # orbax raises bare ones for damaged arrays
             reason = " ".join(str(error).split())[:200]
             raise InputError(
                 f"{self._manager.directory}/{step}: the checkpoint is corrupt, or of other "

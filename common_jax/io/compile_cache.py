@@ -1,7 +1,7 @@
 """JAX's persistent compilation cache: a second start reads programs instead of compiling them.
 
-What lies in that folder is machine code that JAX loads and runs. So the folder must be the user's
-own and closed to others: whoever else could write there could run code as this user.
+The folder holds machine code that JAX loads and runs. So it must be the user's own and closed to
+others: whoever else could write there could run code as this user.
 """
 
 import grp
@@ -19,14 +19,13 @@ def enable(folder: str | pathlib.Path | None = None) -> pathlib.Path | None:
     """Keep every compiled program in `folder`, and look there first.
 
     By default JAX_COMPILATION_CACHE_DIR, or tuco-reward-jax/compiled in the user's cache folder.
-    Call it before the first compilation. Returns the folder, or None where there is no such
-    cache: the folder cannot be made, or others could write there, and then JAX has none either. A
-    cache is a convenience, never a reason to stop. A bucket (gs://...) is left to JAX, and to
-    whom the bucket lets in.
+    Call it before the first compilation. Returns the folder, or None, without an error, where the
+    folder cannot be made, or others could write there; JAX then has no cache, either. A bucket
+    (gs://...) is left to JAX: its access rules decide who can write there.
     """
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     chosen = folder or os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    # By default programs that compile in under a second are not kept: ours mostly are such.
+    # By default programs that compile in under a second are not kept; most of these are such.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if "://" in str(chosen):
@@ -36,19 +35,19 @@ def enable(folder: str | pathlib.Path | None = None) -> pathlib.Path | None:
         given = pathlib.Path(chosen or cache / "tuco-reward-jax" / "compiled").expanduser()
         given.parent.mkdir(parents=True, exist_ok=True)
         given.mkdir(mode=0o700, exist_ok=True)
-        # What is checked is what JAX is told: links followed, once.
+        # Links are resolved once, so that JAX is given the folder that was checked.
         real = given.resolve(strict=True)
         if os.access(real, os.W_OK | os.X_OK) and _is_private(real):
             path = real
     except (OSError, RuntimeError):  # RuntimeError: no home to expand "~" to
         pass
-    # JAX reads the variable by itself: what is refused here must be refused there.
+    # JAX reads the variable by itself: a folder refused here must be refused there, too.
     jax.config.update("jax_compilation_cache_dir", path and str(path))
     return path
 
 
 def _is_private(folder: pathlib.Path) -> bool:
-    """Whether nobody but this user and root can put anything into `folder`, or has done so.
+    """Whether nobody but this user and root can write to `folder`, or has done so.
 
     folder: without links. It and all that it holds are this user's, others may not write to it,
     and it cannot be exchanged: folders above it are closed likewise, or protect what each user

@@ -1,7 +1,4 @@
-"""Files of results: tried before the work begins, written whole or not at all, read back.
-
-Loads fast.
-"""
+"""Files of results: checked before the work begins, written whole or not at all, read back."""
 
 import contextlib
 import json
@@ -17,7 +14,7 @@ __all__ = ["atomic", "check_writable", "make_folder", "read_json", "write_json"]
 
 
 def check_writable(path: str | pathlib.Path, formats: Collection[str]) -> pathlib.Path:
-    """The path of a file yet to be written, or InputError if it could not be; nothing is left."""
+    """The path of an output; raises InputError where it could not be written. Leaves no file."""
     path = pathlib.Path(path)
     if path.suffix not in formats:
         raise InputError(f"{path}: output comes as {', '.join(formats)}, not {path.suffix!r}")
@@ -27,7 +24,7 @@ def check_writable(path: str | pathlib.Path, formats: Collection[str]) -> pathli
     if not folder.is_dir():
         raise InputError(f"{path}: the folder {folder} does not exist; make it first")
     try:
-        # Permission bits do not tell of read-only mounts, nor bind root: try.
+        # Permission bits do not show read-only mounts, nor bind root: try.
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise InputError(f"{path}: cannot write into {folder}: {error.strerror}") from error
@@ -35,7 +32,7 @@ def check_writable(path: str | pathlib.Path, formats: Collection[str]) -> pathli
 
 
 def make_folder(path: str | pathlib.Path) -> pathlib.Path:
-    """The folder, made if it is not there, or InputError."""
+    """The folder, made if it is not there; raises InputError where it cannot be written to."""
     path = pathlib.Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -69,9 +66,10 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 def read_json(
     path: pathlib.Path, wanted: Any, mend: str = "delete it, and it is made again"
 ) -> Any:
-    """One JSON document; InputError, with the mend, where it is cut short or lacks something.
+    """One JSON document; raises InputError where it is cut short or lacks something.
 
-    wanted: what must be there: {key: what it holds}, [what each item holds], or None for anything.
+    wanted: what it must hold: {key: what it holds}, [what each item holds], or None for anything.
+    mend: the end of the message, which says what to do.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -85,7 +83,7 @@ def read_json(
 
 
 def _lack(found: Any, wanted: Any, name: str) -> str:
-    """Name of the first thing that is not there, or ""."""
+    """Name of the first thing that is missing, or ""."""
     if wanted is None:
         return ""
     if not isinstance(found, type(wanted)):

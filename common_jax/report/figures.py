@@ -1,4 +1,4 @@
-"""One look for every figure: no pyplot, no display, colours that the colour-blind tell apart."""
+"""The style of every figure: no pyplot, no display, colours for the colour-blind, too."""
 
 import base64
 import io
@@ -47,7 +47,7 @@ def draw(
     columns: int = 1,
     share_x: bool = False,
 ) -> str:
-    """A figure as a data URI (SVG), for an `<img>` of a page that loads nothing.
+    """A figure as a data URI (SVG), for an `<img>` of a self-contained page.
 
     paint: draws on the Axes that it is given (an array of them where there are several). width,
     height: in inches; at the default a figure is readable at the width of a phone.

@@ -1,10 +1,10 @@
-"""What a study found, in one form for every study: JSON, a page, and Markdown with its figures.
+"""The report of a study, in one form for every study: JSON, HTML, and Markdown with its figures.
 
-A study measures, and puts `Findings` together; nothing here measures. `write` leaves in a folder
+A study makes `Findings` of its measurements; `write` puts into a folder
 
-    results.json   everything that was measured, with facts of the run
-    report.html    one page that loads nothing
-    report.md      the same in words and tables, its figures beside it as .svg
+    results.json   all measurements, with facts of the run
+    report.html    one self-contained page
+    report.md      the same in text and tables, its figures beside it as .svg
 """
 
 import base64
@@ -36,7 +36,7 @@ Verdict = Literal["reproduced", "not reproduced", "not clear", "not testable her
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A claim of the paper beside what came out here.
+    """A claim of the paper beside the result here.
 
     text: the claim in our words, with its section. paper: its figure there. measured: ours.
     """

@@ -1,4 +1,4 @@
-"""One frame for every report: page.html beside this file, which a package's template extends."""
+"""The frame of every report: page.html beside this file, which a package's template extends."""
 
 import pathlib
 from typing import Any
@@ -9,7 +9,7 @@ __all__ = ["render"]
 
 
 def render(template: pathlib.Path, **context: Any) -> str:
-    """A page: one HTML text that loads nothing and runs nothing; every value is escaped.
+    """A page: self-contained HTML without scripts; every value is escaped.
 
     template: extends page.html; its block `content` holds sections, `style` rules of its own.
     context: what page.html names (title; summary, sentences; method, paragraphs; facts, a dict)

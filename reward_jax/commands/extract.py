@@ -40,7 +40,7 @@ class Config(RunOptions):
         expert: the expert's, likewise.
         data: the base's episodes, for matching.x_t mixed or base: x_t is noised data.
         expert_data: the expert's episodes, for matching.x_t mixed or expert.
-        cut: how episodes are cut out of the file, and windows out of episodes.
+        cut: how the file is divided into episodes, and episodes into windows.
         held_out: share of the episodes that the diagnostics are measured on, and nothing else.
         reward: the network.
         matching: how it is trained.

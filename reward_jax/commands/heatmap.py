@@ -29,14 +29,14 @@ class Config:
     Args:
         reward: a reward or a discriminator, a file or a run.
         data: the base's episodes.
-        cut: how episodes are cut out of the file, and windows out of episodes.
+        cut: how the file is divided into episodes, and episodes into windows.
         out: folder of heatmap.png, heatmap.json (peak, goal, distance) and heatmap.npz.
         windows: trajectories that are scored.
         bins: to the side of a cell.
         t: diffusion step at which they are scored.
         goal: what the peak is measured against, such as [x, y]; by default the expert's goal.
         seed: of the choice of windows.
-        mesh: devices; windows are cut over data and fsdp.
+        mesh: devices; windows are sharded over data and fsdp.
     """
 
     reward: str

@@ -47,7 +47,7 @@ class Config:
         expert: the expert's, likewise.
         reward: the run of `reward-jax extract`.
         data: the base's episodes.
-        cut: how episodes are cut out of the file, and windows out of episodes.
+        cut: how the file is divided into episodes, and episodes into windows.
         out: folder of report.html.
         scale: guidance scale.
         plans: steered plans.

@@ -38,7 +38,7 @@ class SteeringConfig:
         plans: how many, from starts that the task draws.
         goal: what outcomes are measured against, such as [x, y]; by default the expert's goal.
         seed: of starts and noise.
-        mesh: devices; plans are cut over data and fsdp.
+        mesh: devices; plans are sharded over data and fsdp.
     """
 
     base: str

@@ -41,7 +41,7 @@ class Config(RunOptions):
 
     Args:
         data: a file of `reward-jax data`, D4RL's HDF5, or a Minari data set.
-        cut: how episodes are cut out of the file, and windows out of episodes.
+        cut: how the file is divided into episodes, and episodes into windows.
         init: a trained denoiser (file or run) to begin with: an expert from its base. Its network,
             horizon, stride, actions, normaliser, schedule, diffusion_steps and clip_x0 are taken
             over: leave those options out.

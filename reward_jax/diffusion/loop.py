@@ -1,4 +1,7 @@
-"""The host's side of a training loop: several steps a compiled call, checkpoints, exact resume."""
+"""The host's side of a training loop: several steps a compiled call, checkpoints, exact resume.
+
+Legend: S seeds. Metrics are those of each step, [steps, ...]; `loss` is [steps] or [steps, S].
+"""
 
 import dataclasses
 import functools
@@ -10,6 +13,7 @@ import jax
 import numpy as np
 import optax
 from jax.core import Tracer
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from common_jax import resume
 from common_jax.errors import InputError
@@ -26,17 +30,18 @@ __all__ = [
     "steps_done",
 ]
 
-# (state, first step, number of steps) -> (state, metrics, each [number of steps, ...])
-Call = Callable[[Any, int, int], tuple[Any, Mapping[str, jax.Array]]]
-OnStep = Callable[[int, dict[str, np.ndarray]], None]
+# (state, first step, number of steps) -> (state, metrics)
+Call = Callable[[Any, int, int], tuple[Any, Mapping[str, Float[Array, "steps ..."]]]]
+# (steps done, metrics of the last call)
+OnStep = Callable[[int, dict[str, Float[np.ndarray, "steps ..."]]], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopOptions:
-    """What a step and a compiled call hold.
+    """Sizes of a step, of a compiled call, and of the time between checkpoints.
 
     Args:
-        batch_size: rows of a step, where they are drawn here.
+        batch_size: rows of a step, where batches are drawn here.
         steps_per_call: steps of one compiled call.
         save_every: steps between checkpoints; by default there is one at the end.
     """
@@ -55,9 +60,9 @@ class LoopOptions:
 def quick_jit(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`jax.jit` for programs whose time goes into matrix products.
 
-    On a CPU LLVM's higher levels take a tenth of compiling, and such a program is no faster for
-    them (Hopper's reward: 28.3 ms a step with them, 28.4 ms without). Inside another program it
-    is `jax.jit`. options: of `jax.jit`.
+    On a CPU, LLVM's higher optimization levels take a tenth of the time of compiling, and do not
+    make such a program faster (Hopper's reward: 28.3 ms a step with them, 28.4 ms without). Inside
+    another program, and elsewhere, it is `jax.jit`. options: of `jax.jit`.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,8 +82,10 @@ def quick_jit(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., An
 
 
 @functools.partial(jax.jit, static_argnames=("optimizer", "seeds"))
-def begin(params: Any, *, optimizer: optax.GradientTransformation, seeds: bool) -> Any:
-    """The optimizer's state: one program, where `init` by itself compiles one for every shape.
+def begin(
+    params: PyTree[Float[Array, "..."]], *, optimizer: optax.GradientTransformation, seeds: bool
+) -> PyTree[Shaped[Array, "..."]]:
+    """The optimizer's state, by one program; `init` alone compiles one for every shape.
 
     seeds: leaves of params have a leading axis [S], and so will the state's.
     """
@@ -95,14 +102,14 @@ def run_loop(
     directory: str | pathlib.Path | None = None,
     save_every: int | None = None,
     settings: Mapping[str, Any] | None = None,
-) -> tuple[Any, dict[str, np.ndarray]]:
+) -> tuple[Any, dict[str, Float[np.ndarray, "steps ..."]]]:
     """Run `steps` steps, from the newest checkpoint in `directory` where there is one.
 
     state: a tuple, parameters first.
     on_step: called after each compiled call with the steps done and the call's metrics.
     directory: for checkpoints, every `save_every` steps (default: at the end alone), rounded up to
-    whole calls. settings: what must be the same when a run goes on (`common_jax.resume`).
-    Returns the state and the metrics of the steps that were run now, each [steps, ...].
+    whole calls. settings: must be the same when a run is resumed (`common_jax.resume`).
+    Returns the state and the metrics of the steps that were run now.
     Raises InputError when the loss is no longer finite, or the parameters that would be saved or
     returned are not, naming the step; the checkpoints before it stay as they are.
     """
@@ -144,7 +151,7 @@ def _steps(
         check_finite(metrics, done, saved if save else None)
         done += count
         due = done == steps or (save_every and done - saved >= save_every)
-        if due:  # the step that ruins them has a finite loss itself
+        if due:  # the loss of the step that made them infinite is still finite
             _check_parameters(state[0], done, saved if save else None)
         measured.append(metrics)
         if on_step:
@@ -157,8 +164,13 @@ def _steps(
     return state, {k: np.concatenate([m[k] for m in measured]) for k in measured[0]}
 
 
-def check_finite(metrics: Mapping[str, np.ndarray], first: int, saved: int | None) -> None:
-    """InputError naming the first step whose loss is not finite."""
+def check_finite(
+    metrics: Mapping[str, Float[np.ndarray, "steps ..."]], first: int, saved: int | None
+) -> None:
+    """Raise InputError naming the first step whose loss is not finite.
+
+    first: steps done before. saved: step of the newest checkpoint, or None.
+    """
     loss = metrics["loss"]
     bad = ~np.isfinite(loss).reshape(loss.shape[0], -1).all(axis=1)
     if bad.any():

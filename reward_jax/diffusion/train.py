@@ -130,7 +130,7 @@ def train_denoiser(
     on_step: OnStep | None = None,
     checkpoints: str | pathlib.Path | None = None,
     mesh: Mesh | None = None,
-) -> tuple[TrainState, dict[str, np.ndarray]]:
+) -> tuple[TrainState, dict[str, Float[np.ndarray, "steps ..."]]]:
     """Train a model to denoise; returns the state and the metrics: loss, [steps] or [steps, S].
 
     Args:

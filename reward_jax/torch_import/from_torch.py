@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Float
 
 from common_jax.errors import InputError
 from reward_jax.diffusion.schedule import Schedule
@@ -63,7 +64,7 @@ class TorchInfo:
     transition: int
     horizon: int | None
     schedule: Schedule | None
-    loss_weights: np.ndarray | None
+    loss_weights: Float[np.ndarray, "H D"] | None
     notes: tuple[str, ...]
 
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 
 from common_jax.errors import InputError
@@ -49,8 +50,8 @@ class Tensor(Protocol):
     @property
     def dtype(self) -> np.dtype: ...
 
-    def read(self) -> np.ndarray:
-        """The numbers, in the stored dtype. InputError where the file is truncated or corrupt."""
+    def read(self) -> Shaped[np.ndarray, "..."]:
+        """The numbers, in the stored dtype; raises InputError for a truncated or corrupt file."""
         ...
 
 

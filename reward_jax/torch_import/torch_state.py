@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from common_jax.errors import InputError
 from reward_jax.diffusion.schedule import Schedule, cosine_schedule, from_betas, linear_schedule
@@ -140,8 +141,8 @@ def holds(state: Iterable[str], prefix: str) -> bool:
     return any(name.startswith(prefix) for name in state)
 
 
-def values(file: File, name: str, tensor: Tensor) -> np.ndarray:
-    """As float32, finite."""
+def values(file: File, name: str, tensor: Tensor) -> Float[np.ndarray, "..."]:
+    """The tensor as float32; raises InputError where it is not finite."""
     stored = tensor.read()
     with np.errstate(over="ignore"):
         value = np.asarray(stored, np.float32)
@@ -151,7 +152,7 @@ def values(file: File, name: str, tensor: Tensor) -> np.ndarray:
     return value
 
 
-def around(file: File) -> tuple[Schedule | None, np.ndarray | None]:
+def around(file: File) -> tuple[Schedule | None, Float[np.ndarray, "H D"] | None]:
     """Schedule and loss weights, of the state itself or of the diffusions inside it."""
     schedule = weights = None
     for name, state in (("", None), *file.parts.items()):

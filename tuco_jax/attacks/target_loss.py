@@ -1,13 +1,13 @@
-"""Losses of a target text behind many attack strings, and their gradient by the strings' tokens.
+"""Losses of a target text after many attack strings, and their gradient by the strings' tokens.
 
     loss = -mean_c log p(target_c | before, attack, after, target_<c)
 
-What stands before the attack is read once: its keys and values serve every candidate and the
-gradient. All prompts are padded to one shape, so that each function is compiled once.
+The text before the attack is run once: its keys and values serve every candidate and the gradient.
+All prompts are padded to one shape, so that each function is compiled once.
 
 Legend: L layers, K key/value heads, h head width, P tokens before the attack (padded), A tokens of
 the attack, S tokens of attack, rest and target (padded), C tokens of the target (padded), N
-candidates, V vocabulary, D residual width.
+candidates, V vocabulary, D residual width; n tokens of a text without padding.
 """
 
 import functools
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
 
 from tuco_jax.core.cache import Cache, Held
 from tuco_jax.core.layer import PairLayer
@@ -34,16 +35,16 @@ __all__ = ["Pieces", "Scene", "TunedStep", "candidate_losses", "scenes", "token_
 
 
 class Pieces(NamedTuple):
-    """Token ids of one prompt, int32: what stands before the attack, it, the rest, the target."""
+    """Token ids of one prompt, int32: before the attack, the attack, after it, the target."""
 
-    before: np.ndarray
-    attack: np.ndarray
-    after: np.ndarray
-    target: np.ndarray
+    before: Int[np.ndarray, " n"]
+    attack: Int[np.ndarray, " A"]
+    after: Int[np.ndarray, " n"]
+    target: Int[np.ndarray, " n"]
 
     @property
-    def whole(self) -> np.ndarray:
-        """All of it in order."""
+    def whole(self) -> Int[np.ndarray, " n"]:
+        """All four, in order."""
         return np.concatenate(self)
 
 
@@ -51,23 +52,23 @@ class Pieces(NamedTuple):
 class Scene:
     """One prompt, ready for attack strings of one length.
 
-    cache: of what stands before, keys and values [L, K, P, h]; before: how many of them are real.
-    tokens [S]: attack, rest, target; length: how many are real. columns [C] of S after which the
-    target's tokens stand; targets [C]; real [C], False at padding.
+    cache: of the tokens before the attack, keys and values [L, K, P, h]. before: how many of them
+    are real. tokens: attack, rest, target. length: how many of them are real. columns: those of
+    `tokens` that predict the target. targets: its tokens. real: False at its padding.
     """
 
     cache: Cache
-    before: jax.Array
-    tokens: jax.Array
-    length: jax.Array
-    columns: jax.Array
-    targets: jax.Array
-    real: jax.Array
+    before: Int[Array, ""]
+    tokens: Int[Array, " S"]
+    length: Int[Array, ""]
+    columns: Int[Array, " C"]
+    targets: Int[Array, " C"]
+    real: Bool[Array, " C"]
 
 
 @struct.dataclass
 class TunedStep:
-    """One layer of the tuned model alone, over x [N, S, D]; returns its keys and values.
+    """The step of one layer of the tuned model alone; returns its keys and values.
 
     own: the `Held` of the prefix that all rows follow, one pair; or None.
     """
@@ -78,8 +79,8 @@ class TunedStep:
     mesh: Mesh | None = struct.field(pytree_node=False)
 
     def __call__(
-        self, x: jax.Array, layer: PairLayer, own: Held | None
-    ) -> tuple[jax.Array, KeysValues | None]:
+        self, x: Float[Array, "N S D"], layer: PairLayer, own: Held | None
+    ) -> tuple[Float[Array, "N S D"], KeysValues | None]:
         """X + f_FT."""
         join = None
         if self.cache is not None and own is not None:
@@ -114,12 +115,14 @@ def scenes(pair: Pair | Source, prompts: Sequence[Pieces]) -> list[Scene]:
     return found
 
 
-def _padded(ids: np.ndarray, size: int) -> jax.Array:
+def _padded(ids: Int[np.ndarray, " n"], size: int) -> Int[Array, " size"]:
     return jnp.asarray(np.pad(ids, (0, size - ids.size)), jnp.int32)
 
 
-def _read(source: Source, tokens: jax.Array, before: jax.Array, total: jax.Array) -> Cache:
-    """What the first `before` of tokens [P] give, in a row of `total`: [L, K, P, h]."""
+def _read(
+    source: Source, tokens: Int[Array, " P"], before: Int[Array, ""], total: Int[Array, ""]
+) -> Cache:
+    """The cache of the first `before` of these tokens, in a row of `total` tokens."""
     x, places, mask = _read_begin(source.ends, tokens, before, total)
     step = TunedStep(places, None, keep=True, mesh=None)
     _, held = walk(step, x, source)
@@ -128,15 +131,15 @@ def _read(source: Source, tokens: jax.Array, before: jax.Array, total: jax.Array
 
 @jax.jit
 def _read_begin(
-    ends: Pair, tokens: jax.Array, before: jax.Array, total: jax.Array
-) -> tuple[jax.Array, Places, jax.Array]:
+    ends: Pair, tokens: Int[Array, " P"], before: Int[Array, ""], total: Int[Array, ""]
+) -> tuple[Float[Array, "1 P D"], Places, Bool[Array, " P"]]:
     mask = jnp.arange(tokens.size) < before
     places = Places.of(ends, mask[None], lengths=total[None])
     return begin(ends, tokens[None], None, places), places, mask
 
 
 def _places(ends: Pair, scene: Scene, rows: int) -> Places:
-    """Of the tokens behind `before`, in each of so many rows."""
+    """Places of the tokens after `before`, in each of so many rows."""
     behind = jnp.arange(scene.tokens.size)
     index = jnp.broadcast_to((scene.before + behind)[None], (rows, behind.size))
     mask = jnp.broadcast_to((behind < scene.length)[None], (rows, behind.size))
@@ -146,9 +149,9 @@ def _places(ends: Pair, scene: Scene, rows: int) -> Places:
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def _enter(
-    ends: Pair, scene: Scene, attacks: jax.Array, *, mesh: Mesh | None
-) -> tuple[jax.Array, Places]:
-    """x_0 [N, S, D] with attacks [N, A] in their place, and where it stands."""
+    ends: Pair, scene: Scene, attacks: Int[Array, "N A"], *, mesh: Mesh | None
+) -> tuple[Float[Array, "N S D"], Places]:
+    """x_0 with each of the attacks in its place, and where its tokens stand."""
     places = _places(ends, scene, len(attacks))
     rest = jnp.broadcast_to(scene.tokens, (len(attacks), scene.tokens.size))
     tokens = jnp.concatenate([attacks, rest[:, attacks.shape[1] :]], axis=1)
@@ -156,18 +159,20 @@ def _enter(
 
 
 def _through(
-    source: Source, scene: Scene, x: jax.Array, places: Places, mesh: Mesh | None
-) -> jax.Array:
-    """The stream after all layers, [N, S, D]."""
+    source: Source, scene: Scene, x: Float[Array, "N S D"], places: Places, mesh: Mesh | None
+) -> Float[Array, "N S D"]:
+    """The residual stream after all layers."""
     step = TunedStep(places, scene.cache.bare(), keep=False, mesh=mesh)
     return walk(step, x, source, scene.cache.keys_values)[0]
 
 
 @jax.jit
-def _losses(ends: Pair, scene: Scene, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean negative log likelihood of the target [N], and the target's greedy tokens [N, C]."""
-    wanted = x[:, scene.columns]
-    logits = decoder.logits(ends.tuned_config, ends.tuned_params, wanted, ends.lora)
+def _losses(
+    ends: Pair, scene: Scene, x: Float[Array, "N S D"]
+) -> tuple[Float[Array, " N"], Bool[Array, "N C"]]:
+    """Mean negative log likelihood of the target, and which of its tokens are greedy."""
+    stream = x[:, scene.columns]
+    logits = decoder.logits(ends.tuned_config, ends.tuned_params, stream, ends.lora)
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     own = jnp.take_along_axis(log_probs, scene.targets[None, :, None], axis=2)[..., 0]
     loss = -jnp.sum(jnp.where(scene.real, own, 0), axis=1) / jnp.sum(scene.real)
@@ -176,11 +181,16 @@ def _losses(ends: Pair, scene: Scene, x: jax.Array) -> tuple[jax.Array, jax.Arra
 
 
 def candidate_losses(
-    pair: Pair | Source, scene: Scene, attacks: jax.Array, *, mesh: Mesh | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """Loss [N] of attacks [N, A] int, nats a token; whether each target token is greedy [N, C].
+    pair: Pair | Source,
+    scene: Scene,
+    attacks: Int[Array, "N A"],
+    *,
+    mesh: Mesh | None = None,
+) -> tuple[Float[Array, " N"], Bool[Array, "N C"]]:
+    """Loss of each attack, nats a token; and which target tokens are greedy (the most likely).
 
-    pair: its tuned model is attacked. mesh: where it is spread; candidates then stay cut by rows.
+    pair: its tuned model is attacked. mesh: the one that it is sharded over; candidates are then
+    sharded by rows.
     """
     source = as_source(pair)
     x, places = _enter(source.ends, scene, attacks, mesh=mesh)
@@ -189,17 +199,17 @@ def candidate_losses(
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def token_gradient(
-    pair: Pair, scene: Scene, attack: jax.Array, *, mesh: Mesh | None = None
-) -> jax.Array:
-    """Gradient [A, V] of the loss by the one-hot rows of attack [A] int.
+    pair: Pair, scene: Scene, attack: Int[Array, " A"], *, mesh: Mesh | None = None
+) -> Float[Array, "A V"]:
+    """Gradient of the loss by the one-hot rows of the attack's tokens.
 
-    A one-hot row enters through the table alone, so its gradient is the stream's times the table.
+    A one-hot row is used in the embedding alone, so its gradient is that of x_0 times the table.
     """
     source = as_source(pair)
     ends = source.ends
     x, places = _enter(ends, scene, attack[None], mesh=mesh)
 
-    def loss(own: jax.Array) -> jax.Array:
+    def loss(own: Float[Array, "A D"]) -> Float[Array, ""]:
         x_0 = x.at[0, : attack.size].set(own)
         return _losses(ends, scene, _through(source, scene, x_0, places, mesh))[0][0]
 

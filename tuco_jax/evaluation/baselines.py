@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from common_jax.errors import InputError
 from tuco_jax.core.budget import default_budget
@@ -44,7 +44,7 @@ class Baselines:
     tuned_perplexity: Float[np.ndarray, " N"]
     output_co: Float[np.ndarray, " N"]
 
-    def columns(self) -> dict[str, np.ndarray]:
+    def columns(self) -> dict[str, Shaped[np.ndarray, " N"]]:
         """Each score under its name in reports."""
         return {
             "prompt length": self.length,

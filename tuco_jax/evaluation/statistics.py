@@ -136,7 +136,7 @@ def _weighted(first: np.ndarray, wins: np.ndarray, second: np.ndarray) -> np.nda
 
 def roc(
     higher: Float[np.ndarray, " N"], lower: Float[np.ndarray, " M"]
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Float[np.ndarray, " thresholds"], Float[np.ndarray, " thresholds"]]:
     """False and true positive rates of calling the first group, as the threshold falls."""
     from sklearn.metrics import roc_curve
 
@@ -235,8 +235,8 @@ def bootstrap_tpr(
 
 
 def bootstrap_strength_gap(
-    one: tuple[np.ndarray, np.ndarray],
-    other: tuple[np.ndarray, np.ndarray],
+    one: tuple[Float[np.ndarray, " N"], Float[np.ndarray, " M"]],
+    other: tuple[Float[np.ndarray, " N"], Float[np.ndarray, " M"]],
     clusters: tuple[Clusters, Clusters] = (None, None),
     *,
     draws: int = DRAWS,
@@ -244,7 +244,7 @@ def bootstrap_strength_gap(
 ) -> Estimate:
     """How much better one score separates two groups than another: a difference of |AUC - 1/2|.
 
-    one, other: two scores of the same observations, each as ([N], [M]). Every draw takes the same
+    one, other: two scores of the same observations, of both groups. Every draw takes the same
     observations for both. Direction does not matter: an AUC of .1 is as strong as one of .9.
     """
     first, second = _weights((len(one[0]), len(one[1])), clusters, draws, seed)

@@ -13,8 +13,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from tuco_jax.finetune.conversations import Example
 
@@ -27,17 +27,17 @@ _MULTIPLE = 8  # of every T and A
 class Batch(NamedTuple):
     """Rows as arrays; with leading axis R in place of B, a table of them.
 
-    tokens, mask [B, T]; segments [B, T], 1, 2, ... in a row and 0 at padding; columns [B, A], the
-    columns whose stream predicts an answer token; targets [B, A], those answer tokens; weights
-    [B, A], 1, or 0 beyond a row's last answer token.
+    segments: 1, 2, ... in a row, and 0 at padding. columns: those whose residual stream predicts
+    an answer token. targets: those answer tokens. weights: 1, or 0 beyond a row's last answer
+    token.
     """
 
-    tokens: jax.Array | np.ndarray
-    mask: jax.Array | np.ndarray
-    segments: jax.Array | np.ndarray
-    columns: jax.Array | np.ndarray
-    targets: jax.Array | np.ndarray
-    weights: jax.Array | np.ndarray
+    tokens: Int[Array, "B T"] | Int[np.ndarray, "B T"]
+    mask: Bool[Array, "B T"] | Bool[np.ndarray, "B T"]
+    segments: Int[Array, "B T"] | Int[np.ndarray, "B T"]
+    columns: Int[Array, "B A"] | Int[np.ndarray, "B A"]
+    targets: Int[Array, "B A"] | Int[np.ndarray, "B A"]
+    weights: Float[Array, "B A"] | Float[np.ndarray, "B A"]
 
 
 def pack(examples: Sequence[Example], length: int) -> Batch:
@@ -105,7 +105,7 @@ def _table(rows: Sequence[Sequence[Example]], length: int) -> Batch:
     return Batch(tokens, segments > 0, segments, columns, targets, weights)
 
 
-def take(table: Batch, rows: np.ndarray) -> Batch:
+def take(table: Batch, rows: Int[np.ndarray, " B"]) -> Batch:
     """Rows of a table; a row -1 is empty: no token, no weight."""
     present = rows >= 0
 

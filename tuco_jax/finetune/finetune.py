@@ -140,7 +140,7 @@ def run_finetune(config: FinetuneConfig) -> pathlib.Path:
     mesh = sizes if sizes.size > 1 else None
     if config.batch % (sizes.shape["data"] * sizes.shape["fsdp"]):
         raise InputError(
-            f"batch: {config.batch} rows cannot be cut over {sizes.shape['data']} x "
+            f"batch: {config.batch} rows cannot be sharded over {sizes.shape['data']} x "
             f"{sizes.shape['fsdp']} devices (data x fsdp); choose a multiple"
         )
     named = config.chat_template

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Key
 
 from common_jax.cli.ranges import PositiveFloat, PositiveInt
 from common_jax.errors import InputError
@@ -66,7 +67,7 @@ def targets(config: ModelConfig, names: Literal["all"] | Sequence[str]) -> list[
     return [path for name, path in known.items() if name in names]
 
 
-def init(config: ModelConfig, options: LoraOptions, key: jax.Array) -> Params:
+def init(config: ModelConfig, options: LoraOptions, key: Key[Array, ""]) -> Params:
     """Initial float32 factors, without the scale: {"layers": {"attention": {"q": {"a", "b"}}}}."""
     shapes: dict[str, Any] = flatten_dict(param_shapes(config), sep="/")
     factors = {}

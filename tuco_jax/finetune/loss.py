@@ -6,6 +6,7 @@ Legend: B batch, T tokens, D residual width, A answer tokens of a row, V vocabul
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
 
 from tuco_jax.finetune.batches import Batch
 from tuco_jax.models import decoder
@@ -27,8 +28,8 @@ def answer_loss(
     remat: bool = False,
     mesh: Mesh | None = None,
     logits_at_once: int = LOGITS_AT_ONCE,
-) -> jax.Array:
-    """Sum of -log p(target) over the batch's answer tokens, in nats: a float32 scalar.
+) -> Float[Array, ""]:
+    """Sum of -log p(target) over the batch's answer tokens, in nats; float32.
 
     lora: factors as the layers use them, the adapter's scale folded in. Positions restart and
     attention stops at each segment, so that an example's loss does not depend on what it is packed
@@ -40,7 +41,9 @@ def answer_loss(
     x, _ = decoder.forward(config, params, x, positions, lora, remat=remat, mesh=mesh)
     hidden = jnp.take_along_axis(x, jnp.asarray(batch.columns)[..., None], axis=1)
 
-    def piece(hidden: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    def piece(
+        hidden: Float[Array, "B a D"], targets: Int[Array, "B a"], weights: Float[Array, "B a"]
+    ) -> Float[Array, ""]:
         logits = decoder.logits(config, params, hidden, lora)
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         return jnp.sum(weights * (jax.nn.logsumexp(logits, axis=-1) - chosen))

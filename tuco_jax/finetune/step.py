@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
 
 from common_jax.cli.ranges import (
     BelowOne,
@@ -101,9 +102,9 @@ class Method:
 
 
 class TrainState(NamedTuple):
-    """step: int32 scalar, steps done. trained: the adapter's factors, or all parameters."""
+    """step: steps done, int32. trained: the adapter's factors, or all parameters."""
 
-    step: jax.Array
+    step: Int[Array, ""]
     trained: Params
     optimizer: Any
 
@@ -120,7 +121,7 @@ def make_step(
     *,
     remat: bool = False,
     mesh: Mesh | None = None,
-) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, Float[Array, ""]]]]:
     """The compiled (state, base parameters, batch with leaves [M, B, ...]) -> (state, metrics).
 
     The state is donated. Only what is trained has gradients. base may be {} if all parameters are
@@ -128,7 +129,7 @@ def make_step(
     before the step.
     """
 
-    def total(trained: Params, base: Params, batch: Batch) -> jax.Array:
+    def total(trained: Params, base: Params, batch: Batch) -> Float[Array, ""]:
         params, lora = method.model(trained, base)
         return answer_loss(config, params, lora, batch, remat=remat, mesh=mesh)
 
@@ -158,7 +159,7 @@ def make_step(
 
 def make_eval(
     config: ModelConfig, method: Method, *, mesh: Mesh | None = None
-) -> Callable[[Params, Params, Batch], tuple[jax.Array, jax.Array]]:
+) -> Callable[[Params, Params, Batch], tuple[Float[Array, ""], Float[Array, ""]]]:
     """The compiled (trained, base, batch) -> (summed loss, number of answer tokens)."""
 
     def evaluate(trained: Params, base: Params, batch: Batch):

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from common_jax.errors import InputError
 from common_jax.io.checkpoint import Checkpoints
@@ -16,7 +17,7 @@ __all__ = ["Window"]
 
 
 @jax.jit
-def _finite(tree: Any) -> jax.Array:
+def _finite(tree: Any) -> Bool[Array, ""]:
     return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
 
 
@@ -25,12 +26,12 @@ class Window:
 
     def __init__(self, out: str, learning_rate: float, checkpoints: Checkpoints) -> None:
         self._out, self._rate, self._checkpoints = out, learning_rate, checkpoints
-        self._new: list[tuple[int, dict[str, jax.Array]]] = []
+        self._new: list[tuple[int, dict[str, Float[Array, ""]]]] = []
         self._seen: list[dict[str, float]] = []
         self._tokens = 0
         self.began = time.perf_counter()
 
-    def add(self, step: int, metrics: dict[str, jax.Array], tokens: int) -> None:
+    def add(self, step: int, metrics: dict[str, Float[Array, ""]], tokens: int) -> None:
         self._new.append((step, metrics))
         self._tokens += tokens
 

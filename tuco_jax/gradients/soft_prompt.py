@@ -81,7 +81,14 @@ class SoftPrompt:
     plain: Float[np.ndarray, " B"]
     start: Float[np.ndarray, " B"]
     fitted: Float[np.ndarray, " B"]
-    held_out: tuple[np.ndarray, np.ndarray, np.ndarray] | None
+    held_out: (
+        tuple[
+            Float[np.ndarray, " held_out"],
+            Float[np.ndarray, " held_out"],
+            Float[np.ndarray, " held_out"],
+        ]
+        | None
+    )
 
 
 def _insert(x: jax.Array, count: int, position: int) -> jax.Array:

@@ -2,9 +2,10 @@
 
 Each prompt is a segment of its row: positions restart, attention stays inside it. A row's length,
 and how many prompts it may hold, are chosen so that a run computes the fewest tokens; a second
-shape is taken where one long prompt would make all rows long.
+shape is added where one long prompt would make all rows long.
 
-Legend: B rows of a batch, T tokens of a row, C most prompts of a row, N prompts.
+Legend: B rows of a batch, T tokens of a row, C prompts of a row at most, n tokens of a prompt, N
+prompts of a batch.
 """
 
 import bisect
@@ -13,13 +14,14 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Int, Shaped
 
 __all__ = ["Packed", "computed", "pack", "padding"]
 
-# What one more shape is taken to cost, in tokens: compiling takes as long as some thousand tokens
-# of a small model on a CPU.
+# Cost of one more shape, in tokens: on a CPU it compiles in the time of about a thousand tokens of
+# a small model.
 _SHAPE = 1024
-# Attention's cost grows with the row: at this length it is that of all else in a layer.
+# Attention's cost grows with the row: at this length it equals that of the rest of a layer.
 _LONG = 8192
 _SAMPLE = 1000  # prompts by which a shape is chosen
 
@@ -41,12 +43,12 @@ class Packed:
         """Numbers of all prompts, row by row."""
         return list(itertools.chain(*self.rows))
 
-    def lay(self, tokens: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    def lay(self, tokens: Sequence[Int[np.ndarray, " n"]]) -> dict[str, Shaped[np.ndarray, "B _"]]:
         """Arrays of this batch: tokens, segments [B, T] int32, mask [B, T] bool, columns [B, C].
 
-        segments: 1 for a row's first prompt, 2 for the second, ...; 0 at padding. columns: of each
-        prompt's last token; places that are left over repeat the row's first. Rows that are left
-        over repeat the first row.
+        tokens: of all prompts, not of this batch alone. segments: 1 for a row's first prompt, 2
+        for the second, ...; 0 at padding. columns: of each prompt's last token; where a row has
+        fewer than C prompts, its first is repeated, and in a short batch the first row.
         """
         ids, segments = (np.zeros((self.size, self.length), np.int32) for _ in range(2))
         columns = np.zeros((self.size, self.most), np.int32)
@@ -62,13 +64,13 @@ class Packed:
             array[left:] = array[0]
         return {"tokens": ids, "segments": segments, "mask": segments > 0, "columns": columns}
 
-    def unpack(self, values: np.ndarray) -> np.ndarray:
-        """Values [B, C, ...] of each prompt, in the order of `prompts`."""
+    def unpack(self, values: Shaped[np.ndarray, "B C ..."]) -> Shaped[np.ndarray, "N ..."]:
+        """The value of each prompt, in the order of `prompts`."""
         rows = (values[row, : len(prompts)] for row, prompts in enumerate(self.rows))
         return np.concatenate(list(rows))
 
-    def spans(self, tokens: Sequence[np.ndarray]) -> Iterator[tuple[int, int, slice]]:
-        """(prompt, row, columns) of every prompt."""
+    def spans(self, tokens: Sequence[Int[np.ndarray, " n"]]) -> Iterator[tuple[int, int, slice]]:
+        """(prompt, row, columns) of every prompt; tokens: as of `lay`."""
         for row, prompts in enumerate(self.rows):
             start = 0
             for i in prompts:
@@ -103,7 +105,7 @@ def pack(
 
 
 def _cuts(sizes: list[int]) -> list[int]:
-    """Where longer prompts may part from the rest: after those that are twice as long and more."""
+    """Numbers of longest prompts that may get a shape of their own: twice as long as the rest."""
     found, bound = [], sizes[0]
     while bound > 16:
         bound //= 2
@@ -115,7 +117,7 @@ def _cuts(sizes: list[int]) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class _Shape:
-    """T and C of rows, and what all prompts cost in such rows, in tokens."""
+    """T and C of rows, and the cost of all prompts in such rows, in tokens."""
 
     length: int
     most: int
@@ -155,7 +157,7 @@ class _Shape:
 
 
 def _row_lengths(sizes: list[int], budget: int) -> list[int]:
-    """Candidates: what holds the longest prompt, and longer rows where they can be filled."""
+    """Candidates for T: from the longest prompt's length up, as far as rows can be filled."""
     shortest = -(-sizes[0] // 8) * 8
     longest = max(shortest, min(budget, max(2 * shortest, 256), -(-sum(sizes) // 8) * 8))
     found = {shortest, longest} if longest <= 4096 else {shortest}
@@ -165,7 +167,7 @@ def _row_lengths(sizes: list[int], budget: int) -> list[int]:
 
 
 def _fill(sizes: list[int], length: int, most: int) -> list[list[int]]:
-    """Best fit, longest first: each into the fullest row that has room for it, `most` a row."""
+    """Best fit, longest first: each into the fullest row with room for it; `most` in a row."""
     rows: list[list[int]] = []
     by_room: dict[int, list[int]] = {}
     rooms: list[int] = []  # of rows that may take another, sorted, each once
@@ -196,7 +198,7 @@ def _batch_rows(rows: int, length: int, budget: int, multiple: int) -> int:
 
 
 def _row_count(rows: int, length: int, budget: int, multiple: int) -> int:
-    """Rows that are computed, those that fill the last batch included."""
+    """Rows that are computed, including those that fill the last batch."""
     size = _batch_rows(rows, length, budget, multiple)
     return -(-rows // size) * size
 

@@ -5,6 +5,7 @@ import pathlib
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Int
 
 from common_jax.errors import InputError
 from common_jax.report.findings import Claim, Findings
@@ -130,8 +131,8 @@ def prepare(config: Config) -> list[Task]:
 
 def measure(
     pair: Pair, tokenizer: Any, config: Config, tasks: list[Task]
-) -> dict[str, np.ndarray]:
-    """The most probable option of each question at each alpha, [A, N] by task."""
+) -> dict[str, Int[np.ndarray, "A N"]]:
+    """The most probable option of each of N questions at each of A alphas, by task."""
     ready = {
         t.name: tokenize(
             tokenizer, t, *quiz_prompts(t, config.shots), chat=config.chat, context=pair.context
@@ -146,8 +147,10 @@ def measure(
     return found
 
 
-def findings(config: Config, tasks: list[Task], picked: dict[str, np.ndarray]) -> Findings:
-    """What an alpha chosen on other questions gains. picked: [A, N] of each task."""
+def findings(
+    config: Config, tasks: list[Task], picked: dict[str, Int[np.ndarray, "A N"]]
+) -> Findings:
+    """What an alpha chosen on other questions gains. picked: as `measure`."""
     right = {t.name: picked[t.name] == [q.answer for q in t.questions] for t in tasks}
     gains = {
         name: cross_validate(r, config.alphas, folds=config.folds, seed=config.seed)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from common_jax.errors import InputError
 from common_jax.report.findings import Claim, Findings
@@ -99,8 +100,8 @@ def prepare(config: Config) -> list[Task]:
 
 def measure(
     pair: Pair, tokenizer: Any, config: Config, tasks: list[Task]
-) -> dict[str, np.ndarray]:
-    """The more probable answer to each statement at each alpha, [A, N] by behaviour."""
+) -> dict[str, Int[np.ndarray, "A N"]]:
+    """The more probable answer to each of N statements at each of A alphas, by behaviour."""
     ready = {
         t.name: tokenize(
             tokenizer, t, *behaviour_prompts(t), chat=config.chat, context=pair.context
@@ -128,8 +129,10 @@ def _mean(gains: Mapping[str, Gain]) -> Estimate:
     return over_tasks(gains)[0]
 
 
-def findings(config: Config, tasks: list[Task], picked: dict[str, np.ndarray]) -> Findings:
-    """How chosen alphas raise and lower agreement. picked: [A, N] of each behaviour."""
+def findings(
+    config: Config, tasks: list[Task], picked: dict[str, Int[np.ndarray, "A N"]]
+) -> Findings:
+    """How chosen alphas raise and lower agreement. picked: as `measure`."""
     agrees = {t.name: picked[t.name] == [q.answer for q in t.questions] for t in tasks}
     most, least = (
         {

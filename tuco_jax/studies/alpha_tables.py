@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from common_jax.report.figures import PALETTE, draw
 from common_jax.report.findings import Figure, Table, Verdict
@@ -90,20 +91,20 @@ def category_table(title: str, gains: Mapping[str, Gain], categories: Mapping[st
 
 def picks_table(
     tasks: Sequence[Task],
-    picked: Mapping[str, np.ndarray],
+    picked: Mapping[str, Int[np.ndarray, "A N"]],
     alphas: Sequence[float],
     names: Sequence[str] = (),
 ) -> Table:
     """How often each option is picked, which reveals a model that goes by position only.
 
-    picked: the option picked at each alpha [A, N], by task. names: of the options; by default
+    picked: the option picked at each alpha, by task. names: of the options; by default
     their letters.
     """
     picks = np.concatenate([picked[t.name] for t in tasks], axis=1)
     answers = np.asarray([q.answer for t in tasks for q in t.questions])
     options = range(len(names) or 1 + max(int(picks.max()), int(answers.max())))
 
-    def row(name: str, chosen: np.ndarray) -> list[Any]:
+    def row(name: str, chosen: Int[np.ndarray, "..."]) -> list[Any]:
         return [name, *(float((chosen == option).mean()) for option in options)]
 
     rows = [row(f"picked at alpha {a:g}", p) for a, p in zip(alphas, picks, strict=True)]
@@ -111,21 +112,27 @@ def picks_table(
     return Table("Options picked", ["share", *names], [*rows, row("right answers", answers)])
 
 
-def tells_apart(picked: Mapping[str, np.ndarray]) -> bool:
-    """Whether more than one option is ever picked in a task; picked: [A, N] by task."""
+def tells_apart(picked: Mapping[str, Int[np.ndarray, "A N"]]) -> bool:
+    """Whether more than one option is ever picked in a task; picked: by task."""
     return any(len(np.unique(p)) > 1 for p in picked.values())
 
 
-def curve_table(title: str, alphas: Sequence[float], right: Mapping[str, np.ndarray]) -> Table:
-    """Share of right answers at every alpha, by group; right: [A, N] each."""
+def curve_table(
+    title: str, alphas: Sequence[float], right: Mapping[str, Bool[np.ndarray, "A N"]]
+) -> Table:
+    """Share of right answers at every alpha, by group."""
     rows = [[name, *map(float, r.mean(axis=1))] for name, r in right.items()]
     return Table(title, ("", *(f"{a:g}" for a in alphas)), rows)
 
 
 def curve(
-    name: str, label: str, alphas: Sequence[float], right: Mapping[str, np.ndarray], caption: str
+    name: str,
+    label: str,
+    alphas: Sequence[float],
+    right: Mapping[str, Bool[np.ndarray, "A N"]],
+    caption: str,
 ) -> Figure:
-    """Share of right answers against alpha, a line for each group; right: [A, N] each."""
+    """Share of right answers against alpha, a line for each group."""
     order = np.argsort(alphas)
 
     def paint(axes: Any) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from common_jax.errors import InputError
 from common_jax.report.findings import Claim, Findings
@@ -56,10 +57,10 @@ class Config(StudyOptions):
 
 
 class Measured(NamedTuple):
-    """scores: each score's samples by language, [N] each; lengths in tokens [N] by language."""
+    """scores: each score's samples by language; lengths: in tokens, by language."""
 
     scores: dict[str, dict[str, Sample]]
-    lengths: list[np.ndarray]
+    lengths: list[Int[np.ndarray, " N"]]
 
 
 def prepare(config: Config) -> list[Language]:

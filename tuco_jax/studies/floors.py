@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from common_jax.errors import InputError
 from common_jax.report.figures import PALETTE, draw
@@ -102,10 +103,10 @@ FLOORS = {
 
 
 class Measured(NamedTuple):
-    """scores: each score of all prompts [N]; floors: TuCo of each group's first few, by pair."""
+    """scores: each score of all prompts; floors: TuCo of each group's first few, by pair."""
 
-    scores: dict[str, np.ndarray]
-    floors: dict[str, np.ndarray]
+    scores: dict[str, Float[np.ndarray, " N"]]
+    floors: dict[str, Float[np.ndarray, " few"]]
 
 
 def prepare(config: Config) -> list[PromptGroup]:

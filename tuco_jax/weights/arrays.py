@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Shaped
 
 __all__ = ["Placement", "Stored", "host_array", "is_layered", "place", "save"]
 
@@ -27,7 +28,7 @@ Placement = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
 _ALIGNMENT = 64  # bytes; XLA's CPU client adopts host memory that is aligned so
 
 
-def host_array(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+def host_array(shape: tuple[int, ...], dtype: Any) -> Shaped[np.ndarray, "..."]:
     """An uninitialised array; dtype: any of JAX's."""
     kind = np.dtype(jax.numpy.dtype(dtype))
     size = int(np.prod(shape)) * kind.itemsize
@@ -36,8 +37,10 @@ def host_array(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return raw[start : start + size].view(kind).reshape(shape)
 
 
-def place(host: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
-    """The array on its devices; None: the default device. The host's array is given away."""
+def place(
+    host: Shaped[np.ndarray, "*shape"], sharding: jax.sharding.Sharding | None
+) -> Shaped[Array, "*shape"]:
+    """The array on its devices; None: the default one. The host's array must not be used again."""
     if sharding is None:
         return jax.device_put(host)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])

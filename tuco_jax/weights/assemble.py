@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Float
 
 from common_jax.errors import InputError
 from tuco_jax.models.config import ModelConfig
@@ -39,7 +40,7 @@ class TensorSource(Protocol):
         """The file that holds the tensor, for error messages."""
         ...
 
-    def read(self, tensor: str, rows: slice = slice(None)) -> np.ndarray:
+    def read(self, tensor: str, rows: slice = slice(None)) -> Float[np.ndarray, "..."]:
         """The tensor, or those rows of its first axis; float32, float16 or bfloat16."""
         ...
 
@@ -55,7 +56,9 @@ class Key:
     """
 
     tensor: str
-    transform: Callable[[np.ndarray, ModelConfig], np.ndarray] = lambda a, _: a
+    transform: Callable[[Float[np.ndarray, "..."], ModelConfig], Float[np.ndarray, "..."]] = (
+        lambda a, _: a
+    )
     rows: Literal[0, 1] | None = None
 
 

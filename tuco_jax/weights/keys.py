@@ -11,11 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Shaped
 
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.weights.assemble import Key, KeyTable
 
 __all__ = ["FAMILIES", "Family", "Layout", "Stored"]
+
+Tensor = Shaped[np.ndarray, "..."]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +29,8 @@ class Layout:
     (`assemble.Key`).
     """
 
-    split: Callable[[np.ndarray, ModelConfig], Sequence[np.ndarray]]
-    join: Callable[[Sequence[np.ndarray], ModelConfig], np.ndarray]
+    split: Callable[[Tensor, ModelConfig], Sequence[Tensor]]
+    join: Callable[[Sequence[Tensor], ModelConfig], Tensor]
     rows: Literal[0, 1] | None = None
 
 

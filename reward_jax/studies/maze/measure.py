@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel
 from reward_jax.planning.plan import plan_sweep, planner, precomputed, score_windows
@@ -20,8 +21,10 @@ __all__ = ["GUIDES", "each_seed", "map_of", "peak_at", "steered"]
 GUIDES = ("reward", "logit", "sigmoid")  # that plans are steered by; a discriminator's last two
 
 
-def map_of(task: MazeTask, guide: TrajectoryGuide, rows: np.ndarray, bins: int) -> HeatMap:
-    """The heat map of a reward over windows [N, H, D]."""
+def map_of(
+    task: MazeTask, guide: TrajectoryGuide, rows: Float[np.ndarray, "N H D"], bins: int
+) -> HeatMap:
+    """The heat map of a reward over windows (N of H steps, D wide)."""
     visited = guide.space.plans(rows).observations
     return task.plane.heat_map(visited, score_windows(guide.guide, rows), bins=bins)
 

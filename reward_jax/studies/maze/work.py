@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from common_jax.io.files import write_json
 from reward_jax.data.episodes import Episodes
@@ -53,8 +54,8 @@ class MazeWork:
         return self.task.record(episodes=count, span=span, seed=seed, goal=goal)
 
     @functools.cached_property
-    def base(self) -> tuple[TrajectoryModel, Strided, np.ndarray]:
-        """The base, the windows of its data, and held-out windows [N, H, D]."""
+    def base(self) -> tuple[TrajectoryModel, Strided, Float[np.ndarray, "N H D"]]:
+        """The base, the windows of its data, and N held-out windows (H steps, D wide)."""
         c = self.config
         episodes = self.record(None, c.base_episodes, c.seed)
         space = space_of(episodes, horizon=c.horizon, stride=self.stride, actions=False)

@@ -353,7 +353,7 @@ def test_export_in_bfloat16_is_half_as_large(files, adapter, tmp_path):
         (dict(eval_fraction=0.99), "eval_fraction leaves no row of 20"),
         (dict(eval_data="x.jsonl"), "eval_data or eval_fraction, not both"),
         (dict(optimizer=OptimizerOptions(learning_rate=0)), "learning_rate must be above 0"),
-        (dict(mesh=MeshOptions(data=4)), "batch: 2 rows cannot be cut over 4 x 1 devices"),
+        (dict(mesh=MeshOptions(data=4)), "batch: 2 rows cannot be sharded over 4 x 1 devices"),
         (dict(data="missing.jsonl"), "missing.jsonl: the prompts file does not exist"),
         (dict(watch="missing.jsonl"), "missing.jsonl: the prompts file does not exist"),
         (dict(length=20), r"rows.jsonl:\d+: \d+ tokens, but `length` is 20"),

@@ -12,6 +12,7 @@ import gguf
 import jax.numpy as jnp
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+from jaxtyping import Float
 
 from common_jax.errors import InputError
 
@@ -64,7 +65,7 @@ class GGUFFile:
         except _Corrupt as error:
             raise InputError(f"{path}: {error}") from None
 
-    def read(self, tensor: str, rows: slice = slice(None)) -> np.ndarray:
+    def read(self, tensor: str, rows: slice = slice(None)) -> Float[np.ndarray, "..."]:
         """The tensor, or those rows of its first axis; float32, float16 or bfloat16."""
         kind, shape, start = self.tensors[tensor]
         if kind in _BLOCKS and len(shape) < 2:  # blocks run along its only axis

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 
 from common_jax.errors import InputError
@@ -54,7 +55,7 @@ class SafetensorsFile:
             for name, entry in header.items()
         }
 
-    def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+    def read(self, name: str, rows: slice = slice(None)) -> Shaped[np.ndarray, "..."]:
         """The tensor, or those rows of its first axis, in its own dtype."""
         tensor = self.tensors[name]
         if tensor.dtype not in _DTYPES:

@@ -1,6 +1,7 @@
 """PEFT's files: what they are called, and how factors of fused modules fall to their parts."""
 
 import numpy as np
+from jaxtyping import Int
 
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.weights.keys import Stored
@@ -22,7 +23,9 @@ def is_conv1d(row: Stored, config: ModelConfig, inputs: int, outputs: int) -> bo
     return all(p.shape[0] == inputs and (p[0] == p[-1]).all() for p in parts) and inputs > 1
 
 
-def fed_rows(row: Stored, config: ModelConfig, inputs: int, outputs: int) -> list[np.ndarray]:
+def fed_rows(
+    row: Stored, config: ModelConfig, inputs: int, outputs: int
+) -> list[Int[np.ndarray, " part"]]:
     """Which outputs of a (fused) module feed each of its parameters, in their order.
 
     Found by splitting a matrix that holds the number of its output in every entry.
