@@ -16,6 +16,7 @@ def run(monkeypatch: pytest.MonkeyPatch, name: str, *options: str) -> None:
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
 
 
+@pytest.mark.slow
 def test_attribution(monkeypatch, tmp_path, capsys):
     out = tmp_path / "a.html"
     run(monkeypatch, "attribution", "--out", str(out), "--points", "2")
@@ -25,6 +26,7 @@ def test_attribution(monkeypatch, tmp_path, capsys):
     assert page.count("<h3>") == 4 and page.count("<span style") > 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--maximise", "--max_norm", "2")])
 def test_soft_prompt(monkeypatch, capsys, options):
     run(monkeypatch, "soft_prompt", "--steps", "6", *options)

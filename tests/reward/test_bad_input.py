@@ -212,6 +212,7 @@ def test_a_base_that_is_its_own_expert(there, tmp_path, capsys):
     has(capsys.readouterr().err, "base and expert have one and the same score", "two different")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "x_t, file, factors, said",
     [

@@ -398,6 +398,7 @@ def test_the_expert_s_plans_are_restored_by_its_own_normaliser(made, tmp_path):
         np.testing.assert_allclose(shown[name], np.broadcast_to(offset[:2], (2, 8, 2)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(made, tmp_path):
     """SIGKILL in the middle: --resume goes on from a checkpoint to the same bytes."""
     folder, _ = made
@@ -608,6 +609,7 @@ def test_demo(made, tmp_path, capsys, monkeypatch):
     assert len(Page((out / "report.html").read_text("utf-8")).alts) == 13
 
 
+@pytest.mark.slow
 def test_the_shipped_pair_s_reward_peaks_at_the_expert_s_goal(tmp_path, monkeypatch, capsys):
     """What `make demo-reward` shows, on a sixth of the walks and a fifth of the steps."""
     monkeypatch.setattr(demo.report, "run", lambda config: tmp_path / "report.html")

@@ -157,6 +157,7 @@ def test_import_makes_a_store_that_scores_alike(run, pair, flags, tmp_path, tune
     assert outs[0].read_bytes() == outs[1].read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["manifest.ocdbt", "_METADATA"])
 def test_a_spoilt_store_is_one_line_and_no_more(run, pair, tmp_path, name):
     """In a process of its own: what threads write to stderr counts, too."""
@@ -187,6 +188,7 @@ def test_generate_takes_a_store(run, pair, tmp_path, capsys):
     assert texts[0] == texts[1] != ""
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(pair, tmp_path):
     """SIGKILL in the middle: nothing at OUT; the second start goes on and gives the same file."""
     rows = [{"id": f"p{i}", "prompt": f"{i:05d}"} for i in range(2500)]

@@ -79,12 +79,14 @@ def assert_same(got, expected, mask):
     assert_close(full, full_expected, 1e-5)
 
 
+@pytest.mark.slow
 def test_eager_equals_jit(pair, inputs, expected):
     with jax.disable_jit():
         got = both(pair, *inputs)
     assert_same(got, expected, inputs[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair, layout", LAYOUTS, ids=str, indirect=["pair"])
 def test_sharded_equals_one_device(pair, inputs, expected, layout):
     mesh = make_mesh(*layout)
@@ -160,6 +162,7 @@ def test_forward_on_a_mesh(inputs):
     assert_close(got, wanted, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [tuco, functools.partial(attribute, points=2)])
 def test_weights_are_gathered_and_activations_stay(function):
     """Under fsdp no product is summed over devices: collectives move weights only."""
@@ -213,6 +216,7 @@ def test_constrain_without_a_mesh_is_nothing():
     assert constrain(x, None) is x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 def test_research_extensions_run_where_the_pair_lies(name):
     """Attribution, soft prompts and layer alphas: over shards as on one device."""

@@ -68,6 +68,7 @@ def random_params(module: Any, shape: tuple[int, ...]) -> Any:
     return _random_params(module, shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make, shape",
     [
@@ -171,6 +172,7 @@ def test_networks_lower():
         assert "stablehlo.convolution" in text
 
 
+@pytest.mark.slow
 def test_training_extraction_and_sampling_lower():
     unet, half = TINY(method="lax"), HalfUnet(8, (4,), method="lax")
     data = jnp.zeros((8, 4, 3))

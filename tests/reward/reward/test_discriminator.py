@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 import torch
 
 from reward_jax.diffusion.loop import LoopOptions
@@ -23,6 +24,7 @@ SCHEDULE = cosine_schedule(10)
 NET = WindowMLP(None, (24, 24), embedding=8)
 
 
+@pytest.mark.slow
 def test_learns_a_known_log_ratio():
     base, expert = (mixture(s, SCHEDULE, dimensions=1, components=1) for s in (0, 5))
     data = base.draw(jax.random.key(0), 10000), expert.draw(jax.random.key(1), 10000)

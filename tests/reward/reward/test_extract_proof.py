@@ -84,6 +84,7 @@ def quadratic(x, wanted, ratio):
     return np.corrcoef(value, ratio)[0, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "seed, dimensions, components, steps, width, apart",
     [
@@ -173,6 +174,7 @@ def test_a_difference_that_is_no_gradient_is_projected():
     np.testing.assert_allclose(wanted, symmetric, atol=0.02)
 
 
+@pytest.mark.slow
 def test_all_targets_give_the_same_reward():
     """In three units, the same rho once the unit is undone."""
     base, expert = (mixture(s, SCHEDULE, dimensions=2, components=1, apart=0.7) for s in (20, 21))

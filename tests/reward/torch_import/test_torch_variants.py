@@ -27,6 +27,7 @@ def leaves(params: Any) -> list[np.ndarray]:
     return [np.asarray(x) for x in jax.tree.leaves(params)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("horizon", "options"),
     [
@@ -68,6 +69,7 @@ def test_rewards_and_their_gradients(tmp_path, horizon, options):
         load_torch(tmp_path / "a.pt", "reward", act=options["act"], horizon=96)
 
 
+@pytest.mark.slow
 def test_every_way_of_saving(tmp_path):
     ours = diffusion()
     state = ours.state_dict()

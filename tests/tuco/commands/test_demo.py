@@ -73,6 +73,7 @@ def test_demo_runs_from_end_to_end(models, groups, tmp_path, monkeypatch, capsys
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
 
 
+@pytest.mark.slow
 def test_over_a_mesh_the_table_is_the_same(models, groups, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "prompt_groups", lambda count, seed: groups)
     told = []
@@ -148,6 +149,7 @@ def test_groups_hold_the_same_requests_bare_and_in_templates(monkeypatch):
             prompt_groups(count)
 
 
+@pytest.mark.slow
 def test_the_demo_s_own_pair_and_prompts():
     """SmolLM2-135M-Instruct and the shipped adapter, as `make demo` has them."""
     groups = prompt_groups(demo.Config().prompts)

@@ -88,6 +88,7 @@ def test_scores_and_components_equal_algorithm_1(case, side):
     assert 0.05 < float(scored.tuco.min()) and float(scored.tuco.max()) < 0.95
 
 
+@pytest.mark.slow
 def test_the_scaled_stream_and_norm_2_equal_algorithm_1(case):
     base, tuned, pair = case
     tokens, mask = inputs("right")
@@ -103,6 +104,7 @@ def test_the_scaled_stream_and_norm_2_equal_algorithm_1(case):
     )
 
 
+@pytest.mark.slow
 def test_the_slope_of_tuco_by_the_embeddings_is_autograd_s(case):
     base, tuned, pair = case
     tokens, mask = inputs("left")

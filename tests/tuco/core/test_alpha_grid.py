@@ -53,6 +53,7 @@ def joined(prefix, tokens, mask):
     return jnp.concatenate([before, tokens], axis=1), mask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family(family, tmp_path):
     """Both forms; at alpha 1 also the tuned model's own logits, in transformers."""
@@ -103,6 +104,7 @@ PAIRS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PAIRS)
 def test_every_kind_of_pair_at_given_columns_and_chunks(kind):
     pair = PAIRS[kind]()
@@ -128,6 +130,7 @@ def test_an_alpha_a_layer_and_left_padding():
     close(grid_logits(pair, tokens, mask, jnp.asarray(alphas)), want)
 
 
+@pytest.mark.slow
 def test_over_a_mesh():
     pair = adapter_pair(1)
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
@@ -165,6 +168,7 @@ def with_rope(**fields):
 LONG: dict[str, Any] = dict(long_frequencies=(0.5, 0.1, 0.02, 0.001), long_scale=1.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "prefix", "length", "word"),
     [
@@ -191,6 +195,7 @@ def test_lengths_at_which_frequencies_change(fields, prefix, length, word):
         grid_logits(pair, tokens, mask, prefix=caches)
 
 
+@pytest.mark.slow
 def test_bad_arguments():
     pair = adapter_pair(1)
     tokens, mask = batch(2, 8)

@@ -157,6 +157,7 @@ def test_later_tokens_do_not_reach_earlier_ones(pair):
     assert float(jnp.abs(out.ftc[0, 6:] - changed.ftc[0, 6:]).max()) > 1e-3
 
 
+@pytest.mark.slow
 def test_gradients_agree_between_forms_and_with_finite_differences(pair):
     tokens, mask = rm.batch()
     x = decompose(pair, tokens, mask).embeddings
@@ -200,6 +201,7 @@ def test_what_is_not_a_number_stays_so(norm):
     assert np.isnan(share(jnp.ones(2), broken, norm))
 
 
+@pytest.mark.slow
 def test_adapters_can_be_differentiated_forward_and_twice():
     pair, (tokens, mask) = rm.adapter_pair(), rm.batch()
     x = decompose(pair, tokens, mask).embeddings

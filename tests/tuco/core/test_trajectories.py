@@ -71,6 +71,7 @@ def test_distance_is_between_two_ordinary_forward_passes(pair):
     np.testing.assert_allclose(compare(pair, tokens, mask).distance, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1)])
 def test_sharded_over_a_mesh(pair, shape):
     tokens, mask = rm.batch(rows=8)

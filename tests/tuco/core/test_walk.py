@@ -161,6 +161,7 @@ def test_every_engine_over_every_source(kind, engine, source):
     close(ENGINES[engine](SOURCES[source](PAIRS[kind])), expected(engine, kind))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_engine_on_a_mesh(engine):
     mesh = make_mesh(2, 2, 2)

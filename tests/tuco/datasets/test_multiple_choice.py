@@ -238,6 +238,7 @@ def test_options_that_cannot_be_told_apart():
         tokenize(tiny_tokenizer(), task(1), ["Q:"], [" A", " B"], context=2)
 
 
+@pytest.mark.slow
 def test_a_shared_prefix_changes_nothing():
     """Against one alpha at a time over whole rows; with a prefix, without, and where it cannot."""
     rng = np.random.default_rng(0)

@@ -163,6 +163,7 @@ def whole(files, tmp_path_factory):
     return run_finetune(settings(files, out, method="full"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method, kill_at", [("lora", 1), ("lora", 5), ("full", 5)])
 def test_kill_and_resume_changes_nothing(files, request, tmp_path, monkeypatch, method, kill_at):
     kept = request.getfixturevalue({"lora": "adapter", "full": "whole"}[method])

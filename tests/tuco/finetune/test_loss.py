@@ -45,6 +45,7 @@ def unpacked(config, params, lora, data):
     return -jnp.sum(jnp.where(answer[:, 1:], chosen, 0))
 
 
+@pytest.mark.slow
 def test_packed_loss_and_gradient_equal_the_unpacked(model):
     config, params, lora = model
     table = pack(data(config), 24)

@@ -79,6 +79,7 @@ def torch_losses(model, factors, rows, alpha, rank):
     return losses
 
 
+@pytest.mark.slow
 def test_lora_training_equals_peft(tmp_path):
     hf, _ = save_tiny(tmp_path / "base", "llama", 3)
     model = huggingface.load(str(tmp_path / "base"))
@@ -124,6 +125,7 @@ def assert_close(tree, expected, atol):
         np.testing.assert_allclose(value, wanted[path], rtol=0, atol=atol, err_msg=path)
 
 
+@pytest.mark.slow
 def test_accumulation_equals_one_large_batch(small):
     config, params, lora, batch, optimizer, expected, metrics = small
     step = make_step(config, Method(0.5, "float32"), optimizer)
@@ -135,6 +137,7 @@ def test_accumulation_equals_one_large_batch(small):
     assert_close(state.trained, expected, 1e-5)
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_nothing(small, caplog):
     config, params, lora, batch, optimizer, expected, metrics = small
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
@@ -155,6 +158,7 @@ def test_a_mesh_changes_nothing(small, caplog):
     assert not [r for r in caplog.records if "Compiling" in r.getMessage()]
 
 
+@pytest.mark.slow
 def test_full_tuning_in_bfloat16_holds_float32(small):
     config, params, _, batch, _, _, _ = small
     optimizer = OptimizerOptions(learning_rate=1e-5, warmup=0).make(10)
@@ -176,6 +180,7 @@ def test_schedule():
     np.testing.assert_allclose(OptimizerOptions(warmup=0).schedule(5)(0), 2e-4, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_weight_decay_spares_norms_and_biases():
     params = {
         "layers/mlp/up/kernel": jnp.ones((2, 3, 4)),

@@ -94,6 +94,7 @@ def with_layers_of(tuned: Any, base: Any) -> Any:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_alpha_0_and_1_are_models_that_transformers_runs(family, tmp_path, monkeypatch):
     """Each alone, and both at once, a row each, where both models run."""

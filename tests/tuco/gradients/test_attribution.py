@@ -37,6 +37,7 @@ def value(pair, x, mask):
     return tuco(pair, None, mask, embeddings=x, norm=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_gradient_is_that_of_finite_differences(side):
     tokens, mask = rm.batch(rows=3, side=side, vocab=VOCAB)
@@ -53,6 +54,7 @@ def test_gradient_is_that_of_finite_differences(side):
     assert not np.asarray(got.gradient)[~np.asarray(mask)].any()
 
 
+@pytest.mark.slow
 def test_integrated_parts_sum_to_the_difference():
     """On the way from the mean embedding this random pair has slopes of 20: it takes many points.
 
@@ -79,6 +81,7 @@ def test_integrated_parts_sum_to_the_difference():
     )
 
 
+@pytest.mark.slow
 def test_a_baseline_of_one_s_own():
     tokens, mask = rm.batch(rows=3, vocab=VOCAB)
     x, _ = streams(tokens, mask)
@@ -89,6 +92,7 @@ def test_a_baseline_of_one_s_own():
         attribute(pair(), tokens, mask, points=0)
 
 
+@pytest.mark.slow
 def test_prompts_and_their_page(tmp_path):
     prompts = ["tea", "<b>&", [{"role": "user", "content": "hi"}]]
     found = attribute_prompts(pair(), bos_tokenizer(), prompts, points=4)

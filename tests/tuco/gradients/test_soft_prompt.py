@@ -33,6 +33,7 @@ def pair():
     return rm.adapter_pair(base=rm.config(embed_scale=2.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learned", [False, True])
 def test_vectors_of_tokens_are_those_tokens(learned):
     config = rm.config(embed_scale=2.0, **(dict(ropes=()) if learned else {}))
@@ -47,6 +48,7 @@ def test_vectors_of_tokens_are_those_tokens(learned):
     np.testing.assert_allclose(got, plain(model, whole, mask), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_gradient_is_that_of_finite_differences():
     """By norm 2: norm 1 has a kink wherever a component changes sign."""
     vectors = jnp.asarray(np.random.default_rng(0).normal(size=(3, 24)), jnp.float32)
@@ -64,6 +66,7 @@ def test_gradient_is_that_of_finite_differences():
     assert slope == pytest.approx(expected, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("maximise", [False, True])
 def test_tuco_moves_where_it_should(maximise):
     options = dataclasses.replace(OPTIONS, maximise=maximise)

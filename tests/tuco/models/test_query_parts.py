@@ -27,6 +27,7 @@ def positions(config, length, rows):
     return Positions.of(config, segments > 0, segments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [129, 514])
 @pytest.mark.parametrize("rows", ["left", "right", "packed"])
 @pytest.mark.parametrize("layer", [0, 1])  # the second one has a window

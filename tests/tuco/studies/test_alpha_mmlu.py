@@ -116,6 +116,7 @@ def test_picks_show_a_model_that_goes_by_place():
     ]
 
 
+@pytest.mark.slow
 def test_from_files_to_report(models, tmp_path, capsys):
     config = Config(out=tmp_path / "out", data=quiz(tmp_path), shots=1, seed=3, **models)
     found = STUDY.run(config)

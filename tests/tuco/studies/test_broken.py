@@ -41,6 +41,7 @@ def run_with(judge: Judge, config: broken.Config) -> Findings:
     return dataclasses.replace(broken.STUDY, prepare=prepare).run(config)
 
 
+@pytest.mark.slow
 def test_broken_prompts_are_told_by_the_judge(models, requests, tmp_path):
     config = broken_config(models, requests, tmp_path)
     asked = []
@@ -72,6 +73,7 @@ def obliging(request: str, answer: str) -> bool:
     return sum(map(ord, request)) % 2 == 0
 
 
+@pytest.mark.slow
 def test_every_attack_around_every_request_by_a_judge_of_a_name(models, requests, tmp_path):
     config = broken_config(models, requests, tmp_path, cross=True)
     config = dataclasses.replace(config, judge=f"{__name__}:obliging")

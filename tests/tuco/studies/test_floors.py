@@ -67,6 +67,7 @@ def test_floors_rise_from_nothing_to_rounding_to_noise():
     assert all(np.array_equal(x, x.astype(jnp.bfloat16).astype(x.dtype)) for x in leaves)
 
 
+@pytest.mark.slow
 def test_the_study_holds_tuco_against_simpler_scores(tmp_path, monkeypatch):
     texts = ["a cup", "of tea", "and the sun", "on a map"]
     names = ["x", "x", "y", "y"]

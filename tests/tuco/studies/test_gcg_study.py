@@ -47,6 +47,7 @@ def config(models, tmp_path) -> Config:
     )
 
 
+@pytest.mark.slow
 def test_it_searches_measures_and_reports(config, models, capsys):
     found = gcg.STUDY.run(config)
     out = config.out
@@ -124,6 +125,7 @@ def form(name: str, values, refused=None) -> Form:
     return Form(name, values, np.full(len(values), 9), refused)
 
 
+@pytest.mark.slow
 def test_a_file_s_own_targets_are_searched_for(config, tmp_path, monkeypatch):
     """AdvBench's columns, as published; a row without its target takes the option's."""
     rows = ["goal,target", *(f"{r},Sure {i}" for i, r in enumerate(REQUESTS[:5])), "last,"]
@@ -142,6 +144,7 @@ def test_a_file_s_own_targets_are_searched_for(config, tmp_path, monkeypatch):
     assert sought == {request: known[request] for request in sought}
 
 
+@pytest.mark.slow
 def test_verdicts_follow_from_the_numbers():
     rng = np.random.default_rng(0)
     noise = 0.01 * rng.normal(size=(5, 40))

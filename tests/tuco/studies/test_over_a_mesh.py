@@ -114,6 +114,7 @@ def assert_same(got: Any, want: Any, where: str = "") -> None:
         assert got == want, where
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_numbers_are_those_of_one_device(name, models, tmp_path, monkeypatch):
     groups = [

@@ -80,6 +80,7 @@ def models(tmp_path_factory):
     shutil.rmtree(directory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "dtype", "held"),
     [

@@ -91,6 +91,7 @@ def test_normalisers_that_differ_are_converted_and_it_is_said(factor):
         np.testing.assert_allclose(score(X, T), base.denoiser(X, T), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "factor", "most"),
     [(20, 1.03, 0.01), (20, 1.1, 0.04), (50, 1.1, 0.01), (50, 1.5, 0.06), (50, 0.7, 0.05)],

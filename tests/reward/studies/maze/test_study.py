@@ -68,6 +68,7 @@ STEERED = {"unsteered", "expert"} | {
 }
 
 
+@pytest.mark.slow
 def test_files_and_results(done):
     config, _ = done
     found = {str(p.relative_to(config.out)) for p in times(config.out)}
@@ -263,6 +264,7 @@ def longer(done, tmp_path_factory):
         yield config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_a_training_that_was_killed_goes_on_to_the_same_end(longer, tmp_path, monkeypatch, model):
     config = dataclasses.replace(longer, out=tmp_path)

@@ -49,6 +49,7 @@ def made(tmp_path_factory):
     return folder, printed
 
 
+@pytest.mark.slow
 def test_data_and_models(made):
     folder, printed = made
     expert = read_episodes(folder / "expert.hdf5")
@@ -95,6 +96,7 @@ def test_a_sweep_of_a_task_that_asks_again_is_the_same(made, monkeypatch, capsys
     assert "share of walks that end at the goal" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_raw_difference_steers_without_a_reward(made, capsys):
     """At scale 1 as far as the expert would go: the plans are not the base's."""
     folder, _ = made

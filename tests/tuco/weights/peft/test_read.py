@@ -142,6 +142,7 @@ def read(tmp_path, **options):
     return Pair(base.params, overrides, lora, base.config, config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_logits_equal_those_of_peft(case, tmp_path):
     family, changes, options = CASES[case]
