@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tuco_jax.core.decompose import decompose
     from tuco_jax.core.last_token import tuco
+    from tuco_jax.core.streamed import stream_pair
     from tuco_jax.core.trajectories import output_co, trajectories
     from tuco_jax.generation.generate import generate
     from tuco_jax.gradients.attribution import attribute, attribute_prompts, write_attribution
@@ -49,6 +50,7 @@ __all__ = [
     "read_prompts",
     "score",
     "soft_prompt_tuco",
+    "stream_pair",
     "trajectories",
     "tuco",
     "write_attribution",
@@ -73,6 +75,7 @@ _HOMES = {
     "read_prompts": "tuco_jax.prompts.read",
     "score": "tuco_jax.scoring.score",
     "soft_prompt_tuco": "tuco_jax.gradients.soft_prompt",
+    "stream_pair": "tuco_jax.core.streamed",
     "trajectories": "tuco_jax.core.trajectories",
     "tuco": "tuco_jax.core.last_token",
     "write_attribution": "tuco_jax.gradients.attribution",

@@ -26,7 +26,16 @@ from tuco_jax.models.layers import Delta
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import constrain
 
-__all__ = ["Carry", "LastToken", "LastTokenStep", "last_token", "last_tokens", "tuco"]
+__all__ = [
+    "Carry",
+    "LastToken",
+    "LastTokenStep",
+    "begin_last",
+    "finish_last",
+    "last_token",
+    "last_tokens",
+    "tuco",
+]
 
 
 @struct.dataclass
@@ -109,7 +118,7 @@ def last_tokens(
     other. columns: [B, C] int, the last token of each; a row of fewer repeats any of its own.
     """
     source = as_source(pair)
-    carry, places = _begin(source.ends, tokens, mask, columns, segments, embeddings, mesh=mesh)
+    carry, places = begin_last(source.ends, tokens, mask, columns, segments, embeddings, mesh=mesh)
     depth = source.ends.base_config.depth
     middle = LastTokenStep(places, full=True, norm=norm, mesh=mesh)
     betas = []
@@ -118,7 +127,7 @@ def last_tokens(
         betas.append(own)
     last = LastTokenStep(places, full=False, norm=norm, mesh=mesh)
     carry, own = walk(last, carry, source, start=depth - 1)
-    return _finish(carry, [*betas, own])
+    return finish_last(carry, [*betas, own])
 
 
 def last_token(
@@ -163,7 +172,7 @@ def tuco(
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _begin(
+def begin_last(
     ends: Pair,
     tokens: jax.Array | None,
     mask: jax.Array,
@@ -171,8 +180,9 @@ def _begin(
     segments: jax.Array | None,
     embeddings: jax.Array | None,
     *,
-    mesh: Mesh | None,
+    mesh: Mesh | None = None,
 ) -> tuple[Carry, Places]:
+    """Before the first layer, of `last_tokens`' arguments."""
     places = Places.of(ends, mask, columns, segments)
     x = begin(ends, tokens, embeddings, places, mesh)
     assert places.columns is not None
@@ -181,7 +191,8 @@ def _begin(
 
 
 @jax.jit
-def _finish(carry: Carry, betas: list[jax.Array]) -> LastToken:
+def finish_last(carry: Carry, betas: list[jax.Array]) -> LastToken:
+    """After the last layer; betas: what the steps returned, [l, B, C] of some layers each."""
     by_layer: Any = jnp.concatenate(betas)
     ptc, ftc, attention, mlp = carry.sums
     error = jnp.max(jnp.abs(carry.last - carry.first - ptc - ftc), axis=-1)

@@ -24,7 +24,18 @@ from tuco_jax.core.cache import Cache
 from tuco_jax.core.layer import PairLayer, stacked_layers
 from tuco_jax.models.pair import Pair
 
-__all__ = ["OneByOne", "Source", "Split", "Stacked", "Step", "as_source", "source_of", "walk"]
+__all__ = [
+    "OneByOne",
+    "Source",
+    "Split",
+    "Stacked",
+    "Step",
+    "advance",
+    "as_source",
+    "ends_of",
+    "source_of",
+    "walk",
+]
 
 Tree = TypeVar("Tree")
 T = TypeVar("T")
@@ -99,7 +110,7 @@ class Stacked:
     @classmethod
     def of(cls, pair: Pair, *, remat: bool = False) -> "Stacked":
         """The layers of a pair, where they lie."""
-        return cls(stacked_layers(pair), _ends(pair), remat)
+        return cls(stacked_layers(pair), ends_of(pair), remat)
 
     @property
     def dtype(self) -> Any:
@@ -157,10 +168,12 @@ class OneByOne:
     """Layers that come one after another: a program a step, which all layers share.
 
     A subclass gives `layers(start, stop)`; a walk over it is a loop of the host's, and no part of
-    a compiled function.
+    a compiled function. waits: not to ask for a layer before the one before it has computed, where
+    layers take memory.
     """
 
     one_program = False
+    waits = False
 
     def __init__(self, ends: Pair) -> None:
         self.ends = ends
@@ -185,8 +198,10 @@ class OneByOne:
         outs = []
         if cache is None:
             for layer, own in zip(self.layers(start, stop), owns, strict=True):
-                carry, out = _one(step, carry, layer, own)
+                carry, out = advance(step, carry, layer, own)
                 outs.append(out)
+                if self.waits:
+                    jax.block_until_ready(carry)
             return carry, _stack(*outs) if jax.tree.leaves(outs) else None
         held = cache.keys_values
         if not isinstance(held, list):
@@ -196,6 +211,8 @@ class OneByOne:
             carry, held[start + index] = _one_cached(
                 step, carry, layer, owns[index], held[start + index], bare
             )
+            if self.waits:
+                jax.block_until_ready(carry)
         return carry, dataclasses.replace(cache, keys_values=held)
 
 
@@ -207,7 +224,7 @@ class Split(OneByOne):
     """
 
     def __init__(self, pair: Pair) -> None:
-        super().__init__(_ends(pair))
+        super().__init__(ends_of(pair))
         self._layers = _views(stacked_layers(pair))
 
     @staticmethod
@@ -240,7 +257,8 @@ def source_of(pair: Pair) -> Source:
 
 
 @jax.jit
-def _one(step: Any, carry: Any, layer: PairLayer, own: Any) -> tuple[Any, Any]:
+def advance(step: Any, carry: Any, layer: PairLayer, own: Any) -> tuple[Any, Any]:
+    """One layer of a walk without a cache: a program of its own."""
     return step(carry, layer, own)
 
 
@@ -275,7 +293,9 @@ def _views(stacked: PairLayer) -> list[PairLayer]:
     ]
 
 
-def _ends(pair: Pair) -> Pair:
+def ends_of(pair: Pair) -> Pair:
+    """The pair without its layers."""
+
     def without(params: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in params.items() if name != "layers"}
 

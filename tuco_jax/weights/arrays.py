@@ -9,6 +9,7 @@ import contextlib
 import functools
 import itertools
 import logging
+import mmap
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -26,12 +27,20 @@ __all__ = ["Placement", "Stored", "host_array", "is_layered", "place", "save"]
 Placement = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
 
 _ALIGNMENT = 64  # bytes; XLA's CPU client adopts host memory that is aligned so
+_LARGE = 1 << 20  # bytes, from which on an array has memory of its own from the system
 
 
 def host_array(shape: tuple[int, ...], dtype: Any) -> Shaped[np.ndarray, "..."]:
-    """An uninitialised array; dtype: any of JAX's."""
+    """An uninitialised array; dtype: any of JAX's.
+
+    A large one goes back to the system when it is let go: the allocator would keep what layers
+    that stream past leave behind, for each thread.
+    """
     kind = np.dtype(jax.numpy.dtype(dtype))
     size = int(np.prod(shape)) * kind.itemsize
+    if size >= _LARGE:
+        raw = np.frombuffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
+        return raw.view(kind).reshape(shape)
     raw = np.empty(size + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
     return raw[start : start + size].view(kind).reshape(shape)

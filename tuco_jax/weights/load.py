@@ -25,6 +25,7 @@ __all__ = [
     "load_model",
     "load_pair",
     "model_config",
+    "needed_tokenizer",
     "open_model",
     "open_pair",
     "tuned_config",
@@ -81,7 +82,7 @@ def load_pair(
     InputError where the two are no pair.
     """
     pair, tokenizer = open_pair(base, tuned, dtype=dtype).load(placement(mesh) if mesh else None)
-    return pair, _needed(tokenizer, tuned)
+    return pair, needed_tokenizer(tokenizer, tuned)
 
 
 class OpenPair(Protocol):
@@ -187,7 +188,10 @@ def _is_gguf(source: str) -> bool:
     return source.endswith(".gguf")
 
 
-def _needed(tokenizer: PreTrainedTokenizerBase | None, source: str) -> PreTrainedTokenizerBase:
+def needed_tokenizer(
+    tokenizer: PreTrainedTokenizerBase | None, source: str
+) -> PreTrainedTokenizerBase:
+    """The tokenizer; InputError naming the tuned model, `source`, where there is none."""
     if tokenizer is None:
         raise InputError(
             f"{source}: neither it nor its base has a tokenizer; copy the tokenizer's files there"

@@ -16,34 +16,18 @@ from tuco_jax.core.alpha_grid import grid_logits, prefix_caches
 from tuco_jax.core.cache import Cache
 from tuco_jax.core.decompose import decompose
 from tuco_jax.core.last_token import last_token, last_tokens
+from tuco_jax.core.streamed import Streamed
 from tuco_jax.core.trajectories import trajectories
-from tuco_jax.core.walk import OneByOne, Split, Stacked, source_of, stacked_layers
+from tuco_jax.core.walk import Split, Stacked, source_of
 from tuco_jax.generation import decoding
 from tuco_jax.generation.sampling import Sampling, row_keys
-from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import place
 
 CONFIG = rm.config(width=32, mlp_width=48, kv_heads=4, vocab_size=64)
 PAIRS = {"full": rm.full_pair(base=CONFIG), "adapter": rm.adapter_pair(base=CONFIG)}
 
 
-class Fetched(OneByOne):
-    """Layers that are made when they are asked for, as a streamed source's are."""
-
-    def __init__(self, pair: Pair) -> None:
-        super().__init__(Split(pair).ends)
-        self._stacked = jax.tree.map(np.asarray, stacked_layers(pair))
-
-    @property
-    def dtype(self):
-        return jnp.float32
-
-    def layers(self, start: int, stop: int):
-        for index in range(start, stop):
-            yield jax.tree.map(lambda a: jnp.asarray(a[index]), self._stacked)  # noqa: B023
-
-
-SOURCES = {"split": Split, "fetched": Fetched, "stacked": Stacked.of}
+SOURCES = {"split": Split, "streamed": Streamed.of, "stacked": Stacked.of}
 
 
 def inputs():
@@ -188,7 +172,7 @@ def test_programs_are_shared_by_layers_and_calls():
     """Two a shape beside those before and after the layers: a middle layer's and the last's."""
     from tuco_jax.core import walk
 
-    function: Any = walk._one
+    function: Any = walk.advance
     function.clear_cache()
     for seed in range(2):
         source = Split(

@@ -1,0 +1,123 @@
+"""Layers that are read one ahead of the walk, once for all carries."""
+
+import threading
+import weakref
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+
+from common_jax.errors import InputError
+from tests.tuco import random_models as rm
+from tuco_jax.core.last_token import last_token
+from tuco_jax.core.streamed import Streamed, walk_each
+from tuco_jax.core.waiting import Waiting
+from tuco_jax.core.walk import ends_of, walk
+
+DEPTH = 5
+CONFIG = rm.config(depth=DEPTH, rope_index=(0,) * DEPTH, windows=(0,) * DEPTH)
+
+
+class Reader:
+    """A pair's layers, each a copy; which were read, by which thread, how many are alive."""
+
+    def __init__(self, pair):
+        self.pair, self.read, self.alive, self.most, self.threads = pair, [], 0, 0, set()
+
+    def __call__(self, index):
+        self.read.append(index)
+        self.threads.add(threading.current_thread())
+        branches = self.pair.base, self.pair.tuned, self.pair.lora
+        copies = lambda x: np.array(x[index])  # noqa: E731
+        layer: Any = tuple(jax.tree.map(copies, t.get("layers", {})) for t in branches)
+        self.alive += 1
+        self.most = max(self.most, self.alive)
+        weakref.finalize(layer[0]["attention"]["q"]["kernel"], self._gone)
+        return layer
+
+    def _gone(self):
+        self.alive -= 1
+
+
+@struct.dataclass
+class Add:
+    """Adds a number, and the sum of a kernel, so that layers and steps count."""
+
+    number: jax.Array
+
+    def __call__(self, carry, layer, _):
+        x = carry["x"] * 1.5 + self.number + layer.params["attention"]["q"]["kernel"].sum()
+        return carry | {"x": x}, x.sum()
+
+
+def carries(count, rng):
+    """Of several shapes, with more than one leaf."""
+    return [
+        {"x": rng.normal(size=(2, 3 + i)).astype(np.float32), "rest": np.arange(i, dtype=np.int32)}
+        for i in range(count)
+    ]
+
+
+def test_each_layer_is_read_once_ahead_of_the_walk_by_another_thread():
+    pair = rm.full_pair(base=CONFIG)
+    reader = Reader(pair)
+    source = Streamed(ends_of(pair), reader)
+    for _ in range(2):
+        last_token(source, *rm.batch())
+    assert reader.read == [*range(DEPTH)] * 2
+    assert threading.main_thread() not in reader.threads or len(reader.threads) == 2
+    assert reader.most <= 3  # two, and one of which a program has yet to let go
+
+
+def test_a_walk_that_ends_elsewhere():
+    """What was fetched ahead and is not wanted is let go."""
+    reader = Reader(rm.full_pair(base=CONFIG))
+    source = Streamed(ends_of(reader.pair), reader)
+    for start, stop in ((0, 2), (1, 3), (3, 5), (0, 1)):
+        indices = [int(layer.infos[0].window) for layer in source.layers(start, stop)]
+        assert len(indices) == stop - start
+    assert reader.read[:8] == [0, 1, 2, 1, 2, 3, 4, 0]  # the last, ahead, may yet be to come
+
+
+def test_an_error_of_a_read_is_the_walks():
+    reader = Reader(rm.full_pair(base=CONFIG))
+
+    def broken(index):
+        if index == 3:
+            raise InputError("part-3: truncated")
+        return reader(index)
+
+    with pytest.raises(InputError, match="part-3: truncated"):
+        last_token(Streamed(ends_of(reader.pair), broken), *rm.batch())
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("memory", [0, 100, 10**6], ids=["disk", "both", "memory"])
+def test_many_carries_walk_as_each_alone(tmp_path, count, memory):
+    reader = Reader(rm.full_pair(base=CONFIG))
+    source = Streamed(ends_of(reader.pair), reader)
+    steps = [Add(jnp.float32(i)) for i in range(count)]
+    starts = carries(count, np.random.default_rng(0))
+    alone = [walk(s, c, source) for s, c in zip(steps, starts, strict=True)]
+    reader.read.clear()
+    reader.most = reader.alive
+    waiting = Waiting(count, memory, tmp_path)
+    for i, carry in enumerate(starts):
+        waiting[i] = carry
+    told = []
+    outs = walk_each(steps, waiting, source, stop=2, on_step=lambda i, _: told.append(i))
+    outs += walk_each(steps, waiting, source, start=2)
+    assert reader.read == [*range(DEPTH)] and reader.most <= 2 + 1
+    assert told == [*range(count)] * 2
+    for i, (carry, own) in enumerate(alone):
+        chex.assert_trees_all_equal(waiting[i], jax.tree.map(np.asarray, carry))
+        np.testing.assert_array_equal([layer[i] for layer in outs], own)
+    total = sum(x.nbytes for c in starts for x in c.values())
+    expected = {0: total, 100: max(0, total - 100), 10**6: 0}[memory]
+    assert expected <= waiting.on_disk <= total
+    assert not list(tmp_path.iterdir())  # the file has no name, so nothing can stay behind
+    waiting.close()

@@ -1,0 +1,128 @@
+"""Layers that are read while those before them compute, for a pair that no memory holds at once.
+
+Two layers of the pair are in memory at any time. Where there are many batches, all of them go
+through a layer before the next one is taken (`walk_each`), so that the weights are read once;
+their streams wait in host memory, and beyond a budget on disk (`waiting.py`).
+
+Legend: L layers.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from tuco_jax.core.layer import PairLayer
+from tuco_jax.core.waiting import Waiting
+from tuco_jax.core.walk import OneByOne, Step, advance, ends_of
+from tuco_jax.models.decoder import Params
+from tuco_jax.models.layers import layer_infos
+from tuco_jax.models.pair import Pair
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Streamed", "stream_pair", "walk_each"]
+
+# One layer's `base`, `tuned` and `lora`, arrays of the host without an axis of layers.
+Read = Callable[[int], tuple[Params, Params, Params]]
+
+
+class Streamed(OneByOne):
+    """Layers that come from `read`, in a thread, one ahead of the walk."""
+
+    waits = True
+
+    def __init__(self, ends: Pair, read: Read) -> None:
+        super().__init__(ends)
+        self._read = read
+        self._configs = ends.base_config, ends.tuned_config
+        infos = layer_infos(ends.base_config), layer_infos(ends.tuned_config)
+        self._infos = jax.tree.map(np.asarray, infos)
+        self._thread = ThreadPoolExecutor(1, "layers")
+        self._ahead: tuple[int, Future[PairLayer]] | None = None
+
+    @classmethod
+    def of(cls, pair: Pair) -> "Streamed":
+        """Layers of a pair that lies in the host's memory, for a device that has less."""
+        trees = (pair.base, pair.tuned, pair.lora)
+        stacked = jax.tree.map(np.asarray, tuple(tree.get("layers", {}) for tree in trees))
+        return cls(ends_of(pair), lambda index: jax.tree.map(lambda x: x[index], stacked))
+
+    @property
+    def dtype(self) -> Any:
+        """Of keys and values."""
+        return self.ends.base["embed"]["table"].dtype
+
+    def layers(self, start: int, stop: int) -> Iterator[PairLayer]:
+        """The layers in order; the one that follows, were it `stop`, is on its way, too."""
+        for index in range(start, stop):
+            layer = self._taken(index)
+            if index + 1 < self.ends.base_config.depth:
+                self._ahead = index + 1, self._thread.submit(self._layer, index + 1)
+            yield layer
+            del layer  # while the next one is waited for
+
+    def _taken(self, index: int) -> PairLayer:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == index:
+            return ahead[1].result()
+        if ahead is not None:  # not two beside the one that is wanted
+            ahead[1].exception()  # waits; what came, or why it did not, is of no interest
+        return self._layer(index)
+
+    def _layer(self, index: int) -> PairLayer:
+        infos = jax.tree.map(lambda x: x[index], self._infos)
+        return jax.device_put(PairLayer(*self._read(index), infos, self._configs))
+
+
+def walk_each(
+    steps: Sequence[Step],
+    carries: Waiting,
+    source: OneByOne,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+) -> list[list[Any]]:
+    """`walk` of many carries at once: each layer is taken once, and all go through it.
+
+    steps: of each carry; taken anew at every layer, so that a lazy sequence need hold none.
+    carries: replaced by the last ones. on_step: told, at each, the carry's number and how many
+    seconds the call took, which returns before it has computed, but once it has compiled.
+
+    Returns what the steps returned, [stop - start][carries], on the host.
+    """
+    stop = source.ends.base_config.depth if stop is None else stop
+    outs = []
+    for layer in source.layers(start, stop):
+        own = []
+        for index in range(len(carries)):
+            step, carry = steps[index], carries[index]
+            began = time.perf_counter()
+            carries[index], out = advance(step, carry, layer, None)
+            own.append(out)
+            if on_step is not None:
+                on_step(index, time.perf_counter() - began)
+        outs.append(jax.device_get(own))
+        carries.settle()
+        del layer
+    return outs
+
+
+def stream_pair(
+    base: str, tuned: str, *, dtype: str = "float32"
+) -> tuple[Streamed, "PreTrainedTokenizerBase"]:
+    """`load_pair` of a pair that memory does not hold: its layers are read when they are wanted.
+
+    Arguments, notes (`.ends.notes`) and tokenizer are those of `load_pair`. Names, shapes and
+    configs are checked before any layer is read, numbers when it is.
+    """
+    from tuco_jax.weights.load import needed_tokenizer, open_pair  # brings transformers: seconds
+
+    opened = open_pair(base, tuned, dtype=dtype)
+    ends, tokenizer = opened.load(layers=False)
+    return Streamed(ends, opened.layer), needed_tokenizer(tokenizer, str(tuned))
