@@ -1,6 +1,8 @@
 """Bad input: exit code 2, one line that names the place and the mend, output untouched."""
 
+import errno
 import json
+import os
 import pathlib
 import shutil
 
@@ -211,6 +213,10 @@ OPTIONS = {
     "too many devices": (["--mesh.data", "512"], ["wants 512 devices", "choose smaller sizes"]),
     "no devices": (["--mesh.tensor", "0"], ["sizes are 1 or more"]),
     "pmap over tensor": (["--mesh.tensor=2", "--parallel=pmap"], ["pmap is for data alone"]),
+    "stream over a mesh": (["--stream", "--mesh.data=2"], ["streams runs on one device", "mesh"]),
+    "stream with pmap": (["--stream", "--parallel=pmap"], ["streams runs on one device"]),
+    "less than no memory": (["--stream", "--passes.memory=-1"], ["passes.memory must not be neg"]),
+    "no folder": (["--stream", "--passes.folder=absent"], ["passes.folder: absent: no such"]),
 }
 
 
@@ -264,18 +270,23 @@ def test_config_missing(fails, tmp_path):
     )
 
 
+# Whole, or a layer at a time: the same flaws of weights.
+WAYS = ((), ("--stream",))
+
+
 @pytest.fixture
 def copy(pair, tmp_path):
     """A copy of the tuned model that may be spoilt."""
     return pathlib.Path(shutil.copytree(pair[1], tmp_path / "copy"))
 
 
+@pytest.mark.parametrize("more", WAYS)
 @pytest.mark.parametrize("kept", [0.7, 0.001])
-def test_weights_cut_short(fails, copy, kept):
+def test_weights_cut_short(fails, copy, kept, more):
     path = copy / "model.safetensors"
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * kept)])
-    has(fails(tuned=copy), "model.safetensors")
+    has(fails(*more, tuned=copy), "model.safetensors")
 
 
 def test_weights_corrupt(fails, copy):
@@ -284,12 +295,13 @@ def test_weights_corrupt(fails, copy):
     has(fails(tuned=copy), "model.safetensors")
 
 
-def test_weights_not_finite(fails, copy):
+@pytest.mark.parametrize("more", WAYS)
+def test_weights_not_finite(fails, copy, more):
     path = copy / "model.safetensors"
     tensors = load_file(path)
     tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = np.nan
     save_file(tensors, path, metadata={"format": "pt"})
-    has(fails(tuned=copy), "model.layers.1.mlp.up_proj.weight", "NaN")
+    has(fails(*more, tuned=copy), "model.layers.1.mlp.up_proj.weight", "NaN")
 
 
 def test_weights_missing_or_unknown(fails, copy):
@@ -349,13 +361,23 @@ def test_store_that_exists(fails, pair, tmp_path):
     has(line, tmp_path / "store", "exists")
 
 
-def test_not_finite_keeps_the_output(fails, copy, tmp_path):
+@pytest.mark.parametrize("more", WAYS)
+def test_not_finite_keeps_the_output(fails, copy, more):
     """Finite weights may overflow: found with the scores, and the output is still untouched."""
     path = copy / "model.safetensors"
     tensors = load_file(path)
     tensors["model.layers.0.mlp.down_proj.weight"][:] = 3e38
     save_file(tensors, path, metadata={"format": "pt"})
-    has(fails(tuned=copy), "prompt 1 (line 1): its score is not finite", "weights")
+    has(fails(*more, tuned=copy), "prompt 1 (line 1): its score is not finite", "weights")
+
+
+def test_a_disk_too_full_for_streams(fails, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    line = fails("--stream", "--passes.memory", 0)
+    has(line, "out: residual streams cannot be kept there (No space left on device)", "memory")
 
 
 @pytest.mark.parametrize("bad", ["prompts", "weights"])

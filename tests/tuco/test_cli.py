@@ -132,6 +132,20 @@ def test_devices_and_dtype(run, flags, tmp_path):
     assert 1e-5 < np.abs(np.subtract(plain, half)).max() < 0.05
 
 
+def test_stream(run, flags, tmp_path):
+    """Layers one after another, streams on disk, many passes: the same scores, nothing left."""
+    outs = [tmp_path / "whole.jsonl", tmp_path / "streamed.jsonl"]
+    assert run(*flags, "--out", outs[0], "--layers") == 0
+    passes = ["--passes.memory", 0, "--passes.tokens", 30, "--token_budget", 30]
+    assert run(*flags, "--out", outs[1], "--layers", "--stream", *passes) == 0
+    for one, other in zip(*map(read_jsonl, outs), strict=True):
+        assert (one["id"], one["tokens"]) == (other["id"], other["tokens"])
+        np.testing.assert_allclose(one["layers"], other["layers"], rtol=0, atol=1e-5)
+    meta = json.loads((tmp_path / "streamed.jsonl.meta.json").read_text())
+    assert meta["stream"] == {"memory": 0.0, "tokens": 30, "folder": str(tmp_path)}
+    assert len(list(tmp_path.iterdir())) == 5
+
+
 def test_truncate(run, pair, tmp_path):
     prompts = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a" * 90}, {"prompt": "a" * 64}])
     out = tmp_path / "scores.csv"

@@ -11,12 +11,13 @@ prompts of a batch.
 import bisect
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Shaped
 
-__all__ = ["Packed", "computed", "pack", "padding"]
+__all__ = ["Packed", "computed", "pack", "padding", "segments_of"]
 
 # Cost of one more shape, in tokens: on a CPU it compiles in the time of about a thousand tokens of
 # a small model.
@@ -211,3 +212,8 @@ def computed(batches: Sequence[Packed]) -> int:
 def padding(batches: Sequence[Packed], lengths: Sequence[int]) -> float:
     """Share of the computed tokens that is padding."""
     return 1 - sum(lengths) / computed(batches)
+
+
+def segments_of(rows: Mapping[str, Any]) -> Any:
+    """Segments [B, T] of laid-out rows; None for a prompt a row, where it is alone."""
+    return None if rows["columns"].shape[1] == 1 else rows["segments"]

@@ -1,6 +1,7 @@
 """How prompts are scored; light, so that --help comes at once."""
 
 import dataclasses
+import os
 from typing import TYPE_CHECKING, Literal
 
 from common_jax.cli.options import MeshOptions
@@ -9,9 +10,34 @@ from common_jax.errors import InputError
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-__all__ = ["Parallel", "ScoreFileOptions", "ScoringOptions"]
+__all__ = ["Parallel", "PassOptions", "ScoreFileOptions", "ScoringOptions"]
 
 Parallel = Literal["jit", "pmap"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PassOptions:
+    """How prompts pass through a pair that streams past them, layer after layer.
+
+    Args:
+        memory: GiB of host memory for residual streams that wait; more than that waits on disk.
+        tokens: of one pass, for which each layer is read once, and which a killed run repeats; by
+            default enough to hide the reading.
+        folder: where streams wait on disk; by default beside the output, or among temporary files.
+    """
+
+    memory: float = 2.0
+    tokens: int | None = None
+    folder: str | None = None
+
+    def check(self) -> None:
+        """InputError for options that cannot be run with."""
+        if not self.memory >= 0:
+            raise InputError(f"passes.memory must not be negative, not {self.memory:g} GiB")
+        if self.tokens is not None and self.tokens < 1:
+            raise InputError(f"passes.tokens must be positive, not {self.tokens}")
+        if self.folder is not None and not os.path.isdir(self.folder):
+            raise InputError(f"passes.folder: {self.folder}: no such folder")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,15 +49,17 @@ class ScoringOptions:
         token_budget: tokens of a batch, padding included; by default what suits the backend.
         parallel: jit over the mesh, or pmap over its data axis.
         truncate: keep the last tokens of prompts beyond the model's context; else an error.
+        passes: of a pair that streams.
     """
 
     norm: Literal[1, 2] = 1
     token_budget: int | None = None
     parallel: Parallel = "jit"
     truncate: bool = False
+    passes: PassOptions = dataclasses.field(default_factory=PassOptions)
 
-    def check(self, mesh: "Mesh | None") -> None:
-        """InputError for options that cannot be run with, on this mesh."""
+    def check(self, mesh: "Mesh | None", streams: bool = False) -> None:
+        """InputError for options that cannot be run with, on this mesh or a pair that streams."""
         if self.norm not in (1, 2):
             raise InputError(f"norm must be 1 or 2, not {self.norm!r}")
         if self.token_budget is not None and self.token_budget < 1:
@@ -42,6 +70,9 @@ class ScoringOptions:
             raise InputError(
                 "pmap is for data alone: set mesh.fsdp and mesh.tensor to 1, or use jit"
             )
+        if streams and (mesh is not None or self.parallel != "jit"):
+            raise InputError("a pair that streams runs on one device: leave out mesh and parallel")
+        self.passes.check()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +87,7 @@ class ScoreFileOptions(ScoringOptions):
         dtype: what weights are held in; sums are float32.
         layers: also write the last token's beta_1 .. beta_L.
         mesh: devices.
+        stream: read layers while others compute, for a pair that memory does not hold.
     """
 
     base: str
@@ -65,6 +97,7 @@ class ScoreFileOptions(ScoringOptions):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     layers: bool = False
     mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
+    stream: bool = False
 
     @property
     def scoring(self) -> dict[str, object]:

@@ -14,6 +14,7 @@ import numpy as np
 from common_jax import resume
 from common_jax.errors import InputError
 from common_jax.io.files import atomic
+from tuco_jax.prompts.packing import Packed
 
 Columns = Mapping[str, Sequence[Any] | np.ndarray]  # equally long, by name
 
@@ -93,6 +94,11 @@ class Entry(NamedTuple):
     tuco: np.ndarray
     layers: np.ndarray
     telescoping: np.ndarray
+
+    @classmethod
+    def of(cls, batch: Packed, *values: Any) -> "Entry":
+        """From tuco [B, C], layers [B, C, L] and telescoping [B, C] of all places of a batch."""
+        return cls(batch.prompts, *(batch.unpack(np.asarray(value)) for value in values))
 
 
 class Journal:

@@ -22,11 +22,12 @@ from common_jax.errors import InputError
 from common_jax.progress import bar
 from tuco_jax.core.budget import default_budget
 from tuco_jax.core.last_token import last_tokens
+from tuco_jax.core.streamed import Streamed
 from tuco_jax.core.walk import Source, source_of
 from tuco_jax.models import sharding
 from tuco_jax.models.pair import Pair
 from tuco_jax.prompts.encode import encode
-from tuco_jax.prompts.packing import Packed, pack, padding
+from tuco_jax.prompts.packing import Packed, pack, padding, segments_of
 from tuco_jax.prompts.read import (
     Message,
     Prompt,
@@ -34,6 +35,8 @@ from tuco_jax.prompts.read import (
 )
 from tuco_jax.scoring.options import ScoringOptions
 from tuco_jax.scoring.output import Entry, Journal
+from tuco_jax.scoring.streamed import stream_entries
+from tuco_jax.scoring.watch import Watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,7 +73,7 @@ class Scores:
 
 
 def score(
-    pair: Pair,
+    pair: Pair | Streamed,
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Iterable[str | Sequence[Message] | Prompt],
     *,
@@ -82,31 +85,33 @@ def score(
 
     Args:
         pair: the two models, anywhere: with a mesh they are moved to their shards first (nothing
-            moves if `load_pair` has put them there).
+            moves if `load_pair` has put them there). Or what `stream_pair` returns: layers are
+            then read while others compute, once for many batches.
         tokenizer: the tuned model's.
         prompts: texts (tokenized with the tokenizer's default special tokens), conversations
             (lists of {"role", "content"}, through the chat template) or `Prompt`s.
         mesh: devices to run on, by default those that the pair lies on; the batch is cut over
             data and fsdp.
         progress: show a progress bar on stderr, if that is a terminal.
-        options: fields of `ScoringOptions`: norm, token_budget, parallel, truncate.
+        options: fields of `ScoringOptions`: norm, token_budget, parallel, truncate, passes.
 
     Scores do not depend on batches, packing, order or devices (1e-5). Raises InputError naming the
     prompt, also where a score is not finite.
     """
     prompts = as_prompts(prompts)
+    ends = pair.ends if isinstance(pair, Streamed) else pair
     tokens = encode(
         tokenizer,
         prompts,
-        max_tokens=pair.context,
-        vocab_size=pair.tuned_config.vocab_size,
+        max_tokens=ends.context,
+        vocab_size=ends.tuned_config.vocab_size,
         truncate=ScoringOptions(**options).truncate,
     )
     return score_tokens(pair, tokens, prompts, mesh=mesh, progress=progress, **options)
 
 
 def score_tokens(
-    pair: Pair,
+    pair: Pair | Streamed,
     tokens: Sequence[np.ndarray],
     prompts: Sequence[Prompt],
     *,
@@ -121,55 +126,65 @@ def score_tokens(
     computed again, and each batch is added to it.
     """
     how = ScoringOptions(**options)
-    if how.parallel == "jit":
+    streams = isinstance(pair, Streamed)
+    if how.parallel == "jit" and not streams:
         mesh = mesh or sharding.mesh_of(pair)
-    how.check(mesh)
+    how.check(mesh, streams)
     started = time.perf_counter()
     lengths = [row.size for row in tokens]
     run, width = _runner(pair, how, mesh)
     batches = pack(lengths, how.token_budget or default_budget(), width)
     waste = padding(batches, lengths)
 
-    count, depth = len(tokens), pair.base_config.depth
-    tuco, telescoping = np.empty(count, np.float32), np.empty(count, np.float32)
-    layers = np.empty((count, depth), np.float32)
-    done: set[int] = set()
-
-    def keep(entry: Entry) -> None:
-        tuco[entry.rows], layers[entry.rows] = entry.tuco, entry.layers
-        telescoping[entry.rows] = entry.telescoping
-        done.update(entry.rows)
-
+    results = _Results(len(tokens), (pair.ends if streams else pair).base_config.depth)
     for entry in journal.entries if journal else ():
-        keep(entry)
-    resumed = len(done)
+        results.keep(entry)
+    done = frozenset(results.done)
     # A batch that is not done is computed as it is: its scores are those of an unbroken run.
     batches = [b for b in batches if not done.issuperset(b.prompts)]
 
-    seconds = {"compile": 0.0, "run": 0.0, "first": 0.0}
+    first = 0.0
     reached = sum(lengths[i] for i in done)
     with bar("scoring", sum(lengths), unit="tokens", start=reached, show=progress) as shown:
-        for entry in _entries(run, tokens, batches, seconds):
+        watch = Watch(lengths, done, shown)
+        if isinstance(pair, Streamed):
+            entries = stream_entries(pair, tokens, batches, how, watch)
+        else:
+            entries = _entries(run, tokens, batches, watch)
+        for entry in entries:
             if not _finite(entry).all():
                 _name_the_culprit(run, tokens, entry, width, prompts)
             if journal:
                 journal.append(entry)
-            reached += sum(lengths[i] for i in entry.rows if i not in done)
-            keep(entry)
-            seconds["first"] = seconds["first"] or time.perf_counter() - started
-            shown.update(reached)
-    seconds["run"] = time.perf_counter() - started - seconds["compile"]
+            results.keep(entry)
+            first = first or time.perf_counter() - started
+    took = time.perf_counter() - started
+    seconds = {"compile": watch.compiling, "run": took - watch.compiling, "first": first}
     return Scores(
         ids=[p.id for p in prompts],
-        tuco=tuco,
-        layers=layers,
+        tuco=results.tuco,
+        layers=results.layers,
         tokens=np.asarray(lengths, np.int32),
-        telescoping=telescoping,
+        telescoping=results.telescoping,
         seconds=seconds,
         shapes=sorted({(b.size, b.length) for b in batches}),
         padding=waste,
-        resumed=resumed,
+        resumed=len(done),
     )
+
+
+class _Results:
+    """What is known of N prompts so far: tuco and telescoping [N], layers [N, L]."""
+
+    def __init__(self, count: int, depth: int) -> None:
+        self.tuco, self.telescoping = (np.empty(count, np.float32) for _ in range(2))
+        self.layers = np.empty((count, depth), np.float32)
+        self.done: set[int] = set()
+
+    def keep(self, entry: Entry) -> None:
+        self.tuco[entry.rows], self.layers[entry.rows] = entry.tuco, entry.layers
+        self.telescoping[entry.rows] = entry.telescoping
+        self.done.update(entry.rows)
 
 
 Rows = dict[str, Any]  # what `Packed.lay` gives
@@ -180,13 +195,12 @@ Run = Callable[[Rows], Result]
 
 
 def _result(norm: int, mesh: Mesh | None, pair: Pair | Source, rows: Rows) -> Result:
-    alone = rows["columns"].shape[1] == 1  # a prompt a row: no token has a stranger beside it
     out = last_tokens(
         pair,
         rows["tokens"],
         rows["mask"],
         columns=rows["columns"],
-        segments=None if alone else rows["segments"],
+        segments=segments_of(rows),
         norm=norm,
         mesh=mesh,
     )
@@ -201,9 +215,11 @@ def _pmapped(norm: int, devices: tuple[Any, ...]) -> Callable[..., Result]:
     return mesh_module.pmap(functools.partial(_result, norm, None), devices=devices)
 
 
-def _runner(pair: Pair, options: ScoringOptions, mesh: Mesh | None) -> tuple[Run, int]:
+def _runner(pair: Pair | Streamed, options: ScoringOptions, mesh: Mesh | None) -> tuple[Run, int]:
     """A function of laid-out rows that returns at once, and what divides its number of rows."""
     norm = options.norm
+    if isinstance(pair, Streamed):  # for one batch: `stream_entries` has the way of many
+        return lambda rows: _result(norm, None, pair, rows), 1
     if options.parallel == "pmap":
         devices = tuple(mesh.devices.flat) if mesh is not None else tuple(jax.local_devices())
         copies = mesh_module.replicate(pair, devices)
@@ -225,28 +241,26 @@ def _entries(
     run: Run,
     tokens: Sequence[np.ndarray],
     batches: Sequence[Packed],
-    seconds: dict[str, float],
+    watch: Watch,
 ) -> Iterator[Entry]:
     """Results of each batch, one behind what has been sent to the device."""
+
+    def fetched(batch: Packed, result: Result) -> Entry:
+        entry = Entry.of(batch, *jax.device_get(result))
+        watch.advance(batch)
+        return entry
+
     sent: tuple[Packed, Result] | None = None
-    seen: set[tuple[int, ...]] = set()
     for batch in batches:
         rows = batch.lay(tokens)
         start = time.perf_counter()
         result = run(rows)
-        shape = batch.size, batch.length, batch.most
-        if shape not in seen:  # the call returns once it has compiled
-            seconds["compile"] += time.perf_counter() - start
-            seen.add(shape)
+        watch.called((batch.size, batch.length, batch.most), time.perf_counter() - start)
         if sent:
-            yield _fetch(*sent)
+            yield fetched(*sent)
         sent = batch, result
     if sent:
-        yield _fetch(*sent)
-
-
-def _fetch(batch: Packed, result: Result) -> Entry:
-    return Entry(batch.prompts, *(batch.unpack(np.asarray(x)) for x in jax.device_get(result)))
+        yield fetched(*sent)
 
 
 def _finite(entry: Entry) -> np.ndarray:
@@ -259,7 +273,9 @@ def _name_the_culprit(
     """InputError for the prompt that is not finite by itself: it spoils those beside it, too."""
     spoilt = [i for i, good in zip(entry.rows, _finite(entry), strict=True) if not good]
     alone = (Packed(((i,),), width, -(-tokens[i].size // 64) * 64, 1) for i in spoilt)
-    found = (batch for batch in alone if not _finite(_fetch(batch, run(batch.lay(tokens)))).all())
+    found = (
+        batch for batch in alone if not _finite(Entry.of(batch, *run(batch.lay(tokens)))).all()
+    )
     culprit = next((batch.prompts[0] for batch in found), spoilt[0])
     raise InputError(
         f"{prompts[culprit]}: its score is not finite; activations overflow or weights are "

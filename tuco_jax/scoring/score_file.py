@@ -6,7 +6,6 @@ length. The table appears whole at the end; a journal beside it lets a killed ru
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib.metadata
 import platform
 import time
@@ -14,24 +13,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from common_jax.errors import InputError
 from common_jax.io.files import check_writable, write_json
 from common_jax.mesh import make_mesh, mesh_for
 from tuco_jax.core.budget import default_budget
+from tuco_jax.core.streamed import Streamed, stream_pair
 from tuco_jax.models.pair import Pair
 from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.read import (
     Prompt,
     read_prompts,
 )
+from tuco_jax.scoring.fingerprint import fingerprint
 from tuco_jax.scoring.options import ScoreFileOptions
 from tuco_jax.scoring.output import FORMATS, Columns, Journal, write_table
 from tuco_jax.scoring.score import Scores, score_tokens
 
-__all__ = ["fingerprint", "score_file"]
+__all__ = ["score_file"]
 
 PACKAGES = ("tuco-reward-jax", "jax", "jaxlib", "flax", "transformers", "tokenizers", "numpy")
 
@@ -66,12 +66,22 @@ def score_file(
         mesh = make_mesh()
     if options.token_budget is None:
         options = dataclasses.replace(options, token_budget=default_budget())
-    options.check(mesh)
+    if options.passes.folder is None:
+        passes = dataclasses.replace(options.passes, folder=str(path.absolute().parent))
+        options = dataclasses.replace(options, passes=passes)
+    options.check(mesh, options.stream)
 
     with _timed(seconds, "imports"):  # transformers' seconds: not before the prompts are right
         from tuco_jax.weights.load import load_pair
     with _timed(seconds, "load"):
-        pair, tokenizer = load_pair(options.base, options.tuned, dtype=options.dtype, mesh=mesh)
+        names = options.base, options.tuned
+        source: Pair | Streamed
+        if options.stream:
+            source, tokenizer = stream_pair(*names, dtype=options.dtype)
+            pair = source.ends
+        else:
+            source, tokenizer = load_pair(*names, dtype=options.dtype, mesh=mesh)
+            pair = source
     with _timed(seconds, "tokenize"):
         tokens = encode(
             tokenizer,
@@ -83,13 +93,13 @@ def score_file(
         cut = [p.id for p, t in zip(rows, tokens, strict=True) if t.size > pair.context]
         tokens = [t[-pair.context :] for t in tokens]
     with _timed(seconds, "fingerprint"):
-        key = fingerprint(pair, tokens, options.norm)
+        key = fingerprint(source, tokens, options.norm)
 
     journal = Journal(unfinished, key)
     try:
         before = time.perf_counter()
         scores = score_tokens(
-            pair, tokens, rows, mesh=mesh, progress=progress, journal=journal, **options.scoring
+            source, tokens, rows, mesh=mesh, progress=progress, journal=journal, **options.scoring
         )
         seconds |= scores.seconds
         if scores.seconds["first"]:
@@ -99,6 +109,7 @@ def score_file(
         for name in ("base", "tuned", "prompts", "dtype", "norm", "parallel", "token_budget"):
             meta[name] = getattr(options, name)
         meta["mesh"] = dict(mesh.shape) if mesh is not None else None
+        meta["stream"] = dataclasses.asdict(options.passes) if options.stream else None
         write_table(path, _columns(rows, scores, options.layers))
         write_json(beside, meta)
         journal.remove()
@@ -112,35 +123,6 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
-
-
-def fingerprint(pair: Pair, tokens: Sequence[np.ndarray], norm: int) -> str:
-    """What scores depend on, as a hash: weights, configs, every prompt's tokens, the norm."""
-    digest = hashlib.sha256(importlib.metadata.version("tuco-reward-jax").encode())
-    digest.update(repr((norm, pair.base_config, pair.tuned_config)).encode())
-    trees = {"base": pair.base, "tuned": pair.tuned, "lora": pair.lora}
-    shapes = [(x.shape, str(x.dtype)) for x in jax.tree.leaves(trees)]
-    digest.update(repr((jax.tree.structure(trees), shapes)).encode())
-    digest.update(np.asarray(_checksums(trees)).tobytes())
-    digest.update(np.asarray([t.size for t in tokens], np.int64).tobytes())
-    for row in tokens:
-        digest.update(row.tobytes())
-    return digest.hexdigest()
-
-
-@jax.jit
-def _checksums(tree: Any) -> jax.Array:
-    """A 32-bit sum of each leaf's bits, weighed by their place; computed where the leaf lives."""
-
-    def checksum(x: jax.Array) -> jax.Array:
-        bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
-        bits = bits.astype(jnp.uint32)
-        while bits.ndim:  # an axis at a time: ten times as fast as one weight for each place
-            odd = 2 * jnp.arange(bits.shape[-1], dtype=jnp.uint32) + 1
-            bits = jnp.sum(bits * odd, axis=-1, dtype=jnp.uint32)
-        return bits
-
-    return jnp.stack([checksum(x) for x in jax.tree.leaves(tree)])
 
 
 def _columns(prompts: Sequence[Prompt], scores: Scores, layers: bool) -> Columns:

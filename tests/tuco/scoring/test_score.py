@@ -24,9 +24,9 @@ from tuco_jax.prompts.read import (
     Prompt,
     as_prompts,
 )
+from tuco_jax.scoring.fingerprint import fingerprint
 from tuco_jax.scoring.output import Journal
 from tuco_jax.scoring.score import score, score_tokens
-from tuco_jax.scoring.score_file import fingerprint
 
 CONFIG = rm.config(vocab_size=272, max_positions=64)
 TOLERANCE = 1e-5

@@ -1,0 +1,84 @@
+"""What scores depend on, as a hash: a journal of a run goes on only if it is the same."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+from collections.abc import Sequence
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from tuco_jax.core.layer import PairLayer
+from tuco_jax.core.streamed import Streamed
+from tuco_jax.models.pair import Pair
+
+__all__ = ["fingerprint"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+    shape: tuple[int, ...]
+    dtype: str
+    checksum: np.uint32
+
+
+def fingerprint(pair: Pair | Streamed, tokens: Sequence[np.ndarray], norm: int) -> str:
+    """A hash of weights, configs, every prompt's tokens and the norm.
+
+    A pair that streams has the hash that it has in memory; each of its layers is read once for
+    that, and so checked, before any is used.
+    """
+    ends = pair.ends if isinstance(pair, Streamed) else pair
+    trees = {"base": ends.base, "tuned": ends.tuned, "lora": ends.lora}
+    found = _described(trees)
+    if isinstance(pair, Streamed):
+        flat = flatten_dict(found)
+        found = {name: {} for name in trees} | unflatten_dict(flat | _layers(pair))
+    leaves, structure = jax.tree.flatten(found)
+    digest = hashlib.sha256(importlib.metadata.version("tuco-reward-jax").encode())
+    digest.update(repr((norm, ends.base_config, ends.tuned_config)).encode())
+    digest.update(repr((structure, [(leaf.shape, leaf.dtype) for leaf in leaves])).encode())
+    digest.update(np.asarray([leaf.checksum for leaf in leaves], np.uint32).tobytes())
+    digest.update(np.asarray([t.size for t in tokens], np.int64).tobytes())
+    for row in tokens:
+        digest.update(row.tobytes())
+    return digest.hexdigest()
+
+
+def _described(tree: Any) -> Any:
+    # One after another: XLA's CPU backend takes as much memory again as it sums at once.
+    return jax.tree.map(lambda x: _Leaf(x.shape, str(x.dtype), np.uint32(_checksum(x))), tree)
+
+
+def _layers(pair: Streamed) -> dict[tuple[str, ...], _Leaf]:
+    """Each stacked parameter, by its path, from the layers one after another."""
+    found: dict[tuple[str, ...], _Leaf] = {}
+    depth = pair.ends.base_config.depth
+    # A map, which holds no layer while the next one is waited for.
+    for index, described in enumerate(map(_layer, pair.layers(0, depth))):
+        for (branch, *rest), leaf in described.items():
+            path = branch, "layers", *rest
+            # As `_checksum` weighs the axis of layers, which is the first and so comes last.
+            own = (2 * index + 1) * int(leaf.checksum)
+            own += int(found[path].checksum) if index else 0
+            found[path] = _Leaf((depth, *leaf.shape), leaf.dtype, np.uint32(own % 2**32))
+    return found
+
+
+def _layer(layer: PairLayer) -> dict[tuple[str, ...], _Leaf]:
+    trees = {"base": layer.params, "tuned": layer.changed, "lora": layer.lora}
+    return cast(dict[tuple[str, ...], _Leaf], flatten_dict(_described(trees)))
+
+
+@jax.jit
+def _checksum(x: jax.Array) -> jax.Array:
+    """A 32-bit sum of an array's bits, weighed by their place; computed where it lives."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+    bits = bits.astype(jnp.uint32)
+    while bits.ndim:  # an axis at a time: ten times as fast as one weight for each place
+        odd = 2 * jnp.arange(bits.shape[-1], dtype=jnp.uint32) + 1
+        bits = jnp.sum(bits * odd, axis=-1, dtype=jnp.uint32)
+    return bits

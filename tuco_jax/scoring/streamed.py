@@ -1,0 +1,141 @@
+"""Scores of a pair that streams past: many batches go through each layer before the next is read.
+
+A pass takes as many batches as hide the reading of weights behind computing; its scores are there
+at its end, so that a journal goes on with the pass in which a run was killed.
+
+Legend: B rows of a batch, T its length, C prompts of a row, D residual width, L layers.
+"""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from tuco_jax.core.last_token import LastToken, LastTokenStep, begin_last, finish_last
+from tuco_jax.core.places import Places
+from tuco_jax.core.streamed import Streamed, walk_each
+from tuco_jax.core.waiting import Waiting
+from tuco_jax.models.pair import Pair
+from tuco_jax.prompts.packing import Packed, segments_of
+from tuco_jax.scoring.options import PassOptions, ScoringOptions
+from tuco_jax.scoring.output import Entry
+from tuco_jax.scoring.watch import Watch
+
+__all__ = ["passes_of", "stream_entries"]
+
+# A layer's weights are read while so many tokens go through it. At 1 GB/s and 4 bytes a parameter
+# computing takes ten times as long as reading at 0.8 TFLOP/s on a CPU, about as long at 60 on an
+# accelerator.
+_TOKENS = {"cpu": 1 << 15}
+_TOKENS_ELSEWHERE = 1 << 18
+
+
+def stream_entries(
+    source: Streamed,
+    tokens: Sequence[np.ndarray],
+    batches: Sequence[Packed],
+    options: ScoringOptions,
+    watch: Watch,
+) -> Iterator[Entry]:
+    """Results of each batch, those of one pass together."""
+    config = source.ends.base_config
+    for some in passes_of(batches, config.width, options.passes):
+        rows = [batch.lay(tokens) for batch in some]
+
+        def on_step(full: bool, index: int, took: float, some: list[Packed] = some) -> None:
+            batch = some[index]
+            watch.called((full, batch.size, batch.length, batch.most), took)
+            watch.advance(batch, 1 / config.depth)
+
+        results = _one_pass(source, rows, options, on_step)
+        for batch, out in zip(some, results, strict=True):
+            yield Entry.of(
+                batch, out.tuco, np.moveaxis(np.asarray(out.layers), 0, -1), out.telescoping
+            )
+
+
+def _one_pass(
+    source: Streamed,
+    rows: Sequence[Mapping[str, Any]],
+    options: ScoringOptions,
+    on_step: Callable[[bool, int, float], None],
+) -> Iterator[LastToken]:
+    """`last_tokens` of each batch on the host, once all of them are through the last layer.
+
+    rows: what `Packed.lay` gives of each. on_step: told whether the step was a full one, the
+    batch's number and the seconds of the call.
+    """
+    depth = source.ends.base_config.depth
+    memory, folder = _memory(options.passes), _folder(options.passes)
+    with contextlib.closing(Waiting(len(rows), memory, folder)) as carries:
+        for index, batch in enumerate(rows):
+            columns, segments = batch["columns"], segments_of(batch)
+            carries[index], _ = begin_last(
+                source.ends, batch["tokens"], batch["mask"], columns, segments, None
+            )
+        betas = []
+        for full, start, stop in ((True, 0, depth - 1), (False, depth - 1, depth)):
+            steps = _Steps(source.ends, rows, full, options.norm)
+
+            def told(index: int, took: float, full: bool = full) -> None:
+                on_step(full, index, took)
+
+            betas += walk_each(steps, carries, source, start=start, stop=stop, on_step=told)
+        for index in range(len(rows)):
+            own = np.stack([layer[index] for layer in betas])
+            yield jax.device_get(finish_last(carries[index], [own]))
+
+
+class _Steps(Sequence[LastTokenStep]):
+    """The step of each batch, its places computed when it is asked for."""
+
+    def __init__(
+        self, ends: Pair, rows: Sequence[Mapping[str, Any]], full: bool, norm: int
+    ) -> None:
+        self._ends, self._rows, self._full, self._norm = ends, rows, full, norm
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        rows = self._rows[index]
+        places = _places(self._ends, rows["mask"], rows["columns"], segments_of(rows))
+        return LastTokenStep(places, full=self._full, norm=self._norm, mesh=None)
+
+
+_places = jax.jit(Places.of)
+
+
+def passes_of(
+    batches: Sequence[Packed], width: int, options: PassOptions
+) -> Iterator[list[Packed]]:
+    """Batches of each pass: as many tokens as it may hold, and as find room.
+
+    width: D, numbers of the stream a token.
+    """
+    room = _memory(options) + shutil.disk_usage(_folder(options)).free // 2
+    default = _TOKENS.get(jax.default_backend(), _TOKENS_ELSEWHERE)
+    most = min(options.tokens or default, room // (4 * width))
+    some: list[Packed] = []
+    held = 0
+    for batch in batches:
+        tokens = batch.size * batch.length
+        if some and held + tokens > most:
+            yield some
+            some, held = [], 0
+        some.append(batch)
+        held += tokens
+    if some:
+        yield some
+
+
+def _memory(options: PassOptions) -> int:
+    return int(options.memory * 2**30)
+
+
+def _folder(options: PassOptions) -> str:
+    return options.folder or tempfile.gettempdir()
