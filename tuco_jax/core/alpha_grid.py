@@ -1,19 +1,19 @@
-"""Many alphas at once: logits at wanted tokens under FTC_alpha for a grid of alphas.
+"""Logits at selected tokens under FTC_alpha, for a whole grid of alphas at once.
 
     x_{l+1} = x_l + f_FT + (alpha - 1) FTC        (Definition 5.1 of arXiv 2506.23423)
 
 What does not depend on alpha is computed once: x_0 is the same for all, hence all of layer 0, f_PT
-and f_FT included. At the last layer only the wanted tokens are computed past keys and values. For
-A alphas and L layers that is about 2 A (L - 2) + 2 blocks, where A whole runs take 2 A L. Layers
-are the outer loop and alphas the inner one: a layer's weights are taken up once for all alphas,
-and `chunk` of them at a time bound the memory.
+and f_FT included. At the last layer, all but keys and values is computed at the selected tokens
+only. For A alphas and L layers that is about 2 A (L - 2) + 2 blocks, where A whole runs take
+2 A L. Layers are the outer loop and alphas the inner one, so that a layer's weights are read once
+for all alphas; `chunk` alphas run together, which bounds the memory.
 
-A prefix that many texts share, such as the examples of a few-shot prompt, is read once an alpha:
-`prefix_caches`, whose keys and values the suffixes then attend to.
+A prefix that many texts share, such as the examples of a few-shot prompt, is run once for each
+alpha by `prefix_caches`; the suffixes then attend to its keys and values.
 
-Legend: A alphas, B rows, T tokens of a row (of a suffix, where there is a prefix), C wanted tokens
-a row, V vocabulary, D residual width, L layers, P tokens of a prefix, K key/value heads, h head
-width.
+Legend: A alphas, B rows, T tokens of a row (of a suffix, where there is a prefix), C selected
+tokens of a row, V vocabulary, D residual width, L layers, P tokens of a prefix, K key/value heads,
+h head width.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Shaped
 
 from common_jax.errors import InputError
 from tuco_jax.core.budget import default_budget
@@ -43,22 +44,19 @@ __all__ = ["GridStep", "Prefix", "grid_logits", "prefix_caches"]
 
 @struct.dataclass
 class Prefix:
-    """A prefix as both models have read it under each alpha: keys and values [L, A, K, P, h].
-
-    alphas [L, A].
-    """
+    """Both models' keys and values of a prefix under each alpha, [L, A, K, P, h]."""
 
     cache: Cache
-    alphas: jax.Array
+    alphas: Float[Array, "L A"]
 
 
 @struct.dataclass
 class GridStep:
-    """One layer for all alphas, `chunk` of them at once; returns keys and values where `keep`.
+    """The step of one layer for all alphas, `chunk` of them at once.
 
-    x: [B, T, D] where all alphas have one stream (`once`, the first layer), else [A, B, T, D];
-    what comes out is [A, ...]. own: alphas [A], and the prefix's keys and values, M pairs of
-    [A, K, P, h], or None. wanted: at the wanted tokens alone, [A, B, C, D].
+    own: alphas, and what the cache holds of the prefix, M pairs of [A, K, P, h], or None. once:
+    all alphas share one residual stream, as in the first layer. wanted: move it at the selected
+    tokens alone. keep: return keys and values, too.
     """
 
     places: Places
@@ -70,8 +68,11 @@ class GridStep:
     mesh: Mesh | None = struct.field(pytree_node=False, default=None)
 
     def __call__(
-        self, x: jax.Array, layer: PairLayer, own: tuple[jax.Array, Held | None]
-    ) -> tuple[jax.Array, Any]:
+        self,
+        x: Float[Array, "B T D"] | Float[Array, "A B T D"],
+        layer: PairLayer,
+        own: tuple[Float[Array, " A"], Held | None],
+    ) -> tuple[Float[Array, "A B T D"] | Float[Array, "A B C D"], Any]:
         """X + f_FT + (alpha - 1) FTC for each alpha."""
         alphas, held = own
         if self.once:
@@ -89,20 +90,20 @@ class GridStep:
 
         return each_alpha(one, (x, alphas, held), self.chunk)
 
-    def _wanted(self, x: jax.Array) -> jax.Array:
+    def _wanted(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"] | Float[Array, "B C D"]:
         return pick(x, self.places.columns) if self.wanted else x  # pyright: ignore[reportArgumentType]
 
     def _deltas(
-        self, x: jax.Array, layer: PairLayer, held: Held | None
-    ) -> tuple[jax.Array, jax.Array, Any]:
-        """f_FT, FTC, and both models' keys and values of x where they are kept."""
+        self, x: Float[Array, "B T D"], layer: PairLayer, held: Held | None
+    ) -> tuple[Float[Array, "B _ D"], Float[Array, "B _ D"], Any]:
+        """f_FT and FTC, and with `keep` both models' keys and values of x."""
         ft, tuned = self._add(layer.tuned, x, self.places.tuned, None if held is None else held[0])
         pt, base = self._add(layer.base, x, self.places.base, None if held is None else held[1])
         return ft, ft - pt, (tuned, base) if self.keep else None
 
     def _add(
-        self, half: Half, x: jax.Array, at: At, held: KeysValues | None
-    ) -> tuple[jax.Array, KeysValues | None]:
+        self, half: Half, x: Float[Array, "B T D"], at: At, held: KeysValues | None
+    ) -> tuple[Float[Array, "B _ D"], KeysValues | None]:
         join = None
         if held is not None:
             assert self.cache is not None
@@ -117,7 +118,7 @@ class GridStep:
 
 
 def _check_lengths(config: ModelConfig, before: int, tokens: int) -> None:
-    """A prefix's keys hold for all rows only where no row's rotary table differs from its own."""
+    """Raise InputError where a row's rotary frequencies differ from those of the prefix's keys."""
     for rope in config.ropes if before else ():
         switches = bool(rope.long_frequencies) and before <= rope.switch
         if before + tokens > rope.switch and (switches or rope.dynamic_factor):
@@ -129,8 +130,8 @@ def _check_lengths(config: ModelConfig, before: int, tokens: int) -> None:
             )
 
 
-def _layer_alphas(alphas: Any, depth: int) -> jax.Array:
-    """[L, A] float32, of alphas [A] or [A, L]."""
+def _layer_alphas(alphas: Any, depth: int) -> Float[Array, "L A"]:
+    """Alphas [A] or [A, L] by layer, float32."""
     alphas = jnp.asarray(alphas, jnp.float32)
     if alphas.ndim not in (1, 2) or not alphas.shape[0] or alphas.shape[1:] not in ((), (depth,)):
         raise InputError(
@@ -142,12 +143,12 @@ def _layer_alphas(alphas: Any, depth: int) -> jax.Array:
 
 
 def _default_chunk(tokens: int) -> int:
-    """Alphas to run at once, for so many tokens of one: what keeps products large, and no more."""
+    """Alphas to run at once, where one has so many tokens: as many as fill the budget."""
     return max(1, default_budget() // tokens)
 
 
 def each_alpha(function: Any, xs: Any, chunk: int) -> Any:
-    """`function` over the alphas, the first axis of xs, `chunk` of them at once."""
+    """Map `function` over the alphas, the first axis of xs, `chunk` of them at once."""
     count = len(jax.tree.leaves(xs)[0])
     if chunk >= count:
         return jax.vmap(function)(xs)
@@ -156,30 +157,30 @@ def each_alpha(function: Any, xs: Any, chunk: int) -> Any:
 
 def grid_logits(
     pair: Pair | Source,
-    tokens: jax.Array,
-    mask: jax.Array,
-    alphas: jax.Array | None = None,
-    columns: jax.Array | None = None,
+    tokens: Int[Array, "B T"],
+    mask: Shaped[Array, "B T"],
+    alphas: Float[Array, " A"] | Float[Array, "A L"] | None = None,
+    columns: Int[Array, "B C"] | None = None,
     *,
     prefix: Prefix | None = None,
     chunk: int | None = None,
     mesh: Mesh | None = None,
-) -> jax.Array:
-    """Logits at wanted tokens under every alpha of a grid, as `decompose` gives for each.
+) -> Float[Array, "A B V"] | Float[Array, "A B C V"]:
+    """Logits at selected tokens under every alpha of a grid, as `decompose` gives for each.
 
     Args:
         pair: the two models, or a source of their layers (`core/walk.py`).
-        tokens: [B, T] int; with a prefix, what follows it.
-        mask: [B, T], True at real tokens; padding on either side.
-        alphas: [A], or [A, L] with one a layer; of the prefix where there is one.
-        columns: [B, C] int, the wanted tokens of each row. None: each row's last real token.
-        prefix: what all rows begin with, from `prefix_caches`; positions go on after it.
-        chunk: alphas that are run at once, for memory; None: as many as the backend gains by.
-        mesh: where the pair is spread (`models/sharding.py`); rows stay cut over it.
+        tokens: token ids; with a prefix, those after it.
+        mask: True at real tokens; padding on either side.
+        alphas: one number each, or one for each layer; None with a prefix, which has its own.
+        columns: of the selected tokens. None: each row's last real token.
+        prefix: the beginning of all rows, from `prefix_caches`; positions continue after it.
+        chunk: alphas that are run at once, which bounds memory; None: by the backend.
+        mesh: the one that the pair is sharded over (`models/sharding.py`); rows are sharded, too.
 
-    Returns [A, B, V] float32, or [A, B, C, V] for given columns. Compiled once a shape; the alphas
-    are data. Raises InputError for alphas of the wrong shape or both given, and for a prefix
-    whose rotary frequencies the rows change.
+    Returns float32, with an axis C where columns are given. Compiled once for each shape; alphas
+    are data. Raises InputError for alphas of the wrong shape, for both or neither of alphas and
+    prefix, and for rows so long that their rotary frequencies differ from the prefix's.
     """
     if (alphas is None) == (prefix is None):
         raise InputError("give alphas, or a prefix, which has its own; one of the two")
@@ -207,14 +208,14 @@ def grid_logits(
 @functools.partial(jax.jit, static_argnames="mesh")
 def _begin(
     ends: Pair,
-    tokens: jax.Array,
-    mask: jax.Array,
-    columns: jax.Array,
+    tokens: Int[Array, "B T"],
+    mask: Shaped[Array, "B T"],
+    columns: Int[Array, "B C"],
     cache: Cache | None,
     *,
     mesh: Mesh | None,
-) -> tuple[jax.Array, Places]:
-    """x_0 [B, T, D] and where it stands, behind a shared prefix if there is one."""
+) -> tuple[Float[Array, "B T D"], Places]:
+    """x_0 and its places, after a shared prefix if there is one."""
     mask = mask.astype(bool)
     if cache is None:
         places = Places.of(ends, mask, columns)
@@ -227,8 +228,7 @@ def _begin(
 
 
 @functools.partial(jax.jit, static_argnames="chunk")
-def _logits(ends: Pair, x: jax.Array, chunk: int) -> jax.Array:
-    """[A, B, C, V] of streams [A, B, C, D]."""
+def _logits(ends: Pair, x: Float[Array, "A B C D"], chunk: int) -> Float[Array, "A B C V"]:
     return each_alpha(
         lambda x: decoder.logits(ends.tuned_config, ends.tuned_params, x, ends.lora), x, chunk
     )
@@ -236,16 +236,16 @@ def _logits(ends: Pair, x: jax.Array, chunk: int) -> jax.Array:
 
 def prefix_caches(
     pair: Pair | Source,
-    tokens: jax.Array,
-    alphas: jax.Array,
+    tokens: Int[Array, " P"],
+    alphas: Float[Array, " A"] | Float[Array, "A L"],
     *,
     chunk: int | None = None,
     mesh: Mesh | None = None,
 ) -> Prefix:
-    """Read a prefix, tokens [P] int, once under each alpha ([A], or [A, L] with one a layer).
+    """Run a prefix once under each alpha, for `grid_logits` of rows that begin with it.
 
-    chunk and mesh as in `grid_logits`. Raises InputError for an empty prefix and for alphas of the
-    wrong shape.
+    alphas, chunk, mesh: as in `grid_logits`. Raises InputError for an empty prefix and for alphas
+    of the wrong shape.
     """
     if tokens.ndim != 1 or not tokens.size:
         raise InputError(f"prefix tokens have shape {list(tokens.shape)}: give [P], one or more")
@@ -263,7 +263,7 @@ def prefix_caches(
     if depth > 2:
         x, middle = walk(step, x, source, own, start=1, stop=depth - 1)
         parts.append(middle)
-    if depth > 1:  # of the last layer keys and values are wanted: one token past them
+    if depth > 1:  # only keys and values of the last layer are used: one token suffices
         step = dataclasses.replace(step, wanted=True)
         parts.append(walk(step, x, source, own, start=depth - 1)[1])
     held = jax.tree.map(lambda *parts: jnp.concatenate(parts)[:, :, 0], *parts)

@@ -1,7 +1,7 @@
-"""Keys and values of what the pair has read: of each row, or of a prefix that all rows share.
+"""The key/value cache of a pair: of each row, or of a prefix that all rows share.
 
-Legend: M models (1 or 2, the tuned one first), L layers, B rows, S columns, P tokens of a shared
-prefix, T tokens given at once, K key/value heads, h head width.
+Legend: M models (1 or 2, the tuned one first), L layers, B rows, S columns, P tokens of a prompt
+or of a shared prefix, T tokens of a step, K key/value heads, h head width.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Array, Bool, Int, Shaped
 
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.layers import KeysValues, Positions
@@ -18,27 +19,29 @@ from tuco_jax.models.pair import Pair
 
 __all__ = ["Cache", "Held"]
 
-Held = Sequence[KeysValues]  # of one layer, a pair for each of M models
+Held = Sequence[KeysValues]  # what a cache holds of one layer: keys and values of M models
 
 
 @struct.dataclass
 class Cache:
-    """What the blocks have seen, and where it stands.
+    """Keys and values of earlier tokens, and their positions.
 
-    keys_values: M pairs of arrays with layers on axis 0, or a list of L times M pairs, a layer's
-    own. Of each row [.., B, K, S, h], or, where `shared`, of a prefix [.., K, P, h].
-    at: index and mask of the columns, [B, S] or [1, P]; a column not yet written has a later
-    position than any query. filled: how many columns are written.
+    keys_values: M pairs of arrays with layers on axis 0, or a list of M pairs for each of L
+    layers: [.., B, K, S, h] of each row, or, where `shared`, [.., K, P, h] of a prefix.
+    at: index and mask of the columns, [B, S] or [1, P]; a column that is not written yet has a
+    later position than any query. filled: how many columns are written.
     """
 
     keys_values: Any
     at: Positions
-    filled: jax.Array
+    filled: Int[Array, ""]
     shared: bool = struct.field(pytree_node=False, default=False)
 
     @classmethod
-    def empty(cls, ends: Pair, mask: jax.Array, room: int, *, both: bool, dtype: Any) -> "Cache":
-        """For right-padded prompts `mask` [B, P] and `room` new tokens a row: S = P + room.
+    def empty(
+        cls, ends: Pair, mask: Shaped[Array, "B P"], room: int, *, both: bool, dtype: Any
+    ) -> "Cache":
+        """A cache for right-padded prompts and `room` new tokens in each row: S = P + room.
 
         Every row writes its j-th new token in column P + j, at its own position (its length + j).
         both: of both models, not of the tuned one alone. dtype: of the weights.
@@ -59,8 +62,8 @@ class Cache:
         return cls(held, Positions(index, mask, None, None, None), jnp.int32(0))
 
     @classmethod
-    def prefix(cls, keys_values: Any, mask: jax.Array) -> "Cache":
-        """Of a prefix that all rows share; mask [P]: what of it is real."""
+    def prefix(cls, keys_values: Any, mask: Bool[Array, " P"]) -> "Cache":
+        """The cache of a prefix that all rows share; mask: True at its real tokens."""
         index = jnp.cumsum(mask)[None] - 1
         at = Positions(index, mask.astype(bool)[None], None, None, None)
         return cls(keys_values, at, jnp.sum(mask), shared=True)
@@ -71,11 +74,11 @@ class Cache:
         return self.at.index.shape[1]
 
     def bare(self) -> "Cache":
-        """Without its keys and values: what a step needs to know of where they stand."""
+        """The cache without its keys and values: their positions, all that a step needs."""
         return dataclasses.replace(self, keys_values=())
 
     def join(self, held: KeysValues, own: KeysValues) -> KeysValues:
-        """What tokens attend to, [B, K, .., h]: held of one layer, and their own [B, K, T, h]."""
+        """All that tokens attend to in one layer: what the cache holds, and their own."""
         if not self.shared:
             return self.write(held, own)
         keys, values = (
@@ -85,7 +88,7 @@ class Cache:
         return keys, values
 
     def write(self, held: Any, own: Any) -> Any:
-        """A tree of [.., S, h] with columns [.., T, h] from `filled` on."""
+        """A tree of [.., S, h], the columns [.., T, h] written into it from `filled` on."""
         return jax.tree.map(
             lambda old, new: jax.lax.dynamic_update_slice_in_dim(
                 old, new.astype(old.dtype), self.filled, axis=old.ndim - 2

@@ -6,8 +6,8 @@
     PTC(x, l) = f_PT(x, l)        FTC(x, l) = f_FT(x, l) - f_PT(x, l)
     x_L = x_0 + sum_l PTC(x_l, l) + sum_l FTC(x_l, l)      (exact)
 
-The full form, at every token and under any alpha. What a score needs of it, at last tokens alone,
-is `last_token.py`, for about one forward pass.
+This is the full form, at every token and under any alpha. `last_token.py` computes what a score
+needs, at last tokens alone, for the cost of about one forward pass.
 
 Legend: B batch, T tokens, D residual width, L layers, V vocabulary.
 """
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Shaped
 
 from tuco_jax.core.layer import PairLayer
 from tuco_jax.core.places import Places
@@ -35,28 +36,26 @@ __all__ = ["Decomposition", "DecomposeStep", "decompose"]
 class Decomposition:
     """Result of `decompose`. Everything is float32.
 
-    ptc, ftc: [B, T, D] sums over layers, or [L, B, T, D], each layer's own, with `layers=True`.
-    ftc_attention, ftc_mlp: with `parts=True`, FTC's two parts in the same shape, else None; a
-    variant, not of the paper: the MLP's part holds the answer of the MLP to the changed attention.
-    hidden: [B, T, D], the stream before the final norm. logits: [B, T, V] or None. embeddings:
-    x_0, [B, T, D].
+    ptc, ftc: sums over layers; with `layers=True` each layer's own, on axis 0. ftc_attention,
+    ftc_mlp: with `parts=True`, FTC's two parts, else None; a variant that is not in the paper: the
+    MLP's part includes the effect of the changed attention on the MLP. hidden: the residual stream
+    before the final norm. embeddings: x_0.
     """
 
-    ptc: jax.Array
-    ftc: jax.Array
-    ftc_attention: jax.Array | None
-    ftc_mlp: jax.Array | None
-    hidden: jax.Array
-    logits: jax.Array | None
-    embeddings: jax.Array
+    ptc: Float[Array, "B T D"] | Float[Array, "L B T D"]
+    ftc: Float[Array, "B T D"] | Float[Array, "L B T D"]
+    ftc_attention: Float[Array, "B T D"] | Float[Array, "L B T D"] | None
+    ftc_mlp: Float[Array, "B T D"] | Float[Array, "L B T D"] | None
+    hidden: Float[Array, "B T D"]
+    logits: Float[Array, "B T V"] | None
+    embeddings: Float[Array, "B T D"]
 
 
 @struct.dataclass
 class DecomposeStep:
-    """One layer at every token: moves the stream, and adds up or returns what the layer adds.
+    """The step of one layer at every token. carry: the residual stream, and the sums so far.
 
-    own: alpha [B], or [B, T]. layers: return the layer's own components, and keep no sums.
-    parts: FTC's two parts, too.
+    layers: return the layer's own components, and keep no sums. parts: FTC's two parts, too.
     """
 
     places: Places
@@ -64,7 +63,9 @@ class DecomposeStep:
     parts: bool = struct.field(pytree_node=False)
     mesh: Mesh | None = struct.field(pytree_node=False)
 
-    def __call__(self, carry: Any, layer: PairLayer, alpha: jax.Array) -> tuple[Any, Any]:
+    def __call__(
+        self, carry: Any, layer: PairLayer, alpha: Float[Array, " B"] | Float[Array, "B T"]
+    ) -> tuple[Any, Any]:
         """X + f_FT + (alpha - 1) FTC."""
         x, sums = carry
         pt = layer.base.whole(x, self.places.base)
@@ -83,16 +84,16 @@ class DecomposeStep:
 
 def decompose(
     pair: Pair | Source,
-    tokens: jax.Array | None = None,
-    mask: jax.Array | None = None,
-    alpha: jax.Array | float = 1.0,
+    tokens: Int[Array, "B T"] | None = None,
+    mask: Shaped[Array, "B T"] | None = None,
+    alpha: float | Float[Array, "..."] = 1.0,
     *,
-    embeddings: jax.Array | None = None,
+    embeddings: Float[Array, "B T D"] | None = None,
     layers: bool = False,
     logits: bool = False,
     parts: bool = False,
     remat: bool = False,
-    segments: jax.Array | None = None,
+    segments: Int[Array, "B T"] | None = None,
     mesh: Mesh | None = None,
 ) -> Decomposition:
     """Split every block of the tuned model into PTC and FTC along the (alpha-scaled) stream.
@@ -102,8 +103,8 @@ def decompose(
 
     Args:
         pair: the two models, or a source of their layers (`core/walk.py`).
-        tokens: [B, T] int. Or `embeddings` [B, T, D], the stream x_0 itself.
-        mask: [B, T], True at real tokens; padding on either side. None: all are real.
+        tokens: token ids; or give `embeddings`.
+        mask: True at real tokens; padding on either side. None: all are real.
         alpha: broadcastable to [L, B]: a scalar, [L, 1] per layer, [B] per example; or to
             [L, B, T], where rows hold several prompts.
         embeddings: x_0 in place of tokens (for gradients and soft prompts).
@@ -111,10 +112,12 @@ def decompose(
         parts: also split FTC into attention's and the MLP's.
         logits: also apply the tuned model's final norm and head.
         remat: recompute activations in the backward pass.
-        segments: [B, T] int, contiguous: several prompts a row, which do not see one another.
-        mesh: where the pair is spread (`models/sharding.py`); the stream then stays cut by rows.
+        segments: contiguous; for rows that hold several prompts, which do not see one another.
+        mesh: the one that the pair is sharded over (`models/sharding.py`); the residual stream is
+            then sharded by rows.
 
-    Pure, jittable, and differentiable in alpha, embeddings and weights.
+    Pure, jittable, and differentiable in alpha, embeddings and weights. Raises ValueError unless
+    one of tokens and embeddings is given.
     """
     given = tokens if tokens is not None else embeddings
     if given is None:
@@ -136,15 +139,15 @@ def decompose(
 @functools.partial(jax.jit, static_argnames="mesh")
 def _begin(
     ends: Pair,
-    tokens: jax.Array | None,
-    embeddings: jax.Array | None,
-    mask: jax.Array,
-    segments: jax.Array | None,
+    tokens: Int[Array, "B T"] | None,
+    embeddings: Float[Array, "B T D"] | None,
+    mask: Shaped[Array, "B T"],
+    segments: Int[Array, "B T"] | None,
     alpha: Any,
     *,
     mesh: Mesh | None,
-) -> tuple[jax.Array, Places, jax.Array]:
-    """x_0 [B, T, D], places, and alphas [L, B] or [L, B, T]."""
+) -> tuple[Float[Array, "B T D"], Places, Float[Array, "L B ..."]]:
+    """x_0, places, and alphas [L, B] or [L, B, T]."""
     places = Places.of(ends, mask, segments=segments)
     x = begin(ends, tokens, embeddings, places, mesh)
     alphas = jnp.asarray(alpha, jnp.float32)
@@ -153,5 +156,5 @@ def _begin(
 
 
 @jax.jit
-def _logits(ends: Pair, x: jax.Array) -> jax.Array:
+def _logits(ends: Pair, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
     return decoder.logits(ends.tuned_config, ends.tuned_params, x, ends.lora)

@@ -1,14 +1,13 @@
 """One layer of a pair: the only place where base, tuned and low-rank weights meet.
 
-Legend: B rows, T tokens, C wanted tokens of a row, D residual width, K key/value heads, h head
-width.
+Legend: B rows, T tokens, C selected tokens of a row, D residual width.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 from flax import struct
+from jaxtyping import Array, Float
 
 from tuco_jax.core.places import At
 from tuco_jax.models.config import ModelConfig
@@ -28,7 +27,7 @@ from tuco_jax.models.pair import Pair
 
 __all__ = ["Half", "PairLayer", "stacked_layers"]
 
-Join = Callable[[KeysValues], KeysValues]  # a block's own keys and values -> all that it may see
+Join = Callable[[KeysValues], KeysValues]  # a block's own keys and values -> all it attends to
 
 
 class Half(NamedTuple):
@@ -38,34 +37,40 @@ class Half(NamedTuple):
     weights: Variables
     info: LayerInfo
 
-    def whole(self, x: jax.Array, at: At) -> Delta:
-        """What the block adds at every token of x [B, T, D], which attend to one another."""
+    def whole(self, x: Float[Array, "B T D"], at: At) -> Delta:
+        """What the block adds at every token of x, which attend to one another."""
         return whole_block(self.config, self.weights, x, at.query, self.info)
 
-    def keys_values(self, x: jax.Array, at: At) -> KeysValues:
-        """Keys and values of x [B, T, D]: two arrays [B, K, T, h]."""
+    def keys_values(self, x: Float[Array, "B T D"], at: At) -> KeysValues:
+        """Rotated keys, and values, at every token of x."""
         return block_keys_values(self.config, self.weights, x, at.query, self.info)
 
     def wanted(
-        self, last: jax.Array, x: jax.Array, at: At, join: Join | None = None
+        self,
+        last: Float[Array, "B C D"],
+        x: Float[Array, "B T D"],
+        at: At,
+        join: Join | None = None,
     ) -> tuple[Delta, KeysValues]:
-        """What the block adds at the wanted tokens alone, `last` [B, C, D] of x [B, T, D].
+        """What the block adds at the selected tokens alone; and keys and values of x.
 
-        join: what they attend to besides x's own keys and values, as in `following`.
+        last: the selected tokens of x. join: as in `following`; None: they attend to x alone.
         """
         assert at.wanted is not None
         own = self.keys_values(x, at)
         return self._added(last, own if join is None else join(own), at.wanted, at), own
 
-    def following(self, x: jax.Array, at: At, join: Join) -> tuple[Delta, KeysValues]:
-        """What the block adds at every token of x [B, T, D], which follow others in a cache.
+    def following(self, x: Float[Array, "B T D"], at: At, join: Join) -> tuple[Delta, KeysValues]:
+        """What the block adds at every token of x, which follow those of a cache.
 
-        join: adds x's own keys and values, which are returned, too, to those of the cache.
+        Returns x's own keys and values, too. join: adds them to those of the cache.
         """
         own = self.keys_values(x, at)
         return self._added(x, join(own), at.query, at), own
 
-    def _added(self, x: jax.Array, seen: KeysValues, query: Positions, at: At) -> Delta:
+    def _added(
+        self, x: Float[Array, "B Q D"], seen: KeysValues, query: Positions, at: At
+    ) -> Delta:
         return block_delta(self.config, self.weights, x, seen, query, at.key, self.info)
 
 
@@ -74,7 +79,7 @@ class PairLayer:
     """One layer of a pair, or all of them, leaves with layers on axis 0.
 
     params: the base's. changed: the leaves in which the tuned model differs. lora: low-rank
-    factors. infos: what else differs by layer, (base's, tuned's). configs: (base's, tuned's).
+    factors. infos: rotary tables and windows, (base's, tuned's). configs: (base's, tuned's).
     """
 
     params: Params
@@ -90,7 +95,7 @@ class PairLayer:
 
     @property
     def tuned(self) -> Half:
-        """FT's block. What an adapter shares with its base is one operand: computed once."""
+        """FT's block; a weight shared with the base is one operand, multiplied only once."""
         weights = variables(merge(self.params, self.changed), self.lora)
         return Half(self.configs[1], weights, self.infos[1])
 

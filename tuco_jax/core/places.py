@@ -1,13 +1,14 @@
-"""Where the tokens at hand stand, for each model of the pair.
+"""Positions of the tokens of a step, for each model of the pair.
 
-Legend: B rows, T tokens given, C wanted tokens of a row, S columns of all keys, D residual width.
+Legend: B rows, T tokens of a step, C selected tokens of a row, S columns of all keys, P tokens of
+a shared prefix, D residual width.
 """
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.layers import Positions
@@ -17,9 +18,10 @@ __all__ = ["At", "Places", "last_column", "pick"]
 
 
 class At(NamedTuple):
-    """One model's positions: of the tokens given [B, T], of all keys, of those wanted [B, C].
+    """One model's positions: of the step's tokens, of all keys, and of the selected tokens.
 
-    Where tokens attend to one another alone, `key` is `query`.
+    query: [B, T]. key: [B, S], or `query` itself where tokens attend to one another alone.
+    wanted: [B, C].
     """
 
     query: Positions
@@ -29,25 +31,25 @@ class At(NamedTuple):
 
 @struct.dataclass
 class Places:
-    """Both models' positions, whose rotary tables may differ, and the wanted columns [B, C]."""
+    """Both models' positions, whose rotary tables may differ, and the selected columns."""
 
     tuned: At
     base: At
-    columns: jax.Array | None
+    columns: Int[Array, "B C"] | None
 
     @classmethod
     def of(
         cls,
         pair: Pair,
-        mask: jax.Array,
-        columns: jax.Array | None = None,
-        segments: jax.Array | None = None,
-        lengths: jax.Array | None = None,
+        mask: Shaped[Array, "B T"],
+        columns: Int[Array, "B C"] | None = None,
+        segments: Int[Array, "B T"] | None = None,
+        lengths: Int[Array, " B"] | None = None,
     ) -> "Places":
-        """Of rows `mask` [B, T] that hold a prompt each, or several with `segments` [B, T].
+        """Places in rows that hold a prompt each, or several with `segments`.
 
-        columns: the wanted tokens [B, C], by default each row's last real one. lengths [B]: of
-        the whole rows, where these tokens are but their beginnings.
+        mask: True at real tokens. columns: of the selected tokens; by default each row's last
+        real one. lengths: of the whole rows, where only their first tokens are given.
         """
         if columns is None:
             columns = last_column(mask)[:, None]
@@ -63,17 +65,17 @@ class Places:
         cls,
         pair: Pair,
         before: Positions,
-        index: jax.Array,
-        mask: jax.Array,
+        index: Int[Array, "B T"],
+        mask: Bool[Array, "B T"],
         *,
-        columns: jax.Array | None = None,
-        lengths: jax.Array | None = None,
+        columns: Int[Array, "B C"] | None = None,
+        lengths: Int[Array, " B"] | None = None,
     ) -> "Places":
-        """Of tokens at positions `index`, `mask` [B, T] that attend to columns `before`, too.
+        """Places of tokens that attend to earlier columns, too.
 
-        before: index and mask [B, S] of what a cache holds; the tokens' own columns are among
-        them, or, where `before` has a row for all (a shared prefix, [1, P]), behind them.
-        lengths [B]: of the rows by now. columns [B, C]: of wanted tokens, or None.
+        before: index and mask [B, S] of a cache's columns, the tokens' own among them; or [1, P]
+        of a prefix that all rows share, which their own columns follow. index: the tokens'
+        positions. lengths: of the rows by now. columns: of selected tokens, or None.
         """
         rows = mask.shape[0]
         if lengths is None:
@@ -81,7 +83,9 @@ class Places:
         key = before
         if before.index.shape[0] == 1:
 
-            def joined(earlier: jax.Array, own: jax.Array) -> jax.Array:
+            def joined(
+                earlier: Shaped[Array, "1 P"], own: Shaped[Array, "B T"]
+            ) -> Shaped[Array, "B S"]:
                 earlier = jnp.broadcast_to(earlier, (rows, earlier.shape[1]))
                 return jnp.concatenate([earlier, own], axis=1)
 
@@ -95,11 +99,11 @@ class Places:
         return cls(at(pair.tuned_config), at(pair.base_config), columns)
 
 
-def last_column(mask: jax.Array) -> jax.Array:
-    """Column of each row's last real token, [B] int; padding may stand on either side."""
+def last_column(mask: Shaped[Array, "B T"]) -> Int[Array, " B"]:
+    """Column of each row's last real token; padding may stand on either side."""
     return mask.shape[1] - 1 - jnp.argmax(mask.astype(bool)[:, ::-1], axis=1)
 
 
-def pick(x: jax.Array, columns: jax.Array) -> jax.Array:
-    """Tokens [B, C, D] of x [B, T, D] at `columns` [B, C]."""
+def pick(x: Float[Array, "B T D"], columns: Int[Array, "B C"]) -> Float[Array, "B C D"]:
+    """The tokens of x at `columns`."""
     return jnp.take_along_axis(x, columns[:, :, None], axis=1)

@@ -1,13 +1,13 @@
-"""The residual stream: where it begins, and the share of FTC in what is added to it.
+"""The residual stream: its beginning, and the share of FTC in what layers add to it.
 
 Legend: B rows, T tokens, D residual width.
 """
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
 
 from tuco_jax.core.places import Places
 from tuco_jax.models import decoder
@@ -17,12 +17,17 @@ from tuco_jax.models.sharding import constrain
 __all__ = ["begin", "share"]
 
 
-def share(ptc: jax.Array, ftc: jax.Array, norm: int = 1, axis: Any = -1) -> jax.Array:
-    """|ftc| / (|ptc| + |ftc|) over `axis`, 0/0 taken as 0 (its gradient, too)."""
+def share(
+    ptc: Float[Array, "..."], ftc: Float[Array, "..."], norm: int = 1, axis: Any = -1
+) -> Float[Array, "..."]:
+    """|ftc| / (|ptc| + |ftc|) over `axis`, 0/0 taken as 0, and its gradient, too.
+
+    norm: 1 or 2; raises ValueError for another.
+    """
     if norm not in (1, 2):
         raise ValueError(f"norm must be 1 or 2, not {norm!r}")
 
-    def size(x: jax.Array) -> jax.Array:
+    def size(x: Float[Array, "..."]) -> Float[Array, "..."]:
         if norm == 1:
             return jnp.sum(jnp.abs(x), axis=axis)
         square = jnp.sum(jnp.square(x), axis=axis)
@@ -30,18 +35,21 @@ def share(ptc: jax.Array, ftc: jax.Array, norm: int = 1, axis: Any = -1) -> jax.
 
     p, f = size(ptc), size(ftc)
     total = p + f
-    # Not `total > 0`: a norm that is not a number must stay one.
+    # Not `total > 0`: NaN must stay NaN.
     return jnp.where(total == 0, 0, f / jnp.where(total == 0, 1, total))
 
 
 def begin(
     ends: Pair,
-    tokens: jax.Array | None,
-    embeddings: jax.Array | None,
+    tokens: Int[Array, "B T"] | None,
+    embeddings: Float[Array, "B T D"] | None,
     places: Places,
     mesh: Mesh | None = None,
-) -> jax.Array:
-    """x_0 [B, T, D] float32: the tuned model's embedding of tokens [B, T], or what is given."""
+) -> Float[Array, "B T D"]:
+    """x_0, float32: the tuned model's embedding of the tokens, or `embeddings` as they are.
+
+    Raises ValueError unless one of the two is given.
+    """
     if (tokens is None) == (embeddings is None):
         raise ValueError("give either tokens [B, T] or embeddings [B, T, D]")
     if tokens is not None:

@@ -9,9 +9,9 @@ arXiv 2506.23423):
     |d_L| <= max_l |FTC_l| (1 + B)^L <= L M (1 + B)^L beta / (1 - beta)
 
 M = max_l |PTC(x_l, l)|, beta = max_l beta_l, and B a Lipschitz constant of PTC. The paper's B is a
-supremum over all inputs, which nobody can compute. The proof needs it only at the pairs of points
-that the two streams visit, so the largest ratio observed there makes the inequality a true one
-for the prompt at hand.
+supremum over all inputs, which cannot be computed. The proof needs it only at the pairs of points
+that the two streams visit, so the inequality holds for a prompt with the largest ratio observed
+there.
 """
 
 import functools
@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Shaped
 
 from tuco_jax.core.layer import PairLayer
 from tuco_jax.core.places import Places, last_column, pick
@@ -38,31 +39,31 @@ __all__ = ["Trajectories", "TrajectoriesStep", "output_co", "trajectories"]
 class Trajectories:
     """Result of `trajectories`, float32.
 
-    beta [L, B]: |FTC_l| / (|PTC_l| + |FTC_l|) for l = 1..L, sums over layers below l.
-    max_ptc [B]: M. max_ftc [B]: max_l |FTC_l|. lipschitz [B]: the largest observed
-    |PTC(x) - PTC(y)| / |x - y|, x and y the two streams. distance [B]: |x_L^FT - x_L^PT|.
-    tight_bound [B]: max_ftc (1 + lipschitz)^L. bound [B]: the proposition's own; infinite where
-    beta is 1. distance <= tight_bound <= bound.
+    beta: |FTC_l| / (|PTC_l| + |FTC_l|) for l = 1..L, sums over layers below l. max_ptc: M.
+    max_ftc: max_l |FTC_l|. lipschitz: the largest observed |PTC(x) - PTC(y)| / |x - y|, x and y
+    the two streams. distance: |x_L^FT - x_L^PT|. tight_bound: max_ftc (1 + lipschitz)^L. bound:
+    the proposition's; infinite where beta is 1. distance <= tight_bound <= bound.
     """
 
-    beta: jax.Array
-    max_ptc: jax.Array
-    max_ftc: jax.Array
-    lipschitz: jax.Array
-    distance: jax.Array
-    tight_bound: jax.Array
-    bound: jax.Array
+    beta: Float[Array, "L B"]
+    max_ptc: Float[Array, " B"]
+    max_ftc: Float[Array, " B"]
+    lipschitz: Float[Array, " B"]
+    distance: Float[Array, " B"]
+    tight_bound: Float[Array, " B"]
+    bound: Float[Array, " B"]
 
 
 @struct.dataclass
 class TrajectoriesStep:
-    """One layer of both streams. carry: x of FT, y of PT, and the sums of PTC and FTC along x.
+    """The step of one layer of both streams.
 
-    Returns beta_l, |PTC(x)|, |FTC_l| and |PTC(x) - PTC(y)| / |x - y|, [B] each; mask [B, T].
+    carry: x of FT, y of PT, and the sums of PTC and FTC along x. Returns beta_l, |PTC(x)|, |FTC_l|
+    and |PTC(x) - PTC(y)| / |x - y| of each row.
     """
 
     places: Places
-    mask: jax.Array
+    mask: Shaped[Array, "B T"]
     mesh: Mesh | None = struct.field(pytree_node=False)
 
     def __call__(self, carry: Any, layer: PairLayer, _: None) -> tuple[Any, Any]:
@@ -82,12 +83,16 @@ class TrajectoriesStep:
 
 
 def trajectories(
-    pair: Pair | Source, tokens: jax.Array, mask: jax.Array, *, mesh: Mesh | None = None
+    pair: Pair | Source,
+    tokens: Int[Array, "B T"],
+    mask: Shaped[Array, "B T"],
+    *,
+    mesh: Mesh | None = None,
 ) -> Trajectories:
-    """Run both models from the tuned model's x_0 and compare their streams.
+    """Run both models from the tuned model's x_0 and compare their residual streams.
 
-    tokens [B, T] int, mask [B, T] True at real tokens; mesh: where the pair is spread. Costs three
-    forward passes.
+    mask: True at real tokens. mesh: the one that the pair is sharded over. Costs three forward
+    passes.
     """
     source = as_source(pair)
     x, places = _begin(source.ends, tokens, mask, mesh=mesh)
@@ -103,28 +108,28 @@ def trajectories(
     return Trajectories(beta, max_ptc, max_ftc, lipschitz, distance, max_ftc * growth, bound)
 
 
-def _norm(mask: jax.Array, x: jax.Array) -> jax.Array:
-    """L1 over a row's real tokens times D, [B]."""
+def _norm(mask: Shaped[Array, "B T"], x: Float[Array, "B T D"]) -> Float[Array, " B"]:
+    """L1 over a row's real tokens times D."""
     return jnp.sum(jnp.where(mask.astype(bool)[..., None], jnp.abs(x), 0), axis=(1, 2))
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def _begin(
-    ends: Pair, tokens: jax.Array, mask: jax.Array, *, mesh: Mesh | None
-) -> tuple[jax.Array, Places]:
+    ends: Pair, tokens: Int[Array, "B T"], mask: Shaped[Array, "B T"], *, mesh: Mesh | None
+) -> tuple[Float[Array, "B T D"], Places]:
     places = Places.of(ends, mask)
     return begin(ends, tokens, None, places, mesh), places
 
 
 def output_co(
     pair: Pair,
-    tokens: jax.Array,
-    mask: jax.Array,
+    tokens: Int[Array, "B T"],
+    mask: Shaped[Array, "B T"],
     *,
     norm: int = 1,
     mesh: Mesh | None = None,
-) -> jax.Array:
-    """OutputCo [B]: |x^FT - x^PT| / (|x^PT| + |x^FT - x^PT|) of the last token's final streams.
+) -> Float[Array, " B"]:
+    """OutputCo: |x^FT - x^PT| / (|x^PT| + |x^FT - x^PT|) of the last token's final streams.
 
     Two ordinary forward passes, each model from its own embedding. Where the tuned vocabulary is
     larger, tokens that the base does not know take its last row.

@@ -1,13 +1,13 @@
-"""TuCo along a text: of every token of it, and of each token that was generated.
+"""TuCo of every token of a text, and of every generated token.
 
     TuCo(l = L, token t) = |FTC_L[t]| / (|PTC_L[t]| + |FTC_L[t]|)     (Definition 4.3 has t = n)
 
-A generated token comes from the stream at the token before it, so its TuCo is the share there:
-what `score` gives for the text up to it. Under an alpha other than 1 both components are those of
-the scaled stream that the answer was generated along.
+A generated token is chosen from the residual stream at the token before it, so its TuCo is the one
+there: what `score` gives for the text up to it. Under an alpha other than 1 both components are
+those of the scaled stream that the answer was generated from.
 
-Legend: N texts, n_i tokens of one, m_i of them generated, L layers, B rows of a batch, T its
-length.
+Legend: N texts, n tokens of one, m of them generated, L layers, B rows of a batch, T its length, D
+residual width.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from common_jax.errors import InputError
 from tuco_jax.core.budget import default_budget
@@ -33,18 +34,22 @@ __all__ = ["Piece", "pieces", "response_tuco", "token_tuco"]
 
 
 @jax.jit
-def _share(ptc: jax.Array, ftc: jax.Array) -> jax.Array:
-    """TuCo of every token, [B, T]: the share of FTC in the sums over all layers at that token."""
+def _share(ptc: Float[Array, "B T D"], ftc: Float[Array, "B T D"]) -> Float[Array, "B T"]:
+    """TuCo of every token: the share of FTC in the sums over all layers at that token."""
     return share(ptc, ftc)
 
 
 def token_tuco(
-    pair: Pair, rows: Sequence[np.ndarray], alpha: Any = 1.0, *, token_budget: int | None = None
-) -> list[np.ndarray]:
-    """TuCo of every token of N rows of ids, float32 [n_i] each.
+    pair: Pair,
+    rows: Sequence[Int[np.ndarray, " n"]],
+    alpha: Any = 1.0,
+    *,
+    token_budget: int | None = None,
+) -> list[Float[np.ndarray, " n"]]:
+    """TuCo of every token of N rows of token ids, float32.
 
     alpha: broadcastable to [L, N]. token_budget: tokens of a batch, padding included; by default
-    what suits the backend. Raises InputError for an empty row or one beyond the pair's context,
+    `default_budget()`. Raises InputError for an empty row or one beyond the pair's context,
     and where a score is not finite.
     """
     for number, row in enumerate(rows):
@@ -56,7 +61,7 @@ def token_tuco(
     if not rows:
         return []
     alphas = np.broadcast_to(np.asarray(alpha, np.float32), (pair.tuned_config.depth, len(rows)))
-    out: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
+    out: list[Float[np.ndarray, " n"]] = [np.empty(0, np.float32)] * len(rows)
     mesh = mesh_of(pair)
     source = source_of(pair)
     ids = [np.asarray(row, np.int32) for row in rows]
@@ -85,15 +90,16 @@ def token_tuco(
 
 def response_tuco(
     pair: Pair,
-    prompts: Sequence[np.ndarray],
-    responses: Sequence[np.ndarray],
+    prompts: Sequence[Int[np.ndarray, " n"]],
+    responses: Sequence[Int[np.ndarray, " m"]],
     alpha: Any = 1.0,
     *,
     token_budget: int | None = None,
-) -> list[np.ndarray]:
-    """TuCo of each generated token, float32 [m_i]: what `score` gives for all the text before it.
+) -> list[Float[np.ndarray, " m"]]:
+    """TuCo of each generated token, float32: what `score` gives for all the text before it.
 
-    prompts and responses: N arrays of ids each, as `steer.respond` gives them; alpha as there.
+    prompts, responses: N arrays of token ids each, as `generate.respond` gives them; alpha: as
+    there.
     """
     rows = [np.concatenate([p, r]) for p, r in zip(prompts, responses, strict=True)]
     values = token_tuco(pair, rows, alpha, token_budget=token_budget)
@@ -101,7 +107,7 @@ def response_tuco(
 
 
 class Piece(NamedTuple):
-    """A text of one token, or of several that share a character; its last one's TuCo and place."""
+    """The text of one token, or of several that share a character; TuCo and index of the last."""
 
     text: str
     tuco: float
@@ -109,9 +115,11 @@ class Piece(NamedTuple):
 
 
 def pieces(
-    tokenizer: "PreTrainedTokenizerBase", ids: np.ndarray, values: np.ndarray
+    tokenizer: "PreTrainedTokenizerBase",
+    ids: Int[np.ndarray, " n"],
+    values: Float[np.ndarray, " n"],
 ) -> list[Piece]:
-    """Tokens [n] with their texts; those that are parts of one character make one piece."""
+    """Texts of tokens with their TuCo; tokens that are parts of one character make one piece."""
     found: list[Piece] = []
     held: list[int] = []
     for position, token in enumerate(ids.tolist()):
