@@ -70,7 +70,7 @@ check: $(REWARDS) $(DEV)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/pyright
-	$(BIN)/python -m pytest tests/common/test_imports.py
+	$(BIN)/python -m pytest tests/common/test_imports.py tests/common/test_words.py
 
 format: $(DEV)
 	$(BIN)/ruff format $(SOURCES)

@@ -63,11 +63,11 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """name: of its file. image: a data URI of `figures.draw`. words: what it shows."""
+    """name: of its file. image: a data URI of `figures.draw`. caption: what it shows."""
 
     name: str
     image: str
-    words: str
+    caption: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _markdown(folder: pathlib.Path, findings: Findings, facts: Mapping[str, str]
         content = base64.b64decode(figure.image.partition(",")[2])
         with atomic(folder / name) as temporary:
             temporary.write_bytes(content)
-        parts.append(f"![{_line(figure.words)}]({name})")
+        parts.append(f"![{_line(figure.caption)}]({name})")
     parts += ["## How it was measured", *findings.method]
     if findings.caveats:
         parts.append("\n".join(f"- {_line(text)}" for text in findings.caveats))

@@ -32,9 +32,9 @@ from common_jax.errors import InputError
 from common_jax.io.files import write_json
 from tuco_jax.attacks.layout import Goal, Layout, Placement, allowed_tokens, lay_out, surviving
 from tuco_jax.attacks.target_loss import (
-    Scene,
+    CachedPrompt,
+    cached_prompts,
     candidate_losses,
-    scenes,
     token_gradient,
 )
 from tuco_jax.models.pair import Pair
@@ -126,7 +126,7 @@ def _unit(gradient: jax.Array) -> jax.Array:
 
 
 def _all_losses(
-    pair: Pair, scene: Scene, candidates: np.ndarray, chunk: int, match: int
+    pair: Pair, cached: CachedPrompt, candidates: np.ndarray, chunk: int, match: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Losses [N] and successes [N], in batches of `chunk`; the last one is padded."""
     losses, hits = [], []
@@ -135,7 +135,7 @@ def _all_losses(
         rows = candidates[first : first + chunk]
         filled = np.concatenate([rows, np.repeat(rows[:1], chunk - len(rows), axis=0)])
         loss, greedy = jax.device_get(
-            candidate_losses(pair, scene, put_rows(jnp.asarray(filled), mesh), mesh=mesh)
+            candidate_losses(pair, cached, put_rows(jnp.asarray(filled), mesh), mesh=mesh)
         )
         losses.append(loss[: len(rows)])
         hits.append(greedy[: len(rows), : match or None].all(axis=1))
@@ -222,7 +222,7 @@ def attack(
         vocab_size=config.vocab_size,
     )
     allowed = allowed_tokens(tokenizer, config.vocab_size, options.non_ascii)
-    ready = scenes(pair, [own.pieces for own in layouts])
+    ready = cached_prompts(pair, [own.pieces for own in layouts])
     start = layouts[0].pieces.attack
     first = float(_all_losses(pair, ready[0], start[None], options.chunk, 0)[0][0])
     settings = _settings(pair, layouts, options)
@@ -267,7 +267,7 @@ def _step(
     pair: Pair,
     tokenizer: Any,
     layouts: Sequence[Layout],
-    ready: Sequence[Scene],
+    ready: Sequence[CachedPrompt],
     allowed: np.ndarray,
     options: Options,
     state: _State,
@@ -276,7 +276,7 @@ def _step(
     tokens = jnp.asarray(state.tokens, jnp.int32)
     active = ready[: state.active]
     mesh = mesh_of(pair)
-    gradient = sum(_unit(token_gradient(pair, scene, tokens, mesh=mesh)) for scene in active)
+    gradient = sum(_unit(token_gradient(pair, cached, tokens, mesh=mesh)) for cached in active)
     drawn = _sample(
         jax.random.fold_in(jax.random.key(options.seed), state.step),
         jnp.asarray(gradient),

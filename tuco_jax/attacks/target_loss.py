@@ -21,7 +21,7 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from tuco_jax.core.cache import Cache, Held
+from tuco_jax.core.cache import Cache, LayerCache
 from tuco_jax.core.layer import PairLayer
 from tuco_jax.core.places import Places
 from tuco_jax.core.stream import begin
@@ -31,7 +31,14 @@ from tuco_jax.models.layers import KeysValues
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import constrain
 
-__all__ = ["Pieces", "Scene", "TunedStep", "candidate_losses", "scenes", "token_gradient"]
+__all__ = [
+    "Pieces",
+    "CachedPrompt",
+    "TunedStep",
+    "candidate_losses",
+    "cached_prompts",
+    "token_gradient",
+]
 
 
 class Pieces(NamedTuple):
@@ -49,7 +56,7 @@ class Pieces(NamedTuple):
 
 
 @struct.dataclass
-class Scene:
+class CachedPrompt:
     """One prompt, ready for attack strings of one length.
 
     cache: of the tokens before the attack, keys and values [L, K, P, h]. before: how many of them
@@ -70,7 +77,7 @@ class Scene:
 class TunedStep:
     """The step of one layer of the tuned model alone; returns its keys and values.
 
-    own: the `Held` of the prefix that all rows follow, one pair; or None.
+    own: the `LayerCache` of the prefix that all rows follow, one pair; or None.
     """
 
     places: Places
@@ -79,7 +86,7 @@ class TunedStep:
     mesh: Mesh | None = struct.field(pytree_node=False)
 
     def __call__(
-        self, x: Float[Array, "N S D"], layer: PairLayer, own: Held | None
+        self, x: Float[Array, "N S D"], layer: PairLayer, own: LayerCache | None
     ) -> tuple[Float[Array, "N S D"], KeysValues | None]:
         """X + f_FT."""
         join = None
@@ -89,7 +96,7 @@ class TunedStep:
         return constrain(x + delta.total, self.mesh), new if self.keep else None
 
 
-def scenes(pair: Pair | Source, prompts: Sequence[Pieces]) -> list[Scene]:
+def cached_prompts(pair: Pair | Source, prompts: Sequence[Pieces]) -> list[CachedPrompt]:
     """Every prompt with the tuned model's keys and values, all padded to one shape."""
     source = as_source(pair)
     ahead = max(1, max(p.before.size for p in prompts))
@@ -102,7 +109,7 @@ def scenes(pair: Pair | Source, prompts: Sequence[Pieces]) -> list[Scene]:
         columns = np.minimum(first + np.arange(longest), rest.size - 1)
         before = jnp.int32(p.before.size)
         found.append(
-            Scene(
+            CachedPrompt(
                 _read(source, _padded(p.before, ahead), before, jnp.int32(p.whole.size)),
                 before,
                 _padded(rest, behind),
@@ -138,51 +145,55 @@ def _read_begin(
     return begin(ends, tokens[None], None, places), places, mask
 
 
-def _places(ends: Pair, scene: Scene, rows: int) -> Places:
+def _places(ends: Pair, cached: CachedPrompt, rows: int) -> Places:
     """Places of the tokens after `before`, in each of so many rows."""
-    behind = jnp.arange(scene.tokens.size)
-    index = jnp.broadcast_to((scene.before + behind)[None], (rows, behind.size))
-    mask = jnp.broadcast_to((behind < scene.length)[None], (rows, behind.size))
-    total = jnp.broadcast_to(scene.before + scene.length, (rows,))
-    return Places.after(ends, scene.cache.at, index, mask, lengths=total)
+    behind = jnp.arange(cached.tokens.size)
+    index = jnp.broadcast_to((cached.before + behind)[None], (rows, behind.size))
+    mask = jnp.broadcast_to((behind < cached.length)[None], (rows, behind.size))
+    total = jnp.broadcast_to(cached.before + cached.length, (rows,))
+    return Places.after(ends, cached.cache.at, index, mask, lengths=total)
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def _enter(
-    ends: Pair, scene: Scene, attacks: Int[Array, "N A"], *, mesh: Mesh | None
+    ends: Pair, cached: CachedPrompt, attacks: Int[Array, "N A"], *, mesh: Mesh | None
 ) -> tuple[Float[Array, "N S D"], Places]:
     """x_0 with each of the attacks in its place, and where its tokens stand."""
-    places = _places(ends, scene, len(attacks))
-    rest = jnp.broadcast_to(scene.tokens, (len(attacks), scene.tokens.size))
+    places = _places(ends, cached, len(attacks))
+    rest = jnp.broadcast_to(cached.tokens, (len(attacks), cached.tokens.size))
     tokens = jnp.concatenate([attacks, rest[:, attacks.shape[1] :]], axis=1)
     return begin(ends, tokens, None, places, mesh), places
 
 
 def _through(
-    source: Source, scene: Scene, x: Float[Array, "N S D"], places: Places, mesh: Mesh | None
+    source: Source,
+    cached: CachedPrompt,
+    x: Float[Array, "N S D"],
+    places: Places,
+    mesh: Mesh | None,
 ) -> Float[Array, "N S D"]:
     """The residual stream after all layers."""
-    step = TunedStep(places, scene.cache.bare(), keep=False, mesh=mesh)
-    return walk(step, x, source, scene.cache.keys_values)[0]
+    step = TunedStep(places, cached.cache.bare(), keep=False, mesh=mesh)
+    return walk(step, x, source, cached.cache.keys_values)[0]
 
 
 @jax.jit
 def _losses(
-    ends: Pair, scene: Scene, x: Float[Array, "N S D"]
+    ends: Pair, cached: CachedPrompt, x: Float[Array, "N S D"]
 ) -> tuple[Float[Array, " N"], Bool[Array, "N C"]]:
     """Mean negative log likelihood of the target, and which of its tokens are greedy."""
-    stream = x[:, scene.columns]
+    stream = x[:, cached.columns]
     logits = decoder.logits(ends.tuned_config, ends.tuned_params, stream, ends.lora)
     log_probs = jax.nn.log_softmax(logits, axis=-1)
-    own = jnp.take_along_axis(log_probs, scene.targets[None, :, None], axis=2)[..., 0]
-    loss = -jnp.sum(jnp.where(scene.real, own, 0), axis=1) / jnp.sum(scene.real)
-    greedy = (jnp.argmax(logits, axis=-1) == scene.targets) | ~scene.real
+    own = jnp.take_along_axis(log_probs, cached.targets[None, :, None], axis=2)[..., 0]
+    loss = -jnp.sum(jnp.where(cached.real, own, 0), axis=1) / jnp.sum(cached.real)
+    greedy = (jnp.argmax(logits, axis=-1) == cached.targets) | ~cached.real
     return loss, greedy
 
 
 def candidate_losses(
     pair: Pair | Source,
-    scene: Scene,
+    cached: CachedPrompt,
     attacks: Int[Array, "N A"],
     *,
     mesh: Mesh | None = None,
@@ -193,13 +204,13 @@ def candidate_losses(
     sharded by rows.
     """
     source = as_source(pair)
-    x, places = _enter(source.ends, scene, attacks, mesh=mesh)
-    return _losses(source.ends, scene, _through(source, scene, x, places, mesh))
+    x, places = _enter(source.ends, cached, attacks, mesh=mesh)
+    return _losses(source.ends, cached, _through(source, cached, x, places, mesh))
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def token_gradient(
-    pair: Pair, scene: Scene, attack: Int[Array, " A"], *, mesh: Mesh | None = None
+    pair: Pair, cached: CachedPrompt, attack: Int[Array, " A"], *, mesh: Mesh | None = None
 ) -> Float[Array, "A V"]:
     """Gradient of the loss by the one-hot rows of the attack's tokens.
 
@@ -207,11 +218,11 @@ def token_gradient(
     """
     source = as_source(pair)
     ends = source.ends
-    x, places = _enter(ends, scene, attack[None], mesh=mesh)
+    x, places = _enter(ends, cached, attack[None], mesh=mesh)
 
     def loss(own: Float[Array, "A D"]) -> Float[Array, ""]:
         x_0 = x.at[0, : attack.size].set(own)
-        return _losses(ends, scene, _through(source, scene, x_0, places, mesh))[0][0]
+        return _losses(ends, cached, _through(source, cached, x_0, places, mesh))[0][0]
 
     by_stream = jax.grad(loss)(x[0, : attack.size])
     table = ends.tuned_params["embed"]["table"].astype(jnp.float32)

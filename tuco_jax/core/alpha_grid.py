@@ -28,9 +28,9 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from common_jax.errors import InputError
 from tuco_jax.core.budget import default_budget
-from tuco_jax.core.cache import Cache, Held
-from tuco_jax.core.layer import Half, PairLayer
-from tuco_jax.core.places import At, Places, last_column, pick
+from tuco_jax.core.cache import Cache, LayerCache
+from tuco_jax.core.layer import ModelLayer, PairLayer
+from tuco_jax.core.places import ModelPlaces, Places, last_column, pick
 from tuco_jax.core.stream import begin
 from tuco_jax.core.walk import Source, as_source, walk
 from tuco_jax.models import decoder
@@ -55,7 +55,7 @@ class GridStep:
     """The step of one layer for all alphas, `chunk` of them at once.
 
     own: alphas, and what the cache holds of the prefix, M pairs of [A, K, P, h], or None. once:
-    all alphas share one residual stream, as in the first layer. wanted: move it at the selected
+    all alphas share one residual stream, as in the first layer. select: move it at the selected
     tokens alone. keep: return keys and values, too.
     """
 
@@ -63,7 +63,7 @@ class GridStep:
     cache: Cache | None
     chunk: int = struct.field(pytree_node=False)
     once: bool = struct.field(pytree_node=False, default=False)
-    wanted: bool = struct.field(pytree_node=False, default=False)
+    select: bool = struct.field(pytree_node=False, default=False)
     keep: bool = struct.field(pytree_node=False, default=False)
     mesh: Mesh | None = struct.field(pytree_node=False, default=None)
 
@@ -71,14 +71,14 @@ class GridStep:
         self,
         x: Float[Array, "B T D"] | Float[Array, "A B T D"],
         layer: PairLayer,
-        own: tuple[Float[Array, " A"], Held | None],
+        own: tuple[Float[Array, " A"], LayerCache | None],
     ) -> tuple[Float[Array, "A B T D"] | Float[Array, "A B C D"], Any]:
         """X + f_FT + (alpha - 1) FTC for each alpha."""
         alphas, held = own
         if self.once:
             first = None if held is None else jax.tree.map(lambda a: a[0], held)
             ft, ftc, new = self._deltas(x, layer, first)
-            x = self._wanted(x)
+            x = self._selected(x)
             moved = jax.vmap(lambda alpha: x + ft + (alpha - 1) * ftc)(alphas)
             every = len(alphas)
             return moved, jax.tree.map(lambda a: jnp.broadcast_to(a, (every, *a.shape)), new)
@@ -86,15 +86,15 @@ class GridStep:
         def one(xs: Any) -> Any:
             x, alpha, held = xs
             ft, ftc, new = self._deltas(x, layer, held)
-            return constrain(self._wanted(x) + ft + (alpha - 1) * ftc, self.mesh), new
+            return constrain(self._selected(x) + ft + (alpha - 1) * ftc, self.mesh), new
 
         return each_alpha(one, (x, alphas, held), self.chunk)
 
-    def _wanted(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"] | Float[Array, "B C D"]:
-        return pick(x, self.places.columns) if self.wanted else x  # pyright: ignore[reportArgumentType]
+    def _selected(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"] | Float[Array, "B C D"]:
+        return pick(x, self.places.columns) if self.select else x  # pyright: ignore[reportArgumentType]
 
     def _deltas(
-        self, x: Float[Array, "B T D"], layer: PairLayer, held: Held | None
+        self, x: Float[Array, "B T D"], layer: PairLayer, held: LayerCache | None
     ) -> tuple[Float[Array, "B _ D"], Float[Array, "B _ D"], Any]:
         """f_FT and FTC, and with `keep` both models' keys and values of x."""
         ft, tuned = self._add(layer.tuned, x, self.places.tuned, None if held is None else held[0])
@@ -102,18 +102,18 @@ class GridStep:
         return ft, ft - pt, (tuned, base) if self.keep else None
 
     def _add(
-        self, half: Half, x: Float[Array, "B T D"], at: At, held: KeysValues | None
+        self, model: ModelLayer, x: Float[Array, "B T D"], at: ModelPlaces, held: KeysValues | None
     ) -> tuple[Float[Array, "B _ D"], KeysValues | None]:
         join = None
         if held is not None:
             assert self.cache is not None
             join = functools.partial(self.cache.join, held)
-        if self.wanted:
-            delta, new = half.wanted(self._wanted(x), x, at, join)
+        if self.select:
+            delta, new = model.selected(self._selected(x), x, at, join)
         elif join is None and not self.keep:
-            return half.whole(x, at).total, None
+            return model.whole(x, at).total, None
         else:
-            delta, new = half.following(x, at, join or (lambda own: own))
+            delta, new = model.following(x, at, join or (lambda own: own))
         return delta.total, new
 
 
@@ -189,8 +189,8 @@ def grid_logits(
     depth = ends.tuned_config.depth
     by_layer = prefix.alphas if prefix else _layer_alphas(alphas, depth)
     cache = prefix.cache if prefix else None
-    wanted = last_column(mask)[:, None] if columns is None else columns
-    x, places = _begin(ends, tokens, mask, wanted, cache.bare() if cache else None, mesh=mesh)
+    selected = last_column(mask)[:, None] if columns is None else columns
+    x, places = _begin(ends, tokens, mask, selected, cache.bare() if cache else None, mesh=mesh)
     chunk = chunk or _default_chunk(mask.size)
     step = GridStep(places, cache.bare() if cache else None, chunk, mesh=mesh)
     own = by_layer, cache.keys_values if cache else None
@@ -199,7 +199,7 @@ def grid_logits(
         x, _ = walk(dataclasses.replace(step, once=True), x, source, own, stop=1)
         if middle > 1:
             x, _ = walk(step, x, source, own, start=1, stop=middle)
-    last = dataclasses.replace(step, wanted=True, once=depth == 1)
+    last = dataclasses.replace(step, select=True, once=depth == 1)
     x, _ = walk(last, x, source, own, start=middle)
     logits = _logits(ends, x, chunk)
     return logits[:, :, 0] if columns is None else logits
@@ -264,7 +264,7 @@ def prefix_caches(
         x, middle = walk(step, x, source, own, start=1, stop=depth - 1)
         parts.append(middle)
     if depth > 1:  # only keys and values of the last layer are used: one token suffices
-        step = dataclasses.replace(step, wanted=True)
+        step = dataclasses.replace(step, select=True)
         parts.append(walk(step, x, source, own, start=depth - 1)[1])
     held = jax.tree.map(lambda *parts: jnp.concatenate(parts)[:, :, 0], *parts)
     return Prefix(Cache.prefix(held, mask[0]), by_layer)

@@ -17,9 +17,9 @@ from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.layers import KeysValues, Positions
 from tuco_jax.models.pair import Pair
 
-__all__ = ["Cache", "Held"]
+__all__ = ["Cache", "LayerCache"]
 
-Held = Sequence[KeysValues]  # what a cache holds of one layer: keys and values of M models
+LayerCache = Sequence[KeysValues]  # what a cache holds of one layer: keys and values of M models
 
 
 @struct.dataclass

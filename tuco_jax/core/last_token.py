@@ -1,10 +1,10 @@
-"""TuCo of last tokens, exactly, for about one forward pass.
+"""TuCo of last tokens, exactly, for the cost of about one forward pass.
 
     TuCo = |FTC_L[n]| / (|PTC_L[n]| + |FTC_L[n]|)     (Definition 4.3 of arXiv 2506.23423)
 
-The stream moves by f_FT alone, so the base is wanted at last tokens only: its norm, keys and
-values at every token, its query, output and MLP at one a prompt. At the last layer the same holds
-for the tuned model.
+The residual stream moves by f_FT alone, so f_PT is needed at last tokens only: the base's norm,
+keys and values at every token, its query, output and MLP at the last token of each prompt. At the
+last layer the same holds for the tuned model.
 
 Legend: B rows, T tokens, C last tokens of a row (1, or as many as prompts are packed into it), D
 residual width, L layers.
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Shaped
 
 from tuco_jax.core.layer import PairLayer
 from tuco_jax.core.places import Places, pick
@@ -40,41 +41,41 @@ __all__ = [
 
 @struct.dataclass
 class LastToken:
-    """Result of `last_token`, float32; of `last_tokens` with [B, C] for [B].
+    """Result of `last_token` (shapes of rows [B]) or of `last_tokens` ([B, C]), float32.
 
-    tuco [B]; layers [L, B], beta_1 .. beta_L of the last token (cumulative sums up to layer l,
-    the last of them is tuco); ptc, ftc [B, D], the sums; ftc_attention, ftc_mlp [B, D], parts of
-    ftc (a variant, not of the paper); telescoping [B], max |x_L - x_0 - PTC - FTC| / max |x_L|.
+    layers: beta_1 .. beta_L of the last token, from sums up to each layer; the last one is tuco.
+    ptc, ftc: sums over layers. ftc_attention, ftc_mlp: parts of ftc (a variant that is not in the
+    paper). telescoping: max |x_L - x_0 - PTC - FTC| / max |x_L|, over D.
     """
 
-    tuco: jax.Array
-    layers: jax.Array
-    ptc: jax.Array
-    ftc: jax.Array
-    ftc_attention: jax.Array
-    ftc_mlp: jax.Array
-    telescoping: jax.Array
+    tuco: Float[Array, "..."]
+    layers: Float[Array, "L ..."]
+    ptc: Float[Array, "... D"]
+    ftc: Float[Array, "... D"]
+    ftc_attention: Float[Array, "... D"]
+    ftc_mlp: Float[Array, "... D"]
+    telescoping: Float[Array, "..."]
 
 
 class Carry(NamedTuple):
-    """What goes from layer to layer, float32.
+    """The carry from layer to layer, float32.
 
-    x [B, T, D], the stream; first and last [B, C, D], the last tokens' x_0 and their x so far;
-    sums, four [B, C, D]: PTC, FTC and FTC's two parts.
+    x: the residual stream. first, last: the last tokens' x_0, and their x so far. sums: of PTC,
+    FTC and FTC's two parts.
     """
 
-    x: jax.Array
-    first: jax.Array
-    last: jax.Array
-    sums: tuple[jax.Array, ...]
+    x: Float[Array, "B T D"]
+    first: Float[Array, "B C D"]
+    last: Float[Array, "B C D"]
+    sums: tuple[Float[Array, "B C D"], ...]
 
 
 @struct.dataclass
 class LastTokenStep:
-    """One layer; returns beta_l [B, C] of the sums up to it.
+    """The step of one layer; returns beta_l, of the sums up to it.
 
-    full: move the stream at every token; false for the last layer, after which only last tokens
-    count.
+    full: move the stream at every token; False at the last layer, after which only last tokens
+    matter.
     """
 
     places: Places
@@ -82,20 +83,22 @@ class LastTokenStep:
     norm: int = struct.field(pytree_node=False)
     mesh: Mesh | None = struct.field(pytree_node=False)
 
-    def __call__(self, carry: Carry, layer: PairLayer, _: None) -> tuple[Carry, jax.Array]:
-        """Base at the last tokens, tuned at every token where the stream goes on."""
+    def __call__(
+        self, carry: Carry, layer: PairLayer, _: None
+    ) -> tuple[Carry, Float[Array, "B C"]]:
+        """The base at the last tokens, the tuned model at every token if `full`."""
         x, first, last, sums = carry
         places = self.places
         assert places.columns is not None
-        pt = layer.base.wanted(last, x, places.base)[0]
+        pt = layer.base.selected(last, x, places.base)[0]
         if self.full:
             everywhere = layer.tuned.whole(x, places.tuned)
             ft = Delta(*(pick(part, places.columns) for part in everywhere))
             x = x + everywhere.total
         else:
-            ft = layer.tuned.wanted(last, x, places.tuned)[0]
+            ft = layer.tuned.selected(last, x, places.tuned)[0]
         own = (pt.total, ft.total - pt.total, ft.attention - pt.attention, ft.mlp - pt.mlp)
-        # The stream's own move at the last tokens, so that `last` equals x there.
+        # The step of the stream at the last tokens, so that `last` equals x there.
         x, last, own = constrain((x, last + ft.total, own), self.mesh)
         sums = tuple(s + o for s, o in zip(sums, own, strict=True))
         return Carry(x, first, last, sums), share(sums[0], sums[1], self.norm)
@@ -103,19 +106,19 @@ class LastTokenStep:
 
 def last_tokens(
     pair: Pair | Source,
-    tokens: jax.Array | None,
-    mask: jax.Array,
+    tokens: Int[Array, "B T"] | None,
+    mask: Shaped[Array, "B T"],
     *,
-    columns: jax.Array | None = None,
-    segments: jax.Array | None = None,
-    embeddings: jax.Array | None = None,
+    columns: Int[Array, "B C"] | None = None,
+    segments: Int[Array, "B T"] | None = None,
+    embeddings: Float[Array, "B T D"] | None = None,
     norm: int = 1,
     mesh: Mesh | None = None,
 ) -> LastToken:
-    """`last_token` of rows that hold several prompts, [B, C] each.
+    """`last_token` of rows that hold several prompts: results have axes [B, C].
 
-    segments: [B, T] int, contiguous: which prompt of its row a token belongs to; it attends to no
-    other. columns: [B, C] int, the last token of each; a row of fewer repeats any of its own.
+    segments: contiguous; the prompt of its row that a token belongs to, and attends to. columns:
+    of each prompt's last token; a row with fewer than C repeats any of its own.
     """
     source = as_source(pair)
     carry, places = begin_last(source.ends, tokens, mask, columns, segments, embeddings, mesh=mesh)
@@ -132,10 +135,10 @@ def last_tokens(
 
 def last_token(
     pair: Pair | Source,
-    tokens: jax.Array | None,
-    mask: jax.Array,
+    tokens: Int[Array, "B T"] | None,
+    mask: Shaped[Array, "B T"],
     *,
-    embeddings: jax.Array | None = None,
+    embeddings: Float[Array, "B T D"] | None = None,
     norm: int = 1,
     mesh: Mesh | None = None,
 ) -> LastToken:
@@ -143,13 +146,13 @@ def last_token(
 
     Args:
         pair: the two models, or a source of their layers (`core/walk.py`).
-        tokens: [B, T] int; None with `embeddings` [B, T, D], the stream x_0 itself.
-        mask: [B, T], True at real tokens; padding on either side.
+        tokens: token ids; None with `embeddings`.
+        mask: True at real tokens; padding on either side.
         embeddings: x_0 in place of tokens.
         norm: 1, the paper's, or 2.
         mesh: as in `decompose`.
 
-    Differentiable; with respect to weights `decompose` is the cheaper way, since the layers here
+    Pure, jittable and differentiable. For gradients by weights `decompose` is cheaper: here layers
     are indexed rather than scanned over, to leave the last one out of the full pass.
     """
     out = last_tokens(pair, tokens, mask, embeddings=embeddings, norm=norm, mesh=mesh)
@@ -160,29 +163,29 @@ def last_token(
 
 def tuco(
     pair: Pair | Source,
-    tokens: jax.Array | None,
-    mask: jax.Array,
+    tokens: Int[Array, "B T"] | None,
+    mask: Shaped[Array, "B T"],
     *,
-    embeddings: jax.Array | None = None,
+    embeddings: Float[Array, "B T D"] | None = None,
     norm: int = 1,
     mesh: Mesh | None = None,
-) -> jax.Array:
-    """TuCo of each row, [B] in [0, 1] (Definition 4.3). Pure, jittable, differentiable."""
+) -> Float[Array, " B"]:
+    """TuCo of each row, in [0, 1] (Definition 4.3); arguments as of `last_token`."""
     return last_token(pair, tokens, mask, embeddings=embeddings, norm=norm, mesh=mesh).tuco
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def begin_last(
     ends: Pair,
-    tokens: jax.Array | None,
-    mask: jax.Array,
-    columns: jax.Array | None,
-    segments: jax.Array | None,
-    embeddings: jax.Array | None,
+    tokens: Int[Array, "B T"] | None,
+    mask: Shaped[Array, "B T"],
+    columns: Int[Array, "B C"] | None,
+    segments: Int[Array, "B T"] | None,
+    embeddings: Float[Array, "B T D"] | None,
     *,
     mesh: Mesh | None = None,
 ) -> tuple[Carry, Places]:
-    """Before the first layer, of `last_tokens`' arguments."""
+    """The carry before the first layer, and the tokens' places; arguments as of `last_tokens`."""
     places = Places.of(ends, mask, columns, segments)
     x = begin(ends, tokens, embeddings, places, mesh)
     assert places.columns is not None
@@ -191,8 +194,8 @@ def begin_last(
 
 
 @jax.jit
-def finish_last(carry: Carry, betas: list[jax.Array]) -> LastToken:
-    """After the last layer; betas: what the steps returned, [l, B, C] of some layers each."""
+def finish_last(carry: Carry, betas: list[Float[Array, "_ B C"]]) -> LastToken:
+    """The result from the carry after the last layer; betas: of some layers each, in order."""
     by_layer: Any = jnp.concatenate(betas)
     ptc, ftc, attention, mlp = carry.sums
     error = jnp.max(jnp.abs(carry.last - carry.first - ptc - ftc), axis=-1)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from flax import struct
 from jaxtyping import Array, Float
 
-from tuco_jax.core.places import At
+from tuco_jax.core.places import ModelPlaces
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.decoder import Params, merge, variables
 from tuco_jax.models.layers import (
@@ -25,42 +25,44 @@ from tuco_jax.models.layers import (
 )
 from tuco_jax.models.pair import Pair
 
-__all__ = ["Half", "PairLayer", "stacked_layers"]
+__all__ = ["ModelLayer", "PairLayer", "stacked_layers"]
 
 Join = Callable[[KeysValues], KeysValues]  # a block's own keys and values -> all it attends to
 
 
-class Half(NamedTuple):
+class ModelLayer(NamedTuple):
     """One model of the pair at one layer: a block f(., l) with its weights."""
 
     config: ModelConfig
     weights: Variables
     info: LayerInfo
 
-    def whole(self, x: Float[Array, "B T D"], at: At) -> Delta:
+    def whole(self, x: Float[Array, "B T D"], at: ModelPlaces) -> Delta:
         """What the block adds at every token of x, which attend to one another."""
         return whole_block(self.config, self.weights, x, at.query, self.info)
 
-    def keys_values(self, x: Float[Array, "B T D"], at: At) -> KeysValues:
+    def keys_values(self, x: Float[Array, "B T D"], at: ModelPlaces) -> KeysValues:
         """Rotated keys, and values, at every token of x."""
         return block_keys_values(self.config, self.weights, x, at.query, self.info)
 
-    def wanted(
+    def selected(
         self,
         last: Float[Array, "B C D"],
         x: Float[Array, "B T D"],
-        at: At,
+        at: ModelPlaces,
         join: Join | None = None,
     ) -> tuple[Delta, KeysValues]:
         """What the block adds at the selected tokens alone; and keys and values of x.
 
         last: the selected tokens of x. join: as in `following`; None: they attend to x alone.
         """
-        assert at.wanted is not None
+        assert at.selected is not None
         own = self.keys_values(x, at)
-        return self._added(last, own if join is None else join(own), at.wanted, at), own
+        return self._added(last, own if join is None else join(own), at.selected, at), own
 
-    def following(self, x: Float[Array, "B T D"], at: At, join: Join) -> tuple[Delta, KeysValues]:
+    def following(
+        self, x: Float[Array, "B T D"], at: ModelPlaces, join: Join
+    ) -> tuple[Delta, KeysValues]:
         """What the block adds at every token of x, which follow those of a cache.
 
         Returns x's own keys and values, too. join: adds them to those of the cache.
@@ -69,7 +71,7 @@ class Half(NamedTuple):
         return self._added(x, join(own), at.query, at), own
 
     def _added(
-        self, x: Float[Array, "B Q D"], seen: KeysValues, query: Positions, at: At
+        self, x: Float[Array, "B Q D"], seen: KeysValues, query: Positions, at: ModelPlaces
     ) -> Delta:
         return block_delta(self.config, self.weights, x, seen, query, at.key, self.info)
 
@@ -89,15 +91,15 @@ class PairLayer:
     configs: tuple[ModelConfig, ModelConfig] = struct.field(pytree_node=False)
 
     @property
-    def base(self) -> Half:
+    def base(self) -> ModelLayer:
         """PT's block."""
-        return Half(self.configs[0], {"params": self.params}, self.infos[0])
+        return ModelLayer(self.configs[0], {"params": self.params}, self.infos[0])
 
     @property
-    def tuned(self) -> Half:
+    def tuned(self) -> ModelLayer:
         """FT's block; a weight shared with the base is one operand, multiplied only once."""
         weights = variables(merge(self.params, self.changed), self.lora)
-        return Half(self.configs[1], weights, self.infos[1])
+        return ModelLayer(self.configs[1], weights, self.infos[1])
 
 
 def stacked_layers(pair: Pair) -> PairLayer:

@@ -14,27 +14,27 @@ from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.layers import Positions
 from tuco_jax.models.pair import Pair
 
-__all__ = ["At", "Places", "last_column", "pick"]
+__all__ = ["ModelPlaces", "Places", "last_column", "pick"]
 
 
-class At(NamedTuple):
+class ModelPlaces(NamedTuple):
     """One model's positions: of the step's tokens, of all keys, and of the selected tokens.
 
     query: [B, T]. key: [B, S], or `query` itself where tokens attend to one another alone.
-    wanted: [B, C].
+    selected: [B, C].
     """
 
     query: Positions
     key: Positions
-    wanted: Positions | None
+    selected: Positions | None
 
 
 @struct.dataclass
 class Places:
     """Both models' positions, whose rotary tables may differ, and the selected columns."""
 
-    tuned: At
-    base: At
+    tuned: ModelPlaces
+    base: ModelPlaces
     columns: Int[Array, "B C"] | None
 
     @classmethod
@@ -54,9 +54,9 @@ class Places:
         if columns is None:
             columns = last_column(mask)[:, None]
 
-        def at(config: ModelConfig) -> At:
+        def at(config: ModelConfig) -> ModelPlaces:
             query = Positions.of(config, mask, segments, lengths)
-            return At(query, query, query.pick(columns))
+            return ModelPlaces(query, query, query.pick(columns))
 
         return cls(at(pair.tuned_config), at(pair.base_config), columns)
 
@@ -92,9 +92,9 @@ class Places:
             key_index, key_mask = joined(before.index, index), joined(before.mask, mask)
             key = Positions(key_index, key_mask, None, None, None)
 
-        def at(config: ModelConfig) -> At:
+        def at(config: ModelConfig) -> ModelPlaces:
             query = Positions.at(config, index, mask, None, lengths)
-            return At(query, key, None if columns is None else query.pick(columns))
+            return ModelPlaces(query, key, None if columns is None else query.pick(columns))
 
         return cls(at(pair.tuned_config), at(pair.base_config), columns)
 

@@ -1,8 +1,8 @@
-"""Layers that are read while those before them compute, for a pair that no memory holds at once.
+"""The streamed source: each layer is read while the one before it computes.
 
-Two layers of the pair are in memory at any time. Where there are many batches, all of them go
+It is for a pair that does not fit in memory: two layers are in memory at any time. Many batches go
 through a layer before the next one is taken (`walk_each`), so that the weights are read once;
-their streams wait in host memory, and beyond a budget on disk (`waiting.py`).
+their residual streams are stored in host memory, and beyond a budget on disk (`carry_store.py`).
 
 Legend: L layers.
 """
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from tuco_jax.core.carry_store import CarryStore
 from tuco_jax.core.layer import PairLayer
-from tuco_jax.core.waiting import Waiting
 from tuco_jax.core.walk import OneByOne, Step, advance, ends_of
 from tuco_jax.models.decoder import Params
 from tuco_jax.models.layers import layer_infos
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Streamed", "stream_pair", "walk_each"]
 
-# One layer's `base`, `tuned` and `lora`, arrays of the host without an axis of layers.
+# Index of a layer -> its `base`, `tuned` and `lora`, host arrays without an axis of layers.
 Read = Callable[[int], tuple[Params, Params, Params]]
 
 
 class Streamed(OneByOne):
-    """Layers that come from `read`, in a thread, one ahead of the walk."""
+    """Layers read by `read` in a thread, one ahead of the walk."""
 
     waits = True
 
@@ -47,31 +47,31 @@ class Streamed(OneByOne):
 
     @classmethod
     def of(cls, pair: Pair) -> "Streamed":
-        """Layers of a pair that lies in the host's memory, for a device that has less."""
+        """Layers of a pair in host memory, for a device that has less."""
         trees = (pair.base, pair.tuned, pair.lora)
         stacked = jax.tree.map(np.asarray, tuple(tree.get("layers", {}) for tree in trees))
         return cls(ends_of(pair), lambda index: jax.tree.map(lambda x: x[index], stacked))
 
     @property
     def dtype(self) -> Any:
-        """Of keys and values."""
+        """The dtype of keys and values."""
         return self.ends.base["embed"]["table"].dtype
 
     def layers(self, start: int, stop: int) -> Iterator[PairLayer]:
-        """The layers in order; the one that follows, were it `stop`, is on its way, too."""
+        """The layers in order; the next one, also beyond `stop`, is being read meanwhile."""
         for index in range(start, stop):
             layer = self._taken(index)
             if index + 1 < self.ends.base_config.depth:
                 self._ahead = index + 1, self._thread.submit(self._layer, index + 1)
             yield layer
-            del layer  # while the next one is waited for
+            del layer  # before waiting for the next one
 
     def _taken(self, index: int) -> PairLayer:
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead[0] == index:
             return ahead[1].result()
-        if ahead is not None:  # not two beside the one that is wanted
-            ahead[1].exception()  # waits; what came, or why it did not, is of no interest
+        if ahead is not None:  # so that there are no more than two layers in memory
+            ahead[1].exception()  # waits; neither its result nor its error is used
         return self._layer(index)
 
     def _layer(self, index: int) -> PairLayer:
@@ -81,18 +81,18 @@ class Streamed(OneByOne):
 
 def walk_each(
     steps: Sequence[Step],
-    carries: Waiting,
+    carries: CarryStore,
     source: OneByOne,
     *,
     start: int = 0,
     stop: int | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> list[list[Any]]:
-    """`walk` of many carries at once: each layer is taken once, and all go through it.
+    """`walk` of many carries: all go through a layer before the next one is taken.
 
-    steps: of each carry; taken anew at every layer, so that a lazy sequence need hold none.
-    carries: replaced by the last ones. on_step: told, at each, the carry's number and how many
-    seconds the call took, which returns before it has computed, but once it has compiled.
+    steps: one for each carry, indexed anew at every layer, so that a lazy sequence holds none.
+    carries: replaced by the last ones. on_step: called after each step with the carry's index and
+    the seconds of the call, which include compilation, but not computation.
 
     Returns what the steps returned, [stop - start][carries], on the host.
     """
@@ -116,10 +116,10 @@ def walk_each(
 def stream_pair(
     base: str, tuned: str, *, dtype: str = "float32"
 ) -> tuple[Streamed, "PreTrainedTokenizerBase"]:
-    """`load_pair` of a pair that memory does not hold: its layers are read when they are wanted.
+    """`load_pair` for a pair that does not fit in memory: layers are read when they are needed.
 
-    Arguments, notes (`.ends.notes`) and tokenizer are those of `load_pair`. Names, shapes and
-    configs are checked before any layer is read, numbers when it is.
+    Arguments, notes (`.ends.notes`), tokenizer and errors are those of `load_pair`. Names, shapes
+    and configs are checked before any layer is read, values when it is.
     """
     from tuco_jax.weights.load import needed_tokenizer, open_pair  # brings transformers: seconds
 

@@ -2,10 +2,10 @@
 
     carry_{l+1}, out_l = step(carry_l, layer_l, own_l)          for l = start .. stop - 1
 
-An engine (score, decomposition, decoding, ...) is a step: a pytree that is called, its arrays
-leaves, its options static. A source is where layers come from: stacked arrays, under `lax.scan`
-(GPU, TPU, meshes, differentiable), or one layer after another, each arrays of its own. An engine
-knows nothing of sources, a source nothing of engines.
+An engine (score, decomposition, decoding, ...) is a step: a callable pytree, its arrays leaves and
+its options static. A source gives the layers: stacked arrays, under `lax.scan` (GPU, TPU, meshes,
+differentiable), or one layer after another, each with its own arrays. An engine does not depend on
+the source, nor a source on the engine.
 
 Legend: L layers.
 """
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.core import Tracer
+from jaxtyping import Array, Int
 
 from tuco_jax.core.cache import Cache
 from tuco_jax.core.layer import PairLayer, stacked_layers
@@ -42,10 +43,10 @@ T = TypeVar("T")
 
 
 class Step(Protocol):
-    """(carry, layer, own) -> (carry, out); with a cache own is a pair, the layer's `Held` second.
+    """(carry, layer, own) -> (carry, out).
 
-    own: this layer's part of the walk's inputs. Where there is a cache, `out` is what it is
-    written with: M pairs of keys and values.
+    own: this layer's part of the walk's inputs; with a cache, the pair of that and the layer's
+    `LayerCache`. Then `out` are the keys and values to be written to the cache, M pairs.
     """
 
     def __call__(self, carry: Any, layer: PairLayer, own: Any, /) -> tuple[Any, Any]:
@@ -54,7 +55,7 @@ class Step(Protocol):
 
 
 class Source(Protocol):
-    """Layers of a pair. one_program: a walk may be part of a larger compiled function."""
+    """Layers of a pair. one_program: whether a walk may be part of a compiled function."""
 
     one_program: bool
 
@@ -65,13 +66,13 @@ class Source(Protocol):
 
     @property
     def dtype(self) -> Any:
-        """Of the layers' matrices, and so of keys and values."""
+        """The dtype of the layers' matrices, and so of keys and values."""
         ...
 
     def run(
         self, step: Step, carry: Any, inputs: Any, cache: Cache | None, start: int, stop: int
     ) -> tuple[Any, Any]:
-        """What `walk` gives."""
+        """As `walk`."""
         ...
 
 
@@ -87,9 +88,9 @@ def walk(
 ) -> tuple[T, Any]:
     """Run a step over the layers start .. stop - 1 of a source.
 
-    inputs: a tree with layers on axis 0, [L, ...], of which each layer gets its own. Returns the
-    last carry and what the step returned at each layer, [stop - start, ...]; with a cache, the
-    last carry and the cache with its next columns written.
+    inputs: a tree of arrays with layers on axis 0, of which each step gets its layer's part.
+    Returns the last carry and what the steps returned, stacked, [stop - start, ...]; with a cache,
+    the last carry and the cache with its next columns written.
     """
     depth = source.ends.base_config.depth
     return source.run(step, carry, inputs, cache, start, depth if stop is None else stop)
@@ -109,12 +110,12 @@ class Stacked:
 
     @classmethod
     def of(cls, pair: Pair, *, remat: bool = False) -> "Stacked":
-        """The layers of a pair, where they lie."""
+        """The layers of a pair, not copied."""
         return cls(stacked_layers(pair), ends_of(pair), remat)
 
     @property
     def dtype(self) -> Any:
-        """Of keys and values."""
+        """The dtype of keys and values."""
         return _dtype(self.layers)
 
     def run(
@@ -142,7 +143,7 @@ def _run_stacked(
         layer, own, held = xs
         return step(carry, layer, own if cache is None else (own, held))
 
-    def at(index: jax.Array | int) -> Any:
+    def at(index: Int[Array, ""] | int) -> Any:
         return jax.tree.map(
             lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), every
         )
@@ -154,7 +155,7 @@ def _run_stacked(
         outs = jax.tree.map(lambda a: a[None], out)
     elif (start, stop) == (0, source.ends.base_config.depth):
         carry, outs = jax.lax.scan(body, carry, every)
-    else:  # indexed, since a part of the stacked arrays would be a copy
+    else:  # indexed, since a slice of the stacked arrays would be a copy
         carry, outs = jax.lax.scan(
             lambda carry, i: body(carry, at(i)), carry, jnp.arange(start, stop)
         )
@@ -165,11 +166,11 @@ def _run_stacked(
 
 
 class OneByOne:
-    """Layers that come one after another: a program a step, which all layers share.
+    """Layers one after another: the step is one program, which all layers share.
 
-    A subclass gives `layers(start, stop)`; a walk over it is a loop of the host's, and no part of
-    a compiled function. waits: not to ask for a layer before the one before it has computed, where
-    layers take memory.
+    A subclass gives `layers(start, stop)`; a walk over it is a loop on the host, and cannot be
+    part of a compiled function. waits: whether each layer must have been computed before the next
+    one is taken, where layers take memory.
     """
 
     one_program = False
@@ -184,13 +185,13 @@ class OneByOne:
 
     @property
     def dtype(self) -> Any:
-        """Of keys and values."""
+        """The dtype of keys and values."""
         raise NotImplementedError
 
     def run(
         self, step: Step, carry: Any, inputs: Any, cache: Cache | None, start: int, stop: int
     ) -> tuple[Any, Any]:
-        """As `walk`. A cache's keys and values become a list, a layer's own each, and are donated.
+        """As `walk`. A cache's keys and values become a list by layer, and are donated.
 
         Each layer's part of the cache is then written in place.
         """
@@ -217,10 +218,10 @@ class OneByOne:
 
 
 class Split(OneByOne):
-    """Every layer's own arrays, for a pair on one CPU: views, which take no memory.
+    """Each layer with arrays of its own, for a pair on one CPU: views, which take no memory.
 
-    One program for all layers takes each layer's weights out of the stacked arrays, and XLA's CPU
-    backend copies them to do so: some 4% of a score's time, a third of a decoding step's.
+    A scan takes each layer's weights out of the stacked arrays, and XLA's CPU backend copies them
+    to do so: some 4% of a score's time, a third of a decoding step's.
     """
 
     def __init__(self, pair: Pair) -> None:
@@ -229,7 +230,7 @@ class Split(OneByOne):
 
     @staticmethod
     def fits(pair: Pair) -> bool:
-        """Whether all of the pair is on the default device, and that is a CPU."""
+        """Whether all of the pair is on the default device, and this is a CPU."""
         device = jax.devices()[0]
         leaves = jax.tree.leaves(pair)
         if any(isinstance(x, Tracer) for x in leaves):
@@ -238,27 +239,27 @@ class Split(OneByOne):
 
     @property
     def dtype(self) -> Any:
-        """Of keys and values."""
+        """The dtype of keys and values."""
         return _dtype(self._layers[0])
 
     def layers(self, start: int, stop: int) -> Iterable[PairLayer]:
-        """Views, all at hand."""
+        """Views of the stacked arrays."""
         return self._layers[start:stop]
 
 
 def as_source(pair: Pair | Source) -> Source:
-    """A source as it is; a pair as stacked layers, which is what pure functions walk over."""
+    """A source as it is; a pair as stacked layers, the source of pure functions."""
     return Stacked.of(pair) if isinstance(pair, Pair) else pair
 
 
 def source_of(pair: Pair) -> Source:
-    """The quickest source of a pair, by where it lies: the one place where that is decided."""
+    """The quickest source of a pair, by the devices it is on; chosen here alone."""
     return Split(pair) if Split.fits(pair) else Stacked.of(pair)
 
 
 @jax.jit
 def advance(step: Any, carry: Any, layer: PairLayer, own: Any) -> tuple[Any, Any]:
-    """One layer of a walk without a cache: a program of its own."""
+    """One layer of a walk without a cache, as a compiled program."""
     return step(carry, layer, own)
 
 
@@ -277,7 +278,7 @@ def _stack(*trees: Tree) -> Tree:
 
 @jax.jit(static_argnums=(1, 2))
 def _parts(tree: Any, start: int, stop: int) -> list[Any]:
-    """A tree [L, ...] as a list, a layer each."""
+    """A tree of arrays [L, ...] as a list of one tree for each layer start .. stop - 1."""
     return [jax.tree.map(lambda a: a[i], tree) for i in range(start, stop)]  # noqa: B023
 
 

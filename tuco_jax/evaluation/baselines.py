@@ -84,7 +84,7 @@ def baselines_of_tokens(
     found = np.empty((3, len(tokens)), np.float32)
     mesh = mesh_of(pair)
     for batch in pack(lengths, default_budget(), batch_width(mesh)):
-        rows = put_rows(batch.lay(tokens), mesh)
+        rows = put_rows(batch.arrays(tokens), mesh)
         values = np.asarray(_run(pair, rows, perplexity, mesh))
         found[:, batch.prompts] = batch.unpack(values.transpose(1, 2, 0)).T
     base, tuned, output_co = found

@@ -25,9 +25,9 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from tuco_jax.core.cache import Cache, Held
-from tuco_jax.core.layer import Half, PairLayer
-from tuco_jax.core.places import At, Places
+from tuco_jax.core.cache import Cache, LayerCache
+from tuco_jax.core.layer import ModelLayer, PairLayer
+from tuco_jax.core.places import ModelPlaces, Places
 from tuco_jax.core.stream import begin as begin_stream
 from tuco_jax.core.walk import Source, walk
 from tuco_jax.generation.sampling import Sampling, choose
@@ -55,13 +55,15 @@ class DecodeStep:
         self,
         x: Float[Array, "B T D"],
         layer: PairLayer,
-        own: tuple[Float[Array, " B"] | None, Held],
+        own: tuple[Float[Array, " B"] | None, LayerCache],
     ) -> tuple[Float[Array, "B T D"], tuple[KeysValues, ...]]:
         """X + f_FT + (alpha - 1) FTC."""
         alpha, held = own
 
-        def add(half: Half, at: At, held: KeysValues) -> tuple[jax.Array, KeysValues]:
-            delta, new = half.following(x, at, functools.partial(self.cache.join, held))
+        def add(
+            model: ModelLayer, at: ModelPlaces, held: KeysValues
+        ) -> tuple[jax.Array, KeysValues]:
+            delta, new = model.following(x, at, functools.partial(self.cache.join, held))
             return delta.total, new
 
         ft, new = add(layer.tuned, self.places.tuned, held[0])

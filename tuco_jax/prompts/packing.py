@@ -44,7 +44,9 @@ class Packed:
         """Numbers of all prompts, row by row."""
         return list(itertools.chain(*self.rows))
 
-    def lay(self, tokens: Sequence[Int[np.ndarray, " n"]]) -> dict[str, Shaped[np.ndarray, "B _"]]:
+    def arrays(
+        self, tokens: Sequence[Int[np.ndarray, " n"]]
+    ) -> dict[str, Shaped[np.ndarray, "B _"]]:
         """Arrays of this batch: tokens, segments [B, T] int32, mask [B, T] bool, columns [B, C].
 
         tokens: of all prompts, not of this batch alone. segments: 1 for a row's first prompt, 2
@@ -71,7 +73,7 @@ class Packed:
         return np.concatenate(list(rows))
 
     def spans(self, tokens: Sequence[Int[np.ndarray, " n"]]) -> Iterator[tuple[int, int, slice]]:
-        """(prompt, row, columns) of every prompt; tokens: as of `lay`."""
+        """(prompt, row, columns) of every prompt; tokens: as of `arrays`."""
         for row, prompts in enumerate(self.rows):
             start = 0
             for i in prompts:
@@ -80,21 +82,23 @@ class Packed:
 
 
 def pack(
-    lengths: Sequence[int], token_budget: int, multiple: int = 1, *, wanted: bool = True
+    lengths: Sequence[int], token_budget: int, multiple: int = 1, *, last_tokens: bool = True
 ) -> list[Packed]:
     """Batches for prompts of these lengths, the longest first (what does not fit fails early).
 
-    token_budget: B T stays within it, where `multiple` rows (devices along the batch) do. wanted:
-    something is computed at each row's C places, besides at its T tokens. Lengths alone decide.
+    token_budget: B T stays within it, unless `multiple` rows (devices along the batch) do not.
+    last_tokens: whether each row's C last tokens cost as much again. The result depends on lengths
+    alone.
     """
     every = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     sizes = [lengths[i] for i in every]
-    whole = _Shape.of(sizes, token_budget, multiple, wanted)
+    whole = _Shape.of(sizes, token_budget, multiple, last_tokens)
     plans = [[(whole, every)]]
     for cut in _cuts(sizes):
         parts = every[:cut], every[cut:]
         shapes = [
-            _Shape.of([lengths[i] for i in part], token_budget, multiple, wanted) for part in parts
+            _Shape.of([lengths[i] for i in part], token_budget, multiple, last_tokens)
+            for part in parts
         ]
         plans.append(list(zip(shapes, parts, strict=True)))
     best = min(plans, key=lambda plan: sum(shape.cost + _SHAPE for shape, _ in plan))
@@ -125,7 +129,7 @@ class _Shape:
     cost: float
 
     @classmethod
-    def of(cls, sizes: list[int], budget: int, multiple: int, wanted: bool) -> "_Shape":
+    def of(cls, sizes: list[int], budget: int, multiple: int, last_tokens: bool) -> "_Shape":
         """The cheapest of some row lengths and numbers of prompts a row, by a sample of sizes."""
         some = sizes[:: -(-len(sizes) // _SAMPLE)]
         shapes = []
@@ -136,7 +140,7 @@ class _Shape:
                 count = len(rows) * len(sizes) / len(some)
                 if len(some) == len(sizes):
                     count = _row_count(len(rows), length, budget, multiple)
-                own = length * (1 + length / _LONG) + (most if wanted else 0)
+                own = length * (1 + length / _LONG) + (most if last_tokens else 0)
                 shapes.append(cls(length, most, count * own))
                 if most >= max(map(len, rows)) * 2 or most >= len(some):
                     break
@@ -215,5 +219,5 @@ def padding(batches: Sequence[Packed], lengths: Sequence[int]) -> float:
 
 
 def segments_of(rows: Mapping[str, Any]) -> Any:
-    """Segments [B, T] of laid-out rows; None for a prompt a row, where it is alone."""
+    """The segments [B, T] of a batch's arrays; None where each row holds one prompt."""
     return None if rows["columns"].shape[1] == 1 else rows["segments"]

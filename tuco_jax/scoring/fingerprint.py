@@ -1,4 +1,4 @@
-"""What scores depend on, as a hash: a journal of a run goes on only if it is the same."""
+"""A hash of all that scores depend on: only a run with the same hash continues a journal."""
 
 import dataclasses
 import hashlib
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Int, Shaped, UInt32
 
 from tuco_jax.core.layer import PairLayer
 from tuco_jax.core.streamed import Streamed
@@ -25,11 +26,11 @@ class _Leaf:
     checksum: np.uint32
 
 
-def fingerprint(pair: Pair | Streamed, tokens: Sequence[np.ndarray], norm: int) -> str:
-    """A hash of weights, configs, every prompt's tokens and the norm.
+def fingerprint(pair: Pair | Streamed, tokens: Sequence[Int[np.ndarray, " n"]], norm: int) -> str:
+    """A hash of weights, configs, every prompt's tokens (n) and the norm.
 
-    A pair that streams has the hash that it has in memory; each of its layers is read once for
-    that, and so checked, before any is used.
+    A streamed pair has the same hash as in memory; each of its layers is read once for it, and so
+    checked before any is used.
     """
     ends = pair.ends if isinstance(pair, Streamed) else pair
     trees = {"base": ends.base, "tuned": ends.tuned, "lora": ends.lora}
@@ -49,19 +50,19 @@ def fingerprint(pair: Pair | Streamed, tokens: Sequence[np.ndarray], norm: int) 
 
 
 def _described(tree: Any) -> Any:
-    # One after another: XLA's CPU backend takes as much memory again as it sums at once.
+    # One after another: for its sums XLA's CPU backend takes as much memory again.
     return jax.tree.map(lambda x: _Leaf(x.shape, str(x.dtype), np.uint32(_checksum(x))), tree)
 
 
 def _layers(pair: Streamed) -> dict[tuple[str, ...], _Leaf]:
-    """Each stacked parameter, by its path, from the layers one after another."""
+    """Each stacked parameter, by its path, computed from one layer after another."""
     found: dict[tuple[str, ...], _Leaf] = {}
     depth = pair.ends.base_config.depth
-    # A map, which holds no layer while the next one is waited for.
+    # A map, which holds no layer while waiting for the next one.
     for index, described in enumerate(map(_layer, pair.layers(0, depth))):
         for (branch, *rest), leaf in described.items():
             path = branch, "layers", *rest
-            # As `_checksum` weighs the axis of layers, which is the first and so comes last.
+            # As `_checksum` weights the axis of layers, which it sums last.
             own = (2 * index + 1) * int(leaf.checksum)
             own += int(found[path].checksum) if index else 0
             found[path] = _Leaf((depth, *leaf.shape), leaf.dtype, np.uint32(own % 2**32))
@@ -74,8 +75,8 @@ def _layer(layer: PairLayer) -> dict[tuple[str, ...], _Leaf]:
 
 
 @jax.jit
-def _checksum(x: jax.Array) -> jax.Array:
-    """A 32-bit sum of an array's bits, weighed by their place; computed where it lives."""
+def _checksum(x: Shaped[Array, "..."]) -> UInt32[Array, ""]:
+    """A sum of an array's bits, weighted by their place; computed on its own devices."""
     bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
     bits = bits.astype(jnp.uint32)
     while bits.ndim:  # an axis at a time: ten times as fast as one weight for each place

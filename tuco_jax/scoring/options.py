@@ -1,4 +1,4 @@
-"""How prompts are scored; light, so that --help comes at once."""
+"""How prompts are scored; imports little, so that --help is quick."""
 
 import dataclasses
 import os
@@ -17,13 +17,13 @@ Parallel = Literal["jit", "pmap"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PassOptions:
-    """How prompts pass through a pair that streams past them, layer after layer.
+    """How batches pass through a streamed pair, layer after layer.
 
     Args:
-        memory: GiB of host memory for residual streams that wait; more than that waits on disk.
-        tokens: of one pass, for which each layer is read once, and which a killed run repeats; by
-            default enough to hide the reading.
-        folder: where streams wait on disk; by default beside the output, or among temporary files.
+        memory: GiB of host memory for residual streams between layers; the rest goes to disk.
+        tokens: of one pass, for which each layer is read once, and which a resumed run repeats; by
+            default enough for computing to take longer than reading.
+        folder: of residual streams on disk; by default the output's, or that of temporary files.
     """
 
     memory: float = 2.0
@@ -31,7 +31,7 @@ class PassOptions:
     folder: str | None = None
 
     def check(self) -> None:
-        """InputError for options that cannot be run with."""
+        """Raise InputError for an option that is out of range."""
         if not self.memory >= 0:
             raise InputError(f"passes.memory must not be negative, not {self.memory:g} GiB")
         if self.tokens is not None and self.tokens < 1:
@@ -46,10 +46,10 @@ class ScoringOptions:
 
     Args:
         norm: 1, the paper's, or 2.
-        token_budget: tokens of a batch, padding included; by default what suits the backend.
+        token_budget: tokens of a batch, padding included; by default 1024 on a CPU, else 4096.
         parallel: jit over the mesh, or pmap over its data axis.
         truncate: keep the last tokens of prompts beyond the model's context; else an error.
-        passes: of a pair that streams.
+        passes: of a streamed pair.
     """
 
     norm: Literal[1, 2] = 1
@@ -59,7 +59,7 @@ class ScoringOptions:
     passes: PassOptions = dataclasses.field(default_factory=PassOptions)
 
     def check(self, mesh: "Mesh | None", streams: bool = False) -> None:
-        """InputError for options that cannot be run with, on this mesh or a pair that streams."""
+        """Raise InputError for options that do not fit one another, the mesh, or streaming."""
         if self.norm not in (1, 2):
             raise InputError(f"norm must be 1 or 2, not {self.norm!r}")
         if self.token_budget is not None and self.token_budget < 1:
@@ -87,7 +87,7 @@ class ScoreFileOptions(ScoringOptions):
         dtype: what weights are held in; sums are float32.
         layers: also write the last token's beta_1 .. beta_L.
         mesh: devices.
-        stream: read layers while others compute, for a pair that memory does not hold.
+        stream: read each layer while others compute, for a pair that does not fit in memory.
     """
 
     base: str

@@ -1,6 +1,7 @@
-"""Tables of results, and a journal that lets a killed run go on.
+"""Tables of results, and a journal from which a killed run is resumed.
 
-Nothing heavy is imported here, so that an output which cannot be written is reported at once.
+Legend: N rows of a table, K values of a cell, L layers, b prompts of a batch, B its rows, C
+prompts of a row.
 """
 
 import csv
@@ -10,13 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Shaped
 
 from common_jax import resume
 from common_jax.errors import InputError
 from common_jax.io.files import atomic
 from tuco_jax.prompts.packing import Packed
 
-Columns = Mapping[str, Sequence[Any] | np.ndarray]  # equally long, by name
+Columns = Mapping[str, Sequence[Any] | Shaped[np.ndarray, "N ..."]]  # by name
 
 __all__ = [
     "FORMATS",
@@ -32,8 +34,8 @@ FORMATS = (".jsonl", ".csv", ".parquet")
 def write_table(path: pathlib.Path, columns: Columns) -> None:
     """Write equally long columns as .jsonl, .csv or .parquet, by the path's ending.
 
-    A column is a list or an array [N] or [N, K]; in a .csv the latter are JSON lists. Floats keep
-    float32's shortest digits that read back as the same number.
+    A column is a list, or an array [N] or [N, K]; in a .csv, rows of the latter are JSON lists.
+    float32 is written with the fewest digits that read back as the same number.
     """
     write = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": _write_parquet}
     with atomic(path) as temporary:
@@ -88,25 +90,25 @@ def _write_parquet(path: pathlib.Path, columns: Columns) -> None:
 
 
 class Entry(NamedTuple):
-    """One batch's results for prompts `rows`: tuco [b], layers [b, L], telescoping [b]."""
+    """One batch's results for prompts `rows`; see `Scores`."""
 
     rows: list[int]
-    tuco: np.ndarray
-    layers: np.ndarray
-    telescoping: np.ndarray
+    tuco: Float[np.ndarray, " b"]
+    layers: Float[np.ndarray, "b L"]
+    telescoping: Float[np.ndarray, " b"]
 
     @classmethod
     def of(cls, batch: Packed, *values: Any) -> "Entry":
-        """From tuco [B, C], layers [B, C, L] and telescoping [B, C] of all places of a batch."""
+        """The entry of a batch's tuco [B, C], layers [B, C, L] and telescoping [B, C]."""
         return cls(batch.prompts, *(batch.unpack(np.asarray(value)) for value in values))
 
 
 class Journal:
-    """An append-only file of finished batches, so that a run that was killed can go on.
+    """An append-only file of finished batches, from which a killed run is resumed.
 
     Its first line is a fingerprint of prompts, pair and options: a journal of any other run is
-    started anew. A last line cut short by the kill is dropped. The file is locked while open, so
-    that two runs do not share it; a lock dies with its process.
+    started anew. A last line cut short by the kill is removed. The file is locked while it is
+    open, so that two runs do not share it; the lock ends with its process.
     """
 
     def __init__(self, path: pathlib.Path, fingerprint: str):
@@ -129,7 +131,7 @@ class Journal:
                     rows, *arrays = json.loads(line)
                     entry = Entry(rows, *(np.asarray(a, np.float32) for a in arrays))
                 except (ValueError, TypeError):
-                    break  # damaged: what stands from here on is computed again
+                    break  # damaged: the rest is computed again
                 self.entries.append(entry)
                 keep += len(line)
             self._file.truncate(keep)
@@ -139,7 +141,7 @@ class Journal:
 
     @staticmethod
     def check(path: pathlib.Path) -> None:
-        """InputError while another run is writing there: said before any weights are read."""
+        """Raise InputError while another run is writing there, before any weights are read."""
         resume.check_free(path, _taken(path))
 
     def _write(self, data: bytes) -> None:
@@ -156,13 +158,13 @@ class Journal:
         self._write(json.dumps(record).encode() + b"\n")
 
     def close(self) -> None:
-        """Leave the file for the next run, if it holds anything."""
+        """Close the file, and leave it for the next run if it holds any batch."""
         if not self.entries:
             self.path.unlink(missing_ok=True)
         self._file.close()
 
     def remove(self) -> None:
-        """The run is complete: delete the file."""
+        """Delete the file, after a complete run."""
         self.path.unlink(missing_ok=True)
         self._file.close()
 

@@ -1,9 +1,9 @@
-"""Prompts in, TuCo out: tokenize, pack, score, check.
+"""TuCo of prompts: tokenize, pack, score, check.
 
-Legend: N prompts, L layers, B rows of a batch, T its length, C prompts of a row.
-
-The device is kept busy: while it computes one batch the host lays out the next, and results are
+The device is kept busy: while it computes one batch the host prepares the next, and results are
 fetched one batch late.
+
+Legend: N prompts, n tokens of one, L layers, B rows of a batch, T its length, C prompts of a row.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
 
 from common_jax import mesh as mesh_module
 from common_jax.errors import InputError
@@ -48,27 +49,27 @@ __all__ = ["Scores", "score", "score_tokens"]
 class Scores:
     """Scores of N prompts, in the order in which they were given. Floats are float32.
 
-    ids: the prompts' names. tuco [N] in [0, 1] (Definition 4.3 of arXiv 2506.23423). layers
-    [N, L]: the last token's beta_1 .. beta_L, of the sums up to each layer; the last one is tuco.
-    tokens [N]: lengths. telescoping [N]: max |x_L - x_0 - PTC - FTC| / max |x_L|, rounding error
-    of the decomposition. seconds: "compile" (tracing, compiling, or reading the cache), "run", and
-    "first", from the start to the first score. shapes: the (B, T) compiled. padding: share of the
-    computed tokens that was padding. resumed: how many scores came from a journal.
+    ids: the prompts' names. tuco: in [0, 1] (Definition 4.3 of arXiv 2506.23423). layers: the last
+    token's beta_1 .. beta_L, of the sums up to each layer; the last one is tuco. tokens: lengths.
+    telescoping: max |x_L - x_0 - PTC - FTC| / max |x_L|, the rounding error of the decomposition.
+    seconds: "compile" (tracing, compiling, or reading the cache), "run", and "first", from the
+    start to the first score. shapes: the (B, T) compiled. padding: share of the computed tokens
+    that was padding. resumed: how many scores came from a journal.
     """
 
     ids: list[str | int]
-    tuco: np.ndarray
-    layers: np.ndarray
-    tokens: np.ndarray
-    telescoping: np.ndarray
+    tuco: Float[np.ndarray, " N"]
+    layers: Float[np.ndarray, "N L"]
+    tokens: Int[np.ndarray, " N"]
+    telescoping: Float[np.ndarray, " N"]
     seconds: dict[str, float]
     shapes: list[tuple[int, int]]
     padding: float
     resumed: int = 0
 
     @property
-    def preco(self) -> np.ndarray:
-        """1 - tuco, [N]: the pre-training's share."""
+    def preco(self) -> Float[np.ndarray, " N"]:
+        """1 - tuco: pre-training's share."""
         return 1 - self.tuco
 
 
@@ -84,13 +85,13 @@ def score(
     """TuCo of each prompt's last token.
 
     Args:
-        pair: the two models, anywhere: with a mesh they are moved to their shards first (nothing
-            moves if `load_pair` has put them there). Or what `stream_pair` returns: layers are
-            then read while others compute, once for many batches.
+        pair: the two models; with a mesh they are first sharded over it, unless `load_pair` has
+            done so. Or a streamed pair (`stream_pair`), whose layers are read while others
+            compute, once for many batches.
         tokenizer: the tuned model's.
         prompts: texts (tokenized with the tokenizer's default special tokens), conversations
             (lists of {"role", "content"}, through the chat template) or `Prompt`s.
-        mesh: devices to run on, by default those that the pair lies on; the batch is cut over
+        mesh: devices to run on, by default those that the pair is on; the batch is sharded over
             data and fsdp.
         progress: show a progress bar on stderr, if that is a terminal.
         options: fields of `ScoringOptions`: norm, token_budget, parallel, truncate, passes.
@@ -112,7 +113,7 @@ def score(
 
 def score_tokens(
     pair: Pair | Streamed,
-    tokens: Sequence[np.ndarray],
+    tokens: Sequence[Int[np.ndarray, " n"]],
     prompts: Sequence[Prompt],
     *,
     mesh: Mesh | None = None,
@@ -120,10 +121,10 @@ def score_tokens(
     journal: Journal | None = None,
     **options: Any,
 ) -> Scores:
-    """`score` of prompts that are tokens already: int32 [n_i] each.
+    """`score` of prompts that are token ids already, int32.
 
-    prompts: their names, for errors and the result. With a journal, scores that it holds are not
-    computed again, and each batch is added to it.
+    prompts: their names, for errors and the result. journal: its scores are not computed again,
+    and each new batch is added to it.
     """
     how = ScoringOptions(**options)
     streams = isinstance(pair, Streamed)
@@ -153,7 +154,7 @@ def score_tokens(
             entries = _entries(run, tokens, batches, watch)
         for entry in entries:
             if not _finite(entry).all():
-                _name_the_culprit(run, tokens, entry, width, prompts)
+                _raise_for_prompt(run, tokens, entry, width, prompts)
             if journal:
                 journal.append(entry)
             results.keep(entry)
@@ -174,7 +175,7 @@ def score_tokens(
 
 
 class _Results:
-    """What is known of N prompts so far: tuco and telescoping [N], layers [N, L]."""
+    """The results of N prompts so far: tuco and telescoping [N], layers [N, L]."""
 
     def __init__(self, count: int, depth: int) -> None:
         self.tuco, self.telescoping = (np.empty(count, np.float32) for _ in range(2))
@@ -187,10 +188,9 @@ class _Results:
         self.done.update(entry.rows)
 
 
-Rows = dict[str, Any]  # what `Packed.lay` gives
-Result = tuple[
-    jax.Array, jax.Array, jax.Array
-]  # tuco [B, C], layers [B, C, L], telescoping [B, C]
+Rows = dict[str, Any]  # of `Packed.arrays`
+# tuco, layers and telescoping
+Result = tuple[Float[Array, "B C"], Float[Array, "B C L"], Float[Array, "B C"]]
 Run = Callable[[Rows], Result]
 
 
@@ -216,9 +216,9 @@ def _pmapped(norm: int, devices: tuple[Any, ...]) -> Callable[..., Result]:
 
 
 def _runner(pair: Pair | Streamed, options: ScoringOptions, mesh: Mesh | None) -> tuple[Run, int]:
-    """A function of laid-out rows that returns at once, and what divides its number of rows."""
+    """A function of a batch's arrays that does not wait for the device, and a divisor of B."""
     norm = options.norm
-    if isinstance(pair, Streamed):  # for one batch: `stream_entries` has the way of many
+    if isinstance(pair, Streamed):  # for one batch; `stream_entries` is for many
         return lambda rows: _result(norm, None, pair, rows), 1
     if options.parallel == "pmap":
         devices = tuple(mesh.devices.flat) if mesh is not None else tuple(jax.local_devices())
@@ -243,7 +243,7 @@ def _entries(
     batches: Sequence[Packed],
     watch: Watch,
 ) -> Iterator[Entry]:
-    """Results of each batch, one behind what has been sent to the device."""
+    """Results of each batch, fetched after the next one was sent to the device."""
 
     def fetched(batch: Packed, result: Result) -> Entry:
         entry = Entry.of(batch, *jax.device_get(result))
@@ -252,7 +252,7 @@ def _entries(
 
     sent: tuple[Packed, Result] | None = None
     for batch in batches:
-        rows = batch.lay(tokens)
+        rows = batch.arrays(tokens)
         start = time.perf_counter()
         result = run(rows)
         watch.called((batch.size, batch.length, batch.most), time.perf_counter() - start)
@@ -263,20 +263,20 @@ def _entries(
         yield fetched(*sent)
 
 
-def _finite(entry: Entry) -> np.ndarray:
+def _finite(entry: Entry) -> Bool[np.ndarray, " b"]:
     return np.isfinite(np.c_[entry.tuco, entry.layers, entry.telescoping]).all(axis=1)
 
 
-def _name_the_culprit(
+def _raise_for_prompt(
     run: Run, tokens: Sequence[np.ndarray], entry: Entry, width: int, prompts: Sequence[Prompt]
 ) -> None:
-    """InputError for the prompt that is not finite by itself: it spoils those beside it, too."""
-    spoilt = [i for i, good in zip(entry.rows, _finite(entry), strict=True) if not good]
-    alone = (Packed(((i,),), width, -(-tokens[i].size // 64) * 64, 1) for i in spoilt)
+    """Raise InputError for the prompt whose own score is not finite; others in its row suffer."""
+    affected = [i for i, good in zip(entry.rows, _finite(entry), strict=True) if not good]
+    alone = (Packed(((i,),), width, -(-tokens[i].size // 64) * 64, 1) for i in affected)
     found = (
-        batch for batch in alone if not _finite(Entry.of(batch, *run(batch.lay(tokens)))).all()
+        batch for batch in alone if not _finite(Entry.of(batch, *run(batch.arrays(tokens)))).all()
     )
-    culprit = next((batch.prompts[0] for batch in found), spoilt[0])
+    culprit = next((batch.prompts[0] for batch in found), affected[0])
     raise InputError(
         f"{prompts[culprit]}: its score is not finite; activations overflow or weights are "
         "damaged: try --dtype float32, or another copy of the weights"

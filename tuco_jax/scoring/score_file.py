@@ -1,7 +1,7 @@
-"""A file of prompts in, a table of scores out; what `tuco-jax score` runs.
+"""Score a file of prompts and write a table of scores; `tuco-jax score` runs this.
 
-What can be checked is checked before any work: output, prompts, then the pair, then each prompt's
-length. The table appears whole at the end; a journal beside it lets a killed run go on.
+Input is checked before any work: output, prompts, then the pair, then each prompt's length. The
+table appears whole at the end; from a journal beside it a killed run is resumed.
 """
 
 import contextlib
@@ -71,7 +71,7 @@ def score_file(
         options = dataclasses.replace(options, passes=passes)
     options.check(mesh, options.stream)
 
-    with _timed(seconds, "imports"):  # transformers' seconds: not before the prompts are right
+    with _timed(seconds, "imports"):  # transformers takes seconds: prompts are checked before
         from tuco_jax.weights.load import load_pair
     with _timed(seconds, "load"):
         names = options.base, options.tuned
@@ -140,7 +140,7 @@ def _columns(prompts: Sequence[Prompt], scores: Scores, layers: bool) -> Columns
 
 
 def provenance() -> dict[str, Any]:
-    """The devices and versions of this process, as outputs' metadata keep them."""
+    """The devices and versions of this process, for the metadata of outputs."""
     devices = jax.devices()
     return {
         "device": {

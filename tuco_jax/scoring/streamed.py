@@ -1,9 +1,10 @@
-"""Scores of a pair that streams past: many batches go through each layer before the next is read.
+"""Scores of a streamed pair: many batches go through each layer before the next one is read.
 
-A pass takes as many batches as hide the reading of weights behind computing; its scores are there
-at its end, so that a journal goes on with the pass in which a run was killed.
+A pass takes enough batches for computing to take longer than reading the weights; its scores come
+at its end, so that a resumed run repeats the pass in which it was killed.
 
-Legend: B rows of a batch, T its length, C prompts of a row, D residual width, L layers.
+Legend: B rows of a batch, T its length, C prompts of a row, D residual width, L layers, n tokens
+of a prompt.
 """
 
 import contextlib
@@ -14,11 +15,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
+from tuco_jax.core.carry_store import CarryStore
 from tuco_jax.core.last_token import LastToken, LastTokenStep, begin_last, finish_last
 from tuco_jax.core.places import Places
 from tuco_jax.core.streamed import Streamed, walk_each
-from tuco_jax.core.waiting import Waiting
 from tuco_jax.models.pair import Pair
 from tuco_jax.prompts.packing import Packed, segments_of
 from tuco_jax.scoring.options import PassOptions, ScoringOptions
@@ -27,24 +29,23 @@ from tuco_jax.scoring.watch import Watch
 
 __all__ = ["passes_of", "stream_entries"]
 
-# A layer's weights are read while so many tokens go through it. At 1 GB/s and 4 bytes a parameter
-# computing takes ten times as long as reading at 0.8 TFLOP/s on a CPU, about as long at 60 on an
-# accelerator.
+# Tokens of a pass. At 1 GB/s and 4 bytes a parameter computing then takes ten times as long as
+# reading at 0.8 TFLOP/s on a CPU, and about as long at 60 on an accelerator.
 _TOKENS = {"cpu": 1 << 15}
 _TOKENS_ELSEWHERE = 1 << 18
 
 
 def stream_entries(
     source: Streamed,
-    tokens: Sequence[np.ndarray],
+    tokens: Sequence[Int[np.ndarray, " n"]],
     batches: Sequence[Packed],
     options: ScoringOptions,
     watch: Watch,
 ) -> Iterator[Entry]:
-    """Results of each batch, those of one pass together."""
+    """Results of each batch; those of one pass come together."""
     config = source.ends.base_config
     for some in passes_of(batches, config.width, options.passes):
-        rows = [batch.lay(tokens) for batch in some]
+        rows = [batch.arrays(tokens) for batch in some]
 
         def on_step(full: bool, index: int, took: float, some: list[Packed] = some) -> None:
             batch = some[index]
@@ -64,14 +65,14 @@ def _one_pass(
     options: ScoringOptions,
     on_step: Callable[[bool, int, float], None],
 ) -> Iterator[LastToken]:
-    """`last_tokens` of each batch on the host, once all of them are through the last layer.
+    """`last_tokens` of each batch, on the host, after all of them went through the last layer.
 
-    rows: what `Packed.lay` gives of each. on_step: told whether the step was a full one, the
-    batch's number and the seconds of the call.
+    rows: each batch's `Packed.arrays`. on_step: called with `LastTokenStep.full`, the batch's
+    index and the seconds of the call.
     """
     depth = source.ends.base_config.depth
     memory, folder = _memory(options.passes), _folder(options.passes)
-    with contextlib.closing(Waiting(len(rows), memory, folder)) as carries:
+    with contextlib.closing(CarryStore(len(rows), memory, folder)) as carries:
         for index, batch in enumerate(rows):
             columns, segments = batch["columns"], segments_of(batch)
             carries[index], _ = begin_last(
@@ -81,17 +82,17 @@ def _one_pass(
         for full, start, stop in ((True, 0, depth - 1), (False, depth - 1, depth)):
             steps = _Steps(source.ends, rows, full, options.norm)
 
-            def told(index: int, took: float, full: bool = full) -> None:
+            def after(index: int, took: float, full: bool = full) -> None:
                 on_step(full, index, took)
 
-            betas += walk_each(steps, carries, source, start=start, stop=stop, on_step=told)
+            betas += walk_each(steps, carries, source, start=start, stop=stop, on_step=after)
         for index in range(len(rows)):
             own = np.stack([layer[index] for layer in betas])
             yield jax.device_get(finish_last(carries[index], [own]))
 
 
 class _Steps(Sequence[LastTokenStep]):
-    """The step of each batch, its places computed when it is asked for."""
+    """The step of each batch, computed when it is indexed."""
 
     def __init__(
         self, ends: Pair, rows: Sequence[Mapping[str, Any]], full: bool, norm: int
@@ -113,9 +114,9 @@ _places = jax.jit(Places.of)
 def passes_of(
     batches: Sequence[Packed], width: int, options: PassOptions
 ) -> Iterator[list[Packed]]:
-    """Batches of each pass: as many tokens as it may hold, and as find room.
+    """The batches of each pass: as many as fit its tokens, and memory and disk.
 
-    width: D, numbers of the stream a token.
+    width: D.
     """
     room = _memory(options) + shutil.disk_usage(_folder(options)).free // 2
     default = _TOKENS.get(jax.default_backend(), _TOKENS_ELSEWHERE)

@@ -66,8 +66,8 @@ def token_tuco(
     source = source_of(pair)
     ids = [np.asarray(row, np.int32) for row in rows]
     budget = token_budget or default_budget()
-    for batch in pack([row.size for row in ids], budget, batch_width(mesh), wanted=False):
-        placed = batch.lay(ids)
+    for batch in pack([row.size for row in ids], budget, batch_width(mesh), last_tokens=False):
+        placed = batch.arrays(ids)
         by_token = np.ones((len(alphas), *placed["tokens"].shape), np.float32)
         for i, row, columns in batch.spans(ids):
             by_token[:, row, columns] = alphas[:, i, None]

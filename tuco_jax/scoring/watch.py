@@ -1,4 +1,4 @@
-"""How far a run is, and what of its time was compiling; told by those who compute."""
+"""Progress of a run, and the time that it spends on compiling."""
 
 from collections.abc import Collection, Hashable, Sequence
 
@@ -9,9 +9,10 @@ __all__ = ["Watch"]
 
 
 class Watch:
-    """Of a run over prompts of these lengths, in tokens, some of them done before it.
+    """Progress and compile time of a run.
 
-    compiling: seconds that first calls of programs took.
+    lengths: of all prompts, in tokens. done: indices of prompts that were scored before. shown:
+    the progress bar. compiling: seconds of the first calls of programs.
     """
 
     def __init__(self, lengths: Sequence[int], done: Collection[int], shown: Bar) -> None:
@@ -21,13 +22,13 @@ class Watch:
         self._reached: float = sum(lengths[i] for i in self._done)
 
     def called(self, program: Hashable, seconds: float) -> None:
-        """A program was called, which returns before it has computed, but once it has compiled."""
+        """Note a call of a program; its seconds include compilation, but not computation."""
         if program not in self._called:
             self._called.add(program)
             self.compiling += seconds
 
     def advance(self, batch: Packed, share: float = 1) -> None:
-        """This share of a batch is computed."""
+        """Note that this share of a batch has been computed."""
         new = sum(self._lengths[i] for i in batch.prompts if i not in self._done)
         self._reached += share * new
         self._shown.update(self._reached)

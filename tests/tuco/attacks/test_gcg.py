@@ -19,8 +19,8 @@ from tuco_jax.attacks.gcg import Options, attack
 from tuco_jax.attacks.layout import Goal, allowed_tokens, lay_out, surviving
 from tuco_jax.attacks.target_loss import (
     Pieces,
+    cached_prompts,
     candidate_losses,
-    scenes,
     token_gradient,
 )
 from tuco_jax.models import decoder
@@ -69,8 +69,8 @@ def test_gradient_is_pytorch_s_by_the_one_hot_rows(family, tmp_path):
     model = single(loaded.config, loaded.params)
     p = pieces()
     # A second, longer prompt, so that the first one is padded in front and behind.
-    scene, _ = scenes(model, [p, pieces(1, (9, 4, 6, 7))])
-    got = np.asarray(token_gradient(model, scene, jnp.asarray(p.attack)))
+    cached, _ = cached_prompts(model, [p, pieces(1, (9, 4, 6, 7))])
+    got = np.asarray(token_gradient(model, cached, jnp.asarray(p.attack)))
 
     ids = torch.from_numpy(p.whole).long()
     one_hot = torch.nn.functional.one_hot(ids, VOCAB).float()
@@ -86,7 +86,7 @@ def test_gradient_is_pytorch_s_by_the_one_hot_rows(family, tmp_path):
     assert rows.grad is not None
     expected = rows.grad.numpy()
     np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max())
-    own, _ = candidate_losses(model, scene, jnp.asarray(p.attack)[None])
+    own, _ = candidate_losses(model, cached, jnp.asarray(p.attack)[None])
     assert float(own[0]) == pytest.approx(float(loss.detach()), rel=1e-5)
 
 
@@ -101,8 +101,8 @@ def test_defaults_are_the_authors():
 def test_losses_with_reused_keys_are_those_of_whole_passes(model):
     prompts = [pieces(), pieces(1, (9, 4, 1, 2)), pieces(2, (1, 4, 6, 7))]
     candidates = np.random.default_rng(3).integers(0, VOCAB, (6, 4)).astype(np.int32)
-    for p, scene in zip(prompts, scenes(model, prompts), strict=True):
-        got, greedy = candidate_losses(model, scene, jnp.asarray(candidates))
+    for p, cached in zip(prompts, cached_prompts(model, prompts), strict=True):
+        got, greedy = candidate_losses(model, cached, jnp.asarray(candidates))
         rows = jnp.asarray([p._replace(attack=c).whole for c in candidates])
         first = p.whole.size - p.target.size
         expected = whole_losses(model, rows, first, p.target.size)
@@ -112,7 +112,7 @@ def test_losses_with_reused_keys_are_those_of_whole_passes(model):
 
 def test_greedy_tokens_are_told(model):
     p = pieces()
-    (scene,) = scenes(model, [p])
+    (cached,) = cached_prompts(model, [p])
     config, params = model.tuned_config, model.tuned_params
     at = Positions.of(config, jnp.ones((1, 14), bool))
     ids = np.concatenate(p[:3])
@@ -120,8 +120,8 @@ def test_greedy_tokens_are_told(model):
     x, _ = decoder.forward(config, params, x, at, model.lora)
     first = int(decoder.logits(config, params, x[0, -1], model.lora).argmax())
     p = p._replace(target=np.asarray([first, (first + 1) % VOCAB], np.int32))
-    (scene,) = scenes(model, [p])
-    _, greedy = candidate_losses(model, scene, jnp.asarray(p.attack)[None])
+    (cached,) = cached_prompts(model, [p])
+    _, greedy = candidate_losses(model, cached, jnp.asarray(p.attack)[None])
     assert bool(greedy[0, 0])
 
 
@@ -195,7 +195,7 @@ def test_loss_falls_and_chunks_do_not_matter(model, tokenizer):
         np.mean(
             [
                 candidate_losses(model, s, jnp.asarray(ids)[None])[0][0]
-                for s in scenes(model, [own.pieces for own in layouts])
+                for s in cached_prompts(model, [own.pieces for own in layouts])
             ]
         )
         for ids in (layouts[0].pieces.attack, np.asarray(found.tokens, np.int32))
@@ -241,18 +241,18 @@ def test_a_killed_run_goes_on_to_the_same_end(model, tokenizer, tmp_path):
 
 def test_a_prompt_is_added_once_the_string_succeeds(model, tokenizer, monkeypatch):
     def losses(succeed):
-        def fake(model, scene, candidates, chunk, match):
+        def fake(model, cached, candidates, chunk, match):
             count = len(candidates)
-            return np.arange(count, dtype=np.float32) + 1, np.full(count, succeed(scene))
+            return np.arange(count, dtype=np.float32) + 1, np.full(count, succeed(cached))
 
         return fake
 
-    monkeypatch.setattr(gcg, "_all_losses", losses(lambda scene: True))
+    monkeypatch.setattr(gcg, "_all_losses", losses(lambda cached: True))
     found = attack(model, tokenizer, GOALS, SMALL)
     assert found.prompts == [1, 2] and found.succeeded
     going_on = attack(model, tokenizer, GOALS, dataclasses.replace(SMALL, stop=False))
     assert going_on.prompts == [1, 2, 2, 2] and going_on.succeeded
-    monkeypatch.setattr(gcg, "_all_losses", losses(lambda scene: False))
+    monkeypatch.setattr(gcg, "_all_losses", losses(lambda cached: False))
     found = attack(model, tokenizer, GOALS, SMALL)
     assert found.prompts == [1, 1, 1, 1] and not found.succeeded
 

@@ -13,9 +13,9 @@ from flax import struct
 
 from common_jax.errors import InputError
 from tests.tuco import random_models as rm
+from tuco_jax.core.carry_store import CarryStore
 from tuco_jax.core.last_token import last_token
 from tuco_jax.core.streamed import Streamed, walk_each
-from tuco_jax.core.waiting import Waiting
 from tuco_jax.core.walk import ends_of, walk
 
 DEPTH = 5
@@ -105,19 +105,19 @@ def test_many_carries_walk_as_each_alone(tmp_path, count, memory):
     alone = [walk(s, c, source) for s, c in zip(steps, starts, strict=True)]
     reader.read.clear()
     reader.most = reader.alive
-    waiting = Waiting(count, memory, tmp_path)
+    store = CarryStore(count, memory, tmp_path)
     for i, carry in enumerate(starts):
-        waiting[i] = carry
+        store[i] = carry
     told = []
-    outs = walk_each(steps, waiting, source, stop=2, on_step=lambda i, _: told.append(i))
-    outs += walk_each(steps, waiting, source, start=2)
+    outs = walk_each(steps, store, source, stop=2, on_step=lambda i, _: told.append(i))
+    outs += walk_each(steps, store, source, start=2)
     assert reader.read == [*range(DEPTH)] and reader.most <= 2 + 1
     assert told == [*range(count)] * 2
     for i, (carry, own) in enumerate(alone):
-        chex.assert_trees_all_equal(waiting[i], jax.tree.map(np.asarray, carry))
+        chex.assert_trees_all_equal(store[i], jax.tree.map(np.asarray, carry))
         np.testing.assert_array_equal([layer[i] for layer in outs], own)
     total = sum(x.nbytes for c in starts for x in c.values())
     expected = {0: total, 100: max(0, total - 100), 10**6: 0}[memory]
-    assert expected <= waiting.on_disk <= total
+    assert expected <= store.on_disk <= total
     assert not list(tmp_path.iterdir())  # the file has no name, so nothing can stay behind
-    waiting.close()
+    store.close()

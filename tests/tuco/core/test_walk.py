@@ -11,7 +11,7 @@ import pytest
 
 from common_jax.mesh import make_mesh
 from tests.tuco import random_models as rm
-from tuco_jax.attacks.target_loss import Pieces, candidate_losses, scenes
+from tuco_jax.attacks.target_loss import Pieces, cached_prompts, candidate_losses
 from tuco_jax.core.alpha_grid import grid_logits, prefix_caches
 from tuco_jax.core.cache import Cache
 from tuco_jax.core.decompose import decompose
@@ -94,9 +94,9 @@ def grid_behind_prefix(source: Any, mesh: Any = None):
 def target_losses(source: Any, mesh: Any = None):
     rng = np.random.default_rng(1)
     prompts = [Pieces(*(rng.integers(0, 64, n) for n in sizes)) for sizes in ((7, 4, 3, 5),) * 2]
-    scene = scenes(source, prompts)[0]
+    cached = cached_prompts(source, prompts)[0]
     attacks = jnp.asarray(rng.integers(0, 64, (8, 4)), jnp.int32)
-    return candidate_losses(source, scene, attacks, mesh=mesh)
+    return candidate_losses(source, cached, attacks, mesh=mesh)
 
 
 def decomposed(source: Any, mesh: Any = None, **options: Any):

@@ -19,10 +19,10 @@ def shapes(batches):
     lengths=st.lists(st.integers(1, 700), min_size=1, max_size=120),
     budget=st.sampled_from([1, 64, 1000, 4096]),
     multiple=st.sampled_from([1, 3, 8]),
-    wanted=st.booleans(),
+    last_tokens=st.booleans(),
 )
-def test_every_prompt_once_in_a_row_that_holds_it(lengths, budget, multiple, wanted):
-    batches = pack(lengths, budget, multiple, wanted=wanted)
+def test_every_prompt_once_in_a_row_that_holds_it(lengths, budget, multiple, last_tokens):
+    batches = pack(lengths, budget, multiple, last_tokens=last_tokens)
     assert sorted(i for b in batches for i in b.prompts) == list(range(len(lengths)))
     assert len(shapes(batches)) <= 2
     for b in batches:
@@ -40,7 +40,7 @@ def test_under_four_percent_of_padding_in_one_shape(count):
         batches = pack(lengths, BUDGET)
         assert padding(batches, lengths) < 0.04
         assert len(shapes(batches)) <= 2
-        assert sum(b.size * b.most for b in batches) < 0.05 * sum(lengths), "wanted places"
+        assert sum(b.size * b.most for b in batches) < 0.05 * sum(lengths), "last tokens"
 
 
 def test_a_long_prompt_among_many_short_ones():
@@ -64,7 +64,7 @@ def test_a_choice_by_a_sample_is_fast_and_depends_on_lengths_alone():
 def test_rows_are_laid_out_and_unpacked():
     tokens = [np.arange(n, dtype=np.int32) + 10 * n for n in (3, 2, 4)]
     batch = Packed(((2, 1), (0,)), 3, 7, 3)
-    rows = batch.lay(tokens)
+    rows = batch.arrays(tokens)
     assert rows["tokens"].tolist()[:2] == [[40, 41, 42, 43, 20, 21, 0], [30, 31, 32, 0, 0, 0, 0]]
     assert rows["segments"].tolist()[:2] == [[1, 1, 1, 1, 2, 2, 0], [1, 1, 1, 0, 0, 0, 0]]
     assert rows["columns"].tolist()[:2] == [[3, 5, 3], [2, 2, 2]]

@@ -1,7 +1,7 @@
-"""Residual streams of many batches, which wait while others compute.
+"""Storage of the carries of many batches between layers, in host memory and on disk.
 
-They wait in host memory, those beyond a budget in a file, so that memory does not bound how many
-batches go through a layer together.
+Carries beyond a memory budget are stored in a file, so that memory does not bound how many batches
+go through a layer together.
 """
 
 import os
@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Shaped
 
 from common_jax.errors import InputError
 
-__all__ = ["Waiting"]
+__all__ = ["CarryStore"]
 
 
 class _Place(NamedTuple):
@@ -26,14 +27,14 @@ class _Place(NamedTuple):
     dtype: np.dtype
 
 
-class Waiting:
+class CarryStore:
     """A list of trees of arrays, in host memory or, beyond a budget, in a file.
 
-    Fetched from the device, written and read in one thread, in order: while one computes, the one
-    before it is put away and the next one brought. Shapes of an item stay what they were at first.
+    One thread fetches them from the device, writes and reads them, in order: while one computes,
+    the one before it is stored and the next one loaded. The shapes of an item must not change.
 
-    memory: bytes. folder: where the file is made; it has no name there, and is gone with its
-    process, however that ends. Raises InputError where it cannot be written.
+    memory: bytes. folder: of the file, which has no name there, and ends with its process. Raises
+    InputError where it cannot be written.
     """
 
     def __init__(self, count: int, memory: int, folder: str | pathlib.Path) -> None:
@@ -50,15 +51,15 @@ class Waiting:
         return self._count
 
     def __setitem__(self, index: int, tree: Any) -> None:
-        """Returns at once; no more than two are computed, or on their way, together."""
+        """Store an item, without waiting for it, unless two are being stored already."""
         if self._coming is not None and self._coming[0] == index:
-            self._coming = None  # what it was before
+            self._coming = None  # it is the old item
         self._going.append(self._thread.submit(self._put, index, tree))
         if len(self._going) > 1:
             self._going.pop(0).result()
 
     def __getitem__(self, index: int) -> Any:
-        """The item, arrays of the host; the next one is brought meanwhile."""
+        """The item as host arrays; the next one is loaded meanwhile."""
         coming = self._coming
         if coming is None or coming[0] != index:
             coming = index, self._thread.submit(self._get, index)
@@ -67,12 +68,12 @@ class Waiting:
         return coming[1].result()
 
     def settle(self) -> None:
-        """Wait until all is put away."""
+        """Wait until every item is stored."""
         while self._going:
             self._going.pop(0).result()
 
     def close(self) -> None:
-        """Let go of all; of the file with it."""
+        """Free all items, and the file."""
         self._thread.shutdown(cancel_futures=True)
         self._held.clear()
         if self._file is not None:
@@ -80,7 +81,7 @@ class Waiting:
 
     @property
     def on_disk(self) -> int:
-        """Bytes that lie in the file."""
+        """Bytes in the file."""
         return self._end
 
     def _put(self, index: int, tree: Any) -> None:
@@ -96,7 +97,7 @@ class Waiting:
         else:
             self._held[index] = host
 
-    def _reserved(self, x: np.ndarray) -> _Place:
+    def _reserved(self, x: Shaped[np.ndarray, "..."]) -> _Place:
         place = _Place(self._end, x.shape, x.dtype)
         self._end += x.nbytes
         return place
@@ -134,5 +135,5 @@ class Waiting:
 
 
 def _bytes(x: np.ndarray) -> memoryview:
-    """What a contiguous array holds, whatever its dtype."""
+    """The bytes of a contiguous array of any dtype."""
     return x.reshape(-1).view(np.uint8).data

@@ -10,36 +10,36 @@ import numpy as np
 import pytest
 
 from common_jax.errors import InputError
-from tuco_jax.core.waiting import Waiting
+from tuco_jax.core.carry_store import CarryStore
 
 
 def test_streams_of_other_types_come_back_from_disk(tmp_path):
     trees = [{"a": jnp.arange(6, dtype=jnp.bfloat16).reshape(2, 3), "b": jnp.asarray(7)}] * 3
-    waiting = Waiting(3, 0, tmp_path)
+    store = CarryStore(3, 0, tmp_path)
     for i, tree in enumerate(trees):
-        waiting[i] = tree
+        store[i] = tree
     for _ in range(2):
         for i in (2, 0, 1):
-            chex.assert_trees_all_equal(waiting[i], jax.tree.map(np.asarray, trees[i]))
-            chex.assert_trees_all_equal_dtypes(waiting[i], trees[i])
-    waiting.close()
+            chex.assert_trees_all_equal(store[i], jax.tree.map(np.asarray, trees[i]))
+            chex.assert_trees_all_equal_dtypes(store[i], trees[i])
+    store.close()
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path):
-    waiting = Waiting(1, 0, tmp_path / "absent")
-    waiting[0] = np.zeros(3)
+    store = CarryStore(1, 0, tmp_path / "absent")
+    store[0] = np.zeros(3)
     with pytest.raises(InputError, match="absent: residual streams cannot be kept there"):
-        waiting.settle()
+        store.settle()
 
 
 def test_an_item_that_is_replaced_is_not_the_one_that_was_brought_ahead(tmp_path):
-    waiting = Waiting(2, 0, tmp_path)
+    store = CarryStore(2, 0, tmp_path)
     for index in (0, 1):
-        waiting[index] = np.full(3, index)
-    np.testing.assert_array_equal(waiting[0], np.full(3, 0))
-    waiting[1] = np.full(3, 7)
-    np.testing.assert_array_equal(waiting[1], np.full(3, 7))
-    waiting.close()
+        store[index] = np.full(3, index)
+    np.testing.assert_array_equal(store[0], np.full(3, 0))
+    store[1] = np.full(3, 7)
+    np.testing.assert_array_equal(store[1], np.full(3, 7))
+    store.close()
 
 
 def test_a_full_disk(tmp_path, monkeypatch):
@@ -47,9 +47,9 @@ def test_a_full_disk(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "pwrite", full)
-    waiting = Waiting(2, 0, tmp_path)
-    waiting[0] = np.zeros(3)
+    store = CarryStore(2, 0, tmp_path)
+    store[0] = np.zeros(3)
     with pytest.raises(InputError, match="cannot be kept there .No space left on device.; free"):
-        waiting.settle()
-    waiting.close()
+        store.settle()
+    store.close()
     assert not list(tmp_path.iterdir())

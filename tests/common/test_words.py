@@ -1,0 +1,85 @@
+"""Public signatures say their arrays' shapes, and each word has one spelling."""
+
+import ast
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+PACKAGES = ("common_jax", "tuco_jax", "reward_jax")
+BARE = {"jax.Array", "jnp.ndarray", "np.ndarray"}
+
+
+def bare_arrays(annotation: ast.expr | None) -> list[str]:
+    """Array types without a shape: all but those in Float[np.ndarray, "B T"] and its like."""
+    if annotation is None:
+        return []
+    if isinstance(annotation, ast.Subscript) and isinstance(annotation.slice, ast.Tuple):
+        first, *rest = annotation.slice.elts
+        if ast.unparse(first) in {"np.ndarray", "Array"} and isinstance(rest[0], ast.Constant):
+            return []
+    if ast.unparse(annotation) in BARE | {"Array"}:
+        return [ast.unparse(annotation)]
+    children = [n for n in ast.iter_child_nodes(annotation) if isinstance(n, ast.expr)]
+    return [found for child in children for found in bare_arrays(child)]
+
+
+def unshaped(tree: ast.Module | ast.ClassDef) -> list[str]:
+    """Public functions, methods and fields with an array whose shape is not said."""
+    found = []
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            found += unshaped(node)
+        elif isinstance(node, ast.FunctionDef):
+            if node.name.startswith("_") and node.name != "__call__":
+                continue
+            a = node.args
+            given = [*a.posonlyargs, *a.args, *a.kwonlyargs]
+            given += [x for x in (a.vararg, a.kwarg) if x is not None]
+            if any(map(bare_arrays, [*(x.annotation for x in given), node.returns])):
+                found.append(f"line {node.lineno}: {node.name}")
+        elif isinstance(node, ast.AnnAssign) and isinstance(tree, ast.ClassDef):
+            if bare_arrays(node.annotation):
+                found.append(f"line {node.lineno}: {tree.name}.{ast.unparse(node.target)}")
+    return found
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_public_signatures_say_shapes(package):
+    found = [
+        f"{path.relative_to(ROOT)} {where}"
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for where in unshaped(ast.parse(path.read_text()))
+    ]
+    assert not found, "say the shape with jaxtyping, as in Float[Array, 'B T']:\n" + "\n".join(
+        found
+    )
+
+
+def test_bare_arrays_are_found():
+    tree = ast.parse(
+        "def a(x: jax.Array): ...\n"
+        "def b(x: Float[Array, 'B']) -> dict[str, np.ndarray]: ...\n"
+        "def c(x: Float[np.ndarray, 'B'] | None) -> Callable[[Int[Array, '']], str]: ...\n"
+        "def _d(x: jax.Array): ...\n"
+        "class E:\n    x: np.ndarray\n    def f(self, *, y: Array | None = None): ...\n"
+    )
+    assert [where.split(": ")[1] for where in unshaped(tree)] == ["a", "b", "E.x", "f"]
+
+
+def test_one_spelling():
+    """American in these two, as the libraries have them: optimizer and tokenize."""
+    folders = (*PACKAGES, "tests", "benchmarks", "configs", "docs", "examples")
+    paths = [p for folder in folders for p in (ROOT / folder).rglob("*")]
+    paths += [ROOT / name for name in ("README.md", "Makefile", "pyproject.toml")]
+    wrong = re.compile(r"(optimi|tokeni)s(e|er|ers|ed|es|ing|ation)\b", re.IGNORECASE)
+    suffixes = {".py", ".md", ".yaml", ".toml", ".html", ""}
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in paths
+        if path.is_file() and path.suffix in suffixes and path != pathlib.Path(__file__)
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        if wrong.search(line)
+    ]
+    assert not found
