@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from tuco_jax.core.budget import pass_budget
 from tuco_jax.core.carry_store import CarryStore
 from tuco_jax.core.last_token import LastToken, LastTokenStep, begin_last, finish_last
 from tuco_jax.core.places import Places
@@ -119,8 +120,7 @@ def passes_of(
     width: D.
     """
     room = _memory(options) + shutil.disk_usage(_folder(options)).free // 2
-    default = _TOKENS.get(jax.default_backend(), _TOKENS_ELSEWHERE)
-    most = min(options.tokens or default, room // (4 * width))
+    most = min(options.tokens or pass_budget(), room // (4 * width))
     some: list[Packed] = []
     held = 0
     for batch in batches:
