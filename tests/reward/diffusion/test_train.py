@@ -331,7 +331,7 @@ def test_arrays_are_data(ten):
     [
         (
             dict(batches=[DATA.rows]),
-            "list is nothing to draw from: give an array x_0, (x_0, cond)",
+            "list cannot be drawn from: give an array x_0, (x_0, cond)",
         ),
         (dict(batches=(ROWS, ROWS[:5])), "arrays of one data set have [5, 200] rows"),
         (dict(batches=ROWS[:0]), "arrays of one data set have [0] rows"),
