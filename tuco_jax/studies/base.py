@@ -29,27 +29,36 @@ from tuco_jax.datasets.assets import fetch
 from tuco_jax.datasets.prompt_sources import DATA
 from tuco_jax.models.pair import Pair
 
-__all__ = ["Study", "StudyOptions", "command", "load_studied_pair"]
+__all__ = ["PairOptions", "Study", "StudyOptions", "command", "load_studied_pair"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StudyOptions:
-    """The options that every study has.
+class PairOptions:
+    """Which pair is studied: any two models, or by default the one with the shipped adapter.
 
     Args:
-        out: folder for results and report.
         base: the base model; empty for SmolLM2-135M-Instruct.
         tuned: the tuned model or adapter; empty for the refusal adapter in the package.
         dtype: of the weights; sums are float32.
         mesh: devices.
-        seed: of every random choice: prompts, samples, folds, strings, the bootstrap.
     """
 
-    out: pathlib.Path
     base: str = ""
     tuned: str = ""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudyOptions(PairOptions):
+    """The options that every study has.
+
+    Args:
+        out: folder for results and report.
+        seed: of every random choice: prompts, samples, folds, strings, the bootstrap.
+    """
+
+    out: pathlib.Path
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -114,7 +123,7 @@ def _options(config: Any, group: str = "") -> Iterator[str]:
             yield from (f"--{group}{field.name}", text)
 
 
-def load_studied_pair(options: StudyOptions) -> tuple[Pair, Any, dict[str, str]]:
+def load_studied_pair(options: PairOptions) -> tuple[Pair, Any, dict[str, str]]:
     """(pair, tokenizer, facts for the report).
 
     With a mesh the pair is placed on it, and what is computed from it runs there. Notes on how
