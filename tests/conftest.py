@@ -1,13 +1,18 @@
-"""Eight fake CPU devices for every test, and quick compilation: tests compile more than they run.
+"""Eight fake CPU devices for every test, strict arrays, and quick compilation.
 
-LLVM's expensive passes are off, fusions are emitted the older way (a third of the compiler's time;
-an XLA that has lost the flag says so when it starts), and what one test process compiled the
-others read from a cache in the git-ignored `.cache/`. None changes what a matrix product computes.
+Strict: arrays of different rank or dtype meet only where the code says how, or it is an error.
+Quick, for tests compile more than they run: LLVM's expensive passes are off, fusions are emitted
+the older way (a third of the compiler's time; an XLA that has lost the flag says so when it
+starts), and what one test process compiled the others read from a cache in the git-ignored
+`.cache/`. None changes what a matrix product computes.
 """
 
+import functools
 import gc
 import os
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 os.environ["XLA_FLAGS"] = " ".join(
     [
@@ -26,7 +31,28 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import jax
+import optax
 import pytest
+
+# In this process alone: what a test starts in another one runs as users run it.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def _as_users_have_it(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*args, **kwargs)
+
+    return call
+
+
+# What of optax mixes counts and floats, and is not ours to mend.
+_cosine = optax.cosine_decay_schedule
+optax.cosine_decay_schedule = lambda *args, **kwargs: _as_users_have_it(_cosine(*args, **kwargs))
+optax.tree.bias_correction = _as_users_have_it(optax.tree.bias_correction)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -52,7 +78,5 @@ def _room_for_programs():
         return
     resident = int(memory.read_text().split()[1])
     if resident > _PAGES or len(maps.read_bytes().splitlines()) > _MAPS:
-        import jax
-
         jax.clear_caches()
         gc.collect()

@@ -113,7 +113,7 @@ def _sample(
     count: int,
 ) -> jax.Array:
     """Candidates [N, A] that replace one token of `tokens` [A], each position equally often."""
-    scores = jnp.where(allowed, -gradient, -jnp.inf)
+    scores = jnp.where(allowed[None], -gradient, -jnp.inf)
     best = jax.lax.top_k(scores, topk)[1]
     places = jnp.arange(count) * tokens.size // count
     chosen = best[places, jax.random.randint(key, (count,), 0, topk)]

@@ -186,8 +186,9 @@ def _losses(
     logits = decoder.logits(ends.tuned_config, ends.tuned_params, stream, ends.lora)
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     own = jnp.take_along_axis(log_probs, cached.targets[None, :, None], axis=2)[..., 0]
-    loss = -jnp.sum(jnp.where(cached.real, own, 0), axis=1) / jnp.sum(cached.real)
-    greedy = (jnp.argmax(logits, axis=-1) == cached.targets) | ~cached.real
+    real = cached.real[None]
+    loss = -jnp.sum(jnp.where(real, own, 0), axis=1) / jnp.sum(real).astype(own.dtype)
+    greedy = (jnp.argmax(logits, axis=-1) == cached.targets[None]) | ~real
     return loss, greedy
 
 

@@ -125,6 +125,7 @@ def _one(
         nll = jax.nn.logsumexp(logits, axis=1) - chosen
         counts = (segments[1:] == segments[:-1]) & (segments[1:] > 0)
         own = (segments[None, 1:] == 1 + jnp.arange(columns.shape[1])[:, None]) & counts[None]
-        return jnp.sum(jnp.where(own, nll[None], 0), axis=1) / jnp.maximum(own.sum(axis=1), 1)
+        tokens = jnp.maximum(own.sum(axis=1), 1).astype(nll.dtype)
+        return jnp.sum(jnp.where(own, nll[None], 0), axis=1) / tokens
 
     return last, jnp.exp(jax.lax.map(row, (x, known, segments)))

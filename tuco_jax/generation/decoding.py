@@ -252,10 +252,10 @@ def _emit(pair: Pair, request: Request, progress: Progress, x: Float[Array, "B 1
     counts = progress.counts
     token = choose(logits, request.sampling, request.keys, request.before + counts)
     going = ~progress.stopped & (counts < request.limits)
-    ends = (token[:, None] == request.eos).any(axis=1)
+    ends = (token[:, None] == request.eos[None]).any(axis=1)
     added = going & ~ends
-    column = jnp.arange(progress.tokens.shape[1]) == counts[:, None]
+    column = jnp.arange(progress.tokens.shape[1])[None] == counts[:, None]
     tokens = jnp.where(column & added[:, None], token[:, None], progress.tokens)
-    return dataclasses.replace(
-        progress, tokens=tokens, counts=counts + added, stopped=progress.stopped | (going & ends)
-    )
+    counts = counts + added.astype(counts.dtype)
+    stopped = progress.stopped | (going & ends)
+    return dataclasses.replace(progress, tokens=tokens, counts=counts, stopped=stopped)

@@ -56,7 +56,7 @@ def choose(
         probabilities = jax.nn.softmax(logits, axis=-1)
         before = jnp.cumsum(probabilities, axis=-1) - probabilities  # of all likelier tokens
         first = jnp.arange(logits.shape[-1]) == 0
-        logits = jnp.where((before < sampling.top_p) | first, logits, -jnp.inf)
+        logits = jnp.where((before < sampling.top_p) | first[None], logits, -jnp.inf)
     keys = jax.vmap(jax.random.fold_in)(keys, counts)
     chosen = jax.vmap(jax.random.categorical)(keys, logits)
     if candidates is not None:

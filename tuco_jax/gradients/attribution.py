@@ -73,7 +73,7 @@ def _streams(pair: Pair, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array,
     table = params["embed"]["table"]
     own = table[tokens].astype(jnp.float32)
     mean = jnp.mean(table, axis=0, dtype=jnp.float32)
-    return x, x + pair.tuned_config.embed_scale * (mean - own)
+    return x, x + pair.tuned_config.embed_scale * (mean[None, None] - own)
 
 
 @functools.partial(jax.jit, static_argnames=("points", "norm", "mesh"))

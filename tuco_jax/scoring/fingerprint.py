@@ -80,6 +80,6 @@ def _checksum(x: Shaped[Array, "..."]) -> UInt32[Array, ""]:
     bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
     bits = bits.astype(jnp.uint32)
     while bits.ndim:  # an axis at a time: ten times as fast as one weight for each place
-        odd = 2 * jnp.arange(bits.shape[-1], dtype=jnp.uint32) + 1
+        odd = 2 * jax.lax.broadcasted_iota(jnp.uint32, bits.shape, bits.ndim - 1) + 1
         bits = jnp.sum(bits * odd, axis=-1, dtype=jnp.uint32)
     return bits

@@ -59,7 +59,7 @@ def whole_losses(model: Pair, rows: jax.Array, first: jax.Array, count: int):
     log_probs = jax.nn.log_softmax(logits[:, :-1], axis=-1)
     own = jnp.take_along_axis(log_probs, rows[:, 1:, None], axis=2)[..., 0]
     wanted = jnp.arange(rows.shape[1] - 1) >= first - 1
-    return -jnp.sum(jnp.where(wanted, own, 0), axis=1) / count
+    return -jnp.sum(jnp.where(wanted[None], own, 0), axis=1) / count
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
@@ -166,7 +166,7 @@ def test_candidates_change_one_place_to_one_of_the_best():
     allowed = jnp.arange(40) % 2 == 0
     tokens = jnp.asarray([1, 3, 5, 7, 9])
     drawn = gcg._sample(jax.random.key(0), gradient, tokens, allowed, topk=6, count=35)
-    changed = np.asarray(drawn != tokens)
+    changed = np.asarray(drawn != tokens[None])
     assert (changed.sum(axis=1) == 1).all() and (changed.sum(axis=0) == 7).all()
     for row, place in zip(np.asarray(drawn), changed.argmax(axis=1), strict=True):
         better = (np.asarray(gradient)[place, ::2] < gradient[place, row[place]]).sum()

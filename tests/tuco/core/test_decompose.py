@@ -175,9 +175,8 @@ def test_gradients_agree_between_forms_and_with_finite_differences(pair):
 
     @jax.jit
     def scaled(alpha):
-        return jnp.square(
-            eager_decompose(pair, tokens, mask, alpha).hidden * mask[..., None]
-        ).mean()
+        hidden = eager_decompose(pair, tokens, mask, alpha).hidden
+        return jnp.square(jnp.where(mask[..., None], hidden, 0)).mean()
 
     slope = jax.jit(jax.grad(scaled))(0.8)
     step = 1e-2

@@ -39,7 +39,7 @@ def packed():
     """Two prompts a row: segments [B, T] and last columns [B, 2]."""
     tokens, _ = rm.batch(rows=8, vocab=64)
     cut = jnp.asarray([1, 4, 10, 6, 7, 3, 5, 2])[:, None]
-    segments = 1 + (jnp.arange(tokens.shape[1])[None] >= cut)
+    segments = 1 + (jnp.arange(tokens.shape[1])[None] >= cut).astype(jnp.int32)
     columns = jnp.concatenate([cut - 1, jnp.full((8, 1), tokens.shape[1] - 1)], axis=1)
     return tokens, segments, columns
 

@@ -202,7 +202,7 @@ def test_logits_from_caches_are_those_of_the_whole_text():
     pair = different_configs()
     rng = np.random.default_rng(0)
     tokens = jnp.asarray(rng.integers(0, 61, (3, 14)))
-    mask = jnp.arange(8) < jnp.asarray([8, 3, 5])[:, None]
+    mask = jnp.arange(8)[None] < jnp.asarray([8, 3, 5])[:, None]
     alpha = jnp.full((3, 3), 0.6)
     source = walk.Stacked.of(pair)
     cache = Cache.empty(source.ends, mask, 6, both=True, dtype=source.dtype)

@@ -109,7 +109,10 @@ def test_bad_input_is_named():
     for rows, words in (
         ((tokens, mask[:, ::-1]), "prompts: prompts must be padded on the right"),
         ((tokens, mask[:2]), r"prompts: give tokens and mask \[B, T\] of one shape"),
-        ((tokens, mask & (jnp.arange(9) < 1)), "a prompt of 1 tokens has none after position 1"),
+        (
+            (tokens, mask & (jnp.arange(9)[None] < 1)),
+            "a prompt of 1 tokens has none after position 1",
+        ),
         (long, "prompts: 65 tokens with the vectors, but the model's context holds 64"),
     ):
         with pytest.raises(InputError, match=words):

@@ -200,7 +200,7 @@ def test_a_study_that_was_stopped_goes_on(done, monkeypatch):
     assert options == {"matching": config.matching} and rows.shape == (200 + 256, 8, 4)
     walks = study.MazeWork(config, MazeTask("umaze")).record([-1.2, 1.2], 6, 1000)
     trained = window_source(walks, space)
-    every = trained.flat[trained.starts[:, None] + trained.stride * np.arange(8)]
+    every = trained.flat[trained.starts[:, None] + trained.stride * np.arange(8)[None]]
     assert len(every) > 6
     assert not {r.tobytes() for r in np.asarray(rows)} & {r.tobytes() for r in np.asarray(every)}
     sampled = np.asarray(trained.sample(jax.random.key(0), 50))
