@@ -26,9 +26,9 @@ def load(tiny: bool) -> tuple[Pair, Any]:
     """(pair, tokenizer); the default pair is fetched once and checked (about 100 MB)."""
     if tiny:
         return _tiny_pair(), _tiny_tokenizer()
-    from tuco_jax.studies.base import PairOptions, load_studied_pair
+    from tuco_jax.studies.base import StudiedPairOptions, load_studied_pair
 
-    pair, tokenizer, _ = load_studied_pair(PairOptions())
+    pair, tokenizer, _ = load_studied_pair(StudiedPairOptions())
     return pair, tokenizer
 
 

@@ -1,31 +1,26 @@
 """`tuco-jax import`: a model, or a pair, as a store that loads fast."""
 
 import dataclasses
-from typing import Literal
 
 from common_jax.cli.command_line import one_line
-from common_jax.cli.options import MeshOptions
+from tuco_jax.weights.options import WeightOptions
 
 __all__ = ["Config", "run"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Write a model, or a pair, into a store.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(WeightOptions):
+    """Write a model, or a pair, into a store; the store restores onto any devices.
 
     Args:
         model: a Hugging Face directory, a hub id or a .gguf file.
         out: folder of the store; it must not exist yet.
         tuned: also keep what tuning made of it (or a PEFT adapter over it): the store is a pair.
-        dtype: what weights are written in.
-        mesh: devices to read onto; the store restores onto any others.
     """
 
     model: str
     out: str
     tuned: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
 
 def run(config: Config) -> None:

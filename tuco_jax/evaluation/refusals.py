@@ -10,7 +10,6 @@ import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 
-from common_jax.cli.options import MeshOptions
 from common_jax.errors import InputError
 from common_jax.io.files import check_writable, write_json
 from common_jax.mesh import mesh_for
@@ -21,6 +20,7 @@ from tuco_jax.models.pair import Pair
 from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.read import Prompt, read_prompts
 from tuco_jax.scoring.output import FORMATS, write_table
+from tuco_jax.weights.options import PairOptions
 
 __all__ = [
     "RefusalConfig",
@@ -99,29 +99,21 @@ def refusal_rates(
     return rates, answers
 
 
-@dataclasses.dataclass(frozen=True)
-class RefusalConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RefusalConfig(PairOptions):
     """Refusal rates of a pair on the sets that `refusal_data` writes.
 
     Args:
-        base: the base model.
-        tuned: the tuned model or adapter.
         prompts: folder of .jsonl files, one a set, train.jsonl and watch.jsonl apart; or one file.
         out: file for the rates (.json); the answers go beside it (.answers.jsonl).
         alphas: scalings of the tuning contribution, 0 for the base and 1 for the tuned model.
         max_new_tokens: length of an answer.
-        dtype: of the weights.
-        mesh: devices.
     """
 
-    base: str
-    tuned: str
     prompts: pathlib.Path
     out: pathlib.Path
     alphas: tuple[float, ...] = (0.0, 1.0)
     max_new_tokens: int = 30
-    dtype: str = "float32"
-    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
 
 def run(config: RefusalConfig) -> dict[float, list[RefusalRate]]:

@@ -2,10 +2,10 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
 
-from common_jax.cli.options import MeshOptions, check_seed
+from common_jax.cli.options import check_seed
 from common_jax.errors import InputError
+from tuco_jax.weights.options import PairOptions
 
 __all__ = ["AnswerOptions", "GenerationOptions"]
 
@@ -55,12 +55,10 @@ class GenerationOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AnswerOptions(GenerationOptions):
+class AnswerOptions(GenerationOptions, PairOptions):
     """Answer prompts with tuning's contribution scaled by alpha.
 
     Args:
-        base: the pre-trained model: a Hugging Face directory, a hub id, a .gguf file or a store.
-        tuned: the tuned model, likewise; or the directory of a PEFT adapter over the base.
         prompt: a text. Or prompts, a file.
         prompts: .jsonl, .csv, .parquet or .txt; rows have prompt or messages, may have id, label.
         chat: give texts to the chat template as a user's message.
@@ -68,12 +66,8 @@ class AnswerOptions(GenerationOptions):
         tuco: print each token beside its TuCo, a line a token.
         out: .jsonl to write the answers to. Metadata goes to OUT.meta.json.
         page: .html to show the answers in, each token shaded by its TuCo.
-        dtype: what weights are held in; sums are float32.
-        mesh: devices along each axis; prompts are split over data and fsdp.
     """
 
-    base: str
-    tuned: str
     prompt: str = ""  # not None: of an optional text "# 1" or "null" would be read as YAML
     prompts: str | None = None
     chat: bool = False
@@ -81,5 +75,3 @@ class AnswerOptions(GenerationOptions):
     tuco: bool = False
     out: str | None = None
     page: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)

@@ -4,8 +4,8 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Literal
 
-from common_jax.cli.options import MeshOptions
 from common_jax.errors import InputError
+from tuco_jax.weights.options import PairOptions
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -76,27 +76,19 @@ class ScoringOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScoreFileOptions(ScoringOptions):
+class ScoreFileOptions(ScoringOptions, PairOptions):
     """Score a file of prompts.
 
     Args:
-        base: the pre-trained model: a Hugging Face directory, a hub id, a .gguf file or a store.
-        tuned: the tuned model, likewise; or the directory of a PEFT adapter over the base.
         prompts: .jsonl, .csv, .parquet or .txt; rows have prompt or messages, may have id, label.
         out: .jsonl, .csv or .parquet: id, tuco, preco, tokens. Metadata goes to OUT.meta.json.
-        dtype: what weights are held in; sums are float32.
         layers: also write the last token's beta_1 .. beta_L.
-        mesh: devices.
         stream: read each layer while others compute, for a pair that does not fit in memory.
     """
 
-    base: str
-    tuned: str
     prompts: str
     out: str
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     layers: bool = False
-    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
     stream: bool = False
 
     @property

@@ -17,40 +17,37 @@ import pathlib
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 
 from common_jax import resume
-from common_jax.cli.options import MeshOptions, check_seed
+from common_jax.cli.options import check_seed
 from common_jax.mesh import mesh_for
 from common_jax.report.findings import Findings, print_tables, write
 from tuco_jax.datasets.assets import fetch
 from tuco_jax.datasets.prompt_sources import DATA
 from tuco_jax.models.pair import Pair
+from tuco_jax.weights.options import PairOptions
 
-__all__ = ["PairOptions", "Study", "StudyOptions", "command", "load_studied_pair"]
+__all__ = ["StudiedPairOptions", "Study", "StudyOptions", "command", "load_studied_pair"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PairOptions:
+class StudiedPairOptions(PairOptions):
     """Which pair is studied: any two models, or by default the one with the shipped adapter.
 
     Args:
         base: the base model; empty for SmolLM2-135M-Instruct.
         tuned: the tuned model or adapter; empty for the refusal adapter in the package.
-        dtype: of the weights; sums are float32.
-        mesh: devices.
     """
 
     base: str = ""
     tuned: str = ""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StudyOptions(PairOptions):
+class StudyOptions(StudiedPairOptions):
     """The options that every study has.
 
     Args:
@@ -123,7 +120,7 @@ def _options(config: Any, group: str = "") -> Iterator[str]:
             yield from (f"--{group}{field.name}", text)
 
 
-def load_studied_pair(options: PairOptions) -> tuple[Pair, Any, dict[str, str]]:
+def load_studied_pair(options: StudiedPairOptions) -> tuple[Pair, Any, dict[str, str]]:
     """(pair, tokenizer, facts for the report).
 
     With a mesh the pair is placed on it, and what is computed from it runs there. Notes on how

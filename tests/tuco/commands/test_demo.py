@@ -17,7 +17,7 @@ from tuco_jax.prompts.read import (
     Prompt,
 )
 from tuco_jax.scoring.score import score
-from tuco_jax.studies.base import PairOptions, load_studied_pair
+from tuco_jax.studies.base import StudiedPairOptions, load_studied_pair
 from tuco_jax.studies.demo import measure
 from tuco_jax.studies.token_maps import token_maps
 from tuco_jax.weights.load import load_pair
@@ -154,7 +154,7 @@ def test_the_demo_s_own_pair_and_prompts():
     assert [g.name for g in groups[:4]] == ["chat", "plain text", "harmful", "jailbreak"]
     for group in groups:
         assert len(set(group.texts)) == len(group.texts) >= 30
-    pair, tokenizer, _ = load_studied_pair(PairOptions())
+    pair, tokenizer, _ = load_studied_pair(StudiedPairOptions())
 
     prompts = [p for group in groups for p in group.prompts()[:2]]
     tokens = encode(tokenizer, prompts)

@@ -104,5 +104,7 @@ def test_evaluate_answers_each_set_at_each_alpha():
 def test_no_prompts_is_an_input_error(tmp_path):
     (tmp_path / "train.jsonl").write_text(json.dumps({"prompt": "x"}) + "\n")
     with pytest.raises(InputError, match="no .jsonl files of prompts"):
-        refusals.run(RefusalConfig("base", "tuned", tmp_path, tmp_path / "out.json"))
+        refusals.run(
+            RefusalConfig(base="base", tuned="tuned", prompts=tmp_path, out=tmp_path / "out.json")
+        )
     assert not (tmp_path / "out.json").exists()
