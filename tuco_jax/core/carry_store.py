@@ -4,9 +4,11 @@ Carries beyond a memory budget are stored in a file, so that memory does not bou
 go through a layer together.
 """
 
+import contextlib
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -44,6 +46,7 @@ class CarryStore:
         self._places: dict[int, Any] = {}
         self._bytes = self._end = 0  # in memory, and in the file
         self._file: Any = None
+        self._failed: InputError | None = None
         self._coming: tuple[int, Future[Any]] | None = None
         self._going: list[Future[None]] = []
 
@@ -103,15 +106,24 @@ class CarryStore:
         return place
 
     def _write(self, host: Any, places: Any) -> None:
-        try:
+        with self._errors():
             if self._file is None:
                 self._file = tempfile.TemporaryFile(buffering=0, dir=self._folder)
             jax.tree.map(self._write_leaf, host, places)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """A failure of the file as an InputError, which every later use of it raises, too."""
+        if self._failed is not None:
+            raise self._failed
+        try:
+            yield
         except OSError as error:
-            raise InputError(
+            self._failed = InputError(
                 f"{self._folder}: residual streams cannot be kept there "
                 f"({error.strerror or error}); free some space, or give them more memory"
-            ) from None
+            )
+            raise self._failed from None
 
     def _write_leaf(self, x: np.ndarray, place: _Place) -> None:
         left, at = _bytes(np.ascontiguousarray(x)), place.start
@@ -122,7 +134,8 @@ class CarryStore:
     def _get(self, index: int) -> Any:
         if index in self._places:
             places = self._places[index]
-            return jax.tree.map(self._read_leaf, places, is_leaf=lambda x: isinstance(x, _Place))
+            with self._errors():
+                return jax.tree.map(self._read_leaf, places, is_leaf=_is_place)
         return self._held[index]
 
     def _read_leaf(self, place: _Place) -> np.ndarray:
@@ -130,8 +143,14 @@ class CarryStore:
         left, at = _bytes(host), place.start
         while left:
             done = os.preadv(self._file.fileno(), [left], at)
+            if not done:
+                raise OSError("the file was cut short")
             left, at = left[done:], at + done
         return host
+
+
+def _is_place(x: Any) -> bool:
+    return isinstance(x, _Place)
 
 
 def _bytes(x: np.ndarray) -> memoryview:

@@ -49,7 +49,20 @@ def test_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "pwrite", full)
     store = CarryStore(2, 0, tmp_path)
     store[0] = np.zeros(3)
-    with pytest.raises(InputError, match="cannot be kept there .No space left on device.; free"):
+    message = "cannot be kept there .No space left on device.; free"
+    with pytest.raises(InputError, match=message):
         store.settle()
+    with pytest.raises(InputError, match=message):  # nor is there anything to read
+        _ = store[0]
     store.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_cut_short(tmp_path):
+    store = CarryStore(1, 0, tmp_path)
+    store[0] = np.zeros(3)
+    store.settle()
+    store._file.truncate(8)
+    with pytest.raises(InputError, match="cannot be kept there .the file was cut short."):
+        _ = store[0]
+    store.close()
