@@ -1,14 +1,21 @@
 """The command line `reward-jax COMMAND`: its commands, each a module of `commands/`."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from common_jax.cli.command_line import of_module, run
-from reward_jax.studies.catalog import STUDIES
+from common_jax.cli.command_line import Command, Group, of_module, run
 
 __all__ = ["COMMANDS", "main"]
 
 _ABOUT = "What does an expert want that its base does not? Rewards from two diffusion models."
+
+
+def _studies() -> Mapping[str, Command]:
+    from reward_jax.commands import study
+
+    return study.COMMANDS
+
+
 _HELP = {
     "data": "record data of a task: of a base, or of an expert",
     "train": "train a diffusion model on recorded trajectories",
@@ -21,7 +28,7 @@ _HELP = {
 }
 COMMANDS = {
     **{name: of_module(help, f"reward_jax.commands.{name}") for name, help in _HELP.items()},
-    **STUDIES,
+    "study": Group("repeat an experiment of the paper", _studies),
 }
 
 

@@ -21,7 +21,7 @@ from common_jax import extras
 from common_jax.cli.ranges import in_words, plain
 from common_jax.errors import InputError
 
-__all__ = ["Command", "Group", "of_module", "one_line", "parse", "run"]
+__all__ = ["Command", "Group", "of_module", "of_study", "one_line", "parse", "run"]
 
 _USAGE = """\
 usage: {program} COMMAND [options]
@@ -52,6 +52,16 @@ def of_module(help: str, module: str) -> Command:
         return found.Config, found.run
 
     return Command(help, load)
+
+
+def of_study(help: str, load: Callable[[], Any]) -> Command:
+    """The command of a study, which has `config`, the class of its options, and `run`."""
+
+    def parts() -> tuple[type, Callable[[Any], Any]]:
+        study = load()
+        return study.config, study.run
+
+    return Command(help, parts)
 
 
 @dataclasses.dataclass(frozen=True)

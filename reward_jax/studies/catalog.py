@@ -1,12 +1,18 @@
-"""The studies that the command line offers. A study is of a task, and may name it."""
+"""Every study by its name, with what it asks. It is of a task, and may name it. Loads fast."""
 
-from common_jax.cli.command_line import of_module
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["STUDIES"]
+if TYPE_CHECKING:
+    from reward_jax.studies.base import Study
+
+__all__ = ["STUDIES", "load_study"]
 
 STUDIES = {
-    "study": of_module(
-        "four mazes, eight goals each: a reward and a map for every goal",
-        "reward_jax.studies.maze.run",
-    ),
+    "maze": "four mazes, eight goals each: a reward and a map for every goal (section 5.1)",
 }
+
+
+def load_study(name: str) -> "Study[Any]":
+    """The study of a name in `STUDIES`; imports its modules."""
+    return importlib.import_module(f"reward_jax.studies.{name}.run").STUDY

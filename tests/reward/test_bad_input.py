@@ -49,7 +49,7 @@ def fails(there, tmp_path, capsys):
         "report": {**sound, "plans": 2},
         "study": {"goals": 1},
     }
-    more = {"train": SMALL, "extract": MATCHING}
+    more = {"train": SMALL, "extract": MATCHING, "study": ["maze"]}
 
     def go(command, *flags, **changes):
         out = tmp_path / ("out.hdf5" if command == "data" else "out")

@@ -22,7 +22,7 @@ import yaml
 from common_jax.cli import command_line
 from common_jax.run import Run
 from reward_jax import cli
-from reward_jax.commands import demo, report, train
+from reward_jax.commands import demo, report, study, train
 from reward_jax.commands.train import check_taken_over
 from reward_jax.data import hdf5
 from reward_jax.data.files import read_episodes
@@ -498,11 +498,15 @@ print(codes, [m for m in ("jax", "numpy", "gymnasium", "matplotlib") if m in sys
     assert second.startswith("reward-jax: error: a command is missing (commands: data, train,")
 
 
-@pytest.mark.parametrize("command", list(cli.COMMANDS))
+LEAVES = {name: c for name, c in cli.COMMANDS.items() if isinstance(c, command_line.Command)}
+LEAVES |= {f"study {name}": command for name, command in study.COMMANDS.items()}
+
+
+@pytest.mark.parametrize("command", LEAVES)
 def test_every_command_has_help_and_knows_its_options(command, capsys):
-    assert run(command, "--help") == 0
+    assert run(*command.split(), "--help") == 0
     assert "--config" in capsys.readouterr().out
-    assert run(command, "--sede", 1) == 2
+    assert run(*command.split(), "--sede", 1) == 2
     assert "unknown option --sede; did you mean --seed?" in capsys.readouterr().err
 
 
@@ -512,11 +516,11 @@ CONFIGS = sorted((ROOT / "configs" / "reward").glob("*.yaml"))
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_shipped_config_is_read(path, tmp_path, capsys):
     text = path.read_text("utf-8")
-    named = re.search(r"command:\s+reward-jax (\w+) --config (\S+)", text)
+    named = re.search(r"command:\s+reward-jax (\w+(?: \w+)?) --config (\S+)", text)
     assert named and named[2] == str(path.relative_to(ROOT))
     for part in ("hardware:", "run time:", "expected:"):
         assert part in text, part
-    options, _ = cli.COMMANDS[named[1]].load()
+    options, _ = LEAVES[named[1]].load()
     found = command_line.parse("reward-jax", "", options, ["--config", str(path)])
     if named[1] in ("train", "extract"):  # its settings pass: it asks for its files
         files = {"base", "expert", "data", "expert_data"} & set(yaml.safe_load(text))

@@ -1,20 +1,12 @@
 """`tuco-jax study NAME`: every experiment of the paper, and the controls that it lacks."""
 
-from collections.abc import Callable
-from typing import Any
+import functools
 
-from common_jax.cli.command_line import Command
+from common_jax.cli.command_line import of_study
 from tuco_jax.studies.catalog import STUDIES, load_study
 
 __all__ = ["COMMANDS"]
 
-
-def _command(name: str, about: str) -> Command:
-    def load() -> tuple[type, Callable[[Any], Any]]:
-        study = load_study(name)
-        return study.config, study.run
-
-    return Command(about, load)
-
-
-COMMANDS = {name: _command(name, about) for name, about in STUDIES.items()}
+COMMANDS = {
+    name: of_study(about, functools.partial(load_study, name)) for name, about in STUDIES.items()
+}

@@ -42,7 +42,9 @@ def write_report(out: pathlib.Path, summary: Mapping[str, Any], scale: float) ->
         data={k: v for k, v in summary.items() if k != "results"} | {"goals_by_maze": by_maze},
     )
     print_tables(findings)
-    return write(out / "report", findings, command=f"reward-jax study --config {out}/config.yaml")
+    return write(
+        out / "report", findings, command=f"reward-jax study maze --config {out}/config.yaml"
+    )
 
 
 METHOD = (

@@ -14,38 +14,44 @@ What is there is not made again, and a training goes on from its last checkpoint
 that was stopped goes on where it stood; several processes may take a maze each.
 """
 
+import functools
+from collections.abc import Iterator
 from typing import Any
 
-from common_jax import resume
-from common_jax.run import check_directory, note_run
+from reward_jax.studies.base import Part, Study
 from reward_jax.studies.maze.report import write_report
-from reward_jax.studies.maze.settings import Config, check, plain
+from reward_jax.studies.maze.settings import Config, check
 from reward_jax.studies.maze.summary import read_results, summarise
 from reward_jax.studies.maze.work import MazeWork
 from reward_jax.tasks.maze.task import MazeTask
 
-__all__ = ["Config", "run"]
-
-_FREE = ("mazes", "goals", "out", "save_every")  # may change from start to start
+__all__ = ["STUDY", "Config"]
 
 
-def run(config: Config) -> dict[str, Any]:
-    """Do what is not done yet; writes and returns the summary (results.json)."""
+def _check(config: Config) -> None:
     check(config)
-    tasks = [MazeTask(name) for name in config.mazes]
-    settings = plain(config)
-    check_directory(config.out, resume=True)
-    resume.check(config.out, settings, free=_FREE)
+    for name in config.mazes:
+        MazeTask(name)
     read_results(config.out, config.scales)  # hours before `summarise` does
-    note_run(config.out, settings)
-    resume.settle(config.out, settings, free=_FREE)
-    for task in tasks:
-        with resume.alone(config.out / task.name):
-            work = MazeWork(config, task)
-            work.null()
-            for index in range(config.goals):
-                work.goal(index)
+
+
+def _parts(config: Config) -> Iterator[Part]:
+    for name in config.mazes:
+        yield Part(MazeTask(name).name, functools.partial(_maze, config, name))
+
+
+def _maze(config: Config, name: str) -> None:
+    work = MazeWork(config, MazeTask(name))
+    work.null()
+    for index in range(config.goals):
+        work.goal(index)
+
+
+def _summarise(config: Config) -> dict[str, Any]:
     summary = summarise(config.out, config.scales)
     page = write_report(config.out, summary, config.headline_scale)
     print(f"report: {page.resolve()}", flush=True)
     return summary
+
+
+STUDY = Study(Config, _check, _parts, _summarise, free=("mazes", "goals", "out", "save_every"))

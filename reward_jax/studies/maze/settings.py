@@ -1,16 +1,14 @@
 """Settings of the maze study, and what could not be studied with them."""
 
 import dataclasses
-import json
 import pathlib
-from typing import Any
 
 from common_jax.cli.ranges import PositiveInt, Seed, check_ranges
 from common_jax.errors import InputError
 from reward_jax.planning.extract import Matching, RewardOptions
 from reward_jax.planning.fit import NetworkOptions, Training
 
-__all__ = ["STRIDES", "Config", "check", "plain"]
+__all__ = ["STRIDES", "Config", "check"]
 
 # Environment steps between rows: the longest walks of a maze fit into 32 rows.
 STRIDES = {"open": 10, "umaze": 10, "medium": 16, "large": 28}
@@ -70,11 +68,6 @@ class Config:
     headline_scale: float = 2.0
     seed: Seed = 0
     save_every: PositiveInt = 1000
-
-
-def plain(config: Config) -> dict[str, Any]:
-    """Settings as a YAML file holds them."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
 def check(config: Config) -> None:

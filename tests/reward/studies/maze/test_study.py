@@ -19,7 +19,7 @@ from reward_jax.planning.extract import Matching, RewardOptions
 from reward_jax.planning.fit import NetworkOptions, Training, window_source
 from reward_jax.studies.maze import work as study
 from reward_jax.studies.maze.report import write_report
-from reward_jax.studies.maze.run import Config, run
+from reward_jax.studies.maze.run import STUDY, Config
 from reward_jax.tasks.maze.task import MazeTask
 
 TRAINING = Training(steps=10, batch=8, ema_begin=0, ema_every=1, steps_per_call=10)
@@ -46,7 +46,7 @@ def done(tmp_path_factory):
         plans=4,
         scales=(1.0, 2.0),
     )
-    return config, run(config)
+    return config, STUDY.run(config)
 
 
 def times(folder):
@@ -104,7 +104,7 @@ def test_files_and_results(done):
     expert = load_model(folder / "expert.safetensors")
     assert expert.space.about["goal"] == [-1.2, 1.2]
     with pytest.raises(InputError, match="the run there has horizon 8, not 16; give the same"):
-        run(dataclasses.replace(config, horizon=16))
+        STUDY.run(dataclasses.replace(config, horizon=16))
     assert load_guide(folder / "reward.safetensors").space.shape == (8, 4)
 
 
@@ -130,7 +130,7 @@ def test_summary(done):
 def test_steps_that_are_given_no_longer_are_another_setting(done):
     config, _ = done
     with pytest.raises(InputError, match=r"has base_steps\.\w+ \d+, which is not given now"):
-        run(dataclasses.replace(config, base_steps={}))
+        STUDY.run(dataclasses.replace(config, base_steps={}))
 
 
 def test_a_damaged_map_is_named(done, tmp_path):
@@ -160,14 +160,14 @@ def test_a_second_start_makes_nothing_anew(done, monkeypatch):
     for name in ("fit", "fit_reward", "train_discriminator"):
         monkeypatch.setattr(study, name, None)
     monkeypatch.setattr(MazeTask, "record", None)
-    assert run(config) == summary
+    assert STUDY.run(config) == summary
     assert times(config.out / "umaze") == before
 
 
 def test_a_maze_that_another_process_works_on_is_refused(done):
     config, _ = done
     with resume.alone(config.out / "umaze"), pytest.raises(InputError, match="umaze: another run"):
-        run(config)
+        STUDY.run(config)
 
 
 def test_a_study_that_was_stopped_goes_on(done, monkeypatch):
@@ -187,7 +187,7 @@ def test_a_study_that_was_stopped_goes_on(done, monkeypatch):
     monkeypatch.setattr(study, "fit", None)
     monkeypatch.setattr(study, "fit_reward", None)
     monkeypatch.setattr(study, "train_discriminator", None)
-    again = run(config)
+    again = STUDY.run(config)
 
     def timeless(result):
         return {k: v for k, v in result.items() if k != "seconds"}
@@ -239,7 +239,7 @@ def test_a_damaged_result_is_named_before_anything_is_made(done, tmp_path, monke
     before = times(tmp_path)
     monkeypatch.setattr(MazeTask, "record", None)
     with pytest.raises(InputError) as error:
-        run(dataclasses.replace(config, out=tmp_path))
+        STUDY.run(dataclasses.replace(config, out=tmp_path))
     assert str(error.value) == f"{path}: {said}; delete it, and it is made again"
     assert times(tmp_path) == before
 
@@ -306,8 +306,8 @@ def test_the_report_s_command_repeats_the_study(done):
     config, _ = done
     found = json.loads((config.out / "report" / "results.json").read_text())["facts"]
     words = shlex.split(found["command"])
-    assert words[:2] == ["reward-jax", "study"]
-    again = command_line.parse("reward-jax study", "", Config, words[2:])
+    assert words[:3] == ["reward-jax", "study", "maze"]
+    again = command_line.parse("reward-jax study maze", "", Config, words[3:])
     assert again == config
 
 
@@ -315,7 +315,7 @@ def test_a_folder_of_something_else_is_left_alone(done, tmp_path):
     config, _ = done
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="is not empty and holds no run"):
-        run(dataclasses.replace(config, out=tmp_path))
+        STUDY.run(dataclasses.replace(config, out=tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -337,5 +337,5 @@ def test_bad_settings(tmp_path):
     ]
     for changes, message in cases:
         with pytest.raises(InputError, match=message):
-            run(Config(out=tmp_path / "study", **changes))
+            STUDY.run(Config(out=tmp_path / "study", **changes))
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,77 @@
+"""What a study of diffusion models is, and the one way to run one.
+
+A study trains many models, for hours: it is cut into parts, each with a folder of its own, and
+one that was stopped goes on where it stood. Its module holds `Config`, the options, and `STUDY`:
+
+    check(config)           InputError for what cannot be studied; writes nothing
+    parts(config)           its parts, in order; each makes what its folder lacks
+    summarise(config)       results.json and the report, from what the parts left
+
+`Study.run` does what all of them share: the folder, its settings, and who works where.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, Generic, Protocol, TypeVar
+
+from common_jax import resume
+from common_jax.run import check_directory, note_run
+
+__all__ = ["Part", "Study"]
+
+
+class _HasOut(Protocol):
+    @property
+    def out(self) -> pathlib.Path: ...
+
+
+Config = TypeVar("Config", bound=_HasOut)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Work in `out/NAME`, held alone: several processes may take a part each."""
+
+    name: str
+    run: Callable[[], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study(Generic[Config]):
+    """One experiment.
+
+    config: class of its options, a dataclass with the folder `out`. check, parts, summarise: see
+    the module; check sees a folder that is empty or of the same settings. free: settings that may
+    change from start to start.
+    """
+
+    config: type[Config]
+    check: Callable[[Config], None]
+    parts: Callable[[Config], Iterable[Part]]
+    summarise: Callable[[Config], dict[str, Any]]
+    free: Collection[str] = ("out",)
+
+    def run(self, config: Config) -> dict[str, Any]:
+        """Do what is not done yet; writes and returns the summary.
+
+        Raises InputError before anything is written, for what `check` refuses and where the folder
+        holds something else, or the study of other settings; and while another process holds a
+        part that is to be done.
+        """
+        settings = _plain(config)
+        check_directory(config.out, resume=True)
+        resume.check(config.out, settings, free=self.free)
+        self.check(config)
+        note_run(config.out, settings)
+        resume.settle(config.out, settings, free=self.free)
+        for part in self.parts(config):
+            with resume.alone(config.out / part.name):
+                part.run()
+        return self.summarise(config)
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """Settings as a YAML file holds them."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
