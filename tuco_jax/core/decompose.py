@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from tuco_jax.core.layer import PairLayer
 from tuco_jax.core.places import Places
 from tuco_jax.core.stream import begin
-from tuco_jax.core.walk import Source, Stacked, as_source, walk
+from tuco_jax.core.walk import Source, as_source, walk
 from tuco_jax.models import decoder
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import constrain
@@ -111,7 +111,7 @@ def decompose(
         layers: keep each layer's own components instead of their sums.
         parts: also split FTC into attention's and the MLP's.
         logits: also apply the tuned model's final norm and head.
-        remat: recompute activations in the backward pass.
+        remat: of a pair, recompute activations in the backward pass.
         segments: contiguous; for rows that hold several prompts, which do not see one another.
         mesh: the one that the pair is sharded over (`models/sharding.py`); the residual stream is
             then sharded by rows.
@@ -124,7 +124,7 @@ def decompose(
         raise ValueError("give either tokens [B, T] or embeddings [B, T, D]")
     if mask is None:
         mask = jnp.ones(given.shape[:2], bool)
-    source = Stacked.of(pair, remat=remat) if isinstance(pair, Pair) else as_source(pair)
+    source = as_source(pair, remat=remat)
     ends = source.ends
     x0, places, alphas = _begin(ends, tokens, embeddings, mask, segments, alpha, mesh=mesh)
     sums: Any = () if layers else (jnp.zeros_like(x0),) * (4 if parts else 2)

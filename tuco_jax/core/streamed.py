@@ -17,7 +17,7 @@ import numpy as np
 
 from tuco_jax.core.carry_store import CarryStore
 from tuco_jax.core.layer import PairLayer
-from tuco_jax.core.walk import OneByOne, Step, advance, ends_of
+from tuco_jax.core.walk import OneByOne, Source, Step, advance, ends_of
 from tuco_jax.models.decoder import Params
 from tuco_jax.models.layers import layer_infos
 from tuco_jax.models.pair import Pair
@@ -34,7 +34,7 @@ Read = Callable[[int], tuple[Params, Params, Params]]
 class Streamed(OneByOne):
     """Layers read by `read` in a thread, one ahead of the walk."""
 
-    waits = True
+    streams = True
 
     def __init__(self, ends: Pair, read: Read) -> None:
         super().__init__(ends)
@@ -82,7 +82,7 @@ class Streamed(OneByOne):
 def walk_each(
     steps: Sequence[Step],
     carries: CarryStore,
-    source: OneByOne,
+    source: Source,
     *,
     start: int = 0,
     stop: int | None = None,

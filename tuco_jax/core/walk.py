@@ -11,7 +11,8 @@ Legend: L layers.
 """
 
 import dataclasses
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
 import jax
@@ -19,11 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.core import Tracer
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from tuco_jax.core.cache import Cache
 from tuco_jax.core.layer import PairLayer, stacked_layers
 from tuco_jax.models.pair import Pair
+from tuco_jax.models.sharding import place
 
 __all__ = [
     "OneByOne",
@@ -55,9 +58,14 @@ class Step(Protocol):
 
 
 class Source(Protocol):
-    """Layers of a pair. one_program: whether a walk may be part of a compiled function."""
+    """Layers of a pair.
+
+    one_program: whether a walk may be part of a compiled function. streams: whether layers are
+    read while the walk goes on, so that many batches should go through each (`walk_each`).
+    """
 
     one_program: bool
+    streams: bool
 
     @property
     def ends(self) -> Pair:
@@ -67,6 +75,10 @@ class Source(Protocol):
     @property
     def dtype(self) -> Any:
         """The dtype of the layers' matrices, and so of keys and values."""
+        ...
+
+    def layers(self, start: int, stop: int) -> Iterable[PairLayer]:
+        """The layers start .. stop - 1, in order, each with its own arrays."""
         ...
 
     def run(
@@ -103,10 +115,11 @@ class Stacked:
     remat: recompute each layer in a backward pass.
     """
 
-    layers: PairLayer
+    stacked: PairLayer
     ends: Pair
     remat: bool = struct.field(pytree_node=False, default=False)
     one_program = True
+    streams = False
 
     @classmethod
     def of(cls, pair: Pair, *, remat: bool = False) -> "Stacked":
@@ -116,7 +129,12 @@ class Stacked:
     @property
     def dtype(self) -> Any:
         """The dtype of keys and values."""
-        return _dtype(self.layers)
+        return _dtype(self.stacked)
+
+    def layers(self, start: int, stop: int) -> Iterator[PairLayer]:
+        """Copies, one after another; what a walk does not need."""
+        # A map, which holds no layer while waiting for the next one.
+        return map(functools.partial(_layer, self.stacked), np.arange(start, stop, dtype=np.int32))
 
     def run(
         self, step: Step, carry: Any, inputs: Any, cache: Cache | None, start: int, stop: int
@@ -137,7 +155,7 @@ def _run_stacked(
     stop: int,
 ) -> tuple[Any, Any]:
     held = None if cache is None else cache.keys_values
-    every = source.layers, inputs, held
+    every = source.stacked, inputs, held
 
     def body(carry: Any, xs: Any) -> tuple[Any, Any]:
         layer, own, held = xs
@@ -169,12 +187,12 @@ class OneByOne:
     """Layers one after another: the step is one program, which all layers share.
 
     A subclass gives `layers(start, stop)`; a walk over it is a loop on the host, and cannot be
-    part of a compiled function. waits: whether each layer must have been computed before the next
-    one is taken, where layers take memory.
+    part of a compiled function. Where layers stream, each has been computed before the next one
+    is taken, since layers take memory.
     """
 
     one_program = False
-    waits = False
+    streams = False
 
     def __init__(self, ends: Pair) -> None:
         self.ends = ends
@@ -201,7 +219,7 @@ class OneByOne:
             for layer, own in zip(self.layers(start, stop), owns, strict=True):
                 carry, out = advance(step, carry, layer, own)
                 outs.append(out)
-                if self.waits:
+                if self.streams:
                     jax.block_until_ready(carry)
             return carry, _stack(*outs) if jax.tree.leaves(outs) else None
         held = cache.keys_values
@@ -212,7 +230,7 @@ class OneByOne:
             carry, held[start + index] = _one_cached(
                 step, carry, layer, owns[index], held[start + index], bare
             )
-            if self.waits:
+            if self.streams:
                 jax.block_until_ready(carry)
         return carry, dataclasses.replace(cache, keys_values=held)
 
@@ -247,13 +265,24 @@ class Split(OneByOne):
         return self._layers[start:stop]
 
 
-def as_source(pair: Pair | Source) -> Source:
-    """A source as it is; a pair as stacked layers, the source of pure functions."""
-    return Stacked.of(pair) if isinstance(pair, Pair) else pair
+def as_source(pair: Pair | Source, *, remat: bool = False) -> Source:
+    """A source as it is; a pair as stacked layers, the source of pure functions.
+
+    remat: of the stacked layers.
+    """
+    return Stacked.of(pair, remat=remat) if isinstance(pair, Pair) else pair
 
 
-def source_of(pair: Pair) -> Source:
-    """The quickest source of a pair, by the devices it is on; chosen here alone."""
+def source_of(pair: Pair | Source, mesh: Mesh | None = None) -> Source:
+    """A source as it is; of a pair the quickest one, chosen here alone.
+
+    It depends on the devices that the pair is on. mesh: one that the pair is to be sharded over,
+    if it is not yet.
+    """
+    if not isinstance(pair, Pair):
+        return pair
+    if mesh is not None:
+        return Stacked.of(place(pair, mesh))
     return Split(pair) if Split.fits(pair) else Stacked.of(pair)
 
 
@@ -269,6 +298,11 @@ def _one_cached(
 ) -> tuple[Any, Any]:
     carry, out = step(carry, layer, (own, held))
     return carry, cache.write(held, out)
+
+
+@jax.jit
+def _layer(stacked: PairLayer, index: Int[np.ndarray, ""]) -> PairLayer:
+    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), stacked)
 
 
 @jax.jit

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from transformers import PreTrainedTokenizerBase
 
 from common_jax.errors import InputError
-from tuco_jax.core.walk import Source, Stacked, source_of
+from tuco_jax.core.walk import Source, source_of
 from tuco_jax.generation.decoding import Request, begin, resume
 from tuco_jax.generation.options import GenerationOptions
 from tuco_jax.generation.sampling import Sampling, row_keys
@@ -81,7 +81,7 @@ def generate_tokens(
                 f"prompts[{number}]: {len(prompt)} tokens, but the model's context of {context} "
                 "wants at least one and room for a new one; shorten the prompt"
             )
-    source = source_of(pair) if mesh is None else Stacked.of(pair)
+    source = source_of(pair, mesh)
     texts = [np.asarray(p, np.int32) for p in prompts]
     starts = np.asarray([len(t) for t in texts])
     ends = np.minimum(starts + how.max_new_tokens, context)

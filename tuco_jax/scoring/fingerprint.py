@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Int, Shaped, UInt32
 
 from tuco_jax.core.layer import PairLayer
-from tuco_jax.core.streamed import Streamed
+from tuco_jax.core.walk import Source, as_source
 from tuco_jax.models.pair import Pair
 
 __all__ = ["fingerprint"]
@@ -26,19 +26,17 @@ class _Leaf:
     checksum: np.uint32
 
 
-def fingerprint(pair: Pair | Streamed, tokens: Sequence[Int[np.ndarray, " n"]], norm: int) -> str:
+def fingerprint(pair: Pair | Source, tokens: Sequence[Int[np.ndarray, " n"]], norm: int) -> str:
     """A hash of weights, configs, every prompt's tokens (n) and the norm.
 
-    A streamed pair has the same hash as in memory; each of its layers is read once for it, and so
-    checked before any is used.
+    It does not depend on the source. Layers that stream are each read once for it, and so checked
+    before any is used.
     """
-    ends = pair.ends if isinstance(pair, Streamed) else pair
+    source = as_source(pair)
+    ends = source.ends
     trees = {"base": ends.base, "tuned": ends.tuned, "lora": ends.lora}
-    found = _described(trees)
-    if isinstance(pair, Streamed):
-        flat = flatten_dict(found)
-        found = {name: {} for name in trees} | unflatten_dict(flat | _layers(pair))
-    leaves, structure = jax.tree.flatten(found)
+    flat = flatten_dict(_described(trees)) | _layers(source)
+    leaves, structure = jax.tree.flatten({name: {} for name in trees} | unflatten_dict(flat))
     digest = hashlib.sha256(importlib.metadata.version("tuco-reward-jax").encode())
     digest.update(repr((norm, ends.base_config, ends.tuned_config)).encode())
     digest.update(repr((structure, [(leaf.shape, leaf.dtype) for leaf in leaves])).encode())
@@ -54,12 +52,12 @@ def _described(tree: Any) -> Any:
     return jax.tree.map(lambda x: _Leaf(x.shape, str(x.dtype), np.uint32(_checksum(x))), tree)
 
 
-def _layers(pair: Streamed) -> dict[tuple[str, ...], _Leaf]:
+def _layers(source: Source) -> dict[tuple[str, ...], _Leaf]:
     """Each stacked parameter, by its path, computed from one layer after another."""
     found: dict[tuple[str, ...], _Leaf] = {}
-    depth = pair.ends.base_config.depth
+    depth = source.ends.base_config.depth
     # A map, which holds no layer while waiting for the next one.
-    for index, described in enumerate(map(_layer, pair.layers(0, depth))):
+    for index, described in enumerate(map(_layer, source.layers(0, depth))):
         for (branch, *rest), leaf in described.items():
             path = branch, "layers", *rest
             # As `_checksum` weights the axis of layers, which it sums last.

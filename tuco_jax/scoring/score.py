@@ -23,8 +23,7 @@ from common_jax.errors import InputError
 from common_jax.progress import bar
 from tuco_jax.core.budget import default_budget
 from tuco_jax.core.last_token import last_tokens
-from tuco_jax.core.streamed import Streamed
-from tuco_jax.core.walk import Source, source_of
+from tuco_jax.core.walk import Source, as_source, source_of
 from tuco_jax.models import sharding
 from tuco_jax.models.pair import Pair
 from tuco_jax.prompts.encode import encode
@@ -74,7 +73,7 @@ class Scores:
 
 
 def score(
-    pair: Pair | Streamed,
+    pair: Pair | Source,
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Iterable[str | Sequence[Message] | Prompt],
     *,
@@ -86,8 +85,8 @@ def score(
 
     Args:
         pair: the two models; with a mesh they are first sharded over it, unless `load_pair` has
-            done so. Or a streamed pair (`stream_pair`), whose layers are read while others
-            compute, once for many batches.
+            done so. Or a source of their layers, such as `stream_pair`'s, which reads each while
+            others compute, once for many batches.
         tokenizer: the tuned model's.
         prompts: texts (tokenized with the tokenizer's default special tokens), conversations
             (lists of {"role", "content"}, through the chat template) or `Prompt`s.
@@ -100,7 +99,7 @@ def score(
     prompt, also where a score is not finite.
     """
     prompts = as_prompts(prompts)
-    ends = pair.ends if isinstance(pair, Streamed) else pair
+    ends = as_source(pair).ends
     tokens = encode(
         tokenizer,
         prompts,
@@ -112,7 +111,7 @@ def score(
 
 
 def score_tokens(
-    pair: Pair | Streamed,
+    pair: Pair | Source,
     tokens: Sequence[Int[np.ndarray, " n"]],
     prompts: Sequence[Prompt],
     *,
@@ -127,17 +126,19 @@ def score_tokens(
     and each new batch is added to it.
     """
     how = ScoringOptions(**options)
-    streams = isinstance(pair, Streamed)
-    if how.parallel == "jit" and not streams:
-        mesh = mesh or sharding.mesh_of(pair)
-    how.check(mesh, streams)
+    source = as_source(pair)
+    if how.parallel == "jit":
+        mesh = mesh or sharding.mesh_of(source.ends)
+    how.check(mesh, source.streams)
+    if how.parallel == "jit":  # pmap has copies of the stacked layers
+        source = source_of(pair, mesh)
     started = time.perf_counter()
     lengths = [row.size for row in tokens]
-    run, width = _runner(pair, how, mesh)
+    run, width = _runner(source, how, mesh)
     batches = pack(lengths, how.token_budget or default_budget(), width)
     waste = padding(batches, lengths)
 
-    results = _Results(len(tokens), (pair.ends if streams else pair).base_config.depth)
+    results = _Results(len(tokens), source.ends.base_config.depth)
     for entry in journal.entries if journal else ():
         results.keep(entry)
     done = frozenset(results.done)
@@ -148,8 +149,8 @@ def score_tokens(
     reached = sum(lengths[i] for i in done)
     with bar("scoring", sum(lengths), unit="tokens", start=reached, show=progress) as shown:
         watch = Watch(lengths, done, shown)
-        if isinstance(pair, Streamed):
-            entries = stream_entries(pair, tokens, batches, how, watch)
+        if source.streams:
+            entries = stream_entries(source, tokens, batches, how, watch)
         else:
             entries = _entries(run, tokens, batches, watch)
         for entry in entries:
@@ -194,9 +195,9 @@ Result = tuple[Float[Array, "B C"], Float[Array, "B C L"], Float[Array, "B C"]]
 Run = Callable[[Rows], Result]
 
 
-def _result(norm: int, mesh: Mesh | None, pair: Pair | Source, rows: Rows) -> Result:
+def _result(norm: int, mesh: Mesh | None, source: Source, rows: Rows) -> Result:
     out = last_tokens(
-        pair,
+        source,
         rows["tokens"],
         rows["mask"],
         columns=rows["columns"],
@@ -215,26 +216,17 @@ def _pmapped(norm: int, devices: tuple[Any, ...]) -> Callable[..., Result]:
     return mesh_module.pmap(functools.partial(_result, norm, None), devices=devices)
 
 
-def _runner(pair: Pair | Streamed, options: ScoringOptions, mesh: Mesh | None) -> tuple[Run, int]:
+def _runner(source: Source, options: ScoringOptions, mesh: Mesh | None) -> tuple[Run, int]:
     """A function of a batch's arrays that does not wait for the device, and a divisor of B."""
     norm = options.norm
-    if isinstance(pair, Streamed):  # for one batch; `stream_entries` is for many
-        return lambda rows: _result(norm, None, pair, rows), 1
     if options.parallel == "pmap":
         devices = tuple(mesh.devices.flat) if mesh is not None else tuple(jax.local_devices())
-        copies = mesh_module.replicate(pair, devices)
+        copies = mesh_module.replicate(source, devices)
         mapped = _pmapped(norm, devices)
         return lambda rows: mapped(copies, rows), len(devices)
-    if mesh is None:
-        source = source_of(pair)
-        run = _jitted if source.one_program else _result
-        return lambda rows: run(norm, None, source, rows), 1
-    placed = sharding.place(pair, mesh)
-
-    def over_mesh(rows: Rows) -> Result:
-        return _jitted(norm, mesh, placed, sharding.put_rows(rows, mesh))
-
-    return over_mesh, sharding.batch_width(mesh)
+    run = _jitted if source.one_program else _result
+    width = sharding.batch_width(mesh)
+    return lambda rows: run(norm, mesh, source, sharding.put_rows(rows, mesh)), width
 
 
 def _entries(

@@ -21,7 +21,8 @@ from tuco_jax.core.budget import pass_budget
 from tuco_jax.core.carry_store import CarryStore
 from tuco_jax.core.last_token import LastToken, LastTokenStep, begin_last, finish_last
 from tuco_jax.core.places import Places
-from tuco_jax.core.streamed import Streamed, walk_each
+from tuco_jax.core.streamed import walk_each
+from tuco_jax.core.walk import Source
 from tuco_jax.models.pair import Pair
 from tuco_jax.prompts.packing import Packed, segments_of
 from tuco_jax.scoring.options import PassOptions, ScoringOptions
@@ -30,14 +31,9 @@ from tuco_jax.scoring.watch import Watch
 
 __all__ = ["passes_of", "stream_entries"]
 
-# Tokens of a pass. At 1 GB/s and 4 bytes a parameter computing then takes ten times as long as
-# reading at 0.8 TFLOP/s on a CPU, and about as long at 60 on an accelerator.
-_TOKENS = {"cpu": 1 << 15}
-_TOKENS_ELSEWHERE = 1 << 18
-
 
 def stream_entries(
-    source: Streamed,
+    source: Source,
     tokens: Sequence[Int[np.ndarray, " n"]],
     batches: Sequence[Packed],
     options: ScoringOptions,
@@ -61,7 +57,7 @@ def stream_entries(
 
 
 def _one_pass(
-    source: Streamed,
+    source: Source,
     rows: Sequence[Mapping[str, Any]],
     options: ScoringOptions,
     on_step: Callable[[bool, int, float], None],

@@ -63,7 +63,7 @@ def token_tuco(
     alphas = np.broadcast_to(np.asarray(alpha, np.float32), (pair.tuned_config.depth, len(rows)))
     out: list[Float[np.ndarray, " n"]] = [np.empty(0, np.float32)] * len(rows)
     mesh = mesh_of(pair)
-    source = source_of(pair)
+    source = source_of(pair, mesh)
     ids = [np.asarray(row, np.int32) for row in rows]
     budget = token_budget or default_budget()
     for batch in pack([row.size for row in ids], budget, batch_width(mesh), last_tokens=False):

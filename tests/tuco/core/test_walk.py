@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +22,7 @@ from tuco_jax.core.trajectories import trajectories
 from tuco_jax.core.walk import Split, Stacked, source_of
 from tuco_jax.generation import decoding
 from tuco_jax.generation.sampling import Sampling, row_keys
-from tuco_jax.models.sharding import place
+from tuco_jax.models.sharding import mesh_of, place
 
 CONFIG = rm.config(width=32, mlp_width=48, kv_heads=4, vocab_size=64)
 PAIRS = {"full": rm.full_pair(base=CONFIG), "adapter": rm.adapter_pair(base=CONFIG)}
@@ -199,3 +200,16 @@ def test_which_source():
     elsewhere = jax.device_put(pair.base, jax.devices()[1])
     assert isinstance(source_of(dataclasses.replace(pair, base=elsewhere)), Stacked)
     assert jax.jit(lambda p: isinstance(source_of(p), Stacked) * 1)(pair) == 1
+    streamed = Streamed.of(pair)
+    assert source_of(streamed) is streamed and source_of(streamed).streams
+    mesh = make_mesh(2, 2, 2)
+    over = source_of(pair, mesh)
+    assert isinstance(over, Stacked) and mesh_of(over.ends) == mesh
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_layers_are_the_same_in_every_source(kind):
+    per_source = [list(source(PAIRS[kind]).layers(1, 3)) for source in SOURCES.values()]
+    for layers in zip(*per_source, strict=True):
+        for other in layers[1:]:
+            chex.assert_trees_all_equal(layers[0], other)

@@ -14,6 +14,7 @@ from tests.tuco.tiny import save_tiny, tiny_hf, tiny_tokenizer
 from tests.tuco.weights.gguf import writer as gguf_writer
 from tests.tuco.weights.peft import test_read as test_peft
 from tuco_jax.core.streamed import Streamed, stream_pair
+from tuco_jax.core.walk import Split
 from tuco_jax.prompts.packing import pack
 from tuco_jax.prompts.read import as_prompts
 from tuco_jax.scoring.fingerprint import fingerprint
@@ -129,7 +130,9 @@ def test_weights_are_read_once_a_pass(where):
 def test_the_fingerprint_is_that_of_the_pair_in_memory(where, tuned):
     names = str(where / "base"), str(where / tuned)
     tokens = [np.arange(5, dtype=np.int32)]
-    key = fingerprint(load_pair(*names)[0], tokens, 1)
+    pair = load_pair(*names)[0]
+    key = fingerprint(pair, tokens, 1)
+    assert fingerprint(Split(pair), tokens, 1) == key
     streamed = stream_pair(*names)[0]
     assert fingerprint(streamed, tokens, 1) == key != fingerprint(streamed, tokens, 2)
     other = stream_pair(*names, dtype="bfloat16")[0]
