@@ -10,19 +10,19 @@ Legend: B rows, T tokens, C last tokens of a row (1, or as many as prompts are p
 residual width, L layers.
 """
 
-import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped
 
+from tuco_jax.core.engine import Phase, run
 from tuco_jax.core.layer import PairLayer
 from tuco_jax.core.places import Places, pick
 from tuco_jax.core.stream import begin, share
-from tuco_jax.core.walk import Source, as_source, walk
+from tuco_jax.core.walk import Source, as_source
 from tuco_jax.models.layers import Delta
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import constrain
@@ -31,8 +31,7 @@ __all__ = [
     "Carry",
     "LastToken",
     "LastTokenStep",
-    "begin_last",
-    "finish_last",
+    "LastTokens",
     "last_token",
     "last_tokens",
     "tuco",
@@ -104,6 +103,48 @@ class LastTokenStep:
         return Carry(x, first, last, sums), share(sums[0], sums[1], self.norm)
 
 
+@struct.dataclass
+class LastTokens:
+    """The engine of `last_tokens`; fields as its arguments."""
+
+    tokens: Int[Array, "B T"] | None
+    mask: Shaped[Array, "B T"]
+    columns: Int[Array, "B C"] | None = None
+    segments: Int[Array, "B T"] | None = None
+    embeddings: Float[Array, "B T D"] | None = None
+    norm: int = struct.field(pytree_node=False, default=1)
+    mesh: Mesh | None = struct.field(pytree_node=False, default=None)
+
+    def state(self, ends: Pair) -> Places:
+        """The tokens' places."""
+        return Places.of(ends, self.mask, self.columns, self.segments)
+
+    def begin(self, ends: Pair, state: Places) -> Carry:
+        """x_0 everywhere, and at the last tokens; sums at zero."""
+        x = begin(ends, self.tokens, self.embeddings, state, self.mesh)
+        assert state.columns is not None
+        first = pick(x, state.columns)
+        return Carry(x, first, first, (jnp.zeros_like(first),) * 4)
+
+    def phases(self, state: Places, depth: int) -> list[Phase]:
+        """The full step up to the last layer, which has its own."""
+        middle, last = (
+            LastTokenStep(state, full=full, norm=self.norm, mesh=self.mesh)
+            for full in (True, False)
+        )
+        before = [Phase(middle, 0, depth - 1)] if depth > 1 else []
+        return [*before, Phase(last, depth - 1, depth)]
+
+    def finish(self, ends: Pair, carry: Carry, outs: Sequence[Float[Array, "_ B C"]]) -> LastToken:
+        """The result; outs: beta_l."""
+        by_layer: Any = jnp.concatenate(outs)
+        ptc, ftc, attention, mlp = carry.sums
+        error = jnp.max(jnp.abs(carry.last - carry.first - ptc - ftc), axis=-1)
+        largest = jnp.max(jnp.abs(carry.last), axis=-1)
+        error = error / jnp.where(largest == 0, 1, largest)
+        return LastToken(by_layer[-1], by_layer, ptc, ftc, attention, mlp, error)
+
+
 def last_tokens(
     pair: Pair | Source,
     tokens: Int[Array, "B T"] | None,
@@ -120,17 +161,8 @@ def last_tokens(
     segments: contiguous; the prompt of its row that a token belongs to, and attends to. columns:
     of each prompt's last token; a row with fewer than C repeats any of its own.
     """
-    source = as_source(pair)
-    carry, places = begin_last(source.ends, tokens, mask, columns, segments, embeddings, mesh=mesh)
-    depth = source.ends.base_config.depth
-    middle = LastTokenStep(places, full=True, norm=norm, mesh=mesh)
-    betas = []
-    if depth > 1:
-        carry, own = walk(middle, carry, source, stop=depth - 1)
-        betas.append(own)
-    last = LastTokenStep(places, full=False, norm=norm, mesh=mesh)
-    carry, own = walk(last, carry, source, start=depth - 1)
-    return finish_last(carry, [*betas, own])
+    engine = LastTokens(tokens, mask, columns, segments, embeddings, norm=norm, mesh=mesh)
+    return run(engine, as_source(pair))
 
 
 def last_token(
@@ -172,33 +204,3 @@ def tuco(
 ) -> Float[Array, " B"]:
     """TuCo of each row, in [0, 1] (Definition 4.3); arguments as of `last_token`."""
     return last_token(pair, tokens, mask, embeddings=embeddings, norm=norm, mesh=mesh).tuco
-
-
-@functools.partial(jax.jit, static_argnames="mesh")
-def begin_last(
-    ends: Pair,
-    tokens: Int[Array, "B T"] | None,
-    mask: Shaped[Array, "B T"],
-    columns: Int[Array, "B C"] | None,
-    segments: Int[Array, "B T"] | None,
-    embeddings: Float[Array, "B T D"] | None,
-    *,
-    mesh: Mesh | None = None,
-) -> tuple[Carry, Places]:
-    """The carry before the first layer, and the tokens' places; arguments as of `last_tokens`."""
-    places = Places.of(ends, mask, columns, segments)
-    x = begin(ends, tokens, embeddings, places, mesh)
-    assert places.columns is not None
-    first = pick(x, places.columns)
-    return Carry(x, first, first, (jnp.zeros_like(first),) * 4), places
-
-
-@jax.jit
-def finish_last(carry: Carry, betas: list[Float[Array, "_ B C"]]) -> LastToken:
-    """The result from the carry after the last layer; betas: of some layers each, in order."""
-    by_layer: Any = jnp.concatenate(betas)
-    ptc, ftc, attention, mlp = carry.sums
-    error = jnp.max(jnp.abs(carry.last - carry.first - ptc - ftc), axis=-1)
-    largest = jnp.max(jnp.abs(carry.last), axis=-1)
-    error = error / jnp.where(largest == 0, 1, largest)
-    return LastToken(by_layer[-1], by_layer, ptc, ftc, attention, mlp, error)

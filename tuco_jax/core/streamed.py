@@ -1,23 +1,22 @@
 """The streamed source: each layer is read while the one before it computes.
 
 It is for a pair that does not fit in memory: two layers are in memory at any time. Many batches go
-through a layer before the next one is taken (`walk_each`), so that the weights are read once;
-their residual streams are stored in host memory, and beyond a budget on disk (`carry_store.py`).
+through a layer before the next one is taken (`run_each` of `engine.py`), so that the weights are
+read once; their residual streams are stored in host memory, and beyond a budget on disk
+(`carry_store.py`).
 
 Legend: L layers.
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from tuco_jax.core.carry_store import CarryStore
 from tuco_jax.core.layer import PairLayer
-from tuco_jax.core.walk import OneByOne, Source, Step, advance, ends_of
+from tuco_jax.core.walk import OneByOne, ends_of
 from tuco_jax.models.decoder import Params
 from tuco_jax.models.layers import layer_infos
 from tuco_jax.models.pair import Pair
@@ -25,7 +24,7 @@ from tuco_jax.models.pair import Pair
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Streamed", "stream_pair", "walk_each"]
+__all__ = ["Streamed", "stream_pair"]
 
 # Index of a layer -> its `base`, `tuned` and `lora`, host arrays without an axis of layers.
 Read = Callable[[int], tuple[Params, Params, Params]]
@@ -77,40 +76,6 @@ class Streamed(OneByOne):
     def _layer(self, index: int) -> PairLayer:
         infos = jax.tree.map(lambda x: x[index], self._infos)
         return jax.device_put(PairLayer(*self._read(index), infos, self._configs))
-
-
-def walk_each(
-    steps: Sequence[Step],
-    carries: CarryStore,
-    source: Source,
-    *,
-    start: int = 0,
-    stop: int | None = None,
-    on_step: Callable[[int, float], None] | None = None,
-) -> list[list[Any]]:
-    """`walk` of many carries: all go through a layer before the next one is taken.
-
-    steps: one for each carry, indexed anew at every layer, so that a lazy sequence holds none.
-    carries: replaced by the last ones. on_step: called after each step with the carry's index and
-    the seconds of the call, which include compilation, but not computation.
-
-    Returns what the steps returned, [stop - start][carries], on the host.
-    """
-    stop = source.ends.base_config.depth if stop is None else stop
-    outs = []
-    for layer in source.layers(start, stop):
-        own = []
-        for index in range(len(carries)):
-            step, carry = steps[index], carries[index]
-            began = time.perf_counter()
-            carries[index], out = advance(step, carry, layer, None)
-            own.append(out)
-            if on_step is not None:
-                on_step(index, time.perf_counter() - began)
-        outs.append(jax.device_get(own))
-        carries.settle()
-        del layer
-    return outs
 
 
 def stream_pair(

@@ -12,7 +12,7 @@ Legend: L layers.
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
 import jax
@@ -36,6 +36,7 @@ __all__ = [
     "Step",
     "advance",
     "as_source",
+    "each_layer",
     "ends_of",
     "source_of",
     "walk",
@@ -61,7 +62,7 @@ class Source(Protocol):
     """Layers of a pair.
 
     one_program: whether a walk may be part of a compiled function. streams: whether layers are
-    read while the walk goes on, so that many batches should go through each (`walk_each`).
+    read while the walk goes on, so that many batches should go through each (`engine.py`).
     """
 
     one_program: bool
@@ -213,26 +214,38 @@ class OneByOne:
 
         Each layer's part of the cache is then written in place.
         """
-        owns = [None] * (stop - start) if inputs is None else _parts(inputs, start, stop)
-        outs = []
-        if cache is None:
-            for layer, own in zip(self.layers(start, stop), owns, strict=True):
-                carry, out = advance(step, carry, layer, own)
-                outs.append(out)
-                if self.streams:
-                    jax.block_until_ready(carry)
-            return carry, _stack(*outs) if jax.tree.leaves(outs) else None
-        held = cache.keys_values
-        if not isinstance(held, list):
+        owns = None if inputs is None else _parts(inputs, start, stop)
+        held: Any = None if cache is None else cache.keys_values
+        if cache is not None and not isinstance(held, list):
             held = _parts(held, 0, self.ends.base_config.depth)
-        bare = cache.bare()
-        for index, layer in enumerate(self.layers(start, stop)):
-            carry, held[start + index] = _one_cached(
-                step, carry, layer, owns[index], held[start + index], bare
-            )
+        bare = None if cache is None else cache.bare()
+
+        def visit(index: int, layer: PairLayer) -> Any:
+            nonlocal carry
+            own, out = None if owns is None else owns[index - start], None
+            if bare is None:
+                carry, out = advance(step, carry, layer, own)
+            else:
+                carry, held[index] = _one_cached(step, carry, layer, own, held[index], bare)
             if self.streams:
                 jax.block_until_ready(carry)
-        return carry, dataclasses.replace(cache, keys_values=held)
+            return out
+
+        outs = each_layer(self, start, stop, visit)
+        if cache is not None:
+            return carry, dataclasses.replace(cache, keys_values=held)
+        return carry, _stack(*outs) if jax.tree.leaves(outs) else None
+
+
+def each_layer(
+    source: Source, start: int, stop: int, visit: Callable[[int, PairLayer], Tree]
+) -> list[Tree]:
+    """What `visit` returns for each layer and its index: the loop over layers on the host."""
+    outs = []
+    for layer in source.layers(start, stop):
+        outs.append(visit(start + len(outs), layer))
+        del layer  # before the next one is waited for
+    return outs
 
 
 class Split(OneByOne):

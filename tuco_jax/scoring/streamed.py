@@ -10,20 +10,17 @@ of a prompt.
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Int
 
 from tuco_jax.core.budget import pass_budget
 from tuco_jax.core.carry_store import CarryStore
-from tuco_jax.core.last_token import LastToken, LastTokenStep, begin_last, finish_last
-from tuco_jax.core.places import Places
-from tuco_jax.core.streamed import walk_each
+from tuco_jax.core.engine import run_each
+from tuco_jax.core.last_token import LastTokens
 from tuco_jax.core.walk import Source
-from tuco_jax.models.pair import Pair
 from tuco_jax.prompts.packing import Packed, segments_of
 from tuco_jax.scoring.options import PassOptions, ScoringOptions
 from tuco_jax.scoring.output import Entry
@@ -41,71 +38,26 @@ def stream_entries(
 ) -> Iterator[Entry]:
     """Results of each batch; those of one pass come together."""
     config = source.ends.base_config
+    memory, folder = _memory(options.passes), _folder(options.passes)
     for some in passes_of(batches, config.width, options.passes):
-        rows = [batch.arrays(tokens) for batch in some]
+        engines = [_engine(batch.arrays(tokens), options.norm) for batch in some]
 
-        def on_step(full: bool, index: int, took: float, some: list[Packed] = some) -> None:
+        def on_step(phase: int, index: int, took: float, some: list[Packed] = some) -> None:
             batch = some[index]
-            watch.called((full, batch.size, batch.length, batch.most), took)
+            watch.called((phase, batch.size, batch.length, batch.most), took)
             watch.advance(batch, 1 / config.depth)
 
-        results = _one_pass(source, rows, options, on_step)
-        for batch, out in zip(some, results, strict=True):
-            yield Entry.of(
-                batch, out.tuco, np.moveaxis(np.asarray(out.layers), 0, -1), out.telescoping
-            )
+        with contextlib.closing(CarryStore(len(some), memory, folder)) as carries:
+            results = run_each(engines, source, carries, on_step)
+            for batch, out in zip(some, results, strict=True):
+                layers = np.moveaxis(np.asarray(out.layers), 0, -1)
+                yield Entry.of(batch, out.tuco, layers, out.telescoping)
 
 
-def _one_pass(
-    source: Source,
-    rows: Sequence[Mapping[str, Any]],
-    options: ScoringOptions,
-    on_step: Callable[[bool, int, float], None],
-) -> Iterator[LastToken]:
-    """`last_tokens` of each batch, on the host, after all of them went through the last layer.
-
-    rows: each batch's `Packed.arrays`. on_step: called with `LastTokenStep.full`, the batch's
-    index and the seconds of the call.
-    """
-    depth = source.ends.base_config.depth
-    memory, folder = _memory(options.passes), _folder(options.passes)
-    with contextlib.closing(CarryStore(len(rows), memory, folder)) as carries:
-        for index, batch in enumerate(rows):
-            columns, segments = batch["columns"], segments_of(batch)
-            carries[index], _ = begin_last(
-                source.ends, batch["tokens"], batch["mask"], columns, segments, None
-            )
-        betas = []
-        for full, start, stop in ((True, 0, depth - 1), (False, depth - 1, depth)):
-            steps = _Steps(source.ends, rows, full, options.norm)
-
-            def after(index: int, took: float, full: bool = full) -> None:
-                on_step(full, index, took)
-
-            betas += walk_each(steps, carries, source, start=start, stop=stop, on_step=after)
-        for index in range(len(rows)):
-            own = np.stack([layer[index] for layer in betas])
-            yield jax.device_get(finish_last(carries[index], [own]))
-
-
-class _Steps(Sequence[LastTokenStep]):
-    """The step of each batch, computed when it is indexed."""
-
-    def __init__(
-        self, ends: Pair, rows: Sequence[Mapping[str, Any]], full: bool, norm: int
-    ) -> None:
-        self._ends, self._rows, self._full, self._norm = ends, rows, full, norm
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        rows = self._rows[index]
-        places = _places(self._ends, rows["mask"], rows["columns"], segments_of(rows))
-        return LastTokenStep(places, full=self._full, norm=self._norm, mesh=None)
-
-
-_places = jax.jit(Places.of)
+def _engine(rows: Mapping[str, Any], norm: int) -> LastTokens:
+    """The scores of a batch; rows: its `Packed.arrays`."""
+    columns, segments = rows["columns"], segments_of(rows)
+    return LastTokens(rows["tokens"], rows["mask"], columns, segments, norm=norm)
 
 
 def passes_of(

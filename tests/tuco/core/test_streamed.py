@@ -14,9 +14,10 @@ from flax import struct
 from common_jax.errors import InputError
 from tests.tuco import random_models as rm
 from tuco_jax.core.carry_store import CarryStore
+from tuco_jax.core.engine import Phase, run, run_each
 from tuco_jax.core.last_token import last_token
-from tuco_jax.core.streamed import Streamed, walk_each
-from tuco_jax.core.walk import ends_of, walk
+from tuco_jax.core.streamed import Streamed
+from tuco_jax.core.walk import Split, Stacked, ends_of
 
 DEPTH = 5
 CONFIG = rm.config(depth=DEPTH, rope_index=(0,) * DEPTH, windows=(0,) * DEPTH)
@@ -52,6 +53,26 @@ class Add:
     def __call__(self, carry, layer, _):
         x = carry["x"] * 1.5 + self.number + layer.params["attention"]["q"]["kernel"].sum()
         return carry | {"x": x}, x.sum()
+
+
+@struct.dataclass
+class Adds:
+    """An engine of two phases, which add different numbers."""
+
+    carry: Any
+    number: jax.Array
+
+    def state(self, ends):
+        return self.number * 2
+
+    def begin(self, ends, state):
+        return self.carry | {"x": self.carry["x"] + state}
+
+    def phases(self, state, depth):
+        return [Phase(Add(state), 0, 2), Phase(Add(state + 1), 2, depth)]
+
+    def finish(self, ends, carry, outs):
+        return carry, jnp.concatenate(outs), ends.base["final_norm"]
 
 
 def carries(count, rng):
@@ -100,22 +121,20 @@ def test_an_error_of_a_read_is_the_walks():
 def test_many_carries_walk_as_each_alone(tmp_path, count, memory):
     reader = Reader(rm.full_pair(base=CONFIG))
     source = Streamed(ends_of(reader.pair), reader)
-    steps = [Add(jnp.float32(i)) for i in range(count)]
     starts = carries(count, np.random.default_rng(0))
-    alone = [walk(s, c, source) for s, c in zip(steps, starts, strict=True)]
+    engines = [Adds(carry, jnp.float32(i)) for i, carry in enumerate(starts)]
+    alone = [run(engine, source) for engine in engines]
     reader.read.clear()
     reader.most = reader.alive
     store = CarryStore(count, memory, tmp_path)
-    for i, carry in enumerate(starts):
-        store[i] = carry
     told = []
-    outs = walk_each(steps, store, source, stop=2, on_step=lambda i, _: told.append(i))
-    outs += walk_each(steps, store, source, start=2)
+    outs = list(run_each(engines, source, store, lambda *step: told.append(step[:2])))
     assert reader.read == [*range(DEPTH)] and reader.most <= 2 + 1
-    assert told == [*range(count)] * 2
-    for i, (carry, own) in enumerate(alone):
-        chex.assert_trees_all_equal(store[i], jax.tree.map(np.asarray, carry))
-        np.testing.assert_array_equal([layer[i] for layer in outs], own)
+    assert told == [(phase, i) for phase in (0, 0, 1, 1, 1) for i in range(count)]
+    chex.assert_trees_all_equal(outs, jax.device_get(alone))
+    for other in (Split(reader.pair), Stacked.of(reader.pair)):  # which do not stream
+        again = list(run_each(engines, other, store))
+        chex.assert_trees_all_close(again, outs, rtol=1e-5)
     total = sum(x.nbytes for c in starts for x in c.values())
     expected = {0: total, 100: max(0, total - 100), 10**6: 0}[memory]
     assert expected <= store.on_disk <= total
