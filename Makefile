@@ -65,6 +65,8 @@ bench: $(REWARDS) $(DEV)
 	$(BIN)/python -m benchmarks.tuco
 	$(BIN)/python -m benchmarks.steer
 	$(BIN)/python -m benchmarks.reward
+	$(BIN)/python -m benchmarks.attention
+	$(BIN)/python -m benchmarks.stream
 
 check: $(REWARDS) $(DEV)
 	$(BIN)/ruff format --check $(SOURCES)
