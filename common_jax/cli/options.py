@@ -3,9 +3,8 @@
 import dataclasses
 
 from common_jax.cli.ranges import PositiveInt, Seed
-from common_jax.errors import InputError
 
-__all__ = ["MeshOptions", "RunOptions", "check_seed"]
+__all__ = ["MeshOptions", "RunOptions"]
 
 
 @dataclasses.dataclass
@@ -40,9 +39,3 @@ class RunOptions:
     save_every: PositiveInt = 1000
     resume: bool = False
     mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
-
-
-def check_seed(seed: int) -> None:
-    """Raise InputError for a seed beyond 32 bits, which jax would truncate without a warning."""
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed is {seed}: give 0 to {2**32 - 1}")

@@ -1,7 +1,7 @@
 """Numbers with a range, as types of options.
 
 The command line checks options against their types as it reads them. `check_ranges` checks options
-that were made in Python, where types are not enforced.
+that were made in Python, where types are not enforced: numbers, and choices (`Literal`).
 """
 
 import dataclasses
@@ -14,12 +14,14 @@ from common_jax.errors import InputError
 
 __all__ = [
     "BelowOne",
+    "AboveZeroToOne",
     "HalfAtMost",
     "NonNegativeFloat",
     "NonNegativeInt",
     "PositiveFloat",
     "PositiveInt",
     "Seed",
+    "TwoOrMore",
     "UnitInterval",
     "check_ranges",
     "in_words",
@@ -29,12 +31,14 @@ __all__ = [
 _SEEDS = 2**32  # jax truncates a seed beyond 32 bits without a warning
 
 if TYPE_CHECKING:
-    PositiveInt = NonNegativeInt = Seed = int
-    PositiveFloat = NonNegativeFloat = BelowOne = HalfAtMost = UnitInterval = float
+    PositiveInt = NonNegativeInt = TwoOrMore = Seed = int
+    PositiveFloat = NonNegativeFloat = float
+    BelowOne = HalfAtMost = UnitInterval = AboveZeroToOne = float
 else:
     from jsonargparse.typing import ClosedUnitInterval as UnitInterval
     from jsonargparse.typing import NonNegativeInt, PositiveInt, restricted_number_type
 
+    TwoOrMore = restricted_number_type("TwoOrMore", int, [(">=", 2)])
     Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", _SEEDS)])
     PositiveFloat = restricted_number_type("PositiveFinite", float, [(">", 0.0), ("<", math.inf)])
     NonNegativeFloat = restricted_number_type(
@@ -42,15 +46,18 @@ else:
     )
     BelowOne = restricted_number_type("BelowOne", float, [(">=", 0.0), ("<", 1.0)])
     HalfAtMost = restricted_number_type("HalfAtMost", float, [(">=", 0.0), ("<=", 0.5)])
+    AboveZeroToOne = restricted_number_type("AboveZeroToOne", float, [(">", 0.0), ("<=", 1.0)])
 
 _IN_WORDS = {
     "PositiveInt": "1 or more",
     "NonNegativeInt": "0 or more",
+    "TwoOrMore": "2 or more",
     "Seed": f"0 to {_SEEDS - 1}",
     "PositiveFinite": "above 0",
     "NonNegativeFinite": "0 or more",
     "BelowOne": "0 or more and below 1",
     "HalfAtMost": "0 to 0.5",
+    "AboveZeroToOne": "above 0 and at most 1",
     "ClosedUnitInterval": "0 to 1",
 }
 
@@ -79,14 +86,18 @@ def _check(hint: Any, value: Any, name: str) -> None:
     elif isinstance(value, tuple | list):
         for one in value:
             _check(arguments[0] if arguments else Any, one, name)
+    elif typing.get_origin(hint) is typing.Literal:
+        if value not in arguments:
+            choices = " or ".join(map(str, arguments))
+            raise InputError(f"{name} must be {choices}, not {value!r}")
     elif isinstance(hint, types.UnionType) and value is not None:
         for one in arguments:
             _check(one, value, name)
-    elif (words := _IN_WORDS.get(getattr(hint, "__name__", ""))) is not None:
+    elif (allowed := _IN_WORDS.get(getattr(hint, "__name__", ""))) is not None:
         try:
             typing.cast(type, hint)(value)
         except (ValueError, TypeError):
-            raise InputError(f"{name} must be {words}, not {value}") from None
+            raise InputError(f"{name} must be {allowed}, not {value}") from None
 
 
 def plain(value: Any) -> Any:

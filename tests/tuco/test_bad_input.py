@@ -206,16 +206,19 @@ OPTIONS = {
     "abbreviation": (["--trunc"], ["unknown option --trunc; did you mean --truncate?"]),
     "dtype": (["--dtype", "float3"], ["--dtype", "'float32', 'bfloat16', 'float16'", "float3"]),
     "norm": (["--norm", "3"], ["--norm", "3"]),
-    "no number": (["--token_budget", "many"], ["--token_budget", "int", "many"]),
+    "no number": (["--token_budget", "many"], ["--token_budget must be 1 or more, not many"]),
     "no value": (["--dtype"], ["--dtype", "expected one argument"]),
     "stray word": (["extra"], ["unrecognized arguments: extra"]),
-    "budget": (["--token_budget", "0"], ["token_budget must be positive"]),
+    "budget": (["--token_budget", "0"], ["--token_budget must be 1 or more, not 0"]),
     "too many devices": (["--mesh.data", "512"], ["wants 512 devices", "choose smaller sizes"]),
     "no devices": (["--mesh.tensor", "0"], ["sizes are 1 or more"]),
     "pmap over tensor": (["--mesh.tensor=2", "--parallel=pmap"], ["pmap is for data alone"]),
     "stream over a mesh": (["--stream", "--mesh.data=2"], ["streams runs on one device", "mesh"]),
     "stream with pmap": (["--stream", "--parallel=pmap"], ["streams runs on one device"]),
-    "less than no memory": (["--stream", "--passes.memory=-1"], ["passes.memory must not be neg"]),
+    "less than no memory": (
+        ["--stream", "--passes.memory=-1"],
+        ["--passes.memory must be 0 or more"],
+    ),
     "no folder": (["--stream", "--passes.folder=absent"], ["passes.folder: absent: no such"]),
 }
 

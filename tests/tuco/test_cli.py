@@ -16,6 +16,7 @@ import pytest
 
 import tuco_jax
 from common_jax.cli import command_line
+from common_jax.errors import InputError
 from tests.tuco.cli_pair import ROOT, read_jsonl, run_in_process, save_pair, start, write_jsonl
 from tuco_jax import cli
 from tuco_jax.commands import score as score_command
@@ -336,7 +337,12 @@ def test_a_seed_that_is_none_is_one_line_for_every_study(run, name, seed, tmp_pa
     data = ["--data", "d"] if name == "alpha-mwe" else []
     assert run("study", name, *data, "--seed", seed, "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err
-    assert error == f"tuco-jax: error: seed is {seed}: give 0 to 4294967295\n"
+    line = f"option --seed must be 0 to 4294967295, not {seed} (see tuco-jax study {name} --help)"
+    assert error == f"tuco-jax: error: {line}\n"
+    options, _ = studies.COMMANDS[name].load()
+    needed = {"data": tmp_path} if name == "alpha-mwe" else {}
+    with pytest.raises(InputError, match="seed must be 0 to 4294967295, not"):
+        options(out=tmp_path / "out", seed=int(seed), **needed)
     assert not (tmp_path / "out").exists()
 
 

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common_jax import resume
+from common_jax.cli.ranges import NonNegativeInt, PositiveInt, Seed, check_ranges
 from common_jax.errors import InputError
 from common_jax.io.files import write_json
 from tuco_jax.attacks.layout import Goal, Layout, Placement, allowed_tokens, lay_out, surviving
@@ -43,43 +44,49 @@ from tuco_jax.models.sharding import mesh_of, put_rows
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Attack", "Options", "attack"]
+__all__ = ["Attack", "Options", "SearchOptions", "attack"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How to search; the defaults are the authors' (arXiv 2307.15043), for many requests at once.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """How widely to search; the defaults are the authors' (arXiv 2307.15043).
 
-    start: the initial string; its number of tokens stays. placement: the string before the request
-    ("prefix") or after it ("suffix"). candidates: drawn in each step. topk: tokens to choose from
-    at each position. non_ascii: allow tokens that are not printable ASCII. refilter: drop
-    candidates whose text does not tokenize to the same tokens. progressive: begin with the first
-    prompt and add one whenever the string succeeds on all so far. match: how many first tokens of
-    the target must be the greedy ones for a success; 0 for all. stop: end when the string succeeds
-    on all prompts. chunk: candidates in one batch, to limit memory.
+    Args:
+        placement: the string before the request (prefix), or after it (suffix).
+        steps: of a search, at most.
+        candidates: drawn in each step.
+        topk: tokens to choose from at each position of a string.
+        chunk: candidates in one batch, to limit memory.
     """
 
-    steps: int = 500
-    candidates: int = 512
-    topk: int = 256
-    start: str = " ".join("!" * 20)
     placement: Placement = "suffix"
+    steps: PositiveInt = 500
+    candidates: PositiveInt = 512
+    topk: PositiveInt = 256
+    chunk: PositiveInt = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(SearchOptions):
+    """How to search; the defaults are the authors', for many requests at once.
+
+    start: the initial string; its number of tokens stays. non_ascii: allow tokens that are not
+    printable ASCII. refilter: drop candidates whose text does not tokenize to the same tokens.
+    progressive: begin with the first prompt and add one whenever the string succeeds on all so
+    far. match: how many first tokens of the target must be the greedy ones for a success; 0 for
+    all. stop: end when the string succeeds on all prompts.
+    """
+
+    start: str = " ".join("!" * 20)
     non_ascii: bool = False
     refilter: bool = True
     progressive: bool = True
-    match: int = 0
+    match: NonNegativeInt = 0
     stop: bool = True
-    chunk: int = 64
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "candidates", "topk", "chunk"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: give 1 or more")
-        if self.match < 0:
-            raise InputError(f"match is {self.match}: give 0 for the whole target, or more")
-        if self.placement not in ("prefix", "suffix"):
-            raise InputError(f"placement is {self.placement!r}: give 'prefix' or 'suffix'")
+        check_ranges(self)
         if not self.start.strip() or self.start != self.start.strip():
             raise InputError("start must be a text without blanks at its ends")
 

@@ -7,7 +7,7 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from common_jax.errors import InputError
+from common_jax.cli.ranges import NonNegativeInt, TwoOrMore
 from common_jax.io.files import make_folder
 from tuco_jax.datasets.prompt_groups import prompt_groups
 from tuco_jax.studies import demo
@@ -28,15 +28,13 @@ class Config(StudyOptions):
     """
 
     out: pathlib.Path = pathlib.Path("runs/demo")
-    prompts: int = 32
-    maps: int = 2
+    prompts: TwoOrMore = 32
+    maps: NonNegativeInt = 2
 
 
 def run(config: Config) -> pathlib.Path:
     """Load the pair, score, print the tables, write the report; returns the report's path."""
     started = time.perf_counter()
-    if config.maps < 0:
-        raise InputError("maps must be 0 or more")
     groups = prompt_groups(config.prompts, config.seed)
     pair, tokenizer, facts = load_studied_pair(config)
     make_folder(config.out)

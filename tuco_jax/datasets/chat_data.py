@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from common_jax.cli.ranges import PositiveInt, Seed, check_ranges
 from common_jax.errors import InputError
 from tuco_jax.datasets import prompt_sources as sources
 from tuco_jax.datasets import refusal_data
@@ -49,9 +50,12 @@ class ChatDataConfig:
     """
 
     out: pathlib.Path = pathlib.Path("runs/gemma-data")
-    seed: int = 0
-    harmful: int = 190
-    evaluation: int = 100
+    seed: Seed = 0
+    harmful: PositiveInt = 190
+    evaluation: PositiveInt = 100
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def whole_sentences(text: str) -> str:

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from common_jax.cli.ranges import PositiveInt, Seed, check_ranges
 from common_jax.errors import InputError
 from common_jax.io.files import make_folder
 from tuco_jax.datasets import prompt_sources as sources
@@ -73,10 +74,13 @@ class RefusalDataConfig:
     """
 
     out: pathlib.Path = pathlib.Path("runs/refusal-data")
-    seed: int = 0
-    harmful: int = 190
-    evaluation: int = 100
+    seed: Seed = 0
+    harmful: PositiveInt = 190
+    evaluation: PositiveInt = 100
     answer: str = ""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclasses.dataclass(frozen=True)

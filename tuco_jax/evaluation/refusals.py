@@ -9,7 +9,9 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
+from common_jax.cli.ranges import PositiveInt, check_ranges
 from common_jax.errors import InputError
 from common_jax.io.files import check_writable, write_json
 from common_jax.mesh import mesh_for
@@ -21,6 +23,9 @@ from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.read import Prompt, read_prompts
 from tuco_jax.scoring.output import FORMATS, write_table
 from tuco_jax.weights.options import PairOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = [
     "RefusalConfig",
@@ -63,7 +68,7 @@ def count_refusals(
 
 def refusal_rates(
     pair: Pair,
-    tokenizer,
+    tokenizer: "PreTrainedTokenizerBase",
     sets: Mapping[str, Sequence[Prompt]],
     *,
     alphas: Sequence[float] = (0.0, 1.0),
@@ -113,7 +118,7 @@ class RefusalConfig(PairOptions):
     prompts: pathlib.Path
     out: pathlib.Path
     alphas: tuple[float, ...] = (0.0, 1.0)
-    max_new_tokens: int = 30
+    max_new_tokens: PositiveInt = 30
 
 
 def run(config: RefusalConfig) -> dict[float, list[RefusalRate]]:
@@ -123,6 +128,7 @@ def run(config: RefusalConfig) -> dict[float, list[RefusalRate]]:
 
     from tuco_jax.weights.load import load_pair
 
+    check_ranges(config)
     files = (
         [config.prompts] if config.prompts.suffix == ".jsonl" else config.prompts.glob("*.jsonl")
     )

@@ -3,7 +3,14 @@
 import dataclasses
 from collections.abc import Sequence
 
-from common_jax.cli.options import check_seed
+from common_jax.cli.ranges import (
+    AboveZeroToOne,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Seed,
+    check_ranges,
+)
 from common_jax.errors import InputError
 from tuco_jax.weights.options import PairOptions
 
@@ -24,27 +31,16 @@ class GenerationOptions:
         batch_size: prompts that are answered at once, sorted by length.
     """
 
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
+    max_new_tokens: PositiveInt = 64
+    temperature: NonNegativeFloat = 0.0
+    top_k: NonNegativeInt = 0
+    top_p: AboveZeroToOne = 1.0
+    seed: Seed = 0
     stop: Sequence[str] = ()
-    batch_size: int = 32
+    batch_size: PositiveInt = 32
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: give a positive number")
-        if not 0 <= self.temperature < float("inf"):
-            raise InputError(
-                f"temperature is {self.temperature}: give 0 (greedy) or a positive number"
-            )
-        if self.top_k < 0:
-            raise InputError(f"top_k is {self.top_k}: give 0 (all tokens) or a positive number")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p is {self.top_p}: give a number above 0 and at most 1")
-        check_seed(self.seed)
+        check_ranges(self)
         if "" in self.stops:
             raise InputError("stop holds an empty text: remove it")
 

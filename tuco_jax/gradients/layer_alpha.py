@@ -21,6 +21,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from common_jax.cli.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, check_ranges
 from common_jax.errors import InputError
 from tuco_jax.core.decompose import decompose
 from tuco_jax.core.places import last_column
@@ -61,17 +62,12 @@ class LayerAlphaOptions:
     penalty: weight of the mean squared distance of alpha from 1.
     """
 
-    steps: int = 30
-    learning_rate: float = 0.02
-    penalty: float = 1.0
+    steps: PositiveInt = 30
+    learning_rate: PositiveFloat = 0.02
+    penalty: NonNegativeFloat = 1.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise InputError(f"steps is {self.steps}: give 1 or more")
-        if not self.learning_rate > 0:
-            raise InputError(f"learning_rate is {self.learning_rate}: give a number above 0")
-        if not self.penalty >= 0:
-            raise InputError(f"penalty is {self.penalty}: give 0 or more")
+        check_ranges(self)
 
 
 @dataclasses.dataclass(frozen=True)

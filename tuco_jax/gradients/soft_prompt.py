@@ -10,7 +10,7 @@ Legend: B prompts, T tokens, k vectors, D residual width, S steps.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped
 
+from common_jax.cli.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Seed, check_ranges
 from common_jax.errors import InputError
 from tuco_jax.core.last_token import tuco
 from tuco_jax.models import decoder
@@ -46,25 +47,17 @@ class SoftPromptOptions:
     2. seed: of the tokens whose embeddings the vectors start from.
     """
 
-    vectors: int = 4
-    position: int = 1
+    vectors: PositiveInt = 4
+    position: NonNegativeInt = 1
     maximise: bool = False
-    steps: int = 100
-    learning_rate: float = 0.02
-    max_norm: float | None = None
-    norm: int = 1
-    seed: int = 0
+    steps: PositiveInt = 100
+    learning_rate: PositiveFloat = 0.02
+    max_norm: PositiveFloat | None = None
+    norm: Literal[1, 2] = 1
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        for name in ("vectors", "steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: give 1 or more")
-        if self.position < 0:
-            raise InputError(f"position is {self.position}: give 0 or more tokens before them")
-        if not self.learning_rate > 0:
-            raise InputError(f"learning_rate is {self.learning_rate}: give a number above 0")
-        if self.max_norm is not None and not self.max_norm > 0:
-            raise InputError(f"max_norm is {self.max_norm}: give a number above 0, or none")
+        check_ranges(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Literal
 
+from common_jax.cli.ranges import NonNegativeFloat, PositiveInt, check_ranges
 from common_jax.errors import InputError
 from tuco_jax.weights.options import PairOptions
 
@@ -26,16 +27,12 @@ class PassOptions:
         folder: of residual streams on disk; by default the output's, or that of temporary files.
     """
 
-    memory: float = 2.0
-    tokens: int | None = None
+    memory: NonNegativeFloat = 2.0
+    tokens: PositiveInt | None = None
     folder: str | None = None
 
     def check(self) -> None:
-        """Raise InputError for an option that is out of range."""
-        if not self.memory >= 0:
-            raise InputError(f"passes.memory must not be negative, not {self.memory:g} GiB")
-        if self.tokens is not None and self.tokens < 1:
-            raise InputError(f"passes.tokens must be positive, not {self.tokens}")
+        """Raise InputError for a folder that is not there."""
         if self.folder is not None and not os.path.isdir(self.folder):
             raise InputError(f"passes.folder: {self.folder}: no such folder")
 
@@ -53,19 +50,14 @@ class ScoringOptions:
     """
 
     norm: Literal[1, 2] = 1
-    token_budget: int | None = None
+    token_budget: PositiveInt | None = None
     parallel: Parallel = "jit"
     truncate: bool = False
     passes: PassOptions = dataclasses.field(default_factory=PassOptions)
 
     def check(self, mesh: "Mesh | None", streams: bool = False) -> None:
-        """Raise InputError for options that do not fit one another, the mesh, or streaming."""
-        if self.norm not in (1, 2):
-            raise InputError(f"norm must be 1 or 2, not {self.norm!r}")
-        if self.token_budget is not None and self.token_budget < 1:
-            raise InputError(f"token_budget must be positive, not {self.token_budget}")
-        if self.parallel not in ("jit", "pmap"):
-            raise InputError(f"parallel must be jit or pmap, not {self.parallel!r}")
+        """Raise InputError for options beyond their ranges, or that do not fit one another."""
+        check_ranges(self)
         if self.parallel == "pmap" and mesh is not None and mesh.shape["data"] != mesh.size:
             raise InputError(
                 "pmap is for data alone: set mesh.fsdp and mesh.tensor to 1, or use jit"

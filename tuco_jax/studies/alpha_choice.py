@@ -50,8 +50,6 @@ def check_alphas(alphas: Sequence[float]) -> None:
 
 def check_folds(tasks: Sequence[Task], folds: int) -> None:
     """Raises InputError for a task with fewer questions than folds."""
-    if folds < 2:
-        raise InputError(f"folds must be 2 or more, not {folds}")
     for task in tasks:
         if len(task.questions) < folds:
             raise InputError(

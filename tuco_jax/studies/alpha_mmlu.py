@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int
 
+from common_jax.cli.ranges import NonNegativeInt, TwoOrMore
 from common_jax.errors import InputError
 from common_jax.report.findings import Claim, Findings
 from tuco_jax.datasets.multiple_choice import Task, read_social_iqa, read_tasks, select_tasks
@@ -85,10 +86,10 @@ class Config(StudyOptions):
     source: Literal["mmlu", "socialiqa"] = "mmlu"
     tasks: tuple[str, ...] = ()
     split: Literal["test", "val"] = "test"
-    limit: int = 0
-    shots: int = 5
+    limit: NonNegativeInt = 0
+    shots: NonNegativeInt = 5
     alphas: tuple[float, ...] = ALPHAS
-    folds: int = 5
+    folds: TwoOrMore = 5
     chat: bool = False
     share_prefix: bool = True
 
@@ -100,8 +101,6 @@ def category(task: str) -> str:
 
 def prepare(config: Config) -> list[Task]:
     """Read the chosen tasks; each has questions and examples enough."""
-    if config.limit < 0 or config.shots < 0:
-        raise InputError("limit and shots must not be negative")
     check_alphas(config.alphas)
     if config.source == "socialiqa":
         from tuco_jax.datasets.assets import fetch

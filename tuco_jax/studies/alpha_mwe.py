@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from common_jax.errors import InputError
+from common_jax.cli.ranges import NonNegativeInt, TwoOrMore
 from common_jax.report.findings import Claim, Findings
 from tuco_jax.datasets.multiple_choice import Task, read_behaviours, select_tasks
 from tuco_jax.evaluation.option_scores import behaviour_prompts, option_scores, tokenize
@@ -75,9 +75,9 @@ class Config(StudyOptions):
 
     data: pathlib.Path
     tasks: tuple[str, ...] = ()
-    limit: int = 0
+    limit: NonNegativeInt = 0
     alphas: tuple[float, ...] = ALPHAS
-    folds: int = 5
+    folds: TwoOrMore = 5
     chat: bool = False
 
 
@@ -88,8 +88,6 @@ def category(task: str) -> str:
 
 def prepare(config: Config) -> list[Task]:
     """Read the chosen behaviours; each has statements enough for the folds."""
-    if config.limit < 0:
-        raise InputError("limit must not be negative")
     check_alphas(config.alphas)
     tasks = select_tasks(read_behaviours(config.data), config.tasks)
     if config.limit:

@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeVar
 import jax
 
 from common_jax import resume
-from common_jax.cli.options import check_seed
+from common_jax.cli.ranges import Seed, check_ranges
 from common_jax.mesh import mesh_for
 from common_jax.report.findings import Findings, print_tables, write
 from tuco_jax.datasets.assets import fetch
@@ -56,10 +56,10 @@ class StudyOptions(StudiedPairOptions):
     """
 
     out: pathlib.Path
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
+        check_ranges(self)
 
 
 Config = TypeVar("Config", bound=StudyOptions)

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from common_jax.cli.ranges import PositiveFloat, PositiveInt, TwoOrMore
 from common_jax.errors import InputError
 from common_jax.report.findings import Findings
 from tuco_jax.attacks.templates import BARE, TEMPLATE_SETS, Template, read_templates
@@ -59,13 +60,13 @@ class Config(StudyOptions):
     harmful: str = "advbench"
     attacks: str = "templates"
     placement: Literal["prefix", "suffix"] = "prefix"
-    count: int = 27
+    count: TwoOrMore = 27
     cross: bool = False
-    answers: int = 8
-    tokens: int = 30
-    broken: int = 2
+    answers: PositiveInt = 8
+    tokens: PositiveInt = 30
+    broken: PositiveInt = 2
     judge: str = "strings"
-    temperature: float = 1.0
+    temperature: PositiveFloat = 1.0
 
 
 class Inputs(NamedTuple):
@@ -80,14 +81,10 @@ class Inputs(NamedTuple):
 def prepare(config: Config, judge: Judge | None = None) -> Inputs:
     """Draw requests of both kinds and read the attacks; judge: in place of `config.judge`."""
     judge = judge or load_judge(config.judge)
-    if config.count < 2:
-        raise InputError(f"count is {config.count}: give 2 or more")
-    if not 1 <= config.broken <= config.answers:
+    if config.broken > config.answers:
         raise InputError(
             f"broken is {config.broken} of {config.answers} answers: give 1 to {config.answers}"
         )
-    if config.tokens < 1 or not config.temperature > 0:
-        raise InputError("tokens must be 1 or more, temperature above 0")
     rng = np.random.default_rng(config.seed)
     attacks = read_templates(config.attacks, config.placement)
     benign = read_texts(config.benign) if config.benign else held_out_harmless()

@@ -25,7 +25,7 @@ __all__ = ["CollectConfig", "run"]
 _COPIED = ("report.md", "results.json", "*.svg")
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class CollectConfig:
     """pairs: folders of results, one a pair. out: the folder to write."""
 

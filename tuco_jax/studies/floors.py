@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from common_jax.cli.ranges import PositiveInt, TwoOrMore
 from common_jax.errors import InputError
 from common_jax.report.figures import PALETTE, draw
 from common_jax.report.findings import Claim, Figure, Findings, Table
@@ -43,8 +44,8 @@ class Config(StudyOptions):
         floors: prompts of each group that the floors are measured on.
     """
 
-    prompts: int = 32
-    floors: int = 8
+    prompts: TwoOrMore = 32
+    floors: PositiveInt = 8
 
 
 def merged_layers(pair: Pair) -> Params:
@@ -112,7 +113,7 @@ class Measured(NamedTuple):
 def prepare(config: Config) -> list[PromptGroup]:
     """The demo's five groups of prompts."""
     groups = prompt_groups(config.prompts, config.seed)
-    if not 1 <= config.floors <= config.prompts:
+    if config.floors > config.prompts:
         raise InputError(f"floors is {config.floors}: give 1 to {config.prompts} prompts a group")
     return groups
 

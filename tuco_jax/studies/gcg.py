@@ -9,15 +9,16 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from common_jax.cli.ranges import NonNegativeInt, PositiveInt, TwoOrMore
 from common_jax.errors import InputError
 from common_jax.io.files import atomic
 from common_jax.report.findings import Findings
-from tuco_jax.attacks.gcg import Attack, Options, attack
-from tuco_jax.attacks.layout import Goal, random_strings
+from tuco_jax.attacks.gcg import Attack, Options, SearchOptions, attack
+from tuco_jax.attacks.layout import Goal, Placement, random_strings
 from tuco_jax.datasets.refusal_strings import GCG_STRINGS, is_refusal
 from tuco_jax.datasets.requests import ORIGIN, Request, read_requests
 from tuco_jax.evaluation.baselines import baselines
@@ -32,8 +33,8 @@ from tuco_jax.studies.gcg_report import Form
 __all__ = ["STUDY", "Config", "place", "score_forms"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Config(StudyOptions):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(StudyOptions, SearchOptions):
     """Attack strings by greedy coordinate gradient, then TuCo with and without them.
 
     A run that was killed goes on from what its searches left in `out`.
@@ -47,27 +48,19 @@ class Config(StudyOptions):
         count: requests that TuCo is measured on; none was searched on.
         target: how an attacked answer is to begin, where the file has no `target`.
         placement: strings before the request, as in the paper (prefix), or after it (suffix).
-        steps: of a search.
-        candidates: of a step.
-        topk: tokens to choose from at each position of a string.
         length: number of "!" that a search begins with.
-        chunk: candidates in one batch.
         answer_tokens: of the answers whose refusals are counted; 0 for none.
     """
 
     prompts: str = "advbench"
     attacks: pathlib.Path | None = None
-    strings: int = 3
-    goals: int = 2
-    count: int = 32
+    strings: PositiveInt = 3
+    goals: PositiveInt = 2
+    count: TwoOrMore = 32
     target: str = "Sure, here is"
-    placement: Literal["prefix", "suffix"] = "prefix"
-    steps: int = 500
-    candidates: int = 512
-    topk: int = 256
-    length: int = 20
-    chunk: int = 64
-    answer_tokens: int = 16
+    placement: Placement = "prefix"
+    length: PositiveInt = 20
+    answer_tokens: NonNegativeInt = 16
 
 
 def place(string: str, request: str, placement: str) -> str:
@@ -92,15 +85,6 @@ class Measured(NamedTuple):
 
 def prepare(config: Config) -> Inputs:
     """Draw the requests; read the strings that are given, or check how they are searched for."""
-    for name in ("strings", "goals"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name} is {getattr(config, name)}: give 1 or more")
-    if config.count < 2:
-        raise InputError(f"count is {config.count}: give 2 requests or more")
-    if config.length < 1:
-        raise InputError(f"length is {config.length}: give 1 or more")
-    if config.answer_tokens < 0:
-        raise InputError(f"answer_tokens is {config.answer_tokens}: give 0 for none, or more")
     if not config.target.strip():
         raise InputError("target must be a text, not empty")
     found = read_requests(config.prompts)
@@ -129,16 +113,10 @@ def _given(config: Config) -> list[str]:
 
 
 def _options(config: Config, number: int) -> Options:
-    return Options(
-        steps=config.steps,
-        candidates=config.candidates,
-        topk=config.topk,
-        start=" ".join("!" * config.length),
-        placement=config.placement,
-        match=0,
-        chunk=config.chunk,
-        seed=config.seed + number,
-    )
+    """Of search `number`, with a seed of its own, which begins anew after the largest."""
+    search = {f.name: getattr(config, f.name) for f in dataclasses.fields(SearchOptions)}
+    start = " ".join("!" * config.length)
+    return Options(**search, start=start, seed=(config.seed + number) % 2**32)
 
 
 def _search(

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from common_jax.cli.ranges import NonNegativeInt, TwoOrMore
 from common_jax.errors import InputError
 from common_jax.report.findings import Findings
 from tuco_jax.attacks.many_shot import Demonstration, matched, prompt_of, read_demonstrations
@@ -56,8 +57,8 @@ class Config(StudyOptions):
     complying: str = ""
     harmless: str = ""
     refusing: str = ""
-    shots: tuple[int, ...] = (0, 1, 2, 4, 8, 16, 32)
-    count: int = 30
+    shots: tuple[NonNegativeInt, ...] = (0, 1, 2, 4, 8, 16, 32)
+    count: TwoOrMore = 30
 
 
 class Inputs(NamedTuple):
@@ -72,10 +73,8 @@ class Inputs(NamedTuple):
 def prepare(config: Config) -> Inputs:
     """Read the files, or take the sets in their place; draw the requests."""
     shots = config.shots
-    if len(shots) < 2 or shots[0] < 0 or any(b <= a for a, b in itertools.pairwise(shots)):
-        raise InputError(f"shots is {list(shots)}: give 2 or more numbers that rise, from 0 on")
-    if config.count < 2:
-        raise InputError(f"count is {config.count}: give 2 or more")
+    if len(shots) < 2 or any(b <= a for a, b in itertools.pairwise(shots)):
+        raise InputError(f"shots is {list(shots)}: give 2 or more numbers that rise")
     requests, complying = _requests(config)
     harmless = (
         read_demonstrations(config.harmless)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from common_jax.cli.ranges import NonNegativeInt, TwoOrMore
 from common_jax.errors import InputError
 from common_jax.report.figures import PALETTE, draw
 from common_jax.report.findings import Claim, Figure, Findings, Table
@@ -44,8 +45,8 @@ class Config(StudyOptions):
 
     prompts: str = "advbench"
     refusal: str = "I'm sorry, but I can't help with that."
-    shots: tuple[int, ...] = (0, 1, 2, 4, 8)
-    count: int = 24
+    shots: tuple[NonNegativeInt, ...] = (0, 1, 2, 4, 8)
+    count: TwoOrMore = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +63,6 @@ def prepare(config: Config) -> list[str]:
     shots = config.shots
     if len(shots) < 3 or shots[0] != 0 or any(b <= a for a, b in itertools.pairwise(shots)):
         raise InputError(f"shots is {list(shots)}: give 3 or more numbers that rise from 0")
-    if config.count < 2:
-        raise InputError(f"count is {config.count}: give 2 or more")
     if not config.refusal.strip():
         raise InputError("refusal is empty; give the text that answers every shot")
     requests = read_texts(config.prompts)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from common_jax.cli.ranges import PositiveInt, TwoOrMore
 from common_jax.errors import InputError
 from common_jax.report.findings import Claim, Findings
 from tuco_jax.datasets import prompt_sources as sources
@@ -52,8 +53,8 @@ class Config(StudyOptions):
 
     web: str = ""
     chat: str = ""
-    window: int = 97
-    prompts: int = 64
+    window: PositiveInt = 97
+    prompts: TwoOrMore = 64
 
 
 Turns = tuple[Mapping[str, str], ...]
@@ -79,8 +80,6 @@ def _turn(text: str) -> Turns:
 
 def prepare(config: Config) -> Inputs:
     """Read both files, and draw at most `prompts` conversations."""
-    if config.window < 1 or config.prompts < 2:
-        raise InputError("window must be 1 or more, prompts 2 or more")
     web, chat = _read_web(config.web), _read_chat(config.chat)
     rng = np.random.default_rng(config.seed)
     chat = [chat[int(i)] for i in sorted(rng.permutation(len(chat))[: config.prompts])]

@@ -1,12 +1,15 @@
 """Options with a range: one clear line from the command line and from Python; plain numbers."""
 
 import dataclasses
+import typing
+from typing import Any, Literal
 
 import pytest
 import yaml
 
 from common_jax.cli.command_line import parse
 from common_jax.cli.ranges import (
+    AboveZeroToOne,
     BelowOne,
     HalfAtMost,
     NonNegativeFloat,
@@ -14,6 +17,7 @@ from common_jax.cli.ranges import (
     PositiveFloat,
     PositiveInt,
     Seed,
+    TwoOrMore,
     UnitInterval,
     check_ranges,
 )
@@ -38,6 +42,9 @@ class Options:
     most: PositiveInt | None = None
     steps: dict[str, PositiveInt] = dataclasses.field(default_factory=dict)
     seed: Seed = 0
+    folds: TwoOrMore = 2
+    top: AboveZeroToOne = 1.0
+    norm: Literal[1, 2] = 1
     name: str = "x"
 
 
@@ -54,6 +61,9 @@ BEYOND = [
     ("share", 0.6, "0 to 0.5"),
     ("final", 1.5, "0 to 1"),
     ("most", 0, "1 or more"),
+    ("folds", 1, "2 or more"),
+    ("top", 0.0, "above 0 and at most 1"),
+    ("top", 1.5, "above 0 and at most 1"),
     ("seed", 2**32, "0 to 4294967295"),
     ("seed", -1, "0 to 4294967295"),
 ]
@@ -78,6 +88,7 @@ def test_numbers_within_others():
         (Options(Inner(widths=(2, 0))), "inner.widths must be 1 or more, not 0"),
         (Options(steps={"a": 1, "b": 0}), "steps: b must be 1 or more, not 0"),
         (Options(most=0), "most must be 1 or more, not 0"),
+        (Options(norm=typing.cast(Any, 3)), "norm must be 1 or 2, not 3"),
     ]
     for options, said in cases:
         with pytest.raises(InputError, match=said):

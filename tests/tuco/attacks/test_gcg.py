@@ -259,10 +259,10 @@ def test_a_prompt_is_added_once_the_string_succeeds(model, tokenizer, monkeypatc
 
 def test_bad_input_is_named(model, tokenizer):
     for changes, words in (
-        (dict(steps=0), "steps is 0: give 1 or more"),
-        (dict(candidates=0), "candidates is 0"),
-        (dict(match=-1), "match is -1: give 0 for the whole target"),
-        (dict(placement="middle"), "placement is 'middle': give 'prefix' or 'suffix'"),
+        (dict(steps=0), "steps must be 1 or more, not 0"),
+        (dict(candidates=0), "candidates must be 1 or more, not 0"),
+        (dict(match=-1), "match must be 0 or more, not -1"),
+        (dict(placement="middle"), "placement must be prefix or suffix, not 'middle'"),
         (dict(start=" ! "), "start must be a text without blanks"),
     ):
         with pytest.raises(InputError, match=words):

@@ -131,9 +131,9 @@ def test_bad_input_is_named():
     with pytest.raises(InputError, match="grid holds no alpha"):
         cross_validate_layer_alpha(pair(), asked, grid=())
     for fields, words in (
-        ((0, 0.1, 1.0), "steps is 0: give 1 or more"),
-        ((1, 0.0, 1.0), "learning_rate is 0.0: give a number above 0"),
-        ((1, 0.1, -1.0), "penalty is -1.0: give 0 or more"),
+        ((0, 0.1, 1.0), "steps must be 1 or more, not 0"),
+        ((1, 0.0, 1.0), "learning_rate must be above 0, not 0"),
+        ((1, 0.1, -1.0), "penalty must be 0 or more, not -1"),
     ):
         with pytest.raises(InputError, match=words):
             LayerAlphaOptions(*fields)

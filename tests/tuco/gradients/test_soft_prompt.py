@@ -96,11 +96,13 @@ def test_bound_holds():
 
 def test_bad_input_is_named():
     for changes, words in (
-        (dict(vectors=0), "vectors is 0: give 1 or more"),
-        (dict(steps=0), "steps is 0"),
-        (dict(position=-1), "position is -1: give 0 or more"),
-        (dict(learning_rate=0.0), "learning_rate is 0.0: give a number above 0"),
-        (dict(max_norm=0.0), "max_norm is 0.0: give a number above 0, or none"),
+        (dict(vectors=0), "vectors must be 1 or more, not 0"),
+        (dict(steps=0), "steps must be 1 or more, not 0"),
+        (dict(position=-1), "position must be 0 or more, not -1"),
+        (dict(learning_rate=0.0), "learning_rate must be above 0, not 0"),
+        (dict(max_norm=0.0), "max_norm must be above 0, not 0"),
+        (dict(norm=3), "norm must be 1 or 2, not 3"),
+        (dict(seed=-1), "seed must be 0 to 4294967295, not -1"),
     ):
         with pytest.raises(InputError, match=words):
             dataclasses.replace(OPTIONS, **changes)

@@ -184,9 +184,9 @@ def test_too_long(pair, tokenizer):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"norm": 3}, "norm must be 1 or 2"),
-        ({"parallel": "vmap"}, "parallel must be jit or pmap"),
-        ({"token_budget": 0}, "token_budget must be positive"),
+        ({"norm": 3}, "norm must be 1 or 2, not 3"),
+        ({"parallel": "vmap"}, "parallel must be jit or pmap, not 'vmap'"),
+        ({"token_budget": 0}, "token_budget must be 1 or more, not 0"),
         ({"parallel": "pmap", "mesh": (1, 2, 1)}, "pmap is for data alone"),
     ],
 )

@@ -234,8 +234,8 @@ def test_bad_input(where, tmp_path):
     with pytest.raises(InputError, match="runs on one device: leave out mesh and parallel"):
         score_file(file_options(*names, stream=True, parallel="pmap"))
     for options, told in (
-        (PassOptions(memory=-1), "passes.memory must not be negative"),
-        (PassOptions(tokens=0), "passes.tokens must be positive"),
+        (PassOptions(memory=-1), "passes.memory must be 0 or more, not -1"),
+        (PassOptions(tokens=0), "passes.tokens must be 1 or more, not 0"),
         (PassOptions(folder=str(tmp_path / "absent")), "absent: no such folder"),
     ):
         with pytest.raises(InputError, match=told):

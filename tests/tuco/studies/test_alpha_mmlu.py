@@ -158,9 +158,9 @@ def test_one_option_for_every_question_tells_nothing_of_alpha(tmp_path):
         (dict(data=None, source="socialiqa", split="val"), "split is val: Social IQA has test"),
         (dict(tasks=("logic",)), "task 'logic' is not in the data; there are alchemy, virology"),
         (dict(folds=7), "task alchemy: 6 questions are too few for 7 folds"),
-        (dict(folds=1), "folds must be 2 or more"),
+        (dict(folds=1), "folds must be 2 or more, not 1"),
         (dict(shots=2), "task alchemy: 1 examples in dev, but 2 shots asked for; lower --shots"),
-        (dict(shots=-1), "limit and shots must not be negative"),
+        (dict(shots=-1), "shots must be 0 or more, not -1"),
         (dict(alphas=(0.9, 1.1)), "give two or more, each once, with 1 among them"),
     ],
 )

@@ -67,7 +67,7 @@ def test_one_answer_to_every_statement_tells_nothing_of_alpha(tmp_path):
     [
         (dict(tasks=("anger",)), "task 'anger' is not in the data"),
         (dict(limit=3), "task agreeableness: 3 questions are too few for 5 folds"),
-        (dict(limit=-1), "limit must not be negative"),
+        (dict(limit=-1), "limit must be 0 or more, not -1"),
         (dict(alphas=(1.0,)), "with 1 among them"),
     ],
 )

@@ -178,7 +178,10 @@ def test_broken_s_bad_input(models, requests, tmp_path):
 
     fails("broken is 4 of 3 answers: give 1 to 3", broken=4)
     fails("count is 7: .*requests.jsonl has 6 requests; give fewer", count=7)
-    fails("tokens must be 1 or more, temperature above 0", temperature=0.0)
+    fails("temperature must be above 0, not 0", temperature=0.0)
+    fails("tokens must be 1 or more, not 0", tokens=0)
+    fails("count must be 2 or more, not 1", count=1)
+    fails("broken must be 1 or more, not 0", broken=0)
     twice = write_jsonl(tmp_path / "twice.jsonl", [{"prompt": "{{ prompt }} {{ prompt }}"}])
     fails(r"twice.jsonl:1: an attack is a `prompt`, with one \"{{ prompt }}\" in", attacks=twice)
     turns = write_jsonl(tmp_path / "t.jsonl", [{"messages": [{"role": "user", "content": "x"}]}])

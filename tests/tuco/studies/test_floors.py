@@ -112,5 +112,9 @@ def test_the_study_holds_tuco_against_simpler_scores(tmp_path, monkeypatch):
     # The claim is held against the best of the simpler scores.
     gaps = [r["gap"][0] for r in rows.values() if r["first"] == "chat" and r["gap"]]
     assert found.claims[1].measured.startswith(f"{min(gaps):.3f} [")
+    with pytest.raises(InputError, match="floors must be 1 or more, not 0"):
+        floors.Config(out=tmp_path / "out", floors=0)
+    with pytest.raises(InputError, match="prompts must be 2 or more, not 1"):
+        floors.Config(out=tmp_path / "out", prompts=1)
     with pytest.raises(InputError, match="floors is 9: give 1 to 4 prompts a group"):
         floors.STUDY.run(floors.Config(out=tmp_path / "out", prompts=4, floors=9, **models))

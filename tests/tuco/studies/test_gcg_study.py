@@ -191,12 +191,12 @@ def test_bad_input_is_named_before_a_model_is_loaded(config, tmp_path):
         tmp_path / "chats.jsonl", [{"messages": [{"role": "user", "content": "x"}]}]
     )
     for changes, words in (
-        (dict(strings=0), "strings is 0: give 1 or more"),
-        (dict(goals=0), "goals is 0: give 1 or more"),
-        (dict(count=1), "count is 1: give 2 requests or more"),
-        (dict(length=0), "length is 0: give 1 or more"),
-        (dict(steps=0), "steps is 0: give 1 or more"),
-        (dict(answer_tokens=-1), "answer_tokens is -1: give 0 for none"),
+        (dict(strings=0), "strings must be 1 or more, not 0"),
+        (dict(goals=0), "goals must be 1 or more, not 0"),
+        (dict(count=1), "count must be 2 or more, not 1"),
+        (dict(length=0), "length must be 1 or more, not 0"),
+        (dict(steps=0), "steps must be 1 or more, not 0"),
+        (dict(answer_tokens=-1), "answer_tokens must be 0 or more, not -1"),
         (dict(target=" "), "target must be a text"),
         (dict(count=5), r"requests\.jsonl: 6 requests, but 5 are to be measured on and 2"),
         (dict(prompts=chats), r"chats\.jsonl:1: a request is `prompt`, not `messages`"),

@@ -34,6 +34,7 @@ def test_output_co_is_that_of_the_library(models, requests, tmp_path):
     assert found.claims[1].measured.startswith(f"{change:.3f} [")
     cases: list[tuple[dict[str, Any], str]] = [
         ({"shots": (1, 2, 3)}, "give 3 or more numbers that rise from 0"),
+        ({"count": 1}, "count must be 2 or more, not 1"),
         ({"count": 9}, "count is 9: there are 6 requests; give fewer"),
         ({"refusal": " "}, "refusal is empty; give the text that answers every shot"),
     ]

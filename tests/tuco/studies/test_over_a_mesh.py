@@ -79,7 +79,7 @@ def configs(folder: pathlib.Path) -> dict[str, Any]:
             **out,
         ),
         "gcg": gcg.Config(
-            requests,
+            prompts=requests,
             strings=1,
             goals=1,
             target="ok",

@@ -70,7 +70,7 @@ def test_web_chat_s_bad_input(tmp_path, requests):
     )
     with pytest.raises(InputError, match=r"t.jsonl:1: web text is `prompt`, not `messages`"):
         web_chat.STUDY.run(web_chat.Config(out=tmp_path / "out", web=turns, chat=requests))
-    with pytest.raises(InputError, match="window must be 1 or more, prompts 2 or more"):
+    with pytest.raises(InputError, match="window must be 1 or more, not 0"):
         web_chat.STUDY.run(web_chat.Config(out=tmp_path / "out", window=0))
     one = write_jsonl(tmp_path / "one.jsonl", [{"prompt": "x"}])
     with pytest.raises(InputError, match="one.jsonl: one chat prompt; give 2 or more"):
