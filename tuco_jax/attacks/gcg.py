@@ -38,6 +38,7 @@ from tuco_jax.attacks.target_loss import (
     candidate_losses,
     token_gradient,
 )
+from tuco_jax.core.budget import default_budget
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import mesh_of, put_rows
 
@@ -56,14 +57,15 @@ class SearchOptions:
         steps: of a search, at most.
         candidates: drawn in each step.
         topk: tokens to choose from at each position of a string.
-        chunk: candidates in one batch, to limit memory.
+        chunk: candidates in one batch; by default as many as fit the token budget of the backend
+            (`core/budget.py`).
     """
 
     placement: Placement = "suffix"
     steps: PositiveInt = 500
     candidates: PositiveInt = 512
     topk: PositiveInt = 256
-    chunk: PositiveInt = 64
+    chunk: PositiveInt | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,6 +132,14 @@ def _sample(
 def _unit(gradient: jax.Array) -> jax.Array:
     norm = jnp.linalg.norm(gradient, axis=-1, keepdims=True)
     return gradient / jnp.where(norm == 0, 1, norm)
+
+
+def _batch(options: SearchOptions, cached: CachedPrompt) -> int:
+    """Candidates in one batch; by default those of a step in few equal batches of the budget."""
+    if options.chunk is not None:
+        return options.chunk
+    most = max(1, default_budget() // cached.tokens.size)
+    return math.ceil(options.candidates / math.ceil(options.candidates / most))
 
 
 def _all_losses(
@@ -231,8 +241,9 @@ def attack(
     allowed = allowed_tokens(tokenizer, config.vocab_size, options.non_ascii)
     ready = cached_prompts(pair, [own.pieces for own in layouts])
     start = layouts[0].pieces.attack
-    first = float(_all_losses(pair, ready[0], start[None], options.chunk, 0)[0][0])
     settings = _settings(pair, layouts, options)
+    batch = _batch(options, ready[0])
+    first = float(_all_losses(pair, ready[0], start[None], batch, 0)[0][0])
     state = _resume(checkpoint, settings, first) if checkpoint else None
     if state is None:
         active = 1 if options.progressive else len(goals)
@@ -297,7 +308,8 @@ def _step(
         candidates = candidates[surviving(tokenizer, layouts[: state.active], candidates)]
     if not len(candidates):  # none survives tokenization: stay, and draw again in the next step
         candidates = np.asarray(tokens)[None]
-    found = [_all_losses(pair, s, candidates, options.chunk, options.match) for s in active]
+    batch = _batch(options, ready[0])
+    found = [_all_losses(pair, s, candidates, batch, options.match) for s in active]
     losses = np.mean([loss for loss, _ in found], axis=0)
     chosen = int(np.argmin(losses))
     state.tokens = candidates[chosen].tolist()

@@ -28,7 +28,8 @@ class GenerationOptions:
         top_p: of those, sample among the fewest whose probabilities sum to top_p.
         seed: of the samples; a prompt's sample depends on it and on the prompt's number alone.
         stop: texts at which an answer ends, as a list; they are left out.
-        batch_size: prompts that are answered at once, sorted by length.
+        batch_size: prompts that are answered at once, sorted by length; rows and not tokens, since
+            rows grow, and a new token costs a reading of all weights however many rows share it.
     """
 
     max_new_tokens: PositiveInt = 64

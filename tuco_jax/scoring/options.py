@@ -43,7 +43,8 @@ class ScoringOptions:
 
     Args:
         norm: 1, the paper's, or 2.
-        token_budget: tokens of a batch, padding included; by default 1024 on a CPU, else 4096.
+        token_budget: tokens of a batch, padding included; by default as the backend asks
+            (`core/budget.py`).
         parallel: jit over the mesh, or pmap over its data axis.
         truncate: keep the last tokens of prompts beyond the model's context; else an error.
         passes: of a streamed pair.

@@ -123,7 +123,6 @@ def measure(pair: Pair, tokenizer: Any, config: Config, inputs: Inputs) -> Outco
         max_new_tokens=config.tokens,
         temperature=config.temperature,
         seed=config.seed,
-        batch_size=64,
     )
     answers = [flat[i : i + config.answers] for i in range(0, len(flat), config.answers)]
 

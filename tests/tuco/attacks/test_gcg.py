@@ -184,12 +184,24 @@ def test_candidates_that_do_not_come_back_are_dropped(tokenizer):
     assert kept.tolist() == [False, False, True]
 
 
+def test_candidates_are_batched_by_the_token_budget(model, monkeypatch):
+    (cached,) = cached_prompts(model, [pieces()])  # 12 tokens behind those that are cached
+    monkeypatch.setattr(gcg, "default_budget", lambda: 100)
+    for candidates, rows in ((3, 3), (8, 8), (9, 5), (12, 6), (17, 6)):
+        options = dataclasses.replace(SMALL, candidates=candidates, chunk=None)
+        assert gcg._batch(options, cached) == rows
+    assert gcg._batch(SMALL, cached) == 5
+    monkeypatch.setattr(gcg, "default_budget", lambda: 1)
+    assert gcg._batch(dataclasses.replace(SMALL, chunk=None), cached) == 1
+
+
 def test_loss_falls_and_chunks_do_not_matter(model, tokenizer):
     options = dataclasses.replace(SMALL, steps=6, progressive=False)
     found = attack(model, tokenizer, GOALS, options)
-    again = attack(model, tokenizer, GOALS, dataclasses.replace(options, chunk=3))
-    assert again.tokens == found.tokens and again.text == found.text
-    np.testing.assert_allclose(again.losses, found.losses, rtol=1e-5)
+    for chunk in (3, None):
+        again = attack(model, tokenizer, GOALS, dataclasses.replace(options, chunk=chunk))
+        assert again.tokens == found.tokens and again.text == found.text
+        np.testing.assert_allclose(again.losses, found.losses, rtol=1e-5)
     layouts = lay_out(tokenizer, GOALS, options.start, options.placement)
     start, end = (
         np.mean(
