@@ -4,8 +4,6 @@ Importing this package imports nothing else: a name is loaded when it is first a
 """
 
 import importlib
-import sys
-import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -80,21 +78,6 @@ _HOMES = {
     "tuco": "tuco_jax.core.last_token",
     "write_attribution": "tuco_jax.gradients.attribution",
 }
-
-
-class _Package(types.ModuleType):
-    """`tuco_jax.scoring.score` is the function, though a module of that name exists.
-
-    Python binds a submodule to its name in the package when it is first imported; for names of
-    the public interface that is undone here. `from tuco_jax.scoring.score import score` works.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, types.ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,8 @@ a command line, and references for tests stay in tests.
 
 import ast
 import graphlib
+import importlib
+import importlib.util
 import pathlib
 from collections.abc import Iterator
 
@@ -77,6 +79,14 @@ def test_packages_do_not_know_one_another(module):
         assert top not in REFERENCES, f"{module} imports {name}, a reference for tests only"
         if top in PACKAGES:
             assert top in ("common_jax", package), f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("package", ["tuco_jax", "reward_jax"])
+def test_no_public_name_is_a_module(package):
+    """`import tuco_jax.score as s` fails: a name is a function or a module, never both."""
+    names = importlib.import_module(package).__all__
+    assert names
+    assert not [name for name in names if importlib.util.find_spec(f"{package}.{name}")]
 
 
 def test_nothing_imports_a_cli():
