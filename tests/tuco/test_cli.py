@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pyarrow.parquet
 import pytest
+import yaml
 
 import tuco_jax
 from common_jax.cli import command_line
@@ -301,6 +302,38 @@ def test_a_shipped_config_says_what_it_is(path):
     header = path.read_text("utf-8").partition("\n\n")[0]
     for part in ("command", "hardware", "run time", "expected"):
         assert re.search(rf"# {part}:[ ]+[^ \n]", header, re.IGNORECASE), part
+
+
+# What a header's command leaves to another program: `make gemma-pair` runs `tuco-jax finetune`.
+RUN_BY_MAKE = {"make gemma-pair": "tuco-jax finetune --config configs/tuco/{}.yaml"}
+
+
+def config_commands(path):
+    """The command lines of a header that name this file: what follows `tuco-jax`, as words."""
+    header = path.read_text("utf-8").partition("\n\n")[0]
+    for target, line in RUN_BY_MAKE.items():
+        if re.search(rf"# command:[ ]+{target}\b", header):
+            makefile = (ROOT / "Makefile").read_text("utf-8")
+            assert line.format(path.stem) in makefile
+            header = line.format(path.stem)
+    found = re.findall(rf"tuco-jax (.*--config configs/tuco/{path.stem}\.yaml.*)", header)
+    return [shlex.split(re.sub(r" {2,}\(.*", "", line)) for line in found]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_shipped_config_is_read_by_the_command_of_its_header(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    commands = config_commands(path)
+    assert commands
+    for name, *argv in commands:
+        command = cli.COMMANDS[name]
+        if name == "study":
+            command = studies.COMMANDS[argv.pop(0)]
+        assert isinstance(command, command_line.Command)
+        options = command_line.parse(f"tuco-jax {name}", "", command.load()[0], argv)
+        given = yaml.safe_load(path.read_text("utf-8"))
+        for key in given.keys() & {"dtype", "seed", "steps", "alpha", "count", "maps"}:
+            assert getattr(options, key) == given[key], key
 
 
 @pytest.mark.parametrize("name", STUDIES)
