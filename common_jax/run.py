@@ -118,9 +118,9 @@ class Run:
         path = self.directory / "metrics.jsonl"
         if not path.exists():
             return
-        kept = [line for line, row in _lines(path) if row["step"] <= step] if step else []
+        lines = [line for line, row in _lines(path) if row["step"] <= step] if step else []
         scratch = path.with_suffix(".tmp")
-        scratch.write_text("".join(kept), encoding="utf-8")
+        scratch.write_text("".join(lines), encoding="utf-8")
         scratch.replace(path)
 
 

@@ -137,7 +137,10 @@ def _fit(
     norm: int,
     mesh: Mesh | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Fitted vectors [k, D] and mean TuCo before each step; sign 1 minimises, -1 maximises."""
+    """Fitted vectors [k, D] and mean TuCo before each step; sign 1 minimises, -1 maximises.
+
+    The options stand here one by one: those that are traced compile once for all their values.
+    """
     size = _embedding_norm(pair)
     optimizer = optax.adam(learning_rate)
 

@@ -72,8 +72,8 @@ def save(directory: str | pathlib.Path, tree: Any) -> None:
         return ocp.SaveArgs(chunk_byte_size=_CHUNK, shard_axes=axes)
 
     with ocp.StandardCheckpointer() as checkpointer:
-        kept = jax.tree_util.tree_map_with_path(arguments, tree)
-        checkpointer.save(pathlib.Path(directory).absolute(), tree, save_args=kept)
+        save_args = jax.tree_util.tree_map_with_path(arguments, tree)
+        checkpointer.save(pathlib.Path(directory).absolute(), tree, save_args=save_args)
 
 
 def is_layered(path: str) -> bool:
@@ -106,8 +106,8 @@ class Stored:
         self._dtype, self._check = dtype, check
 
         def opened(found: Any) -> Any:
-            kept = {"driver": "ocdbt", "base": f"file://{folder}", "path": f"{found.name}/"}
-            return tensorstore.open({"driver": "auto", "kvstore": kept}, open=True, read=True)
+            stored = {"driver": "ocdbt", "base": f"file://{folder}", "path": f"{found.name}/"}
+            return tensorstore.open({"driver": "auto", "kvstore": stored}, open=True, read=True)
 
         described: Any = flatten_dict(_described(folder), sep="/")
         waiting = {path: opened(found) for path, found in described.items()}
@@ -188,8 +188,8 @@ def _described(directory: str | pathlib.Path) -> Any:
         path = pathlib.Path(directory) / name
         if not path.is_file() or not path.stat().st_size:
             raise ValueError(f"{path} is missing or empty")
-    kept = {"driver": "ocdbt", "base": f"file://{pathlib.Path(directory).absolute()}"}
-    if not tensorstore.KvStore.open(kept).result().list().result():
+    stored = {"driver": "ocdbt", "base": f"file://{pathlib.Path(directory).absolute()}"}
+    if not tensorstore.KvStore.open(stored).result().list().result():
         raise ValueError(f"{directory} holds no array")
     with _quiet(), ocp.StandardCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(pathlib.Path(directory).absolute()).item_metadata

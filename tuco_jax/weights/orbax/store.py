@@ -283,5 +283,5 @@ def _config(fields: dict[str, Any]) -> ModelConfig:
 
 def _without_empty(tree: Params) -> Params:
     """The tree without empty branches, which orbax does not hold."""
-    kept = {k: _without_empty(v) if isinstance(v, dict) else v for k, v in tree.items()}
-    return {k: v for k, v in kept.items() if not (isinstance(v, dict) and not v)}
+    pruned = {k: _without_empty(v) if isinstance(v, dict) else v for k, v in tree.items()}
+    return {k: v for k, v in pruned.items() if not (isinstance(v, dict) and not v)}
