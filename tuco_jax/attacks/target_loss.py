@@ -25,7 +25,7 @@ from tuco_jax.core.cache import Cache, LayerCache
 from tuco_jax.core.layer import PairLayer
 from tuco_jax.core.places import Places
 from tuco_jax.core.stream import begin
-from tuco_jax.core.walk import Source, as_source, walk
+from tuco_jax.core.walk import Source, Stacked, as_source, walk
 from tuco_jax.models import decoder
 from tuco_jax.models.layers import KeysValues
 from tuco_jax.models.pair import Pair
@@ -88,7 +88,7 @@ class TunedStep:
     def __call__(
         self, x: Float[Array, "N S D"], layer: PairLayer, own: LayerCache | None
     ) -> tuple[Float[Array, "N S D"], KeysValues | None]:
-        """X + f_FT."""
+        """Move the stream to x + f_FT."""
         join = None
         if self.cache is not None and own is not None:
             join = functools.partial(self.cache.join, own[0])
@@ -211,7 +211,11 @@ def candidate_losses(
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def token_gradient(
-    pair: Pair, cached: CachedPrompt, attack: Int[Array, " A"], *, mesh: Mesh | None = None
+    pair: Pair | Stacked,
+    cached: CachedPrompt,
+    attack: Int[Array, " A"],
+    *,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "A V"]:
     """Gradient of the loss by the one-hot rows of the attack's tokens.
 

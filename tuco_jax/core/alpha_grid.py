@@ -73,7 +73,7 @@ class GridStep:
         layer: PairLayer,
         own: tuple[Float[Array, " A"], LayerCache | None],
     ) -> tuple[Float[Array, "A B T D"] | Float[Array, "A B C D"], Any]:
-        """X + f_FT + (alpha - 1) FTC for each alpha."""
+        """Move the stream of each alpha to x + f_FT + (alpha - 1) FTC."""
         alphas, held = own
         if self.once:
             first = None if held is None else jax.tree.map(lambda a: a[0], held)

@@ -82,11 +82,6 @@ class CarryStore:
         if self._file is not None:
             self._file.close()
 
-    @property
-    def on_disk(self) -> int:
-        """Bytes in the file."""
-        return self._end
-
     def _put(self, index: int, tree: Any) -> None:
         host = jax.tree.map(np.asarray, tree)
         if index not in self._held and index not in self._places:

@@ -66,7 +66,7 @@ class DecomposeStep:
     def __call__(
         self, carry: Any, layer: PairLayer, alpha: Float[Array, " B"] | Float[Array, "B T"]
     ) -> tuple[Any, Any]:
-        """X + f_FT + (alpha - 1) FTC."""
+        """Move the stream to x + f_FT + (alpha - 1) FTC."""
         x, sums = carry
         pt = layer.base.whole(x, self.places.base)
         ft = layer.tuned.whole(x, self.places.tuned)
@@ -115,6 +115,8 @@ def decompose(
         segments: contiguous; for rows that hold several prompts, which do not see one another.
         mesh: the one that the pair is sharded over (`models/sharding.py`); the residual stream is
             then sharded by rows.
+
+    Its keywords are a public interface, called by name, and are therefore not grouped.
 
     Pure, jittable, and differentiable in alpha, embeddings and weights. Raises ValueError unless
     one of tokens and embeddings is given.

@@ -41,7 +41,6 @@ class Streamed(OneByOne):
         self._configs = ends.base_config, ends.tuned_config
         infos = layer_infos(ends.base_config), layer_infos(ends.tuned_config)
         self._infos = jax.tree.map(np.asarray, infos)
-        self._thread = ThreadPoolExecutor(1, "layers")
         self._ahead: tuple[int, Future[PairLayer]] | None = None
 
     @classmethod
@@ -61,7 +60,7 @@ class Streamed(OneByOne):
         for index in range(start, stop):
             layer = self._taken(index)
             if index + 1 < self.ends.base_config.depth:
-                self._ahead = index + 1, self._thread.submit(self._layer, index + 1)
+                self._ahead = index + 1, self._started(index + 1)
             yield layer
             del layer  # before waiting for the next one
 
@@ -72,6 +71,12 @@ class Streamed(OneByOne):
         if ahead is not None:  # so that there are no more than two layers in memory
             ahead[1].exception()  # waits; neither its result nor its error is used
         return self._layer(index)
+
+    def _started(self, index: int) -> Future[PairLayer]:
+        thread = ThreadPoolExecutor(1, "layers")
+        future = thread.submit(self._layer, index)
+        thread.shutdown(wait=False)  # it ends with the layer, so that none is left to be closed
+        return future
 
     def _layer(self, index: int) -> PairLayer:
         infos = jax.tree.map(lambda x: x[index], self._infos)

@@ -28,11 +28,17 @@ from tuco_jax.core.places import Places, last_column, pick
 from tuco_jax.core.stream import begin, share
 from tuco_jax.core.walk import Source, as_source, walk
 from tuco_jax.models import decoder
-from tuco_jax.models.layers import Positions
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import constrain
 
-__all__ = ["Trajectories", "TrajectoriesStep", "output_co", "trajectories"]
+__all__ = [
+    "FinalStreamsStep",
+    "Trajectories",
+    "TrajectoriesStep",
+    "final_streams",
+    "output_co",
+    "trajectories",
+]
 
 
 @struct.dataclass
@@ -121,28 +127,75 @@ def _begin(
     return begin(ends, tokens, None, places, mesh), places
 
 
+@struct.dataclass
+class FinalStreamsStep:
+    """The step of one layer of each model on a stream of its own. carry: (x of FT, y of PT)."""
+
+    places: Places
+    mesh: Mesh | None = struct.field(pytree_node=False)
+
+    def __call__(self, carry: Any, layer: PairLayer, _: None) -> tuple[Any, None]:
+        """An ordinary layer of both models."""
+        x, y = carry
+        x = x + layer.tuned.whole(x, self.places.tuned).total
+        y = y + layer.base.whole(y, self.places.base).total
+        return constrain((x, y), self.mesh), None
+
+
+def final_streams(
+    pair: Pair | Source,
+    tokens: Int[Array, "B T"],
+    mask: Shaped[Array, "B T"],
+    segments: Int[Array, "B T"] | None = None,
+    *,
+    mesh: Mesh | None = None,
+) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
+    """FT's and PT's residual streams after all layers, before the final norm.
+
+    Two ordinary forward passes, each model from its own embedding. Where the tuned vocabulary is
+    larger, tokens that the base does not know take its last row. segments: as in `decompose`.
+    """
+    source = as_source(pair)
+    carry, places = _begin_own(source.ends, tokens, mask, segments, mesh=mesh)
+    return walk(FinalStreamsStep(places, mesh), carry, source)[0]
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _begin_own(
+    ends: Pair,
+    tokens: Int[Array, "B T"],
+    mask: Shaped[Array, "B T"],
+    segments: Int[Array, "B T"] | None,
+    *,
+    mesh: Mesh | None,
+) -> tuple[tuple[Float[Array, "B T D"], Float[Array, "B T D"]], Places]:
+    places = Places.of(ends, mask, segments=segments)
+    known = jnp.minimum(tokens, ends.base_config.vocab_size - 1)
+    y = decoder.embed(ends.base_config, ends.base, known, places.base.query)
+    return (begin(ends, tokens, None, places, mesh), constrain(y, mesh)), places
+
+
 def output_co(
-    pair: Pair,
+    pair: Pair | Source,
     tokens: Int[Array, "B T"],
     mask: Shaped[Array, "B T"],
     *,
     norm: int = 1,
     mesh: Mesh | None = None,
 ) -> Float[Array, " B"]:
-    """OutputCo: |x^FT - x^PT| / (|x^PT| + |x^FT - x^PT|) of the last token's final streams.
+    """OutputCo: |x^FT - x^PT| / (|x^PT| + |x^FT - x^PT|) of the last token's `final_streams`."""
+    tuned, base = final_streams(pair, tokens, mask, mesh=mesh)
+    return _share_at_last(tuned, base, mask, norm=norm)
 
-    Two ordinary forward passes, each model from its own embedding. Where the tuned vocabulary is
-    larger, tokens that the base does not know take its last row.
-    """
+
+@functools.partial(jax.jit, static_argnames="norm")
+def _share_at_last(
+    tuned: Float[Array, "B T D"],
+    base: Float[Array, "B T D"],
+    mask: Shaped[Array, "B T"],
+    *,
+    norm: int,
+) -> Float[Array, " B"]:
     column = last_column(mask)[:, None]
-
-    def final(config, params, lora):
-        positions = Positions.of(config, mask)
-        known = jnp.minimum(tokens, config.vocab_size - 1)
-        x = decoder.embed(config, params, known, positions)
-        x, _ = decoder.forward(config, params, x, positions, lora, mesh=mesh)
-        return pick(x, column)[:, 0]
-
-    base = final(pair.base_config, pair.base, {})
-    tuned = final(pair.tuned_config, pair.tuned_params, pair.lora)
+    tuned, base = (pick(x, column)[:, 0] for x in (tuned, base))
     return share(base, tuned - base, norm)

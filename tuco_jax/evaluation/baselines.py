@@ -12,15 +12,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from common_jax.errors import InputError
 from tuco_jax.core.budget import default_budget
 from tuco_jax.core.places import pick
 from tuco_jax.core.stream import share
+from tuco_jax.core.trajectories import final_streams
+from tuco_jax.core.walk import source_of
 from tuco_jax.models import decoder
-from tuco_jax.models.layers import Positions
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import batch_width, mesh_of, put_rows
 from tuco_jax.prompts.encode import encode
@@ -83,37 +83,43 @@ def baselines_of_tokens(
             raise InputError(f"{prompt}: one token has no perplexity; give two or more")
     found = np.empty((3, len(tokens)), np.float32)
     mesh = mesh_of(pair)
+    source = source_of(pair, mesh)
     for batch in pack(lengths, default_budget(), batch_width(mesh)):
         rows = put_rows(batch.arrays(tokens), mesh)
-        values = np.asarray(_run(pair, rows, perplexity, mesh))
+        streams = final_streams(source, rows["tokens"], rows["mask"], rows["segments"], mesh=mesh)
+        values = np.asarray(_measured(source.ends, *streams, rows, perplexity=perplexity))
         found[:, batch.prompts] = batch.unpack(values.transpose(1, 2, 0)).T
     base, tuned, output_co = found
     return Baselines(np.asarray(lengths), base, tuned, output_co)
 
 
-@jax.jit(static_argnums=(2, 3))
-def _run(pair: Pair, rows: dict[str, jax.Array], perplexity: bool, mesh: Mesh | None) -> jax.Array:
-    """Perplexity under PT and under FT, and OutputCo, of each prompt, [3, B, C]."""
-    pt, base = _one(pair.base_config, pair.base, {}, rows, perplexity, mesh)
-    ft, tuned = _one(pair.tuned_config, pair.tuned_params, pair.lora, rows, perplexity, mesh)
-    return jnp.stack([base, tuned, share(pt, ft - pt)])
+@jax.jit(static_argnames="perplexity")
+def _measured(
+    ends: Pair,
+    tuned: Float[Array, "B T D"],
+    base: Float[Array, "B T D"],
+    rows: dict[str, jax.Array],
+    *,
+    perplexity: bool,
+) -> Float[Array, "3 B C"]:
+    """Perplexity under PT and under FT, and OutputCo, of each prompt, from final streams."""
+    pt, by_base = _one(ends.base_config, ends.base, {}, base, rows, perplexity)
+    ft, by_tuned = _one(ends.tuned_config, ends.tuned_params, ends.lora, tuned, rows, perplexity)
+    return jnp.stack([by_base, by_tuned, share(pt, ft - pt)])
 
 
 def _one(
     config: Any,
     params: Any,
     lora: Any,
+    x: Float[Array, "B T D"],
     rows: dict[str, jax.Array],
     perplexity: bool,
-    mesh: Mesh | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """One model's final stream at last tokens [B, C, D], and each prompt's perplexity [B, C]."""
+    """One model's final stream x at last tokens [B, C, D], and each prompt's perplexity [B, C]."""
     segments, columns = rows["segments"], rows["columns"]
-    positions = Positions.of(config, rows["mask"], segments)
-    # A token that only the tuned vocabulary has takes the base's last row, as in `output_co`.
+    # A token that only the tuned vocabulary has takes the base's last row, as in the stream.
     known = jnp.minimum(rows["tokens"], config.vocab_size - 1)
-    x = decoder.embed(config, params, known, positions)
-    x, _ = decoder.forward(config, params, x, positions, lora, mesh=mesh)
     last = pick(x, columns)
     if not perplexity:
         return last, jnp.full(columns.shape, math.nan)

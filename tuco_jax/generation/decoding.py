@@ -57,7 +57,7 @@ class DecodeStep:
         layer: PairLayer,
         own: tuple[Float[Array, " B"] | None, LayerCache],
     ) -> tuple[Float[Array, "B T D"], tuple[KeysValues, ...]]:
-        """X + f_FT + (alpha - 1) FTC."""
+        """Move the stream to x + f_FT + (alpha - 1) FTC."""
         alpha, held = own
 
         def add(

@@ -289,7 +289,10 @@ def _by_kernel(
     _: Positions,
     window: Int[Array, ""],
 ) -> Float[Array, "B K G T h"]:
-    """A kernel's output, compiled for each window that there may be; chunks' derivatives."""
+    """A kernel's output, compiled for each window that there may be; chunks' derivatives.
+
+    Its arguments are those of the other forms, which `platform_dependent` calls alike.
+    """
     windows = tuple(sorted(set(windows)))
     branches = [functools.partial(run, w, cap) for w in windows]
     which = jnp.argmax(jnp.asarray(windows) == window)

@@ -117,6 +117,9 @@ def forward(
 ) -> tuple[Float[Array, "B T D"], Float[Array, "L B T D"] | None]:
     """Run all layers over the residual stream x.
 
+    It is for one model without a pair, in fine-tuning and in parity tests; whatever compares two
+    models is a step of `core/walk.py`.
+
     Returns the stream after the last layer, before the final norm, and, with `hidden_states`, the
     stream after every layer. `remat` recomputes activations in the backward pass. Over a `mesh`,
     the stream stays sharded by rows.
