@@ -7,7 +7,7 @@ from common_jax.cli.ranges import PositiveInt, Seed
 __all__ = ["MeshOptions", "RunOptions"]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class MeshOptions:
     """Devices along each axis; one of them may be -1, for all that are left.
 
@@ -22,7 +22,7 @@ class MeshOptions:
     tensor: int = 1
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """Options of every training run.
 

@@ -12,7 +12,7 @@ from reward_jax.tasks.find import find
 __all__ = ["Config", "run"]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Record episodes of a task: of a base, or of an expert, which has a goal.
 

@@ -20,7 +20,7 @@ from reward_jax.shipped import PAIR
 __all__ = ["Config", "run"]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Extract a reward from the shipped models of UMaze and write a report.
 

@@ -31,7 +31,7 @@ from reward_jax.tasks.find import read
 __all__ = ["Config", "read_diagnostics", "run"]
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(RunOptions):
     """Extract a relative reward from two diffusion models.
 

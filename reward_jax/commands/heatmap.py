@@ -22,7 +22,7 @@ from reward_jax.tasks.plane import Peak, draw_map
 __all__ = ["Config", "run"]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Draw the heat map of a reward over the positions that the base visits.
 

@@ -38,7 +38,7 @@ _SHOWN = 48  # trajectories of a figure
 _PANELS = 6  # of the denoising of one trajectory
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Draw a base, an expert and their reward, steer the base, and write a page.
 

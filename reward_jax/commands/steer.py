@@ -16,7 +16,7 @@ __all__ = ["Config", "run"]
 _SHOWN = 64  # plans of a figure
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(SteeringConfig):
     """Plan with a base model, steered by a reward; writes plans.npz, steer.json and steer.png."""
 

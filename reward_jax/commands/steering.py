@@ -23,7 +23,7 @@ from reward_jax.tasks.find import task_of
 __all__ = ["Steering", "SteeringConfig", "load"]
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SteeringConfig:
     """Options of both commands.
 

@@ -23,7 +23,7 @@ from reward_jax.tasks.base import Planner
 __all__ = ["Config", "run"]
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(SteeringConfig):
     """Every guidance scale with every t_stopgrad; writes sweep.json.
 

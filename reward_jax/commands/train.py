@@ -35,7 +35,7 @@ from reward_jax.tasks.find import read
 __all__ = ["Config", "check_taken_over", "run"]
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(RunOptions):
     """Train a diffusion model on the windows of a file of episodes.
 

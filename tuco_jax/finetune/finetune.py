@@ -65,7 +65,7 @@ from tuco_jax.weights.peft import read as peft
 __all__ = ["FinetuneConfig", "run_finetune"]
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(RunOptions):
     """Tune a model on conversations; the loss is on the assistant's turns.
 

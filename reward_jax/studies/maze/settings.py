@@ -14,7 +14,7 @@ __all__ = ["STRIDES", "Config", "check"]
 STRIDES = {"open": 10, "umaze": 10, "medium": 16, "large": 28}
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Extract a reward for every goal of every maze.
 
