@@ -13,8 +13,10 @@ from common_jax.cli.ranges import PositiveInt, Seed, check_ranges
 from common_jax.errors import InputError
 from common_jax.io.files import make_folder
 from reward_jax.commands import data, extract, report
+from reward_jax.commands.steering import STEERED
 from reward_jax.data.trajectory.checkpoint import load_model
 from reward_jax.planning.extract import Matching
+from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.shipped import PAIR
 
 __all__ = ["Config", "run"]
@@ -27,19 +29,17 @@ class Config:
     Args:
         out: folder of the demo; an earlier demo there is replaced, nothing else is touched.
         episodes: walks that are recorded for the base; a third as many for the expert.
-        steps: of gradient matching.
-        seeds: rewards trained at once.
-        scale: guidance scale.
+        matching: how the reward is trained.
+        guidance: how plans are drawn and steered.
         plans: steered plans.
         seed: of everything.
     """
 
     out: pathlib.Path = pathlib.Path("runs/demo-reward")
     episodes: PositiveInt = 900
-    steps: PositiveInt = 1500
-    seeds: PositiveInt = 3
-    scale: float = 2.0
-    plans: PositiveInt = 256
+    matching: Matching = Matching()
+    guidance: GuidanceOptions = STEERED
+    plans: PositiveInt = report.Config.plans
     seed: Seed = 0
 
 
@@ -79,10 +79,10 @@ def run(config: Config) -> pathlib.Path:
         extract.Config(
             base=str(base),
             expert=str(expert),
-            data=walks["base"].out,
-            expert_data=walks["expert"].out,
+            data=None if config.matching.x_t == "expert" else walks["base"].out,
+            expert_data=None if config.matching.x_t == "base" else walks["expert"].out,
             out=str(out / "reward"),
-            matching=Matching(steps=config.steps, seeds=config.seeds),
+            matching=config.matching,
             seed=config.seed,
         )
     )
@@ -93,7 +93,7 @@ def run(config: Config) -> pathlib.Path:
             reward=str(out / "reward"),
             data=walks["base"].out,
             out=out,
-            scale=config.scale,
+            guidance=config.guidance,
             plans=config.plans,
             seed=config.seed,
         )

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from common_jax.cli.options import MeshOptions
-from common_jax.cli.ranges import NonNegativeInt, PositiveInt, Seed, check_ranges
+from common_jax.cli.ranges import NonNegativeInt, Seed, check_ranges
 from common_jax.errors import InputError
 from common_jax.io.files import write_json
 from common_jax.mesh import mesh_for
@@ -17,13 +17,13 @@ from reward_jax.data.trajectory.windows import CutOptions
 from reward_jax.planning.fit import window_source
 from reward_jax.planning.plan import score_windows
 from reward_jax.tasks.find import read, task_of
-from reward_jax.tasks.plane import Peak, draw_map
+from reward_jax.tasks.plane import MapOptions, Peak, draw_map
 
 __all__ = ["Config", "run"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(MapOptions):
     """Draw the heat map of a reward over the positions that the base visits.
 
     Args:
@@ -31,8 +31,6 @@ class Config:
         data: the base's episodes.
         cut: how the file is divided into episodes, and episodes into windows.
         out: folder of heatmap.png, heatmap.json (peak, goal, distance) and heatmap.npz.
-        windows: trajectories that are scored.
-        bins: to the side of a cell.
         t: diffusion step at which they are scored.
         goal: what the peak is measured against, such as [x, y]; by default the expert's goal.
         seed: of the choice of windows.
@@ -43,8 +41,6 @@ class Config:
     data: str
     out: pathlib.Path
     cut: CutOptions = dataclasses.field(default_factory=CutOptions)
-    windows: PositiveInt = 10000
-    bins: PositiveInt = 10
     t: NonNegativeInt = 0
     goal: str | tuple[float, ...] | None = None
     seed: Seed = 0

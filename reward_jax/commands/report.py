@@ -16,6 +16,7 @@ from common_jax.report import page
 from common_jax.report.figures import PALETTE, draw
 from common_jax.run import note_run, read_metrics
 from reward_jax.commands.extract import read_diagnostics
+from reward_jax.commands.steering import STEERED
 from reward_jax.data.trajectory.checkpoint import load_guide, load_model
 from reward_jax.data.trajectory.space import (
     TrajectoryGuide,
@@ -30,16 +31,17 @@ from reward_jax.reward.extract import RelativeReward
 from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.tasks.base import Outcome, Task
 from reward_jax.tasks.find import read, task_of
-from reward_jax.tasks.plane import HeatMap, Peak, draw_map
+from reward_jax.tasks.plane import HeatMap, MapOptions, Peak, draw_map
 
 __all__ = ["Config", "run"]
 
 _SHOWN = 48  # trajectories of a figure
+_STEP = GuidanceOptions.step
 _PANELS = 6  # of the denoising of one trajectory
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(MapOptions):
     """Draw a base, an expert and their reward, steer the base, and write a page.
 
     Args:
@@ -49,10 +51,8 @@ class Config:
         data: the base's episodes.
         cut: how the file is divided into episodes, and episodes into windows.
         out: folder of report.html.
-        scale: guidance scale.
+        guidance: how plans are drawn and steered.
         plans: steered plans.
-        windows: trajectories that make the heat map.
-        bins: of the heat map, to the side of a cell (of the task's plane).
         seed: of starts, noise and choices.
     """
 
@@ -62,21 +62,24 @@ class Config:
     data: str
     out: pathlib.Path
     cut: CutOptions = dataclasses.field(default_factory=CutOptions)
-    scale: float = 2.0
+    guidance: GuidanceOptions = STEERED
     plans: PositiveInt = 256
-    windows: PositiveInt = 10000
-    bins: PositiveInt = 10
     seed: Seed = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class _Maps:
-    """Of a world that has a plane. chain: one plan's steered denoising, [T + 1, H, 2]."""
+    """Of a world that has a plane.
+
+    chain: one plan's steered denoising, [S + 1, H, 2] for S steps of the sampler. left: diffusion
+    steps that are left at each, [S + 1].
+    """
 
     map: HeatMap
     peak: Peak
     seed_peaks: np.ndarray
     chain: np.ndarray
+    left: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +101,7 @@ _PLANNERS = ("base, unsteered", "base, steered by the reward", "expert")
 def run(config: Config) -> pathlib.Path:
     """Measure, draw, write; prints the peak against the goal; returns the path of the page."""
     check_ranges(config)
+    config.guidance.made_sampler()
     base, expert = load_model(config.base), load_model(config.expert)
     guide = load_guide(config.reward)
     if not isinstance(guide.guide, RelativeReward):
@@ -112,8 +116,12 @@ def run(config: Config) -> pathlib.Path:
     note_run(config.out, dataclasses.asdict(config))
     rows = np.asarray(source.sample(jax.random.key(config.seed), config.windows))
     starts, key = task.starts(config.plans, config.seed), jax.random.key(config.seed + 1)
-    steering: dict[str, Any] = dict(guide=guide.guide, options=GuidanceOptions(config.scale))
-    planners = planner(base), planner(base, **steering), planner(expert)
+    how: dict[str, Any] = dict(options=config.guidance)
+    planners = (
+        planner(base, **how),
+        planner(base, guide=guide.guide, **how),
+        planner(expert, **how),
+    )
     outcomes = {
         name: task.execute(one, starts, key=key, goal=goal)
         for name, one in zip(_PLANNERS, planners, strict=True)
@@ -159,8 +167,9 @@ def _maps(
         key=jax.random.key(config.seed + 1),
         chain=True,
         guide=reward,
-        options=GuidanceOptions(config.scale),
+        options=config.guidance,
     )[:, 0]
+    schedule = base.denoiser.schedule
     found = map_of(reward)
     seeds = [reward.seed(i) for i in range(reward.seeds)] if reward.seeds else [reward]
     return _Maps(
@@ -168,6 +177,7 @@ def _maps(
         peak=Peak.of(found, plane, goal),
         seed_peaks=np.stack([map_of(seed).peak for seed in seeds]),
         chain=plane.positions(base.space.plans(chain).observations),
+        left=np.append(np.asarray(config.guidance.made_sampler().timesteps(schedule)) + 1, 0),
     )
 
 
@@ -221,7 +231,7 @@ def _facts(
         "steps",
         "reward": f"{count:,} parameters, {reward.seeds or 1} seeds, matched to differences of "
         f"{reward.target}",
-        "guidance scale": f"{config.scale:g} (1 moves as far as the expert's mean would)",
+        "guidance": _guidance(config.guidance),
     }
     if task.plane:
         facts["map"] = (
@@ -232,6 +242,17 @@ def _facts(
         "device": str(jax.devices()[0].device_kind),
         "versions": ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names),
     }
+
+
+def _guidance(options: GuidanceOptions) -> str:
+    """What is not its default, and the scale."""
+    moves = " (1 moves as far as the expert's mean would)" if options.step == _STEP else ""
+    changed = [
+        f"{f.name} {value}"
+        for f in dataclasses.fields(options)
+        if f.name != "scale" and (value := getattr(options, f.name)) != f.default
+    ]
+    return ", ".join([f"scale {options.scale:g}{moves}", *changed])
 
 
 def _figures(found: _Found) -> dict[str, tuple[str, str]]:
@@ -303,5 +324,5 @@ def _panels(found: _Found) -> list[tuple[str, str]]:
             axis.plot(*found.goal, "*", color="#d55e00", mec="white", ms=14)
             axis.set(xlabel="", ylabel="", xticks=[], yticks=[])
 
-        panels.append((f"t = {last - index}", draw(paint, width=2.6, height=2.6)))
+        panels.append((f"t = {maps.left[index]}", draw(paint, width=2.6, height=2.6)))
     return panels

@@ -8,7 +8,7 @@ import numpy as np
 
 from common_jax.io.files import write_json
 from common_jax.run import note_run
-from reward_jax.commands.steering import SteeringConfig, load
+from reward_jax.commands.steering import STEERED, SteeringConfig, load
 from reward_jax.reward.guide import GuidanceOptions
 
 __all__ = ["Config", "run"]
@@ -20,9 +20,7 @@ _SHOWN = 64  # plans of a figure
 class Config(SteeringConfig):
     """Plan with a base model, steered by a reward; writes plans.npz, steer.json and steer.png."""
 
-    guidance: GuidanceOptions = dataclasses.field(
-        default_factory=lambda: GuidanceOptions(scale=2.0)
-    )
+    guidance: GuidanceOptions = STEERED
 
 
 def run(config: Config) -> pathlib.Path:

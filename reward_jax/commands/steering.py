@@ -20,7 +20,10 @@ from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.tasks.base import Planner, Task
 from reward_jax.tasks.find import task_of
 
-__all__ = ["Steering", "SteeringConfig", "load"]
+__all__ = ["STEERED", "Steering", "SteeringConfig", "load"]
+
+
+STEERED = GuidanceOptions(scale=2.0)  # where nothing is swept: the scale that served best
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

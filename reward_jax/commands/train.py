@@ -17,7 +17,7 @@ from common_jax.mesh import mesh_for
 from common_jax.run import check_directory
 from reward_jax.data.trajectory.checkpoint import load_model, save_model
 from reward_jax.data.trajectory.space import TrajectoryModel
-from reward_jax.data.trajectory.windows import CutOptions
+from reward_jax.data.trajectory.windows import CutOptions, WindowSize
 from reward_jax.diffusion.schedule import make_schedule
 from reward_jax.models.temporal.unet import TemporalUnet
 from reward_jax.planning.fit import (
@@ -36,7 +36,7 @@ __all__ = ["Config", "check_taken_over", "run"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(RunOptions):
+class Config(RunOptions, WindowSize):
     """Train a diffusion model on the windows of a file of episodes.
 
     Args:
@@ -45,8 +45,6 @@ class Config(RunOptions):
         init: a trained denoiser (file or run) to begin with: an expert from its base. Its network,
             horizon, stride, actions, normaliser, schedule, diffusion_steps and clip_x0 are taken
             over: leave those options out.
-        horizon: rows of a trajectory.
-        stride: environment steps between rows.
         actions: keep the actions in the trajectories.
         normaliser: limits (to -1 .. 1) or gaussian.
         schedule: cosine or linear.
@@ -59,13 +57,11 @@ class Config(RunOptions):
     data: str
     cut: CutOptions = dataclasses.field(default_factory=CutOptions)
     init: str | None = None
-    horizon: PositiveInt = 32
-    stride: PositiveInt = 10
     actions: bool = False
     normaliser: Literal["limits", "gaussian"] = "limits"
     schedule: Literal["cosine", "linear"] = "cosine"
     diffusion_steps: PositiveInt = 50
-    clip_x0: NonNegativeFloat = 1.2
+    clip_x0: NonNegativeFloat = Untrained.clip_x0 or 0.0
     network: NetworkOptions = dataclasses.field(default_factory=NetworkOptions)
     training: Training = dataclasses.field(default_factory=Training)
 

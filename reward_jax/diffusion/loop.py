@@ -16,6 +16,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from common_jax import resume
+from common_jax.cli.ranges import PositiveInt
 from common_jax.errors import InputError
 from common_jax.io.checkpoint import Checkpoints
 
@@ -38,23 +39,15 @@ OnStep = Callable[[int, dict[str, Float[np.ndarray, "steps ..."]]], None]
 
 @dataclasses.dataclass(frozen=True)
 class LoopOptions:
-    """Sizes of a step, of a compiled call, and of the time between checkpoints.
+    """Sizes of a step, and of a compiled call.
 
     Args:
         batch_size: rows of a step, where batches are drawn here.
         steps_per_call: steps of one compiled call.
-        save_every: steps between checkpoints; by default there is one at the end.
     """
 
-    batch_size: int = 128
-    steps_per_call: int = 50
-    save_every: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "steps_per_call", "save_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be 1 or more, not {value}")
+    batch_size: PositiveInt = 128
+    steps_per_call: PositiveInt = 100
 
 
 def quick_jit(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -115,6 +108,8 @@ def run_loop(
     """
     if steps < 1 or per_call < 1:
         raise InputError(f"steps and steps per call must be 1 or more, not {steps} and {per_call}")
+    if save_every is not None and save_every < 1:
+        raise InputError(f"save_every must be 1 or more, not {save_every}")
     if directory is None:
         return _steps(call, state, 0, steps, per_call, on_step, None, None)
     with resume.hold(directory, settings or {}), Checkpoints(directory) as checkpoints:

@@ -15,6 +15,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
+from common_jax.cli.ranges import BelowOne, NonNegativeInt, PositiveInt, check_ranges
 from common_jax.errors import InputError
 from common_jax.mesh import constrain
 from reward_jax.diffusion.denoiser import Condition
@@ -36,9 +37,9 @@ class EMA:
         begin: steps before, in which the average is a copy of the parameters.
     """
 
-    decay: float = 0.995
-    every: int = 10
-    begin: int = 500
+    decay: BelowOne = 0.995
+    every: PositiveInt = 10
+    begin: NonNegativeInt = 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,20 +47,14 @@ class TrainingOptions(LoopOptions):
     """How a denoiser is trained.
 
     Args:
-        batch_size: rows of a step.
-        steps_per_call: steps of one compiled call.
-        save_every: steps between checkpoints; by default there is one at the end.
-        prediction: what the model's output means. The score of an x_0 prediction is mostly
-            error at low t; v is good at every t.
+        prediction: what the network's output means: v, x0 or epsilon. The score of an x_0
+            prediction is mostly error at low t; v is good at every t.
         ema: how parameters are averaged.
-        drop_condition: share of rows whose condition is replaced by the null one, for
-            classifier-free guidance.
     """
 
-    batch_size: int = 64
+    batch_size: PositiveInt = 64
     prediction: Prediction = "v"
     ema: EMA = EMA()
-    drop_condition: float = 0.0
 
 
 class TrainState(NamedTuple):
@@ -106,6 +101,7 @@ class _Static(NamedTuple):
     model: Any
     optimizer: optax.GradientTransformation
     options: TrainingOptions
+    drop_condition: float
     pin: Any
     seeds: int | None
     per_expert: bool
@@ -123,12 +119,14 @@ def train_denoiser(
     key: Key[Array, ""],
     options: TrainingOptions | None = None,
     weights: float | Float[Array, "..."] | Float[np.ndarray, "..."] = 1.0,
+    drop_condition: float = 0.0,
     null: PyTree[Shaped[Array, "..."]] | None = None,
     pin: Any = None,
     seeds: int | None = None,
     per_expert: bool = False,
     on_step: OnStep | None = None,
     checkpoints: str | pathlib.Path | None = None,
+    save_every: int | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, dict[str, Float[np.ndarray, "steps ..."]]]:
     """Train a model to denoise; returns the state and the metrics: loss, [steps] or [steps, S].
@@ -144,6 +142,8 @@ def train_denoiser(
         key: of all random numbers; step i draws from fold_in(key, i).
         options: by default `TrainingOptions()`.
         weights: of the squared error, broadcastable to x (`action_weights`).
+        drop_condition: share of rows whose condition is replaced by `null`, for classifier-free
+            guidance.
         null: the condition that a dropped one becomes, a tree like cond, its arrays [...] or
             [B, ...].
         pin: x_0 -> `Pinned`, such as `FirstState`: entries that are clean in the input and no
@@ -152,17 +152,19 @@ def train_denoiser(
         per_expert: with seeds: leaves of batches have a leading axis [S], a data set for each.
         on_step: called with (steps done, metrics) after each compiled call.
         checkpoints: folder of checkpoints, from which a run resumes exactly.
+        save_every: steps between checkpoints; by default there is one at the end.
         mesh: batches are sharded over its data and fsdp axes.
 
     Raises InputError for options that do not fit, and when the loss is no longer finite, naming
     the step. More than eight parameters, since arrays, functions and folders are not options.
     """
     o = options or TrainingOptions()
-    if not 0 <= o.drop_condition <= 1:
-        raise InputError(f"drop_condition must be 0 to 1, not {o.drop_condition}")
-    if o.drop_condition and null is None:
+    check_ranges(o)
+    if not 0 <= drop_condition <= 1:
+        raise InputError(f"drop_condition must be 0 to 1, not {drop_condition}")
+    if drop_condition and null is None:
         raise InputError("drop_condition needs null, the condition that a dropped one becomes")
-    static = _Static(model, optimizer, o, pin, seeds, per_expert, mesh)
+    static = _Static(model, optimizer, o, drop_condition, pin, seeds, per_expert, mesh)
     run = functools.partial(_run, static=static)
     source, weights = as_source(batches), jnp.asarray(weights, jnp.float32)
 
@@ -177,12 +179,12 @@ def train_denoiser(
         per_call=o.steps_per_call,
         on_step=on_step,
         directory=checkpoints,
-        save_every=o.save_every,
+        save_every=save_every,
         settings={
             "prediction": o.prediction,
             "batch_size": o.batch_size,
             "ema": list(dataclasses.astuple(o.ema)),
-            "drop_condition": o.drop_condition,
+            "drop_condition": drop_condition,
             "key": np.asarray(jax.random.key_data(key)).tolist(),
         },
     )
@@ -214,8 +216,10 @@ def _run(state: TrainState, source, schedule, weights, null, key, steps, *, stat
     def loss_of(params: Any, batch: Any, key: Key[Array, ""]) -> Float[Array, ""]:
         for_t, for_noise = jax.random.split(key)
         x_0, cond = split_batch(constrain(batch, static.mesh))
-        if o.drop_condition:
-            cond = _drop(cond, null, o.drop_condition, jax.random.fold_in(key, 2), x_0.shape[0])
+        if static.drop_condition:
+            cond = _drop(
+                cond, null, static.drop_condition, jax.random.fold_in(key, 2), x_0.shape[0]
+            )
         t = jax.random.randint(for_t, x_0.shape[:1], 0, schedule.steps)
         noise = draw_noise(for_noise, x_0.shape, x_0.dtype)
         pinned = static.pin(x_0) if static.pin else None

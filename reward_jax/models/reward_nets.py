@@ -19,24 +19,30 @@ from reward_jax.models.temporal.layers import (
     activation,
 )
 
-__all__ = ["HalfUnet", "WindowMLP"]
+__all__ = ["Cut", "HalfUnet", "Head", "Reduce", "WindowMLP"]
+
+Cut = Literal["contiguous", "strided"]
+Reduce = Literal["sum", "mean"]
+Head = Literal["linear", "activated"]
 
 
 class HalfUnet(nn.Module):
     """The downsampling half of the U-Net with a scalar head: Diffuser's value function.
 
+    Defaults are the sizes of the authors' rewards; Diffuser's are dim 32 and (1, 2, 4, 8).
+
     Attributes:
         dim: width of the time embedding, and unit of the channels.
         multipliers: channels of each level, in units of dim.
-        act: activation; the authors' locomotion rewards have "leaky_relu".
+        act: activation; the authors' rewards have "leaky_relu", Diffuser's values "mish".
         groups: of the group norms; None for no norm.
         use_bias: of the convolutions.
         method: of convolutions (`models/conv.py`).
     """
 
-    dim: int = 32
-    multipliers: tuple[int, ...] = (1, 2, 4, 8)
-    act: Activation = "mish"
+    dim: int = 4
+    multipliers: tuple[int, ...] = (16, 16, 32, 32)
+    act: Activation = "silu"
     groups: int | None = 8
     use_bias: bool = True
     method: Method = "auto"
@@ -86,9 +92,9 @@ class WindowMLP(nn.Module):
     widths: tuple[int, ...] = (64, 64)
     embedding: int = 32
     act: Activation = "silu"
-    cut: Literal["contiguous", "strided"] = "contiguous"
-    reduce: Literal["sum", "mean"] = "sum"
-    head: Literal["linear", "activated"] = "linear"
+    cut: Cut = "contiguous"
+    reduce: Reduce = "sum"
+    head: Head = "linear"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B ..."], t: Int[Array, " B"]) -> Float[Array, " B"]:

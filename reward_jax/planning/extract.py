@@ -11,26 +11,26 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from common_jax.cli.ranges import NonNegativeInt, PositiveFloat, PositiveInt
+from common_jax.cli.ranges import NonNegativeInt, PositiveInt
 from common_jax.errors import InputError
 from reward_jax.data.episodes import Episodes
 from reward_jax.data.trajectory.space import Space, TrajectoryGuide, TrajectoryModel
 from reward_jax.data.trajectory.windows import Padding
 from reward_jax.diffusion.denoiser import Score
 from reward_jax.diffusion.sources import Source
-from reward_jax.models.reward_nets import HalfUnet, WindowMLP
+from reward_jax.models.reward_nets import Cut, HalfUnet, Head, Reduce, WindowMLP
 from reward_jax.models.temporal.layers import Activation
-from reward_jax.planning.fit import RunContext, optimizer
+from reward_jax.planning.fit import AdamOptions, RunContext, optimizer
 from reward_jax.reward.diagnostics import antisymmetric_part, explained_fraction, seed_agreement
 from reward_jax.reward.extract import RelativeReward, extract_reward, init_params
-from reward_jax.reward.targets import ExtractionOptions, GradientAt, Target, draw_targets
+from reward_jax.reward.targets import ExtractionOptions, Target, draw_targets
 
 __all__ = ["Matching", "RewardOptions", "diagnose", "fit_reward", "hold_out"]
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardOptions:
-    """The reward network.
+    """The reward network: the fields of both kinds that a user chooses, with their defaults.
 
     Args:
         kind: window (a network over windows of the trajectory) or half_unet.
@@ -49,15 +49,15 @@ class RewardOptions:
 
     kind: Literal["window", "half_unet"] = "window"
     window: NonNegativeInt = 0
-    widths: tuple[PositiveInt, ...] = (64, 64)
-    act: Activation = "silu"
-    cut: Literal["contiguous", "strided"] = "contiguous"
-    reduce: Literal["sum", "mean"] = "sum"
-    dim: PositiveInt = 4
-    multipliers: tuple[PositiveInt, ...] = (16, 16, 32, 32)
-    groups: NonNegativeInt = 8
-    use_bias: bool = True
-    head: Literal["linear", "activated"] = "linear"
+    widths: tuple[PositiveInt, ...] = WindowMLP.widths
+    act: Activation = WindowMLP.act
+    cut: Cut = WindowMLP.cut
+    reduce: Reduce = WindowMLP.reduce
+    dim: PositiveInt = HalfUnet.dim
+    multipliers: tuple[PositiveInt, ...] = HalfUnet.multipliers
+    groups: NonNegativeInt = HalfUnet.groups or 0
+    use_bias: bool = HalfUnet.use_bias
+    head: Head = WindowMLP.head
 
     def make(self, space: Space) -> Any:
         """The module; raises InputError for options that do not fit the space."""
@@ -95,37 +95,26 @@ class RewardOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Matching:
-    """How gradients are matched.
+class Matching(ExtractionOptions, AdamOptions):
+    """How gradients of trajectories are matched.
 
     Args:
-        steps: optimizer steps.
-        batch: noised trajectories of a step.
-        learning_rate: of Adam.
-        decay: whether the learning rate decays to 2% along a cosine.
         target: epsilon, score or posterior_mean (the authors').
         weighting: "" for none, or standardise: one over the target's mean square at each t.
-        gradient_at: x_t, or posterior_mean (the authors').
         x_t: whose data are noised: mixed, base or expert. The expert's alone (the authors') leave
             out the places in which the two models differ.
         pin: impose the first state on x_t (the authors do not).
         draws: targets that are computed once, before training; 0: new ones at every step.
         seeds: rewards trained at once.
-        steps_per_call: steps of one compiled call.
     """
 
     steps: PositiveInt = 1500
-    batch: PositiveInt = 128
-    learning_rate: PositiveFloat = 1e-3
-    decay: bool = True
     target: Target = "epsilon"
     weighting: Literal["", "standardise"] = ""
-    gradient_at: GradientAt = "x_t"
     x_t: Literal["mixed", "base", "expert"] = "mixed"
     pin: bool = True
     draws: NonNegativeInt = 20000
     seeds: PositiveInt = 3
-    steps_per_call: PositiveInt = 100
 
 
 def fit_reward(
@@ -150,12 +139,7 @@ def fit_reward(
     shared: dict[str, Any] = dict(
         target=matching.target,
         pin=space.pin if matching.pin else None,
-        options=ExtractionOptions(
-            batch_size=matching.batch,
-            steps_per_call=matching.steps_per_call,
-            save_every=context.save_every,
-            gradient_at=matching.gradient_at,
-        ),
+        options=matching,
         mesh=context.mesh,
     )
     batches: Any = source
@@ -171,13 +155,14 @@ def fit_reward(
         params,
         batches,
         schedule,
-        optimizer(matching.learning_rate, matching.steps, decay=matching.decay, clip=0.0),
+        optimizer(matching),
         steps=matching.steps,
         key=jax.random.fold_in(key, 1),
         weighting=matching.weighting or None,
         seeds=matching.seeds,
         on_step=context.on_step,
         checkpoints=context.checkpoints,
+        save_every=context.save_every,
         **shared,
     )
     params = jax.tree.map(np.asarray, params)

@@ -22,13 +22,7 @@ import optax
 from jax.sharding import Mesh
 
 from common_jax import resume
-from common_jax.cli.ranges import (
-    BelowOne,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-)
+from common_jax.cli.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
 from common_jax.errors import InputError
 from common_jax.progress import bar
 from common_jax.run import Run
@@ -38,13 +32,14 @@ from reward_jax.data.trajectory.space import Space, TrajectoryModel
 from reward_jax.data.trajectory.windows import Padding, windows
 from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.loop import OnStep, steps_done
-from reward_jax.diffusion.process import Prediction, action_weights
+from reward_jax.diffusion.process import action_weights
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.diffusion.sources import Source, Strided
-from reward_jax.diffusion.train import EMA, TrainingOptions, init_state, train_denoiser
+from reward_jax.diffusion.train import TrainingOptions, init_state, train_denoiser
 from reward_jax.models.temporal.unet import TemporalUnet
 
 __all__ = [
+    "AdamOptions",
     "NetworkOptions",
     "RunContext",
     "Training",
@@ -60,7 +55,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class NetworkOptions:
-    """The temporal U-Net.
+    """The temporal U-Net; its fields that a user chooses, with its defaults.
 
     Args:
         dim: channels of the first level.
@@ -68,9 +63,13 @@ class NetworkOptions:
         attention: linear attention after each level.
     """
 
-    dim: PositiveInt = 16
-    multipliers: tuple[PositiveInt, ...] = (1, 2, 4)
-    attention: bool = False
+    dim: PositiveInt = TemporalUnet.dim
+    multipliers: tuple[PositiveInt, ...] = TemporalUnet.multipliers
+    attention: bool = TemporalUnet.attention
+
+    def make(self, width: int) -> TemporalUnet:
+        """The module, for transitions of that width."""
+        return TemporalUnet(width, self.dim, tuple(self.multipliers), self.attention)
 
     def check(self, horizon: int | None = None) -> None:
         """Raise InputError for fields, or a horizon, that the U-Net cannot have."""
@@ -87,34 +86,32 @@ class NetworkOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
-    """How a denoiser is trained.
+class AdamOptions:
+    """Adam, for a number of steps.
 
     Args:
         steps: optimizer steps.
-        batch: trajectories of a step.
         learning_rate: of Adam.
         decay: whether the learning rate decays to 2% along a cosine.
+    """
+
+    steps: PositiveInt
+    learning_rate: PositiveFloat = 1e-3
+    decay: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Training(TrainingOptions, AdamOptions):
+    """How a denoiser of trajectories is trained.
+
+    Args:
         clip: largest norm of a gradient; 0 for none.
-        prediction: what the network predicts: v, x0 or epsilon.
         action_weight: weight of the first action in the loss (actions only).
-        ema_decay: of the exponential moving average of the parameters.
-        ema_every: steps between updates of the average.
-        ema_begin: steps before the average begins.
-        steps_per_call: steps of one compiled call.
     """
 
     steps: PositiveInt = 8000
-    batch: PositiveInt = 64
-    learning_rate: PositiveFloat = 1e-3
-    decay: bool = True
     clip: NonNegativeFloat = 1.0
-    prediction: Prediction = "v"
     action_weight: NonNegativeFloat = 1.0
-    ema_decay: BelowOne = 0.995
-    ema_every: PositiveInt = 10
-    ema_begin: NonNegativeInt = 500
-    steps_per_call: PositiveInt = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,11 +173,15 @@ def open_run(
         yield RunContext(on_step, checkpoints, save_every, mesh)
 
 
-@functools.cache
-def optimizer(
-    learning_rate: float, steps: int, *, decay: bool, clip: float
+def optimizer(options: AdamOptions, *, clip: float = 0.0) -> optax.GradientTransformation:
+    """Adam. clip: largest norm of a gradient; 0 for none."""
+    return _adam(options.steps, options.learning_rate, options.decay, clip)
+
+
+@functools.cache  # compiled steps are cached by their optimizer: one object for each setting
+def _adam(
+    steps: int, learning_rate: float, decay: bool, clip: float
 ) -> optax.GradientTransformation:
-    """Adam. One object for each setting, as compiled steps are cached by their optimizer."""
     rate = optax.cosine_decay_schedule(learning_rate, steps, 0.02) if decay else learning_rate
     adam = optax.adam(rate)
     return optax.chain(optax.clip_by_global_norm(clip), adam) if clip else adam
@@ -240,11 +241,9 @@ def fit(
         old = begin.denoiser
         model, schedule, clip_x0, params = old.model, old.schedule, old.clip, old.params
     else:
-        n, schedule, clip_x0, params = begin.network, begin.schedule, begin.clip_x0, None
-        model = TemporalUnet(space.width, n.dim, tuple(n.multipliers), n.attention)
-    adam = optimizer(
-        training.learning_rate, training.steps, decay=training.decay, clip=training.clip
-    )
+        model, schedule = begin.network.make(space.width), begin.schedule
+        clip_x0, params = begin.clip_x0, None
+    adam = optimizer(training, clip=training.clip)
     state = init_state(
         model, adam, jnp.zeros((1, *space.shape)), jax.random.key(seed), params=params
     )
@@ -259,17 +258,12 @@ def fit(
         adam,
         steps=training.steps,
         key=jax.random.key(seed + 1),
-        options=TrainingOptions(
-            batch_size=training.batch,
-            steps_per_call=training.steps_per_call,
-            save_every=context.save_every,
-            prediction=training.prediction,
-            ema=EMA(training.ema_decay, training.ema_every, training.ema_begin),
-        ),
+        options=training,
         weights=weights,
         pin=space.pin,
         on_step=context.on_step,
         checkpoints=context.checkpoints,
+        save_every=context.save_every,
         mesh=context.mesh,
     )
     average = jax.tree.map(np.asarray, state.average)

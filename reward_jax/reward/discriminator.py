@@ -19,6 +19,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from common_jax.cli.ranges import check_ranges
 from reward_jax.diffusion.denoiser import Condition
 from reward_jax.diffusion.loop import LoopOptions, OnStep, begin, run_loop
 from reward_jax.diffusion.process import draw_noise, q_sample
@@ -71,6 +72,7 @@ def train_discriminator(
     pin: Any = None,
     on_step: OnStep | None = None,
     checkpoints: str | pathlib.Path | None = None,
+    save_every: int | None = None,
 ) -> tuple[PyTree[Float[Array, "..."]], dict[str, Float[np.ndarray, " steps"]]]:
     """Train on x_t of both data sets, half a batch of each, by binary cross-entropy.
 
@@ -79,6 +81,7 @@ def train_discriminator(
     they are many: as of `extract_reward`. Returns the parameters, and metrics: loss, accuracy.
     """
     o = options or LoopOptions()
+    check_ranges(o)
     base, expert = as_source(base), as_source(expert)
     state = (jax.tree.map(jnp.array, params), begin(params, optimizer=optimizer, seeds=False))
     run = functools.partial(_run, model=model, optimizer=optimizer, batch=o.batch_size, pin=pin)
@@ -93,7 +96,7 @@ def train_discriminator(
         per_call=o.steps_per_call,
         on_step=on_step,
         directory=checkpoints,
-        save_every=o.save_every,
+        save_every=save_every,
         settings={
             "batch_size": o.batch_size,
             "key": np.asarray(jax.random.key_data(key)).tolist(),

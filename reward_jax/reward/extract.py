@@ -21,6 +21,7 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from common_jax.cli.ranges import check_ranges
 from common_jax.errors import InputError
 from reward_jax.diffusion.denoiser import Condition, Score
 from reward_jax.diffusion.loop import OnStep, begin, quick_jit, run_loop
@@ -158,6 +159,7 @@ def extract_reward(
     options: ExtractionOptions | None = None,
     pin: Callable[[Float[Array, "B ..."]], Pinned] | None = None,
     checkpoints: str | pathlib.Path | None = None,
+    save_every: int | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[PyTree[Float[Array, "..."]], History]:
     """Learn the reward of `expert_score` relative to `base_score`.
@@ -182,13 +184,13 @@ def extract_reward(
         weighting: w(t) of the loss: None for 1, [T] values, a function of t [T], or "standardise":
             one over the target's mean square at each t, or over a thousandth of the mean of all
             where that is more. Relative errors then count alike at every t; accuracy falls.
-        seeds: S, to train as many rewards at once. They share x_t and the teachers' scores, which
-        are
-            computed once; only their initial parameters differ.
+        seeds: S, to train as many rewards at once. They share x_t and the teachers' scores,
+            which are computed once; only their initial parameters differ.
         on_step: called with (steps done, metrics of the last call) after each compiled call.
         options: by default `ExtractionOptions()`.
         pin: x_0 -> `Pinned`, such as `FirstState`: entries imposed on x_t, and not matched.
         checkpoints: folder of checkpoints, from which a run resumes exactly.
+        save_every: steps between checkpoints; by default there is one at the end.
         mesh: batches are sharded over its data and fsdp axes.
 
     Returns:
@@ -200,6 +202,7 @@ def extract_reward(
     More than eight parameters, since arrays, functions and folders are not options.
     """
     o = options or ExtractionOptions()
+    check_ranges(o)
     settings = TargetSettings(target, o.gradient_at, pin, o.batch_size, mesh)
     teachers = Teachers(base_score, expert_score, schedule, settings)
     feed = Feed(batches)
@@ -227,7 +230,7 @@ def extract_reward(
         per_call=o.steps_per_call,
         on_step=on_step,
         directory=checkpoints,
-        save_every=o.save_every,
+        save_every=save_every,
         settings=None if checkpoints is None else _settings(settings, weights, key),
     )
     loss, explained = (metrics.get(k, np.zeros(0)) for k in ("loss", "explained"))

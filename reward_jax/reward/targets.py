@@ -24,6 +24,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
+from common_jax.cli.ranges import check_ranges
 from common_jax.errors import InputError
 from common_jax.mesh import constrain
 from reward_jax.diffusion.denoiser import Condition, Score, as_argument, denoiser_of, score_and_x0
@@ -81,16 +82,12 @@ class ExtractionOptions(LoopOptions):
     """How gradients are matched.
 
     Args:
-        batch_size: rows of noised data of a step, where batches are drawn here.
-        steps_per_call: steps of one compiled call.
-        save_every: steps between checkpoints; by default there is one at the end.
         gradient_at: where grad r is taken: x_t, or the base's posterior mean, as the authors do.
     """
 
     gradient_at: GradientAt = "x_t"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_gradient_at(self.gradient_at)
 
 
@@ -218,6 +215,7 @@ def draw_targets(
     if not hasattr(source, "sample"):
         raise InputError("targets are drawn from an array or a source, not from an iterable")
     o = options or ExtractionOptions()
+    check_ranges(o)
     settings = TargetSettings(target, o.gradient_at, pin, o.batch_size, mesh)
     teachers = Teachers(base_score, expert_score, schedule, settings)
     found = teachers.targets(key, source, jnp.arange(-(-count // o.batch_size)), None)

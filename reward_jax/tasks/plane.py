@@ -13,9 +13,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from common_jax.cli.ranges import PositiveInt
 from common_jax.errors import InputError
 
-__all__ = ["HeatMap", "Peak", "Plane", "draw_map", "draw_paths", "heat_map", "read_point"]
+__all__ = [
+    "HeatMap",
+    "MapOptions",
+    "Peak",
+    "Plane",
+    "draw_map",
+    "draw_paths",
+    "heat_map",
+    "read_point",
+]
 
 TAIL = 0.005  # share of scores that is winsorised in each tail
 LEAST = 5  # positions that a bin needs, or it is left blank
@@ -55,6 +65,19 @@ class Plane(abc.ABC):
         """The map of windows with their scores; `bins` along the side of a cell."""
         places = self.positions(observations)
         return heat_map(places, scores, self.extent, bins=bins, cell=self.cell)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MapOptions:
+    """What a heat map is made of.
+
+    Args:
+        windows: trajectories that are scored.
+        bins: of the map, to the side of a cell of the task's plane.
+    """
+
+    windows: PositiveInt = 10000
+    bins: PositiveInt = 10
 
 
 @dataclasses.dataclass(frozen=True)

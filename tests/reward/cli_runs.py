@@ -28,12 +28,12 @@ from reward_jax.reward.extract import RelativeReward
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-STEPS = ["--training.steps", 20, "--training.steps_per_call", 10, "--training.batch", 8]
+STEPS = ["--training.steps", 20, "--training.steps_per_call", 10, "--training.batch_size", 8]
 SMALL = ["--network.dim", 8, "--network.multipliers", "[1]"]
 SMALL += ["--horizon", 8, "--diffusion_steps", 8, *STEPS]
 MATCHING = ["--reward.widths", "[8]", "--matching.steps", 20, "--matching.steps_per_call", 10]
 MATCHING += [
-    "--matching.batch",
+    "--matching.batch_size",
     8,
     "--matching.draws",
     64,

@@ -353,18 +353,26 @@ def test_report(made):
     assert "m apart" in printed["report"] and str(folder / "report") in printed["report"]
 
 
-def test_values_in_the_report_are_escaped(made, monkeypatch):
+def test_values_in_the_report_are_escaped_and_guidance_is_the_user_s(made, monkeypatch):
     folder, _ = made
     monkeypatch.setattr(report, "_figures", lambda found: dict.fromkeys(KINDS, ("data:,", "<b>")))
-    monkeypatch.setattr(report, "_panels", lambda found: [("<i>t", "data:,")])
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        report, "_panels", lambda found: seen.append(found.maps) or [("<i>t", "data:,")]
+    )
+    ddim = guide.GuidanceOptions(scale=0.5, sampler="ddim", sampling_steps=3)
     models: dict[str, Any] = {k: str(folder / k) for k in ("base", "expert", "reward")}
     out = folder / "escaped"
     config = report.Config(
-        **models, data=str(folder / "base.hdf5"), out=out, plans=4, windows=200, bins=4
-    )
+        **models, data=str(folder / "base.hdf5"), out=out, guidance=ddim, plans=4, windows=200,
+        bins=4,
+    )  # fmt: skip
     text = report.run(config).read_text("utf-8")
     assert "&lt;i&gt;t" in text and "&lt;b&gt;" in text
     assert "<i>" not in text and '"<b>"' not in text
+    assert "scale 0.5 (1 moves as far" in text and "sampler ddim, sampling_steps 3" in text
+    (maps,) = seen  # the sampler's own steps
+    assert maps.left.tolist() == [8, 5, 3, 0] and len(maps.chain) == 4
 
 
 KINDS = ("base", "expert", "heat", "unsteered", "steered", "loss", "explained")
@@ -598,7 +606,7 @@ def test_demo(made, tmp_path, capsys, monkeypatch):
     out = tmp_path / "demo"
     (out / "reward").mkdir(parents=True)
     (out / "reward" / "config.yaml").write_text("of: an earlier run\n")
-    argv = ["demo", "--out", out, "--episodes", 6, "--steps", 100, "--seeds", 2]
+    argv = ["demo", "--out", out, "--episodes", 6, "--matching.steps", 100, "--matching.seeds", 2]
     assert run(*argv, "--plans", 4) == 2
     assert f"{out}: holds files that are no demo's" in capsys.readouterr().err
     assert names(out) == ["reward"] and names(out / "reward") == ["config.yaml"]
@@ -617,7 +625,7 @@ def test_demo(made, tmp_path, capsys, monkeypatch):
 def test_the_shipped_pair_s_reward_peaks_at_the_expert_s_goal(tmp_path, monkeypatch, capsys):
     """What `make demo-reward` shows, on a sixth of the walks and a fifth of the steps."""
     monkeypatch.setattr(demo.report, "run", lambda config: tmp_path / "report.html")
-    argv = ["--out", tmp_path, "--episodes", 150, "--steps", 300, "--seeds", 1]
+    argv = ["--out", tmp_path, "--episodes", 150, "--matching.steps", 300, "--matching.seeds", 1]
     assert run("demo", *argv) == 0
     argv = ["--reward", tmp_path / "reward", "--data", tmp_path / "base.hdf5"]
     assert run("heatmap", *argv, "--out", tmp_path / "map") == 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from common_jax.cli.ranges import PositiveInt
 from common_jax.errors import InputError
 from reward_jax.data.episodes import Episodes, transitions
 from reward_jax.data.hdf5 import EpisodeEnds
@@ -17,7 +18,7 @@ from reward_jax.data.hdf5 import EpisodeEnds
 if TYPE_CHECKING:
     from reward_jax.data.trajectory.normalisers import Normaliser
 
-__all__ = ["CutOptions", "Padding", "Windows", "windows"]
+__all__ = ["CutOptions", "Padding", "WindowSize", "Windows", "windows"]
 
 Padding = Literal["none", "repeat", "zeros"]
 
@@ -35,6 +36,24 @@ class CutOptions:
 
     ends: EpisodeEnds = "auto"
     padding: Padding = "none"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WindowSize:
+    """The rows of a window.
+
+    Args:
+        horizon: rows of a trajectory.
+        stride: environment steps between rows.
+    """
+
+    horizon: PositiveInt = 32
+    stride: PositiveInt = 10
+
+    @property
+    def span(self) -> int:
+        """Environment steps of a window, from its first row to its last."""
+        return (self.horizon - 1) * self.stride + 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

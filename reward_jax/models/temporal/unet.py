@@ -25,6 +25,8 @@ __all__ = ["TemporalUnet"]
 class TemporalUnet(nn.Module):
     """The U-Net; H must be a multiple of 2 ** (levels - 1), or it raises InputError.
 
+    Defaults are what two CPU cores carry; Diffuser's are dim 32 and multipliers (1, 2, 4, 8).
+
     Attributes:
         transition: D.
         dim: channels of the first level, and width of the time embedding.
@@ -34,8 +36,8 @@ class TemporalUnet(nn.Module):
     """
 
     transition: int
-    dim: int = 32
-    multipliers: tuple[int, ...] = (1, 2, 4, 8)
+    dim: int = 16
+    multipliers: tuple[int, ...] = (1, 2, 4)
     attention: bool = False
     method: Method = "auto"
 

@@ -5,8 +5,11 @@ import pathlib
 
 from common_jax.cli.ranges import PositiveInt, Seed, check_ranges
 from common_jax.errors import InputError
+from reward_jax.data.trajectory.windows import WindowSize
+from reward_jax.diffusion.train import EMA
 from reward_jax.planning.extract import Matching, RewardOptions
 from reward_jax.planning.fit import NetworkOptions, Training
+from reward_jax.tasks.plane import MapOptions
 
 __all__ = ["STRIDES", "Config", "check"]
 
@@ -45,7 +48,7 @@ class Config:
     out: pathlib.Path = pathlib.Path("runs/maze-study")
     mazes: tuple[str, ...] = ("open", "umaze", "medium", "large")
     goals: PositiveInt = 8
-    horizon: PositiveInt = 32
+    horizon: PositiveInt = WindowSize.horizon  # strides are the mazes' own
     diffusion_steps: PositiveInt = 50
     network: NetworkOptions = dataclasses.field(default_factory=NetworkOptions)
     base: Training = dataclasses.field(default_factory=Training)
@@ -54,15 +57,15 @@ class Config:
     )
     expert: Training = dataclasses.field(
         default_factory=lambda: Training(
-            steps=1500, learning_rate=5e-4, ema_decay=0.99, ema_every=1, ema_begin=0
+            steps=1500, learning_rate=5e-4, ema=EMA(decay=0.99, every=1, begin=0)
         )
     )
     reward: RewardOptions = dataclasses.field(default_factory=RewardOptions)
     matching: Matching = dataclasses.field(default_factory=Matching)
     base_episodes: PositiveInt = 2000
     expert_episodes: PositiveInt = 600
-    map_windows: PositiveInt = 10000
-    bins: PositiveInt = 10
+    map_windows: PositiveInt = MapOptions.windows
+    bins: PositiveInt = MapOptions.bins
     plans: PositiveInt = 256
     scales: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
     headline_scale: float = 2.0

@@ -19,7 +19,6 @@ from common_jax.io.files import write_json
 from reward_jax.data.episodes import Episodes
 from reward_jax.data.trajectory.checkpoint import load_guide, load_model, save_guide, save_model
 from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel
-from reward_jax.diffusion.loop import LoopOptions
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.diffusion.sources import Mixed, Strided
 from reward_jax.planning.extract import diagnose, fit_reward
@@ -188,13 +187,14 @@ class MazeWork:
                 model.init(key, *rows)["params"],
                 *sources,
                 guide.schedule,
-                optimizer(matching.learning_rate, matching.steps, decay=True, clip=0.0),
+                optimizer(matching),
                 steps=matching.steps,
                 key=key,
-                options=LoopOptions(matching.batch, matching.steps_per_call, context.save_every),
+                options=matching,
                 pin=space.pin,
                 on_step=context.on_step,
                 checkpoints=context.checkpoints,
+                save_every=context.save_every,
             )
             return TrajectoryGuide(DiscriminatorGuide(params, model), space, guide.schedule)
 

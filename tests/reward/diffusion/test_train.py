@@ -289,11 +289,12 @@ NULL = {"rows": jnp.zeros(()), "label": jnp.int32(0)}
 def test_a_condition_is_a_tree_and_is_dropped_for_that_share_of_rows(share):
     """Where it is dropped the answer is 0, and the loss of those rows is what is left."""
     network, sgd = Conditional(), optax.sgd(0.5)
-    options = TrainingOptions(200, 100, prediction="x0", drop_condition=share)
+    options = TrainingOptions(200, 100, prediction="x0")
     state = init_state(network, sgd, (ROWS[:2], jax.tree.map(lambda x: x[:2], COND)), KEY)
     state, metrics = train_denoiser(
-        network, state, (ROWS, COND), SCHEDULE, sgd, steps=200, key=KEY, options=options, null=NULL
-    )
+        network, state, (ROWS, COND), SCHEDULE, sgd, steps=200, key=KEY, options=options,
+        drop_condition=share, null=NULL,
+    )  # fmt: skip
     assert abs(float(state.params["w"]) - (share < 1)) < 1e-3
     all_of_it = float(jnp.mean(jnp.square(ROWS)))
     np.testing.assert_allclose(metrics["loss"][100:].mean(), share * all_of_it, rtol=0.05)

@@ -30,7 +30,7 @@ from tests.reward.cli_runs import space
 SCHEDULE = cosine_schedule(3)
 PARAMS = {"w": jnp.arange(3.0)}
 EXAMPLES = {  # no field has its default, but those that are not stored
-    "temporal_unet": TemporalUnet(7, 16, (1, 2), True),
+    "temporal_unet": TemporalUnet(7, 24, (1, 2), True),
     "half_unet": HalfUnet(8, (2, 4, 4), "leaky_relu", None, False),
     "window_mlp": WindowMLP(2, (3, 5), 6, "relu", "strided", "mean", "activated"),
 }

@@ -38,9 +38,9 @@ def numel(module):
 
 
 def test_parameter_counts_are_the_authors():
-    hopper = TemporalUnet(14)
+    hopper = TemporalUnet(14, 32, (1, 2, 4, 8))
     assert count(hopper, 32, 14) == 3_956_302 == numel(ref.TemporalUnet(14))
-    cheetah = TemporalUnet(23, multipliers=(1, 4, 8), attention=True)
+    cheetah = TemporalUnet(23, 32, (1, 4, 8), attention=True)
     assert count(cheetah, 4, 23) == 4_114_423
     for horizon, width in ((32, 14), (4, 23)):
         ours = HalfUnet(4, (16, 16, 32, 32), "leaky_relu", None, False)

@@ -371,7 +371,7 @@ def test_unknown_choices():
     for option, said in [
         (dict(target="noise"), "target 'noise' is unknown; known are epsilon, score"),
         (dict(gradient_at="x_0"), "gradient_at is x_t or posterior_mean, not 'x_0'"),
-        (dict(steps=0), "must be 1 or more, not 0 and 50"),
+        (dict(steps=0), "must be 1 or more, not 0 and 100"),
     ]:
         with pytest.raises(InputError, match=said):
             extract(fresh(), DATA, **({"steps": 1} | option))  # pyright: ignore[reportArgumentType]

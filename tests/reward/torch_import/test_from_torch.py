@@ -96,7 +96,7 @@ def test_the_papers_sizes():
     """Counts that the authors' networks have."""
     hopper = reference.TemporalUnet(14, mults=(1, 2, 4, 8))
     cheetah = reference.TemporalUnet(23, mults=(1, 4, 8), attention=True)
-    ours = TemporalUnet(14), TemporalUnet(23, multipliers=(1, 4, 8), attention=True)
+    ours = TemporalUnet(14, 32, (1, 2, 4, 8)), TemporalUnet(23, 32, (1, 4, 8), True)
     x = [jax.ShapeDtypeStruct((1, 8, width), jnp.float32) for width in (14, 23)]
     t = jax.ShapeDtypeStruct((1,), jnp.int32)
     for theirs, module, like, wanted in zip(

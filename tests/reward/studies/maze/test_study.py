@@ -15,6 +15,7 @@ from common_jax.cli import command_line
 from common_jax.errors import InputError
 from common_jax.run import Run
 from reward_jax.data.trajectory.checkpoint import load_guide, load_model
+from reward_jax.diffusion.train import EMA
 from reward_jax.planning.extract import Matching, RewardOptions
 from reward_jax.planning.fit import NetworkOptions, Training, window_source
 from reward_jax.studies.maze import work as study
@@ -22,7 +23,7 @@ from reward_jax.studies.maze.report import write_report
 from reward_jax.studies.maze.run import STUDY, Config
 from reward_jax.tasks.maze.task import MazeTask
 
-TRAINING = Training(steps=10, batch=8, ema_begin=0, ema_every=1, steps_per_call=10)
+TRAINING = Training(steps=10, batch_size=8, ema=EMA(begin=0, every=1), steps_per_call=10)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def done(tmp_path_factory):
         base_steps={"umaze": 10, "large": 1000},
         expert=TRAINING,
         reward=RewardOptions(widths=(8,)),
-        matching=Matching(steps=10, batch=8, draws=64, seeds=2, steps_per_call=10),
+        matching=Matching(steps=10, batch_size=8, draws=64, seeds=2, steps_per_call=10),
         base_episodes=6,
         expert_episodes=6,
         map_windows=200,
@@ -330,7 +331,7 @@ def test_bad_settings(tmp_path):
         (dict(map_windows=0), "map_windows must be 1 or more, not 0"),
         (dict(seed=-1), "seed must be 0 to 4294967295, not -1"),
         (dict(base=Training(steps=0)), "base.steps must be 1 or more, not 0"),
-        (dict(expert=Training(batch=0)), "expert.batch must be 1 or more, not 0"),
+        (dict(expert=Training(batch_size=0)), "expert.batch_size must be 1 or more, not 0"),
         (dict(expert=Training(prediction="x0")), "expert.prediction must be base.prediction"),
         (dict(matching=Matching(seeds=0)), "matching.seeds must be 1 or more, not 0"),
         (dict(matching=Matching(x_t="base")), "matching.x_t is base, but the study matches on"),
