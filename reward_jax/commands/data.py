@@ -30,7 +30,7 @@ class Config(WindowSize):
 
     env: str
     out: str
-    goal: str | None = None
+    goal: str | tuple[float, ...] | None = None
     episodes: PositiveInt = 2000
     seed: Seed = 0
 

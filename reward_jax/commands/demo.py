@@ -1,4 +1,4 @@
-"""The demo: the shipped base and expert of UMaze, their reward, its map, steered plans, a report.
+"""The demo: the shipped base and expert, their reward, its map, steered plans, a report.
 
 It runs what a user would: `reward-jax data`, `extract` and `report`, and says so.
 """
@@ -24,11 +24,11 @@ __all__ = ["Config", "run"]
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Extract a reward from the shipped models of UMaze and write a report.
+    """Extract a reward from the shipped models and write a report; their files name the task.
 
     Args:
         out: folder of the demo; an earlier demo there is replaced, nothing else is touched.
-        episodes: walks that are recorded for the base; a third as many for the expert.
+        episodes: how many are recorded for the base; a third as many for the expert.
         matching: how the reward is trained.
         guidance: how plans are drawn and steered.
         plans: steered plans.
@@ -56,31 +56,30 @@ def run(config: Config) -> pathlib.Path:
     marker.write_text("Made by `reward-jax demo`, which makes it anew each time.\n", "utf-8")
     base, expert = PAIR / "base.safetensors", PAIR / "expert.safetensors"
     space = load_model(expert).space
-    goal = space.about["goal"]
     shared: dict[str, Any] = dict(
         env=space.about["task"], horizon=space.horizon, stride=space.stride
     )
-    walks = {
+    recorded = {
         "base": data.Config(
             out=str(out / "base.hdf5"), episodes=config.episodes, seed=config.seed + 100, **shared
         ),
         "expert": data.Config(
             out=str(out / "expert.hdf5"),
             episodes=config.episodes // 3,
-            goal=f"{goal[0]},{goal[1]}",
+            goal=space.about["goal"],
             seed=config.seed + 101,
             **shared,
         ),
     }
-    for one in walks.values():
+    for one in recorded.values():
         data.run(one)
     shutil.rmtree(out / "reward", ignore_errors=True)
     extract.run(
         extract.Config(
             base=str(base),
             expert=str(expert),
-            data=None if config.matching.x_t == "expert" else walks["base"].out,
-            expert_data=None if config.matching.x_t == "base" else walks["expert"].out,
+            data=None if config.matching.x_t == "expert" else recorded["base"].out,
+            expert_data=None if config.matching.x_t == "base" else recorded["expert"].out,
             out=str(out / "reward"),
             matching=config.matching,
             seed=config.seed,
@@ -91,7 +90,7 @@ def run(config: Config) -> pathlib.Path:
             base=str(base),
             expert=str(expert),
             reward=str(out / "reward"),
-            data=walks["base"].out,
+            data=recorded["base"].out,
             out=out,
             guidance=config.guidance,
             plans=config.plans,

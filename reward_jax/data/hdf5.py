@@ -38,12 +38,12 @@ def read(path: str | pathlib.Path, *, ends: str = "auto") -> Episodes:
     the changes of the goal where nothing is marked; as they were, in a file that `write` made.
     Steps after the last are an episode, too.
 
-    D4RL's Maze2D files are one stream of walks to ever new goals: `terminals` are all false, and
+    Some of D4RL's files are one stream of ways to ever new goals: `terminals` are all false, and
     `timeouts` mark where a goal was reached (D4RL issue 85); files from its generation script may
-    lack timeouts. Most of these walks are shorter than a window of 256 steps: ends="none" allows
+    lack timeouts. Most of these ways are shorter than a window of 256 steps: ends="none" allows
     such windows. (Diffuser cuts where the stream leaves the surroundings of the task's own goal.)
-    Positions are as the file has them: D4RL counts cells from a corner of the maze, not metres
-    from its middle.
+    Positions are as the file has them: D4RL counts cells from a corner, not metres from the
+    middle.
     """
     with extras.named():
         import h5py

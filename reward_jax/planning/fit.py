@@ -1,6 +1,6 @@
 """A diffusion model of trajectories, fitted to the windows of recorded episodes.
 
-    episodes = read_episodes("walks.hdf5")
+    episodes = read_episodes("episodes.hdf5")
     space = space_of(episodes, horizon=32, stride=10, actions=False)
     begin = Untrained(cosine_schedule(50))
     model = fit(window_source(episodes, space), space, begin, Training(), seed=0)

@@ -1,7 +1,7 @@
-"""Models that come with the package: a base of walks in UMaze, and an expert at one goal of it."""
+"""Models that come with the package: a base and an expert of one task, which their files name."""
 
 import pathlib
 
 __all__ = ["PAIR"]
 
-PAIR = pathlib.Path(__file__).parent / "umaze"  # base.safetensors, expert.safetensors
+PAIR = pathlib.Path(__file__).parent / "pair"  # base.safetensors, expert.safetensors

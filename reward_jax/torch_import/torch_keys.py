@@ -4,8 +4,8 @@ A table: our path -> (their name, layout). A layout names the axes of their tens
 ours: f features, c channels, k taps, 1 an axis of length 1. Rows that a module does not call for
 (a shortcut, a norm, a bias, attention) are skipped by its reader.
 
-A level of a U-Net has four entries in Diffuser and in the authors' locomotion code (block, block,
-attention or nothing, resampling), three in their maze code, which has no attention.
+A level of a U-Net has four entries in Diffuser and in most of the authors' code (block, block,
+attention or nothing, resampling), three in those of their networks that have no attention.
 """
 
 from collections.abc import Iterator

@@ -29,7 +29,7 @@ class CutOptions:
 
     Args:
         ends: where episodes of an HDF5 file end: at its marks, where the goal changes, nowhere
-            (none: D4RL's Maze2D is one stream), or auto.
+            (none: the file is one stream, as some of D4RL's are), or auto.
         padding: none: windows start where they fit; else at every row of an episode, and beyond
             its end stands its last row again (repeat), or zeros, as in Diffuser.
     """
@@ -89,16 +89,16 @@ def windows(
 ) -> Windows:
     """Windows of `horizon` rows, every `stride`-th, at every offset of every episode.
 
-    Where the arrivals of episodes are known, windows start during the walk, at offsets 0 to
+    Where the arrivals of episodes are known, windows start on the way, at offsets 0 to
     `until` times the arrival (1.0: up to the arrival; None: at every offset at which a window
     fits), so that few of them are spent at rest at the goal. A window must fit at all such
-    offsets, or long walks would be missing from the data: InputError otherwise. Elsewhere (D4RL,
+    offsets, or long ways would be missing from the data: InputError otherwise. Elsewhere (D4RL,
     Minari) a window starts wherever it fits, and episodes that are too short are left out;
     InputError where all are.
 
     padding: "none" as above. Else rows are added beyond the end of each episode, none is too
     short, and a window starts at every offset up to the arrival, or up to the last row. The added
-    rows are the last row again ("repeat": the walker stays), or zeros in the world's own units
+    rows are the last row again ("repeat": all stands still), or zeros in the world's own units
     ("zeros": Diffuser's `use_padding`, which fills a buffer of zeros and then normalises; it
     starts no window at the last row, nor pads episodes that fill its buffer).
 
@@ -146,9 +146,9 @@ def _last_that_fit(
         if (short := np.flatnonzero(wanted > last)).size:
             worst = short[np.argmax((wanted - last)[short])]
             raise InputError(
-                f"{size}, but episode {worst} has {lengths[worst]} and walks for "
+                f"{size}, but episode {worst} has {lengths[worst]} and arrives after "
                 f"{episodes.arrivals[worst]}: record {wanted[worst] + span} steps or more, so "
-                "that long walks are not left out (or lower the horizon or the stride)"
+                "that long ways are not left out (or lower the horizon or the stride)"
             )
         return wanted
     return last

@@ -31,7 +31,7 @@ class TemporalUnet(nn.Module):
         transition: D.
         dim: channels of the first level, and width of the time embedding.
         multipliers: channels of each level, in units of dim.
-        attention: linear attention after each level, as for HalfCheetah.
+        attention: linear attention after each level.
         method: of convolutions (`models/conv.py`).
     """
 

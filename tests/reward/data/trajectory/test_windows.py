@@ -107,7 +107,7 @@ def test_observations_alone():
         ),
         (
             {"horizon": 6, "stride": 4},
-            "take 21 steps, but episode 0 has 20 and walks for 3: record 24 steps or more",
+            "take 21 steps, but episode 0 has 20 and arrives after 3: record 24 steps or more",
         ),
         ({"horizon": 0}, "horizon and stride must be 1 or more, not 0 and 1"),
         (
