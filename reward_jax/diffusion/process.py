@@ -123,11 +123,11 @@ class Pinned:
     value: Float[Array, "..."]
 
     def __call__(self, x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
-        """X with the given entries in their places."""
+        """Impose the given entries on x."""
         return jnp.where(self.mask, self.value, x)
 
     def free(self, x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
-        """X, such as a gradient, with zeros at the given entries."""
+        """Set the given entries of x, such as a gradient, to zero."""
         return jnp.where(self.mask, 0, x)
 
 

@@ -73,7 +73,7 @@ class Sampler:
         temperature: Float[Array, ""],
         memory: Any,
     ) -> tuple[Float[Array, "B ..."], Any]:
-        """X at jump.to, and the memory for the next move.
+        """The sample at jump.to, and the memory for the next move.
 
         x_0: the (guided) model's estimate at x_t. noise: standard normal. temperature: factor of
         the noise's standard deviation.
@@ -88,10 +88,19 @@ class Ancestral(Sampler):
     guides_first: ClassVar[bool] = True
 
     def timesteps(self, schedule: Schedule) -> Int[Array, " S"]:
-        """T - 1 .. 0."""
+        """All steps, T - 1 .. 0."""
         return jnp.arange(schedule.steps - 1, -1, -1)
 
-    def move(self, schedule, jump, x_t, x_0, noise, temperature, memory):
+    def move(
+        self,
+        schedule: Schedule,
+        jump: Jump,
+        x_t: Float[Array, "B ..."],
+        x_0: Float[Array, "B ..."],
+        noise: Float[Array, "B ..."],
+        temperature: Float[Array, ""],
+        memory: Any,
+    ) -> tuple[Float[Array, "B ..."], Any]:
         """A draw of q(x_{t-1} | x_t, x_0); the temperature scales its standard deviation."""
         t = jnp.full(x_t.shape[:1], jump.t)
         mean = posterior_mean(schedule, x_0, x_t, t)
@@ -120,7 +129,16 @@ class DDIM(Sampler):
             )
         return jnp.asarray(np.round(total * np.arange(steps, 0, -1) / steps).astype(int) - 1)
 
-    def move(self, schedule, jump, x_t, x_0, noise, temperature, memory):
+    def move(
+        self,
+        schedule: Schedule,
+        jump: Jump,
+        x_t: Float[Array, "B ..."],
+        x_0: Float[Array, "B ..."],
+        noise: Float[Array, "B ..."],
+        temperature: Float[Array, ""],
+        memory: Any,
+    ) -> tuple[Float[Array, "B ..."], Any]:
         """Equation 12; the temperature scales sigma's noise, so that it does nothing at eta 0."""
         a, s, a_to, s_to = jump.coefficients(schedule)
         epsilon = (x_t - a * x_0) / s

@@ -210,7 +210,17 @@ def _drop(
 
 
 @functools.partial(jax.jit, static_argnames="static", donate_argnums=0)
-def _run(state: TrainState, source, schedule, weights, null, key, steps, *, static: _Static):
+def _run(
+    state: TrainState,
+    source: Source,
+    schedule: Schedule,
+    weights: Float[Array, "..."],
+    null: PyTree[Shaped[Array, "..."]] | None,
+    key: Key[Array, ""],
+    steps: Int[Array, " steps"],
+    *,
+    static: _Static,
+) -> tuple[TrainState, dict[str, Float[Array, "steps ..."]]]:
     o = static.options
 
     def loss_of(params: Any, batch: Any, key: Key[Array, ""]) -> Float[Array, ""]:

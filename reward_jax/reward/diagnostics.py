@@ -50,7 +50,17 @@ def explained_fraction(
 
 
 @functools.partial(jax.jit, static_argnames=("pin", "gradient_at"))
-def _explained(reward, base, expert, data, schedule, key, *, pin, gradient_at):
+def _explained(
+    reward: Guide,
+    base: Any,
+    expert: Any,
+    data: Data,
+    schedule: Schedule,
+    key: Key[Array, ""],
+    *,
+    pin: Any,
+    gradient_at: GradientAt,
+) -> Float[Array, " T"]:
     x_0, cond = _split(data)
 
     def at(_: None, given: Any):
@@ -85,7 +95,16 @@ def antisymmetric_part(
 
 
 @functools.partial(jax.jit, static_argnames=("probes", "pin"))
-def _antisymmetric(base, expert, data, schedule, key, *, probes: int, pin):
+def _antisymmetric(
+    base: Any,
+    expert: Any,
+    data: Data,
+    schedule: Schedule,
+    key: Key[Array, ""],
+    *,
+    probes: int,
+    pin: Any,
+) -> Float[Array, " T"]:
     x_0, cond = _split(data)
 
     def at(_: None, given: Any):
@@ -129,7 +148,9 @@ def seed_agreement(
 
 
 @functools.partial(jax.jit, static_argnames="pin")
-def _agreement(reward: RelativeReward, base, data, key, *, pin):
+def _agreement(
+    reward: RelativeReward, base: Any, data: Data, key: Key[Array, ""], *, pin: Any
+) -> Float[Array, " T"]:
     count, schedule = reward.seeds or 1, reward.schedule
     x_0, cond = _split(data)
 
@@ -159,7 +180,11 @@ def _levels(schedule: Schedule, key: Key[Array, ""]) -> tuple[Int[Array, " T"], 
 
 
 def _noised(
-    x_0, schedule, pin, level, key
+    x_0: Float[Array, "B ..."],
+    schedule: Schedule,
+    pin: Any,
+    level: Int[Array, ""],
+    key: Key[Array, ""],
 ) -> tuple[Float[Array, "B ..."], Int[Array, " B"], Pinned | None]:
     t = jnp.full(x_0.shape[:1], level)
     x = q_sample(schedule, x_0, t, draw_noise(key, x_0.shape))

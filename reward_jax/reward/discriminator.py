@@ -10,7 +10,7 @@ Legend: B batch, N rows of data; x_t has any shape of a row.
 
 import functools
 import pathlib
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from reward_jax.diffusion.denoiser import Condition
 from reward_jax.diffusion.loop import LoopOptions, OnStep, begin, run_loop
 from reward_jax.diffusion.process import draw_noise, q_sample
 from reward_jax.diffusion.schedule import Schedule
-from reward_jax.diffusion.sources import as_source, split_batch
+from reward_jax.diffusion.sources import Source, as_source, split_batch
 from reward_jax.reward.gradients import gradient_of
 
 __all__ = ["DiscriminatorGuide", "train_discriminator"]
@@ -58,6 +58,15 @@ class DiscriminatorGuide:
         return gradient_of(self, x_t, t, cond)
 
 
+class _Static(NamedTuple):
+    """What the compiled step depends on besides arrays."""
+
+    model: Any
+    optimizer: optax.GradientTransformation
+    batch_size: int
+    pin: Any
+
+
 def train_discriminator(
     model: Any,
     params: PyTree[Float[Array, "..."]],
@@ -84,7 +93,7 @@ def train_discriminator(
     check_ranges(o)
     base, expert = as_source(base), as_source(expert)
     state = (jax.tree.map(jnp.array, params), begin(params, optimizer=optimizer, seeds=False))
-    run = functools.partial(_run, model=model, optimizer=optimizer, batch=o.batch_size, pin=pin)
+    run = functools.partial(_run, static=_Static(model, optimizer, o.batch_size, pin))
 
     def call(state: Any, first: int, count: int) -> Any:
         return run(state, base, expert, schedule, key, jnp.arange(first, first + count))
@@ -105,15 +114,22 @@ def train_discriminator(
     return params, metrics
 
 
-@functools.partial(
-    jax.jit, static_argnames=("model", "optimizer", "batch", "pin"), donate_argnums=0
-)
-def _run(state, base, expert, schedule, key, steps, *, model, optimizer, batch: int, pin):
-    half = batch // 2
+@functools.partial(jax.jit, static_argnames="static", donate_argnums=0)
+def _run(
+    state: tuple[PyTree[Float[Array, "..."]], Any],
+    base: Source,
+    expert: Source,
+    schedule: Schedule,
+    key: Key[Array, ""],
+    steps: Int[Array, " steps"],
+    *,
+    static: _Static,
+) -> tuple[Any, dict[str, Float[Array, " steps"]]]:
+    half = static.batch_size // 2
     labels = jnp.arange(2 * half) >= half
 
     def loss_of(params: Any, *given: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        logits = model.apply({"params": params}, *given)
+        logits = static.model.apply({"params": params}, *given)
         loss = optax.sigmoid_binary_cross_entropy(logits, labels.astype(logits.dtype))
         return jnp.mean(loss), jnp.mean((logits > 0) == labels)
 
@@ -124,11 +140,11 @@ def _run(state, base, expert, schedule, key, steps, *, model, optimizer, batch: 
         x_0, cond = split_batch(jax.tree.map(lambda *x: jnp.concatenate(x), *halves))
         t = jax.random.randint(keys[2], (2 * half,), 0, schedule.steps)
         x_t = q_sample(schedule, x_0, t, draw_noise(keys[3], x_0.shape))
-        x_t = pin(x_0)(x_t) if pin else x_t
+        x_t = static.pin(x_0)(x_t) if static.pin else x_t
         (loss, right), grads = jax.value_and_grad(loss_of, has_aux=True)(
             params, x_t, t, *(() if cond is None else (cond,))
         )
-        updates, moments = optimizer.update(grads, moments, params)
+        updates, moments = static.optimizer.update(grads, moments, params)
         state = optax.apply_updates(params, updates), moments
         return state, {"loss": loss, "accuracy": right}
 

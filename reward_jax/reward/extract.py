@@ -79,7 +79,7 @@ class RelativeReward:
     seeds: int | None = struct.field(pytree_node=False, default=None)
 
     def __call__(self, x_t: Float[Array, "B ..."], t: Int[Array, " B"]) -> Float[Array, " B"]:
-        """Rho, up to a constant for each t."""
+        """The relative reward rho, up to a constant for each t."""
         return self.learned(x_t, t) / unit(self.schedule, self.target)[t]
 
     def learned(self, x_t: Float[Array, "B ..."], t: Int[Array, " B"]) -> Float[Array, " B"]:
@@ -238,7 +238,16 @@ def extract_reward(
 
 
 @quick_jit(static_argnames=("reward", "optimizer", "pin", "seeds"), donate_argnums=0)
-def _learn(state, weights, targets: Targets, *, reward, optimizer, pin, seeds: bool):
+def _learn(
+    state: tuple[PyTree[Float[Array, "..."]], Any],
+    weights: Float[Array, " T"],
+    targets: Targets,
+    *,
+    reward: Any,
+    optimizer: optax.GradientTransformation,
+    pin: Any,
+    seeds: bool,
+) -> tuple[Any, dict[str, Float[Array, "steps ..."]]]:
     """A step for each batch of targets [steps, B, ...]."""
 
     def loss_of(params: Any, targets: Targets) -> tuple[Float[Array, ""], Float[Array, ""]]:

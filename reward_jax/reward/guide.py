@@ -109,6 +109,15 @@ class _Static(NamedTuple):
     mesh: Mesh | None
 
 
+class _How(NamedTuple):
+    """Options that are arrays, of which a new value does not recompile."""
+
+    sampler: Sampler
+    scale: Float[Array, "..."]
+    t_stopgrad: Int[Array, "..."]
+    temperature: Float[Array, ""]
+
+
 def guided_sample(
     base_score: Score,
     schedule: Schedule,
@@ -150,15 +159,18 @@ def guided_sample(
             f"{type(guide).__name__} is no guide, for it has no gradient(x_t, t, cond); a scalar "
             "(x_t, t) -> [B] becomes one by ValueGuide"
         )
+    how = _How(
+        jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), o.made_sampler()),
+        jnp.asarray(o.scale, jnp.float32),
+        jnp.asarray(o.t_stopgrad, jnp.int32),
+        jnp.asarray(o.temperature, jnp.float32),
+    )
     return _sample(
         as_argument(base_score),
         schedule,
         as_argument(guide),
-        jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), o.made_sampler()),
+        how,
         key,
-        jnp.asarray(o.scale, jnp.float32),
-        jnp.asarray(o.t_stopgrad, jnp.int32),
-        jnp.asarray(o.temperature, jnp.float32),
         pinned,
         cond,
         static=_Static(
@@ -202,21 +214,18 @@ def sweep(
 
 @functools.partial(jax.jit, static_argnames="static")
 def _sample(
-    base,
+    base: Any,
     schedule: Schedule,
-    guide,
-    sampler: Sampler,
-    key,
-    scale,
-    t_stopgrad,
-    temperature,
+    guide: Any,
+    how: _How,
+    key: Key[Array, ""],
     pinned: Pinned | None,
-    cond,
+    cond: Condition | None,
     *,
     static: _Static,
-):
-    shape = static.shape
-    scale, t_stopgrad = (_for_rows(value, shape) for value in (scale, t_stopgrad))
+) -> Float[Array, "B ..."] | Float[Array, "S+1 B ..."]:
+    shape, sampler = static.shape, how.sampler
+    scale, t_stopgrad = (_for_rows(value, shape) for value in (how.scale, how.t_stopgrad))
     sizes = _step_sizes(schedule, static)
 
     def impose(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
@@ -263,7 +272,7 @@ def _sample(
             x_0 = x_0 + s * s / a * more  # Tweedie's formula
             x_0 = x_0 if static.clip is None else jnp.clip(x_0, -static.clip, static.clip)
         noise = draw_noise(noise_key, shape)
-        x, memory = sampler.move(schedule, jump, x, x_0, noise, temperature, memory)
+        x, memory = sampler.move(schedule, jump, x, x_0, noise, how.temperature, memory)
         x = impose(x)
         return (x, memory), x if static.chain else None
 

@@ -149,7 +149,15 @@ class _Draws(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="settings")
-def _draw(schedule, key, source, steps, fed, *, settings: TargetSettings) -> _Draws | Targets:
+def _draw(
+    schedule: Schedule,
+    key: Key[Array, ""],
+    source: Any,
+    steps: Int[Array, " steps"],
+    fed: Any,
+    *,
+    settings: TargetSettings,
+) -> _Draws | Targets:
     """Draws of each step, [steps, B, ...]; batches that are `Targets` already pass through."""
 
     def one(_: None, given: Any) -> tuple[None, _Draws | Targets]:
@@ -171,7 +179,7 @@ def _draw(schedule, key, source, steps, fed, *, settings: TargetSettings) -> _Dr
 
 @quick_jit()
 def _evaluate(
-    model, schedule, draws: _Draws
+    model: Any, schedule: Schedule, draws: _Draws
 ) -> tuple[Float[Array, "steps B ..."], Float[Array, "steps B ..."]]:
     """One teacher's scores and estimates of x_0, a step at a time."""
     return jax.lax.map(
@@ -180,10 +188,18 @@ def _evaluate(
 
 
 @functools.partial(jax.jit, static_argnames="settings")
-def _difference(schedule, draws: _Draws, scores: Any, *, settings: TargetSettings) -> Targets:
+def _difference(
+    schedule: Schedule, draws: _Draws, scores: Any, *, settings: TargetSettings
+) -> Targets:
     (of_base, x_0), (of_expert, _) = scores
 
-    def one(x_t, t, of_base, of_expert, x_0) -> Targets:
+    def one(
+        x_t: Float[Array, "B ..."],
+        t: Int[Array, " B"],
+        of_base: Float[Array, "B ..."],
+        of_expert: Float[Array, "B ..."],
+        x_0: Float[Array, "B ..."],
+    ) -> Targets:
         at = x_t if settings.gradient_at == "x_t" else posterior_mean(schedule, x_0, x_t, t)
         difference = of_expert - of_base
         difference = settings.pin(x_t).free(difference) if settings.pin else difference

@@ -34,7 +34,7 @@ Activation = Literal["mish", "silu", "relu", "leaky_relu"]
 
 
 def mish(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """X tanh(log(1 + e^x)), by one exponential: n / (n + 2) with n = e^x (e^x + 2)."""
+    """Mish, x tanh(log(1 + e^x)), by one exponential: n / (n + 2) with n = e^x (e^x + 2)."""
     # Beyond 10 the factor is 1 in float32; beyond 14, cubes of n overflow in second derivatives.
     e = jnp.exp(jnp.minimum(x, 10.0))
     n = e * (e + 2)
@@ -192,7 +192,10 @@ class ResidualBlock(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """X + attention(norm(x)), linear in T: keys are normalised over time, queries are not."""
+    """Residual attention, x + attention(norm(x)), linear in T.
+
+    Keys are normalised over time, queries are not.
+    """
 
     heads: int = 4
     width: int = 32

@@ -20,7 +20,7 @@ MAX_SPEED = 5.0  # PointMaze clips both velocities to this before it steps
 
 
 class Simulator:
-    """B balls that do not collide. states: [B, 4] float64. dt: seconds of a step."""
+    """Balls that do not collide, B of them. states: [B, 4] float64. dt: seconds of a step."""
 
     def __init__(self, maze: Maze, states: Any) -> None:
         with extras.named():
