@@ -16,7 +16,7 @@ from common_jax.report import page
 from common_jax.report.figures import PALETTE, draw
 from common_jax.run import note_run, read_metrics
 from reward_jax.commands.extract import read_diagnostics
-from reward_jax.commands.steering import STEERED
+from reward_jax.commands.steering import STEERED, SteeringConfig
 from reward_jax.data.trajectory.checkpoint import load_guide, load_model
 from reward_jax.data.trajectory.space import (
     TrajectoryGuide,
@@ -63,7 +63,7 @@ class Config(MapOptions):
     out: pathlib.Path
     cut: CutOptions = dataclasses.field(default_factory=CutOptions)
     guidance: GuidanceOptions = STEERED
-    plans: PositiveInt = 256
+    plans: PositiveInt = SteeringConfig.plans
     seed: Seed = 0
 
 
