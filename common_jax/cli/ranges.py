@@ -8,6 +8,7 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from common_jax.errors import InputError
@@ -80,24 +81,38 @@ def check_ranges(options: Any, prefix: str = "") -> None:
 
 def _check(hint: Any, value: Any, name: str) -> None:
     arguments = typing.get_args(hint)
-    if isinstance(value, dict):
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):  # of a Literal: the latter
+        _check_some(arguments, value, name)
+    elif typing.get_origin(hint) is typing.Literal:
+        if value not in arguments:
+            choices = " or ".join(map(str, arguments))
+            raise InputError(f"{name} must be {choices}, not {value!r}")
+    elif isinstance(value, dict):
         for key, one in value.items():
             _check(arguments[1], one, f"{name}: {key}")
     elif isinstance(value, tuple | list):
         for one in value:
             _check(arguments[0] if arguments else Any, one, name)
-    elif typing.get_origin(hint) is typing.Literal:
-        if value not in arguments:
-            choices = " or ".join(map(str, arguments))
-            raise InputError(f"{name} must be {choices}, not {value!r}")
-    elif isinstance(hint, types.UnionType) and value is not None:
-        for one in arguments:
-            _check(one, value, name)
     elif (allowed := _IN_WORDS.get(getattr(hint, "__name__", ""))) is not None:
         try:
             typing.cast(type, hint)(value)
         except (ValueError, TypeError):
             raise InputError(f"{name} must be {allowed}, not {value}") from None
+
+
+def _check_some(hints: Sequence[Any], value: Any, name: str) -> None:
+    """InputError of the first of the hints, where the value is of none of them."""
+    errors = []
+    for hint in hints:
+        plain = isinstance(hint, type) and hint.__name__ not in _IN_WORDS
+        if plain and not isinstance(value, hint):
+            continue
+        try:
+            return _check(hint, value, name)
+        except InputError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def plain(value: Any) -> Any:

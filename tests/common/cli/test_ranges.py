@@ -105,3 +105,22 @@ def test_what_is_read_is_plain():
     kept = dataclasses.asdict(options)
     kept["inner"]["widths"] = list(kept["inner"]["widths"])
     assert yaml.safe_load(yaml.safe_dump(kept)) == kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    which: Literal["all"] | list[str] = "all"
+    some: list[PositiveInt] | None = None
+    size: Literal["auto"] | PositiveInt = "auto"
+
+
+def test_alternatives():
+    for good in (Choices(which=["q", "v"], some=[1], size=3), Choices()):
+        check_ranges(good)
+    for bad, message in (
+        (Choices(which="some"), "which must be all, not 'some'"),  # pyright: ignore[reportArgumentType]
+        (Choices(some=[2, 0]), "some must be 1 or more, not 0"),
+        (Choices(size=0), "size must be auto, not 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_ranges(bad)
