@@ -104,8 +104,10 @@ def _check_some(hints: Sequence[Any], value: Any, name: str) -> None:
     """InputError of the first of the hints, where the value is of none of them."""
     errors = []
     for hint in hints:
-        plain = isinstance(hint, type) and hint.__name__ not in _IN_WORDS
-        if plain and not isinstance(value, hint):
+        kind = typing.get_origin(hint) or hint
+        kind = tuple | list if kind in (tuple, list) else kind
+        ranged = getattr(hint, "__name__", "") in _IN_WORDS or kind is typing.Literal
+        if not ranged and kind is not Any and not isinstance(value, kind):
             continue
         try:
             return _check(hint, value, name)
