@@ -99,8 +99,9 @@ def test_a_second_run_is_refused_until_the_first_has_ended_or_was_killed(tmp_pat
                 with resume.hold(tmp_path, SETTINGS):
                     pytest.fail("held twice")
             leave.set() if end == "leaves" else first.kill()
+            first.join(60)
         finally:
-            leave.set()
+            first.kill()  # and no event set: that would wait for the process that waited for it
             first.join()
         with resume.hold(tmp_path, SETTINGS):
             assert (tmp_path / ".lock").exists()
