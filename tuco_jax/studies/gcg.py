@@ -34,7 +34,7 @@ __all__ = ["STUDY", "Config", "place", "score_forms"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(StudyOptions, SearchOptions):
+class Config(SearchOptions, StudyOptions):  # the last base's fields stand first
     """Attack strings by greedy coordinate gradient, then TuCo with and without them.
 
     A run that was killed goes on from what its searches left in `out`.
