@@ -40,7 +40,7 @@ class Rows:
 
 
 def as_source(batches: Any) -> Any:
-    """A source as it is; an array x_0 [N, ...], or (x_0, condition), as `Rows`.
+    """A source as it is; an array x_0 of N rows, or (x_0, condition), as `Rows`.
 
     Raises InputError for anything else, and for arrays that differ in N.
     """

@@ -17,6 +17,7 @@ from common_jax.cli.ranges import PositiveInt
 from common_jax.errors import InputError
 
 __all__ = [
+    "BinsOption",
     "HeatMap",
     "MapOptions",
     "Peak",
@@ -48,7 +49,7 @@ class Plane(abc.ABC):
         """Positions of observations."""
 
     @abc.abstractmethod
-    def same_place(self, a: Any, b: Any) -> bool:
+    def same_place(self, a: Float[np.ndarray, "2"], b: Float[np.ndarray, "2"]) -> bool:
         """Whether two points [2] are at one place, such as a peak and the goal."""
 
     @abc.abstractmethod
@@ -68,16 +69,25 @@ class Plane(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MapOptions:
+class BinsOption:
+    """How fine a heat map is.
+
+    Args:
+        bins: of the map, to the side of a cell of the task's plane.
+    """
+
+    bins: PositiveInt = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MapOptions(BinsOption):
     """What a heat map is made of.
 
     Args:
         windows: trajectories that are scored.
-        bins: of the map, to the side of a cell of the task's plane.
     """
 
     windows: PositiveInt = 10000
-    bins: PositiveInt = 10
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,26 @@ def bare_arrays(annotation: ast.expr | None) -> list[str]:
     return [found for child in children for found in bare_arrays(child)]
 
 
+# A shape in words: [B, 2], [..., D], [T].
+SHAPE = r"\[(?:\.\.\.|\d+|[A-Z]\w*)(?:, (?:\.\.\.|\d+|[A-Z]\w*))*\]"
+
+
+def shaped_in_words(node: ast.FunctionDef) -> bool:
+    """Whether a docstring says the shape of an argument whose type is Any.
+
+    It names the argument ("starts [B, 2]", "plans: [B, H, 2]"), or begins with the shape of the
+    only ones that there are ("Whether points [..., 2] lie in free cells").
+    """
+    a = node.args
+    given = [x for x in [*a.posonlyargs, *a.args, *a.kwonlyargs] if x.arg not in ("self", "cls")]
+    loose = [x.arg for x in given if x.annotation and ast.unparse(x.annotation) == "Any"]
+    text = ast.get_docstring(node) or ""
+    if any(re.search(rf"\b{name}:? {SHAPE}", text) for name in loose):
+        return True
+    first = text.partition("\n\n")[0]
+    return bool(loose) and len(loose) == len(given) and bool(re.search(SHAPE, first))
+
+
 def unshaped(tree: ast.Module | ast.ClassDef) -> list[str]:
     """Public functions, methods and fields with an array whose shape is not said."""
     found = []
@@ -37,7 +57,8 @@ def unshaped(tree: ast.Module | ast.ClassDef) -> list[str]:
             a = node.args
             given = [*a.posonlyargs, *a.args, *a.kwonlyargs]
             given += [x for x in (a.vararg, a.kwarg) if x is not None]
-            if any(map(bare_arrays, [*(x.annotation for x in given), node.returns])):
+            types = [*(x.annotation for x in given), node.returns]
+            if any(map(bare_arrays, types)) or shaped_in_words(node):
                 found.append(f"line {node.lineno}: {node.name}")
         elif isinstance(node, ast.AnnAssign) and isinstance(tree, ast.ClassDef):
             if bare_arrays(node.annotation):
@@ -66,6 +87,18 @@ def test_bare_arrays_are_found():
         "class E:\n    x: np.ndarray\n    def f(self, *, y: Array | None = None): ...\n"
     )
     assert [where.split(": ")[1] for where in unshaped(tree)] == ["a", "b", "E.x", "f"]
+
+
+def test_shapes_that_only_words_say_are_found():
+    tree = ast.parse(
+        "def a(xy: Any):\n    'Whether points [..., 2] lie in free cells.'\n"
+        "def b(maze: Maze, starts: Any):\n    'Walk from starts [B, 2].'\n"
+        "def c(maze: Maze, plans: Any):\n    '''Execute.\n\n    plans: [B, H, 2] metres.'''\n"
+        "def d(axes: Any, xy: Float[np.ndarray, '2']):\n    'Draw rows [B, 2].'\n"
+        "def e(given: Any):\n    'A goal: a number, or [x, y].'\n"
+        "def f(value: Any):\n    '''A function.\n\n    It gives rows [B].'''\n"
+    )
+    assert [where.split(": ")[1] for where in unshaped(tree)] == ["a", "b", "c"]
 
 
 def test_one_spelling():

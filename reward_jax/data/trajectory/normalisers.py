@@ -1,9 +1,9 @@
 """Per-dimension scaling of transitions, stored with the model that was trained on scaled ones.
 
-Legend: M rows, D width. Numpy and jax arrays alike, where no type is named.
+Legend: M rows, D width.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from flax import struct
@@ -12,6 +12,9 @@ from jaxtyping import Array, Float
 from common_jax.errors import InputError
 
 __all__ = ["Normaliser", "gaussian", "limits", "on_last"]
+
+Rows = TypeVar("Rows", Float[np.ndarray, "... D"], Float[Array, "... D"])  # numpy's, or jax's
+Values = Float[np.ndarray, " D"] | Float[Array, " D"]
 
 
 @struct.dataclass
@@ -26,15 +29,15 @@ class Normaliser:
     scale: Float[np.ndarray, " D"] | Float[Array, " D"]
     kind: str = struct.field(pytree_node=False, default="limits")
 
-    def normalise(self, x: Any) -> Any:
-        """Rows [..., D] in their own units as a model sees them."""
+    def normalise(self, x: Rows) -> Rows:
+        """Rows in their own units as a model sees them."""
         return (x - on_last(self.offset, x)) / on_last(self.scale, x)
 
-    def restore(self, z: Any) -> Any:
-        """Rows [..., D] in their own units again."""
+    def restore(self, z: Rows) -> Rows:
+        """Rows in their own units again."""
         return z * on_last(self.scale, z) + on_last(self.offset, z)
 
-    def part(self, dimensions: Any) -> "Normaliser":
+    def part(self, dimensions: slice | list[int]) -> "Normaliser":
         """The normaliser of some dimensions alone, by a slice or a list."""
         return Normaliser(self.offset[dimensions], self.scale[dimensions], self.kind)
 
@@ -56,8 +59,8 @@ class Normaliser:
         return offsets and np.allclose(self.scale, other.scale, 1e-6)
 
 
-def on_last(values: Any, x: Any) -> Any:
-    """Values [D] with as many axes as x [..., D]."""
+def on_last(values: Values, x: Float[np.ndarray, "... D"] | Float[Array, "... D"]) -> Any:
+    """Values with as many axes as x."""
     return values.reshape((1,) * (np.ndim(x) - 1) + values.shape)
 
 
@@ -77,7 +80,7 @@ def gaussian(rows: Float[np.ndarray, "M D"]) -> Normaliser:
     return _normaliser(mean, np.where(constant, 0.0, deviation), "gaussian")
 
 
-def _checked(rows: Any) -> Float[np.ndarray, "M D"]:
+def _checked(rows: Float[np.ndarray, "M D"]) -> Float[np.ndarray, "M D"]:
     rows = np.asarray(rows)
     if rows.ndim != 2 or not len(rows):
         raise InputError(f"a normaliser is fitted to rows [M, D], not to shape {rows.shape}")

@@ -56,9 +56,9 @@ def summarise(out: pathlib.Path, scales: Sequence[float]) -> dict[str, Any]:
     null_hits = []
     for r in results:
         layout = maze(r["maze"])
-        cell = layout.cell_of(r["goal"])
+        cell = layout.cell_of(np.array(r["goal"]))
         peaks = nulls.get(r["maze"], {}).get("peaks", [])[:1]
-        null_hits += [bool((layout.cell_of(p) == cell).all()) for p in peaks]
+        null_hits += [bool((layout.cell_of(np.array(p)) == cell).all()) for p in peaks]
     summary = {
         "goals": len(results),
         "peaks_in_goal_cell": sum(r["peak"]["in_cell"] for r in results),

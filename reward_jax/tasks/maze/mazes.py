@@ -83,22 +83,22 @@ class Maze:
         """Cells (row, column) without a wall, row by row."""
         return np.argwhere(~self.walls)
 
-    def cell_of(self, xy: Any) -> Int[np.ndarray, "... 2"]:
-        """Cells (row, column) of points [..., 2]; beyond the map for points outside it."""
+    def cell_of(self, xy: Float[np.ndarray, "... 2"]) -> Int[np.ndarray, "... 2"]:
+        """Cells (row, column) of points; beyond the map for points outside it."""
         xy = np.asarray(xy, np.float64)
         left, _, _, top = self.extent
         cell = np.stack([(top - xy[..., 1]), (xy[..., 0] - left)], axis=-1) / self.size
         return np.floor(cell).astype(int)
 
-    def inside(self, xy: Any) -> Bool[np.ndarray, "..."]:
-        """Whether points [..., 2] lie in free cells."""
+    def inside(self, xy: Float[np.ndarray, "... 2"]) -> Bool[np.ndarray, "..."]:
+        """Whether points lie in free cells."""
         cell = self.cell_of(xy)
         on_map = np.all((cell >= 0) & (cell < self.walls.shape), axis=-1)
         row, column = np.moveaxis(np.where(on_map[..., None], cell, 0), -1, 0)
         return on_map & ~self.walls[row, column]
 
-    def clearance(self, xy: Any) -> Float[np.ndarray, "..."]:
-        """Metres from points [..., 2] to the nearest wall; 0 in walls and outside.
+    def clearance(self, xy: Float[np.ndarray, "... 2"]) -> Float[np.ndarray, "..."]:
+        """Metres from points to the nearest wall; 0 in walls and outside.
 
         A ball touches no wall where this is more than its radius, BALL.
         """

@@ -8,7 +8,6 @@ Legend: B walks, F free cells, K corners of a path, T environment steps, H rows 
 """
 
 import functools
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -30,9 +29,9 @@ DT = 0.01  # seconds a step; asserted against the environment's in the tests
 
 
 def walk(
-    maze: Maze, starts: Any, goals: Any, steps: int
+    maze: Maze, starts: Float[np.ndarray, "B 2"], goals: Float[np.ndarray, "B 2"], steps: int
 ) -> tuple[Float[np.ndarray, "B T+1 4"], Float[np.ndarray, "B T 2"]]:
-    """Walk from starts [B, 2] to goals [B, 2] and stay there.
+    """Walk from starts to goals and stay there.
 
     steps: T. Returns states, float64, and actions, float32.
     """
@@ -42,13 +41,17 @@ def walk(
 
 
 def follow(
-    maze: Maze, plans: Any, starts: Any, stride: int, hold: int = 50
+    maze: Maze,
+    plans: Float[np.ndarray, "B H 2"],
+    starts: Float[np.ndarray, "B 4"],
+    stride: int,
+    hold: int = 50,
 ) -> Float[np.ndarray, "B steps 2"]:
     """Execute planned positions in the simulator.
 
-    plans: [B, H, 2] metres, a position every `stride` environment steps, the first the start's;
+    plans: metres, a position every `stride` environment steps, the first the start's;
     between them the target moves on a straight line, and at the end it stays `hold` steps.
-    starts: [B, 4] states. Returns the positions visited, (H - 1) * stride + hold + 1 for each row.
+    starts: states. Returns the positions visited, (H - 1) * stride + hold + 1 for each row.
     Raises InputError for plans of another shape, or not finite.
     """
     plans = np.asarray(plans, np.float64)
@@ -63,9 +66,9 @@ def follow(
 
 
 def track(
-    maze: Maze, starts: Any, references: Float[np.ndarray, "B T+1 2"]
+    maze: Maze, starts: Float[np.ndarray, "B 4"], references: Float[np.ndarray, "B T+1 2"]
 ) -> tuple[Float[np.ndarray, "B T+1 4"], Float[np.ndarray, "B T 2"]]:
-    """Follow target positions, the first at the time of the starts [B, 4].
+    """Follow target positions, the first at the time of the starts.
 
     Returns states, float64, and actions, float32.
     """
@@ -106,8 +109,10 @@ def longest_walk(maze: Maze) -> int:
     return int(np.ceil(metres / (SPEED * DT))) + 2 * SMOOTHING
 
 
-def shortest_paths(maze: Maze, starts: Any, goals: Any) -> list[Float[np.ndarray, "K 2"]]:
-    """Shortest polylines from starts [B, 2] to goals [B, 2], both ends included.
+def shortest_paths(
+    maze: Maze, starts: Float[np.ndarray, "B 2"], goals: Float[np.ndarray, "B 2"]
+) -> list[Float[np.ndarray, "K 2"]]:
+    """Shortest polylines from starts to goals, both ends included.
 
     They lead over centres of cells, and straight to the goal where the line keeps COMFORT metres
     from the walls (or as much as its ends do). Raises InputError for an end inside a wall.

@@ -22,7 +22,7 @@ MAX_SPEED = 5.0  # PointMaze clips both velocities to this before it steps
 class Simulator:
     """Balls that do not collide, B of them. states: [B, 4] float64. dt: seconds of a step."""
 
-    def __init__(self, maze: Maze, states: Any) -> None:
+    def __init__(self, maze: Maze, states: Float[np.ndarray, "B 4"]) -> None:
         with extras.named():
             mujoco: Any = importlib.import_module("mujoco")
             rollout: Any = importlib.import_module("mujoco.rollout")
@@ -38,8 +38,8 @@ class Simulator:
         self._to = np.zeros((count, 1, 5))
         self._acceleration = np.zeros((count, 1, 3))
 
-    def step(self, actions: Any) -> Float[np.ndarray, "B 4"]:
-        """The new states after one step with forces [B, 2], clipped to [-1, 1]."""
+    def step(self, actions: Float[np.ndarray, "B 2"]) -> Float[np.ndarray, "B 4"]:
+        """The new states after one step with these forces, clipped to [-1, 1]."""
         controls = np.clip(actions, -1.0, 1.0).astype(np.float64)
         self._from[:, 1:3] = self.states[:, :2]
         self._from[:, 3:] = np.clip(self.states[:, 2:], -MAX_SPEED, MAX_SPEED)

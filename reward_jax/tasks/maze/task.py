@@ -43,7 +43,7 @@ class MazePlane(Plane):
     def positions(self, observations: Float[np.ndarray, "... O"]) -> Float[np.ndarray, "... 2"]:
         return observations[..., :2]
 
-    def same_place(self, a: Any, b: Any) -> bool:
+    def same_place(self, a: Float[np.ndarray, "2"], b: Float[np.ndarray, "2"]) -> bool:
         return bool((self.layout.cell_of(a) == self.layout.cell_of(b)).all())
 
     def draw(self, axes: Any) -> None:

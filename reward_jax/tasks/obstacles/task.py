@@ -32,8 +32,8 @@ class ObstaclesPlane(Plane):
     def positions(self, observations: Float[np.ndarray, "... O"]) -> Float[np.ndarray, "... 2"]:
         return observations[..., :2]
 
-    def same_place(self, a: Any, b: Any) -> bool:
-        return bool(np.linalg.norm(np.subtract(a, b)) < NEAR)
+    def same_place(self, a: Float[np.ndarray, "2"], b: Float[np.ndarray, "2"]) -> bool:
+        return bool(np.linalg.norm(a - b) < NEAR)
 
     def draw(self, axes: Any) -> None:
         from matplotlib.patches import Circle
@@ -108,7 +108,7 @@ class ObstaclesTask(Task):
     def goal(self, given: Any) -> list[float]:
         """0 to 3 for one of `goals()`, "x,y", or [x, y] in metres."""
         x, y = read_point(given, self.goals())
-        if not self.world.clearance([x, y]) > 0:
+        if not self.world.clearance(np.array([x, y])) > 0:
             raise InputError(f"goal ({x:g}, {y:g}) lies in a disc, or outside: name another")
         return [x, y]
 

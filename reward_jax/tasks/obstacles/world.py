@@ -26,8 +26,8 @@ class World:
     centres: Float[np.ndarray, "discs 2"]
     radii: Float[np.ndarray, " discs"]
 
-    def clearance(self, xy: Any) -> Float[np.ndarray, "..."]:
-        """Metres from points [..., 2] to the nearest disc or border; below 0 in one or outside."""
+    def clearance(self, xy: Float[np.ndarray, "... 2"]) -> Float[np.ndarray, "..."]:
+        """Metres from points to the nearest disc or border; below 0 in one or outside."""
         xy = np.asarray(xy, np.float64)
         discs = np.linalg.norm(xy[..., None, :] - self.centres, axis=-1) - self.radii
         return np.minimum(discs.min(axis=-1), (HALF - np.abs(xy)).min(axis=-1))
@@ -72,9 +72,9 @@ def move(
 
 
 def walk(
-    world: World, starts: Any, goals: Any, steps: int
+    world: World, starts: Float[np.ndarray, "B 2"], goals: Float[np.ndarray, "B 2"], steps: int
 ) -> tuple[Float[np.ndarray, "B T+1 2"], Float[np.ndarray, "B T 2"]]:
-    """Walk from starts [B, 2] to goals [B, 2], around discs, and stay there.
+    """Walk from starts to goals, around discs, and stay there.
 
     steps: T. Returns positions, metres, and velocities, metres a second.
     """

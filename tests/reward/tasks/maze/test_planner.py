@@ -130,4 +130,4 @@ def test_plans_and_ends_that_cannot_be_followed():
     with pytest.raises(InputError, match=r"plans must be finite positions \[B, H, 2\]"):
         planner.follow(layout, np.full((1, 4, 2), np.nan), np.zeros((1, 4)), 2)
     with pytest.raises(InputError, match=r"start \(0, 0\) is in no free cell of the maze 'umaze'"):
-        planner.shortest_paths(layout, [[0, 0]], [[1, 1]])
+        planner.shortest_paths(layout, np.zeros((1, 2)), np.ones((1, 2)))
