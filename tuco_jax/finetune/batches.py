@@ -7,7 +7,6 @@ rows have one shape. Unpacked: one example a row, in a few tables of different l
 a step are a pure function of (seed, step), so a run can be resumed without saving the order.
 """
 
-import bisect
 import dataclasses
 import hashlib
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from tuco_jax.finetune.conversations import Example
+from tuco_jax.prompts.packing import best_fit
 
 __all__ = ["Batch", "Plan", "bucket", "fingerprint", "pack", "take"]
 
@@ -47,16 +47,8 @@ def pack(examples: Sequence[Example], length: int) -> Batch:
     row is shorter.
     """
     order = sorted(range(len(examples)), key=lambda i: -examples[i].tokens.size)
-    rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (tokens left, row), ascending
-    for i in order:
-        size = examples[i].tokens.size
-        at = bisect.bisect_left(room, (size, -1))
-        left, row = room.pop(at) if at < len(room) else (length, len(rows))
-        if row == len(rows):
-            rows.append([])
-        rows[row].append(i)
-        bisect.insort(room, (left - size, row))
+    sizes = [examples[i].tokens.size for i in order]
+    rows = [[order[n] for n in row] for row in best_fit(sizes, length)]
     fullest = max(sum(examples[i].tokens.size for i in row) for row in rows)
     return _table([[examples[i] for i in row] for row in rows], min(length, _ceil(fullest)))
 

@@ -10,6 +10,7 @@ prompts of a batch.
 
 import bisect
 import dataclasses
+import heapq
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Shaped
 
-__all__ = ["Packed", "computed", "pack", "padding", "segments_of"]
+__all__ = ["Packed", "best_fit", "pack", "padding", "segments_of"]
 
 # Cost of one more shape, in tokens: on a CPU it compiles in the time of about a thousand tokens of
 # a small model.
@@ -136,7 +137,7 @@ class _Shape:
         for length in _row_lengths(some, budget // multiple):
             most = 1
             while True:
-                rows = _fill(some, length, most)
+                rows = best_fit(some, length, most)
                 count = len(rows) * len(sizes) / len(some)
                 if len(some) == len(sizes):
                     count = _row_count(len(rows), length, budget, multiple)
@@ -151,7 +152,7 @@ class _Shape:
         self, numbers: Sequence[int], sizes: list[int], budget: int, multiple: int
     ) -> Iterator[Packed]:
         """All rows in batches of one size; numbers: of the prompts of falling sizes."""
-        filled = _fill(sizes, self.length, self.most)
+        filled = best_fit(sizes, self.length, self.most)
         most = max(map(len, filled))
         size = _batch_rows(len(filled), self.length, budget, multiple)
         for first in range(0, len(filled), size):
@@ -171,16 +172,20 @@ def _row_lengths(sizes: list[int], budget: int) -> list[int]:
     return sorted(found)
 
 
-def _fill(sizes: list[int], length: int, most: int) -> list[list[int]]:
-    """Best fit, longest first: each into the fullest row with room for it; `most` in a row."""
+def best_fit(sizes: Sequence[int], length: int, most: int | None = None) -> list[list[int]]:
+    """Rows that hold items of these falling sizes, by number: each in the fullest row with room.
+
+    length: of a row. most: items in a row, at most; None for any number. Of equally full rows the
+    first is taken.
+    """
     rows: list[list[int]] = []
-    by_room: dict[int, list[int]] = {}
+    by_room: dict[int, list[int]] = {}  # rows of each room left, a heap
     rooms: list[int] = []  # of rows that may take another, sorted, each once
     for number, size in enumerate(sizes):
         at = bisect.bisect_left(rooms, size)
         if at < len(rooms):
             room = rooms[at]
-            row = by_room[room].pop()
+            row = heapq.heappop(by_room[room])
             if not by_room[room]:
                 rooms.pop(at)
             rows[row].append(number)
@@ -188,10 +193,10 @@ def _fill(sizes: list[int], length: int, most: int) -> list[list[int]]:
         else:
             row, room = len(rows), length - size
             rows.append([number])
-        if room and len(rows[row]) < most:
+        if room and (most is None or len(rows[row]) < most):
             if not by_room.setdefault(room, []):
                 bisect.insort(rooms, room)
-            by_room[room].append(row)
+            heapq.heappush(by_room[room], row)
     return rows
 
 
@@ -208,14 +213,14 @@ def _row_count(rows: int, length: int, budget: int, multiple: int) -> int:
     return -(-rows // size) * size
 
 
-def computed(batches: Sequence[Packed]) -> int:
+def _computed(batches: Sequence[Packed]) -> int:
     """Tokens that are computed, padding included."""
     return sum(b.size * b.length for b in batches)
 
 
 def padding(batches: Sequence[Packed], lengths: Sequence[int]) -> float:
     """Share of the computed tokens that is padding."""
-    return 1 - sum(lengths) / computed(batches)
+    return 1 - sum(lengths) / _computed(batches)
 
 
 def segments_of(rows: Mapping[str, Any]) -> Any:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuco_jax.prompts.packing import Packed, pack, padding
+from tuco_jax.prompts.packing import Packed, best_fit, pack, padding
 
 BUDGET = 1024
 
@@ -59,6 +59,26 @@ def test_a_choice_by_a_sample_is_fast_and_depends_on_lengths_alone():
     batches = pack(lengths, BUDGET)
     assert batches == pack(list(lengths), BUDGET)
     assert padding(batches, lengths) < 0.02
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 60), max_size=150),
+    length=st.integers(60, 200),
+    most=st.sampled_from([None, 1, 3]),
+)
+def test_best_fit_takes_the_first_of_the_fullest_rows(sizes, length, most):
+    sizes = sorted(sizes, reverse=True)
+    rows: list[list[int]] = []
+    for number, size in enumerate(sizes):
+        left = [length - sum(sizes[i] for i in row) for row in rows]
+        open_rows = [r for r, row in enumerate(rows) if most is None or len(row) < most]
+        fitting = [(left[r], r) for r in open_rows if left[r] >= size]
+        if fitting:
+            rows[min(fitting)[1]].append(number)
+        else:
+            rows.append([number])
+    assert best_fit(sizes, length, most) == rows
 
 
 def test_rows_are_laid_out_and_unpacked():
