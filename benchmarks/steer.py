@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.machine import machine
 from benchmarks.torch_steer import TorchSteer
 from benchmarks.tuco import BATCH, CONFIG, HERE, LENGTH, first_run, interleave
-from tuco_jax.core.alpha_grid import grid_logits
+from tuco_jax.core.alpha_grid import PAPER_GRID, grid_logits
 from tuco_jax.core.decompose import decompose
 from tuco_jax.generation.generate import generate_tokens
 from tuco_jax.models import decoder
@@ -32,7 +32,6 @@ from tuco_jax.models.layers import Positions
 from tuco_jax.models.pair import Pair
 from tuco_jax.weights.hf.model import load
 
-ALPHAS = (0.75, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25)  # the paper's
 ALPHA, PROMPT, NEW = 0.9, 32, 64
 
 
@@ -54,7 +53,7 @@ def grid_cases(pair: Pair) -> dict[str, Callable[[], Any]]:
     """One forward pass of the tuned model's blocks, and last-token logits of the grid."""
     rng = np.random.default_rng(0)
     tokens = jnp.asarray(rng.integers(0, CONFIG["vocab_size"], (BATCH, LENGTH)), jnp.int32)
-    mask, alphas = jnp.ones_like(tokens, bool), jnp.asarray(ALPHAS)
+    mask, alphas = jnp.ones_like(tokens, bool), jnp.asarray(PAPER_GRID)
     config = pair.tuned_config
 
     @jax.jit
@@ -67,12 +66,12 @@ def grid_cases(pair: Pair) -> dict[str, Callable[[], Any]]:
         "forward": lambda: forward(pair.tuned, tokens, mask),
         "grid": lambda: grid_logits(pair, tokens, mask, alphas),
         "grid, all alphas folded": lambda: grid_logits(
-            pair, tokens, mask, alphas, chunk=len(ALPHAS)
+            pair, tokens, mask, alphas, chunk=len(PAPER_GRID)
         ),
     }
     results = {name: first_run(name, case) for name, case in cases.items()}
     one: Any = jax.jit(lambda *args: jnp.asarray(decompose(*args, logits=True).logits)[:, -1])
-    want = np.stack([one(pair, tokens, mask, alpha) for alpha in ALPHAS[::3]])
+    want = np.stack([one(pair, tokens, mask, alpha) for alpha in PAPER_GRID[::3]])
     gap = np.abs(np.asarray(results["grid"])[::3] - want).max()
     print(f"the grid and one alpha at a time agree on logits within {gap:.1e}")
     assert gap < 1e-4

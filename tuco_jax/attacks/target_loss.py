@@ -92,7 +92,7 @@ class TunedStep:
         join = None
         if self.cache is not None and own is not None:
             join = functools.partial(self.cache.join, own[0])
-        delta, new = layer.tuned.following(x, self.places.tuned, join or (lambda own: own))
+        delta, new = layer.tuned.following(x, self.places.tuned, join)
         return constrain(x + delta.total, self.mesh), new if self.keep else None
 
 

@@ -18,7 +18,8 @@ h head width.
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -35,11 +36,15 @@ from tuco_jax.core.stream import begin
 from tuco_jax.core.walk import Source, as_source, walk
 from tuco_jax.models import decoder
 from tuco_jax.models.config import ModelConfig
-from tuco_jax.models.layers import KeysValues
+from tuco_jax.models.layers import Delta
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import constrain
 
-__all__ = ["GridStep", "Prefix", "grid_logits", "prefix_caches"]
+__all__ = ["PAPER_GRID", "GridStep", "Prefix", "grid_logits", "prefix_caches"]
+
+PAPER_GRID = (0.75, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25)  # the paper's alphas, section 5.1
+
+Tree = TypeVar("Tree")
 
 
 @struct.dataclass
@@ -72,49 +77,38 @@ class GridStep:
         x: Float[Array, "B T D"] | Float[Array, "A B T D"],
         layer: PairLayer,
         own: tuple[Float[Array, " A"], LayerCache | None],
-    ) -> tuple[Float[Array, "A B T D"] | Float[Array, "A B C D"], Any]:
+    ) -> tuple[Float[Array, "A B T D"] | Float[Array, "A B C D"], LayerCache | None]:
         """Move the stream of each alpha to x + f_FT + (alpha - 1) FTC."""
         alphas, held = own
-        if self.once:
-            first = None if held is None else jax.tree.map(lambda a: a[0], held)
-            ft, ftc, new = self._deltas(x, layer, first)
-            x = self._selected(x)
-            moved = jax.vmap(lambda alpha: x + ft + (alpha - 1) * ftc)(alphas)
-            every = len(alphas)
-            return moved, jax.tree.map(lambda a: jnp.broadcast_to(a, (every, *a.shape)), new)
 
         def one(xs: Any) -> Any:
             x, alpha, held = xs
-            ft, ftc, new = self._deltas(x, layer, held)
-            return constrain(self._selected(x) + ft + (alpha - 1) * ftc, self.mesh), new
+            stream, ftc, new = self._parts(x, layer, held)
+            return constrain(stream + (alpha - 1) * ftc, self.mesh), new
 
-        return each_alpha(one, (x, alphas, held), self.chunk)
+        if not self.once:
+            return each_alpha(one, (x, alphas, held), self.chunk)
+        stream, ftc, new = self._parts(x, layer, jax.tree.map(lambda a: a[0], held))
+        new = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(alphas), *a.shape)), new)
+        return jax.vmap(lambda alpha: stream + (alpha - 1) * ftc)(alphas), new
 
-    def _selected(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"] | Float[Array, "B C D"]:
-        return pick(x, self.places.columns) if self.select else x  # pyright: ignore[reportArgumentType]
-
-    def _deltas(
-        self, x: Float[Array, "B T D"], layer: PairLayer, held: LayerCache | None
-    ) -> tuple[Float[Array, "B _ D"], Float[Array, "B _ D"], Any]:
-        """f_FT and FTC, and with `keep` both models' keys and values of x."""
-        ft, tuned = self._add(layer.tuned, x, self.places.tuned, None if held is None else held[0])
-        pt, base = self._add(layer.base, x, self.places.base, None if held is None else held[1])
-        return ft, ft - pt, (tuned, base) if self.keep else None
-
-    def _add(
-        self, model: ModelLayer, x: Float[Array, "B T D"], at: ModelPlaces, held: KeysValues | None
-    ) -> tuple[Float[Array, "B _ D"], KeysValues | None]:
-        join = None
-        if held is not None:
-            assert self.cache is not None
-            join = functools.partial(self.cache.join, held)
+    def _parts(self, x: Float[Array, "B T D"], layer: PairLayer, held: LayerCache | None) -> Any:
+        """The stream plus f_FT; FTC; and with `keep` both models' keys and values of x."""
+        last = None
         if self.select:
-            delta, new = model.selected(self._selected(x), x, at, join)
-        elif join is None and not self.keep:
-            return model.whole(x, at).total, None
-        else:
-            delta, new = model.following(x, at, join or (lambda own: own))
-        return delta.total, new
+            assert self.places.columns is not None
+            last = pick(x, self.places.columns)
+
+        def added(model: ModelLayer, at: ModelPlaces, index: int) -> tuple[Delta, Any]:
+            join = None
+            if held is not None and self.cache is not None:
+                join = functools.partial(self.cache.join, held[index])
+            return model.added(x, at, last=last, join=join, keep=self.keep)
+
+        ft, tuned = added(layer.tuned, self.places.tuned, 0)
+        pt, base = added(layer.base, self.places.base, 1)
+        stream = (x if last is None else last) + ft.total
+        return stream, ft.total - pt.total, (tuned, base) if self.keep else None
 
 
 def _check_lengths(config: ModelConfig, before: int, tokens: int) -> None:
@@ -130,7 +124,9 @@ def _check_lengths(config: ModelConfig, before: int, tokens: int) -> None:
             )
 
 
-def _layer_alphas(alphas: Any, depth: int) -> Float[Array, "L A"]:
+def _layer_alphas(
+    alphas: Float[Array, " A"] | Float[Array, "A L"] | None, depth: int
+) -> Float[Array, "L A"]:
     """Alphas [A] or [A, L] by layer, float32."""
     alphas = jnp.asarray(alphas, jnp.float32)
     if alphas.ndim not in (1, 2) or not alphas.shape[0] or alphas.shape[1:] not in ((), (depth,)):
@@ -147,7 +143,7 @@ def _default_chunk(tokens: int) -> int:
     return max(1, default_budget() // tokens)
 
 
-def each_alpha(function: Any, xs: Any, chunk: int) -> Any:
+def each_alpha(function: Callable[[Any], Tree], xs: Any, chunk: int) -> Tree:
     """Map `function` over the alphas, the first axis of xs, `chunk` of them at once."""
     count = len(jax.tree.leaves(xs)[0])
     if chunk >= count:

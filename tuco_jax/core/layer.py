@@ -61,14 +61,34 @@ class ModelLayer(NamedTuple):
         return self._added(last, own if join is None else join(own), at.selected, at), own
 
     def following(
-        self, x: Float[Array, "B T D"], at: ModelPlaces, join: Join
+        self, x: Float[Array, "B T D"], at: ModelPlaces, join: Join | None = None
     ) -> tuple[Delta, KeysValues]:
         """What the block adds at every token of x, which follow those of a cache.
 
-        Returns x's own keys and values, too. join: adds them to those of the cache.
+        Returns x's own keys and values, too. join: adds them to those of the cache; None: there is
+        no cache.
         """
         own = self.keys_values(x, at)
-        return self._added(x, join(own), at.query, at), own
+        return self._added(x, own if join is None else join(own), at.query, at), own
+
+    def added(
+        self,
+        x: Float[Array, "B T D"],
+        at: ModelPlaces,
+        *,
+        last: Float[Array, "B C D"] | None = None,
+        join: Join | None = None,
+        keep: bool = False,
+    ) -> tuple[Delta, KeysValues | None]:
+        """One of the above: `selected` with `last`, `following` with `join` or `keep`, or `whole`.
+
+        Returns x's own keys and values, too, where `whole` is not enough.
+        """
+        if last is not None:
+            return self.selected(last, x, at, join)
+        if join is not None or keep:
+            return self.following(x, at, join)
+        return self.whole(x, at), None
 
     def _added(
         self, x: Float[Array, "B Q D"], seen: KeysValues, query: Positions, at: ModelPlaces

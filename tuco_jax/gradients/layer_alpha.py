@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from common_jax.cli.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, check_ranges
 from common_jax.errors import InputError
+from tuco_jax.core.alpha_grid import PAPER_GRID
 from tuco_jax.core.decompose import decompose
 from tuco_jax.core.places import last_column
 from tuco_jax.models import decoder
@@ -30,7 +31,6 @@ from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import mesh_of, put_rows
 
 __all__ = [
-    "GRID",
     "Choices",
     "CrossValidation",
     "LayerAlphaOptions",
@@ -38,8 +38,6 @@ __all__ = [
     "fit_layer_alpha",
     "option_log_probs",
 ]
-
-GRID = (0.75, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25)  # the paper's, section 5.1
 
 
 class Choices(NamedTuple):
@@ -88,7 +86,11 @@ class CrossValidation:
 
 
 def option_log_probs(
-    pair: Pair, choices: Choices, alpha: Any, *, mesh: Mesh | None = None
+    pair: Pair,
+    choices: Choices,
+    alpha: float | Float[Array, "..."],
+    *,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "N O"]:
     """Log probability of each option's token after its question, over the whole vocabulary.
 
@@ -211,7 +213,7 @@ def cross_validate_layer_alpha(
     choices: Choices,
     options: LayerAlphaOptions | None = None,
     *,
-    grid: Sequence[float] = GRID,
+    grid: Sequence[float] = PAPER_GRID,
     folds: int = 5,
     seed: int = 0,
 ) -> CrossValidation:
@@ -234,7 +236,7 @@ def cross_validate_layer_alpha(
     mesh = mesh_of(pair)
     placed = put_rows(choices, mesh)
 
-    def evaluate(alpha: Any) -> tuple[np.ndarray, np.ndarray]:
+    def evaluate(alpha: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         alphas = jnp.broadcast_to(jnp.float32(alpha), (depth,))
         losses, hits = _evaluate(pair, placed, alphas, mesh=mesh)
         return np.asarray(losses), np.asarray(hits)
