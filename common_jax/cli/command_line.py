@@ -21,7 +21,16 @@ from common_jax import extras
 from common_jax.cli.ranges import in_words, plain
 from common_jax.errors import InputError
 
-__all__ = ["Command", "Group", "of_module", "of_study", "one_line", "parse", "run"]
+__all__ = [
+    "Command",
+    "Group",
+    "of_module",
+    "of_study",
+    "one_line",
+    "parse",
+    "run",
+    "run_alone",
+]
 
 _USAGE = """\
 usage: {program} COMMAND [options]
@@ -80,11 +89,28 @@ def run(program: str, about: str, commands: Commands, argv: Sequence[str] | None
 
     about: what the program does, for --help. argv: what follows the program's name, or None.
     """
+    return _exit_code(program, argv, lambda given: _run(program, about, commands, given))
+
+
+def run_alone(
+    program: str,
+    options_class: type,
+    command: Callable[[Any], Any],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """As `run`, for a program that is one command, such as `python -m MODULE`."""
+    about = (options_class.__doc__ or "").partition("\n")[0]
+    return _exit_code(
+        program, argv, lambda given: _call(program, about, options_class, command, given)
+    )
+
+
+def _exit_code(program: str, argv: Sequence[str] | None, call: Callable[[list[str]], None]) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in given
     try:
         with extras.named():
-            _run(program, about, commands, [token for token in given if token != "--debug"])
+            call([token for token in given if token != "--debug"])
     except SystemExit as stop:  # --help, --print_config
         return int(stop.code or 0)
     except (InputError, KeyboardInterrupt) as stop:
@@ -111,12 +137,22 @@ def _run(program: str, about: str, commands: Commands, argv: list[str]) -> None:
     elif isinstance(chosen := commands[name], Group):
         _run(f"{program} {name}", chosen.help, chosen.load(), argv[1:])
     else:
-        options_class, command = chosen.load()
-        options = parse(f"{program} {name}", chosen.help, options_class, argv[1:])
-        from common_jax.io import compile_cache  # imports jax
+        _call(f"{program} {name}", chosen.help, *chosen.load(), argv[1:])
 
-        compile_cache.enable()
-        command(options)
+
+def _call(
+    program: str,
+    about: str,
+    options_class: type,
+    command: Callable[[Any], Any],
+    argv: list[str],
+) -> None:
+    """Run one command on the options of its command line."""
+    options = parse(program, about, options_class, argv)
+    from common_jax.io import compile_cache  # imports jax
+
+    compile_cache.enable()
+    command(options)
 
 
 def parse(program: str, about: str, options_class: type, argv: Sequence[str]) -> Any:

@@ -93,3 +93,11 @@ def test_nothing_imports_a_cli():
     clis = {f"{package}.cli" for package in PACKAGES if package != "common_jax"}
     for module, names in IMPORTS.items():
         assert not names & clis, f"{module} imports {names & clis}"
+
+
+def test_attacks_know_no_data_set():
+    """Sets of prompts are read further down: datasets know attacks, not attacks datasets."""
+    for module in ALL:
+        if module.startswith("tuco_jax.attacks."):
+            found = [n for n in IMPORTS[module] if n.startswith("tuco_jax.datasets")]
+            assert not found, f"{module} imports {found}"

@@ -101,6 +101,20 @@ def test_shapes_that_only_words_say_are_found():
     assert [where.split(": ")[1] for where in unshaped(tree)] == ["a", "b", "c"]
 
 
+def test_tokenizers_are_typed():
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.name}"
+        for package in PACKAGES
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+        for argument in (*node.args.args, *node.args.kwonlyargs)
+        if argument.arg == "tokenizer"
+        and (argument.annotation is None or ast.unparse(argument.annotation) == "Any")
+    ]
+    assert not found
+
+
 def test_one_spelling():
     """American in these two, as the libraries have them: optimizer and tokenize."""
     folders = (*PACKAGES, "tests", "benchmarks", "configs", "docs", "examples")

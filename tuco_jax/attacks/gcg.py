@@ -13,6 +13,7 @@ request is answered here.
 Legend: A tokens of the string, N candidates, V vocabulary.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -20,7 +21,7 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -30,7 +31,8 @@ import numpy as np
 from common_jax import resume
 from common_jax.cli.ranges import NonNegativeInt, PositiveInt, Seed, check_ranges
 from common_jax.errors import InputError
-from common_jax.io.files import write_json
+from common_jax.io.files import read_json, write_json
+from common_jax.progress import bar
 from tuco_jax.attacks.layout import Goal, Layout, Placement, allowed_tokens, lay_out, surviving
 from tuco_jax.attacks.target_loss import (
     CachedPrompt,
@@ -41,6 +43,7 @@ from tuco_jax.attacks.target_loss import (
 from tuco_jax.core.budget import default_budget
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import mesh_of, put_rows
+from tuco_jax.scoring.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -165,7 +168,6 @@ class _State:
 
     tokens: list[int]
     active: int
-    first_loss: float  # of the initial string on the first prompt: reveals other weights
     step: int = 0
     losses: list[float] = dataclasses.field(default_factory=list)
     prompts: list[int] = dataclasses.field(default_factory=list)
@@ -176,32 +178,25 @@ class _State:
 
 
 _FREE = ("steps", "chunk")  # may change when an attack goes on
+_STATE = "search.json"
 
 
 def _settings(pair: Pair, layouts: Sequence[Layout], options: Options) -> dict[str, Any]:
-    """What a run's result follows from, beside the model's weights."""
+    """All that a search's result follows from."""
     prompts = json.dumps([piece.tolist() for own in layouts for piece in own.pieces])
     return dataclasses.asdict(options) | {
-        "model": repr(pair.tuned_config),
+        "weights (their digest)": fingerprint(pair, [], norm=1),
         "prompts (their digest)": hashlib.sha256(prompts.encode()).hexdigest(),
     }
 
 
-def _resume(path: pathlib.Path, settings: Mapping[str, Any], first_loss: float) -> _State | None:
+def _read_state(path: pathlib.Path) -> _State | None:
     if not path.exists():
         return None
-    try:
-        found = json.loads(path.read_text("utf-8"))
-        differs = resume.difference(found.pop("settings"), settings, free=_FREE)
-        state = _State(**found)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise InputError(f"{path}: no checkpoint of an attack ({error}); remove it") from error
-    if not differs and not math.isclose(state.first_loss, first_loss, rel_tol=1e-3):
-        differs = f"other weights: its first loss is {state.first_loss:g}, not {first_loss:g}"
-    if differs:
-        raise InputError(
-            f"{path}: the attack there has {differs}; remove it, or give another file"
-        )
+    lists = ("tokens", "losses", "prompts", "best", "best_rank")
+    wanted = {f.name: [None] if f.name in lists else None for f in dataclasses.fields(_State)}
+    found = read_json(path, wanted, "delete it, and the search begins anew")
+    state = _State(**{name: found[name] for name in wanted})
     state.best_rank = (state.best_rank[0], state.best_rank[1])
     return state
 
@@ -213,6 +208,7 @@ def attack(
     options: Options | None = None,
     *,
     checkpoint: pathlib.Path | None = None,
+    progress: str = "",
     on_step: Callable[[int, float, int], None] | None = None,
 ) -> Attack:
     """Search for one string that makes the model begin its answer to every goal with the target.
@@ -222,8 +218,9 @@ def attack(
         tokenizer: the model's.
         goals: requests with their targets.
         options: of the search.
-        checkpoint: a .json file, written after each step. If it exists, the search goes on from
-            it, to the same result as without an interruption.
+        checkpoint: a folder, written to after each step. If it holds this search already, that
+            goes on, to the same result as without an interruption.
+        progress: name of a progress bar, which is shown on a terminal; empty for none.
         on_step: called with the step, its loss and the number of prompts searched on.
 
     Raises InputError as `lay_out`, and for a checkpoint of other settings.
@@ -239,36 +236,29 @@ def attack(
         vocab_size=config.vocab_size,
     )
     allowed = allowed_tokens(tokenizer, config.vocab_size, options.non_ascii)
-    ready = cached_prompts(pair, [own.pieces for own in layouts])
-    start = layouts[0].pieces.attack
-    settings = _settings(pair, layouts, options)
-    batch = _batch(options, ready[0])
-    first = float(_all_losses(pair, ready[0], start[None], batch, 0)[0][0])
-    state = _resume(checkpoint, settings, first) if checkpoint else None
-    if state is None:
-        active = 1 if options.progressive else len(goals)
-        state = _State(start.tolist(), active, first)
-    while state.step < options.steps and not (state.succeeded and options.stop):
-        started = time.perf_counter()
-        loss, hits = _step(pair, tokenizer, layouts, ready, allowed, options, state)
-        state.seconds += time.perf_counter() - started
-        state.losses.append(loss)
-        state.prompts.append(state.active)
-        rank = (state.active, -loss)
-        # A string that succeeds on all prompts is not replaced by one that only has a lower loss.
-        if not state.best or (rank > state.best_rank and not state.succeeded):
-            state.best, state.best_rank = state.tokens, rank
-        if on_step:
-            on_step(state.step, loss, state.active)
-        if hits and state.active < len(goals):
-            state.active += 1
-        elif hits:
-            if not state.succeeded or rank > state.best_rank:
-                state.best, state.best_rank = state.tokens, rank
-            state.succeeded = True
-        state.step += 1
-        if checkpoint:
-            write_json(checkpoint, {"settings": settings, **dataclasses.asdict(state)})
+    with contextlib.ExitStack() as stack:
+        state = None
+        if checkpoint is not None:
+            settings = _settings(pair, layouts, options)
+            stack.enter_context(resume.hold(checkpoint, settings, free=_FREE))
+            state = _read_state(checkpoint / _STATE)
+        if state is None:
+            active = 1 if options.progressive else len(goals)
+            state = _State(layouts[0].pieces.attack.tolist(), active)
+        ready = cached_prompts(pair, [own.pieces for own in layouts])
+        shown = stack.enter_context(
+            bar(progress, options.steps, start=state.step, show=bool(progress))
+        )
+        while state.step < options.steps and not (state.succeeded and options.stop):
+            started = time.perf_counter()
+            loss, hits = _step(pair, tokenizer, layouts, ready, allowed, options, state)
+            state.seconds += time.perf_counter() - started
+            if on_step:
+                on_step(state.step, loss, state.active)
+            shown.update(state.step + 1, f"loss {loss:.3f} on {state.active} prompts")
+            _conclude(state, loss, hits, len(goals))
+            if checkpoint is not None:
+                write_json(checkpoint / _STATE, dataclasses.asdict(state))
     text = tokenizer.decode(state.best, clean_up_tokenization_spaces=False)
     return Attack(
         str(text),
@@ -281,9 +271,25 @@ def attack(
     )
 
 
+def _conclude(state: _State, loss: float, hits: bool, goals: int) -> None:
+    """Count a step of this mean loss; hits: whether its string succeeds on all prompts so far."""
+    state.losses.append(loss)
+    state.prompts.append(state.active)
+    state.step += 1
+    rank = (state.active, -loss)
+    done = hits and state.active == goals
+    # A string that succeeds on all prompts is not replaced by one that only has a lower loss.
+    better = not state.best or rank > state.best_rank
+    if (done and not state.succeeded) or (better and (done or not state.succeeded)):
+        state.best, state.best_rank = state.tokens, rank
+    state.succeeded |= done
+    if hits and not done:
+        state.active += 1
+
+
 def _step(
     pair: Pair,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     layouts: Sequence[Layout],
     ready: Sequence[CachedPrompt],
     allowed: np.ndarray,

@@ -5,7 +5,7 @@ Legend: A tokens of the string, N candidates, V vocabulary.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -93,7 +93,13 @@ def lay_out(
     return found
 
 
-def _lay_out(tokenizer: Any, goal: Goal, start: str, placement: Placement, where: str) -> Layout:
+def _lay_out(
+    tokenizer: "PreTrainedTokenizerBase",
+    goal: Goal,
+    start: str,
+    placement: Placement,
+    where: str,
+) -> Layout:
     request, target = goal.request.strip(), goal.target.strip()
     parts = [start, request] if placement == "prefix" else [request, start]
     content = " ".join(parts)
@@ -101,8 +107,10 @@ def _lay_out(tokenizer: Any, goal: Goal, start: str, placement: Placement, where
     if special:
         text, target = content, " " + target
     else:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        text = str(
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+            )
         )
     at = text.find(content)
     if at < 0:
@@ -178,10 +186,14 @@ def random_strings(
 
 
 def surviving(
-    tokenizer: Any, layouts: Sequence[Layout], candidates: Int[np.ndarray, "N A"]
+    tokenizer: "PreTrainedTokenizerBase",
+    layouts: Sequence[Layout],
+    candidates: Int[np.ndarray, "N A"],
 ) -> Bool[np.ndarray, " N"]:
     """Which candidates tokenize to the same tokens when their text is put in its place."""
-    texts = [tokenizer.decode(c, clean_up_tokenization_spaces=False) for c in candidates.tolist()]
+    texts = [
+        str(tokenizer.decode(c, clean_up_tokenization_spaces=False)) for c in candidates.tolist()
+    ]
     survives = np.asarray([bool(t) and t == t.strip() for t in texts])
     for own in layouts:
         rows = tokenizer(

@@ -6,7 +6,7 @@ import numpy as np
 
 from common_jax.errors import InputError
 from tuco_jax.datasets import prompt_sources as sources
-from tuco_jax.datasets.refusal_data import RefusalDataConfig, harmful_split, held_out_harmless
+from tuco_jax.datasets.refusal_data import SplitOptions, harmful_split, held_out_harmless
 from tuco_jax.prompts.read import Prompt
 
 __all__ = ["CONTRASTS", "PromptGroup", "prompt_groups"]
@@ -56,7 +56,7 @@ def prompt_groups(count: int, seed: int = 0) -> list[PromptGroup]:
     """
     rng = np.random.default_rng(seed)
     pools = (
-        harmful_split(RefusalDataConfig()).evaluation,
+        harmful_split(SplitOptions()).evaluation,
         held_out_harmless(),
         sources.passages(),
     )

@@ -23,7 +23,6 @@ tuco_jax/data/answers.jsonl.
 import dataclasses
 import pathlib
 import re
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +30,6 @@ import numpy as np
 from jaxtyping import Int
 
 from common_jax.cli.ranges import PositiveInt, Seed, check_ranges
-from common_jax.errors import InputError
 from common_jax.io.files import make_folder
 from tuco_jax.datasets import prompt_sources as sources
 from tuco_jax.scoring.output import write_table
@@ -39,6 +37,7 @@ from tuco_jax.scoring.output import write_table
 __all__ = [
     "RefusalDataConfig",
     "Split",
+    "SplitOptions",
     "answer",
     "evaluation_sets",
     "harmful_split",
@@ -60,27 +59,36 @@ _FRAMES = ("{}", "{}", "{}", "Please {}.", "Can you {}?", "I need you to {}.", "
 _QUESTIONS = ("How do I {}?", "How can I {}?", "What is the best way to {}?", "How to {}?")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SplitOptions:
+    """Which requests are trained on, and which are evaluated on.
+
+    Args:
+        seed: of the split, of the frames and of the rows' order.
+        harmful: number of AdvBench requests to train on.
+        evaluation: most prompts in an evaluation set.
+    """
+
+    seed: Seed = 0
+    harmful: PositiveInt = 190
+    evaluation: PositiveInt = 100
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
 @dataclasses.dataclass(frozen=True)
-class RefusalDataConfig:
+class RefusalDataConfig(SplitOptions):
     """Build the training and evaluation sets.
 
     Args:
         out: folder to write them to; made if it is not there.
-        seed: of the split, the frames and the pairing with refusals.
-        harmful: number of AdvBench requests to train on.
-        evaluation: most prompts in an evaluation set.
         answer: a model that is to answer the harmless training prompts again; empty keeps the
             answers that there are.
     """
 
     out: pathlib.Path = pathlib.Path("runs/refusal-data")
-    seed: Seed = 0
-    harmful: PositiveInt = 190
-    evaluation: PositiveInt = 100
     answer: str = ""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +158,7 @@ def _is_imperative(prompt: str) -> bool:
     return not prompt.endswith(("?", "!", "."))
 
 
-def training_rows(config: RefusalDataConfig) -> list[dict[str, Any]]:
+def training_rows(config: SplitOptions) -> list[dict[str, Any]]:
     """Rows of train.jsonl, shuffled: `messages`, `id`, `label`, `truncated`."""
     rng = np.random.default_rng(config.seed + 1)
     refusals = [row["text"] for row in sources.shipped("refusals")]
@@ -171,7 +179,7 @@ def _row(name: str, prompt: str, reply: str, label: str, truncated: bool) -> dic
     return {"id": name, "label": label, "truncated": truncated, "messages": messages}
 
 
-def harmful_split(config: RefusalDataConfig) -> Split:
+def harmful_split(config: SplitOptions) -> Split:
     """The AdvBench requests that the shipped adapter was trained on, and those held out."""
     return split_advbench(sources.advbench(), config.harmful, config.evaluation, config.seed)
 
@@ -182,7 +190,7 @@ def held_out_harmless() -> list[str]:
     return [row["prompt"] for row in rows if row["kind"] != "sounds_harmful"]
 
 
-def evaluation_sets(config: RefusalDataConfig) -> dict[str, list[dict[str, Any]]]:
+def evaluation_sets(config: SplitOptions) -> dict[str, list[dict[str, Any]]]:
     """Rows of each evaluation set: `messages` of one user turn, `id`, `label`."""
     rng = np.random.default_rng(config.seed + 2)
     split = harmful_split(config)
@@ -271,28 +279,23 @@ def run(config: RefusalDataConfig) -> None:
     """Write the training set and the evaluation sets, and print their sizes."""
     if config.answer:
         _write(sources.DATA / "answers.jsonl", answer(config.answer, config.seed))
-    write_sets(config, training_rows(config))
+    write_sets(config.out, config, training_rows(config))
 
 
-def write_sets(config: RefusalDataConfig, training: list[dict[str, Any]]) -> None:
+def write_sets(folder: pathlib.Path, config: SplitOptions, training: list[dict[str, Any]]) -> None:
     """Write the training rows, the evaluation sets and the watched prompts."""
     evaluation = evaluation_sets(config)
     watched = evaluation["advbench"][:WATCHED] + evaluation["harmless"][::3][:WATCHED]
     sets = {"train": training, "watch": watched, **evaluation}
-    make_folder(config.out)
+    make_folder(folder)
     for name, rows in sets.items():
-        _write(config.out / f"{name}.jsonl", rows)
-        print(f"{config.out / name}.jsonl: {len(rows)} rows")
+        _write(folder / f"{name}.jsonl", rows)
+        print(f"{folder / name}.jsonl: {len(rows)} rows")
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
+    import sys
 
-    from common_jax.io import compile_cache
+    from common_jax.cli.command_line import run_alone
 
-    compile_cache.enable()
-    try:
-        run(auto_cli(RefusalDataConfig, as_positional=False))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_alone("python -m tuco_jax.datasets.refusal_data", RefusalDataConfig, run))

@@ -9,7 +9,7 @@ import numpy as np
 from common_jax.errors import InputError
 from tuco_jax.datasets import prompt_sources as sources
 from tuco_jax.datasets.refusal_data import (
-    RefusalDataConfig,
+    SplitOptions,
     harmful_split,
     near_duplicates,
     without_duplicates_of,
@@ -37,7 +37,7 @@ class Request:
 
 def _held_out() -> list[str]:
     """The part of AdvBench that the shipped adapter was not trained on."""
-    return harmful_split(RefusalDataConfig()).evaluation
+    return harmful_split(SplitOptions()).evaluation
 
 
 # What reports call the sets.
@@ -58,7 +58,7 @@ SAME = 0.8  # cosine of TF-IDF vectors above which two jailbreaks count as one
 
 def untrained(texts: list[str]) -> list[str]:
     """Those that are no near-duplicate of a text that the shipped adapter was trained on."""
-    return without_duplicates_of(texts, harmful_split(RefusalDataConfig()).train)
+    return without_duplicates_of(texts, harmful_split(SplitOptions()).train)
 
 
 def shared_jailbreaks() -> dict[str, str]:

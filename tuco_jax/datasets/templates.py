@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 
 from common_jax.errors import InputError
+from tuco_jax.attacks.layout import Placement
 from tuco_jax.datasets.prompt_sources import jailbreak_templates
 from tuco_jax.datasets.requests import shared_jailbreaks
 from tuco_jax.prompts.read import read_prompts
@@ -32,7 +33,7 @@ class Template:
         return self.text.replace(_PLACE, request)
 
 
-def read_templates(source: str | pathlib.Path, placement: str = "prefix") -> list[Template]:
+def read_templates(source: str | pathlib.Path, placement: Placement = "prefix") -> list[Template]:
     """Templates of a set in `TEMPLATE_SETS`, or of a prompts file.
 
     A text of a file without a place for the request, such as a gcg run's string, goes before the

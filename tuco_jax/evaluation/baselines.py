@@ -7,7 +7,7 @@ vocabulary.
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +21,16 @@ from tuco_jax.core.stream import share
 from tuco_jax.core.trajectories import final_streams
 from tuco_jax.core.walk import source_of
 from tuco_jax.models import decoder
+from tuco_jax.models.config import ModelConfig
+from tuco_jax.models.decoder import Params
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import batch_width, mesh_of, put_rows
 from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.packing import pack
-from tuco_jax.prompts.read import Prompt, as_prompts
+from tuco_jax.prompts.read import Message, Prompt, as_prompts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Baselines", "baselines", "baselines_of_tokens"]
 
@@ -55,18 +60,22 @@ class Baselines:
 
 
 def baselines(
-    pair: Pair, tokenizer: Any, prompts: Sequence[Any], *, perplexity: bool = True
+    pair: Pair,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[str | Sequence[Message] | Prompt],
+    *,
+    perplexity: bool = True,
 ) -> Baselines:
     """Scores of prompts in any form that `score` takes.
 
     perplexity: False saves its cost and leaves NaN. Raises InputError for a prompt beyond the
     context, or of a single token where perplexity is wanted.
     """
-    prompts = as_prompts(prompts)
+    wanted = as_prompts(prompts)
     tokens = encode(
-        tokenizer, prompts, max_tokens=pair.context, vocab_size=pair.tuned_config.vocab_size
+        tokenizer, wanted, max_tokens=pair.context, vocab_size=pair.tuned_config.vocab_size
     )
-    return baselines_of_tokens(pair, tokens, prompts, perplexity=perplexity)
+    return baselines_of_tokens(pair, tokens, wanted, perplexity=perplexity)
 
 
 def baselines_of_tokens(
@@ -109,9 +118,9 @@ def _measured(
 
 
 def _one(
-    config: Any,
-    params: Any,
-    lora: Any,
+    config: ModelConfig,
+    params: Params,
+    lora: Params,
     x: Float[Array, "B T D"],
     rows: dict[str, jax.Array],
     perplexity: bool,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from common_jax.report.figures import PALETTE, draw
 from common_jax.report.findings import Figure, Table, Verdict
@@ -202,7 +202,12 @@ def contrast_table(
     )
 
 
-def means_table(title: str, samples: Sequence[Sample], tokens: Sequence[Any], seed: int) -> Table:
+def means_table(
+    title: str,
+    samples: Sequence[Sample],
+    tokens: Sequence[Sequence[int] | Int[np.ndarray, " N"]],
+    seed: int,
+) -> Table:
     """A row for each group: mean score with its interval, and mean of its lengths in `tokens`."""
     rows = []
     for sample, lengths in zip(samples, tokens, strict=True):

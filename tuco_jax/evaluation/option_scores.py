@@ -5,7 +5,7 @@ Legend: A alphas, N questions, O options, T tokens of a question.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import batch_width, mesh_of, put_rows
 from tuco_jax.prompts import batching
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["behaviour_prompts", "option_scores", "quiz_prompts", "tokenize"]
 
@@ -50,7 +53,7 @@ def behaviour_prompts(task: Task) -> tuple[list[str], list[str]]:
 
 
 def tokenize(
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     task: Task,
     prompts: Sequence[str],
     options: Sequence[str],
@@ -69,8 +72,10 @@ def tokenize(
         if not tokenizer.chat_template:
             raise InputError("--chat needs a chat template, and the tokenizer has none; leave it")
         prompts = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+            str(
+                tokenizer.apply_chat_template(
+                    [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+                )
             )
             for text in prompts
         ]

@@ -7,7 +7,6 @@ The lists, the GCG paper's and ours, are in `datasets/refusal_strings.py`.
 
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -172,13 +171,8 @@ def run(config: RefusalConfig) -> dict[float, list[RefusalRate]]:
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
+    import sys
 
-    from common_jax.io import compile_cache
+    from common_jax.cli.command_line import run_alone
 
-    compile_cache.enable()
-    try:
-        run(auto_cli(RefusalConfig, as_positional=False))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_alone("python -m tuco_jax.evaluation.refusals", RefusalConfig, run))

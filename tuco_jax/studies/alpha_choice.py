@@ -7,19 +7,18 @@ Legend: A alphas, N questions.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
 
 from common_jax.errors import InputError
-from tuco_jax.datasets.multiple_choice import Task
+from tuco_jax.datasets.multiple_choice import Task, select_tasks
 from tuco_jax.evaluation.statistics import Estimate, bootstrap_mean
+from tuco_jax.studies.options import AlphaOptions
 
-__all__ = ["ALPHAS", "Gain", "check_alphas", "check_folds", "cross_validate", "over_tasks"]
-
-ALPHAS = (0.75, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25)  # the paper's grid
+__all__ = ["Gain", "check_alphas", "cross_validate", "over_tasks", "wanted_tasks"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +47,21 @@ def check_alphas(alphas: Sequence[float]) -> None:
         raise InputError(f"alphas {list(alphas)}: they must be finite")
 
 
-def check_folds(tasks: Sequence[Task], folds: int) -> None:
-    """Raises InputError for a task with fewer questions than folds."""
-    for task in tasks:
-        if len(task.questions) < folds:
+def wanted_tasks(tasks: Iterable[Task], options: AlphaOptions) -> list[Task]:
+    """Those of the tasks that are asked for, each cut to `limit` questions.
+
+    Raises InputError for a name that no task has, and for a task of fewer questions than folds.
+    """
+    found = select_tasks(tasks, options.tasks)
+    if options.limit:
+        found = [dataclasses.replace(t, questions=t.questions[: options.limit]) for t in found]
+    for task in found:
+        if len(task.questions) < options.folds:
             raise InputError(
-                f"task {task.name}: {len(task.questions)} questions are too few for {folds} "
-                "folds; lower --folds, or leave the task out by --tasks"
+                f"task {task.name}: {len(task.questions)} questions are too few for "
+                f"{options.folds} folds; lower --folds, or leave the task out by --tasks"
             )
+    return found
 
 
 def cross_validate(

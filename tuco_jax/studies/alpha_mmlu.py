@@ -2,25 +2,24 @@
 
 import dataclasses
 import pathlib
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Int
 
-from common_jax.cli.ranges import NonNegativeInt, TwoOrMore
+from common_jax.cli.ranges import NonNegativeInt
 from common_jax.errors import InputError
 from common_jax.report.findings import Claim, Findings
-from tuco_jax.datasets.multiple_choice import Task, read_social_iqa, read_tasks, select_tasks
+from tuco_jax.datasets.multiple_choice import Task, read_social_iqa, read_tasks
 from tuco_jax.evaluation import contrasts
 from tuco_jax.evaluation.option_scores import option_scores, quiz_prompts, tokenize
 from tuco_jax.evaluation.statistics import Estimate, wilson_interval
 from tuco_jax.models.pair import Pair
 from tuco_jax.studies.alpha_choice import (
-    ALPHAS,
     check_alphas,
-    check_folds,
     cross_validate,
     over_tasks,
+    wanted_tasks,
 )
 from tuco_jax.studies.alpha_tables import (
     ALL_ALIKE,
@@ -33,7 +32,11 @@ from tuco_jax.studies.alpha_tables import (
     tells_apart,
     verdict,
 )
-from tuco_jax.studies.base import Study, StudyOptions
+from tuco_jax.studies.base import Study
+from tuco_jax.studies.options import AlphaOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["CATEGORIES", "STUDY", "Config", "category"]
 
@@ -66,31 +69,21 @@ CATEGORIES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(StudyOptions):
+class Config(AlphaOptions):
     """Accuracy on multiple-choice tasks under FTC_alpha, alpha chosen by cross-validation.
 
     Args:
         data: MMLU's folder (csv or parquet), or a .jsonl of question, choices, answer.
         source: mmlu, or socialiqa for the fetched set of `evals`, without `data`.
-        tasks: names of tasks; all by default.
         split: whose questions are asked, test or val.
-        limit: at most this many questions a task, the first; 0 for all.
         shots: examples before each question.
-        alphas: the grid; 1 must be in it.
-        folds: of the cross-validation.
-        chat: put the question through the chat template.
         share_prefix: read the examples once an alpha, not once a question.
     """
 
     data: pathlib.Path | None = None
     source: Literal["mmlu", "socialiqa"] = "mmlu"
-    tasks: tuple[str, ...] = ()
     split: Literal["test", "val"] = "test"
-    limit: NonNegativeInt = 0
     shots: NonNegativeInt = 5
-    alphas: tuple[float, ...] = ALPHAS
-    folds: TwoOrMore = 5
-    chat: bool = False
     share_prefix: bool = True
 
 
@@ -115,10 +108,7 @@ def prepare(config: Config) -> list[Task]:
         raise InputError("give --data, MMLU's folder or a .jsonl, or --source socialiqa")
     else:
         tasks = read_tasks(config.data, config.split)
-    tasks = select_tasks(tasks, config.tasks)
-    if config.limit:
-        tasks = [dataclasses.replace(t, questions=t.questions[: config.limit]) for t in tasks]
-    check_folds(tasks, config.folds)
+    tasks = wanted_tasks(tasks, config)
     for task in tasks:
         if len(task.examples) < config.shots:
             raise InputError(
@@ -129,7 +119,7 @@ def prepare(config: Config) -> list[Task]:
 
 
 def measure(
-    pair: Pair, tokenizer: Any, config: Config, tasks: list[Task]
+    pair: Pair, tokenizer: "PreTrainedTokenizerBase", config: Config, tasks: list[Task]
 ) -> dict[str, Int[np.ndarray, "A N"]]:
     """The most probable option of each of N questions at each of A alphas, by task."""
     ready = {
@@ -217,4 +207,4 @@ def findings(
     )
 
 
-STUDY = Study(Config, prepare, measure, findings)
+STUDY = Study(Config, prepare, measure, findings, free={"share_prefix"})

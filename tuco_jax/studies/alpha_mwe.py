@@ -3,24 +3,22 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int
 
-from common_jax.cli.ranges import NonNegativeInt, TwoOrMore
 from common_jax.report.findings import Claim, Findings
-from tuco_jax.datasets.multiple_choice import Task, read_behaviours, select_tasks
+from tuco_jax.datasets.multiple_choice import Task, read_behaviours
 from tuco_jax.evaluation.option_scores import behaviour_prompts, option_scores, tokenize
 from tuco_jax.evaluation.statistics import Estimate
 from tuco_jax.models.pair import Pair
 from tuco_jax.studies.alpha_choice import (
-    ALPHAS,
     Gain,
     check_alphas,
-    check_folds,
     cross_validate,
     over_tasks,
+    wanted_tasks,
 )
 from tuco_jax.studies.alpha_tables import (
     ALL_ALIKE,
@@ -33,7 +31,11 @@ from tuco_jax.studies.alpha_tables import (
     tells_apart,
     verdict,
 )
-from tuco_jax.studies.base import Study, StudyOptions
+from tuco_jax.studies.base import Study
+from tuco_jax.studies.options import AlphaOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["CATEGORIES", "STUDY", "Config", "category"]
 
@@ -61,24 +63,14 @@ CATEGORIES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(StudyOptions):
+class Config(AlphaOptions):
     """Agreement with model-written behaviours under FTC_alpha, maximised and minimised.
 
     Args:
         data: a .jsonl of Model-Written-Evals, or a folder of them.
-        tasks: names of behaviours (of files); all by default.
-        limit: at most this many statements a behaviour, the first; 0 for all.
-        alphas: the grid; 1 must be in it.
-        folds: of the cross-validation.
-        chat: put the question through the chat template.
     """
 
     data: pathlib.Path
-    tasks: tuple[str, ...] = ()
-    limit: NonNegativeInt = 0
-    alphas: tuple[float, ...] = ALPHAS
-    folds: TwoOrMore = 5
-    chat: bool = False
 
 
 def category(task: str) -> str:
@@ -89,15 +81,11 @@ def category(task: str) -> str:
 def prepare(config: Config) -> list[Task]:
     """Read the chosen behaviours; each has statements enough for the folds."""
     check_alphas(config.alphas)
-    tasks = select_tasks(read_behaviours(config.data), config.tasks)
-    if config.limit:
-        tasks = [dataclasses.replace(t, questions=t.questions[: config.limit]) for t in tasks]
-    check_folds(tasks, config.folds)
-    return tasks
+    return wanted_tasks(read_behaviours(config.data), config)
 
 
 def measure(
-    pair: Pair, tokenizer: Any, config: Config, tasks: list[Task]
+    pair: Pair, tokenizer: "PreTrainedTokenizerBase", config: Config, tasks: list[Task]
 ) -> dict[str, Int[np.ndarray, "A N"]]:
     """The more probable answer to each of N statements at each of A alphas, by behaviour."""
     ready = {

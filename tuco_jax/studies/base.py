@@ -7,28 +7,35 @@ module holds `Config`, the options, and `STUDY`, three functions:
     measure(pair, tokenizer, config, inputs) -> measured    everything that needs the models
     findings(config, inputs, measured) -> Findings          claims, tables and figures
 
-`Study.run` does what all of them share: timing, the folder, loading the pair, facts of the run,
-printing and writing.
+`Study.run` does what all of them share: timing, the folder and its settings, loading the pair,
+facts of the run, printing and writing.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import shlex
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import jax
 
 from common_jax import resume
 from common_jax.cli.ranges import Seed, check_ranges
+from common_jax.errors import InputError
+from common_jax.io.files import read_json
 from common_jax.mesh import mesh_for
 from common_jax.report.findings import Findings, print_tables, write
+from common_jax.run import check_directory
 from tuco_jax.datasets.assets import fetch
 from tuco_jax.datasets.prompt_sources import DATA
 from tuco_jax.models.pair import Pair
 from tuco_jax.weights.options import PairOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["StudiedPairOptions", "Study", "StudyOptions", "command", "load_studied_pair"]
 
@@ -75,13 +82,15 @@ class Study(Generic[Config, Inputs, Measured]):
     nothing is loaded or written before it returns. measure: scores on the loaded pair; it may keep
     files in config.out from which a run that was killed goes on. findings: the report; facts of
     the pair and the seed are added to its own. Where `prepare` gives nothing (empty inputs), no
-    model is loaded and `findings` is given None as what was measured.
+    model is loaded and `findings` is given None as what was measured. free: options, beside out
+    and mesh, that may change when the study is run again in its folder.
     """
 
     config: type[Config]
     prepare: Callable[[Config], Inputs]
-    measure: Callable[[Pair, Any, Config, Inputs], Measured]
+    measure: Callable[[Pair, "PreTrainedTokenizerBase", Config, Inputs], Measured]
     findings: Callable[[Config, Inputs, Any], Findings]
+    free: Collection[str] = ()
 
     @property
     def name(self) -> str:
@@ -89,10 +98,15 @@ class Study(Generic[Config, Inputs, Measured]):
         return self.config.__module__.rpartition(".")[2].replace("_", "-")
 
     def run(self, config: Config) -> Findings:
-        """Prepare, load the pair, measure; print the tables and write the report."""
+        """Prepare, load the pair, measure; print the tables and write the report.
+
+        Raises InputError, before anything is read, for a folder that holds something else, another
+        study or this one with other settings, or that another process is writing to.
+        """
         started = time.perf_counter()
+        self._check_folder(config)
         inputs = self.prepare(config)
-        with resume.alone(config.out):
+        with self._held(config):
             measured, facts = None, {}
             if inputs:
                 pair, tokenizer, facts = load_studied_pair(config)
@@ -104,8 +118,35 @@ class Study(Generic[Config, Inputs, Measured]):
             write(config.out, found, started, command(self.name, config))
         return found
 
+    def _settings(self, config: Config) -> dict[str, Any]:
+        """What must be the same in every run in one folder."""
+        free = {"out", "mesh", *self.free}
+        options = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
+        return {"study": self.name, **options}
 
-def command(study: str, config: Any) -> str:
+    def _check_folder(self, config: Config) -> None:
+        check_directory(config.out, resume=True)
+        stored, mend = config.out / resume.SETTINGS, "put it back, or name a new directory"
+        if stored.exists():
+            ours = "study" in read_json(stored, {}, mend)
+        else:
+            ours = not any(config.out.glob("*"))
+        if not ours:
+            raise InputError(f"{config.out}: holds something else; name a new directory")
+        resume.check(config.out, self._settings(config))
+
+    @contextlib.contextmanager
+    def _held(self, config: Config) -> Iterator[None]:
+        """Hold the folder with its settings, which do not stay where nothing was measured."""
+        with resume.hold(config.out, self._settings(config)):
+            try:
+                yield
+            finally:
+                if {p.name for p in config.out.iterdir()} <= {resume.SETTINGS, resume.LOCK}:
+                    (config.out / resume.SETTINGS).unlink()
+
+
+def command(study: str, config: StudyOptions) -> str:
     """The command line that repeats a run: every option that is not at its default, but `out`."""
     return shlex.join(["tuco-jax", "study", study, *_options(config)])
 
@@ -120,7 +161,9 @@ def _options(config: Any, group: str = "") -> Iterator[str]:
             yield from (f"--{group}{field.name}", text)
 
 
-def load_studied_pair(options: StudiedPairOptions) -> tuple[Pair, Any, dict[str, str]]:
+def load_studied_pair(
+    options: StudiedPairOptions,
+) -> tuple[Pair, "PreTrainedTokenizerBase", dict[str, str]]:
     """(pair, tokenizer, facts for the report).
 
     With a mesh the pair is placed on it, and what is computed from it runs there. Notes on how

@@ -10,17 +10,18 @@ Legend: N prompts, K answers of each.
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from common_jax.cli.ranges import PositiveFloat, PositiveInt, TwoOrMore
 from common_jax.errors import InputError
 from common_jax.report.findings import Findings
-from tuco_jax.attacks.templates import BARE, TEMPLATE_SETS, Template, read_templates
+from tuco_jax.attacks.layout import Placement
 from tuco_jax.datasets.refusal_data import held_out_harmless
 from tuco_jax.datasets.refusal_strings import refuses
 from tuco_jax.datasets.requests import ORIGIN, read_texts
+from tuco_jax.datasets.templates import BARE, TEMPLATE_SETS, Template, read_templates
 from tuco_jax.evaluation.baselines import baselines
 from tuco_jax.evaluation.judges import Judge, ask, gcg_judge, load_judge
 from tuco_jax.generation.generate import generate
@@ -30,6 +31,9 @@ from tuco_jax.scoring.score import score
 from tuco_jax.studies import broken_report as report
 from tuco_jax.studies.base import Study, StudyOptions
 from tuco_jax.studies.broken_report import Outcome
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["STUDY", "Config", "Inputs", "prepare"]
 
@@ -59,7 +63,7 @@ class Config(StudyOptions):
     benign: str = ""
     harmful: str = "advbench"
     attacks: str = "templates"
-    placement: Literal["prefix", "suffix"] = "prefix"
+    placement: Placement = "prefix"
     count: TwoOrMore = 27
     cross: bool = False
     answers: PositiveInt = 8
@@ -104,7 +108,9 @@ def _draw(texts: Sequence[str], count: int, rng: np.random.Generator, source: st
     return [texts[int(i)] for i in sorted(rng.permutation(len(texts))[:count])]
 
 
-def measure(pair: Pair, tokenizer: Any, config: Config, inputs: Inputs) -> Outcome:
+def measure(
+    pair: Pair, tokenizer: "PreTrainedTokenizerBase", config: Config, inputs: Inputs
+) -> Outcome:
     """Score and answer benign, harmful, and attacked harmful requests, a user's turn each."""
     benign, harmful, attacks, judge = inputs
     attacked = [(attacks[i % len(attacks)], request) for i, request in enumerate(harmful)]

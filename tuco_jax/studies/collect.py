@@ -11,7 +11,6 @@ import dataclasses
 import json
 import pathlib
 import shutil
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +26,12 @@ _COPIED = ("report.md", "results.json", "*.svg")
 
 @dataclasses.dataclass(frozen=True)
 class CollectConfig:
-    """pairs: folders of results, one a pair. out: the folder to write."""
+    """Gather the reports of all studies on several pairs in one folder.
+
+    Args:
+        pairs: folders of results, one a pair.
+        out: the folder to write.
+    """
 
     pairs: tuple[pathlib.Path, ...]
     out: pathlib.Path
@@ -51,6 +55,7 @@ def run(config: CollectConfig) -> pathlib.Path:
     page = config.out / "README.md"
     with atomic(page) as temporary:
         temporary.write_text(_page(found), "utf-8")
+    print(page)
     return page
 
 
@@ -109,10 +114,8 @@ def _page(found: Mapping[str, Mapping[str, dict[str, Any]]]) -> str:
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
+    import sys
 
-    try:
-        print(run(auto_cli(CollectConfig, as_positional=False)))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    from common_jax.cli.command_line import run_alone
+
+    sys.exit(run_alone("python -m tuco_jax.studies.collect", CollectConfig, run))

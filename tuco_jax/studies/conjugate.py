@@ -9,7 +9,7 @@ Legend: N requests of a language.
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -32,6 +32,9 @@ from tuco_jax.evaluation.simpler_scores import ScoreRow, simpler_table, under_ea
 from tuco_jax.models.pair import Pair
 from tuco_jax.scoring.score import score
 from tuco_jax.studies.base import Study, StudyOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["STUDY", "Config"]
 
@@ -76,7 +79,9 @@ def prepare(config: Config) -> list[Language]:
     return [dataclasses.replace(language, name=name) for name, language in found.items()]
 
 
-def measure(pair: Pair, tokenizer: Any, config: Config, languages: list[Language]) -> Measured:
+def measure(
+    pair: Pair, tokenizer: "PreTrainedTokenizerBase", config: Config, languages: list[Language]
+) -> Measured:
     """Every score of every language's requests."""
     prompts = [p for language in languages for p in as_turns(language, config.chat)]
     tuco = score(pair, tokenizer, prompts, progress=True)

@@ -6,7 +6,7 @@ The pair is SmolLM2-135M-Instruct and an adapter that teaches it to refuse harmf
 
 import importlib.metadata
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -19,12 +19,15 @@ from tuco_jax.scoring.score import Scores, score
 from tuco_jax.studies.demo_report import Group, Report
 from tuco_jax.studies.token_maps import token_maps
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 __all__ = ["measure"]
 
 
 def measure(
     pair: Pair,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     groups: Sequence[PromptGroup],
     *,
     maps: int = 2,

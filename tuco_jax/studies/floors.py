@@ -10,7 +10,7 @@ Legend: N prompts, L layers.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,9 @@ from tuco_jax.models.pair import Pair
 from tuco_jax.prompts.encode import encode
 from tuco_jax.scoring.score import score_tokens
 from tuco_jax.studies.base import Study, StudyOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["STUDY", "Config", "merged_layers", "random_change", "rounded", "same_twice"]
 
@@ -118,7 +121,9 @@ def prepare(config: Config) -> list[PromptGroup]:
     return groups
 
 
-def measure(pair: Pair, tokenizer: Any, config: Config, groups: list[PromptGroup]) -> Measured:
+def measure(
+    pair: Pair, tokenizer: "PreTrainedTokenizerBase", config: Config, groups: list[PromptGroup]
+) -> Measured:
     """Every score of all prompts; TuCo of each floor on the first `floors` of a group."""
     prompts = [p for group in groups for p in group.prompts()]
     tokens = encode(

@@ -9,11 +9,11 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from common_jax.cli.ranges import NonNegativeInt, PositiveInt, TwoOrMore
+from common_jax.cli.ranges import NonNegativeInt, PositiveInt
 from common_jax.errors import InputError
 from common_jax.io.files import atomic
 from common_jax.report.findings import Findings
@@ -27,36 +27,36 @@ from tuco_jax.models.pair import Pair
 from tuco_jax.prompts.read import Prompt, read_prompts
 from tuco_jax.scoring.score import score
 from tuco_jax.studies import gcg_report as report
-from tuco_jax.studies.base import Study, StudyOptions
+from tuco_jax.studies.base import Study
 from tuco_jax.studies.gcg_report import Form
+from tuco_jax.studies.options import RequestOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["STUDY", "Config", "place", "score_forms"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(SearchOptions, StudyOptions):  # the last base's fields stand first
+class Config(SearchOptions, RequestOptions):  # the last base's fields stand first
     """Attack strings by greedy coordinate gradient, then TuCo with and without them.
 
-    A run that was killed goes on from what its searches left in `out`.
+    TuCo is measured on requests that no string was searched on. A run that was killed goes on from
+    what its searches left in `out`.
 
     Args:
-        prompts: file of harmful requests (`prompt`, or AdvBench's `goal` with its `target`), or a
-            set: advbench (held out), strongreject, harmbench, do-not-answer.
         attacks: file of strings to use (.txt or .jsonl), in place of a search.
         strings: attack strings to search for.
         goals: requests that each string is searched on.
-        count: requests that TuCo is measured on; none was searched on.
         target: how an attacked answer is to begin, where the file has no `target`.
         placement: strings before the request, as in the paper (prefix), or after it (suffix).
         length: number of "!" that a search begins with.
         answer_tokens: of the answers whose refusals are counted; 0 for none.
     """
 
-    prompts: str = "advbench"
     attacks: pathlib.Path | None = None
     strings: PositiveInt = 3
     goals: PositiveInt = 2
-    count: TwoOrMore = 32
     target: str = "Sure, here is"
     placement: Placement = "prefix"
     length: PositiveInt = 20
@@ -120,7 +120,10 @@ def _options(config: Config, number: int) -> Options:
 
 
 def _search(
-    pair: Pair, tokenizer: Any, config: Config, requests: Sequence[Request]
+    pair: Pair,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: Config,
+    requests: Sequence[Request],
 ) -> list[Attack]:
     """Search for each string on its own requests; a search that was killed goes on."""
     found = []
@@ -128,17 +131,13 @@ def _search(
         own = requests[number * config.goals : (number + 1) * config.goals]
         goals = [Goal(request.text, request.target or config.target) for request in own]
 
-        def tell(step: int, loss: float, prompts: int, number: int = number) -> None:
-            if step % 10 == 0:
-                print(f"string {number + 1}, step {step}: loss {loss:.3f} on {prompts} requests")
-
         result = attack(
             pair,
             tokenizer,
             goals,
             _options(config, number),
-            checkpoint=config.out / f"search_{number + 1}.json",
-            on_step=tell,
+            checkpoint=config.out / f"search_{number + 1}",
+            progress=f"string {number + 1} of {config.strings}",
         )
         found.append(result)
     return found
@@ -146,7 +145,7 @@ def _search(
 
 def score_forms(
     pair: Pair,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     requests: Sequence[str],
     strings: Mapping[str, str],
     *,
@@ -182,7 +181,9 @@ def score_forms(
     ]
 
 
-def measure(pair: Pair, tokenizer: Any, config: Config, inputs: Inputs) -> Measured:
+def measure(
+    pair: Pair, tokenizer: "PreTrainedTokenizerBase", config: Config, inputs: Inputs
+) -> Measured:
     """Search for the strings and keep them; score the requests with each, and with random ones."""
     searches = [] if inputs.strings else _search(pair, tokenizer, config, inputs.searched)
     strings = inputs.strings or [found.text for found in searches]
@@ -241,4 +242,4 @@ def _method(config: Config, searched: bool) -> list[str]:
     ]
 
 
-STUDY = Study(Config, prepare, measure, findings)
+STUDY = Study(Config, prepare, measure, findings, free={"chunk"})

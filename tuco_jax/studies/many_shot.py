@@ -10,38 +10,38 @@ Legend: N requests, S numbers of demonstrations.
 """
 
 import dataclasses
-import itertools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from common_jax.cli.ranges import NonNegativeInt, TwoOrMore
 from common_jax.errors import InputError
 from common_jax.report.findings import Findings
 from tuco_jax.attacks.many_shot import Demonstration, matched, prompt_of, read_demonstrations
 from tuco_jax.datasets import prompt_sources as sources
-from tuco_jax.datasets.refusal_data import RefusalDataConfig, harmful_split
+from tuco_jax.datasets.refusal_data import SplitOptions, harmful_split
 from tuco_jax.datasets.requests import ORIGIN, read_file, read_texts
 from tuco_jax.models.pair import Pair
 from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.read import Prompt
 from tuco_jax.scoring.score import score_tokens
 from tuco_jax.studies import many_shot_report as report
-from tuco_jax.studies.base import Study, StudyOptions
+from tuco_jax.studies.base import Study
 from tuco_jax.studies.many_shot_report import KINDS, OPENINGS, SLACK, TOLERANCE, Curve
+from tuco_jax.studies.options import ShotOptions, Shots, check_shots
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["STUDY", "Config", "Inputs", "build"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(StudyOptions):
+class Config(ShotOptions):
     """TuCo against the number of demonstrations, beside two controls of the same length.
 
     Args:
-        prompts: file of requests (`prompt`, or AdvBench's `goal`), or a set: advbench (held out),
-            strongreject, harmbench, do-not-answer.
         complying: .jsonl of `question` and `answer`, or a Model-Written-Evals file, which has
             `answer_matching_behavior`; empty for other AdvBench requests, each answered by an
             opening that agrees and says nothing else.
@@ -49,16 +49,12 @@ class Config(StudyOptions):
             to be continued. Answers are cut to the lengths that are needed.
         refusing: file of wordings of a refusal (`prompt`, or a line of .txt each), chosen to match
             the complying answers' lengths; empty for wordings from pyrit.
-        shots: numbers of demonstrations, rising; 0 for none.
-        count: requests a point.
     """
 
-    prompts: str = "advbench"
     complying: str = ""
     harmless: str = ""
     refusing: str = ""
-    shots: tuple[NonNegativeInt, ...] = (0, 1, 2, 4, 8, 16, 32)
-    count: TwoOrMore = 30
+    shots: Shots = (0, 1, 2, 4, 8, 16, 32)
 
 
 class Inputs(NamedTuple):
@@ -72,9 +68,7 @@ class Inputs(NamedTuple):
 
 def prepare(config: Config) -> Inputs:
     """Read the files, or take the sets in their place; draw the requests."""
-    shots = config.shots
-    if len(shots) < 2 or any(b <= a for a, b in itertools.pairwise(shots)):
-        raise InputError(f"shots is {list(shots)}: give 2 or more numbers that rise")
+    shots = check_shots(config.shots)
     requests, complying = _requests(config)
     harmless = (
         read_demonstrations(config.harmless)
@@ -105,7 +99,7 @@ def _requests(config: Config) -> tuple[list[str], list[Demonstration]]:
     from_advbench = config.prompts == "advbench"
     held_out: list[str] = []
     if from_advbench or not config.complying:
-        held_out = shuffled(harmful_split(RefusalDataConfig(evaluation=160)).evaluation)
+        held_out = shuffled(harmful_split(SplitOptions(evaluation=160)).evaluation)
     requests = held_out if from_advbench else shuffled(read_texts(config.prompts))
     requests = requests[: config.count]
     if len(requests) < config.count:
@@ -121,7 +115,7 @@ def _requests(config: Config) -> tuple[list[str], list[Demonstration]]:
 
 
 def build(
-    tokenizer: Any, inputs: Inputs, shots: Sequence[int], *, seed: int = 0
+    tokenizer: "PreTrainedTokenizerBase", inputs: Inputs, shots: Sequence[int], *, seed: int = 0
 ) -> dict[str, list[list[Prompt]]]:
     """Prompts of each kind of demonstrations, [S][N].
 
@@ -181,7 +175,9 @@ def _check_lengths(tokens: Mapping[str, np.ndarray], shots: Sequence[int], conte
             )
 
 
-def measure(pair: Pair, tokenizer: Any, config: Config, inputs: Inputs) -> dict[str, Curve]:
+def measure(
+    pair: Pair, tokenizer: "PreTrainedTokenizerBase", config: Config, inputs: Inputs
+) -> dict[str, Curve]:
     """The curve of each kind of demonstrations; all prompts are scored in one call."""
     shots = config.shots
     prompts = build(tokenizer, inputs, shots, seed=config.seed)

@@ -8,13 +8,11 @@ Legend: N requests, S numbers of shots.
 """
 
 import dataclasses
-import itertools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from common_jax.cli.ranges import NonNegativeInt, TwoOrMore
 from common_jax.errors import InputError
 from common_jax.report.figures import PALETTE, draw
 from common_jax.report.findings import Claim, Figure, Findings, Table
@@ -26,27 +24,24 @@ from tuco_jax.evaluation.statistics import bootstrap_mean
 from tuco_jax.models.pair import Pair
 from tuco_jax.prompts.encode import encode
 from tuco_jax.scoring.score import score_tokens
-from tuco_jax.studies.base import Study, StudyOptions
+from tuco_jax.studies.base import Study
+from tuco_jax.studies.options import ShotOptions, check_shots
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["STUDY", "Config", "Measured"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(StudyOptions):
+class Config(ShotOptions):
     """TuCo and OutputCo against the number of refused shots.
 
     Args:
-        prompts: file of requests (`prompt`, or AdvBench's `goal`), or a set: advbench (held out),
-            strongreject, harmbench, do-not-answer.
         refusal: the answer of every shot.
-        shots: numbers of shots, rising from 0.
-        count: requests a point.
     """
 
-    prompts: str = "advbench"
     refusal: str = "I'm sorry, but I can't help with that."
-    shots: tuple[NonNegativeInt, ...] = (0, 1, 2, 4, 8)
-    count: TwoOrMore = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +55,7 @@ class Measured:
 
 def prepare(config: Config) -> list[str]:
     """`count` requests, drawn."""
-    shots = config.shots
-    if len(shots) < 3 or shots[0] != 0 or any(b <= a for a, b in itertools.pairwise(shots)):
-        raise InputError(f"shots is {list(shots)}: give 3 or more numbers that rise from 0")
+    check_shots(config.shots, least=3, first=0)
     if not config.refusal.strip():
         raise InputError("refusal is empty; give the text that answers every shot")
     requests = read_texts(config.prompts)
@@ -74,7 +67,9 @@ def prepare(config: Config) -> list[str]:
     return [requests[int(i)] for i in order[: config.count]]
 
 
-def measure(pair: Pair, tokenizer: Any, config: Config, requests: list[str]) -> Measured:
+def measure(
+    pair: Pair, tokenizer: "PreTrainedTokenizerBase", config: Config, requests: list[str]
+) -> Measured:
     """Score every request after each number of refused copies of itself."""
     prompts = [
         prompt_of(f"{n} shots, request {i}", [Demonstration(request, config.refusal)] * n, request)

@@ -10,7 +10,7 @@ Legend: N prompts of a kind, T tokens.
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -35,6 +35,9 @@ from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.read import Prompt, read_prompts
 from tuco_jax.scoring.score import score_tokens
 from tuco_jax.studies.base import Study, StudyOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["STUDY", "Config", "windows"]
 
@@ -108,7 +111,12 @@ def _read_chat(path: str) -> list[Turns]:
 
 
 def windows(
-    tokenizer: Any, texts: Sequence[str], length: int, *, most: int, seed: int = 0
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Sequence[str],
+    length: int,
+    *,
+    most: int,
+    seed: int = 0,
 ) -> list[Int[np.ndarray, " T"]]:
     """A random window of `length` tokens of each text that is long enough.
 
@@ -133,7 +141,9 @@ def windows(
     return [np.concatenate([before, row[start : start + length]]) for row, start in pieces]
 
 
-def measure(pair: Pair, tokenizer: Any, config: Config, inputs: Inputs) -> Measured:
+def measure(
+    pair: Pair, tokenizer: "PreTrainedTokenizerBase", config: Config, inputs: Inputs
+) -> Measured:
     """Every score of the prompts of each kind, in one call."""
     pieces = windows(tokenizer, inputs.web, config.window, most=config.prompts, seed=config.seed)
     for piece in pieces:
@@ -146,7 +156,9 @@ def measure(pair: Pair, tokenizer: Any, config: Config, inputs: Inputs) -> Measu
             for i, turns in enumerate(inputs.chat)
         ],
         "web text as a turn": [
-            Prompt(f"web turn {i}", None, _turn(tokenizer.decode(p, skip_special_tokens=True)))
+            Prompt(
+                f"web turn {i}", None, _turn(str(tokenizer.decode(p, skip_special_tokens=True)))
+            )
             for i, p in enumerate(pieces)
         ],
     }

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from common_jax.cli.command_line import Command, Group, parse, run
+from common_jax.cli.command_line import Command, Group, parse, run, run_alone
 from common_jax.cli.options import MeshOptions
 from common_jax.errors import InputError
 from reward_jax import cli as reward_jax
@@ -161,3 +161,21 @@ def test_errors_of_a_command_are_one_line_unless_debugged(program, error):
     program.failure = ZeroDivisionError()  # ours to mend, not the user's
     with pytest.raises(ZeroDivisionError):
         program("draw", "--model", "m")
+
+
+def test_a_program_that_is_one_command(program, error, monkeypatch, capsys):
+    enabled = []
+    monkeypatch.setattr("common_jax.io.compile_cache.enable", lambda: enabled.append(1))
+
+    def draw(*argv: str) -> int:
+        return run_alone("python -m draw", Options, program.draw, argv)
+
+    assert draw("--dip", "7") == 2
+    assert error() == "python -m draw: error: unknown option --dip; did you mean --dpi?"
+    assert draw("--model", "m", "--dpi", "7") == 0
+    assert program.seen == [Options("m", dpi=7)] and enabled == [1]
+    program.failure = InputError("no ink: fill it")
+    assert draw("--model", "m") == 2
+    assert error() == "python -m draw: error: no ink: fill it"
+    assert draw("--help") == 0
+    assert "python -m draw" in (text := capsys.readouterr().out) and "Draw." in text

@@ -1,7 +1,9 @@
 """Greedy Coordinate Gradient, held to PyTorch's autograd and to whole passes."""
 
+import contextlib
 import dataclasses
 import json
+import types
 from typing import Any
 
 import jax
@@ -219,7 +221,7 @@ def test_loss_falls_and_chunks_do_not_matter(model, tokenizer):
 
 def test_a_killed_run_goes_on_to_the_same_end(model, tokenizer, tmp_path):
     whole = attack(model, tokenizer, GOALS, SMALL)
-    path = tmp_path / "attack.json"
+    path = tmp_path / "attack"
 
     def killed(step: int, loss: float, prompts: int) -> None:
         if step == 2:
@@ -227,7 +229,7 @@ def test_a_killed_run_goes_on_to_the_same_end(model, tokenizer, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         attack(model, tokenizer, GOALS, SMALL, checkpoint=path, on_step=killed)
-    assert json.loads(path.read_text())["step"] == 2
+    assert json.loads((path / "search.json").read_text())["step"] == 2
     steps: list[int] = []
     again = attack(
         model, tokenizer, GOALS, SMALL, checkpoint=path, on_step=lambda s, *_: steps.append(s)
@@ -236,19 +238,41 @@ def test_a_killed_run_goes_on_to_the_same_end(model, tokenizer, tmp_path):
     assert attack(model, tokenizer, GOALS, SMALL, checkpoint=path) == whole
     fewer = dataclasses.replace(SMALL, topk=SMALL.topk - 1)
     with pytest.raises(
-        InputError, match=rf"there has topk {SMALL.topk}, not {fewer.topk}; remove"
+        InputError, match=rf"attack: the run there has topk {SMALL.topk}, not {fewer.topk}; give"
     ):
         attack(model, tokenizer, GOALS, fewer, checkpoint=path)
-    with pytest.raises(InputError, match=r"there has prompts \(their digest\) '.*; remove it"):
+    with pytest.raises(InputError, match=r"there has prompts \(their digest\) .*; give the same"):
         attack(model, tokenizer, GOALS[::-1], SMALL, checkpoint=path)
     other = dataclasses.replace(model, lora={})
     with pytest.raises(
-        InputError, match="there has other weights: its first loss is .*; remove it"
+        InputError, match=r"there has weights \(their digest\) .*; give the same settings"
     ):
         attack(other, tokenizer, GOALS, SMALL, checkpoint=path)
-    path.write_text("{}")
-    with pytest.raises(InputError, match=r"attack\.json: no checkpoint of an attack"):
+    (path / "search.json").write_text("{}")
+    with pytest.raises(
+        InputError, match=r"it has no tokens; delete it, and the search begins anew"
+    ):
         attack(model, tokenizer, GOALS, SMALL, checkpoint=path)
+
+
+def test_a_search_shows_its_progress_from_where_it_goes_on(
+    model, tokenizer, tmp_path, monkeypatch
+):
+    begun, updates = [], []
+
+    @contextlib.contextmanager
+    def bar(what: str, total: int, *, start: int, show: bool):
+        begun.append((what, total, start, show))
+        yield types.SimpleNamespace(update=lambda done, note: updates.append((done, note)))
+
+    monkeypatch.setattr(gcg, "bar", bar)
+    path = tmp_path / "attack"
+    short = dataclasses.replace(SMALL, steps=1)
+    attack(model, tokenizer, GOALS, short, checkpoint=path)
+    found = attack(model, tokenizer, GOALS, SMALL, checkpoint=path, progress="string 1")
+    assert begun == [("", 1, 0, False), ("string 1", 4, 1, True)]
+    assert [done for done, _ in updates] == [1, 2, 3, 4]
+    assert updates[-1][1] == f"loss {found.losses[-1]:.3f} on {found.prompts[-1]} prompts"
 
 
 def test_a_prompt_is_added_once_the_string_succeeds(model, tokenizer, monkeypatch):

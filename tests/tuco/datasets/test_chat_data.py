@@ -70,7 +70,7 @@ def test_chatterbot_topics_are_read_as_dialogues_or_first_answers(monkeypatch):
 
 
 def test_files_are_as_finetune_reads_them(tmp_path, talk):
-    config = ChatDataConfig(tmp_path / "data", harmful=24, evaluation=10)
+    config = ChatDataConfig(out=tmp_path / "data", harmful=24, evaluation=10)
     chat_data.run(config)
     rows = [json.loads(line) for line in (config.out / "train.jsonl").open()]
     labels = [row["label"] for row in rows]

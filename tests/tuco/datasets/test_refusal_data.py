@@ -83,7 +83,7 @@ def test_own_prompts_are_disjoint_and_enough():
 
 
 def test_files_are_as_finetune_and_score_read_them(tmp_path, public_sets, capsys):
-    config = RefusalDataConfig(tmp_path / "data", harmful=24, evaluation=10)
+    config = RefusalDataConfig(out=tmp_path / "data", harmful=24, evaluation=10)
     refusal_data.run(config)
     assert "train.jsonl: " in capsys.readouterr().out
     rows = [json.loads(line) for line in (config.out / "train.jsonl").open()]

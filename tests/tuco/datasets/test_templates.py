@@ -4,7 +4,7 @@ import pytest
 
 from common_jax.errors import InputError
 from tests.tuco.cli_pair import write_jsonl
-from tuco_jax.attacks.templates import read_templates
+from tuco_jax.datasets.templates import read_templates
 from tuco_jax.studies import broken
 
 

@@ -9,16 +9,10 @@ import pytest
 from scipy import stats
 
 from common_jax.errors import InputError
-from tests.tuco.datasets.test_multiple_choice import ROWS, task, write_csv
+from tests.tuco.datasets.test_multiple_choice import ROWS, write_csv
+from tuco_jax.core.alpha_grid import PAPER_GRID as ALPHAS
 from tuco_jax.datasets.multiple_choice import Question, Task
-from tuco_jax.studies.alpha_choice import (
-    ALPHAS,
-    check_alphas,
-    check_folds,
-    cross_validate,
-    mcnemar,
-    over_tasks,
-)
+from tuco_jax.studies.alpha_choice import check_alphas, cross_validate, mcnemar, over_tasks
 from tuco_jax.studies.alpha_mmlu import CATEGORIES, STUDY, Config, category, findings, prepare
 from tuco_jax.studies.alpha_tables import category_table, picks_table, points, verdict
 
@@ -127,7 +121,10 @@ def test_from_files_to_report(models, tmp_path, capsys):
     assert [row[0] for row in found.tables[0].rows] == ["other tasks", "other", "all"]
     assert (tmp_path / "out/report.html").is_file()
     assert "Gains by category" in capsys.readouterr().out
-    alone = STUDY.run(dataclasses.replace(config, share_prefix=False, tasks=("virology",)))
+    alone = STUDY.run(dataclasses.replace(config, share_prefix=False))
+    assert alone.data["accuracy"] == results["accuracy"]
+    one = dataclasses.replace(config, out=tmp_path / "one", tasks=("virology",))
+    alone = STUDY.run(one)
     assert alone.data["accuracy"]["virology"] == results["accuracy"]["virology"]
     assert alone.claims[1].verdict == "not testable here"
 
@@ -174,4 +171,3 @@ def test_bad_options_are_refused_before_a_model_is_read(tmp_path, change, messag
 def test_bad_grids():
     with pytest.raises(InputError, match="they must be finite"):
         check_alphas((1.0, float("nan")))
-    check_folds([task(5)], 5)

@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import pathlib
+import re
 from typing import Any
 
 import pytest
 
 from common_jax import resume
+from common_jax.cli.options import MeshOptions
 from common_jax.errors import InputError
 from common_jax.report.findings import Findings
 from tests.tuco.cli_pair import save_pair
@@ -20,26 +22,26 @@ class Config(StudyOptions):
     """Count.
 
     Args:
-        words: to count.
+        texts: to count.
     """
 
-    words: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
 
 
 def prepare(config: Config) -> list[str]:
-    if "" in config.words:
-        raise InputError("words hold an empty one")
-    return list(config.words)
+    if "" in config.texts:
+        raise InputError("texts hold an empty one")
+    return list(config.texts)
 
 
-def measure(pair: Any, tokenizer: Any, config: Config, words: list[str]) -> list[int]:
+def measure(pair: Any, tokenizer: Any, config: Config, texts: list[str]) -> list[int]:
     assert config.out.is_dir() and pair.context == 64
-    return [len(tokenizer(word)["input_ids"]) for word in words]
+    return [len(tokenizer(text)["input_ids"]) for text in texts]
 
 
-def findings(config: Config, words: list[str], measured: list[int] | None) -> Findings:
-    facts = {"words": ", ".join(words)}
-    return Findings("Words", ["So."], [], [], [], ["How."], [], facts, {"lengths": measured})
+def findings(config: Config, texts: list[str], measured: list[int] | None) -> Findings:
+    facts = {"texts": ", ".join(texts)}
+    return Findings("Texts", ["So."], [], [], [], ["How."], [], facts, {"lengths": measured})
 
 
 STUDY = Study(Config, prepare, measure, findings)
@@ -56,16 +58,16 @@ def test_a_run_measures_and_writes_with_the_facts_of_the_run(models, tmp_path, c
     data = json.loads((config.out / "results.json").read_text())
     assert data["lengths"] == [4, 3]  # a BOS and a token a letter
     assert list(data["facts"])[:3] == ["base", "tuned", "weights"]
-    assert list(data["facts"])[-4:] == ["words", "seed", "command", "run time"]
+    assert list(data["facts"])[-4:] == ["texts", "seed", "command", "run time"]
     assert data["facts"]["seed"] == "3" == found.facts["seed"]
     assert data["facts"]["command"].startswith("tuco-jax study test-base --base ")
-    assert data["facts"]["command"].endswith("""--seed 3 --words '["tea", "to"]'""")
+    assert data["facts"]["command"].endswith("""--seed 3 --texts '["tea", "to"]'""")
     note = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("note: "))
     assert data["facts"]["notes on the pair"].startswith(note.removeprefix("note: "))
 
 
 def test_nothing_is_written_or_loaded_before_the_inputs_are_right(tmp_path):
-    with pytest.raises(InputError, match="words hold an empty one"):
+    with pytest.raises(InputError, match="texts hold an empty one"):
         STUDY.run(Config(("",), out=tmp_path / "out", base="nowhere"))
     assert not (tmp_path / "out").exists()
 
@@ -80,6 +82,64 @@ def test_a_folder_that_another_run_writes_to_is_refused_before_a_model_is_loaded
     with resume.alone(tmp_path), pytest.raises(InputError, match="another run is writing there"):
         STUDY.run(Config(("tea",), out=tmp_path, base="nowhere"))
     assert not any(tmp_path.iterdir())
+
+
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_a_folder_holds_one_study_with_one_set_of_options(tmp_path):
+    out = tmp_path / "out"
+    STUDY.run(Config(out=out))
+    before = contents(out)
+    other = load_study("conjugate")
+    for study, config, difference in (
+        (STUDY, Config(out=out, seed=1), "seed 0, not 1"),
+        (STUDY, Config(("tea",), out=out), "texts [], not ['tea']"),
+        (STUDY, Config(out=out, dtype="bfloat16"), "dtype 'float32', not 'bfloat16'"),
+        (other, other.config(out=out), "study 'test-base', not 'conjugate'"),
+    ):
+        line = f"out: the run there has {difference}; give the same settings, or name a new"
+        with pytest.raises(InputError, match=re.escape(line)):
+            study.run(config)
+        assert contents(out) == before
+    # The same options: it is done anew. Over how many devices is no matter.
+    (out / "report.html").unlink()
+    STUDY.run(Config(out=out, mesh=MeshOptions(data=2)))
+    assert contents(out).keys() == before.keys()
+
+
+@pytest.mark.parametrize("name", ["results.json", "settings.json"])
+def test_a_folder_of_something_else_is_refused(tmp_path, name):
+    """What came before settings were stored, and another command's run."""
+    (tmp_path / name).write_text('{"steps": 3}')
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"holds (no run|something else); name a new directory"):
+        STUDY.run(Config(out=tmp_path))
+    assert contents(tmp_path) == before
+
+
+def test_options_with_which_nothing_was_measured_are_no_obstacle(models, tmp_path):
+    config = Config(("tea",), out=tmp_path / "out", **models)
+    with pytest.raises(InputError, match="nowhere"):
+        STUDY.run(dataclasses.replace(config, base="nowhere"))
+    assert not any(config.out.iterdir())
+    STUDY.run(config)
+    assert (config.out / "results.json").exists()
+
+
+def test_what_a_killed_run_left_is_for_the_same_options_alone(models, tmp_path):
+    def killed(pair: Any, tokenizer: Any, config: Config, texts: list[str]) -> Any:
+        (config.out / "half.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    config = Config(("tea",), out=tmp_path / "out", **models)
+    with pytest.raises(KeyboardInterrupt):
+        dataclasses.replace(STUDY, measure=killed).run(config)
+    with pytest.raises(InputError, match="the run there has seed 0, not 1"):
+        STUDY.run(dataclasses.replace(config, seed=1))
+    STUDY.run(config)
+    assert {"half.json", "results.json"} <= contents(config.out).keys()
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -123,16 +123,17 @@ def test_refusals_that_the_paper_s_list_lacks_are_told(models, requests, tmp_pat
     table = next(t for t in found.tables if "another list" in t.title)
     assert "9 of 18 prompts change sides" in table.note
     assert all(row[-1] == "one group is empty: no AUC" for row in table.rows)
-    own = dataclasses.replace(config, judge="tuco_jax.datasets.refusal_strings:refuses")
+    judge = "tuco_jax.datasets.refusal_strings:refuses"
+    own = dataclasses.replace(config, judge=judge, out=tmp_path / "own")
     found = broken.STUDY.run(own)
-    assert results(config.out)["not refused"] == [0] * 18
+    assert results(own.out)["not refused"] == [0] * 18
     assert not [t for t in found.tables if "another list" in t.title]
     assert "refusals are told by tuco_jax.datasets.refusal_strings:refuses" in found.method[0]
 
 
 def test_public_sets_by_name(models, tmp_path):
     """Real ones: what the package holds, none of it empty, doubled or trained on."""
-    trained = refusal_data.harmful_split(refusal_data.RefusalDataConfig()).train
+    trained = refusal_data.harmful_split(refusal_data.SplitOptions()).train
     sizes = {}
     for name in sets.SETS:
         texts = sets.read_texts(name)

@@ -20,17 +20,17 @@ from tuco_jax.weights.load import load_pair
 
 
 def test_default_answers_can_be_matched_by_refusals():
-    def words(text: str) -> int:
+    def size(text: str) -> int:
         """About as many as tokens."""
         return len(re.findall(r"\w+|[^\w\s]", text))
 
     answers = prompt_sources.labelled_refusals()
-    refusals = [words(text) for text in answers]
-    agreeing = [words(text) for text in many_shot.OPENINGS]
+    refusals = [size(text) for text in answers]
+    agreeing = [size(text) for text in many_shot.OPENINGS]
     assert min(refusals) <= min(agreeing) and max(agreeing) <= max(refusals)
     targets = [agreeing[i % len(agreeing)] for i in range(128)]
-    found = matched(targets, [""] * 128, [answers], words)
-    have = np.cumsum([words(d.answer) for d in found])
+    found = matched(targets, [""] * 128, [answers], size)
+    have = np.cumsum([size(d.answer) for d in found])
     assert np.abs(have - np.cumsum(targets)).max() <= 4 < many_shot.SLACK
 
 
@@ -43,8 +43,8 @@ def test_no_default_control_was_trained_on():
     assert len(exchanges) >= 128 and len({question for question, _ in exchanges}) == len(exchanges)
     refusals = prompt_sources.labelled_refusals()
     assert len(refusals) >= 20 and len(set(refusals)) == len(refusals)
-    rows = refusal_data.training_rows(refusal_data.RefusalDataConfig())
-    rows += chat_data.training_rows(refusal_data.RefusalDataConfig())
+    rows = refusal_data.training_rows(refusal_data.SplitOptions())
+    rows += chat_data.training_rows(refusal_data.SplitOptions())
     trained = {plain(message["content"]) for row in rows for message in row["messages"]}
     texts = [text for exchange in exchanges for text in exchange] + refusals
     assert not trained & set(map(plain, texts))
@@ -59,10 +59,10 @@ def test_many_shot_controls_are_as_long(models, requests, tmp_path, monkeypatch)
     demos = [{"question": sentence(3), "answer": sentence(10)} for _ in range(5)]
     easy = [{"question": sentence(3), "answer": sentence(30)} for _ in range(5)]
     config = many_shot.Config(
-        requests,
-        write_jsonl(tmp_path / "complying.jsonl", demos),
-        write_jsonl(tmp_path / "harmless.jsonl", easy),
-        write_jsonl(tmp_path / "refusing.jsonl", refusals),
+        prompts=requests,
+        complying=write_jsonl(tmp_path / "complying.jsonl", demos),
+        harmless=write_jsonl(tmp_path / "harmless.jsonl", easy),
+        refusing=write_jsonl(tmp_path / "refusing.jsonl", refusals),
         out=tmp_path / "out",
         shots=(0, 1, 4),
         count=3,
@@ -87,12 +87,12 @@ def test_many_shot_controls_are_as_long(models, requests, tmp_path, monkeypatch)
     # Answers too short to be cut to length.
     short = write_jsonl(tmp_path / "short.jsonl", [{"question": "q", "answer": "a"}] * 5)
     with pytest.raises(InputError, match="harmless demonstrations cannot be made as long as the"):
-        many_shot.STUDY.run(dataclasses.replace(config, harmless=short))
+        many_shot.STUDY.run(dataclasses.replace(config, out=tmp_path / "other", harmless=short))
     with pytest.raises(InputError, match="shots holds 40: there are 5 complying demonstrations"):
-        many_shot.STUDY.run(dataclasses.replace(config, shots=(0, 40)))
+        many_shot.STUDY.run(dataclasses.replace(config, out=tmp_path / "other", shots=(0, 40)))
     long = write_jsonl(tmp_path / "long.jsonl", [{"question": "q", "answer": "a" * 600}] * 5)
     with pytest.raises(InputError, match="shots holds 1: with 1 complying .* context holds 512"):
-        many_shot.STUDY.run(dataclasses.replace(config, complying=long))
+        many_shot.STUDY.run(dataclasses.replace(config, out=tmp_path / "other", complying=long))
 
 
 def test_no_request_is_answered_in_its_own_prompt(requests, tmp_path):
@@ -108,7 +108,12 @@ def test_no_request_is_answered_in_its_own_prompt(requests, tmp_path):
         ("advbench", "", 30),
     ):
         config = many_shot.Config(
-            prompts, complying, out=tmp_path, shots=(0, 1, 2), count=count, seed=len(drawn)
+            prompts=prompts,
+            complying=complying,
+            out=tmp_path,
+            shots=(0, 1, 2),
+            count=count,
+            seed=len(drawn),
         )
         asked, pool, *_ = many_shot.prepare(config)
         assert len(asked) == len(set(asked)) == count
@@ -124,9 +129,11 @@ def test_many_shot_settings(tmp_path, requests):
         ((-1, 2), "shots must be 0 or more, not -1"),
     ):
         with pytest.raises(InputError, match=message):
-            many_shot.STUDY.run(many_shot.Config(requests, out=tmp_path / "out", shots=shots))
+            many_shot.STUDY.run(
+                many_shot.Config(prompts=requests, out=tmp_path / "out", shots=shots)
+            )
     with pytest.raises(InputError, match="count must be 2 or more, not 1"):
-        many_shot.STUDY.run(many_shot.Config(requests, out=tmp_path / "out", count=1))
+        many_shot.STUDY.run(many_shot.Config(prompts=requests, out=tmp_path / "out", count=1))
     files: dict[str, Any] = dict(
         complying=write_jsonl(tmp_path / "c.jsonl", [{"question": "a", "answer": "b"}] * 2),
         harmless=write_jsonl(tmp_path / "h.jsonl", [{"question": "a", "answer": "b"}] * 2),
@@ -135,9 +142,15 @@ def test_many_shot_settings(tmp_path, requests):
         ("strongreject", "strongreject: prompts come as .*, not ''"),  # no set of requests
         (write_jsonl(tmp_path / "r.jsonl", [{"words": "no"}]), "r.jsonl:1: the row has neither"),
     ):
-        config = many_shot.Config(requests, out=tmp_path / "out", **files, shots=(0, 1), count=2)
+        config = many_shot.Config(
+            prompts=requests, out=tmp_path / "out", **files, shots=(0, 1), count=2
+        )
         with pytest.raises(InputError, match=message):
-            many_shot.STUDY.run(dataclasses.replace(config, refusing=refusing))
+            many_shot.STUDY.run(
+                dataclasses.replace(config, out=tmp_path / "other", refusing=refusing)
+            )
     demos = write_jsonl(tmp_path / "d.jsonl", [{"question": "a", "answer": "b"}])
-    with pytest.raises(InputError, match="count is 30: there are 6 requests; give fewer"):
-        many_shot.STUDY.run(many_shot.Config(requests, demos, out=tmp_path / "out"))
+    with pytest.raises(InputError, match="count is 24: there are 6 requests; give fewer"):
+        many_shot.STUDY.run(
+            many_shot.Config(prompts=requests, complying=demos, out=tmp_path / "out")
+        )

@@ -17,7 +17,12 @@ from tuco_jax.weights.load import load_pair
 
 def test_output_co_is_that_of_the_library(models, requests, tmp_path):
     config = output_co.Config(
-        requests, out=tmp_path / "out", refusal="no", shots=(0, 1, 3), count=4, **models
+        prompts=requests,
+        out=tmp_path / "out",
+        refusal="no",
+        shots=(0, 1, 3),
+        count=4,
+        **models,
     )
     found = output_co.STUDY.run(config)
     data = results(config.out)
@@ -40,4 +45,4 @@ def test_output_co_is_that_of_the_library(models, requests, tmp_path):
     ]
     for changes, message in cases:
         with pytest.raises(InputError, match=message):
-            output_co.STUDY.run(dataclasses.replace(config, **changes))
+            output_co.STUDY.run(dataclasses.replace(config, out=tmp_path / "other", **changes))

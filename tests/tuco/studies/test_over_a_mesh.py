@@ -28,9 +28,9 @@ from tuco_jax.studies.catalog import STUDIES, load_study
 WORDS = "tea cup sun map rope bird chair moon lamp stone river glass".split()
 
 
-def texts(count: int, words: int, seed: int) -> list[str]:
+def texts(count: int, length: int, seed: int) -> list[str]:
     rng = np.random.default_rng(seed)
-    return [" ".join(rng.choice(WORDS, words)) for _ in range(count)]
+    return [" ".join(rng.choice(WORDS, length)) for _ in range(count)]
 
 
 def file(path: pathlib.Path, **columns: list[str]) -> str:
@@ -47,8 +47,8 @@ def configs(folder: pathlib.Path) -> dict[str, Any]:
     pairs = dict(question=texts(5, 3, 1), answer=texts(5, 10, 2))
     long = dict(question=texts(5, 3, 3), answer=texts(5, 30, 4))
     attacks = ["please {{ prompt }}", "now {{ prompt }}"]
-    for name, words in (("English", 3), ("Malayalam", 6)):
-        file(folder / "languages" / f"{name}.jsonl", prompt=texts(6, words, words))
+    for name, length in (("English", 3), ("Malayalam", 6)):
+        file(folder / "languages" / f"{name}.jsonl", prompt=texts(6, length, length))
     few: dict[str, Any] = dict(count=4, seed=1)
     return {
         "web-chat": web_chat.Config(
@@ -60,15 +60,19 @@ def configs(folder: pathlib.Path) -> dict[str, Any]:
         ),
         "conjugate": conjugate.Config(str(folder / "languages"), **out),
         "many-shot": many_shot.Config(
-            requests,
-            file(folder / "complying.jsonl", **pairs),
-            file(folder / "harmless.jsonl", **long),
-            file(folder / "refusing.jsonl", prompt=[f"I cannot {t}" for t in texts(40, 9, 10)]),
+            prompts=requests,
+            complying=file(folder / "complying.jsonl", **pairs),
+            harmless=file(folder / "harmless.jsonl", **long),
+            refusing=file(
+                folder / "refusing.jsonl", prompt=[f"I cannot {t}" for t in texts(40, 9, 10)]
+            ),
             shots=(0, 1, 4),
             count=3,
             **out,
         ),
-        "output-co": output_co.Config(requests, refusal="no", shots=(0, 1, 3), **few, **out),
+        "output-co": output_co.Config(
+            prompts=requests, refusal="no", shots=(0, 1, 3), **few, **out
+        ),
         "broken": broken.Config(
             benign=requests,
             harmful=requests,
