@@ -1,10 +1,14 @@
-"""Options that several commands share; imports little, so that --help is quick."""
+"""Options that several commands share; imports little, so that --help is quick.
+
+Each is stated here once: a command's options inherit from those that it has, and set another
+default where they need one.
+"""
 
 import dataclasses
 
 from common_jax.cli.ranges import PositiveInt, Seed
 
-__all__ = ["MeshOptions", "RunOptions"]
+__all__ = ["CheckpointOption", "DeviceOption", "MeshOptions", "RunOptions", "SeedOption"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,19 +27,46 @@ class MeshOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class SeedOption:
+    """One seed for all that is random.
+
+    Args:
+        seed: of all random numbers.
+    """
+
+    seed: Seed = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeviceOption:
+    """Where it runs.
+
+    Args:
+        mesh: devices; rows of a batch are sharded over data and fsdp.
+    """
+
+    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointOption:
+    """How much of a training a kill costs.
+
+    Args:
+        save_every: steps between checkpoints.
+    """
+
+    save_every: PositiveInt = 1000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions(DeviceOption, CheckpointOption, SeedOption):
     """Options of every training run.
 
     Args:
         out: the run's directory; it must not exist yet, unless resume is given.
-        seed: of initial parameters and of all other random numbers.
-        save_every: steps between checkpoints.
         resume: go on with the run in out, if there is one.
-        mesh: devices; rows of a batch are sharded over data and fsdp.
     """
 
     out: str
-    seed: Seed = 0
-    save_every: PositiveInt = 1000
     resume: bool = False
-    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)

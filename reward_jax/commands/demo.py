@@ -1,6 +1,6 @@
 """The demo: the shipped base and expert, their reward, its map, steered plans, a report.
 
-It runs what a user would: `reward-jax data`, `extract` and `report`, and says so.
+It does what a user would by `reward-jax data`, `extract` and `report`, whose functions it calls.
 """
 
 import dataclasses
@@ -9,93 +9,87 @@ import shutil
 import time
 from typing import Any
 
-from common_jax.cli.ranges import PositiveInt, Seed, check_ranges
+from common_jax.cli.options import SeedOption
+from common_jax.cli.ranges import PositiveInt, check_ranges
 from common_jax.errors import InputError
 from common_jax.io.files import make_folder
-from reward_jax.commands import data, extract, report
-from reward_jax.commands.steering import STEERED
 from reward_jax.data.trajectory.checkpoint import load_model
-from reward_jax.planning.extract import Matching
-from reward_jax.reward.guide import GuidanceOptions
+from reward_jax.planning.options import MatchingOption, SteeredOption
+from reward_jax.planning.record import RecordOptions, record
+from reward_jax.planning.reward_run import ExtractionOptions, load_extraction, run_extraction
+from reward_jax.report.write import ReportOptions, write_report
 from reward_jax.shipped import PAIR
 
 __all__ = ["Config", "run"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(SteeredOption, MatchingOption, SeedOption):
     """Extract a reward from the shipped models and write a report; their files name the task.
 
     Args:
         out: folder of the demo; an earlier demo there is replaced, nothing else is touched.
         episodes: how many are recorded for the base; a third as many for the expert.
-        matching: how the reward is trained.
-        guidance: how plans are drawn and steered.
-        plans: steered plans.
-        seed: of everything.
     """
 
     out: pathlib.Path = pathlib.Path("runs/demo-reward")
     episodes: PositiveInt = 900
-    matching: Matching = Matching()
-    guidance: GuidanceOptions = STEERED
-    plans: PositiveInt = report.Config.plans
-    seed: Seed = 0
 
 
-def run(config: Config) -> pathlib.Path:
-    """Record, extract, report; returns the path of the page."""
+def run(config: Config) -> None:
+    """Record, extract, report; prints what each of them found."""
     check_ranges(config)
     begun = time.perf_counter()
     if config.episodes < 3:
         raise InputError(f"episodes must be 3 or more, not {config.episodes}")
-    out = make_folder(config.out)
+    out = _folder(config.out)
+    models: dict[str, Any] = {k: str(PAIR / f"{k}.safetensors") for k in ("base", "expert")}
+    space = load_model(models["expert"]).space
+
+    shared: dict[str, Any] = dict(
+        env=space.about["task"], horizon=space.horizon, stride=space.stride
+    )
+    seed, path = config.seed + 100, str(out / "base.hdf5")
+    base = RecordOptions(out=path, episodes=config.episodes, seed=seed, **shared)
+    shared |= dict(goal=space.about["goal"], seed=seed + 1)
+    path = str(out / "expert.hdf5")
+    expert = RecordOptions(out=path, episodes=config.episodes // 3, **shared)
+    for options in (base, expert):
+        print(record(options))
+
+    x_t = config.matching.x_t
+    extraction = ExtractionOptions(
+        **models,
+        data=None if x_t == "expert" else base.out,
+        expert_data=None if x_t == "base" else expert.out,
+        out=str(out / "reward"),
+        matching=config.matching,
+        seed=config.seed,
+    )
+    loaded = load_extraction(extraction)
+    for note in loaded.notes:
+        print(f"note: {note}")
+    print(run_extraction(loaded, extraction))
+
+    page = ReportOptions(
+        **models,
+        reward=extraction.out,
+        data=base.out,
+        out=out,
+        guidance=config.guidance,
+        plans=config.plans,
+        seed=config.seed,
+    )
+    print(write_report(page))
+    print(f"{time.perf_counter() - begun:.0f} s in all")
+
+
+def _folder(out: pathlib.Path) -> pathlib.Path:
+    """The demo's folder, without the reward of an earlier one; refused where it holds others'."""
+    out = make_folder(out)
     marker = out / "demo.txt"
     if not marker.exists() and any(out.iterdir()):
         raise InputError(f"{out}: holds files that are no demo's; name another folder")
     marker.write_text("Made by `reward-jax demo`, which makes it anew each time.\n", "utf-8")
-    base, expert = PAIR / "base.safetensors", PAIR / "expert.safetensors"
-    space = load_model(expert).space
-    shared: dict[str, Any] = dict(
-        env=space.about["task"], horizon=space.horizon, stride=space.stride
-    )
-    recorded = {
-        "base": data.Config(
-            out=str(out / "base.hdf5"), episodes=config.episodes, seed=config.seed + 100, **shared
-        ),
-        "expert": data.Config(
-            out=str(out / "expert.hdf5"),
-            episodes=config.episodes // 3,
-            goal=space.about["goal"],
-            seed=config.seed + 101,
-            **shared,
-        ),
-    }
-    for one in recorded.values():
-        data.run(one)
     shutil.rmtree(out / "reward", ignore_errors=True)
-    extract.run(
-        extract.Config(
-            base=str(base),
-            expert=str(expert),
-            data=None if config.matching.x_t == "expert" else recorded["base"].out,
-            expert_data=None if config.matching.x_t == "base" else recorded["expert"].out,
-            out=str(out / "reward"),
-            matching=config.matching,
-            seed=config.seed,
-        )
-    )
-    path = report.run(
-        report.Config(
-            base=str(base),
-            expert=str(expert),
-            reward=str(out / "reward"),
-            data=recorded["base"].out,
-            out=out,
-            guidance=config.guidance,
-            plans=config.plans,
-            seed=config.seed,
-        )
-    )
-    print(f"{time.perf_counter() - begun:.0f} s in all")
-    return path
+    return out

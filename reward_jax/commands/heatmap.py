@@ -1,88 +1,59 @@
 """`reward-jax heatmap`: where a reward is high, drawn in the plane of its task."""
 
 import dataclasses
-import pathlib
 
 import jax
 import numpy as np
 
-from common_jax.cli.options import MeshOptions
-from common_jax.cli.ranges import NonNegativeInt, Seed, check_ranges
-from common_jax.errors import InputError
+from common_jax.cli.options import DeviceOption, SeedOption
+from common_jax.cli.ranges import NonNegativeInt, check_ranges
 from common_jax.io.files import write_json
 from common_jax.mesh import mesh_for
 from common_jax.run import note_run
 from reward_jax.data.trajectory.checkpoint import load_guide
-from reward_jax.data.trajectory.windows import CutOptions
 from reward_jax.planning.fit import window_source
-from reward_jax.planning.plan import score_windows
-from reward_jax.tasks.find import read, task_of
-from reward_jax.tasks.plane import MapOptions, Peak, draw_map
+from reward_jax.planning.maps import check_step, map_of, plane_of
+from reward_jax.planning.options import EpisodesOption, FolderOption, GoalOption
+from reward_jax.report.figures import map_figure
+from reward_jax.tasks.find import read, task_and_goal
+from reward_jax.tasks.plane import MapOptions, Peak
 
 __all__ = ["Config", "run"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(MapOptions):
+class Config(MapOptions, EpisodesOption, GoalOption, FolderOption, DeviceOption, SeedOption):
     """Draw the heat map of a reward over the positions that the base visits.
+
+    Writes heatmap.png, heatmap.json (peak, goal, distance) and heatmap.npz.
 
     Args:
         reward: a reward or a discriminator, a file or a run.
-        data: the base's episodes.
-        cut: how the file is divided into episodes, and episodes into windows.
-        out: folder of heatmap.png, heatmap.json (peak, goal, distance) and heatmap.npz.
-        t: diffusion step at which they are scored.
-        goal: what the peak is measured against, such as [x, y]; by default the expert's goal.
-        seed: of the choice of windows.
-        mesh: devices; windows are sharded over data and fsdp.
+        t: diffusion step at which windows are scored.
     """
 
     reward: str
-    data: str
-    out: pathlib.Path
-    cut: CutOptions = dataclasses.field(default_factory=CutOptions)
     t: NonNegativeInt = 0
-    goal: str | tuple[float, ...] | None = None
-    seed: Seed = 0
-    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
 
-def run(config: Config) -> pathlib.Path:
-    """Score, draw, print the peak against the goal; returns the folder."""
-    from matplotlib.figure import Figure
-
+def run(config: Config) -> None:
+    """Score, draw, write; prints the peak against the goal."""
     check_ranges(config)
     mesh = mesh_for(dataclasses.asdict(config.mesh))
     guide = load_guide(config.reward)
-    about = guide.space.about
-    task = task_of(about)
-    goal = task.goal(about.get("goal") if config.goal is None else config.goal)
-    if (plane := task.plane) is None:
-        raise InputError(f"{task.name} has no plane in which a map could be drawn")
-    if config.t >= guide.schedule.steps:
-        raise InputError(f"t is {config.t}: give 0 to {guide.schedule.steps - 1}")
-    source = window_source(
-        read(config.data, ends=config.cut.ends), guide.space, config.cut.padding
-    )
+    task, goal = task_and_goal(guide.space.about, config.goal)
+    plane = plane_of(task)
+    check_step(guide, config.t)
+    episodes = read(config.data, ends=config.cut.ends)
+    source = window_source(episodes, guide.space, config.cut.padding)
     note_run(config.out, dataclasses.asdict(config))
+
     rows = np.asarray(source.sample(jax.random.key(config.seed), config.windows))
-    scores = score_windows(guide.guide, rows, t=config.t, mesh=mesh)
-    found = plane.heat_map(guide.space.plans(rows).observations, scores, bins=config.bins)
+    found = map_of(plane, guide, rows, bins=config.bins, t=config.t, mesh=mesh)
     peak = Peak.of(found, plane, goal)
-    figure = Figure(figsize=(5.4, 4.8), layout="constrained")
-    axis = figure.subplots()
-    plane.draw(axis)
-    figure.colorbar(draw_map(axis, found, goal=goal), label="reward, scaled to 0 .. 1")
-    axis.legend(loc="upper right", fontsize=8)
-    figure.savefig(config.out / "heatmap.png", dpi=120)
+
+    map_figure(plane, found, goal).savefig(config.out / "heatmap.png", dpi=120)
     np.savez_compressed(config.out / "heatmap.npz", values=found.values, counts=found.counts)
-    facts = {
-        "peak": peak.at.tolist(),
-        "goal": goal,
-        "distance": peak.distance,
-        "at_goal": peak.at_goal,
-    }
-    write_json(config.out / "heatmap.json", facts)
-    print(peak)
-    print(f"heat map: {config.out / 'heatmap.png'}")
-    return config.out
+    facts = {"goal": goal, "distance": peak.distance, "at_goal": peak.at_goal}
+    write_json(config.out / "heatmap.json", {"peak": peak.at.tolist()} | facts)
+    print(f"{peak}\nheat map: {config.out / 'heatmap.png'}")

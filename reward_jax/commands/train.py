@@ -11,13 +11,13 @@ import pathlib
 from typing import Any, Literal
 
 from common_jax.cli.options import RunOptions
-from common_jax.cli.ranges import NonNegativeFloat, PositiveInt, check_ranges
+from common_jax.cli.ranges import NonNegativeFloat, check_ranges
 from common_jax.errors import InputError
 from common_jax.mesh import mesh_for
 from common_jax.run import check_directory
 from reward_jax.data.trajectory.checkpoint import load_model, save_model
 from reward_jax.data.trajectory.space import TrajectoryModel
-from reward_jax.data.trajectory.windows import CutOptions, WindowSize
+from reward_jax.data.trajectory.windows import WindowSize
 from reward_jax.diffusion.schedule import make_schedule
 from reward_jax.models.temporal.unet import TemporalUnet
 from reward_jax.planning.fit import (
@@ -30,39 +30,32 @@ from reward_jax.planning.fit import (
     space_of,
     window_source,
 )
+from reward_jax.planning.options import DiffusionOption, EpisodesOption, NetworkOption
 from reward_jax.tasks.find import read
 
 __all__ = ["Config", "check_taken_over", "run"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(RunOptions, WindowSize):
+class Config(RunOptions, EpisodesOption, NetworkOption, DiffusionOption, WindowSize):
     """Train a diffusion model on the windows of a file of episodes.
 
     Args:
-        data: a file of `reward-jax data`, D4RL's HDF5, or a Minari data set.
-        cut: how the file is divided into episodes, and episodes into windows.
         init: a trained denoiser (file or run) to begin with: an expert from its base. Its network,
             horizon, stride, actions, normaliser, schedule, diffusion_steps and clip_x0 are taken
             over: leave those options out.
         actions: keep the actions in the trajectories.
         normaliser: limits (to -1 .. 1) or gaussian.
         schedule: cosine or linear.
-        diffusion_steps: T.
         clip_x0: cut x_0 to [-clip_x0, clip_x0] when the model is used; 0 for none.
-        network: of the denoiser.
         training: how it is trained.
     """
 
-    data: str
-    cut: CutOptions = dataclasses.field(default_factory=CutOptions)
     init: str | None = None
     actions: bool = False
     normaliser: Literal["limits", "gaussian"] = "limits"
     schedule: Literal["cosine", "linear"] = "cosine"
-    diffusion_steps: PositiveInt = 50
     clip_x0: NonNegativeFloat = Untrained.clip_x0 or 0.0
-    network: NetworkOptions = dataclasses.field(default_factory=NetworkOptions)
     training: Training = dataclasses.field(default_factory=Training)
 
 

@@ -14,7 +14,7 @@ from reward_jax.tasks.base import Task
 from reward_jax.tasks.maze import task as maze
 from reward_jax.tasks.obstacles import task as obstacles
 
-__all__ = ["TASKS", "find", "read", "task_of"]
+__all__ = ["TASKS", "find", "read", "task_and_goal", "task_of"]
 
 # A name, as in files and for --env -> a function that makes the task of that name.
 TASKS: Mapping[str, Callable[[str], Task]] = {
@@ -41,6 +41,15 @@ def task_of(about: Mapping[str, Any]) -> Task:
     if name is None:
         raise InputError("the model's data came from no task of ours; plans cannot be executed")
     return find(name)
+
+
+def task_and_goal(about: Mapping[str, Any], goal: Any = None) -> tuple[Task, Any]:
+    """The task that a model is of, and the goal of its data, or in its place the one given.
+
+    Raises InputError as `task_of` and `Task.goal` do.
+    """
+    task = task_of(about)
+    return task, task.goal(about.get("goal") if goal is None else goal)
 
 
 def read(source: str | pathlib.Path, *, ends: str = "auto") -> Episodes:

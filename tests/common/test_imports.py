@@ -89,6 +89,15 @@ def test_no_public_name_is_a_module(package):
     assert not [name for name in names if importlib.util.find_spec(f"{package}.{name}")]
 
 
+@pytest.mark.parametrize("package", ["tuco_jax", "reward_jax"])
+def test_no_command_imports_another(package):
+    """What two of them need stands in a room that a Python user can enter, too."""
+    for module, names in IMPORTS.items():
+        if mine := room(module, f"{package}.commands"):
+            others = {room(name, f"{package}.commands") for name in names} - {mine, None}
+            assert not others, f"{module} imports {', '.join(map(str, others))}"
+
+
 def test_nothing_imports_a_cli():
     clis = {f"{package}.cli" for package in PACKAGES if package != "common_jax"}
     for module, names in IMPORTS.items():

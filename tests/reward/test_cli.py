@@ -22,7 +22,7 @@ import yaml
 from common_jax.cli import command_line
 from common_jax.run import Run
 from reward_jax import cli
-from reward_jax.commands import demo, report, study, train
+from reward_jax.commands import demo, study, train
 from reward_jax.commands.train import check_taken_over
 from reward_jax.data import hdf5
 from reward_jax.data.files import read_episodes
@@ -34,7 +34,10 @@ from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.schedule import make_schedule
 from reward_jax.models.reward_nets import HalfUnet, WindowMLP
 from reward_jax.models.temporal.unet import TemporalUnet
+from reward_jax.planning import steer
 from reward_jax.planning.extract import Matching, hold_out
+from reward_jax.report import measure, page, write
+from reward_jax.report.write import ReportOptions, write_report
 from reward_jax.reward import guide
 from reward_jax.studies.maze.settings import Config as StudyConfig
 from reward_jax.tasks.maze.mazes import goals, maze
@@ -272,7 +275,6 @@ def test_steer_and_sweep(made):
 
 def test_maps_and_plans_over_a_mesh(made, tmp_path, monkeypatch):
     """Eight devices: cut over them, and what one device gave."""
-    from reward_jax.commands import sweep
     from reward_jax.planning import plan as planning
 
     folder, _ = made
@@ -306,7 +308,7 @@ def test_maps_and_plans_over_a_mesh(made, tmp_path, monkeypatch):
     assert not swept[0].sharding.is_fully_replicated and asked[0]["options"].temperature == 1.0
 
     cold = [*models, "--guidance.temperature", 0.25, "--scales", "[0]", "--t_stopgrads", "[0]"]
-    monkeypatch.setattr(sweep, "plan_sweep", lambda *_, **o: asked.append(o) or swept[0][:1, :1])
+    monkeypatch.setattr(steer, "plan_sweep", lambda *_, **o: asked.append(o) or swept[0][:1, :1])
     assert run("sweep", *cold, "--out", tmp_path / "cold") == 0
     assert asked[-1]["options"].temperature == 0.25
 
@@ -355,23 +357,23 @@ def test_report(made):
 
 def test_values_in_the_report_are_escaped_and_guidance_is_the_user_s(made, monkeypatch):
     folder, _ = made
-    monkeypatch.setattr(report, "_figures", lambda found: dict.fromkeys(KINDS, ("data:,", "<b>")))
-    seen: list[Any] = []
-    monkeypatch.setattr(
-        report, "_panels", lambda found: seen.append(found.maps) or [("<i>t", "data:,")]
-    )
+    drawn = dict.fromkeys(KINDS, ("data:,", "<b>"))
+    monkeypatch.setattr(page, "page_figures", lambda measured: drawn)
+    monkeypatch.setattr(page, "panels", lambda measured: [("<i>t", "data:,")])
     ddim = guide.GuidanceOptions(scale=0.5, sampler="ddim", sampling_steps=3)
     models: dict[str, Any] = {k: str(folder / k) for k in ("base", "expert", "reward")}
     out = folder / "escaped"
-    config = report.Config(
+    options = ReportOptions(
         **models, data=str(folder / "base.hdf5"), out=out, guidance=ddim, plans=4, windows=200,
         bins=4,
     )  # fmt: skip
-    text = report.run(config).read_text("utf-8")
+    written = write_report(options)
+    text = written.path.read_text("utf-8")
     assert "&lt;i&gt;t" in text and "&lt;b&gt;" in text
     assert "<i>" not in text and '"<b>"' not in text
     assert "scale 0.5 (1 moves as far" in text and "sampler ddim, sampling_steps 3" in text
-    (maps,) = seen  # the sampler's own steps
+    maps = written.measured.maps
+    assert maps  # the sampler's own steps
     assert maps.left.tolist() == [8, 5, 3, 0] and len(maps.chain) == 4
 
 
@@ -390,18 +392,18 @@ def test_the_expert_s_plans_are_restored_by_its_own_normaliser(made, tmp_path):
     save_model(tmp_path / "expert.safetensors", dataclasses.replace(expert, space=space))
     shown = {}
 
-    def render(config, base, guide, found):
-        shown.update({name: outcome.shown for name, outcome in found.outcomes.items()})
+    def render(measured):
+        shown.update({name: outcome.shown for name, outcome in measured.outcomes.items()})
         return ""
 
     with pytest.MonkeyPatch.context() as patch:
         zeros = lambda model, starts, **_: np.zeros((len(starts), 8, 4))  # noqa: E731
         patch.setattr(planning, "plan", zeros)
-        patch.setattr(report, "plan", lambda *_, **__: np.zeros((9, 1, 8, 4)))
-        patch.setattr(report, "_render", render)
+        patch.setattr(measure, "plan", lambda *_, **__: np.zeros((9, 1, 8, 4)))
+        patch.setattr(write, "render", render)
         models: dict[str, Any] = {k: str(folder / k) for k in ("base", "reward")}
         models |= {"expert": str(tmp_path / "expert.safetensors"), "data": folder / "base.hdf5"}
-        report.run(report.Config(**models, out=tmp_path, plans=2))
+        write_report(ReportOptions(**models, out=tmp_path, plans=2))
     for name, offset in zip(shown, (n.offset, n.offset, other.offset), strict=True):
         np.testing.assert_allclose(shown[name], np.broadcast_to(offset[:2], (2, 8, 2)), atol=1e-6)
 
@@ -597,12 +599,13 @@ def test_demo(made, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "PAIR", tmp_path)
     asked = []
 
-    def extract(config):  # tested above; what it leaves is taken from there
-        asked.append(config)
-        shutil.copytree(folder / "reward", config.out)
+    def extract(extraction, options):  # tested above; what it leaves is taken from there
+        asked.append(options)
+        shutil.copytree(folder / "reward", options.out)
+        return "explained"
 
-    monkeypatch.setattr(demo.extract, "run", extract)
-    monkeypatch.setattr(demo.report, "Config", functools.partial(report.Config, windows=200))
+    monkeypatch.setattr(demo, "run_extraction", extract)
+    monkeypatch.setattr(demo, "ReportOptions", functools.partial(ReportOptions, windows=200))
     out = tmp_path / "demo"
     (out / "reward").mkdir(parents=True)
     (out / "reward" / "config.yaml").write_text("of: an earlier run\n")
@@ -617,14 +620,16 @@ def test_demo(made, tmp_path, capsys, monkeypatch):
     assert len(read_episodes(config.data).lengths) == 6
     assert read_episodes(config.expert_data).about["goal"] == [-1.2, 1.2]
     printed = capsys.readouterr().out
-    assert "m apart" in printed and "report.html" in printed and "s in all" in printed
+    for words in ("6 walks to random", "2 walks to the goal", "explained", "m apart", "in all"):
+        assert words in printed
+    assert "report.html" in printed
     assert len(Page((out / "report.html").read_text("utf-8")).alts) == 13
 
 
 @pytest.mark.slow
 def test_the_shipped_pair_s_reward_peaks_at_the_expert_s_goal(tmp_path, monkeypatch, capsys):
     """What `make demo-reward` shows, on a sixth of the walks and a fifth of the steps."""
-    monkeypatch.setattr(demo.report, "run", lambda config: tmp_path / "report.html")
+    monkeypatch.setattr(demo, "write_report", lambda options: tmp_path / "report.html")
     argv = ["--out", tmp_path, "--episodes", 150, "--matching.steps", 300, "--matching.seeds", 1]
     assert run("demo", *argv) == 0
     argv = ["--reward", tmp_path / "reward", "--data", tmp_path / "base.hdf5"]

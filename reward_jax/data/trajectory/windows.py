@@ -18,7 +18,7 @@ from reward_jax.data.hdf5 import EpisodeEnds
 if TYPE_CHECKING:
     from reward_jax.data.trajectory.normalisers import Normaliser
 
-__all__ = ["CutOptions", "Padding", "WindowSize", "Windows", "windows"]
+__all__ = ["CutOptions", "HorizonOption", "Padding", "WindowSize", "Windows", "windows"]
 
 Padding = Literal["none", "repeat", "zeros"]
 
@@ -39,15 +39,24 @@ class CutOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WindowSize:
-    """The rows of a window.
+class HorizonOption:
+    """The length of a window.
 
     Args:
         horizon: rows of a trajectory.
-        stride: environment steps between rows.
     """
 
     horizon: PositiveInt = 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WindowSize(HorizonOption):
+    """The rows of a window.
+
+    Args:
+        stride: environment steps between rows.
+    """
+
     stride: PositiveInt = 10
 
     @property

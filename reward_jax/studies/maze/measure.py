@@ -1,46 +1,26 @@
-"""What the maze study measures of a reward: where its map peaks, and where steered plans end."""
+"""What the maze study keeps of a reward: where its map peaks, and where steered plans end."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
-from jaxtyping import Float
 
 from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel
-from reward_jax.planning.plan import plan_sweep, planner, precomputed, score_windows
-from reward_jax.reward.discriminator import DiscriminatorGuide
-from reward_jax.reward.extract import RelativeReward
+from reward_jax.planning.plan import planner
+from reward_jax.planning.steer import SweepOptions, outcomes, steer_by, sweep_outcomes
 from reward_jax.tasks.base import Outcome
 from reward_jax.tasks.maze.task import MazeTask
 from reward_jax.tasks.plane import HeatMap, Peak
 
-__all__ = ["GUIDES", "each_seed", "map_of", "peak_at", "steered"]
+__all__ = ["GUIDES", "peak_at", "steered"]
 
 GUIDES = ("reward", "logit", "sigmoid")  # that plans are steered by; a discriminator's last two
-
-
-def map_of(
-    task: MazeTask, guide: TrajectoryGuide, rows: Float[np.ndarray, "N H D"], bins: int
-) -> HeatMap:
-    """The heat map of a reward over windows (N of H steps, D wide)."""
-    visited = guide.space.plans(rows).observations
-    return task.plane.heat_map(visited, score_windows(guide.guide, rows), bins=bins)
 
 
 def peak_at(task: MazeTask, found: HeatMap, goal: Any) -> dict[str, Any]:
     """The peak of a map beside the goal, as JSON."""
     peak = Peak.of(found, task.plane, goal)
     return {"metres": peak.distance, "in_cell": peak.at_goal, "at": peak.at.tolist()}
-
-
-def each_seed(guide: TrajectoryGuide) -> list[TrajectoryGuide]:
-    """The mean of a reward's seeds, then each seed."""
-    reward = guide.guide
-    assert isinstance(reward, RelativeReward) and reward.seeds
-    seeds = [dataclasses.replace(guide, guide=reward.seed(i)) for i in range(reward.seeds)]
-    return [guide, *seeds]
 
 
 def steered(
@@ -58,22 +38,21 @@ def steered(
     models: base, expert. guides: the reward, the discriminator.
     """
     base, expert = models
+    reward, judge = guides
     starts, key = task.starts(plans, seed), jax.random.key(seed)
-    options: dict[str, Any] = dict(key=key, goal=goal)
+    planners = {"unsteered": planner(base), "expert": planner(expert)}
+    found = outcomes(task, planners, starts, key=key, goal=goal)
+    sweep = SweepOptions(scales=tuple(scales), t_stopgrads=(0,), execute=True)
+    steerings = (
+        steer_by(base, reward, goal=goal),
+        steer_by(base, judge, goal=goal, output="logit"),
+        steer_by(base, judge, goal=goal, output="sigmoid"),
+    )
+    for name, steering in zip(GUIDES, steerings, strict=True):
+        for row in sweep_outcomes(steering, starts, sweep, key=key):
+            found |= {f"{name} {one.scale:g}": one.outcome for one in row}
+    return {name: _rounded(outcome) for name, outcome in found.items()}
 
-    def rounded(outcome: Outcome) -> dict[str, Any]:
-        return {k: None if v is None else round(v, 4) for k, v in outcome.means().items()}
 
-    found = {
-        "unsteered": rounded(task.execute(planner(base), starts, **options)),
-        "expert": rounded(task.execute(planner(expert), starts, **options)),
-    }
-    reward, judge = (guide.guide for guide in guides)
-    assert isinstance(judge, DiscriminatorGuide)
-    sigmoid = judge.replace(output="sigmoid")  # pyright: ignore[reportAttributeAccessIssue]
-    for name, one in zip(GUIDES, (reward, judge, sigmoid), strict=True):
-        swept = plan_sweep(base, starts, key=key, guide=one, scales=scales, t_stopgrads=[0])
-        for scale, x in zip(scales, swept[:, 0], strict=True):
-            made = precomputed(base.space.plans(x))
-            found[f"{name} {scale:g}"] = rounded(task.execute(made, starts, **options))
-    return found
+def _rounded(outcome: Outcome) -> dict[str, Any]:
+    return {k: None if v is None else round(v, 4) for k, v in outcome.means().items()}

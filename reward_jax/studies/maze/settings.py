@@ -3,13 +3,20 @@
 import dataclasses
 import pathlib
 
-from common_jax.cli.ranges import PositiveInt, Seed, check_ranges
+from common_jax.cli.options import CheckpointOption, SeedOption
+from common_jax.cli.ranges import PositiveInt, check_ranges
 from common_jax.errors import InputError
-from reward_jax.data.trajectory.windows import WindowSize
+from reward_jax.data.trajectory.windows import HorizonOption
 from reward_jax.diffusion.train import EMA
-from reward_jax.planning.extract import Matching, RewardOptions
-from reward_jax.planning.fit import NetworkOptions, Training
-from reward_jax.tasks.plane import MapOptions
+from reward_jax.planning.fit import Training
+from reward_jax.planning.options import (
+    DiffusionOption,
+    NetworkOption,
+    PlansOption,
+    RewardNetOption,
+    ScalesOption,
+)
+from reward_jax.tasks.plane import BinsOption, MapOptions
 
 __all__ = ["STRIDES", "Config", "check"]
 
@@ -17,40 +24,37 @@ __all__ = ["STRIDES", "Config", "check"]
 STRIDES = {"open": 10, "umaze": 10, "medium": 16, "large": 28}
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Extract a reward for every goal of every maze.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(
+    RewardNetOption,
+    NetworkOption,
+    DiffusionOption,
+    HorizonOption,
+    BinsOption,
+    ScalesOption,
+    PlansOption,
+    CheckpointOption,
+    SeedOption,
+):
+    """Extract a reward for every goal of every maze; windows have the strides of their maze.
 
     Args:
         out: folder of the study; what is there already is kept.
         mazes: of open, umaze, medium, large.
         goals: how many of each maze's eight.
-        horizon: rows of a trajectory.
-        diffusion_steps: T.
-        network: of the denoisers.
         base: training of the bases.
         base_steps: steps of a maze's base, where they are not base.steps: long walks through
             narrow halls take longer to learn.
         expert: training of the experts, which begin as their base.
-        reward: the reward network.
-        matching: its training.
         base_episodes: of the base's data.
         expert_episodes: of an expert's data.
         map_windows: windows of the base's held-out data that make a heat map.
-        bins: of a heat map, to the side of a cell.
-        plans: steered plans for each goal.
-        scales: guidance scales that are tried.
-        headline_scale: the one that the summary tells of.
-        seed: of everything.
-        save_every: steps between checkpoints of a model in training.
+        headline_scale: the guidance scale that the summary tells of.
     """
 
     out: pathlib.Path = pathlib.Path("runs/maze-study")
     mazes: tuple[str, ...] = ("open", "umaze", "medium", "large")
     goals: PositiveInt = 8
-    horizon: PositiveInt = WindowSize.horizon  # strides are the mazes' own
-    diffusion_steps: PositiveInt = 50
-    network: NetworkOptions = dataclasses.field(default_factory=NetworkOptions)
     base: Training = dataclasses.field(default_factory=Training)
     base_steps: dict[str, PositiveInt] = dataclasses.field(
         default_factory=lambda: {"medium": 24000, "large": 24000}
@@ -60,17 +64,11 @@ class Config:
             steps=1500, learning_rate=5e-4, ema=EMA(decay=0.99, every=1, begin=0)
         )
     )
-    reward: RewardOptions = dataclasses.field(default_factory=RewardOptions)
-    matching: Matching = dataclasses.field(default_factory=Matching)
     base_episodes: PositiveInt = 2000
     expert_episodes: PositiveInt = 600
     map_windows: PositiveInt = MapOptions.windows
-    bins: PositiveInt = MapOptions.bins
-    plans: PositiveInt = 256
     scales: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
     headline_scale: float = 2.0
-    seed: Seed = 0
-    save_every: PositiveInt = 1000
 
 
 def check(config: Config) -> None:

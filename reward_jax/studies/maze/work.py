@@ -31,10 +31,12 @@ from reward_jax.planning.fit import (
     space_of,
     window_source,
 )
+from reward_jax.planning.maps import each_seed, map_of
 from reward_jax.reward.discriminator import DiscriminatorGuide, train_discriminator
-from reward_jax.studies.maze.measure import each_seed, map_of, peak_at, steered
+from reward_jax.studies.maze.measure import peak_at, steered
 from reward_jax.studies.maze.settings import STRIDES, Config
 from reward_jax.tasks.maze.task import MazeTask
+from reward_jax.tasks.plane import HeatMap
 
 __all__ = ["MazeWork"]
 
@@ -90,7 +92,8 @@ class MazeWork:
         other = self._model("null_base", c.expert.steps, train_further)
         both = Mixed((source, source))
         guide = self._reward("null_reward", base, other, both, c.seed + 501)
-        peaks = [map_of(self.task, g, rows, c.bins).peak for g in each_seed(guide)]
+        maps = self._maps(rows, guide, *each_seed(guide))
+        peaks = [found.peak for found in maps]
         held = jnp.asarray(rows[:256])
         found = diagnose(guide, base.denoiser, other.denoiser, held, matching=c.matching)
         write_json(path, {"peaks": np.stack(peaks).tolist(), "diagnostics": found})
@@ -128,7 +131,7 @@ class MazeWork:
         apart = window_source(fresh, space).sample(jax.random.key(seed), 256)
         held = jnp.concatenate([rows[:256], apart])
         diagnostics = diagnose(guide, base.denoiser, expert.denoiser, held, matching=c.matching)
-        maps = [map_of(task, g, rows, c.bins) for g in (guide, judge, *each_seed(guide)[1:])]
+        maps = self._maps(rows, guide, judge, *each_seed(guide))
         peak, judged, *seeds = (peak_at(task, found, place) for found in maps)
         clock.lap("maps")
         steering = steered(
@@ -156,6 +159,10 @@ class MazeWork:
             f"{task.name} goal {index}: peak {peak['metres']:.2f} m off; {json.dumps(steering)}; "
             f"{json.dumps(clock.seconds)}"
         )
+
+    def _maps(self, rows: Float[np.ndarray, "N H D"], *guides: TrajectoryGuide) -> list[HeatMap]:
+        """Their maps over the same N windows."""
+        return [map_of(self.task.plane, one, rows, bins=self.config.bins) for one in guides]
 
     def _reward(
         self,

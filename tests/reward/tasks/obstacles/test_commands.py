@@ -1,15 +1,15 @@
 """Every command on a world of another kind: other widths, no simulator, no maze."""
 
-import dataclasses
 import json
 from typing import Any
 
 import numpy as np
 import pytest
 
-from reward_jax.commands import report, sweep
 from reward_jax.data.files import read_episodes
 from reward_jax.data.trajectory.checkpoint import load_guide, load_model
+from reward_jax.planning import steer
+from reward_jax.report.write import ReportOptions, write_report
 from reward_jax.tasks.base import Measure
 from reward_jax.tasks.find import find
 from tests.reward.cli_runs import MATCHING, STEPS, run
@@ -27,7 +27,7 @@ def made(tmp_path_factory):
             lines = []
             patch.setattr("builtins.print", lambda *a, **_: lines.append(" ".join(map(str, a))))
             assert run(*argv) == 0, lines
-        printed[name] = lines
+        printed[name] = "\n".join(lines).splitlines()
 
     base, expert, reward = (folder / name for name in ("base", "expert", "reward"))
     data = [folder / "base.hdf5", folder / "expert.hdf5"]
@@ -86,7 +86,7 @@ def test_a_sweep_of_a_task_that_asks_again_is_the_same(made, monkeypatch, capsys
     """Planned as it goes, where plans of one call cannot be: the same planner, the same key."""
     folder, _ = made
     monkeypatch.setattr(find("disc"), "replans", True)
-    monkeypatch.setattr(sweep, "plan_sweep", None)
+    monkeypatch.setattr(steer, "plan_sweep", None)
     argv = ["--base", folder / "base", "--reward", folder / "reward", "--plans", 4]
     argv += ["--scales", "[0, 2]", "--t_stopgrads", "[0, 4]", "--execute"]
     assert run("sweep", *argv, "--out", folder / "again") == 0
@@ -129,7 +129,7 @@ def test_a_world_without_a_plane(made, monkeypatch, capsys):
     assert "plans of disc alone tell nothing: give --execute" in capsys.readouterr().err
     monkeypatch.setattr(type(task), "draw", lambda self, axes, shown, **_: axes.plot(shown[0]))
     models: dict[str, Any] = {k: str(folder / k) for k in ("base", "expert", "reward")}
-    config = report.Config(**models, data=str(folder / "base.hdf5"), out=folder / "bare", plans=4)
-    text = report.run(dataclasses.replace(config, windows=200)).read_text("utf-8")
+    files: dict[str, Any] = dict(data=str(folder / "base.hdf5"), out=folder / "bare")
+    text = write_report(ReportOptions(**models, **files, plans=4, windows=200)).path.read_text()
     assert "The learned reward" not in text and "takes shape" not in text
     assert ">return<" in text and "Steering the base" in text

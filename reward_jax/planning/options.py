@@ -1,0 +1,186 @@
+"""Options that several commands and studies share, each stated once.
+
+What a command has besides stands with the function that it calls. A class that needs another
+default sets it, and inherits the words.
+"""
+
+import dataclasses
+import pathlib
+
+from common_jax.cli.ranges import PositiveInt
+from reward_jax.data.trajectory.windows import CutOptions
+from reward_jax.planning.extract import Matching, RewardOptions
+from reward_jax.planning.fit import NetworkOptions
+from reward_jax.reward.guide import GuidanceOptions
+
+__all__ = [
+    "STEERED",
+    "BaseOption",
+    "CutOption",
+    "DiffusionOption",
+    "EpisodesOption",
+    "FolderOption",
+    "GoalOption",
+    "GuidanceOption",
+    "MatchingOption",
+    "NetworkOption",
+    "PairOption",
+    "PlansOption",
+    "RewardNetOption",
+    "ScalesOption",
+    "SteeredOption",
+]
+
+STEERED = GuidanceOptions(scale=2.0)  # where nothing is swept: the scale that served best
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CutOption:
+    """How data are cut.
+
+    Args:
+        cut: how the file is divided into episodes, and episodes into windows.
+    """
+
+    cut: CutOptions = dataclasses.field(default_factory=CutOptions)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EpisodesOption(CutOption):
+    """Episodes that are read.
+
+    Args:
+        data: episodes (for a map, the base's): a file of `reward-jax data`, D4RL's HDF5, or a
+            Minari data set.
+    """
+
+    data: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BaseOption:
+    """The base.
+
+    Args:
+        base: the base's denoiser, a file or a run of `reward-jax train`.
+    """
+
+    base: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairOption(BaseOption):
+    """The base and its expert.
+
+    Args:
+        expert: the expert's denoiser, likewise.
+    """
+
+    expert: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FolderOption:
+    """Where findings go.
+
+    Args:
+        out: folder of what is written.
+    """
+
+    out: pathlib.Path
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GoalOption:
+    """What findings are held against.
+
+    Args:
+        goal: what peaks and outcomes are measured against, such as [x, y]; by default the
+            expert's goal.
+    """
+
+    goal: str | tuple[float, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlansOption:
+    """How many plans.
+
+    Args:
+        plans: how many are made, from starts that the task draws.
+    """
+
+    plans: PositiveInt = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GuidanceOption(PlansOption):
+    """How plans are made.
+
+    Args:
+        guidance: how plans are drawn and steered.
+    """
+
+    guidance: GuidanceOptions = dataclasses.field(default_factory=GuidanceOptions)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SteeredOption(GuidanceOption):
+    """The same where nothing is swept."""
+
+    guidance: GuidanceOptions = STEERED
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScalesOption:
+    """What is tried.
+
+    Args:
+        scales: guidance scales, each of which is tried.
+    """
+
+    scales: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkOption:
+    """What is trained.
+
+    Args:
+        network: of the denoiser.
+    """
+
+    network: NetworkOptions = dataclasses.field(default_factory=NetworkOptions)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionOption:
+    """The diffusion process.
+
+    Args:
+        diffusion_steps: T.
+    """
+
+    diffusion_steps: PositiveInt = 50
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MatchingOption:
+    """How a reward is extracted.
+
+    Args:
+        matching: how the reward is trained.
+    """
+
+    matching: Matching = dataclasses.field(default_factory=Matching)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardNetOption(MatchingOption):
+    """What reward is extracted.
+
+    Args:
+        reward: the reward's network.
+    """
+
+    reward: RewardOptions = dataclasses.field(default_factory=RewardOptions)

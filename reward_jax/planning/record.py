@@ -1,0 +1,61 @@
+"""Episodes of a task, recorded to a file in D4RL's layout, with what made them."""
+
+import dataclasses
+import pathlib
+
+from common_jax.cli.options import SeedOption
+from common_jax.cli.ranges import PositiveInt, check_ranges
+from common_jax.io.files import check_writable
+from common_jax.run import environment
+from reward_jax.data import hdf5
+from reward_jax.data.episodes import Episodes
+from reward_jax.data.trajectory.windows import WindowSize
+from reward_jax.tasks.find import find
+
+__all__ = ["RecordOptions", "Recorded", "record"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecordOptions(WindowSize, SeedOption):
+    """Record episodes of a task: of a base, or of an expert, which has a goal.
+
+    They are long enough for the windows (horizon, stride) that are to be cut from them.
+
+    Args:
+        env: the task, by name; a name that is none lists them.
+        out: .hdf5 file, in D4RL's layout.
+        goal: what the expert wants: a number among the task's own goals, from 0, or as the task
+            puts it (x,y in metres for one in a plane); by default the base's data.
+        episodes: how many.
+    """
+
+    env: str
+    out: str
+    goal: str | tuple[float, ...] | None = None
+    episodes: PositiveInt = 2000
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recorded:
+    """Episodes, and the file that they are in. what: they are, in a few words."""
+
+    path: pathlib.Path
+    episodes: Episodes
+    what: str
+
+    def __str__(self) -> str:
+        count, steps = len(self.episodes.lengths), len(self.episodes.observations)
+        return f"{count} {self.what}, {steps} steps: {self.path}"
+
+
+def record(options: RecordOptions) -> Recorded:
+    """Record and write; raises InputError, before anything is recorded, for what cannot be."""
+    check_ranges(options)
+    task = find(options.env)
+    goal = None if options.goal is None else task.goal(options.goal)
+    out = check_writable(options.out, (".hdf5", ".h5"))
+    episodes = task.record(
+        episodes=options.episodes, span=options.span, seed=options.seed, goal=goal
+    )
+    hdf5.write(out, episodes, run={"config": dataclasses.asdict(options)} | environment())
+    return Recorded(out, episodes, task.describe(goal))

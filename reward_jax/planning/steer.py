@@ -1,0 +1,244 @@
+"""A base, steered by a reward, a discriminator or the raw difference of two scores.
+
+    steering = steer_by(base, guide)
+    starts = steering.task.starts(256, seed=0)
+    for name, outcome in both_outcomes(steering, starts, key=key).items():
+        print(name, outcome.means())
+
+Legend: B plans, O observation width, S guidance scales.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Key
+
+from common_jax.cli.options import DeviceOption, SeedOption
+from common_jax.cli.ranges import NonNegativeInt, check_ranges
+from common_jax.errors import InputError
+from common_jax.mesh import mesh_for
+from reward_jax.data.trajectory.checkpoint import load_guide, load_model
+from reward_jax.data.trajectory.convert import expert_in_base_coordinates
+from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel, check_steers
+from reward_jax.planning.options import (
+    BaseOption,
+    FolderOption,
+    GoalOption,
+    GuidanceOption,
+    ScalesOption,
+)
+from reward_jax.planning.plan import plan_sweep, planner, precomputed
+from reward_jax.reward.discriminator import DiscriminatorGuide
+from reward_jax.reward.gradients import Guide, ScoreDifference
+from reward_jax.reward.guide import GuidanceOptions
+from reward_jax.tasks.base import Outcome, Planner, Task
+from reward_jax.tasks.find import task_and_goal
+
+__all__ = [
+    "Output",
+    "Steering",
+    "SteeringOptions",
+    "SweepOptions",
+    "Swept",
+    "both_outcomes",
+    "load_steering",
+    "outcomes",
+    "steer_by",
+    "sweep_outcomes",
+]
+
+Output = Literal["logit", "sigmoid"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Steering:
+    """A base, what steers it, and the world that it plans in.
+
+    goal: what outcomes are measured against. options: how plans are drawn and steered. mesh: plans
+    are sharded over its data and fsdp axes. notes: what a user should know of it, sentences.
+    """
+
+    base: TrajectoryModel
+    guide: Guide
+    task: Task
+    goal: Any
+    options: GuidanceOptions = dataclasses.field(default_factory=GuidanceOptions)
+    mesh: Mesh | None = None
+    notes: tuple[str, ...] = ()
+
+    def planner(self, *, steered: bool = True, **options: Any) -> Planner:
+        """Of the base, with these options in place of some."""
+        now = dataclasses.replace(self.options, **options)
+        return planner(
+            self.base, guide=self.guide if steered else None, options=now, mesh=self.mesh
+        )
+
+
+def steer_by(
+    base: TrajectoryModel,
+    by: TrajectoryGuide | TrajectoryModel,
+    *,
+    goal: Any = None,
+    output: Output = "logit",
+    options: GuidanceOptions | None = None,
+    mesh: Mesh | None = None,
+) -> Steering:
+    """A base with what steers it; they must fit one another, or InputError is raised.
+
+    by: a reward or a discriminator; or an expert, for the raw difference of both scores, without
+    any reward. goal: by default the one that the data of `by` had. output: of a discriminator.
+    """
+    notes: list[str] = []
+    if isinstance(by, TrajectoryModel):
+        score, notes = expert_in_base_coordinates(base, by)
+        guide = ScoreDifference(base.denoiser, score)
+    else:
+        check_steers("base and reward", base, by)
+        guide = by.guide
+        if isinstance(guide, DiscriminatorGuide):
+            guide = dataclasses.replace(guide, output=output)
+    task, goal = task_and_goal(by.space.about, goal)
+    return Steering(base, guide, task, goal, options or GuidanceOptions(), mesh, tuple(notes))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SteeringOptions(
+    GuidanceOption, BaseOption, GoalOption, FolderOption, DeviceOption, SeedOption
+):
+    """What steers a base, and how.
+
+    Args:
+        reward: what steers it: a reward or a discriminator, a file or a run.
+        expert: or an expert's denoiser: the raw difference of both scores steers, without any
+            reward (the baseline that it is).
+        output: of a discriminator: logit, or sigmoid.
+    """
+
+    reward: str | None = None
+    expert: str | None = None
+    output: Output = "logit"
+
+
+def load_steering(options: SteeringOptions) -> Steering:
+    """Read models; InputError, before anything is written, where they do not fit one another."""
+    check_ranges(options)
+    options.guidance.made_sampler()
+    if (options.reward is None) == (options.expert is None):
+        raise InputError("give --reward, or --expert for the raw difference of the scores")
+    base = load_model(options.base)
+    if options.reward is not None:
+        by = load_guide(options.reward)
+    else:
+        by = load_model(options.expert or "")
+    return steer_by(
+        base,
+        by,
+        goal=options.goal,
+        output=options.output,
+        options=options.guidance,
+        mesh=mesh_for(dataclasses.asdict(options.mesh)),
+    )
+
+
+def outcomes(
+    task: Task,
+    planners: Mapping[str, Planner],
+    starts: Float[np.ndarray, "B O"],
+    *,
+    key: Key[Array, ""],
+    goal: Any,
+) -> dict[str, Outcome]:
+    """What comes of each planner, all from the same starts and the same noise."""
+    return {name: task.execute(one, starts, key=key, goal=goal) for name, one in planners.items()}
+
+
+def both_outcomes(
+    steering: Steering, starts: Float[np.ndarray, "B O"], *, key: Key[Array, ""]
+) -> dict[str, Outcome]:
+    """Of the base "unsteered" and "steered"."""
+    planners = {
+        "unsteered": steering.planner(steered=False),
+        "steered": steering.planner(),
+    }
+    return outcomes(steering.task, planners, starts, key=key, goal=steering.goal)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepOptions(ScalesOption):
+    """What is swept: every guidance scale with every t_stopgrad.
+
+    Args:
+        t_stopgrads: diffusion steps below which there is no guidance.
+        execute: in the world, too, and not in plans alone.
+    """
+
+    t_stopgrads: tuple[NonNegativeInt, ...] = (0, 2, 5, 10)
+    execute: bool = False
+
+    def check(self) -> None:
+        """Raise InputError for an empty sweep."""
+        if not self.scales or not self.t_stopgrads:
+            raise InputError("scales and t_stopgrads need a number each, or more")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Swept:
+    """The outcome at one scale and t_stopgrad."""
+
+    scale: float
+    t_stopgrad: int
+    outcome: Outcome
+
+
+def sweep_outcomes(
+    steering: Steering,
+    starts: Float[np.ndarray, "B O"],
+    options: SweepOptions,
+    *,
+    key: Key[Array, ""],
+) -> Iterator[list[Swept]]:
+    """For each scale, in turn, the outcome at every t_stopgrad, from the same starts and noise.
+
+    Where the task plans once, all plans are made in one compiled call; where it plans as it goes,
+    each pair of settings by itself. Of the steering's options, scale and t_stopgrad are not used.
+    """
+    options.check()
+    given: dict[str, Any] = dict(key=key, goal=steering.goal, simulate=options.execute)
+    execute = functools.partial(steering.task.execute, starts=starts, **given)
+    return (
+        [
+            Swept(scale, stop, execute(one))
+            for stop, one in zip(options.t_stopgrads, planners, strict=True)
+        ]
+        for scale, planners in _planners(steering, starts, options, key)
+    )
+
+
+def _planners(
+    steering: Steering,
+    starts: Float[np.ndarray, "B O"],
+    options: SweepOptions,
+    key: Key[Array, ""],
+) -> Iterator[tuple[float, list[Planner]]]:
+    """Each scale, with a planner for each t_stopgrad."""
+    scales, stops = options.scales, options.t_stopgrads
+    if steering.task.replans:
+        for scale in scales:
+            yield scale, [steering.planner(scale=scale, t_stopgrad=stop) for stop in stops]
+        return
+    swept = plan_sweep(
+        steering.base,
+        starts,
+        key=key,
+        guide=steering.guide,
+        scales=scales,
+        t_stopgrads=stops,
+        options=steering.options,
+        mesh=steering.mesh,
+    )
+    for scale, row in zip(scales, swept, strict=True):
+        yield scale, [precomputed(steering.base.space.plans(x)) for x in row]
