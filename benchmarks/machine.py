@@ -38,6 +38,6 @@ def _processor() -> str:
     if "model name" not in fields:
         return platform.processor()
     flags = fields.get("flags", "").split()
-    told = [f"family {fields.get('cpu family')}", f"model {fields.get('model')}"]
-    told += [flag for flag in _TELLING if flag in flags]
-    return f"{fields['model name']} ({', '.join(told)})"
+    details = [f"family {fields.get('cpu family')}", f"model {fields.get('model')}"]
+    details += [flag for flag in _TELLING if flag in flags]
+    return f"{fields['model name']} ({', '.join(details)})"

@@ -81,8 +81,8 @@ def write_prompts(path: pathlib.Path, rng: np.random.Generator) -> None:
     left = BATCHES * TOKENS * 0.97
     with path.open("w") as file:
         while (size := int(rng.integers(8, 249))) < left:
-            words = " ".join(f"w{i}" for i in rng.integers(0, WORDS, size))
-            file.write(json.dumps({"prompt": words}) + "\n")
+            text = " ".join(f"w{i}" for i in rng.integers(0, WORDS, size))
+            file.write(json.dumps({"prompt": text}) + "\n")
             left -= size
 
 
@@ -106,9 +106,9 @@ def score(folder: pathlib.Path, stream: bool) -> None:
     status = pathlib.Path("/proc/self/status").read_text()
     found = re.findall(r"^(VmHWM):\s*(\d+) kB", status, re.MULTILINE)
     used = resource.getrusage(resource.RUSAGE_SELF)
-    told = {name: 1024 * int(value) for name, value in found}
-    told |= {"meta": meta, "processor": used.ru_utime + used.ru_stime}
-    (folder / f"{stream}.run.json").write_text(json.dumps(told))
+    measured = {name: 1024 * int(value) for name, value in found}
+    measured |= {"meta": meta, "processor": used.ru_utime + used.ru_stime}
+    (folder / f"{stream}.run.json").write_text(json.dumps(measured))
 
 
 def where(stream: bool) -> str:

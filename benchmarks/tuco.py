@@ -181,15 +181,15 @@ def start_up(folder: pathlib.Path, count: int = 60) -> dict[str, dict[str, float
     """Seconds of `tuco-jax score` in a new process, first with an empty cache, then with it."""
     rng = np.random.default_rng(1)
     prompts = folder / "prompts.jsonl"
-    words = "what tuning changed in this model is what we ask of every prompt here".split()
+    choices = "what tuning changed in this model is what we ask of every prompt here".split()
     with prompts.open("w") as file:
         for _ in range(count):
-            text = " ".join(rng.choice(words, rng.integers(4, 100)))
+            text = " ".join(rng.choice(choices, rng.integers(4, 100)))
             file.write(json.dumps({"prompt": text}) + "\n")
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {w: i for i, w in enumerate(["<unk>", *sorted(set(words))])}
+    vocabulary = {w: i for i, w in enumerate(["<unk>", *sorted(set(choices))])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     for name in ("base", "tuned"):

@@ -186,5 +186,5 @@ def _check_parameters(parameters: Any, done: int, saved: int | None) -> None:
 
 
 def _diverged(what: str, saved: int | None) -> InputError:
-    kept = f"; the checkpoint of step {saved} is kept" if saved else ""
-    return InputError(f"{what}{kept}; lower the learning rate, or look for outliers in the data")
+    note = f"; the checkpoint of step {saved} is kept" if saved else ""
+    return InputError(f"{what}{note}; lower the learning rate, or look for outliers in the data")

@@ -25,8 +25,8 @@ def changed(**settings):
 def test_settings_are_kept_and_work_goes_on_under_them(tmp_path):
     folder = tmp_path / "runs" / "one"
     with resume.hold(folder, SETTINGS, free={"mesh"}):
-        kept = json.loads((folder / "settings.json").read_text())
-    assert kept == {
+        stored = json.loads((folder / "settings.json").read_text())
+    assert stored == {
         "data": "rows.jsonl",
         "seed": 0,
         "training": {"steps": 20, "betas": [0.9, 0.99]},
@@ -39,7 +39,7 @@ def test_settings_are_kept_and_work_goes_on_under_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "difference"),
     [
         (changed(seed=1), "seed 0, not 1"),
         (changed(data="other.jsonl"), "data 'rows.jsonl', not 'other.jsonl'"),
@@ -49,11 +49,11 @@ def test_settings_are_kept_and_work_goes_on_under_them(tmp_path):
         (changed(mesh={}), "mesh.data 1, which is not given now"),
     ],
 )
-def test_other_settings_are_refused_by_name_with_nothing_written(tmp_path, other, told):
+def test_other_settings_are_refused_by_name_with_nothing_written(tmp_path, other, difference):
     with resume.hold(tmp_path, SETTINGS):
         pass
     before = (tmp_path / "settings.json").read_bytes()
-    line = f"the run there has {told}.*; give the same settings, or name a new directory"
+    line = f"the run there has {difference}.*; give the same settings, or name a new directory"
     for check in (resume.check, resume.hold):
         with pytest.raises(InputError, match=line) as error:
             with check(tmp_path, other) or contextlib.nullcontext():

@@ -115,6 +115,23 @@ def test_tokenizers_are_typed():
     assert not found
 
 
+BANNED = {"Asking", "kept", "option_chances", "terms", "told", "words"}
+
+
+def test_names_say_what_a_thing_is():
+    """A tokenizer is no `words`, what is printed not `told`; prose may use either."""
+    found = []
+    for folder in (*PACKAGES, "tests", "benchmarks", "examples"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                for field in ("id", "arg", "attr", "name", "asname"):
+                    name = getattr(node, field, None)
+                    if isinstance(name, str) and name in BANNED:
+                        line = getattr(node, "lineno", "?")
+                        found.append(f"{path.relative_to(ROOT)}:{line}: {name}")
+    assert not found, "\n".join(found)
+
+
 def test_one_spelling():
     """American in these two, as the libraries have them: optimizer and tokenize."""
     folders = (*PACKAGES, "tests", "benchmarks", "configs", "docs", "examples")

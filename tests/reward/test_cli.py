@@ -97,9 +97,9 @@ def test_data(made):
     assert "6 walks to random goals" in printed["data"]
     assert "6 walks to the goal (-1.2, 1.2)" in printed["expert data"]
     with h5py.File(folder / "expert.hdf5") as file:
-        kept = json.loads(cast(Any, file["metadata/run"])[()])
-    assert kept["config"]["goal"] == "0" and kept["config"]["env"] == "umaze"
-    assert kept["versions"]["jax"] and kept["command"] and "revision" in kept
+        stored = json.loads(cast(Any, file["metadata/run"])[()])
+    assert stored["config"]["goal"] == "0" and stored["config"]["env"] == "umaze"
+    assert stored["versions"]["jax"] and stored["command"] and "revision" in stored
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_heatmap(made):
 
 def test_the_settings_of_a_training_run_are_not_lost(made, capsys):
     folder, _ = made
-    kept = (folder / "reward" / "config.yaml").read_bytes()
+    stored = (folder / "reward" / "config.yaml").read_bytes()
     argv = [
         "--reward",
         folder / "reward",
@@ -243,7 +243,7 @@ def test_the_settings_of_a_training_run_are_not_lost(made, capsys):
     ]
     assert run("heatmap", *argv, *MAP) == 2
     assert "reward: holds a training run; name another directory" in capsys.readouterr().err
-    assert (folder / "reward" / "config.yaml").read_bytes() == kept
+    assert (folder / "reward" / "config.yaml").read_bytes() == stored
 
 
 def test_steer_and_sweep(made):
@@ -343,13 +343,13 @@ def test_report(made):
     assert len(pictures) == 13 and all(page.alts)
     for picture in pictures:
         assert b"</svg>" in base64.b64decode(picture.partition(",")[2])[-20:]
-    for words in (
+    for label in (
         "heat map",
         "walks that the base learned",
         "plans of the expert",
         "steered plans",
     ):
-        assert any(words in alt for alt in page.alts), words
+        assert any(label in alt for alt in page.alts), label
     for row in ("base, unsteered", "base, steered by the reward", "expert"):
         assert row in text and f"{row}: " in printed["report"]
     assert "m apart" in printed["report"] and str(folder / "report") in printed["report"]
@@ -484,8 +484,8 @@ def test_flags_go_on_top_of_the_config(tmp_path):
     config.write_text(f"env: medium\nout: {out}\nepisodes: 5\nhorizon: 4\n")
     assert run("data", "--episodes", 2, "--config", config, "--env=umaze", "--goal", "1,1") == 0
     with h5py.File(out) as file:
-        kept: Any = file["metadata/about"]
-        about = json.loads(kept[()])
+        stored: Any = file["metadata/about"]
+        about = json.loads(stored[()])
     assert about["task"] == "umaze" and about["goal"] == [1, 1]
     assert len(read_episodes(out).lengths) == 2
 
@@ -620,8 +620,8 @@ def test_demo(made, tmp_path, capsys, monkeypatch):
     assert len(read_episodes(config.data).lengths) == 6
     assert read_episodes(config.expert_data).about["goal"] == [-1.2, 1.2]
     printed = capsys.readouterr().out
-    for words in ("6 walks to random", "2 walks to the goal", "explained", "m apart", "in all"):
-        assert words in printed
+    for part in ("6 walks to random", "2 walks to the goal", "explained", "m apart", "in all"):
+        assert part in printed
     assert "report.html" in printed
     assert len(Page((out / "report.html").read_text("utf-8")).alts) == 13
 

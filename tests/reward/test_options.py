@@ -50,8 +50,8 @@ def test_no_option_is_stated_twice():
 @pytest.mark.parametrize("command", LEAVES)
 def test_every_option_has_words(command):
     options, _ = LEAVES[command].load()
-    told = [name for one in options.__mro__ for name in stated(one)]
-    assert sorted(told) == sorted(field.name for field in dataclasses.fields(options))
+    explained = [name for one in options.__mro__ for name in stated(one)]
+    assert sorted(explained) == sorted(field.name for field in dataclasses.fields(options))
 
 
 def test_help_has_the_words_of_inherited_options(capsys):

@@ -185,16 +185,16 @@ class TemporalUnet(nn.Module):
         self.final_conv = nn.Sequential(final, nn.Conv1d(dim, transition, 1))
 
     def forward(self, x: Tensor, cond: State | None, t: Tensor) -> Tensor:
-        time, x, kept = self.time_mlp(t), x.mT, []
+        time, x, skips = self.time_mlp(t), x.mT, []
         for first, second, *rest in _parts(self.downs):
             x = second(first(x, time), time)
             for part in rest[:-1]:
                 x = part(x)
-            kept.append(x)
+            skips.append(x)
             x = rest[-1](x)
         x = self.mid_block2(self.mid_attn(self.mid_block1(x, time)), time)
         for first, second, *rest in _parts(self.ups):
-            x = second(first(torch.cat([x, kept.pop()], 1), time), time)
+            x = second(first(torch.cat([x, skips.pop()], 1), time), time)
             for part in rest:
                 x = part(x)
         return self.final_conv(x).mT

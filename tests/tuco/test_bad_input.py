@@ -284,11 +284,11 @@ def copy(pair, tmp_path):
 
 
 @pytest.mark.parametrize("more", WAYS)
-@pytest.mark.parametrize("kept", [0.7, 0.001])
-def test_weights_cut_short(fails, copy, kept, more):
+@pytest.mark.parametrize("share", [0.7, 0.001])
+def test_weights_cut_short(fails, copy, share, more):
     path = copy / "model.safetensors"
     data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * kept)])
+    path.write_bytes(data[: int(len(data) * share)])
     has(fails(*more, tuned=copy), "model.safetensors")
 
 

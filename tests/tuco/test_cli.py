@@ -345,9 +345,9 @@ def test_every_study_has_a_config_that_it_reads(name):
     options = command_line.parse(f"tuco-jax study {name}", "", options_class, argv)
     assert options.seed == 7 and str(options.out).startswith("runs/") and callable(function)
     # What a report says repeats the run does.
-    words = shlex.split(studied.command(load_study(name).name, options))
-    assert words[:3] == ["tuco-jax", "study", name]
-    again = command_line.parse("", "", options_class, [*words[3:], "--out", str(options.out)])
+    command = shlex.split(studied.command(load_study(name).name, options))
+    assert command[:3] == ["tuco-jax", "study", name]
+    again = command_line.parse("", "", options_class, [*command[3:], "--out", str(options.out)])
     assert again == options
 
 

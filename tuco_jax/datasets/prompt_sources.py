@@ -172,9 +172,9 @@ def exchanges() -> list[tuple[str, str]]:
             known += [reply for reply in replies if reply not in known]
     found = [(question, "\n".join(known)) for question, known in answers.items()]
     for page in passages(length=500):
-        words = page.split(" ")
-        start, rest = words[:CONTINUED_FROM], words[CONTINUED_FROM:]
-        if max(map(len, words)) > 40:
+        parts = page.split(" ")
+        start, rest = parts[:CONTINUED_FROM], parts[CONTINUED_FROM:]
+        if max(map(len, parts)) > 40:
             continue
         found.append((f'Continue this text: "{" ".join(start)}"', " ".join(rest)))
     return found

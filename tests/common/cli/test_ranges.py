@@ -102,9 +102,9 @@ def test_what_is_read_is_plain():
     options = parse("program", "", Options, argv)
     assert options == Options(Inner(4, widths=(2, 3)), clip=2.0, steps={"a": 5}, seed=7)
     check_ranges(options)
-    kept = dataclasses.asdict(options)
-    kept["inner"]["widths"] = list(kept["inner"]["widths"])
-    assert yaml.safe_load(yaml.safe_dump(kept)) == kept
+    stored = dataclasses.asdict(options)
+    stored["inner"]["widths"] = list(stored["inner"]["widths"])
+    assert yaml.safe_load(yaml.safe_dump(stored)) == stored
 
 
 @dataclasses.dataclass(frozen=True)

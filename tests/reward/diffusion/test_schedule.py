@@ -27,9 +27,9 @@ def test_cosine_is_the_formula_and_diffusers(steps):
     betas = np.minimum(1 - bar(t + 1) / bar(t), 0.999)
     np.testing.assert_allclose(found.betas, betas, rtol=1e-6)
     np.testing.assert_allclose(found.betas, ref.cosine_betas(steps), rtol=1e-6)
-    kept = betas < 0.999  # up to where betas are cut the product telescopes
+    uncut = betas < 0.999  # up to where betas are cut the product telescopes
     wanted = bar(t + 1) / bar(0)
-    np.testing.assert_allclose(found.alphas_cumprod[kept], wanted[kept], rtol=1e-6)
+    np.testing.assert_allclose(found.alphas_cumprod[uncut], wanted[uncut], rtol=1e-6)
     assert found.steps == steps
 
 

@@ -86,19 +86,19 @@ def ten():
 
 def test_the_average_is_the_authors(ten):
     """Every 2nd step, counted from 0: a copy before step 4, then .9 of the old."""
-    kept = []
+    states = []
     state = fresh()
     average = state.params
     for step in range(10):
         # Any number of steps draws the same for each: the state after n steps is a run of n.
-        kept.append(train(state=fresh(), steps=step + 1, steps_per_call=1)[0])
-    for step, state in enumerate(kept):
+        states.append(train(state=fresh(), steps=step + 1, steps_per_call=1)[0])
+    for step, state in enumerate(states):
         if step % 2 == 0:
             keep = 0.0 if step < 4 else 0.9
             average = jax.tree.map(lambda a, p, k=keep: k * a + (1 - k) * p, average, state.params)
         assert_close(state.average, average, 1e-6)
-    assert_close(kept[-1], ten[0], 1e-6)  # one step a call, and ten
-    assert away(kept[-1].average, kept[-1].params) > 1e-3
+    assert_close(states[-1], ten[0], 1e-6)  # one step a call, and ten
+    assert away(states[-1].average, states[-1].params) > 1e-3
 
 
 def test_steps_a_call_change_nothing_and_the_callback_hears(ten):

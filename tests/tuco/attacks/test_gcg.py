@@ -182,8 +182,8 @@ def test_candidates_that_do_not_come_back_are_dropped(tokenizer):
     broken[1] = tokenizer("\u00e9", add_special_tokens=False)["input_ids"][0]  # half of it
     blank[0] = start[1]  # a blank at the end of the request's own
     good[2] = tokenizer("x", add_special_tokens=False)["input_ids"][0]
-    kept = surviving(tokenizer, layouts, np.stack([broken, blank, good]))
-    assert kept.tolist() == [False, False, True]
+    survives = surviving(tokenizer, layouts, np.stack([broken, blank, good]))
+    assert survives.tolist() == [False, False, True]
 
 
 def test_candidates_are_batched_by_the_token_budget(model, monkeypatch):
@@ -294,21 +294,21 @@ def test_a_prompt_is_added_once_the_string_succeeds(model, tokenizer, monkeypatc
 
 
 def test_bad_input_is_named(model, tokenizer):
-    for changes, words in (
+    for changes, message in (
         (dict(steps=0), "steps must be 1 or more, not 0"),
         (dict(candidates=0), "candidates must be 1 or more, not 0"),
         (dict(match=-1), "match must be 0 or more, not -1"),
         (dict(placement="middle"), "placement must be prefix or suffix, not 'middle'"),
         (dict(start=" ! "), "start must be a text without blanks"),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             dataclasses.replace(SMALL, **changes)
-    for goals, words in (
+    for goals, message in (
         ([], "no goals: give one request"),
         ([GOALS[0], Goal("x", " ")], "goal 2: request and target must be texts, not empty"),
         ([GOALS[0], Goal("x" * 90, "y")], r"goal 2: \d+ tokens with string and target, but the"),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             attack(model, tokenizer, goals, SMALL)
     config = dataclasses.replace(model.tuned_config, vocab_size=90)
     small = single(config, model.base, model.lora)

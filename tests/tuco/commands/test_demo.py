@@ -74,15 +74,15 @@ def test_demo_runs_from_end_to_end(models, groups, tmp_path, monkeypatch, capsys
 @pytest.mark.slow
 def test_over_a_mesh_the_table_is_the_same(models, groups, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "prompt_groups", lambda count, seed: groups)
-    told = []
+    tables = []
     for out, mesh in (("one", MeshOptions()), ("four", MeshOptions(data=2, fsdp=2))):
         config = demo.Config(
             base=models[0], tuned=models[1], out=tmp_path / out, maps=1, mesh=mesh
         )
         demo.run(config)
         printed = capsys.readouterr().out
-        told.append(printed[: printed.index("s in all")].rpartition("\n")[0])
-    assert "chat > plain text" in told[0] and told[0] == told[1]
+        tables.append(printed[: printed.index("s in all")].rpartition("\n")[0])
+    assert "chat > plain text" in tables[0] and tables[0] == tables[1]
 
 
 def test_study_gives_each_group_its_own_scores(models, groups):

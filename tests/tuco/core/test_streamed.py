@@ -140,10 +140,10 @@ def test_many_carries_walk_as_each_alone(tmp_path, monkeypatch, count, memory):
     reader.read.clear()
     reader.most = reader.alive
     store = CarryStore(count, memory, tmp_path)
-    told = []
-    outs = list(run_each(engines, source, store, lambda *step: told.append(step[:2])))
+    finished = []
+    outs = list(run_each(engines, source, store, lambda *step: finished.append(step[:2])))
     assert reader.read == [*range(DEPTH)] and reader.most <= 2 + 1
-    assert told == [(phase, i) for phase in (0, 0, 1, 1, 1) for i in range(count)]
+    assert finished == [(phase, i) for phase in (0, 0, 1, 1, 1) for i in range(count)]
     chex.assert_trees_all_equal(outs, jax.device_get(alone))
     for other in (Split(reader.pair), Stacked.of(reader.pair)):  # which do not stream
         again = list(run_each(engines, other, store))

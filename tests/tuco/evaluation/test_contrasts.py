@@ -133,8 +133,8 @@ def test_orientation_and_verdict_go_by_the_interval():
         Estimate(0.2, 0.1, 0.3),
         Estimate(0.6, 0.4, 0.8),
     )
-    words = [orientation("a", "b", e) for e in (above, below, across)]
-    assert words == ["a higher", "b higher", "neither is clearly higher"]
+    texts = [orientation("a", "b", e) for e in (above, below, across)]
+    assert texts == ["a higher", "b higher", "neither is clearly higher"]
     assert [verdict(e) for e in (above, below, across)] == [
         "reproduced",
         "not reproduced",

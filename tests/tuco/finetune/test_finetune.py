@@ -166,7 +166,7 @@ def whole(files, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("method, kill_at", [("lora", 1), ("lora", 5), ("full", 5)])
 def test_kill_and_resume_changes_nothing(files, request, tmp_path, monkeypatch, method, kill_at):
-    kept = request.getfixturevalue({"lora": "adapter", "full": "whole"}[method])
+    uninterrupted = request.getfixturevalue({"lora": "adapter", "full": "whole"}[method])
     out = tmp_path / "run"
     log = Run.log
 
@@ -179,16 +179,16 @@ def test_kill_and_resume_changes_nothing(files, request, tmp_path, monkeypatch, 
     with pytest.raises(KeyboardInterrupt):
         run_finetune(settings(files, out, method=method))
     monkeypatch.undo()
-    assert metrics(out)[-1]["step"] == kill_at and not (out / kept.name).exists()
+    assert metrics(out)[-1]["step"] == kill_at and not (out / uninterrupted.name).exists()
     run_finetune(settings(files, out, method=method, resume=True))
 
     def timeless(rows):
         return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows]
 
-    assert timeless(metrics(out)) == timeless(metrics(kept.parent))
-    for one in kept.glob("*.safetensors"):
-        assert one.read_bytes() == (out / kept.name / one.name).read_bytes()
-    assert list(kept.glob("*.safetensors"))
+    assert timeless(metrics(out)) == timeless(metrics(uninterrupted.parent))
+    for one in uninterrupted.glob("*.safetensors"):
+        assert one.read_bytes() == (out / uninterrupted.name / one.name).read_bytes()
+    assert list(uninterrupted.glob("*.safetensors"))
     assert len(json.loads((out / "environment.json").read_text())) == 2
 
 
@@ -325,8 +325,10 @@ def test_an_update_that_ruins_the_weights_is_neither_saved_nor_exported(
 
     monkeypatch.setattr(finetune, "make_step", ruined)
     out = tmp_path / "run"
-    kept = "there is no checkpoint yet" if steps == 1 else f"checkpoint is {out}/checkpoints/2"
-    with pytest.raises(InputError, match=rf"step {steps}: its update made weights .*{kept}"):
+    checkpoint = (
+        "there is no checkpoint yet" if steps == 1 else f"checkpoint is {out}/checkpoints/2"
+    )
+    with pytest.raises(InputError, match=rf"step {steps}: its update made weights .*{checkpoint}"):
         run_finetune(settings(files, out, steps=steps, watch=None))
     assert not (out / "adapter").exists()
     assert not (out / "checkpoints" / str(steps)).exists()
@@ -402,11 +404,11 @@ def test_a_template_is_trained_in_and_kept(files, tmp_path, method):
     )
     result = run_finetune(config)
     assert (result / "chat_template.jinja").read_text() == template
-    pair, words = load_pair(config.base, str(result))
-    assert words.chat_template == template
+    pair, tokenizer = load_pair(config.base, str(result))
+    assert tokenizer.chat_template == template
     assert "the tuned model's chat template is new: the base has none" in pair.notes
     # What was watched is what `score` finds through the template that it finds there.
-    tuco = score(pair, words, read_prompts(files / "watched.jsonl")).tuco
+    tuco = score(pair, tokenizer, read_prompts(files / "watched.jsonl")).tuco
     logged = [row for row in metrics(tmp_path / "run") if "tuco/mean" in row][-1]
     np.testing.assert_allclose(tuco.mean(), logged["tuco/mean"], atol=1e-6)
     (tmp_path / "own.jinja").write_text(template.replace(":", "="))

@@ -273,8 +273,8 @@ def test_sampling_follows_the_distribution():
         chosen = jax.jit(choose)(many, Sampling.of(**settings), keys, counts)
         return np.bincount(np.asarray(chosen), minlength=5) / draws
 
-    def softmax(kept, temperature):
-        p = np.exp(np.asarray(logits) / temperature) * np.isin(np.arange(5), kept)
+    def softmax(support, temperature):
+        p = np.exp(np.asarray(logits) / temperature) * np.isin(np.arange(5), support)
         return p / p.sum()
 
     def close(got, want):  # within five standard errors, and nothing outside the support
@@ -304,13 +304,13 @@ def test_limits_of_sampling_are_greedy():
 
 
 @pytest.fixture(scope="module")
-def words():
+def pair_and_tokenizer():
     """A pair over the tiny tokenizer's vocabulary, and that tokenizer."""
     return full_pair(3, random_models.config(vocab_size=VOCAB)), bos_tokenizer()
 
 
-def test_generate_takes_texts_and_conversations(words):
-    pair, tokenizer = words
+def test_generate_takes_texts_and_conversations(pair_and_tokenizer):
+    pair, tokenizer = pair_and_tokenizer
     chat = [{"role": "user", "content": "hi"}]
     prompts = ["once", chat, chat + [{"role": "assistant", "content": "Sure"}]]
     ids = encode(tokenizer, as_prompts(prompts))
@@ -321,8 +321,8 @@ def test_generate_takes_texts_and_conversations(words):
         assert generate(pair, tokenizer, prompts, alpha, max_new_tokens=NEW) == want
 
 
-def test_generate_with_the_base_alone(words):
-    pair, tokenizer = words
+def test_generate_with_the_base_alone(pair_and_tokenizer):
+    pair, tokenizer = pair_and_tokenizer
     alone = single(pair.base_config, pair.base)
     want = generate(alone, tokenizer, ["once", "upon a"], max_new_tokens=NEW)
     got = generate(pair, tokenizer, ["once", "upon a"], max_new_tokens=NEW, model="base")
@@ -332,8 +332,8 @@ def test_generate_with_the_base_alone(words):
         generate(pair, tokenizer, ["once"], 0.5, model="base")
 
 
-def test_generate_stops_at_texts(words):
-    pair, tokenizer = words
+def test_generate_stops_at_texts(pair_and_tokenizer):
+    pair, tokenizer = pair_and_tokenizer
     prompts = ["once", "upon a time", "there"]
     free = generate(pair, tokenizer, prompts, max_new_tokens=NEW)
     stops = [free[0][3:5], free[1][6]]
@@ -371,8 +371,8 @@ def test_end_tokens_come_from_the_template_too():
         (dict(model="both"), "model is 'both'"),
     ],
 )
-def test_bad_settings(words, options, message):
-    pair, tokenizer = words
+def test_bad_settings(pair_and_tokenizer, options, message):
+    pair, tokenizer = pair_and_tokenizer
     with pytest.raises(InputError, match=message):
         generate(pair, tokenizer, ["one", "two", "three", "four"], **options)
 

@@ -110,7 +110,7 @@ def test_folds_are_judged_on_what_they_have_not_seen():
 
 def test_bad_input_is_named():
     asked = choices()
-    for changes, words in (
+    for changes, message in (
         (dict(answers=asked.answers.at[2].set(4)), "question 3: answer 4 is outside its 4"),
         (
             dict(options=asked.options.at[1, 0].set(asked.options[1, 2])),
@@ -121,7 +121,7 @@ def test_bad_input_is_named():
         (dict(mask=asked.mask[:5]), r"tokens and mask: give \[N, T\] each"),
         (dict(mask=asked.mask.at[0].set(False)), "question 1: has no token; leave it out"),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             fit_layer_alpha(pair(), asked._replace(**changes))
     with pytest.raises(InputError, match="weights: give one a question, above 0 in sum"):
         fit_layer_alpha(pair(), asked, weights=jnp.zeros(12))
@@ -130,10 +130,10 @@ def test_bad_input_is_named():
             cross_validate_layer_alpha(pair(), asked, folds=folds)
     with pytest.raises(InputError, match="grid holds no alpha"):
         cross_validate_layer_alpha(pair(), asked, grid=())
-    for fields, words in (
+    for fields, message in (
         ((0, 0.1, 1.0), "steps must be 1 or more, not 0"),
         ((1, 0.0, 1.0), "learning_rate must be above 0, not 0"),
         ((1, 0.1, -1.0), "penalty must be 0 or more, not -1"),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             LayerAlphaOptions(*fields)

@@ -95,7 +95,7 @@ def test_bound_holds():
 
 
 def test_bad_input_is_named():
-    for changes, words in (
+    for changes, message in (
         (dict(vectors=0), "vectors must be 1 or more, not 0"),
         (dict(steps=0), "steps must be 1 or more, not 0"),
         (dict(position=-1), "position must be 0 or more, not -1"),
@@ -104,11 +104,11 @@ def test_bad_input_is_named():
         (dict(norm=3), "norm must be 1 or 2, not 3"),
         (dict(seed=-1), "seed must be 0 to 4294967295, not -1"),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             dataclasses.replace(OPTIONS, **changes)
     tokens, mask = prompts()
     long = jnp.zeros((1, 62), int), jnp.ones((1, 62), bool)
-    for rows, words in (
+    for rows, message in (
         ((tokens, mask[:, ::-1]), "prompts: prompts must be padded on the right"),
         ((tokens, mask[:2]), r"prompts: give tokens and mask \[B, T\] of one shape"),
         (
@@ -117,7 +117,7 @@ def test_bad_input_is_named():
         ),
         (long, "prompts: 65 tokens with the vectors, but the model's context holds 64"),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             fit_soft_prompt(pair(), Tokens(*rows), OPTIONS)
     with pytest.raises(InputError, match="held_out: prompts must be padded on the right"):
         fit_soft_prompt(pair(), prompts(), OPTIONS, held_out=Tokens(tokens, mask[:, ::-1]))

@@ -237,9 +237,9 @@ def test_journal_of_another_run_is_started_anew(tmp_path, pair, tokenizer):
     with pytest.raises(InputError, match="another run is writing"):
         Journal.check(path)
     journal.close()
-    kept = path.read_bytes()
+    written = path.read_bytes()
     Journal.check(path)
-    assert path.read_bytes() == kept != b""
+    assert path.read_bytes() == written != b""
     other = Journal(path, fingerprint(pair, tokens, 2))
     assert other.entries == []
     other.close()

@@ -40,8 +40,8 @@ def where(tmp_path_factory):
     for name, seed in (("base", 0), ("tuned", 1)):
         gguf_writer.write(folder / f"{name}.gguf", *tiny_hf("llama", seed), kinds={"ffn": "F16"})
     for name in ("tuned", "adapter"):
-        pair, words = load_pair(str(folder / "base"), str(folder / name))
-        store.save_pair(folder / f"{name}.store", pair, words)
+        pair, tokenizer = load_pair(str(folder / "base"), str(folder / name))
+        store.save_pair(folder / f"{name}.store", pair, tokenizer)
     store.save(folder / "base.store", load_model(str(folder / "base")))
     return folder
 
@@ -66,10 +66,10 @@ def equal(got, want):
 )
 def test_every_source(where, base, tuned):
     names = str(where / base), str(where / tuned)
-    pair, words = load_pair(*names)
+    pair, tokenizer = load_pair(*names)
     streamed, again = stream_pair(*names)
     assert list(streamed.ends.notes) == list(pair.notes)
-    want = score(pair, words, TEXTS)
+    want = score(pair, tokenizer, TEXTS)
     equal(score(streamed, again, TEXTS), want)
     options = PassOptions(memory=0, tokens=50)  # many passes, every stream on disk
     equal(score(streamed, again, TEXTS, passes=options, token_budget=40), want)
@@ -101,17 +101,17 @@ def stream_without_words(base, tuned):
 
 
 def test_a_pair_in_host_memory_and_of_one_layer(where):
-    words = tiny_tokenizer()
+    tokenizer = tiny_tokenizer()
     one = rm.config(depth=1, rope_index=(0,), windows=(0,), vocab_size=272)
     for pair in (
         load_pair(str(where / "base"), str(where / "adapter"))[0],
         rm.full_pair(base=one),
     ):
-        equal(score(Streamed.of(pair), words, TEXTS[:4]), score(pair, words, TEXTS[:4]))
+        equal(score(Streamed.of(pair), tokenizer, TEXTS[:4]), score(pair, tokenizer, TEXTS[:4]))
 
 
 def test_weights_are_read_once_a_pass(where):
-    streamed, words = stream_pair(str(where / "base"), str(where / "tuned"))
+    streamed, tokenizer = stream_pair(str(where / "base"), str(where / "tuned"))
     read, original = [], streamed._read
 
     def counted(index):
@@ -119,10 +119,10 @@ def test_weights_are_read_once_a_pass(where):
         return original(index)
 
     streamed._read = counted
-    score(streamed, words, TEXTS, token_budget=40)
+    score(streamed, tokenizer, TEXTS, token_budget=40)
     assert read == [0, 1, 2]
     read.clear()
-    score(streamed, words, TEXTS, token_budget=40, passes=PassOptions(tokens=100))
+    score(streamed, tokenizer, TEXTS, token_budget=40, passes=PassOptions(tokens=100))
     assert read == [0, 1, 2] * (len(read) // 3) and len(read) > 3
 
 
@@ -164,9 +164,9 @@ def test_little_room_on_disk_is_more_passes(tmp_path, monkeypatch):
 
 def test_a_killed_run_goes_on_with_the_pass_it_was_in(where, tmp_path):
     """Scores of whole passes are in the journal; no stream stays behind on disk."""
-    streamed, words = stream_pair(str(where / "base"), str(where / "tuned"))
+    streamed, tokenizer = stream_pair(str(where / "base"), str(where / "tuned"))
     prompts = as_prompts(TEXTS)
-    tokens = [np.asarray(words(t)["input_ids"], np.int32) for t in TEXTS]
+    tokens = [np.asarray(tokenizer(t)["input_ids"], np.int32) for t in TEXTS]
     options: Any = dict(
         token_budget=40, passes=PassOptions(memory=0, tokens=100, folder=str(tmp_path))
     )
@@ -233,12 +233,12 @@ def test_bad_input(where, tmp_path):
         score_file(file_options(*names, stream=True, mesh=MeshOptions(data=2)))
     with pytest.raises(InputError, match="runs on one device: leave out mesh and parallel"):
         score_file(file_options(*names, stream=True, parallel="pmap"))
-    for options, told in (
+    for options, message in (
         (PassOptions(memory=-1), "passes.memory must be 0 or more, not -1"),
         (PassOptions(tokens=0), "passes.tokens must be 1 or more, not 0"),
         (PassOptions(folder=str(tmp_path / "absent")), "absent: no such folder"),
     ):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             score_file(file_options(*names, stream=True, passes=options))
     assert [p.name for p in tmp_path.iterdir()] == ["p.jsonl"]
 
@@ -263,8 +263,8 @@ def test_programs_are_two_a_shape(where):
     """A middle layer's and the last one's, whatever the number of batches, passes and layers."""
     from tuco_jax.core.walk import advance
 
-    streamed, words = stream_pair(str(where / "base"), str(where / "tuned"))
+    streamed, tokenizer = stream_pair(str(where / "base"), str(where / "tuned"))
     jax.clear_caches()
-    scores = score(streamed, words, TEXTS, token_budget=40, passes=PassOptions(tokens=90))
+    scores = score(streamed, tokenizer, TEXTS, token_budget=40, passes=PassOptions(tokens=90))
     function: Any = advance
     assert function._cache_size() == 2 * len(scores.shapes)

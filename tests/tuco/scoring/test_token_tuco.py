@@ -129,8 +129,8 @@ def test_findings_are_told_and_a_mesh_changes_nothing(run, saved, folder, tmp_pa
     assert run("--prompts", prompts, "--out", out) == 0
     pair, _ = tuco_jax.load_pair(*saved)
     assert pair.notes
-    told = capsys.readouterr().err.splitlines()
-    assert [f"note: {one_line(note)}" for note in pair.notes] == told[: len(pair.notes)]
+    printed = capsys.readouterr().err.splitlines()
+    assert [f"note: {one_line(note)}" for note in pair.notes] == printed[: len(pair.notes)]
     alone = read_jsonl(out)
     assert run("--prompts", prompts, "--out", out, "--mesh.data", 2, "--mesh.fsdp", 2) == 0
     assert read_jsonl(out) == alone

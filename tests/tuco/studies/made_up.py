@@ -9,8 +9,8 @@ RNG = np.random.default_rng(0)
 WORDS = "tea cup sun map rope bird chair moon lamp stone river glass".split()
 
 
-def sentence(words: int) -> str:
-    return " ".join(RNG.choice(WORDS, words))
+def sentence(length: int) -> str:
+    return " ".join(RNG.choice(WORDS, length))
 
 
 def results(out: pathlib.Path) -> dict:

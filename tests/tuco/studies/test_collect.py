@@ -33,8 +33,8 @@ def test_claims_stand_side_by_side(tmp_path):
     assert page.index("## Shots\n\n[one]") < page.index("## Shots (output-co-more)\n\n[two]")
     assert "[one](one/output-co/report.md), [two](two/output-co/report.md)" in page
     assert "**two**: base b; tuned t; float32 on cpu. Run times: web-chat" in page
-    kept = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
-    assert kept == [
+    copied = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
+    assert copied == [
         "README.md",
         "one/output-co/curves.svg",
         "one/output-co/report.md",

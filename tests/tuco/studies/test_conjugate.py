@@ -12,8 +12,8 @@ from tuco_jax.studies import conjugate
 def test_conjugate_compares_languages(models, tmp_path):
     folder = tmp_path / "languages"
     folder.mkdir()
-    for name, words in (("English", 3), ("sw", 6), ("Malayalam", 6), ("Klingon", 4)):
-        write_jsonl(folder / f"{name}.jsonl", [{"prompt": sentence(words)} for _ in range(6)])
+    for name, length in (("English", 3), ("sw", 6), ("Malayalam", 6), ("Klingon", 4)):
+        write_jsonl(folder / f"{name}.jsonl", [{"prompt": sentence(length)} for _ in range(6)])
     config = conjugate.Config(out=tmp_path / "out", data=str(folder), **models)
     found = conjugate.STUDY.run(config)
     data = results(config.out)

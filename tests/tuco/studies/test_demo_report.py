@@ -91,9 +91,9 @@ def test_every_figure_has_words_with_its_numbers(page, report):
     _, parsed = page
     figures = [attrs for tag, attrs in parsed.tags if tag == "img"]
     assert len(figures) == 3
-    words = " ".join(a["alt"] or "" for a in figures)
-    assert all(f"{g.mean.value:.3f}" in words for g in report.groups)
-    assert f"{report.contrasts[0].auc.value:.2f}" in words
+    alternatives = " ".join(a["alt"] or "" for a in figures)
+    assert all(f"{g.mean.value:.3f}" in alternatives for g in report.groups)
+    assert f"{report.contrasts[0].auc.value:.2f}" in alternatives
 
 
 def test_tables_extremes_and_tokens_are_shown(page, report):

@@ -189,7 +189,7 @@ def test_bad_input_is_named_before_a_model_is_loaded(config, tmp_path):
     chats = write_jsonl(
         tmp_path / "chats.jsonl", [{"messages": [{"role": "user", "content": "x"}]}]
     )
-    for changes, words in (
+    for changes, message in (
         (dict(strings=0), "strings must be 1 or more, not 0"),
         (dict(goals=0), "goals must be 1 or more, not 0"),
         (dict(count=1), "count must be 2 or more, not 1"),
@@ -206,6 +206,6 @@ def test_bad_input_is_named_before_a_model_is_loaded(config, tmp_path):
         (dict(attacks=pathlib.Path(chats)), r"chats\.jsonl: prompt 1 .* has `messages`"),
         (dict(attacks=tmp_path / "none.txt"), "none.txt: the prompts file does not exist"),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             gcg.STUDY.run(dataclasses.replace(config, base="nowhere", **changes))
     assert not config.out.exists()

@@ -38,7 +38,7 @@ def check_model(source, **options):
 
 def check_pair(base, tuned, **options):
     """The same of a pair, and that the same is said of it."""
-    whole, words = load_pair(base, tuned, **options)
+    whole, tokenizer = load_pair(base, tuned, **options)
     opened = open_pair(base, tuned, **options)
     outside, again = opened.load(layers=False)
     branches = "base", "tuned", "lora"
@@ -52,7 +52,7 @@ def check_pair(base, tuned, **options):
             chex.assert_trees_all_equal_dtypes(layer, one_layer(getattr(whole, name), index))
     assert list(outside.notes) == list(whole.notes)
     assert (outside.base_config, outside.tuned_config) == (whole.base_config, whole.tuned_config)
-    assert again is not None and again.chat_template == words.chat_template
+    assert again is not None and again.chat_template == tokenizer.chat_template
     return whole
 
 
@@ -109,9 +109,9 @@ def test_stores(tmp_path, tuned, dtype):
     tiny_tokenizer().save_pretrained(tmp_path / "base")
     save_tiny(tmp_path / "tuned", "llama", seed=1)
     base = str(tmp_path / "base")
-    pair, words = load_pair(base, str(tmp_path / tuned))
+    pair, tokenizer = load_pair(base, str(tmp_path / tuned))
     store.save(tmp_path / "model", load_model(base))
-    store.save_pair(tmp_path / "pair", pair, words)
+    store.save_pair(tmp_path / "pair", pair, tokenizer)
     check_model(str(tmp_path / "model"), dtype=dtype)
     check_pair(str(tmp_path / "model"), str(tmp_path / tuned), dtype=dtype)
     check_pair(str(tmp_path / "pair"), str(tmp_path / "pair"), dtype=dtype)

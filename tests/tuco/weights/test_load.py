@@ -84,10 +84,10 @@ def test_a_store_serves_as_either_half_and_as_the_pair(where, tmp_path, tuned):
     store.save(tmp_path / "base", load_model(base))
     store.save_pair(tmp_path / "pair", pair, tokenizer)
     for names in ((tmp_path / "base", where / tuned), (tmp_path / "pair",) * 2):
-        again, words = load_pair(*map(str, names))
+        again, other = load_pair(*map(str, names))
         assert jax.tree.structure(again) == jax.tree.structure(pair)
         jax.tree.map(np.testing.assert_array_equal, again, pair)
-        assert words.get_vocab() == tokenizer.get_vocab()
+        assert other.get_vocab() == tokenizer.get_vocab()
         assert list(again.notes) == list(pair.notes)
 
 

@@ -175,7 +175,7 @@ def test_a_study_that_was_stopped_goes_on(done, monkeypatch):
     """What is missing is made, of what is there; what a kill left of a training is removed."""
     config, summary = done
     folder = config.out / "umaze"
-    kept = {p: p.read_bytes() for p in times(folder)}
+    before = {p: p.read_bytes() for p in times(folder)}
     (folder / "goal_0" / "result.json").unlink()
     (folder / "null.json").unlink()
     left = [folder / name / "checkpoints" for name in MODELS]
@@ -206,7 +206,7 @@ def test_a_study_that_was_stopped_goes_on(done, monkeypatch):
     assert not {r.tobytes() for r in np.asarray(rows)} & {r.tobytes() for r in np.asarray(every)}
     sampled = np.asarray(trained.sample(jax.random.key(0), 50))
     assert {r.tobytes() for r in sampled} <= {r.tobytes() for r in np.asarray(every)}
-    for path, data in kept.items():
+    for path, data in before.items():
         if path.suffix == ".safetensors":
             assert path.read_bytes() == data
 
@@ -306,9 +306,9 @@ def test_the_report_s_command_repeats_the_study(done):
     """Parsed, it is the config of the run: out, mazes and goals as well."""
     config, _ = done
     found = json.loads((config.out / "report" / "results.json").read_text())["facts"]
-    words = shlex.split(found["command"])
-    assert words[:3] == ["reward-jax", "study", "maze"]
-    again = command_line.parse("reward-jax study maze", "", Config, words[3:])
+    argv = shlex.split(found["command"])
+    assert argv[:3] == ["reward-jax", "study", "maze"]
+    again = command_line.parse("reward-jax study maze", "", Config, argv[3:])
     assert again == config
 
 

@@ -48,8 +48,8 @@ def test_no_corner_is_cut(name):
         line = np.concatenate(
             [a + share * (b - a) for a, b in zip(path[:-1], path[1:], strict=True)]
         )
-        kept = min(planner.COMFORT, layout.clearance(start), layout.clearance(end))
-        assert layout.clearance(line).min() > kept / np.sqrt(2) - 1e-9
+        room = min(planner.COMFORT, layout.clearance(start), layout.clearance(end))
+        assert layout.clearance(line).min() > room / np.sqrt(2) - 1e-9
 
 
 def test_visibility_against_points_along_the_line():

@@ -352,7 +352,7 @@ def test_a_type_that_is_not_supported_is_named(tmp_path):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp("gguf") / "m.gguf"
-    words = {
+    metadata = {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": ["<unk>", "<s>", "a", "b", "ab"],
         "tokenizer.ggml.scores": [0.0, 0.0, -2.0, -3.0, -1.0],
@@ -360,7 +360,7 @@ def whole(tmp_path_factory):
         "tokenizer.ggml.bos_token_id": 1,
     }
     hf, hf_config = tiny_hf("llama", num_hidden_layers=1)
-    write(path, hf, hf_config, metadata=words)
+    write(path, hf, hf_config, metadata=metadata)
     load(str(path))
     return path.read_bytes()
 
@@ -420,14 +420,14 @@ def test_smollm2_is_read_as_it_is(smollm2):
 
 def test_smollm2_predicts_a_story_and_answers(smollm2):
     """Perplexity 30.93 here, and to 1e-3 with transformers' own GGUF loader."""
-    words = smollm2.tokenizer
-    chat = words.apply_chat_template(
+    tokenizer = smollm2.tokenizer
+    chat = tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is the capital of France?"}],
         add_generation_prompt=True,
         return_dict=False,
     )
-    start = words("The capital of France is")["input_ids"]
-    rows = [words(STORY)["input_ids"], start, chat, chat + start]
+    start = tokenizer("The capital of France is")["input_ids"]
+    rows = [tokenizer(STORY)["input_ids"], start, chat, chat + start]
     ids = np.zeros((4, max(map(len, rows))), int)
     mask = np.zeros(ids.shape, bool)
     for i, row in enumerate(rows):
@@ -437,7 +437,7 @@ def test_smollm2_predicts_a_story_and_answers(smollm2):
     log_p = np.asarray(jax.nn.log_softmax(logits[0]))
     losses = -log_p[np.arange(len(story) - 1), story[1:]]
     assert len(story) == 84 and np.exp(losses.mean()) == pytest.approx(30.93, abs=0.02)
-    best = [words.decode(logits[i, len(rows[i]) - 1].argmax()) for i in (1, 2, 3)]
+    best = [tokenizer.decode(logits[i, len(rows[i]) - 1].argmax()) for i in (1, 2, 3)]
     assert best == [" Paris", "The", " Paris"]
 
 
@@ -447,10 +447,10 @@ def test_smollm2_as_a_huggingface_directory_reads_its_tokens(smollm2, tmp_path):
     smollm2.hf_config.save_pretrained(str(tmp_path))
     smollm2.tokenizer.save_pretrained(str(tmp_path))
     assert model_config(tmp_path) == smollm2.config
-    words = AutoTokenizer.from_pretrained(tmp_path)
-    assert words(STORY)["input_ids"] == smollm2.tokenizer(STORY)["input_ids"]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer(STORY)["input_ids"] == smollm2.tokenizer(STORY)["input_ids"]
     turns = [{"role": "user", "content": "Hello?"}]
-    assert words.apply_chat_template(turns) == smollm2.tokenizer.apply_chat_template(turns)
+    assert tokenizer.apply_chat_template(turns) == smollm2.tokenizer.apply_chat_template(turns)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
