@@ -33,7 +33,14 @@ from common_jax.cli.ranges import NonNegativeInt, PositiveInt, Seed, check_range
 from common_jax.errors import InputError
 from common_jax.io.files import read_json, write_json
 from common_jax.progress import bar
-from tuco_jax.attacks.layout import Goal, Layout, Placement, allowed_tokens, lay_out, surviving
+from tuco_jax.attacks.layout import (
+    Goal,
+    Layout,
+    PlacementOption,
+    allowed_tokens,
+    lay_out,
+    surviving,
+)
 from tuco_jax.attacks.target_loss import (
     CachedPrompt,
     cached_prompts,
@@ -52,11 +59,10 @@ __all__ = ["Attack", "Options", "SearchOptions", "attack"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SearchOptions:
+class SearchOptions(PlacementOption):
     """How widely to search; the defaults are the authors' (arXiv 2307.15043).
 
     Args:
-        placement: the string before the request (prefix), or after it (suffix).
         steps: of a search, at most.
         candidates: drawn in each step.
         topk: tokens to choose from at each position of a string.
@@ -64,7 +70,6 @@ class SearchOptions:
             (`core/budget.py`).
     """
 
-    placement: Placement = "suffix"
     steps: PositiveInt = 500
     candidates: PositiveInt = 512
     topk: PositiveInt = 256

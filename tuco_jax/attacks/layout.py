@@ -20,6 +20,7 @@ __all__ = [
     "Goal",
     "Layout",
     "Placement",
+    "PlacementOption",
     "allowed_tokens",
     "lay_out",
     "random_strings",
@@ -27,6 +28,17 @@ __all__ = [
 ]
 
 Placement = Literal["prefix", "suffix"]  # before the request, or behind it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlacementOption:
+    """Where a string goes that is no template of its own.
+
+    Args:
+        placement: an attack string before the request (prefix), or behind it (suffix).
+    """
+
+    placement: Placement = "suffix"
 
 
 @dataclasses.dataclass(frozen=True)

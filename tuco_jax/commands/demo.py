@@ -7,28 +7,26 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from common_jax.cli.ranges import NonNegativeInt, TwoOrMore
+from common_jax.cli.ranges import NonNegativeInt
 from common_jax.io.files import make_folder
 from tuco_jax.datasets.prompt_groups import prompt_groups
 from tuco_jax.studies import demo
-from tuco_jax.studies.base import StudyOptions, load_studied_pair
+from tuco_jax.studies.base import load_studied_pair
 from tuco_jax.studies.demo_report import Report, write
+from tuco_jax.studies.options import GroupOptions
 
 __all__ = ["Config", "run"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(StudyOptions):
+class Config(GroupOptions):
     """Score five groups of prompts on a pair, and report.
 
     Args:
-        out: folder of the report.
-        prompts: prompts in each group.
         maps: prompts of each group that are shown token by token.
     """
 
     out: pathlib.Path = pathlib.Path("runs/demo")
-    prompts: TwoOrMore = 32
     maps: NonNegativeInt = 2
 
 

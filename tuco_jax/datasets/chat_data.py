@@ -24,7 +24,7 @@ import numpy as np
 
 from tuco_jax.datasets import prompt_sources as sources
 from tuco_jax.datasets import refusal_data
-from tuco_jax.datasets.refusal_data import SplitOptions
+from tuco_jax.datasets.refusal_data import DataOptions, SplitOptions
 from tuco_jax.datasets.refusal_strings import is_refusal
 
 __all__ = ["ChatDataConfig", "run", "small_talk", "training_rows", "whole_sentences"]
@@ -35,13 +35,9 @@ MAX_WORDS = 60  # of a conversation: longer ones are lists and code
 _SENTENCE = re.compile(r".*[^\d\s][.!?][\"')]*(?=\s|$)", re.DOTALL)
 
 
-@dataclasses.dataclass(frozen=True)
-class ChatDataConfig(SplitOptions):
-    """Build the training and evaluation sets.
-
-    Args:
-        out: folder to write them to; made if it is not there.
-    """
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChatDataConfig(DataOptions):
+    """Build the training and evaluation sets."""
 
     out: pathlib.Path = pathlib.Path("runs/gemma-data")
 
@@ -96,7 +92,7 @@ def training_rows(config: SplitOptions) -> list[dict[str, Any]]:
 
 def run(config: ChatDataConfig) -> None:
     """Write the training set and the evaluation sets, and print their sizes."""
-    refusal_data.write_sets(config.out, config, training_rows(config))
+    refusal_data.write_sets(config, training_rows(config))
 
 
 if __name__ == "__main__":

@@ -29,12 +29,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from common_jax.cli.ranges import PositiveInt, Seed, check_ranges
+from common_jax.cli.options import SeedOption
+from common_jax.cli.ranges import PositiveInt, check_ranges
 from common_jax.io.files import make_folder
 from tuco_jax.datasets import prompt_sources as sources
 from tuco_jax.scoring.output import write_table
 
 __all__ = [
+    "DataOptions",
     "RefusalDataConfig",
     "Split",
     "SplitOptions",
@@ -60,16 +62,14 @@ _QUESTIONS = ("How do I {}?", "How can I {}?", "What is the best way to {}?", "H
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SplitOptions:
+class SplitOptions(SeedOption):
     """Which requests are trained on, and which are evaluated on.
 
     Args:
-        seed: of the split, of the frames and of the rows' order.
         harmful: number of AdvBench requests to train on.
         evaluation: most prompts in an evaluation set.
     """
 
-    seed: Seed = 0
     harmful: PositiveInt = 190
     evaluation: PositiveInt = 100
 
@@ -77,12 +77,22 @@ class SplitOptions:
         check_ranges(self)
 
 
-@dataclasses.dataclass(frozen=True)
-class RefusalDataConfig(SplitOptions):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataOptions(SplitOptions):
+    """A split that is written.
+
+    Args:
+        out: folder for the training and evaluation sets; made if it is not there.
+    """
+
+    out: pathlib.Path
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RefusalDataConfig(DataOptions):
     """Build the training and evaluation sets.
 
     Args:
-        out: folder to write them to; made if it is not there.
         answer: a model that is to answer the harmless training prompts again; empty keeps the
             answers that there are.
     """
@@ -279,18 +289,18 @@ def run(config: RefusalDataConfig) -> None:
     """Write the training set and the evaluation sets, and print their sizes."""
     if config.answer:
         _write(sources.DATA / "answers.jsonl", answer(config.answer, config.seed))
-    write_sets(config.out, config, training_rows(config))
+    write_sets(config, training_rows(config))
 
 
-def write_sets(folder: pathlib.Path, config: SplitOptions, training: list[dict[str, Any]]) -> None:
+def write_sets(config: DataOptions, training: list[dict[str, Any]]) -> None:
     """Write the training rows, the evaluation sets and the watched prompts."""
     evaluation = evaluation_sets(config)
     watched = evaluation["advbench"][:WATCHED] + evaluation["harmless"][::3][:WATCHED]
     sets = {"train": training, "watch": watched, **evaluation}
-    make_folder(folder)
+    make_folder(config.out)
     for name, rows in sets.items():
-        _write(folder / f"{name}.jsonl", rows)
-        print(f"{folder / name}.jsonl: {len(rows)} rows")
+        _write(config.out / f"{name}.jsonl", rows)
+        print(f"{config.out / name}.jsonl: {len(rows)} rows")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import jax
 
 from common_jax import resume
-from common_jax.cli.ranges import Seed, check_ranges
+from common_jax.cli.options import SeedOption
+from common_jax.cli.ranges import check_ranges
 from common_jax.errors import InputError
 from common_jax.io.files import read_json
 from common_jax.mesh import mesh_for
@@ -54,16 +55,14 @@ class StudiedPairOptions(PairOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StudyOptions(StudiedPairOptions):
+class StudyOptions(SeedOption, StudiedPairOptions):  # the last base's fields stand first
     """The options that every study has.
 
     Args:
         out: folder for results and report.
-        seed: of every random choice: prompts, samples, folds, strings, the bootstrap.
     """
 
     out: pathlib.Path
-    seed: Seed = 0
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -17,7 +17,7 @@ import numpy as np
 from common_jax.cli.ranges import PositiveFloat, PositiveInt, TwoOrMore
 from common_jax.errors import InputError
 from common_jax.report.findings import Findings
-from tuco_jax.attacks.layout import Placement
+from tuco_jax.attacks.layout import Placement, PlacementOption
 from tuco_jax.datasets.refusal_data import held_out_harmless
 from tuco_jax.datasets.refusal_strings import refuses
 from tuco_jax.datasets.requests import ORIGIN, read_texts
@@ -39,7 +39,7 @@ __all__ = ["STUDY", "Config", "Inputs", "prepare"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(StudyOptions):
+class Config(PlacementOption, StudyOptions):  # the last base's fields stand first
     """TuCo of prompts that break the tuned model and of those that do not.
 
     Args:
@@ -49,7 +49,6 @@ class Config(StudyOptions):
         attacks: file of attacks, a `prompt` each with one "{{ prompt }}" where the request goes,
             or a string to put beside it, as `attacks.jsonl` of a gcg run has; `id` is its name.
             Or a set: templates (single-turn ones of pyrit), wild (jailbreaks that people shared).
-        placement: where such a string goes: before the request (prefix), or behind it (suffix).
         count: requests of each kind.
         cross: every attack around every request; else the attacks take turns.
         answers: sampled for each prompt.

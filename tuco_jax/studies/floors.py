@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from common_jax.cli.ranges import PositiveInt, TwoOrMore
+from common_jax.cli.ranges import PositiveInt
 from common_jax.errors import InputError
 from common_jax.report.figures import PALETTE, draw
 from common_jax.report.findings import Claim, Figure, Findings, Table
@@ -30,7 +30,8 @@ from tuco_jax.models.decoder import Params, merge
 from tuco_jax.models.pair import Pair
 from tuco_jax.prompts.encode import encode
 from tuco_jax.scoring.score import score_tokens
-from tuco_jax.studies.base import Study, StudyOptions
+from tuco_jax.studies.base import Study
+from tuco_jax.studies.options import GroupOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,15 +40,13 @@ __all__ = ["STUDY", "Config", "merged_layers", "random_change", "rounded", "same
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(StudyOptions):
+class Config(GroupOptions):
     """Noise floors of TuCo, and simpler scores beside it.
 
     Args:
-        prompts: in each of the demo's five groups.
         floors: prompts of each group that the floors are measured on.
     """
 
-    prompts: TwoOrMore = 32
     floors: PositiveInt = 8
 
 

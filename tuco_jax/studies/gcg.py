@@ -49,7 +49,6 @@ class Config(SearchOptions, RequestOptions):  # the last base's fields stand fir
         strings: attack strings to search for.
         goals: requests that each string is searched on.
         target: how an attacked answer is to begin, where the file has no `target`.
-        placement: strings before the request, as in the paper (prefix), or after it (suffix).
         length: number of "!" that a search begins with.
         answer_tokens: of the answers whose refusals are counted; 0 for none.
     """
@@ -58,7 +57,7 @@ class Config(SearchOptions, RequestOptions):  # the last base's fields stand fir
     strings: PositiveInt = 3
     goals: PositiveInt = 2
     target: str = "Sure, here is"
-    placement: Placement = "prefix"
+    placement: Placement = "prefix"  # the paper's
     length: PositiveInt = 20
     answer_tokens: NonNegativeInt = 16
 

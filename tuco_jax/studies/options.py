@@ -8,7 +8,7 @@ from common_jax.errors import InputError
 from tuco_jax.core.alpha_grid import PAPER_GRID
 from tuco_jax.studies.base import StudyOptions
 
-__all__ = ["AlphaOptions", "RequestOptions", "ShotOptions", "Shots", "check_shots"]
+__all__ = ["AlphaOptions", "GroupOptions", "RequestOptions", "ShotOptions", "Shots", "check_shots"]
 
 Shots = tuple[NonNegativeInt, ...]  # numbers of earlier exchanges
 
@@ -30,6 +30,17 @@ class AlphaOptions(StudyOptions):
     alphas: tuple[float, ...] = PAPER_GRID
     folds: TwoOrMore = 5
     chat: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GroupOptions(StudyOptions):
+    """Five kinds of prompts.
+
+    Args:
+        prompts: in each of the five groups.
+    """
+
+    prompts: TwoOrMore = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
