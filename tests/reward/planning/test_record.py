@@ -31,8 +31,8 @@ def test_a_file_of_episodes_with_what_made_them(tmp_path):
     steps = len(expected.observations)
     assert str(found) == f"2 ways to the goal (1.7, 1.7), {steps} steps: {found.path}"
     with h5py.File(found.path) as file:
-        kept = json.loads(cast(Any, file["metadata/run"])[()])
-    assert kept["config"]["goal"] == "3" and kept["config"]["seed"] == 5
+        stored = json.loads(cast(Any, file["metadata/run"])[()])
+    assert stored["config"]["goal"] == "3" and stored["config"]["seed"] == 5
 
 
 def test_what_cannot_be_recorded_leaves_no_file(tmp_path):
