@@ -5,6 +5,7 @@ heads, head widths unlike width / heads where the family allows it, windows shor
 rows, biases and norms far from zero and one.
 """
 
+import copy
 import pathlib
 from typing import Any
 
@@ -79,7 +80,7 @@ _CHAT = (
 def tiny_config(family: str, **changes: Any) -> PreTrainedConfig:
     """A config of `family` (a transformers model_type); `changes` overrule its fields."""
     fields = _SHARED | _FIELDS[family] | changes
-    fields = {k: v for k, v in fields.items() if v is not None}
+    fields = {k: copy.deepcopy(v) for k, v in fields.items() if v is not None}
     return AutoConfig.for_model(family, **fields)
 
 

@@ -5,9 +5,13 @@ them, and the one block in `layers.py` reads them.
 """
 
 import dataclasses
+import math
 from typing import Literal
 
 __all__ = ["ModelConfig", "Rope"]
+
+_SCALES = ("norm_eps", "query_scale", "attention_softcap", "logit_softcap", "embed_scale")
+_MOST = {"depth": 10_000, "head_dim": 65_536}  # tuples and tables are made of as many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +77,13 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "width", "depth", "heads", "kv_heads", "head_dim", "mlp_width"):
-            if getattr(self, name) < 1:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value}")
+            if value > _MOST.get(name, value):
+                raise ValueError(f"{name} is {value}, more than any model has")
+        for name in _SCALES:
+            if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)}")
         if not self.query_scale:
             object.__setattr__(self, "query_scale", self.head_dim**-0.5)
@@ -89,3 +99,5 @@ class ModelConfig:
             raise ValueError(
                 f"{self.heads} query heads cannot share {self.kv_heads} key/value heads evenly"
             )
+        if any(not 0 <= index < max(len(self.ropes), 1) for index in self.rope_index):
+            raise ValueError(f"rope_index names others than the {len(self.ropes)} rotary tables")

@@ -1,11 +1,16 @@
 """From a Hugging Face config to a `ModelConfig`: one small mapping for each family.
 
+A mapping reads the fields that the family's code in transformers reads, and no others: a field
+that is ignored there is ignored here, and one that fails there is refused
+(`tests/tuco/models/test_config_fields.py` goes through all of them).
+
 A new family is one mapping here, one key table (`weights/keys.py`) and one parity case
 (`tests/tuco/models/test_parity.py`). Zephyr is Mistral or Gemma, Vicuna is Llama.
 """
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -20,9 +25,12 @@ _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
 }
 
 _MULTIMODAL = "gemma3"  # wraps a gemma3_text
@@ -34,28 +42,39 @@ def from_huggingface(config: PreTrainedConfig) -> ModelConfig:
     """Map a transformers config to ours; of a multimodal Gemma 3, the text model.
 
     Raises InputError, one line that names the field, for a family or a setting that the block
-    does not have.
+    does not have, or that transformers refuses.
     """
     check_supported(config.model_type)
-    if config.model_type == _MULTIMODAL:
-        config = config.get_text_config()
-    if getattr(config, "quantization_config", None):
-        raise InputError(
-            "quantization_config: quantised weights are not read; "
-            "dequantise the model, or give an unquantised one"
-        )
-    if getattr(config, "use_bidirectional_attention", None) not in (None, False):
-        raise InputError("use_bidirectional_attention: only causal models are supported")
+    text = config.get_text_config() if config.model_type == _MULTIMODAL else config
+    for part in (config, text):
+        _check_plain(part)
     try:
-        return ModelConfig(family=config.model_type, **_MAPPINGS[config.model_type](config))
+        fields = _MAPPINGS[text.model_type](text)
+        if text is not config:  # the whole model ties by its own field, and caps no logits
+            tied = bool(getattr(config, "tie_word_embeddings", True))
+            fields |= dict(tied_head=tied, logit_softcap=0.0)
+        return ModelConfig(family=text.model_type, **fields)
     except ValueError as error:
         raise InputError(f"{error}; mend the config") from None
-    except TypeError as error:  # such as a number in quotes
+    except (TypeError, AttributeError, KeyError) as error:  # such as a number in quotes
         raise InputError(f"a setting is of the wrong type ({error}); mend the config") from None
     except ArithmeticError as error:
         raise InputError(
             f"a size or a scale is 0 or too large ({error}); mend the config"
         ) from None
+
+
+def _check_plain(c: PreTrainedConfig) -> None:
+    """InputError for what transformers would apply to any family, and this block to none."""
+    if getattr(c, "quantization_config", None):
+        raise InputError(
+            "quantization_config: quantised weights are not read; "
+            "dequantise the model, or give an unquantised one"
+        )
+    if not getattr(c, "is_causal", True):
+        raise InputError("is_causal: only causal models are supported")
+    if getattr(c, "is_heterogeneous", False):
+        raise InputError("per_layer_config: layers of different shapes are not supported")
 
 
 def check_supported(model_type: str) -> None:
@@ -75,47 +94,101 @@ def _activation(name: str) -> str:
     return _ACTIVATIONS[name]
 
 
-def _windows(c: PreTrainedConfig, layer_types: list[str] | None) -> tuple[int, ...]:
-    """Each layer's window: the sliding layers have it, or all where layers have no types."""
-    window = getattr(c, "sliding_window", None) or 0
-    if layer_types is None:
-        return (window,) * c.num_hidden_layers
-    known = {"full_attention": 0, "sliding_attention": window}
-    for kind in layer_types:
-        if kind not in known:
-            raise InputError(f"layer_types: {kind!r} is not supported")
-    return tuple(known[kind] for kind in layer_types)
+def _windows(
+    c: PreTrainedConfig, layer_types: list[str] | None, *, required: bool = False
+) -> tuple[int, ...]:
+    """Each layer's window: the sliding layers have it, or all where layers have no types.
 
-
-def _common(c: PreTrainedConfig, activation: str = "hidden_act") -> Fields:
-    """Fields that Llama and its successors share; a head may be wider than width / heads.
-
-    activation: the field that the family's code in transformers reads.
+    required: transformers asks for a window even where no layer slides.
     """
-    head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    window = c.sliding_window
+    if layer_types is None:
+        slides = (window is not None,) * c.num_hidden_layers
+    else:
+        known = {"full_attention": False, "sliding_attention": True}
+        for kind in layer_types:
+            if kind not in known:
+                raise InputError(f"layer_types: {kind!r} is not supported")
+        slides = tuple(known[kind] for kind in layer_types)
+    if (any(slides) or required) and (window is None or window < 1):
+        raise InputError(f"sliding_window is {window}; layers that slide need 1 or more")
+    return tuple(window if s else 0 for s in slides)
+
+
+def _softcap(c: PreTrainedConfig, field: str) -> float:
+    """A cap of logits, symmetric about 0; 0 for none, which a config writes as null."""
+    cap = getattr(c, field)
+    if cap == 0:
+        raise InputError(f"{field} is 0, which divides by it; write null for no cap")
+    return abs(cap) if cap is not None else 0.0
+
+
+def _head_dim(c: PreTrainedConfig) -> int:
+    """Features of a head, which may be more or fewer than width / heads."""
+    head_dim = getattr(c, "head_dim", c.hidden_size // c.num_attention_heads)
+    if head_dim is None:
+        raise InputError("head_dim is null; give the number, or remove the field")
+    return head_dim
+
+
+def _common(
+    c: PreTrainedConfig, *, activation: str = "hidden_act", ropes: tuple[Rope, ...] | None = None
+) -> Fields:
+    """Fields that Llama and its successors share.
+
+    activation: the field that the family's code in transformers reads. ropes: those of a family
+    that has not just one.
+    """
+    kv_heads, pad = c.num_key_value_heads, c.pad_token_id
+    if pad is not None and not -c.vocab_size <= pad < c.vocab_size:
+        raise InputError(f"pad_token_id is {pad}, beyond the vocabulary of {c.vocab_size}")
     return dict(
         vocab_size=c.vocab_size,
         width=c.hidden_size,
         depth=c.num_hidden_layers,
         heads=c.num_attention_heads,
-        kv_heads=c.num_key_value_heads or c.num_attention_heads,
-        head_dim=head_dim,
+        kv_heads=c.num_attention_heads if kv_heads is None else kv_heads,
+        head_dim=_head_dim(c),
         mlp_width=c.intermediate_size,
         max_positions=c.max_position_embeddings,
         norm_eps=c.rms_norm_eps,
         activation=_activation(getattr(c, activation)),
-        ropes=_ropes(c, head_dim),
+        ropes=(_rope(c, _rope_parameters(c), _head_dim(c)),) if ropes is None else ropes,
         tied_head=bool(c.tie_word_embeddings),
     )
 
 
-def _ropes(c: PreTrainedConfig, head_dim: int) -> tuple[Rope, ...]:
-    """One rotary embedding, or, where each type of layer has its own, (full, sliding)."""
-    parameters = c.rope_parameters
-    nested = [parameters[k] for k in ("full_attention", "sliding_attention") if k in parameters]
-    return tuple(
-        resolve_rope(p, head_dim, c.max_position_embeddings) for p in nested or [parameters]
-    )
+def _rope_parameters(c: PreTrainedConfig) -> Any:
+    """A config's `rope_parameters` as transformers reads them when it builds the model.
+
+    Fields beside them, such as original_max_position_embeddings, then go before those in them.
+    """
+    c = copy.deepcopy(c)
+    c.standardize_rope_params()
+    return c.rope_parameters
+
+
+def _rope(c: PreTrainedConfig, parameters: Any, head_dim: int, *, partial: bool = False) -> Rope:
+    """One rotary embedding.
+
+    partial: whether the family can rotate a part of each head. Where it cannot, the default type
+    ignores partial_rotary_factor, and transformers fails with any other.
+    """
+    if not isinstance(parameters, Mapping) or "rope_type" not in parameters:
+        raise InputError(
+            f"rope_parameters: {c.model_type} has one set of them for all its layers, with a "
+            f"rope_type; found {parameters!r}"
+        )
+    factor = parameters.get("partial_rotary_factor", 1.0)
+    whole = parameters["rope_type"] == "default" and not partial
+    dim = head_dim if whole else int(head_dim * factor)
+    rotated = dim + dim % 2
+    if dim < 0 or rotated > head_dim or (rotated < head_dim and not partial):
+        raise InputError(
+            f"partial_rotary_factor {factor}: would rotate {rotated} features of heads of "
+            f"{head_dim}, which {c.model_type} cannot; mend the config"
+        )
+    return resolve_rope(parameters, dim, c.max_position_embeddings)
 
 
 def _llama(c: PreTrainedConfig) -> Fields:
@@ -136,31 +209,44 @@ def _qwen3(c: PreTrainedConfig) -> Fields:
     return _common(c) | dict(qkv_bias=bias, out_bias=bias, windows=windows, qk_norm="head")
 
 
-def _gemma(c: PreTrainedConfig, activation: str = "hidden_act") -> Fields:
+def _gemma(c: PreTrainedConfig, **common: Any) -> Fields:
+    if c.use_bidirectional_attention:
+        raise InputError("use_bidirectional_attention: only causal models are supported")
     bias, scale = c.attention_bias, math.sqrt(c.hidden_size)
-    return _common(c, activation) | dict(
+    return _common(c, **common) | dict(
         qkv_bias=bias, out_bias=bias, norm_offset=1.0, embed_scale=scale
     )
 
 
-def _gemma2(c: PreTrainedConfig) -> Fields:
-    return _gemma(c, "hidden_activation") | dict(
+def _gemma2(c: PreTrainedConfig, **common: Any) -> Fields:
+    if c.query_pre_attn_scalar < 0:
+        raise InputError(f"query_pre_attn_scalar is {c.query_pre_attn_scalar}, below 0")
+    return _gemma(c, activation="hidden_activation", **common) | dict(
         post_norm=True,
-        windows=_windows(c, c.layer_types),
+        windows=_windows(c, c.layer_types, required=True),
         query_scale=c.query_pre_attn_scalar**-0.5,
-        attention_softcap=c.attn_logit_softcapping or 0.0,
-        logit_softcap=c.final_logit_softcapping or 0.0,
+        attention_softcap=_softcap(c, "attn_logit_softcapping"),
+        logit_softcap=_softcap(c, "final_logit_softcapping"),
     )
 
 
 def _gemma3(c: PreTrainedConfig) -> Fields:
-    sliding = tuple(int(kind == "sliding_attention") for kind in c.layer_types)
+    parameters = _rope_parameters(c)
+    kinds = [k for k in ("full_attention", "sliding_attention") if k in c.layer_types]
+    # YaRN's truncate is read beside the sets of parameters, where no config has it.
+    own = [{k: v for k, v in parameters[kind].items() if k != "truncate"} for kind in kinds]
+    ropes = tuple(_rope(c, p, _head_dim(c)) for p in own)
     # transformers reads attn_logit_softcapping here and never applies it.
-    return _gemma2(c) | dict(attention_softcap=0.0, qk_norm="head", rope_index=sliding)
+    c = copy.deepcopy(c)
+    c.attn_logit_softcapping = None
+    fields = _gemma2(c, ropes=ropes)
+    index = tuple(kinds.index(kind) for kind in c.layer_types)
+    return fields | dict(qk_norm="head", rope_index=index)
 
 
 def _phi3(c: PreTrainedConfig) -> Fields:
-    return _common(c) | dict(windows=_windows(c, None))
+    rope = _rope(c, _rope_parameters(c), _head_dim(c), partial=True)
+    return _common(c, ropes=(rope,)) | dict(windows=_windows(c, None))
 
 
 def _olmo2(c: PreTrainedConfig) -> Fields:
@@ -174,6 +260,8 @@ def _gpt2(c: PreTrainedConfig) -> Fields:
     for field in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
         if getattr(c, field):
             raise InputError(f"{field}: true is not supported")
+    if c.n_embd % c.n_head:
+        raise InputError(f"n_embd {c.n_embd} is not a multiple of n_head {c.n_head}")
     return dict(
         vocab_size=c.vocab_size,
         width=c.n_embd,
@@ -181,7 +269,7 @@ def _gpt2(c: PreTrainedConfig) -> Fields:
         heads=c.n_head,
         kv_heads=c.n_head,
         head_dim=c.n_embd // c.n_head,
-        mlp_width=c.n_inner or 4 * c.n_embd,
+        mlp_width=4 * c.n_embd if c.n_inner is None else c.n_inner,
         max_positions=c.n_positions,
         norm="layer",
         norm_eps=c.layer_norm_epsilon,
@@ -197,6 +285,10 @@ def _gpt2(c: PreTrainedConfig) -> Fields:
 
 def _gpt_neox(c: PreTrainedConfig) -> Fields:
     head_dim = c.hidden_size // c.num_attention_heads
+    rotated = getattr(c, "head_dim", None) or head_dim  # attention itself does not read the field
+    rope = _rope(c, _rope_parameters(c), rotated, partial=True)
+    if rope.dim > head_dim:
+        raise InputError(f"head_dim {rotated}: {rope.dim} features of {head_dim} would be rotated")
     return dict(
         vocab_size=c.vocab_size,
         width=c.hidden_size,
@@ -214,7 +306,7 @@ def _gpt_neox(c: PreTrainedConfig) -> Fields:
         qkv_bias=c.attention_bias,
         out_bias=c.attention_bias,
         mlp_bias=True,
-        ropes=_ropes(c, head_dim),
+        ropes=(rope,),
         tied_head=bool(c.tie_word_embeddings),
     )
 

@@ -17,19 +17,19 @@ from tuco_jax.models.config import Rope
 __all__ = ["resolve_rope"]
 
 
-def resolve_rope(parameters: Mapping[str, Any], head_dim: int, max_positions: int) -> Rope:
+def resolve_rope(parameters: Mapping[str, Any], dim: int, max_positions: int) -> Rope:
     """A config's `rope_parameters` as a `Rope`.
 
-    Types: default, linear, dynamic, yarn, longrope, llama3. Raises InputError for another type or
-    a missing field; ArithmeticError where a frequency would not be finite.
+    dim: features of a head that are rotated, the first ones. max_positions: the context that the
+    config states. Types: default, linear, dynamic, yarn, longrope, llama3. Raises InputError for
+    another type or a missing field; ArithmeticError where a frequency would not be finite.
     """
     with np.errstate(divide="raise", over="raise", invalid="raise"):
-        return _resolve(parameters, head_dim, max_positions)
+        return _resolve(parameters, dim, max_positions)
 
 
-def _resolve(parameters: Mapping[str, Any], head_dim: int, max_positions: int) -> Rope:
-    kind = parameters.get("rope_type") or "default"
-    dim = int(head_dim * (parameters.get("partial_rotary_factor") or 1.0))
+def _resolve(parameters: Mapping[str, Any], dim: int, max_positions: int) -> Rope:
+    kind = parameters["rope_type"]
     try:
         base = float(parameters["rope_theta"])
         periods = np.float32(base) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
@@ -39,6 +39,8 @@ def _resolve(parameters: Mapping[str, Any], head_dim: int, max_positions: int) -
             return _rope(1 / periods / np.float32(parameters["factor"]), base)
         if kind == "dynamic":
             factor = float(parameters["factor"])
+            if dim == 2:
+                raise ArithmeticError("dynamic NTK divides by dim - 2, and dim is 2")
             return _rope(1 / periods, base, switch=max_positions, dynamic_factor=factor)
         original = parameters.get("original_max_position_embeddings") or max_positions
         if kind == "yarn":
@@ -56,6 +58,8 @@ def _resolve(parameters: Mapping[str, Any], head_dim: int, max_positions: int) -
 
 
 def _rope(frequencies: np.ndarray, base: float, **fields: Any) -> Rope:
+    if not np.isfinite(frequencies).all() or not math.isfinite(fields.get("scale", 1.0)):
+        raise ArithmeticError("a frequency is not finite")
     return Rope(tuple(frequencies.astype(np.float32).tolist()), base=base, **fields)
 
 
@@ -68,7 +72,7 @@ def _yarn(
     max_positions: int,
 ) -> Rope:
     """Low frequencies interpolated, high ones unchanged, a ramp between (YaRN, section 3.2)."""
-    factor = p["factor"] if p.get("factor") is not None else max_positions / original
+    factor = max_positions / original if p["factor"] is None else p["factor"]
 
     def feature(rotations: float) -> float:
         """The (fractional) feature that turns `rotations` times in the original context."""

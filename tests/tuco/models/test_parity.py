@@ -79,6 +79,8 @@ CASES = {family: (family, {}) for family in FAMILIES} | {
         "gpt2",
         dict(scale_attn_weights=False, activation_function="gelu", tie_word_embeddings=False),
     ),
+    "llama, a partial rotation that is ignored": ("llama", dict(partial_rotary_factor=0.5)),
+    "gpt_neox, nothing rotated": ("gpt_neox", dict(rotary_pct=0.0)),
     "gpt_neox, sequential": ("gpt_neox", dict(use_parallel_residual=False)),
     "gpt_neox, no attention biases, tied": (
         "gpt_neox",
