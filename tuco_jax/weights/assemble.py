@@ -7,6 +7,7 @@ already on the devices; a CPU device takes over the host's memory without a copy
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, Protocol
@@ -89,6 +90,30 @@ class Checkpoint:
         self._stored = source.shapes()
         self._wanted: dict[str, Any] = flatten_dict(param_shapes(config), sep="/")
         _check_names(config, source.name, self._stored, self._wanted, table, tuple(ignore))
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        """Before memory is taken for what a config calls for: each tensor holds as many numbers.
+
+        Its shape is checked when it is read.
+        """
+        sizes: dict[str, int] = {}
+        first: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for path, spec in self._wanted.items():
+            shape = spec.shape[1:] if path.startswith("layers/") else spec.shape
+            for tensor in _tensors(self.config, path, self._table[path]):
+                sizes[tensor] = sizes.get(tensor, 0) + math.prod(shape)
+                first.setdefault(tensor, (path, shape))
+        for tensor, size in sizes.items():
+            if math.prod(self._stored[tensor]) != size:
+                raise self._misshaped(tensor, *first[tensor])
+
+    def _misshaped(self, tensor: str, path: str, shape: tuple[int, ...]) -> InputError:
+        return InputError(
+            f"{self._source.file(tensor)}: tensor {tensor} has shape "
+            f"{list(self._stored[tensor])}, which does not give {path} the shape {list(shape)} "
+            "that the config calls for"
+        )
 
     def read(self, placement: Placement | None = None, *, layers: bool = True) -> Params:
         """Every parameter, layers stacked on axis 0, on devices; or those outside the layers."""
@@ -119,10 +144,7 @@ class Checkpoint:
         key = self._table[path]
         tensor, source = key.tensor.format(l=layer), self._source
         shape = self._stored[tensor]
-        misshaped = InputError(
-            f"{source.file(tensor)}: tensor {tensor} has shape {list(shape)}, which does not give "
-            f"{path} the shape {list(target.shape)} that the config calls for"
-        )
+        misshaped = self._misshaped(tensor, path, target.shape)
         if key.rows is not None and shape != (target.shape if key.rows == 0 else target.T.shape):
             raise misshaped
         for rows in _blocks(shape) if key.rows is not None else (slice(None),):
@@ -157,12 +179,13 @@ def _check_names(
             raise InputError(f"{name}: family {config.family!r} has no key for {path}")
         expected |= set(_tensors(config, path, table[path]))
     missing = sorted(expected - set(shapes))
+    unknown = [t for t in sorted(set(shapes) - expected) if not _matches(t, ignore)]
     if missing:
+        instead = f"; it holds {unknown[0]}{_and_more(unknown)} instead" if unknown else ""
         raise InputError(
-            f"{name}: tensor {missing[0]} is missing{_and_more(missing)}; "
+            f"{name}: tensor {missing[0]} is missing{_and_more(missing)}{instead}; "
             "the checkpoint is incomplete, or its config describes another model"
         )
-    unknown = [t for t in sorted(set(shapes) - expected) if not _matches(t, ignore)]
     if unknown:
         raise InputError(
             f"{name}: tensor {unknown[0]} is unknown to family {config.family!r} as its config "

@@ -27,9 +27,11 @@ from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.decoder import Params
 from tuco_jax.models.families import check_supported, from_huggingface
 from tuco_jax.weights.assemble import Checkpoint, Placement
-from tuco_jax.weights.hf.safetensors_files import SafetensorsFile
-from tuco_jax.weights.keys import FAMILIES, Family
+from tuco_jax.weights.hf.safetensors_files import SafetensorsFile, SafetensorsTensors
+from tuco_jax.weights.keys import FAMILIES
 from tuco_jax.weights.model import Model, OpenModel
+from tuco_jax.weights.names import Renamed
+from tuco_jax.weights.rust import rust_errors
 
 __all__ = [
     "export",
@@ -53,6 +55,8 @@ _DOWNLOAD = [
     "config.json",
     "adapter_config.json",
     "adapter_model.safetensors",
+    "*/adapter_config.json",
+    "*/adapter_model.safetensors",
     "generation_config.json",
     "model*.safetensors",
     _INDEX,
@@ -64,7 +68,13 @@ _DOWNLOAD = [
     "merges.txt",
 ]
 _Flat = dict[str, Any]  # path to array
-_MALFORMED = (OSError, ValueError, KeyError, TypeError, ArithmeticError)
+_MALFORMED = (OSError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError)
+_MALFORMED += (RecursionError,)  # brackets in brackets
+# No model is larger; transformers makes lists of as many layers as a config says.
+_MOST = {"num_hidden_layers": 10_000, "n_layer": 10_000, "head_dim": 65_536} | dict.fromkeys(
+    ("hidden_size", "n_embd", "intermediate_size", "n_inner", "num_attention_heads", "n_head"),
+    2**24,
+)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -94,9 +104,9 @@ def open_model(source: str, *, dtype: str = "float32", tokenizer: bool = True) -
     config = _mapped(directory, hf_config)
     own_tokenizer = read_tokenizer(directory) if tokenizer else None
     family = FAMILIES[config.family]
-    files = _Safetensors(directory, config, family)
-    ignore = (*family.ignore, *files.spare_head(config))
-    weights = Checkpoint(config, files, family.table(), dtype=dtype, ignore=ignore)
+    stored = SafetensorsTensors(str(directory), _files(directory))
+    tensors = Renamed(stored, config, family)
+    weights = Checkpoint(config, tensors, family.table(), dtype=dtype)
     return OpenModel(config, weights, own_tokenizer, source, hf_config)
 
 
@@ -137,11 +147,20 @@ def read_config(directory: str | pathlib.Path) -> PreTrainedConfig:
         if "model_type" not in fields:
             raise ValueError("no field model_type")
         check_supported(fields["model_type"])  # before transformers asks to run the model's code
+        for part in (fields, fields.get("text_config")):
+            _check_sizes(part if isinstance(part, dict) else {})
         return AutoConfig.from_pretrained(str(path.parent), trust_remote_code=False)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except (*_MALFORMED, StrictDataclassError) as error:
         raise InputError(f"{path}: {_one_line(error)}; mend the field") from None
+
+
+def _check_sizes(fields: Mapping[str, Any]) -> None:
+    for field, most in _MOST.items():
+        value = fields.get(field)
+        if isinstance(value, int | float) and not value <= most:
+            raise InputError(f"{field} is {value}, more than any model has; mend the field")
 
 
 def model_config(directory: pathlib.Path) -> ModelConfig:
@@ -161,12 +180,8 @@ def read_tokenizer(directory: str | pathlib.Path) -> PreTrainedTokenizerBase | N
     directory = pathlib.Path(directory)
     if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
         return None
-    try:
+    with rust_errors(f"{directory}: its tokenizer cannot be read"):
         return AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
-    except Exception as error:  # the Rust tokenizer raises bare Exceptions
-        raise InputError(
-            f"{directory}: its tokenizer cannot be read: {_one_line(error)}"
-        ) from None
 
 
 def export(
@@ -189,12 +204,15 @@ def export(
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise InputError(f"{directory}: exists and is not empty; name a new directory")
     text = copy.deepcopy(hf_config.get_text_config())
+    if (
+        hf_config.model_type == "gemma3"
+    ):  # what the whole model says goes before what its text does
+        text.architectures = ["Gemma3ForCausalLM"]
+        text.tie_word_embeddings, text.final_logit_softcapping = config.tied_head, None
     if from_huggingface(text) != config:
         raise ValueError("hf_config describes another model than config does")
     flat: _Flat = flatten_dict(params, sep="/")
     text.dtype = str(flat["embed/table"].dtype)
-    if text is not hf_config and hf_config.model_type == "gemma3":
-        text.architectures = ["Gemma3ForCausalLM"]
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         scratch = pathlib.Path(tempfile.mkdtemp(prefix=".export-", dir=directory.parent))
@@ -217,60 +235,6 @@ def export(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-class _Safetensors:
-    """The safetensors of a directory as a `TensorSource`, under the names transformers writes."""
-
-    def __init__(self, directory: pathlib.Path, config: ModelConfig, family: Family) -> None:
-        self.name = str(directory)
-        self._family = family
-        spelling = {
-            family.bare(name): name
-            for row in family.rows
-            for name in (row.tensor.format(l=layer) for layer in range(config.depth))
-        }
-        self._places: dict[str, tuple[SafetensorsFile, str]] = {}
-        for file in _files(directory):
-            for stored in file.tensors:
-                name = spelling.get(family.bare(stored), stored)
-                if name in self._places:
-                    other, twin = self._places[name]
-                    raise InputError(
-                        f"{file.path}: tensor {stored} is doubled: "
-                        f"{other.path.name} holds it as {twin}; remove one"
-                    )
-                self._places[name] = file, stored
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: file.tensors[stored].shape for name, (file, stored) in self._places.items()}
-
-    def file(self, tensor: str) -> str:
-        return str(self._places[tensor][0].path)
-
-    def read(self, tensor: str, rows: slice = slice(None)) -> np.ndarray:
-        file, stored = self._places[tensor]
-        return file.read(stored, rows)
-
-    def spare_head(self, config: ModelConfig) -> tuple[str, ...]:
-        """A tied model's own copy of its head, as a pattern to ignore, if it is a true copy."""
-        embedding, head = (
-            next(row.tensor for row in self._family.rows if row.paths == (path,))
-            for path in ("embed/table", "head/kernel")
-        )
-        if not config.tied_head or head not in self._places or embedding not in self._places:
-            return ()
-        shape = self.shapes()[head]
-        equal = shape == self.shapes()[embedding]
-        for start in range(0, shape[0] if equal else 0, 4096):
-            rows = slice(start, start + 4096)
-            equal = equal and np.array_equal(self.read(head, rows), self.read(embedding, rows))
-        if not equal:
-            raise InputError(
-                f"{self.file(head)}: tensor {head} differs from {embedding}, but the config ties "
-                "them; set tie_word_embeddings to false in config.json, or remove the tensor"
-            )
-        return (re.escape(head),)
-
-
 def _files(directory: pathlib.Path) -> list[SafetensorsFile]:
     """The checkpoint's safetensors: the single file, or all that the index names."""
     if (directory / _WEIGHTS).is_file():
@@ -288,9 +252,11 @@ def _files(directory: pathlib.Path) -> list[SafetensorsFile]:
     try:
         weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
         names = sorted(set(map(str, weight_map.values())))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{index}: not an index of shards ({_one_line(error)})") from None
     for name in names:
+        if pathlib.PurePath(name).is_absolute() or ".." in pathlib.PurePath(name).parts:
+            raise InputError(f"{index}: names {name}, a file outside the directory")
         if not (directory / name).is_file():
             raise InputError(f"{directory / name}: no such file, though {_INDEX} names it")
     shards = {name: SafetensorsFile(directory / name) for name in names}

@@ -5,7 +5,7 @@ Plain file reads rather than a memory map: a map's pages count as memory held un
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from common_jax.errors import InputError
 
-__all__ = ["SafetensorsFile", "StoredTensor"]
+__all__ = ["SafetensorsFile", "SafetensorsTensors", "StoredTensor"]
 
 _DTYPES = {"F32": jnp.float32, "F16": jnp.float16, "BF16": jnp.bfloat16}
 
@@ -76,3 +76,27 @@ class SafetensorsFile:
         if data.size != count * dtype.itemsize:
             raise InputError(f"{self.path}: truncated in tensor {name}; fetch the file again")
         return data.view(dtype).reshape(shape)
+
+
+class SafetensorsTensors:
+    """The tensors of some files as a `TensorSource`, under the names that they are stored by."""
+
+    def __init__(self, name: str, files: Iterable[SafetensorsFile]) -> None:
+        self.name = name
+        self._places: dict[str, SafetensorsFile] = {}
+        for file in files:
+            for tensor in file.tensors:
+                if (other := self._places.setdefault(tensor, file)) is not file:
+                    raise InputError(
+                        f"{file.path}: tensor {tensor} is doubled: "
+                        f"{other.path} holds it, too; remove one"
+                    )
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: file.tensors[name].shape for name, file in self._places.items()}
+
+    def file(self, tensor: str) -> str:
+        return str(self._places[tensor].path)
+
+    def read(self, tensor: str, rows: slice = slice(None)) -> Shaped[np.ndarray, "..."]:
+        return self._places[tensor].read(tensor, rows)
