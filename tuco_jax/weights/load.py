@@ -1,8 +1,9 @@
 """Load a model, or a pair, of any kind: the one place that knows all kinds."""
 
 import dataclasses
+import os
 import pathlib
-from typing import Protocol
+from typing import Any, Protocol
 
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
@@ -12,7 +13,7 @@ from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.decoder import Params
 from tuco_jax.models.pair import Notes, Pair
 from tuco_jax.models.sharding import placement
-from tuco_jax.weights import validate
+from tuco_jax.weights import in_memory, validate
 from tuco_jax.weights.assemble import Placement
 from tuco_jax.weights.gguf import model as gguf
 from tuco_jax.weights.hf import model as huggingface
@@ -32,8 +33,11 @@ __all__ = [
 ]
 
 
+Source = Any  # a path or hub id (str, PathLike), or a model in memory (`weights/in_memory.py`)
+
+
 def load_model(
-    source: str,
+    source: Source,
     *,
     dtype: str = "float32",
     placement: Placement | None = None,
@@ -41,14 +45,17 @@ def load_model(
 ) -> Model:
     """Read one model: a Hugging Face directory, a hub id, a .gguf file, or an orbax store.
 
-    dtype: "float32", "bfloat16" or "float16". placement: where each parameter goes
-    (`models/sharding.py`). Raises InputError where it is none of these, or corrupt.
+    source: or a model in memory, as `load_pair` takes it. dtype: "float32", "bfloat16" or
+    "float16". placement: where each parameter goes (`models/sharding.py`). Raises InputError
+    where it is none of these, or corrupt.
     """
     return open_model(source, dtype=dtype, tokenizer=tokenizer).load(placement)
 
 
-def open_model(source: str, *, dtype: str = "float32", tokenizer: bool = True) -> OpenModel:
+def open_model(source: Source, *, dtype: str = "float32", tokenizer: bool = True) -> OpenModel:
     """`load_model` before it reads the weights, to be read whole or a layer at a time."""
+    if not _is_path(source):
+        return in_memory.open_model(source, dtype=dtype)
     source = str(source)
     if _is_gguf(source):
         return gguf.open_model(source, dtype=dtype, tokenizer=tokenizer)
@@ -57,8 +64,10 @@ def open_model(source: str, *, dtype: str = "float32", tokenizer: bool = True) -
     return huggingface.open_model(source, dtype=dtype, tokenizer=tokenizer)
 
 
-def model_config(source: str) -> ModelConfig:
+def model_config(source: Source) -> ModelConfig:
     """The config of what `load_model` would read, without its weights."""
+    if not _is_path(source):
+        return in_memory.model_config(source)
     source = str(source)
     if _is_gguf(source):
         return gguf.read_config(source)
@@ -68,21 +77,32 @@ def model_config(source: str) -> ModelConfig:
 
 
 def load_pair(
-    base: str, tuned: str, *, dtype: str = "float32", mesh: Mesh | None = None
+    base: Source,
+    tuned: Source,
+    *,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
+    adapter: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[Pair, PreTrainedTokenizerBase]:
     """Read a pre-trained model and its tuned version.
 
-    base: anything that `load_model` reads. tuned: likewise, or a PEFT adapter over `base`, by its
-    directory or hub id. A store that holds a pair is given as both. mesh: where to spread the
-    weights; they go straight to their shards.
+    base: anything that `load_model` reads: a Hugging Face directory, a hub id, a .gguf file, a
+    store; or a model in memory: one of transformers (of a PeftModel: its base), or (its state
+    dict, its config). tuned: likewise, or an adapter over `base`: a PEFT folder, by its path or
+    hub id, or a PeftModel. A store that holds a pair is given as both. mesh: where to spread the
+    weights; they go straight to their shards. adapter: the name of one of several adapters that
+    `tuned` holds. tokenizer: the tuned model's, where another than its own is wanted, or where
+    both models are in memory, which bring none.
 
     Returns the pair, whose `notes` say how its models differ besides their weights, and the
     tuned model's tokenizer: an adapter's own if it ships one, else the base's, with the adapter's
     chat_template.jinja if it ships that. Configs are compared before any weight is read:
     InputError where the two are no pair.
     """
-    pair, tokenizer = open_pair(base, tuned, dtype=dtype).load(placement(mesh) if mesh else None)
-    return pair, needed_tokenizer(tokenizer, tuned)
+    opened = open_pair(base, tuned, dtype=dtype, adapter=adapter)
+    pair, found = opened.load(placement(mesh) if mesh else None)
+    return pair, needed_tokenizer(tokenizer or found, tuned)
 
 
 class OpenPair(Protocol):
@@ -102,26 +122,40 @@ class OpenPair(Protocol):
         ...
 
 
-def open_pair(base: str, tuned: str, *, dtype: str = "float32") -> OpenPair:
+def open_pair(
+    base: Source, tuned: Source, *, dtype: str = "float32", adapter: str | None = None
+) -> OpenPair:
     """`load_pair` before it reads the weights, to be read whole or a layer at a time."""
-    base, tuned = str(base), str(tuned)
-    if store.is_store(tuned) and store.holds_pair(tuned):
-        if pathlib.Path(base).absolute() != pathlib.Path(tuned).absolute():
-            raise InputError(f"{tuned}: the store holds a whole pair; give it as the base, too")
-        return store.OpenPair(tuned, dtype=dtype)
-    if not _is_gguf(tuned) and not store.is_store(tuned):
-        directory = huggingface.locate(tuned)
-        if peft.is_adapter(directory):
-            return _WithAdapter(base, str(directory), dtype)
+    if not _is_path(tuned):
+        found = in_memory.find_adapter(tuned, adapter)
+    else:
+        tuned = str(tuned)
+        if store.is_store(tuned) and store.holds_pair(tuned) and adapter is None:
+            if not _is_path(base) or _absolute(base) != _absolute(tuned):
+                raise InputError(
+                    f"{tuned}: the store holds a whole pair; give it as the base, too"
+                )
+            return store.OpenPair(tuned, dtype=dtype)
+        found = None
+        if not _is_gguf(tuned) and not store.is_store(tuned):
+            directory = huggingface.locate(tuned)
+            if peft.is_adapter(directory):
+                found = peft.find(directory, adapter)
+    if found is not None:
+        return _WithAdapter(base, found, dtype)
+    if adapter is not None:
+        raise InputError(f"{_named(tuned)}: is a whole model; --adapter names one of an adapter's")
     return _TwoModels(base, tuned, dtype)
 
 
 class _TwoModels:
     """Two whole models."""
 
-    def __init__(self, base: str, tuned: str, dtype: str) -> None:
-        self._notes = validate.configs(model_config(base), model_config(tuned), base, tuned)
+    def __init__(self, base: Source, tuned: Source, dtype: str) -> None:
+        names = _named(base), _named(tuned)
+        self._notes = validate.configs(model_config(base), model_config(tuned), *names)
         self._base, self._tuned = (open_model(m, dtype=dtype) for m in (base, tuned))
+        self._on_disk = _is_path(base) and _is_path(tuned)  # both could have a tokenizer
 
     def load(
         self, placement: Placement | None = None, *, layers: bool = True
@@ -129,8 +163,10 @@ class _TwoModels:
         old, new = (m.load(placement, layers=layers) for m in (self._base, self._tuned))
         tokenizer = new.tokenizer or old.tokenizer
         pair = Pair(old.params, new.params, {}, old.config, new.config)
-        notes = self._notes + validate.tokenizers(old.tokenizer, new.tokenizer)
-        notes += validate.embeddings(pair, tokenizer)
+        notes = self._notes
+        if self._on_disk:
+            notes = notes + validate.tokenizers(old.tokenizer, new.tokenizer)
+        notes = notes + validate.embeddings(pair, tokenizer)
         return dataclasses.replace(pair, notes=Notes(notes)), tokenizer
 
     def layer(self, index: int) -> tuple[Params, Params, Params]:
@@ -140,13 +176,13 @@ class _TwoModels:
 class _WithAdapter:
     """A model and a PEFT adapter over it."""
 
-    def __init__(self, base: str, directory: str, dtype: str) -> None:
+    def __init__(self, base: Source, found: peft.Found, dtype: str) -> None:
         config = model_config(base)
-        self._notes = validate.adapter(directory, base, config)
-        self._template = peft.read_chat_template(directory)
+        self._found, self._name, self._dtype = found, _named(base), dtype
+        self._notes = validate.adapter(found, self._name, config)
+        self._adapter = peft.Adapter(found, config)
+        self._template = None if found.folder is None else peft.read_chat_template(found.folder)
         self._base = open_model(base, dtype=dtype)
-        self._adapter = peft.Adapter(directory, config)
-        self._name, self._directory, self._dtype = base, directory, dtype
 
     def load(
         self, placement: Placement | None = None, *, layers: bool = True
@@ -155,11 +191,12 @@ class _WithAdapter:
         lora, overrides = self._adapter.load(
             old.params, dtype=self._dtype, placement=placement, layers=layers
         )
-        own = huggingface.read_tokenizer(self._directory)
+        folder = self._found.folder
+        own = None if folder is None else huggingface.read_tokenizer(folder)
         tokenizer = own or old.tokenizer
         config = tuned_config(old.config, overrides)
         pair = Pair(old.params, overrides, lora, old.config, config)
-        notes = self._notes + validate.configs(old.config, config, self._name, self._directory)
+        notes = self._notes + validate.configs(old.config, config, self._name, self._found.name)
         if own is not None:
             notes += validate.tokenizers(old.tokenizer, own)
         elif tokenizer is not None and self._template is not None:
@@ -184,14 +221,29 @@ def tuned_config(config: ModelConfig, overrides: Params) -> ModelConfig:
     return config
 
 
+def _is_path(source: Source) -> bool:
+    return isinstance(source, str | os.PathLike)
+
+
+def _absolute(source: str | os.PathLike[str]) -> pathlib.Path:
+    return pathlib.Path(source).absolute()
+
+
+def _named(source: Source) -> str:
+    """A model as messages and notes name it."""
+    return str(source) if _is_path(source) else "the model in memory"
+
+
 def _is_gguf(source: str) -> bool:
     return source.endswith(".gguf")
 
 
 def needed_tokenizer(
-    tokenizer: PreTrainedTokenizerBase | None, source: str
+    tokenizer: PreTrainedTokenizerBase | None, source: Source
 ) -> PreTrainedTokenizerBase:
     """The tokenizer; InputError naming the tuned model, `source`, where there is none."""
+    if tokenizer is None and not _is_path(source):
+        raise InputError("a model in memory brings no tokenizer; give one with tokenizer=")
     if tokenizer is None:
         raise InputError(
             f"{source}: neither it nor its base has a tokenizer; copy the tokenizer's files there"

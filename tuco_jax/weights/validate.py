@@ -106,27 +106,24 @@ def _short(value: object) -> str:
     return " and ".join(f"{k} in {value.count(k)} layers" for k in kinds)
 
 
-def adapter(directory: str, base_name: str, base: ModelConfig) -> list[str]:
-    """Notes on an adapter over a base; reads its config and its file's header only.
+def adapter(found: peft.Found, base_name: str, base: ModelConfig) -> list[str]:
+    """Notes on which base an adapter names; InputError where it was trained on another model.
 
-    InputError where it cannot be applied: unsupported type, tensors that the base does not have
-    or that misfit it, a named base that is known to be another model (see the module).
+    That is where the named base is at hand, and turns out to be one (see the module).
     """
-    named = peft.read_config(directory).get("base_model_name_or_path")
-    notes = []
-    if named and _plain(named) != _plain(base_name):
-        known = _known_config(str(named))
-        if known is not None:
-            for field in _SHAPE:
-                old, new = _shape(base, field), _shape(known, field)
-                if old != new:
-                    raise InputError(
-                        f"{directory}: the adapter was trained on {named} ({field} {new}), not "
-                        f"on {base_name} ({field} {old}); give the base that it names"
-                    )
-        notes.append(f"the adapter names another base: {named}, not {base_name}")
-    peft.Adapter(directory, base)
-    return notes
+    named = found.config.fields.get("base_model_name_or_path")
+    if not named or found.folder is None or _plain(named) == _plain(base_name):
+        return []
+    known = _known_config(str(named))
+    if known is not None:
+        for field in _SHAPE:
+            old, new = _shape(base, field), _shape(known, field)
+            if old != new:
+                raise InputError(
+                    f"{found.name}: the adapter was trained on {named} ({field} {new}), not "
+                    f"on {base_name} ({field} {old}); give the base that it names"
+                )
+    return [f"the adapter names another base: {named}, not {base_name}"]
 
 
 def _plain(name: str) -> str:

@@ -10,6 +10,7 @@ from common_jax.errors import InputError
 from tests.tuco.tiny import FAMILIES, save_tiny, tiny_hf, tiny_tokenizer
 from tests.tuco.weights.gguf import test_model as test_gguf
 from tests.tuco.weights.gguf import writer as gguf_writer
+from tests.tuco.weights.peft import test_adapter
 from tests.tuco.weights.peft import test_read as test_peft
 from tuco_jax.weights.load import load_model, load_pair, open_model, open_pair
 from tuco_jax.weights.orbax import store
@@ -81,6 +82,20 @@ def test_adapters(tmp_path, case):
     check_pair(str(tmp_path / "base"), str(tmp_path / "adapter"))
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        *("dora", "dora, conv1d", "dora, fused", "biases, norms too", "ia3, fused", "lokr"),
+        *("adalora", "rows of a tied embedding"),
+    ],
+)
+def test_adapters_that_become_tuned_weights(tmp_path, case):
+    family, config, changes = test_adapter.CASES[case]
+    test_peft.write_any(tmp_path, family, config, **changes)
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    check_pair(str(tmp_path / "base"), str(tmp_path / "adapter"))
+
+
 def test_adapters_in_another_dtype_and_with_a_template(tmp_path):
     test_peft.write(tmp_path, *_saved_modules())
     tiny_tokenizer().save_pretrained(tmp_path / "base")
@@ -135,16 +150,6 @@ def test_what_is_wrong_is_said_when_opened(tmp_path):
     opened.weights.layer(1)
     with pytest.raises(InputError, match=r"layers\.2\.mlp\.up_proj\.weight holds NaN"):
         opened.weights.layer(2)
-
-
-def test_a_store_with_its_layers_together_is_not_read_by_layers(tmp_path, monkeypatch):
-    save_tiny(tmp_path / "base", "llama")
-    store.save(tmp_path / "store", load_model(str(tmp_path / "base")))
-    monkeypatch.setattr("tuco_jax.weights.arrays.Stored.mixes_layers", True)
-    opened = open_model(str(tmp_path / "store"))
-    opened.load()
-    with pytest.raises(InputError, match="none can be read alone; import the model again"):
-        opened.load(layers=False)
 
 
 def test_layers_in_blocks(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Reading takes at most 1.3 times the memory of what is held, whatever it is read from."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -25,13 +26,15 @@ MEASURE = """
 import pathlib, re, sys
 import jax
 from tuco_jax.weights.peft import read as peft
-from tuco_jax.weights.load import load_model
+from tuco_jax.weights.load import load_model, open_pair
 
 def memory(field):
     status = pathlib.Path("/proc/self/status").read_text()
     return 1024 * int(re.search(field + r":\\s*(\\d+) kB", status).group(1))
 
 def load(source, adapter):
+    if "," in source:
+        return jax.block_until_ready(open_pair(*source.split(","), dtype=dtype).load()[0])
     model = load_model(source, dtype=dtype, tokenizer=False)
     factors = peft.load(adapter, model, dtype=dtype) if adapter else ()
     return jax.block_until_ready((model.params, factors))
@@ -93,11 +96,14 @@ def models(tmp_path_factory):
         ("store", "float32", 266_000_000),
         ("store", "bfloat16", 133_000_000),
         ("float32+adapter", "float32", 281_000_000),
+        ("float32,float32", "float32", 532_000_000),
+        ("bfloat16,store", "float32", 532_000_000),
+        ("float32,adapter", "float32", 281_000_000),
     ],
 )
 def test_peak_memory_is_at_most_1_3_times_the_weights(models, source, dtype, held):
     """On the CPU the device's memory is the host's: nothing may be held twice."""
-    paths = ["+".join(str(models / name / s) for s in source.split("+")) for name in SIZES]
+    paths = [re.sub(r"[^+,]+", lambda s: str(models / n / s[0]), source) for n in SIZES]  # noqa: B023
     out = subprocess.run(
         [sys.executable, "-c", MEASURE, *paths, dtype], capture_output=True, text=True, check=True
     )

@@ -17,6 +17,7 @@ from tuco_jax.models.config import ModelConfig
 from tuco_jax.weights import validate
 from tuco_jax.weights.hf import model as huggingface
 from tuco_jax.weights.load import model_config
+from tuco_jax.weights.peft import read as peft
 
 BASE = rm.config()
 
@@ -133,7 +134,7 @@ def adapter(tmp_path_factory):
 def rename(adapter, named):
     path = adapter / "adapter" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": named}))
-    return str(adapter / "adapter")
+    return peft.find(adapter / "adapter")
 
 
 @pytest.mark.parametrize(
@@ -171,11 +172,11 @@ def test_a_base_that_is_known_to_be_another_model_is_fatal(adapter, tmp_path):
 def test_an_adapter_that_misfits_is_fatal_before_weights_are_read(adapter):
     config = huggingface.load(str(adapter / "base")).config
     narrow = dataclasses.replace(config, heads=2)
-    directory = rename(adapter, None)
+    found = rename(adapter, None)
     with pytest.raises(InputError, match="the base has 32 inputs and 32 outputs there"):
-        validate.adapter(directory, "owner/this", narrow)
+        peft.Adapter(found, narrow)
     with pytest.raises(InputError, match="is unknown to family 'gpt2' with 3 layers"):
-        validate.adapter(directory, "owner/this", dataclasses.replace(config, family="gpt2"))
+        peft.Adapter(found, dataclasses.replace(config, family="gpt2"))
 
 
 def test_a_mistral_that_a_converter_wrote_as_llama(tmp_path):
