@@ -3,13 +3,13 @@
 import dataclasses
 
 from common_jax.cli.command_line import one_line
-from tuco_jax.weights.options import WeightOptions
+from tuco_jax.weights.options import AdapterOptions, WeightOptions
 
 __all__ = ["Config", "run"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(WeightOptions):
+class Config(AdapterOptions, WeightOptions):
     """Write a model, or a pair, into a store; the store restores onto any devices.
 
     Args:
@@ -37,7 +37,9 @@ def run(config: Config) -> None:
         model = load.load_model(config.model, dtype=config.dtype, placement=where)
         store.save(config.out, model)
     else:
-        pair, tokenizer = load.load_pair(config.model, config.tuned, dtype=config.dtype, mesh=mesh)
+        pair, tokenizer = load.load_pair(
+            config.model, config.tuned, dtype=config.dtype, mesh=mesh, adapter=config.adapter
+        )
         for note in pair.notes:
             print(f"note: {one_line(note)}")
         store.save_pair(config.out, pair, tokenizer)

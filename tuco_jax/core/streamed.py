@@ -84,7 +84,12 @@ class Streamed(OneByOne):
 
 
 def stream_pair(
-    base: str, tuned: str, *, dtype: str = "float32"
+    base: Any,
+    tuned: Any,
+    *,
+    dtype: str = "float32",
+    adapter: str | None = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> tuple[Streamed, "PreTrainedTokenizerBase"]:
     """`load_pair` for a pair that does not fit in memory: layers are read when they are needed.
 
@@ -93,6 +98,6 @@ def stream_pair(
     """
     from tuco_jax.weights.load import needed_tokenizer, open_pair  # brings transformers: seconds
 
-    opened = open_pair(base, tuned, dtype=dtype)
-    ends, tokenizer = opened.load(layers=False)
-    return Streamed(ends, opened.layer), needed_tokenizer(tokenizer, str(tuned))
+    opened = open_pair(base, tuned, dtype=dtype, adapter=adapter)
+    ends, found = opened.load(layers=False)
+    return Streamed(ends, opened.layer), needed_tokenizer(tokenizer or found, tuned)

@@ -137,7 +137,9 @@ def run(config: RefusalConfig) -> dict[float, list[RefusalRate]]:
     sets = {f.stem: read_prompts(f) for f in files}
     answers_file = check_writable(config.out.with_suffix(".answers.jsonl"), FORMATS)
     mesh = mesh_for(dataclasses.asdict(config.mesh))
-    pair, tokenizer = load_pair(config.base, config.tuned, dtype=config.dtype, mesh=mesh)
+    pair, tokenizer = load_pair(
+        config.base, config.tuned, dtype=config.dtype, mesh=mesh, adapter=config.adapter
+    )
     rates, answers = refusal_rates(
         pair, tokenizer, sets, alphas=config.alphas, max_new_tokens=config.max_new_tokens
     )

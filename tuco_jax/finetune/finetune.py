@@ -36,6 +36,7 @@ from tuco_jax.finetune import lora as low_rank
 from tuco_jax.finetune.batches import Batch, Plan, bucket, fingerprint, pack
 from tuco_jax.finetune.conversations import Conversation, read_conversations, tokenize
 from tuco_jax.finetune.lora import LoraOptions
+from tuco_jax.finetune.metrics import MetricsWindow
 from tuco_jax.finetune.step import (
     Method,
     OptimizerOptions,
@@ -44,7 +45,6 @@ from tuco_jax.finetune.step import (
     make_step,
     start,
 )
-from tuco_jax.finetune.window import Window
 from tuco_jax.generation.generate import end_tokens
 from tuco_jax.models import sharding
 from tuco_jax.models.decoder import Params
@@ -59,6 +59,7 @@ from tuco_jax.scoring.score import score_tokens
 from tuco_jax.weights.hf import model as huggingface
 from tuco_jax.weights.load import load_model
 from tuco_jax.weights.model import Model
+from tuco_jax.weights.options import BaseOptions
 from tuco_jax.weights.orbax import store
 from tuco_jax.weights.peft import read as peft
 
@@ -66,11 +67,12 @@ __all__ = ["FinetuneConfig", "run_finetune"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(RunOptions):
+class FinetuneConfig(BaseOptions, RunOptions):
     """Tune a model on conversations; the loss is on the assistant's turns.
 
+    The base's weights are held in dtype; what is trained is float32.
+
     Args:
-        base: a Hugging Face directory, a hub id, a .gguf file or a store.
         data: .jsonl; rows have messages, and truncated: true where the answer was cut short.
         chat_template: gemma, chatml or a .jinja file, which is kept with the result; by default
             that of the base's tokenizer.
@@ -92,12 +94,10 @@ class FinetuneConfig(RunOptions):
         eval_every: steps between held-out losses.
         watch_every: steps between scores of the watched prompts.
         keep: how many checkpoints are kept, the newest.
-        dtype: of the base's weights; what is trained is float32.
         export_dtype: of the result.
         remat: recompute activations in the backward pass: less memory, up to half more time.
     """
 
-    base: str
     data: str
     chat_template: str | None = None
     method: Literal["lora", "full"] = "lora"
@@ -118,7 +118,6 @@ class FinetuneConfig(RunOptions):
     watch_every: PositiveInt = 50
     save_every: PositiveInt = 50
     keep: PositiveInt = 2
-    dtype: Literal["float32", "bfloat16"] = "float32"
     export_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     remat: bool = False
 
@@ -180,6 +179,10 @@ def run_finetune(config: FinetuneConfig) -> pathlib.Path:
 
 def _check(config: FinetuneConfig) -> None:
     check_ranges(config)
+    if config.dtype == "float16":
+        raise InputError(
+            "dtype: float16 has too small a range to train in; choose bfloat16 or float32"
+        )
     if config.eval_data and config.eval_fraction:
         raise InputError("give eval_data or eval_fraction, not both")
 
@@ -334,7 +337,9 @@ class _Trainer:
         with bar("training", self.total, start=run.start) as shown:
             if not run.start:
                 self._measure(run, 0, state, always=True)
-            window = Window(self.config.out, self.config.optimizer.learning_rate, checkpoints)
+            window = MetricsWindow(
+                self.config.out, self.config.optimizer.learning_rate, checkpoints
+            )
             for index in range(run.start, self.total):
                 batch = self.plan.batch(index)
                 micro = (self.config.accumulate, self.config.batch)

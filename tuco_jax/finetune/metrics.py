@@ -13,7 +13,7 @@ from common_jax.errors import InputError
 from common_jax.io.checkpoint import Checkpoints
 from tuco_jax.models.decoder import Params
 
-__all__ = ["Window"]
+__all__ = ["MetricsWindow"]
 
 
 @jax.jit
@@ -21,7 +21,7 @@ def _finite(tree: Any) -> Bool[Array, ""]:
     return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
 
 
-class Window:
+class MetricsWindow:
     """Metrics since the last line of the log; they stay on the device until `check`."""
 
     def __init__(self, out: str, learning_rate: float, checkpoints: Checkpoints) -> None:
@@ -32,6 +32,7 @@ class Window:
         self.began = time.perf_counter()
 
     def add(self, step: int, metrics: dict[str, Float[Array, ""]], tokens: int) -> None:
+        """Take what a step gave: its loss and grad_norm, and how many real tokens it had."""
         self._new.append((step, metrics))
         self._tokens += tokens
 
@@ -67,7 +68,7 @@ class Window:
         )
 
     def close(self) -> dict[str, float]:
-        """Means since the last line; `tokens` does not count padding."""
+        """Means since the last line; `tokens` does not count padding. Begins the next line."""
         seconds = time.perf_counter() - self.began
         names = self._seen[0]
         values = {name: float(np.mean([v[name] for v in self._seen])) for name in names}

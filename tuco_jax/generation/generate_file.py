@@ -83,7 +83,9 @@ def generate_file(options: AnswerOptions) -> list[Answer]:
     from tuco_jax.weights.load import load_pair
 
     mesh = mesh_for(dataclasses.asdict(options.mesh))
-    pair, tokenizer = load_pair(options.base, options.tuned, dtype=options.dtype, mesh=mesh)
+    pair, tokenizer = load_pair(
+        options.base, options.tuned, dtype=options.dtype, mesh=mesh, adapter=options.adapter
+    )
     # Checked here, too, since these errors name the prompt by its id and line.
     vocab_size = pair.tuned_config.vocab_size
     encode(tokenizer, rows, max_tokens=pair.context - 1, vocab_size=vocab_size)
@@ -101,7 +103,9 @@ def generate_file(options: AnswerOptions) -> list[Answer]:
         with atomic(path) as temporary:
             text = "".join(json.dumps(a.row, ensure_ascii=False) + "\n" for a in answers)
             temporary.write_text(text, "utf-8")
-        settings = {n: getattr(options, n) for n in ("base", "tuned", "prompts", "dtype")}
+        settings = {
+            n: getattr(options, n) for n in ("base", "tuned", "adapter", "prompts", "dtype")
+        }
         settings |= {"alpha": options.alpha, "chat": options.chat, **how, "stop": options.stops}
         settings["mesh"] = dict(mesh.shape) if mesh is not None else None
         facts = {"notes": list(pair.notes), "family": pair.tuned_config.family}

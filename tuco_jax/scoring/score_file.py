@@ -77,10 +77,12 @@ def score_file(
         names = options.base, options.tuned
         source: Pair | Streamed
         if options.stream:
-            source, tokenizer = stream_pair(*names, dtype=options.dtype)
+            source, tokenizer = stream_pair(*names, dtype=options.dtype, adapter=options.adapter)
             pair = source.ends
         else:
-            source, tokenizer = load_pair(*names, dtype=options.dtype, mesh=mesh)
+            source, tokenizer = load_pair(
+                *names, dtype=options.dtype, mesh=mesh, adapter=options.adapter
+            )
             pair = source
     with _timed(seconds, "tokenize"):
         tokens = encode(
@@ -106,8 +108,9 @@ def score_file(
             seconds["first"] += before - (begin if started is None else started)
         seconds["total"] = time.perf_counter() - (begin if started is None else started)
         meta = _metadata(pair, scores, seconds, cut)
-        for name in ("base", "tuned", "prompts", "dtype", "norm", "parallel", "token_budget"):
+        for name in ("base", "tuned", "adapter", "prompts", "dtype", "norm", "parallel"):
             meta[name] = getattr(options, name)
+        meta["token_budget"] = options.token_budget
         meta["mesh"] = dict(mesh.shape) if mesh is not None else None
         meta["stream"] = dataclasses.asdict(options.passes) if options.stream else None
         write_table(path, _columns(rows, scores, options.layers))

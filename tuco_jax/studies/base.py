@@ -173,13 +173,17 @@ def load_studied_pair(
     mesh = mesh_for(dataclasses.asdict(options.mesh))
     base = options.base or str(next(fetch("smollm2").glob("*.gguf")))
     tuned = options.tuned or str(DATA / "smollm2-refusal")
-    pair, tokenizer = load_pair(base, tuned, dtype=options.dtype, mesh=mesh)
+    pair, tokenizer = load_pair(
+        base, tuned, dtype=options.dtype, mesh=mesh, adapter=options.adapter
+    )
     facts = {
         "base": options.base or f"SmolLM2-135M-Instruct, Q4_1 GGUF, read as {options.dtype}",
         "tuned": options.tuned or "the same with a refusal adapter (LoRA), in the package",
         "weights": options.dtype,
         "device": jax.devices()[0].device_kind,
     }
+    if options.adapter is not None:
+        facts["adapter"] = options.adapter
     if mesh is not None:
         facts["mesh"] = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     if pair.notes:

@@ -126,6 +126,11 @@ class Stored:
                 tree[path] = self._placed(path, where)
         return unflatten_dict(tree, sep="/")
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Each array's shape, by its path."""
+        return {path: tuple(array.shape) for path, array in self._arrays.items()}
+
     def layer(self, index: int) -> Any:
         """One layer of the arrays that have layers, on the host, their paths without "layers"."""
         tree = {}
@@ -135,12 +140,6 @@ class Stored:
                 bounds = ((index, index + 1), *((0, size) for size in array.shape[1:]))
                 tree[name] = self._part(path, bounds)[0]
         return unflatten_dict(tree, sep="/")
-
-    @property
-    def mixes_layers(self) -> bool:
-        """Whether to read a layer is to read others, too: what older versions wrote."""
-        large = (a for p, a in self._arrays.items() if is_layered(p) and a.size * 4 > _CHUNK)
-        return any((a.chunk_layout.read_chunk.shape or (1,))[0] > 1 for a in large)
 
     def _placed(self, path: str, where: jax.sharding.Sharding | None) -> jax.Array:
         array = self._arrays[path]

@@ -3,32 +3,51 @@
 import dataclasses
 from typing import Literal
 
-from common_jax.cli.options import MeshOptions
+from common_jax.cli.options import DeviceOption
 
-__all__ = ["PairOptions", "WeightOptions"]
+__all__ = ["AdapterOptions", "BaseOptions", "PairOptions", "WeightOptions"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WeightOptions:
+class WeightOptions(DeviceOption):
     """How weights are held.
 
     Args:
         dtype: what weights are held in; sums are float32.
-        mesh: devices along each axis; rows of a batch are split over data and fsdp.
     """
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PairOptions(WeightOptions):
-    """A base and what tuning made of it.
+class BaseOptions(WeightOptions):
+    """A pre-trained model.
 
     Args:
         base: the pre-trained model: a Hugging Face directory, a hub id, a .gguf file or a store.
-        tuned: the tuned model, likewise; or the directory of a PEFT adapter over the base.
     """
 
     base: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterOptions:
+    """Which of several adapters is meant.
+
+    Args:
+        adapter: name of one of the adapters that the tuned folder holds, each in a folder of its
+            own; by default the one that lies in the folder itself, or the only one.
+    """
+
+    adapter: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairOptions(AdapterOptions, BaseOptions):
+    """A base and what tuning made of it.
+
+    Args:
+        tuned: the tuned model, likewise; or the directory of a PEFT adapter over the base.
+    """
+
     tuned: str

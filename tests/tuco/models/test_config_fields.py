@@ -7,6 +7,7 @@ logits stay or move, or it fails. That the fields which act mean here what they 
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,7 +117,7 @@ def other_value(family, field):
     return not old if isinstance(old, bool) else VALUES[field]
 
 
-def logits(family, changes):
+def logits(family, changes) -> Any:
     """transformers' logits, or None where it fails."""
     tokens = np.random.default_rng(0).integers(10, 250, (2, 9))
     try:

@@ -4,7 +4,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -77,7 +76,6 @@ def test_a_layer_is_read_without_the_others(tmp_path):
     arrays.save(tmp_path / "tree", tree)
     shown = []
     stored = arrays.Stored(tmp_path / "tree", check=lambda path, part: shown.append(part.size))
-    assert not stored.mixes_layers
     layer = stored.layer(1)
     expected = {"base": {"kernel": tree["base"]["layers"]["kernel"][1]}}
     expected["base"]["scale"] = tree["base"]["layers"]["scale"][1]
@@ -85,15 +83,3 @@ def test_a_layer_is_read_without_the_others(tmp_path):
     chex.assert_trees_all_equal(layer, expected)
     assert sum(shown) == 600 * 700 + 5 + 4 * 700
     chex.assert_trees_all_equal(stored.read(layers=False), {"base": {"table": scale}})
-
-
-def test_what_was_written_with_layers_together(tmp_path):
-    """It is read as ever; only that a layer cannot be read alone is told."""
-    array = np.random.default_rng(0).normal(size=(3, 600, 700)).astype(np.float32)
-    arguments = {"layers": {"a": ocp.SaveArgs(chunk_byte_size=1 << 20)}}
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(tmp_path / "tree", {"layers": {"a": array}}, save_args=arguments)
-    stored = arrays.Stored(tmp_path / "tree")
-    assert stored.mixes_layers
-    np.testing.assert_array_equal(stored.read()["layers"]["a"], array)
-    np.testing.assert_array_equal(stored.layer(2)["a"], array[2])

@@ -11,20 +11,23 @@ A store is written under another name and renamed when it is complete.
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from common_jax.cli.ranges import check_ranges
 from common_jax.errors import InputError
 from tuco_jax.models.config import ModelConfig, Rope
-from tuco_jax.models.decoder import Params
-from tuco_jax.models.families import from_huggingface
+from tuco_jax.models.decoder import Params, param_shapes
+from tuco_jax.models.families import check_supported, from_huggingface
 from tuco_jax.models.pair import Notes, Pair
 from tuco_jax.weights import arrays
 from tuco_jax.weights.assemble import DTYPES, Placement
@@ -44,7 +47,7 @@ __all__ = [
     "save_pair",
 ]
 
-_DESCRIPTION, _FORMAT = "store.json", "tuco_jax store, version 1"
+_DESCRIPTION, _FORMAT = "store.json", "tuco_jax store, version 2"
 
 
 def is_store(directory: str | pathlib.Path) -> bool:
@@ -105,7 +108,7 @@ def open_model(
         raise InputError(
             f"{directory}: the store holds a pair, not one model; give it as base and as tuned"
         )
-    weights = _Arrays(directory, dtype)
+    weights = _Arrays(directory, dtype, {"": _config(description["config"])})
     own_tokenizer = read_tokenizer(pathlib.Path(directory) / "tokenizer") if tokenizer else None
     config = _config(description["config"])
     hf_config = _known(directory, config)
@@ -116,7 +119,7 @@ def _known(directory: str | pathlib.Path, config: ModelConfig) -> PreTrainedConf
     """The Hugging Face config in the store, if it agrees with the store's own config."""
     try:
         found = read_huggingface(directory)
-        return found if from_huggingface(found.get_text_config()) == config else None
+        return found if from_huggingface(found) == config else None
     except InputError:  # none there, or spoilt: only an export would ask for it
         return None
 
@@ -139,7 +142,8 @@ class OpenPair:
             )
         self._directory, self._notes = pathlib.Path(directory), Notes(description["notes"])
         self._configs = _config(description["config"]), _config(description["tuned_config"])
-        self._arrays = _Arrays(directory, dtype)
+        base, tuned = self._configs
+        self._arrays = _Arrays(directory, dtype, {"base/": base, "tuned/": tuned})
 
     def load(
         self, placement: Placement | None = None, *, layers: bool = True
@@ -158,6 +162,7 @@ class OpenPair:
 
 
 _BRANCHES = "base", "tuned", "lora"
+_MOST_PACKED = 100  # weights hardly compress: what is more than so many times its files is none
 
 
 def check_target(directory: str | pathlib.Path, *, overwrite: bool = False) -> None:
@@ -210,21 +215,39 @@ def _write(
 
 
 class _Arrays:
-    """The arrays of a store: a model's `Weights`, or a pair's, under base, tuned and lora."""
+    """The arrays of a store: a model's `Weights`, or a pair's, under base, tuned and lora.
 
-    def __init__(self, directory: str | pathlib.Path, dtype: str) -> None:
+    configs: of the models that lie under each prefix, to which the arrays must fit.
+    """
+
+    def __init__(
+        self, directory: str | pathlib.Path, dtype: str, configs: Mapping[str, ModelConfig]
+    ) -> None:
         if dtype not in DTYPES:
             raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
         self._folder = pathlib.Path(directory) / "params"
         with self._errors():
             self._stored = arrays.Stored(self._folder, dtype=dtype, check=self._finite)
+            self._check_shapes(configs)
+
+    def _check_shapes(self, configs: Mapping[str, ModelConfig]) -> None:
+        """ValueError where arrays are not the configs', or more than the files can hold."""
+        found = self._stored.shapes
+        for prefix, config in configs.items():
+            specs: dict[str, Any] = flatten_dict(param_shapes(config), sep="/")  # pyright: ignore[reportAssignmentType]
+            wanted = {f"{prefix}{path}": spec.shape for path, spec in specs.items()}
+            own = {path: shape for path, shape in found.items() if path.startswith(prefix)}
+            if prefix != "tuned/" and (lacking := sorted(wanted.keys() - own.keys())):
+                raise ValueError(f"{lacking[0]} is missing")
+            for path, shape in own.items():
+                if wanted.get(path) != shape:
+                    raise ValueError(f"{path} has shape {list(shape)}, not its config's")
+        held = 4 * sum(map(math.prod, found.values()))
+        on_disk = sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file())
+        if held > _MOST_PACKED * on_disk + 2**20:
+            raise ValueError(f"its {on_disk} bytes cannot hold the {held} that it declares")
 
     def read(self, placement: Placement | None = None, *, layers: bool = True) -> Params:
-        if not layers and self._stored.mixes_layers:
-            raise InputError(
-                f"{self._folder}: was written by an earlier version, with its layers together, "
-                "so that none can be read alone; import the model again"
-            )
         with self._errors():
             return self._stored.read(placement, layers=layers)
 
@@ -254,12 +277,14 @@ def _describe(directory: str | pathlib.Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(description, dict) or description.get("format") != _FORMAT:
-            raise ValueError(f"its format is not {_FORMAT!r}")
+            raise ValueError(f"its format is not {_FORMAT!r}, which this version writes and reads")
         needed = ("config", "notes" if "tuned_config" in description else "name")
         if lacking := [field for field in needed if field not in description]:
             raise ValueError(f"it has no {lacking[0]!r}")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not the description of a store ({error})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: not the description of a store ({error}); import it again"
+        ) from None
     return description
 
 
@@ -273,8 +298,11 @@ def _config(fields: dict[str, Any]) -> ModelConfig:
         ropes = [Rope(**{k: tuples(v) for k, v in rope.items()}) for rope in fields["ropes"]]
         plain: dict[str, Any] = {k: tuples(v) for k, v in fields.items()}
         plain["ropes"] = tuple(ropes)
-        return ModelConfig(**plain)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        config = ModelConfig(**plain)
+        check_supported(config.family)
+        check_ranges(config)
+        return config
+    except (KeyError, TypeError, AttributeError, ValueError, InputError) as error:
         raise InputError(
             f"the store's {_DESCRIPTION} describes no model of this version ({error}); "
             "import the model again"

@@ -1,0 +1,46 @@
+"""A block in two steps is the block at once; factors add what their product would."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.tuco import random_models as rm
+from tuco_jax.models.layers import (
+    Linear,
+    Positions,
+    block_delta,
+    block_keys_values,
+    layer_infos,
+    whole_block,
+)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, dict(parallel=True), dict(pre_norm=False, post_norm=True)]
+)
+def test_two_steps_are_the_whole(changes):
+    config = rm.config(**changes)
+    weights = {"params": jax.tree.map(lambda x: x[1], rm.params(config, 0)["layers"])}
+    info = jax.tree.map(lambda x: x[1], layer_infos(config))
+    at = Positions.of(config, jnp.asarray([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0, 0]]))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 7, config.width)), jnp.float32)
+    whole = whole_block(config, weights, x, at, info).total
+    kept = block_keys_values(config, weights, x, at, info)
+    last = jnp.asarray([[6], [2]])
+    one = jnp.take_along_axis(x, last[..., None], axis=1)
+    delta = block_delta(config, weights, one, kept, at.pick(last), at, info).total
+    np.testing.assert_allclose(
+        delta, jnp.take_along_axis(whole, last[..., None], axis=1), atol=1e-5
+    )
+
+
+def test_factors_add_their_product():
+    rng = np.random.default_rng(0)
+    x, w, a, b = (
+        jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((5, 8), (8, 6), (8, 2), (2, 6))
+    )
+    ours: Any = Linear(6).apply({"params": {"kernel": w}, "lora": {"a": a, "b": b}}, x)
+    np.testing.assert_allclose(ours, x @ (w + a @ b), atol=1e-4)
