@@ -1,5 +1,7 @@
 """A checkpoint of arrays at hand: names, sizes and numbers are checked, blocks change nothing."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from tuco_jax.weights.assemble import Checkpoint, Key
 
 CONFIG = rm.config()
 PARAMS = rm.params(CONFIG, 0)
+FLAT: dict[str, Any] = flatten_dict(PARAMS, sep="/")  # pyright: ignore[reportAssignmentType]
 
 
 class Source:
@@ -21,7 +24,7 @@ class Source:
 
     def __init__(self, **changes):
         self.tensors = {}
-        for path, value in flatten_dict(PARAMS, sep="/").items():
+        for path, value in FLAT.items():
             layers = enumerate(value) if path.startswith("layers/") else [("", value)]
             for layer, x in layers:
                 self.tensors[f"{path}{layer}"] = np.asarray(x).T.copy()
@@ -40,11 +43,12 @@ class Source:
 
 
 def table():
-    return {
-        path: Key(f"{path}{{l}}" if path.startswith("layers/") else path, lambda x, _: x.T, rows)
-        for path, value in flatten_dict(PARAMS, sep="/").items()
-        for rows in [1 if value.ndim - path.startswith("layers/") == 2 else 0]
-    }
+    keys = {}
+    for path, value in FLAT.items():
+        layered = path.startswith("layers/")
+        rows = 1 if value.ndim - layered == 2 else 0
+        keys[path] = Key(path + "{l}" * layered, lambda x, _: x.T, rows)
+    return keys
 
 
 @pytest.mark.parametrize("block", [7, 1 << 22])

@@ -1,5 +1,8 @@
 """Names of tensors as wrappers write them, and tied models that store one of two names."""
 
+from typing import Any
+
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -23,8 +26,6 @@ def renamed(change):
 
 
 def assert_equal(one, other):
-    import jax
-
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
@@ -94,7 +95,7 @@ def test_a_tied_model_that_stores_only_its_head(family, wrapper, tmp_path):
 
     edit(tmp_path, only_head)
     if wrapper is None:  # transformers reads it so
-        model = AutoModelForCausalLM.from_pretrained(tmp_path)
+        model: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
         ours = np.asarray(plain.params["embed"]["table"])
         table = model.get_input_embeddings().weight.detach().numpy()
         np.testing.assert_array_equal(table, ours)

@@ -4,8 +4,10 @@ The header is read here because the `gguf` package's reader makes an array of ev
 vocabulary: a minute and 900 MB for Gemma's. Formats and dequantisation are that package's.
 """
 
+import itertools
 import pathlib
 import struct
+from collections.abc import Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 import gguf
@@ -78,7 +80,7 @@ class GGUFFile:
         raw = np.fromfile(self.path, np.uint8, _bytes(kind, shape), offset=start)
         if kind in _FLOATS:
             return raw.view(_FLOATS[kind]).reshape(shape)
-        raw = raw.reshape(*shape[:-1], -1)
+        raw = raw.reshape(*shape[:-1], _bytes(kind, shape[-1:]))
         with np.errstate(all="ignore"):  # the caller looks for what is not finite
             return gguf.dequantize(raw, GGMLQuantizationType[kind]).reshape(shape)
 
@@ -123,6 +125,7 @@ class _Header:
                     f"tensor {name} ends at byte {end}, but the file has {self._size}; "
                     "it is truncated: copy or download it again"
                 )
+        _check_apart(places)
         return places
 
     def _tensor(self) -> tuple[str, str, tuple[int, ...], int]:
@@ -131,6 +134,8 @@ class _Header:
         if not 1 <= axes <= 4:
             raise _Corrupt(f"tensor {name} has {axes} axes; the file is corrupt")
         shape = tuple(self._number("<u8") for _ in range(axes))[::-1]  # fastest axis first
+        if not all(shape):
+            raise _Corrupt(f"tensor {name} has shape {list(shape)}, no numbers; it is corrupt")
         number, offset = self._number("<u4"), self._number("<u8")
         known = number in {t.value for t in GGMLQuantizationType}
         kind = GGMLQuantizationType(number).name if known else f"number {number}"
@@ -182,6 +187,14 @@ class _Header:
         if count > self._size or len(data := self._file.read(count)) < count:
             raise _Corrupt("the header is truncated or corrupt: copy or download the file again")
         return data
+
+
+def _check_apart(places: Mapping[str, StoredTensor]) -> None:
+    """Tensors that share bytes could fill any memory from a small file."""
+    ordered = sorted(places.items(), key=lambda item: item[1].start)
+    for (one, first), (other, second) in itertools.pairwise(ordered):
+        if first.start + _bytes(first.type, first.shape) > second.start:
+            raise _Corrupt(f"tensors {one} and {other} share bytes; the file is corrupt")
 
 
 def _block(kind: str) -> tuple[int, int]:

@@ -78,7 +78,7 @@ def _describe(
         return *_configs(file), build_tokenizer(file.metadata) if tokenizer else None
     except (InputError, StrictDataclassError) as error:
         raise InputError(f"{file.path}: {' '.join(str(error).split())}") from None
-    except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         # A field may hold anything in a damaged file: a word for a number, a list for a word.
         raise InputError(
             f"{file.path}: its metadata cannot be understood ({' '.join(str(error).split())}); "
@@ -118,7 +118,7 @@ class _Fields:
             if len(set(value.tolist())) != 1:
                 raise InputError(f"{self._prefix}{key} differs by layer, which is not supported")
             value = value[0].item()
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < np.inf:
             flaw = "is missing" if value is None else f"is {value!r}, not a positive number"
             raise InputError(f"metadata {self._prefix}{key} {flaw}; convert the model again")
         return value
@@ -197,7 +197,12 @@ def _shared(file: GGUFFile, fields: _Fields) -> tuple[dict[str, Any], int]:
     last, query = f"blk.{depth - 1}.attn_norm.weight", file.tensors.get("blk.0.attn_q.weight")
     if last not in file.tensors:
         raise InputError(f"tensor {last} is missing, but block_count is {depth}; it is incomplete")
-    if query is not None and query.shape[0] != heads * head_dim:
+    held = sum(1 for name in file.tensors if re.fullmatch(r"blk\.\d+\.attn_norm\.weight", name))
+    if held < depth:
+        raise InputError(f"holds {held} of {depth} tensors blk.*.attn_norm.weight; is incomplete")
+    if query is None:
+        raise InputError("tensor blk.0.attn_q.weight is missing; the file is incomplete")
+    if query.shape[0] != heads * head_dim:
         raise InputError(
             f"tensor blk.0.attn_q.weight has shape {list(query.shape)}, but the metadata calls "
             f"for {heads} heads of {head_dim}"

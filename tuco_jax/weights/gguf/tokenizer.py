@@ -4,6 +4,7 @@ Two kinds: byte-level BPE ("gpt2": merges in the file, text cut by a rule that `
 SentencePiece BPE ("llama": merges follow from the vocabulary, unknown characters become bytes).
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,10 +20,12 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from common_jax.errors import InputError
+from tuco_jax.weights.rust import rust_errors
 
 __all__ = ["build_tokenizer"]
 
 _CONTROL, _USER_DEFINED = 3, 4
+_LONGEST = 2048  # characters of a token, or of the two of a merge
 _SPACE = "\u2581"
 
 # How text is cut into words before merges, as the models' own tokenizers do.
@@ -60,7 +63,8 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> PreTrainedTokenizerFast | No
         for key, value in metadata.items()
         if key.startswith("tokenizer.")
     }
-    kind, tokens = fields.get("model"), list(fields["tokens"])
+    kind, tokens = fields.get("model"), fields["tokens"]
+    _check_texts(fields)
     if kind == "gpt2":
         core = _byte_level(fields, tokens)
     elif kind == "llama":
@@ -70,6 +74,22 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> PreTrainedTokenizerFast | No
         raise InputError(f"tokenizer.ggml.model {kind!r} is not supported; gpt2 and llama are")
     usual = kind == "llama" or fields.get("pre") in _LLAMA3_NAMES
     return _wrap(core, fields, tokens, add_bos=bool(fields.get("add_bos_token", usual)))
+
+
+def _check_texts(fields: Mapping[str, Any]) -> None:
+    """Tokens and merges are texts, and no longer than one of a vocabulary can be."""
+    for name in ("tokens", "merges"):
+        texts = fields.get(name, [])
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise InputError(f"tokenizer.ggml.{name} must be a list of texts")
+        longest = max(map(len, texts), default=0)
+        if longest > _LONGEST:
+            raise InputError(
+                f"tokenizer.ggml.{name} holds a text of {longest} characters; the file is corrupt"
+            )
+    template = fields.get("chat_template")
+    if template is not None and not isinstance(template, str):
+        raise InputError("tokenizer.chat_template must be a text")
 
 
 def _byte_level(fields: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
@@ -98,9 +118,11 @@ def _sentencepiece(fields: Mapping[str, Any], tokens: list[str], gemma: bool) ->
         scores = [-float(i) for i in range(len(tokens))]
     elif len(fields.get("scores", ())) == len(tokens):
         scores = [float(s) for s in fields["scores"]]
+        if not all(map(math.isfinite, scores)):
+            raise InputError("tokenizer.ggml.scores holds NaN or infinity")
     else:
         raise InputError("tokenizer.ggml.scores must hold one number a token")
-    unk = tokens[fields.get("unknown_token_id", 0)]
+    unk = _token(tokens, fields.get("unknown_token_id", 0), "unknown")
     core = _bpe(tokens, _merges(tokens, scores), fuse_unk=True, byte_fallback=True, unk_token=unk)
     decode = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if fields.get("add_space_prefix", True):
@@ -125,17 +147,22 @@ def _merges(tokens: list[str], scores: list[float]) -> list[tuple[str, str]]:
 
 
 def _bpe(tokens: list[str], merges: list[tuple[str, str]], **options: Any) -> Tokenizer:
-    try:
+    with rust_errors("the tokenizer's vocabulary and merges disagree"):
         vocabulary = {token: i for i, token in enumerate(tokens)}
         return Tokenizer(models.BPE(vocabulary, merges, **options))
-    except Exception as error:  # the Rust library raises bare Exceptions
-        raise InputError(f"the tokenizer's vocabulary and merges disagree: {error}") from None
 
 
 def _wrap(
     core: Tokenizer, fields: Mapping[str, Any], tokens: list[str], add_bos: bool
 ) -> PreTrainedTokenizerFast:
     """Register tokens that are never cut, name the special ones, set defaults and template."""
+    with rust_errors("the tokenizer's special tokens cannot be used"):
+        return _wrapped(core, fields, tokens, add_bos)
+
+
+def _wrapped(
+    core: Tokenizer, fields: Mapping[str, Any], tokens: list[str], add_bos: bool
+) -> PreTrainedTokenizerFast:
     types = fields.get("token_type", ())
     known = core.get_vocab(with_added_tokens=False)
     for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
@@ -164,7 +191,7 @@ def _wrap(
     return wrapped
 
 
-def _token(tokens: list[str], index: int, key: str) -> str:
-    if not 0 <= index < len(tokens):
+def _token(tokens: list[str], index: Any, key: str) -> str:
+    if not isinstance(index, int) or not 0 <= index < len(tokens):
         raise InputError(f"tokenizer.ggml.{key}_token_id {index} is beyond the vocabulary")
     return tokens[index]

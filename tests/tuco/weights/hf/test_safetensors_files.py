@@ -13,7 +13,7 @@ TENSORS = {
     "a": RNG.normal(size=(7, 3, 2)).astype(np.float32),
     "half": RNG.normal(size=(4, 5)).astype(np.float16),
     "brain": RNG.normal(size=(4, 5)).astype(ml_dtypes.bfloat16),
-    "one": np.float32([3.5]).reshape(()),
+    "one": np.full((), 3.5, np.float32),
     "none": np.zeros((0, 4), np.float32),
 }
 

@@ -1,0 +1,310 @@
+"""Broken and hostile files: a model, or a refusal of one line; little memory and little time.
+
+Each kind of file is made whole, then spoilt in ways that hypothesis chooses, always the same.
+"""
+
+import contextlib
+import json
+import pathlib
+import resource
+import shutil
+import time
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from common_jax.errors import InputError
+from tests.tuco.tiny import save_tiny, tiny_hf
+from tests.tuco.weights.gguf import test_tokenizer as words
+from tests.tuco.weights.gguf.writer import write
+from tests.tuco.weights.peft import test_read as test_peft
+from tuco_jax.weights.load import load_model, load_pair
+from tuco_jax.weights.orbax import store
+
+EXAMPLES = 25
+SECONDS, BYTES = 10, 2 * 2**30
+
+fuzzed = settings(
+    max_examples=EXAMPLES,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+
+
+@contextlib.contextmanager
+def bounded():
+    """No more memory than is allowed, an InputError of one line at most, in time."""
+    taken = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    began = time.perf_counter()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + BYTES, limits[1]))
+    try:
+        yield
+    except InputError as error:
+        assert "\n" not in str(error)
+        assert len(str(error)) < 2000
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert time.perf_counter() - began < SECONDS
+
+
+def load(source):
+    model = load_model(str(source))
+    jax.block_until_ready(model.params)
+
+
+# What is done to bytes: at a place (a share of the length), one of these.
+EXTREME = [0, 1, 255, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1]
+CHANGES = st.lists(
+    st.tuples(
+        st.floats(0, 1, exclude_max=True),
+        st.one_of(
+            st.tuples(st.just("byte"), st.integers(0, 255)),
+            st.tuples(st.just("number"), st.sampled_from(EXTREME)),
+            st.tuples(st.just("cut"), st.integers(1, 64)),
+            st.tuples(st.just("insert"), st.binary(min_size=1, max_size=16)),
+            st.tuples(st.just("end"), st.just(0)),
+        ),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+def spoil(data, changes, most=None):
+    """Bytes after some changes, all among the first `most`."""
+    data = bytearray(data)
+    for share, (kind, value) in changes:
+        at = int(share * min(len(data), most or len(data)))
+        if kind == "byte" and at < len(data):
+            data[at] = value
+        elif kind == "number":
+            data[at : at + 8] = value.to_bytes(8, "little")
+        elif kind == "cut":
+            del data[at : at + value]
+        elif kind == "insert":
+            data[at:at] = value
+        elif kind == "end":
+            del data[at:]
+    return bytes(data)
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory):
+    """Files with both kinds of tokenizer; and how long their headers are."""
+    folder = tmp_path_factory.mktemp("gguf")
+    hf, hf_config = tiny_hf("llama", vocab_size=1000, num_hidden_layers=1)
+    fields = {"llama": words.sentencepiece_fields(), "gpt2": words.byte_level_fields("llama-bpe")}
+    for name, metadata in fields.items():
+        write(folder / f"{name}.gguf", hf, hf_config, metadata=metadata)
+        load(folder / f"{name}.gguf")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_gguf(kind, gguf, tmp_path):
+    whole = (gguf / f"{kind}.gguf").read_bytes()
+    header = whole.index(b"token_embd.weight") + 1500  # the tokens, and the table of tensors
+
+    @fuzzed
+    @given(CHANGES, st.sampled_from([300, header, None]))
+    def check(changes, most):
+        path = tmp_path / "m.gguf"
+        path.write_bytes(spoil(whole, changes, most))
+        with bounded():
+            load(path)
+
+    check()
+
+
+ODD = [float("inf"), float("nan"), -1, 2**31, 0.5, True, "x", [], ["a"], [float("inf")], [-1, 0]]
+FIELDS = [
+    *("bos_token_id", "eos_token_id", "unknown_token_id", "padding_token_id", "add_bos_token"),
+    *("tokens", "scores", "merges", "token_type", "pre", "model"),
+]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_gguf_fields_of_a_tokenizer(kind, gguf, tmp_path):
+    hf, hf_config = tiny_hf("llama", vocab_size=1000, num_hidden_layers=1)
+    plain = words.sentencepiece_fields() if kind == "llama" else words.byte_level_fields("smollm")
+
+    @fuzzed
+    @given(st.sampled_from(FIELDS), st.sampled_from(ODD))
+    def check(field, value):
+        path = tmp_path / "m.gguf"
+        try:
+            write(path, hf, hf_config, metadata=plain | {f"tokenizer.ggml.{field}": value})
+        except Exception:  # what the writer itself cannot write
+            return
+        with bounded():
+            load(path)
+
+    check()
+
+
+@pytest.fixture(scope="module")
+def huggingface(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hf")
+    for family in ("llama", "qwen2", "gemma3_text", "gpt2"):
+        save_tiny(folder / family, family)
+        load(folder / family)
+    test_peft.write(folder / "pair", "llama", dict(target_modules=["q_proj"]))
+    shutil.copy(folder / "llama/tokenizer.json", folder / "pair/base")
+    return folder
+
+
+def copy(source, target):
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target)
+
+
+def test_safetensors(huggingface, tmp_path):
+    whole = (huggingface / "llama/model.safetensors").read_bytes()
+    copy(huggingface / "llama", tmp_path / "m")
+
+    @fuzzed
+    @given(CHANGES, st.sampled_from([16, 4000, None]))
+    def check(changes, most):
+        (tmp_path / "m/model.safetensors").write_bytes(spoil(whole, changes, most))
+        with bounded():
+            load(tmp_path / "m")
+
+    check()
+
+
+DEEP = "[" * 100_000
+VALUES = [
+    0,
+    -1,
+    2**31,
+    2**63,
+    10**40,
+    1e308,
+    True,
+    None,
+    "x",
+    "",
+    [],
+    [1] * 5,
+    {},
+    {"a": {"b": 1}},
+]
+
+
+def places(value, path=()):
+    """Where a JSON value has parts, each as a path of keys."""
+    yield path
+    inner = value.items() if isinstance(value, dict) else ()
+    for key, one in inner:
+        yield from places(one, (*path, key))
+
+
+def replaced(value, path, new):
+    if not path:
+        return new
+    return value | {path[0]: replaced(value[path[0]], path[1:], new)}
+
+
+def check_json(path, call):
+    """Any part of a JSON file replaced by anything, also by nothing that ends."""
+    whole = json.loads(path.read_text())
+
+    @fuzzed
+    @given(st.sampled_from(sorted(places(whole))), st.sampled_from([*VALUES, DEEP]))
+    def check(place, value):
+        if value is DEEP:
+            text = json.dumps(replaced(whole, place, "DEEP")).replace('"DEEP"', DEEP)
+        else:
+            text = json.dumps(replaced(whole, place, value))
+        path.write_text(text)
+        with bounded():
+            call()
+
+    check()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text", "gpt2"])
+def test_config_json(family, huggingface, tmp_path):
+    copy(huggingface / family, tmp_path / "m")
+    check_json(tmp_path / "m/config.json", lambda: load(tmp_path / "m"))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_tokenizer_json(name, huggingface, tmp_path):
+    copy(huggingface / "llama", tmp_path / "m")
+    check_json(tmp_path / "m" / name, lambda: load(tmp_path / "m"))
+
+
+def test_adapter_config(huggingface, tmp_path):
+    copy(huggingface / "pair", tmp_path / "m")
+    names = str(tmp_path / "m/base"), str(tmp_path / "m/adapter")
+    load_pair(*names)
+    check_json(tmp_path / "m/adapter/adapter_config.json", lambda: load_pair(*names))
+
+
+@pytest.fixture(scope="module")
+def stored(huggingface, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stored")
+    store.save(folder / "store", load_model(str(huggingface / "gemma3_text")))
+    return folder / "store"
+
+
+def test_store_json(stored, tmp_path):
+    copy(stored, tmp_path / "m")
+    check_json(tmp_path / "m/store.json", lambda: load(tmp_path / "m"))
+
+
+def test_orbax_files(stored, tmp_path):
+    files = sorted(path.relative_to(stored) for path in stored.rglob("*") if path.is_file())
+    files = [path for path in files if path.parts[0] == "params"]
+
+    @fuzzed
+    @given(st.sampled_from(files), CHANGES, st.sampled_from([200, None]))
+    def check(name, changes, most):
+        copy(stored, tmp_path / "m")
+        (tmp_path / "m" / name).write_bytes(spoil((stored / name).read_bytes(), changes, most))
+        with bounded():
+            load(tmp_path / "m")
+
+    check()
+
+
+def test_an_index_that_leads_out_of_its_directory(tmp_path):
+    save_tiny(tmp_path / "m", "llama", max_shard_size="20KB", tokenizer=False)
+    path = tmp_path / "m/model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    for name in ("../x.safetensors", "/etc/passwd"):
+        index["weight_map"][next(iter(index["weight_map"]))] = name
+        path.write_text(json.dumps(index))
+        with pytest.raises(InputError, match="a file outside the directory"):
+            load_model(str(tmp_path / "m"))
+
+
+def test_tensors_of_a_gguf_that_share_bytes(gguf, tmp_path):
+    """A small file could otherwise fill any memory."""
+    whole = (gguf / "llama.gguf").read_bytes()
+    at = whole.index(b"output_norm.weight") + len(b"output_norm.weight") + 4 + 8 + 4
+    assert int.from_bytes(whole[at : at + 8], "little") > 0  # its offset
+    (tmp_path / "m.gguf").write_bytes(whole[:at] + (0).to_bytes(8, "little") + whole[at + 8 :])
+    with pytest.raises(InputError, match="share bytes; the file is corrupt"):
+        load(tmp_path / "m.gguf")
+
+
+def test_a_store_of_arrays_that_its_files_cannot_hold(tmp_path):
+    """Missing chunks read as zeros: 10 kB would give any number of them."""
+    from tests.tuco import random_models as rm
+    from tuco_jax.weights import arrays
+    from tuco_jax.weights.model import Model
+
+    config = rm.config(vocab_size=1_000_000, width=16, head_dim=8)
+    params = jax.tree.map(np.zeros_like, rm.params(config, 0))
+    store.save(tmp_path / "m", Model(config, params, None, "zeros"))
+    assert arrays.Stored(tmp_path / "m/params").shapes["embed/table"] == (1_000_000, 16)
+    with pytest.raises(InputError, match="bytes cannot hold the .* that it declares"):
+        load(tmp_path / "m")
