@@ -10,6 +10,8 @@ from typing import Literal
 
 __all__ = ["ModelConfig", "Rope"]
 
+_SIZES = ("vocab_size", "width", "depth", "heads", "kv_heads", "head_dim", "mlp_width")
+_SIZES += ("max_positions",)
 _SCALES = ("norm_eps", "query_scale", "attention_softcap", "logit_softcap", "embed_scale")
 _MOST = {"depth": 10_000, "head_dim": 65_536}  # tuples and tables are made of as many
 
@@ -76,15 +78,17 @@ class ModelConfig:
     tied_head: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "width", "depth", "heads", "kv_heads", "head_dim", "mlp_width"):
+        for name in _SIZES:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value}")
             if value > _MOST.get(name, value):
                 raise ValueError(f"{name} is {value}, more than any model has")
         for name in _SCALES:
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} is {getattr(self, name)}")
+            value = float(getattr(self, name))
+            if not math.isfinite(value):
+                raise ValueError(f"{name} is {value}")
+            object.__setattr__(self, name, value)
         if not self.query_scale:
             object.__setattr__(self, "query_scale", self.head_dim**-0.5)
         if not self.rope_index:
