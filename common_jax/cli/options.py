@@ -6,7 +6,7 @@ default where they need one.
 
 import dataclasses
 
-from common_jax.cli.ranges import PositiveInt, Seed
+from common_jax.cli.ranges import MeshSize, PositiveInt, Seed
 
 __all__ = ["CheckpointOption", "DeviceOption", "MeshOptions", "RunOptions", "SeedOption"]
 
@@ -21,9 +21,9 @@ class MeshOptions:
         tensor: devices that single matrices are sharded over.
     """
 
-    data: int = 1
-    fsdp: int = 1
-    tensor: int = 1
+    data: MeshSize = 1
+    fsdp: MeshSize = 1
+    tensor: MeshSize = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ __all__ = [
     "BelowOne",
     "AboveZeroToOne",
     "HalfAtMost",
+    "MeshSize",
     "NonNegativeFloat",
     "NonNegativeInt",
     "PositiveFloat",
@@ -32,7 +33,7 @@ __all__ = [
 _SEEDS = 2**32  # jax truncates a seed beyond 32 bits without a warning
 
 if TYPE_CHECKING:
-    PositiveInt = NonNegativeInt = TwoOrMore = Seed = int
+    PositiveInt = NonNegativeInt = TwoOrMore = Seed = MeshSize = int
     PositiveFloat = NonNegativeFloat = float
     BelowOne = HalfAtMost = UnitInterval = AboveZeroToOne = float
 else:
@@ -41,6 +42,7 @@ else:
 
     TwoOrMore = restricted_number_type("TwoOrMore", int, [(">=", 2)])
     Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", _SEEDS)])
+    MeshSize = restricted_number_type("MeshSize", int, [("==", -1), (">=", 1)], join="or")
     PositiveFloat = restricted_number_type("PositiveFinite", float, [(">", 0.0), ("<", math.inf)])
     NonNegativeFloat = restricted_number_type(
         "NonNegativeFinite", float, [(">=", 0.0), ("<", math.inf)]
@@ -54,6 +56,7 @@ _IN_WORDS = {
     "NonNegativeInt": "0 or more",
     "TwoOrMore": "2 or more",
     "Seed": f"0 to {_SEEDS - 1}",
+    "MeshSize": "1 or more, or -1 for all devices that are left",
     "PositiveFinite": "above 0",
     "NonNegativeFinite": "0 or more",
     "BelowOne": "0 or more and below 1",

@@ -97,8 +97,8 @@ def find_adapter(source: Any, adapter: str | None = None) -> Found | None:
         plain = [part for part in parts if part not in _WRAPPERS]
         if at is not None:
             if parts[at] in {*PARTS, _SAVED} and parts[at + 1 : at + 2] == [name]:
-                kept = parts[:at] + parts[at + (parts[at] == _SAVED) * 2 :]
-                tensors[".".join(part for part in kept if part != name)] = value
+                role = [] if parts[at] == _SAVED else [parts[at]]
+                tensors[".".join([*parts[:at], *role, *parts[at + 2 :]])] = value
         elif family.bare(".".join(plain)) in ends:  # the base's, perhaps resized
             tensors[".".join([*plain[:-1], "original_module", plain[-1]])] = value
         elif parts[-1] == "bias" and _is_trained(str(fields.get("bias", "none")), parts):

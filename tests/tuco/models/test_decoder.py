@@ -16,8 +16,8 @@ from tuco_jax.models.layers import Positions
 def test_initial_parameters_have_the_shapes_that_are_told(changes):
     config = rm.config(**changes)
     params = decoder.init(config, jax.random.key(0))
-    told = decoder.param_shapes(config)
-    assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, told)
+    promised = decoder.param_shapes(config)
+    assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, promised)
     assert ("head" in params) is not config.tied_head
     assert ("positions" in params) is not bool(config.ropes)
 

@@ -28,10 +28,10 @@ def test_two_steps_are_the_whole(changes):
     at = Positions.of(config, jnp.asarray([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0, 0]]))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 7, config.width)), jnp.float32)
     whole = whole_block(config, weights, x, at, info).total
-    kept = block_keys_values(config, weights, x, at, info)
+    cache = block_keys_values(config, weights, x, at, info)
     last = jnp.asarray([[6], [2]])
     one = jnp.take_along_axis(x, last[..., None], axis=1)
-    delta = block_delta(config, weights, one, kept, at.pick(last), at, info).total
+    delta = block_delta(config, weights, one, cache, at.pick(last), at, info).total
     np.testing.assert_allclose(
         delta, jnp.take_along_axis(whole, last[..., None], axis=1), atol=1e-5
     )

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from common_jax.errors import InputError
 from tests.tuco.tiny import save_tiny, tiny_hf
-from tests.tuco.weights.gguf import test_tokenizer as words
+from tests.tuco.weights.gguf import test_tokenizer as tokenizers
 from tests.tuco.weights.gguf.writer import write
 from tests.tuco.weights.peft import test_read as test_peft
 from tuco_jax.weights.load import load_model, load_pair
@@ -99,7 +99,10 @@ def gguf(tmp_path_factory):
     """Files with both kinds of tokenizer; and how long their headers are."""
     folder = tmp_path_factory.mktemp("gguf")
     hf, hf_config = tiny_hf("llama", vocab_size=1000, num_hidden_layers=1)
-    fields = {"llama": words.sentencepiece_fields(), "gpt2": words.byte_level_fields("llama-bpe")}
+    fields = {
+        "llama": tokenizers.sentencepiece_fields(),
+        "gpt2": tokenizers.byte_level_fields("llama-bpe"),
+    }
     for name, metadata in fields.items():
         write(folder / f"{name}.gguf", hf, hf_config, metadata=metadata)
         load(folder / f"{name}.gguf")
@@ -132,7 +135,11 @@ FIELDS = [
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_gguf_fields_of_a_tokenizer(kind, gguf, tmp_path):
     hf, hf_config = tiny_hf("llama", vocab_size=1000, num_hidden_layers=1)
-    plain = words.sentencepiece_fields() if kind == "llama" else words.byte_level_fields("smollm")
+    plain = (
+        tokenizers.sentencepiece_fields()
+        if kind == "llama"
+        else tokenizers.byte_level_fields("smollm")
+    )
 
     @fuzzed
     @given(st.sampled_from(FIELDS), st.sampled_from(ODD))

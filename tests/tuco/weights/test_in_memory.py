@@ -15,7 +15,7 @@ from tuco_jax.core.streamed import stream_pair
 from tuco_jax.weights.hf import model as huggingface
 from tuco_jax.weights.load import load_model, load_pair
 
-WORDS = tiny_tokenizer()
+TOKENIZER = tiny_tokenizer()
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "phi3"])
@@ -47,8 +47,8 @@ def test_wrapped_models(tmp_path):
 
 def test_two_models_in_memory(tmp_path):
     (base, _), (tuned, _) = tiny_hf("llama", seed=0), tiny_hf("llama", seed=1)
-    pair, words = load_pair(base, tuned, tokenizer=WORDS)
-    assert words is WORDS
+    pair, tokenizer = load_pair(base, tuned, tokenizer=TOKENIZER)
+    assert tokenizer is TOKENIZER
     assert not [note for note in pair.notes if "tokenizer" in note]
     tokens, mask = shared.batch()
     expected = shared.torch_logits(tuned, tokens, mask)
@@ -56,11 +56,11 @@ def test_two_models_in_memory(tmp_path):
         shared.our_logits(pair, tokens, mask)[mask], expected[mask], atol=1e-4
     )
     base.save_pretrained(tmp_path)
-    WORDS.save_pretrained(tmp_path)
-    mixed, words = load_pair(str(tmp_path), tuned)  # whose tokenizer is the base's
+    TOKENIZER.save_pretrained(tmp_path)
+    mixed, tokenizer = load_pair(str(tmp_path), tuned)  # whose tokenizer is the base's
     chex.assert_trees_all_equal(mixed.tuned, pair.tuned)
-    assert words is not None
-    streamed, _ = stream_pair(base, tuned, tokenizer=WORDS)
+    assert tokenizer is not None
+    streamed, _ = stream_pair(base, tuned, tokenizer=TOKENIZER)
     assert streamed.ends.base_config == pair.base_config
 
 
@@ -73,11 +73,11 @@ def test_a_peft_model_is_what_it_would_be_from_disk(case, tmp_path):
     family, config, changes = test_adapter.CASES[case]
     wrapped = shared.write_any(tmp_path, family, config, **changes)
     expected = shared.read(tmp_path)
-    pair, _ = load_pair(str(tmp_path / "base"), wrapped, tokenizer=WORDS)
+    pair, _ = load_pair(str(tmp_path / "base"), wrapped, tokenizer=TOKENIZER)
     assert pair.tuned_config == expected.tuned_config
     chex.assert_trees_all_equal((pair.tuned, pair.lora), (expected.tuned, expected.lora))
     if "biases" not in case:  # which PEFT trains in the base itself
-        twice, _ = load_pair(wrapped, wrapped, tokenizer=WORDS)
+        twice, _ = load_pair(wrapped, wrapped, tokenizer=TOKENIZER)
         chex.assert_trees_all_equal(twice, pair)
 
 
@@ -87,7 +87,7 @@ def test_a_peft_model_of_a_resized_vocabulary(tmp_path):
     model.resize_token_embeddings(VOCAB + 5, mean_resizing=False)
     config = test_adapter.lora(target_modules=["q_proj"], modules_to_save=["embed_tokens"])
     wrapped = shared.randomise(peft.get_peft_model(model, config)).eval()
-    pair, _ = load_pair(str(tmp_path), wrapped, tokenizer=WORDS)
+    pair, _ = load_pair(str(tmp_path), wrapped, tokenizer=TOKENIZER)
     tokens, mask = shared.batch(vocab=VOCAB + 5)
     expected = shared.torch_logits(wrapped, tokens, mask)
     np.testing.assert_allclose(
@@ -102,17 +102,17 @@ def test_one_of_several_adapters():
     wrapped.add_adapter("terse", test_adapter.lora(target_modules=["v_proj"]))
     shared.randomise(wrapped)
     wrapped.set_adapter("terse")
-    active, _ = load_pair(base, wrapped, tokenizer=WORDS)
-    named, _ = load_pair(base, wrapped, tokenizer=WORDS, adapter="terse")
+    active, _ = load_pair(base, wrapped, tokenizer=TOKENIZER)
+    named, _ = load_pair(base, wrapped, tokenizer=TOKENIZER, adapter="terse")
     chex.assert_trees_all_equal(active.lora, named.lora)
     assert set(active.lora["layers"]["attention"]) == {"v"}
-    other, _ = load_pair(base, wrapped, tokenizer=WORDS, adapter="default")
+    other, _ = load_pair(base, wrapped, tokenizer=TOKENIZER, adapter="default")
     assert set(other.lora["layers"]["attention"]) == {"q"}
     with pytest.raises(InputError, match="no adapter 'rude'; it holds default, terse: name one"):
-        load_pair(base, wrapped, tokenizer=WORDS, adapter="rude")
+        load_pair(base, wrapped, tokenizer=TOKENIZER, adapter="rude")
     wrapped.merge_adapter()
     with pytest.raises(InputError, match="its adapter is merged into its weights; call unmerge"):
-        load_pair(base, wrapped, tokenizer=WORDS)
+        load_pair(base, wrapped, tokenizer=TOKENIZER)
 
 
 def test_what_is_no_model_is_named():

@@ -109,7 +109,8 @@ class Adapter:
         for path in self._factored:
             if layers or not path.startswith("layers/"):
                 for name, value in zip("ab", self._factors(path), strict=True):
-                    lora[f"{path}/{name}"] = put("lora", f"{path}/{name}", value.astype(kind))
+                    cast = self._cast(value, kind, path)
+                    lora[f"{path}/{name}"] = put("lora", f"{path}/{name}", cast)
         tuned = {
             path: put("tuned", path, value)
             for path, value in self._tuned.stacked(held, kind, layers=layers).items()
@@ -124,9 +125,16 @@ class Adapter:
         for path in self._factored:
             if path.startswith("layers/"):
                 for name, value in zip("ab", self._layer_factors(path, index), strict=True):
-                    lora[f"{path.removeprefix('layers/')}/{name}"] = value.astype(kind)
+                    lora[f"{path.removeprefix('layers/')}/{name}"] = self._cast(value, kind, path)
         tuned = self._tuned.layer(held, index, kind)
         return unflatten_dict(lora, sep="/"), unflatten_dict(tuned, sep="/")
+
+    def _cast(self, value: np.ndarray, kind: Any, path: str) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):
+            cast = value.astype(kind)
+        if not np.isfinite(cast).all():
+            raise self._error(f"its factors of {path} are, scaled, too large for {kind}")
+        return cast
 
     def _error(self, message: str) -> InputError:
         return InputError(f"{self._tensors.name}: {message}")
@@ -258,7 +266,8 @@ class Adapter:
         a, b = (self._part(module, name) for name in (_LINEAR if "lora_A" in parts else _TABLE))
         if "lora_E" in parts:
             b = b * self._part(module, "lora_E").reshape(1, -1)
-        return a, b * self._config.scale(module, len(a))
+        with np.errstate(over="ignore", invalid="ignore"):  # seen where it is used
+            return a, b * self._config.scale(module, len(a))
 
     # Weights [out, in] that are no low-rank sum
 

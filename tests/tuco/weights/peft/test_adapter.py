@@ -218,8 +218,8 @@ def test_a_resized_embedding_without_its_head_is_refused(tmp_path):
     wrapped.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
     held = load_file(shared.weights(tmp_path))
     for lacking, sizes in (("lm_head", "277 rows and a head of 272"), ("embed", "272 .* of 277")):
-        kept = {name: x for name, x in held.items() if lacking not in name}
-        save_file(kept, shared.weights(tmp_path))
+        rest = {name: x for name, x in held.items() if lacking not in name}
+        save_file(rest, shared.weights(tmp_path))
         with pytest.raises(InputError, match=f"embedding of {sizes}.*save_embedding_layers") as e:
             shared.read(tmp_path)
         assert "\n" not in str(e.value)
@@ -269,6 +269,9 @@ def test_parts_that_do_not_fit_are_named(tmp_path):
     shared.write_any(tmp_path / "rows", "gpt2", config)
     assert "does not fit the base" in spoilt(tmp_path / "rows", {"token_indices": [3, 250, 272]})
     assert "must list the trained rows" in spoilt(tmp_path / "rows", {"token_indices": [1, -2, 3]})
+    shared.write_any(tmp_path / "lora", "llama", lora(target_modules=["q_proj"]))
+    large = spoilt(tmp_path / "lora", {"lora_alpha": 1e300})
+    assert "its factors of layers/attention/q are, scaled, too large for float32" in large
     _, config, _ = CASES["dora"]
     shared.write_any(tmp_path / "dora", "llama", config)
     zero = spoilt(tmp_path / "dora", tensors=lambda t: {k: v * 0 + 3e38 for k, v in t.items()})

@@ -33,13 +33,13 @@ def test_of_one_parameter_what_was_trained_counts():
         f"{name}.modules_to_save.weight",
         f"{name}.weight",
     )
-    for tensors, kept in (
+    for tensors, chosen in (
         ([before, again, trained], trained),
         ([trained, again, before], trained),
         ([before, again], again),
         ([before], before),
     ):
-        assert sort(tensors).whole == {"model.embed_tokens.weight": kept}
+        assert sort(tensors).whole == {"model.embed_tokens.weight": chosen}
     assert sort([f"{PREFIX}{Q}.base_layer.bias"]).whole == {
         f"{Q}.bias": f"{PREFIX}{Q}.base_layer.bias"
     }
