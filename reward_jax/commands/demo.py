@@ -24,7 +24,7 @@ __all__ = ["Config", "run"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(SteeredOption, MatchingOption, SeedOption):
+class Config(SeedOption, SteeredOption, MatchingOption):
     """Extract a reward from the shipped models and write a report; their files name the task.
 
     Args:

@@ -22,7 +22,7 @@ __all__ = ["Config", "run"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(MapOptions, EpisodesOption, GoalOption, FolderOption, DeviceOption, SeedOption):
+class Config(SeedOption, DeviceOption, FolderOption, GoalOption, MapOptions, EpisodesOption):
     """Draw the heat map of a reward over the positions that the base visits.
 
     Writes heatmap.png, heatmap.json (peak, goal, distance) and heatmap.npz.

@@ -37,7 +37,7 @@ __all__ = ["Config", "check_taken_over", "run"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(RunOptions, EpisodesOption, NetworkOption, DiffusionOption, WindowSize):
+class Config(RunOptions, NetworkOption, DiffusionOption, WindowSize, EpisodesOption):
     """Train a diffusion model on the windows of a file of episodes.
 
     Args:

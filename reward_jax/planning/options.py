@@ -1,7 +1,8 @@
 """Options that several commands and studies share, each stated once.
 
 What a command has besides stands with the function that it calls. A class that needs another
-default sets it, and inherits the words.
+default sets it, and inherits the words. Of several bases the last one's options come first, in
+--help and in files: what is read stands last.
 """
 
 import dataclasses

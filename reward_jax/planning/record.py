@@ -16,7 +16,7 @@ __all__ = ["RecordOptions", "Recorded", "record"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RecordOptions(WindowSize, SeedOption):
+class RecordOptions(SeedOption, WindowSize):
     """Record episodes of a task: of a base, or of an expert, which has a goal.
 
     They are long enough for the windows (horizon, stride) that are to be cut from them.

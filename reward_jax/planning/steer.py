@@ -107,7 +107,7 @@ def steer_by(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SteeringOptions(
-    GuidanceOption, BaseOption, GoalOption, FolderOption, DeviceOption, SeedOption
+    SeedOption, DeviceOption, FolderOption, GoalOption, GuidanceOption, BaseOption
 ):
     """What steers a base, and how.
 

@@ -39,7 +39,7 @@ _PLANNERS = ("base, unsteered", "base, steered by the reward", "expert")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PageOptions(MapOptions, SteeredOption, SeedOption):
+class PageOptions(SeedOption, MapOptions, SteeredOption):
     """What is measured: plans, and windows of a map."""
 
 

@@ -23,7 +23,7 @@ __all__ = ["ReportOptions", "Written", "write_report"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReportOptions(PageOptions, EpisodesOption, PairOption, FolderOption):
+class ReportOptions(PageOptions, FolderOption, EpisodesOption, PairOption):
     """Draw a base, an expert and their reward, steer the base, and write report.html.
 
     Args:

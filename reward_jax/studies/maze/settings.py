@@ -26,15 +26,15 @@ STRIDES = {"open": 10, "umaze": 10, "medium": 16, "large": 28}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(
+    SeedOption,
+    CheckpointOption,
+    ScalesOption,
+    PlansOption,
+    BinsOption,
     RewardNetOption,
     NetworkOption,
     DiffusionOption,
     HorizonOption,
-    BinsOption,
-    ScalesOption,
-    PlansOption,
-    CheckpointOption,
-    SeedOption,
 ):
     """Extract a reward for every goal of every maze; windows have the strides of their maze.
 
