@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import yaml
-from tensorboardX import SummaryWriter
 
 from common_jax.errors import InputError
 from common_jax.io.files import atomic, make_folder
@@ -89,6 +88,8 @@ class Run:
         start: the step from which the run is resumed, 0 for a new one. Later lines of the log, of
         steps after the last checkpoint, are removed: those steps are run, and logged, again.
         """
+        from tensorboardX import SummaryWriter  # seconds, where torch is installed
+
         self.directory, self.start = pathlib.Path(directory), start
         try:
             _note(directory, config)

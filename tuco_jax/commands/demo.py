@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common_jax.cli.ranges import NonNegativeInt
+from common_jax.errors import InputError
 from common_jax.io.files import make_folder
 from tuco_jax.datasets.prompt_groups import prompt_groups
 from tuco_jax.studies import demo
@@ -31,8 +32,13 @@ class Config(GroupOptions):
 
 
 def run(config: Config) -> pathlib.Path:
-    """Load the pair, score, print the tables, write the report; returns the report's path."""
+    """Load the pair, score, print the tables, write the report; returns the report's path.
+
+    Raises InputError for a folder that holds anything but an earlier demo's report.
+    """
     started = time.perf_counter()
+    if not {path.name for path in config.out.glob("*")} <= {"report.html"}:
+        raise InputError(f"{config.out}: holds files that are no demo's; name another folder")
     groups = prompt_groups(config.prompts, config.seed)
     pair, tokenizer, facts = load_studied_pair(config)
     make_folder(config.out)

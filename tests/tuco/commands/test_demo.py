@@ -71,6 +71,15 @@ def test_demo_runs_from_end_to_end(models, groups, tmp_path, monkeypatch, capsys
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
 
 
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    """Such as a study's, whose report would be lost."""
+    (tmp_path / "report.html").write_text("a study's")
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(InputError, match="holds files that are no demo's; name another folder"):
+        demo.run(demo.Config(base="nowhere", tuned="nowhere", out=tmp_path))
+    assert (tmp_path / "report.html").read_text() == "a study's"
+
+
 @pytest.mark.slow
 def test_over_a_mesh_the_table_is_the_same(models, groups, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "prompt_groups", lambda count, seed: groups)
