@@ -12,6 +12,7 @@ and turns out to be a model of another family or shape.
 """
 
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Iterator
@@ -214,7 +215,18 @@ def embeddings(pair: Pair, tokenizer: PreTrainedTokenizerBase | None) -> list[st
 
 def _row_squares(old: jax.Array, new: jax.Array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Squared norms of each shared row of E_FT - E_PT and of E_PT, a block of rows at a time."""
-    for start in range(0, min(len(old), len(new)), _ROWS):
-        stop = min(start + _ROWS, len(old), len(new))
-        a, b = (x[start:stop].astype(jnp.float32) for x in (old, new))
-        yield np.asarray(jnp.square(b - a).sum(1)), np.asarray(jnp.square(a).sum(1))
+    count = min(len(old), len(new))
+    rows = min(_ROWS, count)
+    for start in range(0, count, rows):
+        first = min(start, count - rows)  # the last block is as large as the others
+        moved, size = map(np.asarray, _block_squares(old, new, first, rows))
+        yield moved[start - first :], size[start - first :]
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _block_squares(
+    old: jax.Array, new: jax.Array, start: int, rows: int
+) -> tuple[jax.Array, jax.Array]:
+    """Those of one block; compiled, so that nothing as large as a block is made."""
+    a, b = (jax.lax.dynamic_slice_in_dim(x, start, rows).astype(jnp.float32) for x in (old, new))
+    return jnp.square(b - a).sum(1), jnp.square(a).sum(1)
