@@ -11,7 +11,7 @@ import importlib.metadata
 import re
 import sys
 from argparse import SUPPRESS
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -161,12 +161,13 @@ def parse(program: str, about: str, options_class: type, argv: Sequence[str]) ->
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file; flags go on top")
     parser.add_class_arguments(options_class, fail_untyped=True)
     every = [o for a in parser._actions for o in a.option_strings]
-    known = []
+    known, helps = [], {}
     for action in parser._actions:
         if any(o.startswith(f"{own}.") for own in action.option_strings for o in every):
             action.help = SUPPRESS  # --mesh FILE: --config has groups, too
         else:
             known += action.option_strings
+            helps |= dict.fromkeys(action.option_strings, str(action.help or ""))
         if getattr(action, "_typehint", None) is bool:  # --layers alone means --layers true
             action.nargs, action.const = "?", True
 
@@ -174,11 +175,11 @@ def parse(program: str, about: str, options_class: type, argv: Sequence[str]) ->
     for token in argv:
         name, _, value = token.partition("=")
         if token.startswith("--") and name not in known:
-            raise InputError(f"unknown option {token}{_nearest(name, known)}")
+            raise InputError(f"unknown option {token}{_nearest(name, known, helps)}")
         if token.startswith("--config="):
             for key in _keys_of(value, known):
                 if f"--{key}" not in known:
-                    close = _nearest(key, [o.removeprefix("--") for o in known])
+                    close = _nearest(f"--{key}", known, helps).replace(" --", " ")
                     raise InputError(f"{value}: unknown key {key!r}{close}")
     try:
         found = parser.instantiate(parser.parse_args(argv))
@@ -222,7 +223,8 @@ def _read_yaml(path: str) -> Mapping[str, Any]:
             value = yaml.safe_load(file)
     except OSError as error:
         raise InputError(f"{path}: the config cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        # Not YAML's own errors alone: a date may have no such day, a list may be too deep.
         raise InputError(f"{path}: not YAML: {one_line(str(error))}") from error
     if not isinstance(value, Mapping):
         raise InputError(f"{path}: a config is a mapping of options, such as `base: MODEL`")
@@ -254,9 +256,35 @@ def _keys(config: Mapping[str, Any], known: list[str], prefix: str = "") -> Iter
             yield name
 
 
-def _nearest(name: str, names: Any) -> str:
-    close = difflib.get_close_matches(name, list(names), 1, 0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+def _nearest(name: str, names: Iterable[str], helps: Mapping[str, str] | None = None) -> str:
+    """A hint at the name that was meant, or "".
+
+    By spelling, dashes and groups left out. Else by meaning: the option whose help is the first
+    to say a word of the name, so that --batch_size leads to "tokens of a batch".
+    """
+    asked = name.strip("-").replace("-", "_").lower()
+
+    def likeness(other: str) -> float:
+        whole = other.strip("-").lower()
+        forms = {whole, whole.rpartition(".")[2]} if "." not in asked else {whole}
+        close = max(difflib.SequenceMatcher(None, asked, form).ratio() for form in forms)
+        begun = len(asked) > 2 and any(form.startswith(asked) for form in forms)
+        return max(close, _ALIKE if begun else 0.0)
+
+    close = max(names, key=likeness, default="")
+    if close and likeness(close) >= _ALIKE:
+        return f"; did you mean {close}?"
+    parts = [w for w in re.split(r"[._]", asked) if len(w) > 3]
+
+    def place(option: str) -> int:
+        said = re.findall(r"[a-z]+", (helps or {}).get(option, "").lower())
+        return min((said.index(w) for w in parts if w in said), default=len(said) + 1000)
+
+    meant = min(helps or (), key=place, default="")
+    return f"; did you mean {meant}?" if meant and place(meant) < _EARLY else ""
+
+
+_ALIKE, _EARLY = 0.6, 6
 
 
 # Jsonargparse's message about a number beyond its range, or about what is not a number.

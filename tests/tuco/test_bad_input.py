@@ -113,14 +113,14 @@ MESSAGES = {
     "a text in the list": (["hi"], "`messages[0]` must be an object"),
     "unknown role": (
         [{"role": "user", "content": "a"}, {"role": "robot", "content": "b"}],
-        "`messages[1].role` is 'robot'; roles are system, user, assistant, tool",
+        "`messages[1].role` is 'robot'; roles are system, developer, user, assistant, tool",
     ),
     "no role": ([{"content": "a"}], "`messages[0].role` is None"),
     "no content": ([{"role": "user"}], "`messages[0].content` must be text"),
     "blank content": ([{"role": "user", "content": " "}], "`messages[0].content` is empty"),
     "content in parts": (
-        [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
-        "`messages[0].content` must be text, not list",
+        [{"role": "user", "content": [{"type": "image", "url": "a"}]}],
+        "`messages[0].content[0]` is a part of type 'image'; parts are",
     ),
 }
 
@@ -203,6 +203,10 @@ def test_output_over_the_prompts(fails, tmp_path):
 OPTIONS = {
     "unknown option": (["--lables"], ["unknown option --lables; did you mean --layers?"]),
     "unknown nested option": (["--mesh.dta=2"], ["--mesh.dta=2; did you mean --mesh.data?"]),
+    "option of another command": (
+        ["--batch_size", "4"],
+        ["unknown option --batch_size; did you mean --token_budget?"],
+    ),
     "abbreviation": (["--trunc"], ["unknown option --trunc; did you mean --truncate?"]),
     "dtype": (["--dtype", "float3"], ["--dtype", "'float32', 'bfloat16', 'float16'", "float3"]),
     "norm": (["--norm", "3"], ["--norm", "3"]),
@@ -239,6 +243,8 @@ def test_options_missing(fails):
         (["scroe"], "unknown command scroe; did you mean score?"),
         ([], "a command is missing (commands: score, generate, import, finetune, demo, study)"),
         (["import", "--modle=x"], "unknown option --modle=x; did you mean --model?"),
+        (["demo", "--scale", "1"], "unknown option --scale"),
+        (["generate", "--data=2"], "unknown option --data=2; did you mean --mesh.data?"),
     ],
 )
 def test_commands(fails, argv, part):

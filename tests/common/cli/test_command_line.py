@@ -141,6 +141,34 @@ def test_what_is_mistyped_is_one_line(program, error, argv, parts):
     assert all(part in line for part in parts), line
 
 
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("--grid_line", "--grid_lines"),
+        ("--data", "--mesh.data"),  # the last name of a group's
+        ("--dots", "--dpi"),  # by its help: "dots."
+        ("--shard", ""),  # said, but late
+        ("--spell", ""),
+        ("--pdi", "--dpi"),
+    ],
+)
+def test_hints_go_by_spelling_then_by_meaning(program, error, asked, meant):
+    assert program("draw", "--model", "a", asked, "1") == 2
+    hint = f"; did you mean {meant}?" if meant else ""
+    assert error() == f"artist: error: unknown option {asked}{hint}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: 2001-99-99", "[" * 5000, "a: &a [*a]", "? [1]\n: 2", "\x00", "a: !!python/object:x.y {}"],
+)
+def test_a_config_of_anything_is_one_line(program, error, tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    assert program("draw", "--model", "a", "--config", path) == 2
+    assert error().startswith(f"artist: error: {path}: ")
+
+
 def test_a_key_is_named_with_its_file(program, error, tmp_path):
     good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
     good.write_text("model: a\n")
