@@ -25,6 +25,7 @@ __all__ = [
     "Seed",
     "TwoOrMore",
     "UnitInterval",
+    "check_range",
     "check_ranges",
     "in_words",
     "plain",
@@ -79,10 +80,11 @@ def check_ranges(options: Any, prefix: str = "") -> None:
         if dataclasses.is_dataclass(value):
             check_ranges(value, f"{name}.")
         else:
-            _check(hints[field.name], value, name)
+            check_range(hints[field.name], value, name)
 
 
-def _check(hint: Any, value: Any, name: str) -> None:
+def check_range(hint: Any, value: Any, name: str) -> None:
+    """Raise InputError naming a value beyond the range of its type, one of those above."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) in (types.UnionType, typing.Union):  # of a Literal: the latter
         _check_some(arguments, value, name)
@@ -92,10 +94,10 @@ def _check(hint: Any, value: Any, name: str) -> None:
             raise InputError(f"{name} must be {choices}, not {value!r}")
     elif isinstance(value, dict):
         for key, one in value.items():
-            _check(arguments[1], one, f"{name}: {key}")
+            check_range(arguments[1], one, f"{name}: {key}")
     elif isinstance(value, tuple | list):
         for one in value:
-            _check(arguments[0] if arguments else Any, one, name)
+            check_range(arguments[0] if arguments else Any, one, name)
     elif (allowed := _IN_WORDS.get(getattr(hint, "__name__", ""))) is not None:
         try:
             typing.cast(type, hint)(value)
@@ -113,7 +115,7 @@ def _check_some(hints: Sequence[Any], value: Any, name: str) -> None:
         if not ranged and kind is not Any and not isinstance(value, kind):
             continue
         try:
-            return _check(hint, value, name)
+            return check_range(hint, value, name)
         except InputError as error:
             errors.append(error)
     if errors:

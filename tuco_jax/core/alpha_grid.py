@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped
@@ -33,6 +34,7 @@ from tuco_jax.core.cache import Cache, LayerCache
 from tuco_jax.core.layer import ModelLayer, PairLayer
 from tuco_jax.core.places import ModelPlaces, Places, last_column, pick
 from tuco_jax.core.stream import begin
+from tuco_jax.core.tokens import as_mask, as_tokens
 from tuco_jax.core.walk import Source, as_source, walk
 from tuco_jax.models import decoder
 from tuco_jax.models.config import ModelConfig
@@ -183,6 +185,8 @@ def grid_logits(
     source = as_source(pair)
     ends = source.ends
     depth = ends.tuned_config.depth
+    tokens = as_tokens(tokens, ends.tuned_config.vocab_size)
+    mask = as_mask(mask, tokens)
     by_layer = prefix.alphas if prefix else _layer_alphas(alphas, depth)
     cache = prefix.cache if prefix else None
     selected = last_column(mask)[:, None] if columns is None else columns
@@ -243,10 +247,13 @@ def prefix_caches(
     alphas, chunk, mesh: as in `grid_logits`. Raises InputError for an empty prefix and for alphas
     of the wrong shape.
     """
-    if tokens.ndim != 1 or not tokens.size:
-        raise InputError(f"prefix tokens have shape {list(tokens.shape)}: give [P], one or more")
     source = as_source(pair)
     ends = source.ends
+    if np.ndim(tokens) != 1 or not np.size(tokens):
+        shape = list(np.shape(tokens))
+        raise InputError(f"prefix tokens have shape {shape}: give [P], one or more")
+    row = tokens if isinstance(tokens, jax.Array) else np.asarray(tokens)
+    tokens = as_tokens(row[None], ends.tuned_config.vocab_size)[0]
     depth = ends.tuned_config.depth
     by_layer = _layer_alphas(alphas, depth)
     mask = jnp.ones((1, tokens.size), bool)

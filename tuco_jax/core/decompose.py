@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from tuco_jax.core.layer import PairLayer
 from tuco_jax.core.places import Places
 from tuco_jax.core.stream import begin
+from tuco_jax.core.tokens import as_mask, as_tokens
 from tuco_jax.core.walk import Source, as_source, walk
 from tuco_jax.models import decoder
 from tuco_jax.models.pair import Pair
@@ -119,15 +120,17 @@ def decompose(
     Its keywords are a public interface, called by name, and are therefore not grouped.
 
     Pure, jittable, and differentiable in alpha, embeddings and weights. Raises ValueError unless
-    one of tokens and embeddings is given.
+    one of tokens and embeddings is given, and, outside compiled functions, InputError for tokens
+    outside the vocabulary.
     """
+    source = as_source(pair, remat=remat)
+    ends = source.ends
+    if tokens is not None:
+        tokens = as_tokens(tokens, ends.tuned_config.vocab_size)
     given = tokens if tokens is not None else embeddings
     if given is None:
         raise ValueError("give either tokens [B, T] or embeddings [B, T, D]")
-    if mask is None:
-        mask = jnp.ones(given.shape[:2], bool)
-    source = as_source(pair, remat=remat)
-    ends = source.ends
+    mask = as_mask(mask, given)
     x0, places, alphas = _begin(ends, tokens, embeddings, mask, segments, alpha, mesh=mesh)
     sums: Any = () if layers else (jnp.zeros_like(x0),) * (4 if parts else 2)
     step = DecomposeStep(places, layers=layers, parts=parts, mesh=mesh)

@@ -22,6 +22,7 @@ from tuco_jax.core.engine import Phase, run
 from tuco_jax.core.layer import PairLayer
 from tuco_jax.core.places import Places, pick
 from tuco_jax.core.stream import begin, share
+from tuco_jax.core.tokens import as_mask, as_tokens
 from tuco_jax.core.walk import Source, as_source
 from tuco_jax.models.layers import Delta
 from tuco_jax.models.pair import Pair
@@ -161,8 +162,12 @@ def last_tokens(
     segments: contiguous; the prompt of its row that a token belongs to, and attends to. columns:
     of each prompt's last token; a row with fewer than C repeats any of its own.
     """
+    source = as_source(pair)
+    if tokens is not None:
+        tokens = as_tokens(tokens, source.ends.tuned_config.vocab_size)
+        mask = as_mask(mask, tokens)
     engine = LastTokens(tokens, mask, columns, segments, embeddings, norm=norm, mesh=mesh)
-    return run(engine, as_source(pair))
+    return run(engine, source)
 
 
 def last_token(
@@ -183,6 +188,8 @@ def last_token(
         embeddings: x_0 in place of tokens.
         norm: 1, the paper's, or 2.
         mesh: as in `decompose`.
+
+    Outside compiled functions InputError is raised for tokens outside the vocabulary.
 
     Pure, jittable and differentiable. For gradients by weights `decompose` is cheaper: here layers
     are indexed rather than scanned over, to leave the last one out of the full pass.

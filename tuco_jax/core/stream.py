@@ -54,6 +54,6 @@ def begin(
         raise ValueError("give either tokens [B, T] or embeddings [B, T, D]")
     if tokens is not None:
         at = places.tuned.query
-        embeddings = decoder.embed(ends.tuned_config, ends.tuned_params, tokens, at)
+        embeddings = decoder.embed(ends.tuned_config, ends.tuned_params, tokens, at, mesh=mesh)
     assert embeddings is not None
     return constrain(embeddings.astype(jnp.float32), mesh)

@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from tuco_jax.core.layer import PairLayer
 from tuco_jax.core.places import Places, last_column, pick
 from tuco_jax.core.stream import begin, share
+from tuco_jax.core.tokens import as_mask, as_tokens
 from tuco_jax.core.walk import Source, as_source, walk
 from tuco_jax.models import decoder
 from tuco_jax.models.pair import Pair
@@ -101,6 +102,8 @@ def trajectories(
     passes.
     """
     source = as_source(pair)
+    tokens = as_tokens(tokens, source.ends.tuned_config.vocab_size)
+    mask = as_mask(mask, tokens)
     x, places = _begin(source.ends, tokens, mask, mesh=mesh)
     zeros = jnp.zeros_like(x)
     step = TrajectoriesStep(places, mask, mesh)
@@ -156,6 +159,8 @@ def final_streams(
     larger, tokens that the base does not know take its last row. segments: as in `decompose`.
     """
     source = as_source(pair)
+    tokens = as_tokens(tokens, source.ends.tuned_config.vocab_size)
+    mask = as_mask(mask, tokens)
     carry, places = _begin_own(source.ends, tokens, mask, segments, mesh=mesh)
     return walk(FinalStreamsStep(places, mesh), carry, source)[0]
 
@@ -171,7 +176,7 @@ def _begin_own(
 ) -> tuple[tuple[Float[Array, "B T D"], Float[Array, "B T D"]], Places]:
     places = Places.of(ends, mask, segments=segments)
     known = jnp.minimum(tokens, ends.base_config.vocab_size - 1)
-    y = decoder.embed(ends.base_config, ends.base, known, places.base.query)
+    y = decoder.embed(ends.base_config, ends.base, known, places.base.query, mesh=mesh)
     return (begin(ends, tokens, None, places, mesh), constrain(y, mesh)), places
 
 
@@ -185,6 +190,7 @@ def output_co(
 ) -> Float[Array, " B"]:
     """OutputCo: |x^FT - x^PT| / (|x^PT| + |x^FT - x^PT|) of the last token's `final_streams`."""
     tuned, base = final_streams(pair, tokens, mask, mesh=mesh)
+    mask = as_mask(mask, tuned)
     return _share_at_last(tuned, base, mask, norm=norm)
 
 

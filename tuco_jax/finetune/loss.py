@@ -37,7 +37,7 @@ def answer_loss(
     backward pass.
     """
     positions = Positions.of(config, jnp.asarray(batch.mask), jnp.asarray(batch.segments))
-    x = decoder.embed(config, params, jnp.asarray(batch.tokens), positions)
+    x = decoder.embed(config, params, jnp.asarray(batch.tokens), positions, mesh=mesh)
     x, _ = decoder.forward(config, params, x, positions, lora, remat=remat, mesh=mesh)
     hidden = jnp.take_along_axis(x, jnp.asarray(batch.columns)[..., None], axis=1)
 

@@ -24,18 +24,21 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped
 
+from common_jax.cli.ranges import PositiveInt, check_range
 from common_jax.errors import InputError
 from common_jax.io.files import atomic, check_writable
 from common_jax.report import page
 from tuco_jax.core.budget import default_budget
 from tuco_jax.core.last_token import tuco
+from tuco_jax.core.tokens import as_mask, as_tokens
 from tuco_jax.models import decoder
 from tuco_jax.models.layers import Positions
 from tuco_jax.models.pair import Pair
-from tuco_jax.models.sharding import batch_width, constrain, mesh_of, put_rows
+from tuco_jax.models.sharding import batch_width, constrain, gathered, mesh_of, put_rows
 from tuco_jax.prompts import batching
 from tuco_jax.prompts.encode import encode
-from tuco_jax.prompts.read import Message, Prompt, as_prompts
+from tuco_jax.prompts.messages import Message
+from tuco_jax.prompts.read import Prompt, as_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,25 +68,26 @@ class Attribution:
     completeness_error: Float[Array, " B"]
 
 
-def _streams(pair: Pair, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _streams(
+    pair: Pair, tokens: jax.Array, mask: jax.Array, mesh: Mesh | None
+) -> tuple[jax.Array, jax.Array]:
     """x_0 [B, T, D] and the baseline's."""
     at = Positions.of(pair.tuned_config, mask)
     params = pair.tuned_params
-    x = decoder.embed(pair.tuned_config, params, tokens, at)
-    table = params["embed"]["table"]
+    x = decoder.embed(pair.tuned_config, params, tokens, at, mesh=mesh)
+    table = gathered("embed/table", params["embed"]["table"], mesh)
     own = table[tokens].astype(jnp.float32)
     mean = jnp.mean(table, axis=0, dtype=jnp.float32)
     return x, x + pair.tuned_config.embed_scale * (mean[None, None] - own)
 
 
-@functools.partial(jax.jit, static_argnames=("points", "norm", "mesh"))
 def attribute(
     pair: Pair,
     tokens: Int[Array, "B T"],
     mask: Shaped[Array, "B T"],
     *,
     baseline: Float[Array, "B T D"] | None = None,
-    points: int = 32,
+    points: PositiveInt = 32,
     norm: int = 1,
     mesh: Mesh | None = None,
 ) -> Attribution:
@@ -98,12 +102,25 @@ def attribute(
         norm: TuCo's, 1 or 2.
         mesh: where the pair is sharded; streams then stay sharded by rows, as in `decompose`.
 
-    Pure and jitted. Raises InputError for points below 1.
+    Pure and jitted. Raises InputError for points below 1, and for tokens outside the vocabulary.
     """
-    if points < 1:
-        raise InputError(f"points is {points}: give 1 or more")
+    check_range(PositiveInt, points, "points")
+    tokens = as_tokens(tokens, pair.tuned_config.vocab_size)
+    return _attribute(pair, tokens, as_mask(mask, tokens), baseline, points, norm, mesh)
+
+
+@functools.partial(jax.jit, static_argnames=("points", "norm", "mesh"))
+def _attribute(
+    pair: Pair,
+    tokens: Int[Array, "B T"],
+    mask: Shaped[Array, "B T"],
+    baseline: Float[Array, "B T D"] | None,
+    points: int,
+    norm: int,
+    mesh: Mesh | None,
+) -> Attribution:
     mask = mask.astype(bool)
-    x, mean = _streams(pair, tokens, mask)
+    x, mean = _streams(pair, tokens, mask, mesh)
     start = mean if baseline is None else baseline
     step = x - start
 

@@ -21,7 +21,14 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from common_jax.cli.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, check_ranges
+from common_jax.cli.ranges import (
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    TwoOrMore,
+    check_range,
+    check_ranges,
+)
 from common_jax.errors import InputError
 from tuco_jax.core.alpha_grid import PAPER_GRID
 from tuco_jax.core.decompose import decompose
@@ -214,7 +221,7 @@ def cross_validate_layer_alpha(
     options: LayerAlphaOptions | None = None,
     *,
     grid: Sequence[float] = PAPER_GRID,
-    folds: int = 5,
+    folds: TwoOrMore = 5,
     seed: int = 0,
 ) -> CrossValidation:
     """Compare learned alphas with alpha 1 and with the best alpha of a grid, on held-out folds.
@@ -225,10 +232,9 @@ def cross_validate_layer_alpha(
     check_choices(pair, choices)
     options = options or LayerAlphaOptions()
     count, depth = len(choices.answers), pair.tuned_config.depth
-    if not 2 <= folds <= count:
-        raise InputError(
-            f"folds is {folds}: give 2 or more, {count} at most for {count} questions"
-        )
+    check_range(TwoOrMore, folds, "folds")
+    if folds > count:
+        raise InputError(f"folds is {folds}: give {count} at most for {count} questions")
     if not grid:
         raise InputError("grid holds no alpha: give one or more")
     fold = np.random.default_rng(seed).permutation(np.arange(count) % folds)

@@ -109,7 +109,7 @@ def soft_prompt_tuco(
     tokens = _insert(prompts.tokens, count, position)
     mask = _insert(prompts.mask.astype(bool), count, position)
     config, params = pair.tuned_config, pair.tuned_params
-    x = decoder.embed(config, params, tokens, Positions.of(config, mask))
+    x = decoder.embed(config, params, tokens, Positions.of(config, mask), mesh=mesh)
     # A dummy token was embedded in each vector's place: replace its embedding, keep the learned
     # position's, if there is one.
     held = tokens[0, position : position + count]

@@ -29,7 +29,7 @@ from tuco_jax.models.layers import (
     whole_block,
 )
 from tuco_jax.models.numerics import softcap
-from tuco_jax.models.sharding import constrain
+from tuco_jax.models.sharding import constrain, gathered
 
 __all__ = [
     "Params",
@@ -93,14 +93,20 @@ def variables(layer: Params, lora: Params | None = None) -> dict[str, Params]:
 
 
 def embed(
-    config: ModelConfig, params: Params, tokens: Int[Array, "B T"], positions: Positions
+    config: ModelConfig,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    positions: Positions,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Float[Array, "B T D"]:
-    """The residual stream before the first layer, float32."""
-    x = params["embed"]["table"][tokens].astype(jnp.float32)
+    """The residual stream before the first layer, float32. mesh: the one of the parameters."""
+    x = gathered("embed/table", params["embed"]["table"], mesh)[tokens].astype(jnp.float32)
     if config.embed_scale != 1:
         x *= config.embed_scale
     if "positions" in params:
-        x += params["positions"]["table"][jnp.maximum(positions.index, 0)].astype(jnp.float32)
+        table = gathered("positions/table", params["positions"]["table"], mesh)
+        x += table[jnp.maximum(positions.index, 0)].astype(jnp.float32)
     return x
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "batch_sharding",
     "batch_width",
     "constrain",
+    "gathered",
     "mesh_of",
     "place",
     "placement",
@@ -64,6 +65,21 @@ def placement(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
         return NamedSharding(mesh, PartitionSpec())
 
     return sharding
+
+
+def gathered(
+    path: str, parameter: Shaped[Array, "..."], mesh: Mesh | None
+) -> Shaped[Array, "..."]:
+    """A parameter whole along fsdp, as a matrix is while it is used; along tensor as it lies.
+
+    The compiler does so by itself for products, but not for lookups in a table: rows that are cut
+    by fsdp would be made, and cut anew by the batch's rows, for which it copies them all.
+    """
+    if mesh is None:
+        return parameter
+    axes = placement(mesh)(path, parameter.shape).spec
+    where = PartitionSpec(*(None if axis == "fsdp" else axis for axis in axes))
+    return jax.lax.with_sharding_constraint(parameter, NamedSharding(mesh, where))
 
 
 def shardings(tree: PyTree[Any], mesh: Mesh) -> PyTree[NamedSharding]:

@@ -88,7 +88,7 @@ def test_a_baseline_of_one_s_own():
     got = attribute(pair(), tokens, mask, baseline=x, points=2)
     for part in (got.gradient, got.integrated, got.completeness_error):
         assert not np.asarray(part).any()
-    with pytest.raises(InputError, match="points is 0: give 1 or more"):
+    with pytest.raises(InputError, match="points must be 1 or more, not 0"):
         attribute(pair(), tokens, mask, points=0)
 
 

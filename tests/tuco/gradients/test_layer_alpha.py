@@ -125,8 +125,8 @@ def test_bad_input_is_named():
             fit_layer_alpha(pair(), asked._replace(**changes))
     with pytest.raises(InputError, match="weights: give one a question, above 0 in sum"):
         fit_layer_alpha(pair(), asked, weights=jnp.zeros(12))
-    for folds in (1, 13):
-        with pytest.raises(InputError, match=f"folds is {folds}: give 2 or more, 12 at most"):
+    for folds, message in ((1, "must be 2 or more, not 1"), (13, "is 13: give 12 at most for 12")):
+        with pytest.raises(InputError, match=f"folds {message}"):
             cross_validate_layer_alpha(pair(), asked, folds=folds)
     with pytest.raises(InputError, match="grid holds no alpha"):
         cross_validate_layer_alpha(pair(), asked, grid=())

@@ -36,7 +36,7 @@ def pair():
 @pytest.mark.slow
 @pytest.mark.parametrize("learned", [False, True])
 def test_vectors_of_tokens_are_those_tokens(learned):
-    config = rm.config(embed_scale=2.0, **(dict(ropes=()) if learned else {}))
+    config = rm.config(embed_scale=2.0, **(dict(ropes=(), rope_index=()) if learned else {}))
     model = rm.adapter_pair(base=config)
     ids = jnp.asarray([7, 30, 2])
     vectors = 2.0 * model.base["embed"]["table"][ids]

@@ -1,13 +1,20 @@
-"""Where parameters go on a mesh, under any prefix, and what stays whole."""
+"""Where parameters go on a mesh, under any prefix, what stays whole, and what lookups take."""
+
+import os
+import subprocess
+import sys
+import textwrap
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
 from common_jax.mesh import make_mesh
 from tests.tuco import random_models as rm
-from tuco_jax.models.sharding import batch_width, mesh_of, place, placement, put_rows
+from tests.tuco.cli_pair import ROOT
+from tuco_jax.models.sharding import batch_width, gathered, mesh_of, place, placement, put_rows
 
 MESH = make_mesh(2, 2, 2)
 
@@ -34,3 +41,52 @@ def test_a_pair_is_placed_and_found_again():
     assert batch_width(MESH) == 4 and batch_width(None) == 1
     rows = put_rows(np.zeros((8, 3)), MESH)
     assert {s.data.shape for s in rows.addressable_shards} == {(2, 3)}
+
+
+def test_gathered_is_whole_along_fsdp_alone():
+    mesh = make_mesh(2, 2, 2)
+    table = jnp.asarray(np.random.default_rng(0).normal(size=(64, 32)), jnp.float32)
+    placed = place({"embed": {"table": table}}, mesh)["embed"]["table"]
+    found = gathered("embed/table", placed, mesh)
+    assert tuple(placed.sharding.spec) == ("tensor", "fsdp")
+    assert found.addressable_shards[0].data.shape == (32, 32)
+    np.testing.assert_array_equal(found, table)
+    assert gathered("embed/table", table, None) is table
+    odd = rm.params(rm.config(vocab_size=61), 0)["embed"]["table"]
+    assert gathered("embed/table", odd, mesh).addressable_shards[0].data.shape == odd.shape
+
+
+def test_no_lookup_is_copied_to_every_device():
+    """XLA says so on stderr, from its C++: in a process of its own."""
+    code = """
+        from common_jax.mesh import make_mesh
+        from tests.tuco import random_models as rm
+        from tests.tuco.tiny_tokenizer import bos_tokenizer
+        from tuco_jax.core.trajectories import output_co
+        from tuco_jax.generation.generate import generate_tokens
+        from tuco_jax.models.sharding import place, put_rows
+        from tuco_jax.scoring.score import score
+
+        mesh = make_mesh(2, 2, 2)
+        for changes in ({}, {"ropes": (), "rope_index": (), "norm": "layer", "gated": False}):
+            config = rm.config(vocab_size=272, width=32, heads=8, kv_heads=8, head_dim=4, **(
+                changes or {"ropes": (rm.rope(4), rm.rope(4, 500.0))}
+            ))
+            pair = place(rm.full_pair(base=config), mesh)
+            found = score(pair, bos_tokenizer(), ["a" * n for n in (3, 9, 20)] * 8)
+            rows = put_rows(rm.batch(rows=8), mesh)
+            output_co(pair, *rows, mesh=mesh)
+            generate_tokens(pair, [[3, 4, 5]] * 8, 0.5, max_new_tokens=2)
+            print(float(found.tuco.mean()))
+    """
+    flags = "--xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "0"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == 2
+    assert "rematerialization" not in done.stderr, done.stderr
