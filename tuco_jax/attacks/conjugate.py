@@ -61,9 +61,8 @@ def as_turns(language: Language, chat: bool) -> list[Prompt]:
     """A language's prompts, named after it; with `chat` a text becomes a user's turn."""
     found: list[Prompt] = []
     for i, p in enumerate(language.prompts):
-        messages = p.messages
-        if chat and messages is None:
+        if chat and p.messages is None:
             messages = ({"role": "user", "content": p.prompt or ""},)
-        text = p.prompt if messages is None else None
-        found.append(Prompt(f"{language.name} {i}", text, messages, line=p.line))
+            p = dataclasses.replace(p, prompt=None, messages=messages)
+        found.append(dataclasses.replace(p, id=f"{language.name} {i}", label=None, target=None))
     return found

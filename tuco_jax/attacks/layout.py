@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 
 from common_jax.errors import InputError
 from tuco_jax.attacks.target_loss import Pieces
+from tuco_jax.prompts.render import render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -119,11 +120,11 @@ def _lay_out(
     if special:
         text, target = content, " " + target
     else:
-        text = str(
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-            )
-        )
+        try:
+            messages = [{"role": "user", "content": content}]
+            text = render(tokenizer, messages, opened=True, whole=False)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
     at = text.find(content)
     if at < 0:
         raise InputError(f"{where}: the chat template changes the user's text; the string is lost")

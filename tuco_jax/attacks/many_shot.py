@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from common_jax.errors import InputError
-from tuco_jax.prompts.read import Message, Prompt
+from tuco_jax.prompts.messages import Message
+from tuco_jax.prompts.read import Prompt
 
 __all__ = ["Demonstration", "matched", "prompt_of", "read_demonstrations"]
 

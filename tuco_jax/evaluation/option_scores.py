@@ -21,6 +21,7 @@ from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import batch_width, mesh_of, put_rows
 from tuco_jax.prompts import batching
+from tuco_jax.prompts.render import Renderer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,14 +72,11 @@ def tokenize(
     if chat:
         if not tokenizer.chat_template:
             raise InputError("--chat needs a chat template, and the tokenizer has none; leave it")
-        prompts = [
-            str(
-                tokenizer.apply_chat_template(
-                    [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-                )
-            )
-            for text in prompts
-        ]
+        with Renderer(tokenizer) as renderer:
+            prompts = [
+                renderer.text([{"role": "user", "content": text}], opened=True, whole=False)
+                for text in prompts
+            ]
         options = [o.strip() for o in options]
 
     def ids(texts: Sequence[str]) -> list[list[int]]:

@@ -15,7 +15,9 @@ from jaxtyping import Bool, Int
 from transformers import PreTrainedTokenizerBase
 
 from common_jax.errors import InputError
-from tuco_jax.prompts.read import Message, read_prompts
+from tuco_jax.prompts.messages import Message
+from tuco_jax.prompts.read import read_prompts
+from tuco_jax.prompts.render import Renderer
 
 __all__ = ["Conversation", "Example", "read_conversations", "tokenize"]
 
@@ -57,6 +59,10 @@ def read_conversations(path: str | pathlib.Path) -> list[Conversation]:
         truncated = json.loads(lines[prompt.line - 1]).get("truncated", False)
         if not isinstance(truncated, bool):
             raise InputError(f"{where}: `truncated` must be true or false, not {truncated!r}")
+        for turn, m in enumerate(prompt.messages):
+            if not isinstance(m.get("content"), str) or prompt.tools:
+                what = "`tools`" if prompt.tools else f"`messages[{turn}].content`"
+                raise InputError(f"{where}: {what} cannot be learned from; give texts alone")
         if truncated and prompt.messages[-1]["role"] != "assistant":
             raise InputError(f"{where}: `truncated`, but the last turn is not the assistant's")
         conversations.append(Conversation(prompt.messages, truncated, where))
@@ -76,11 +82,16 @@ def tokenize(
     Conversations longer than `max_tokens` are an error, or with `truncate` lose their end. Raises
     InputError naming file and line.
     """
-    return [_example(tokenizer, c, max_tokens, vocab_size, truncate) for c in conversations]
+    with Renderer(tokenizer) as renderer:
+        return [
+            _example(tokenizer, renderer, c, max_tokens, vocab_size, truncate)
+            for c in conversations
+        ]
 
 
 def _example(
     tokenizer: PreTrainedTokenizerBase,
+    renderer: Renderer,
     conversation: Conversation,
     max_tokens: int,
     vocab_size: int,
@@ -94,7 +105,7 @@ def _example(
         )
     if not tokenizer.is_fast:
         raise InputError(f"{where}: the tokenizer gives no character offsets; use a fast one")
-    text = _render(tokenizer, conversation, len(conversation.messages))
+    text = _render(renderer, conversation, len(conversation.messages))
     encoded: Any = tokenizer(
         text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
@@ -104,7 +115,7 @@ def _example(
     answer = np.zeros(tokens.shape, bool)
     for turn, message in enumerate(conversation.messages):
         if message["role"] == "assistant":
-            answer |= _answer_tokens(tokenizer, conversation, turn, text, offsets, special)
+            answer |= _answer_tokens(renderer, conversation, turn, text, offsets, special)
     if tokens.max() >= vocab_size:
         raise InputError(
             f"{where}: token {tokens.max()} is beyond the model's vocabulary of {vocab_size}; "
@@ -131,7 +142,7 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
 
 
 def _answer_tokens(
-    tokenizer: PreTrainedTokenizerBase,
+    renderer: Renderer,
     conversation: Conversation,
     turn: int,
     text: str,
@@ -139,7 +150,7 @@ def _answer_tokens(
     special: np.ndarray,
 ) -> np.ndarray:
     """Which tokens of the whole text belong to one assistant turn, its end token included."""
-    prefix = _render(tokenizer, conversation, turn, opened=True)
+    prefix = _render(renderer, conversation, turn, opened=True)
     content = conversation.messages[turn]["content"].strip()
     at = text.find(content, len(prefix))
     if not text.startswith(prefix) or at < 0:
@@ -152,7 +163,7 @@ def _answer_tokens(
     if conversation.truncated and turn == len(conversation.messages) - 1:
         return inside
     # What closes the turn: the text that the template writes after it when no turn follows.
-    closed = _render(tokenizer, conversation, turn + 1)
+    closed = _render(renderer, conversation, turn + 1)
     tail = end + len(closed) - (closed.rfind(content) + len(content))
     closing = np.flatnonzero((offsets[:, 0] >= end) & (offsets[:, 1] <= tail) & special)
     if closing.size:
@@ -162,21 +173,15 @@ def _answer_tokens(
 
 
 def _render(
-    tokenizer: PreTrainedTokenizerBase,
+    renderer: Renderer,
     conversation: Conversation,
     turns: int,
     opened: bool = False,
 ) -> str:
     """The first turns as text; opened: followed by what begins an assistant's turn."""
-    messages = [dict(m) for m in conversation.messages[:turns]]
     try:
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=opened
-        )
-    except Exception as error:  # whatever a template raises: jinja2's own errors, or TypeErrors
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{conversation.where}: the chat template refuses `messages`: {reason}"
-        ) from error
-    assert isinstance(text, str)
-    return text
+        messages = conversation.messages[:turns]
+        whole = not opened and turns == len(conversation.messages)  # once is enough
+        return renderer.text(messages, opened=opened, whole=whole)
+    except InputError as error:
+        raise InputError(f"{conversation.where}: {error}") from error

@@ -9,7 +9,10 @@ roles are user and model, and a system message becomes the beginning of the firs
 import pathlib
 from typing import TYPE_CHECKING
 
+from jinja2 import TemplateSyntaxError
+
 from common_jax.errors import InputError
+from tuco_jax.prompts.render import Renderer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,8 +71,6 @@ def check_template(source: str, template: str, tokenizer: "PreTrainedTokenizerBa
 
     source: its name or file, as `read_template` takes it.
     """
-    from jinja2 import TemplateSyntaxError
-
     for mark in _MARKS.get(source, ()):
         if mark not in tokenizer.get_vocab():
             raise InputError(
@@ -77,17 +78,17 @@ def check_template(source: str, template: str, tokenizer: "PreTrainedTokenizerBa
                 "choose another name, or write a .jinja file with tokens that it has"
             )
     try:
-        text = str(
-            tokenizer.apply_chat_template(
-                [dict(m) for m in _SAMPLE], chat_template=template, tokenize=False
-            )
-        )
-    except TemplateSyntaxError as error:
-        raise InputError(
-            f"chat_template: {source}:{error.lineno}: not a Jinja template: {error.message}"
-        ) from None
-    except Exception as error:  # whatever a template raises: jinja2's own errors, or TypeErrors
-        reason = " ".join(str(error).split())
+        with Renderer(tokenizer, template) as renderer:
+            text = renderer.text(_SAMPLE, whole=False)
+    except InputError as error:
+        cause = error.__cause__
+        if isinstance(cause, TemplateSyntaxError):
+            raise InputError(
+                f"chat_template: {source}:{cause.lineno}: not a Jinja template: {cause.message}"
+            ) from None
+        if cause is None:
+            raise InputError(f"chat_template: {source}: {error}") from None
+        reason = " ".join(str(cause).split())
         raise InputError(
             f"chat_template: {source} refuses a user's turn and an answer: {reason}"
         ) from None

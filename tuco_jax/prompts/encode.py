@@ -4,13 +4,14 @@ Legend: n tokens of a prompt.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int
 
 from common_jax.errors import InputError
 from tuco_jax.prompts.read import Prompt
+from tuco_jax.prompts.render import Renderer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,27 +26,33 @@ def encode(
     max_tokens: int | None = None,
     vocab_size: int | None = None,
     truncate: bool | None = None,
+    continue_final: bool = False,
 ) -> list[Int[np.ndarray, " n"]]:
     """Token ids of each prompt, int32.
 
-    A text gets the tokenizer's default special tokens. A conversation goes through the chat
-    template, which opens the assistant's turn unless the last message is the assistant's, and
-    gets no special tokens beyond the template's own: never a second BOS.
+    A text gets the tokenizer's default special tokens, but no second BOS where it begins with
+    one. A conversation goes through the chat template, which opens the assistant's turn unless
+    the last message is the assistant's, and gets no special tokens beyond the template's own. An
+    assistant's turn at the end is closed by the template, or left open with `continue_final`.
 
     A prompt beyond `max_tokens` is an error, or with `truncate` keeps its last `max_tokens` tokens
     (a BOS at its start is lost); with None the message does not offer `--truncate`. Raises
     InputError naming the prompt, also for a token beyond `vocab_size`, and where there is no chat
-    template or it refuses the conversation.
+    template, or it refuses the conversation, leaves out some of it, or runs for too long.
     """
     plain = [i for i, p in enumerate(prompts) if p.messages is None]
     chats = [i for i, p in enumerate(prompts) if p.messages is not None]
     rows: dict[int, list[int]] = {}
+    with Renderer(tokenizer) as renderer:
+        conversations = [_render(renderer, tokenizer, prompts[i], continue_final) for i in chats]
     for indices, texts, special in (
         (plain, [prompts[i].prompt for i in plain], True),
-        (chats, [_render(tokenizer, prompts[i]) for i in chats], False),
+        (chats, conversations, False),
     ):
         if indices:
             ids = tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]  # pyright: ignore[reportArgumentType]
+            if special:
+                ids = [_one_bos(tokenizer, *pair) for pair in zip(texts, ids, strict=True)]
             rows.update(zip(indices, ids, strict=True))
     encoded = []
     for i, prompt in enumerate(prompts):
@@ -69,22 +76,32 @@ def encode(
     return encoded
 
 
-def _render(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> str:
+def _one_bos(tokenizer: "PreTrainedTokenizerBase", text: Any, ids: list[int]) -> list[int]:
+    """The tokens of a text without the BOS that was put before one of its own."""
+    if len(ids) < 2 or not ids[0] == ids[1] == tokenizer.bos_token_id:
+        return ids
+    own = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids[1:] if ids[1 : len(own) + 1] == own else ids
+
+
+def _render(
+    renderer: Renderer, tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, continue_final: bool
+) -> str:
     """The conversation as the text that the chat template makes of it."""
     if not tokenizer.chat_template:
         raise InputError(
             f"{prompt}: `messages` need a chat template and the tuned model's tokenizer has none; "
             "give `prompt` instead"
         )
-    messages = [dict(m) for m in prompt.messages or ()]
+    assert prompt.messages
+    messages = prompt.messages
+    answered = messages[-1]["role"] == "assistant"
     try:
-        text = tokenizer.apply_chat_template(
+        return renderer.text(
             messages,
-            tokenize=False,
-            add_generation_prompt=messages[-1]["role"] != "assistant",
+            tools=prompt.tools,
+            opened=not answered,
+            continued=answered and continue_final,
         )
-    except Exception as error:  # whatever a template raises: jinja2's own errors, or TypeErrors
-        reason = " ".join(str(error).split())
-        raise InputError(f"{prompt}: the chat template refuses `messages`: {reason}") from error
-    assert isinstance(text, str)
-    return text
+    except InputError as error:
+        raise InputError(f"{prompt}: {error}") from error

@@ -7,8 +7,6 @@ error is one line that names the file and line, or the prompt's id.
 import contextlib
 import csv
 import dataclasses
-import io
-import itertools
 import json
 import math
 import pathlib
@@ -18,14 +16,24 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from common_jax.errors import InputError
+from tuco_jax.prompts.messages import (
+    Message,
+    Tool,
+    check_encodes,
+    check_text,
+    messages_of,
+    tools_of,
+)
 
-__all__ = ["FORMATS", "Message", "Prompt", "as_prompts", "read_prompts"]
+__all__ = ["FORMATS", "Prompt", "as_prompts", "read_prompts"]
 
 FORMATS = (".jsonl", ".csv", ".parquet", ".txt")
 _COLUMNS, _LAYOUTS = ("prompt", "messages"), ("goal", "text", "chosen")
-ROLES = ("system", "user", "assistant", "tool")
+_OTHERS = ("id", "label", "target", "tools")
+# So that a small file cannot take all memory, nor a broken one hours.
+_MOST_BYTES, _LONGEST_LINE, _MOST_ROWS = 1 << 29, 1 << 26, 1_000_000
+_ROWS_AT_ONCE = 64
 
-Message = Mapping[str, str]  # {"role": one of ROLES, "content": text}
 Label = str | float | int | bool | None
 
 
@@ -35,7 +43,8 @@ class Prompt:
 
     id: its name in the output, unique in a file (by default its line or row, from 1). label:
     passed through to the output. line: where it stood in its file, 0 if it came from elsewhere.
-    target: how an attack wants the answer to begin, where a data set says so (AdvBench).
+    target: how an attack wants the answer to begin, where a data set says so (AdvBench). tools:
+    functions that a conversation's model may call, as JSON schemas for the chat template.
     """
 
     id: str | int
@@ -44,6 +53,7 @@ class Prompt:
     label: Label = None
     line: int = 0
     target: str | None = None
+    tools: tuple[Tool, ...] | None = None
 
     def __str__(self) -> str:
         return f"prompt {self.id!r}" + (f" (line {self.line})" if self.line else "")
@@ -53,10 +63,11 @@ def read_prompts(path: str | pathlib.Path, *, layouts: bool = False) -> list[Pro
     """Every row of a .jsonl, .csv, .parquet or .txt file (one prompt a line), in order.
 
     Rows have `prompt` (text) or `messages` (a list of {"role", "content"}; JSON text in a .csv),
-    and may have `id` and `label`; other columns are ignored. layouts: rows may be those of public
-    data sets, too: `goal` (AdvBench, with its `target`), `text` (OpenWebText and others), or
-    `chosen` (HH-RLHF: the conversation up to the answer). Raises InputError naming file and line
-    (for .parquet: row) for whatever is wrong, duplicate ids included.
+    and may have `id` and `label`, with messages also `tools`; other columns are ignored. layouts:
+    rows may be those of public data sets, too: `goal` (AdvBench, with its `target`), `text`
+    (OpenWebText and others), or `chosen` (HH-RLHF: the conversation up to the answer). Raises
+    InputError naming file and line (for .parquet: row) for whatever is wrong, duplicate ids
+    included.
     """
     path = pathlib.Path(path)
     if path.suffix not in FORMATS:
@@ -67,10 +78,13 @@ def read_prompts(path: str | pathlib.Path, *, layouts: bool = False) -> list[Pro
     try:
         rows = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet, ".txt": _txt}[path.suffix]
         columns = _COLUMNS + (_LAYOUTS if layouts else ())
-        prompts = [
-            _prompt(_plain(row) if layouts else row, line, f"{path}:{line}")
-            for line, row in rows(path, columns)
-        ]
+        if path.stat().st_size > _MOST_BYTES:
+            raise _too_much(path, f"more than {_MOST_BYTES >> 20} MiB")
+        prompts: list[Prompt] = []
+        for line, row in rows(path, columns):
+            prompts.append(_prompt(_plain(row) if layouts else row, line, f"{path}:{line}"))
+            if len(prompts) > _MOST_ROWS:
+                raise _too_much(path, f"more than {_MOST_ROWS} rows")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not prompts:
@@ -80,13 +94,25 @@ def read_prompts(path: str | pathlib.Path, *, layouts: bool = False) -> list[Pro
     return prompts
 
 
+def _too_much(path: pathlib.Path, what: str) -> InputError:
+    return InputError(f"{path}: holds {what}; split it into several files")
+
+
 def as_prompts(prompts: Iterable[str | Sequence[Message] | Prompt]) -> list[Prompt]:
     """Texts, conversations or Prompts as Prompts; the first two are numbered from 0."""
-    if isinstance(prompts, str):
+    if isinstance(prompts, str | bytes):
         raise InputError("give a list of prompts, not one text")
+    if isinstance(prompts, Mapping | Prompt) or not isinstance(prompts, Iterable):
+        raise InputError(f"give a list of prompts, not one {type(prompts).__name__}")
     found = []
     for index, item in enumerate(prompts):
         if not isinstance(item, Prompt):
+            if isinstance(item, Mapping):
+                what = "message" if "role" in item else "row"
+                raise InputError(
+                    f"prompts[{index}] is a {what}: give a list of conversations, each a list of "
+                    'messages, as in [[{"role": "user", "content": ...}]]'
+                )
             key = "prompt" if isinstance(item, str) else "messages"
             item = _prompt({"id": index, key: item}, 0, f"prompts[{index}]")
         found.append(item)
@@ -114,9 +140,21 @@ def _text(path: pathlib.Path) -> str:
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
+    """Lines and their numbers; blank ones at the end are left out."""
     # Not splitlines(): a prompt may hold other separators, such as U+2028.
     text = _text(path).rstrip("\r\n")
-    return enumerate((line.removesuffix("\r") for line in text.split("\n") if text), start=1)
+    start, line = 0, 0
+    while start <= len(text) and text:
+        line += 1
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        if end - start > _LONGEST_LINE:
+            raise InputError(
+                f"{path}:{line}: the line has {end - start} characters; a prompt has "
+                f"{_LONGEST_LINE} at most"
+            )
+        yield line, text[start:end].removesuffix("\r")
+        start = end + 1
 
 
 def _plain(row: Any) -> Any:
@@ -165,10 +203,13 @@ def _long_csv_fields() -> Iterator[None]:
 
 
 def _csv(path: pathlib.Path, wanted: Sequence[str]) -> Iterator[tuple[int, Any]]:
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
-    with _long_csv_fields():
+    _text(path)  # for its message; below, a part is decoded at a time
+    file = path.open(encoding="utf-8-sig", newline="")
+    reader = csv.reader(file, strict=True)
+    with file, _long_csv_fields():
         try:
             header = next(reader, [])
+            _check_doubled(path, header, wanted)
             if not set(wanted) & set(header):
                 columns = ", ".join(repr(c) for c in header) or "none"
                 raise InputError(
@@ -192,6 +233,12 @@ def _csv(path: pathlib.Path, wanted: Sequence[str]) -> Iterator[tuple[int, Any]]
             raise InputError(f"{path}:{reader.line_num}: not CSV ({error})") from error
 
 
+def _check_doubled(path: pathlib.Path, names: Sequence[str], wanted: Sequence[str]) -> None:
+    for name in (*_OTHERS, *wanted):
+        if names.count(name) > 1:
+            raise InputError(f"{path}: {names.count(name)} columns {name!r}; leave one")
+
+
 def _parquet(path: pathlib.Path, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
     import pyarrow
     import pyarrow.parquet
@@ -201,10 +248,19 @@ def _parquet(path: pathlib.Path, columns: Sequence[str]) -> Iterator[tuple[int, 
         names = file.schema_arrow.names
         if not set(columns) & set(names):
             raise InputError(f"{path}: no column {_either(columns)} (columns: {names})")
-        wanted = [n for n in ("id", *columns, "label", "target") if n in names]
-        batches = (batch.to_pylist() for batch in file.iter_batches(columns=wanted))
-        yield from enumerate(itertools.chain.from_iterable(batches), start=1)
-    except (pyarrow.ArrowException, ValueError) as error:
+        _check_doubled(path, names, columns)
+        if file.metadata.num_rows > _MOST_ROWS:
+            raise _too_much(path, f"{file.metadata.num_rows} rows")
+        wanted = [n for n in (*_OTHERS, *columns) if n in names]
+        held, rows = 0, 0
+        # A few rows at a time: one text may be stored once, and stand in every row.
+        for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted):
+            held += batch.nbytes
+            if held > _MOST_BYTES:
+                raise _too_much(path, f"more than {_MOST_BYTES >> 20} MiB")
+            yield from enumerate(batch.to_pylist(), start=rows + 1)
+            rows += batch.num_rows
+    except (pyarrow.ArrowException, ValueError, OverflowError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: not a readable Parquet file ({reason})") from error
 
@@ -217,16 +273,17 @@ def _prompt(row: Any, line: int, where: str) -> Prompt:
         found = "neither `prompt` nor" if text is None else "both `prompt` and"
         raise InputError(f"{where}: the row has {found} `messages`; give one of them")
     if text is not None:
-        _check_text(text, where, "prompt")
+        check_text(text, where, "prompt")
     else:
-        messages = _messages(messages, where)
+        messages = messages_of(messages, where)
+    tools = None if messages is None else tools_of(row.get("tools"), where)
     identity, label = row.get("id"), row.get("label")
     if identity is None:
         identity = line
     if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
         raise InputError(f"{where}: `id` must be a text or a whole number, not {identity!r}")
     if isinstance(identity, str):
-        _check_text(identity, where, "id")
+        check_text(identity, where, "id")
     for field, value in (("id", identity), ("label", label)):
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise InputError(f"{where}: `{field}` is beyond 64 bits; write it as a text")
@@ -235,47 +292,10 @@ def _prompt(row: Any, line: int, where: str) -> Prompt:
     ):
         raise InputError(f"{where}: `label` must be a text, a finite number, true or false")
     if isinstance(label, str):
-        _check_encodes(label, where, "label")
+        check_encodes(label, where, "label")
     target = row.get("target")  # of an attack, or some other column of a user's own
     target = target if isinstance(target, str) and target.strip() else None
-    return Prompt(identity, text, messages, label, line, target)
-
-
-def _check_text(text: Any, where: str, field: str) -> None:
-    if not isinstance(text, str):
-        raise InputError(f"{where}: `{field}` must be text, not {type(text).__name__}")
-    if not text.strip():
-        raise InputError(f"{where}: `{field}` is empty; give it text or remove the row")
-    _check_encodes(text, where, field)
-
-
-def _check_encodes(text: str, where: str, field: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{where}: `{field}` holds half a surrogate pair, not text") from error
-
-
-def _messages(messages: Any, where: str) -> tuple[Message, ...]:
-    if isinstance(messages, str):  # a column of text, in .csv or .parquet
-        try:
-            messages = json.loads(messages)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: `messages` is text that is not JSON") from error
-    if not isinstance(messages, list | tuple) or not messages:
-        raise InputError(
-            f'{where}: `messages` must be a list of {{"role": ..., "content": ...}}, not empty'
-        )
-    for turn, message in enumerate(messages):
-        field = f"messages[{turn}]"
-        if not isinstance(message, Mapping):
-            raise InputError(f"{where}: `{field}` must be an object with `role` and `content`")
-        if message.get("role") not in ROLES:
-            raise InputError(
-                f"{where}: `{field}.role` is {message.get('role')!r}; roles are {', '.join(ROLES)}"
-            )
-        _check_text(message.get("content"), where, f"{field}.content")
-    return tuple({"role": m["role"], "content": m["content"]} for m in messages)
+    return Prompt(identity, text, messages, label, line, target, tools)
 
 
 def _check_unique(prompts: list[Prompt], path: pathlib.Path) -> None:

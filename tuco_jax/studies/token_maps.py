@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tuco_jax.models.pair import Pair
 from tuco_jax.prompts.encode import encode
+from tuco_jax.prompts.messages import text_of
 from tuco_jax.prompts.read import Prompt
 from tuco_jax.scoring.token_tuco import pieces, token_tuco
 from tuco_jax.studies.demo_report import Token, TokenMap
@@ -42,7 +43,7 @@ def _content(
     """Range (first, end) of the tokens of the user's own text."""
     if prompt.messages is None:
         return 0, len(ids)
-    text = prompt.messages[-1]["content"]
+    text = text_of(prompt.messages[-1])
     ends = [len(str(tokenizer.decode(ids[:n].tolist()))) for n in range(len(ids) + 1)]
     whole = str(tokenizer.decode(ids.tolist()))
     start = whole.rfind(text)

@@ -32,6 +32,7 @@ from tuco_jax.evaluation.contrasts import (
 from tuco_jax.evaluation.simpler_scores import simpler_table, under_each_score
 from tuco_jax.models.pair import Pair
 from tuco_jax.prompts.encode import encode
+from tuco_jax.prompts.messages import text_of
 from tuco_jax.prompts.read import Prompt, read_prompts
 from tuco_jax.scoring.score import score_tokens
 from tuco_jax.studies.base import Study, StudyOptions
@@ -152,7 +153,7 @@ def measure(
     kinds = {
         "chat": [Prompt(f"chat {i}", None, turns) for i, turns in enumerate(inputs.chat)],
         "chat as plain text": [
-            Prompt(f"plain chat {i}", "\n".join(t["content"] for t in turns))
+            Prompt(f"plain chat {i}", "\n".join(map(text_of, turns)))
             for i, turns in enumerate(inputs.chat)
         ],
         "web text as a turn": [

@@ -125,11 +125,13 @@ def _sentencepiece(fields: Mapping[str, Any], tokens: list[str], gemma: bool) ->
     unk = _token(tokens, fields.get("unknown_token_id", 0), "unknown")
     core = _bpe(tokens, _merges(tokens, scores), fuse_unk=True, byte_fallback=True, unk_token=unk)
     decode = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    spaces: list[normalizers.Normalizer] = [normalizers.Replace(" ", _SPACE)]
     if fields.get("add_space_prefix", True):
-        core.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="first", split=False)
+        # As llama.cpp: a space before the text, and before what follows each special token, also
+        # where one stands there.
+        spaces.insert(0, normalizers.Prepend(_SPACE))
         decode.append(decoders.Strip(" ", left=1))
-    else:
-        core.normalizer = normalizers.Replace(" ", _SPACE)
+    core.normalizer = normalizers.Sequence(spaces)
     core.decoder = decoders.Sequence(decode)
     return core
 

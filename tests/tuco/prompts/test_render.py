@@ -1,0 +1,154 @@
+"""What a template does not take is refused, never dropped; what it takes reaches it."""
+
+import time
+
+import pytest
+
+from common_jax.errors import InputError
+from tests.tuco.tiny import tiny_tokenizer
+from tuco_jax.prompts.render import Renderer, render
+from tuco_jax.prompts.template_limits import tame
+
+USER = {"role": "user", "content": "What is 2 + 2?"}
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": 2}}}
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+# As Qwen's: developers are unknown to it, tools and calls are not.
+TAKES = """\
+{%- if tools %}{% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}
+{%- for m in messages %}
+{%- if m.role == 'user' or m.role == 'system' -%}
+<|{{ m.role }}{{ ':' + m.name if m.name else '' }}|>
+{%- if m.content is string %}{{ m.content }}
+{%- else %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}
+{%- elif m.role == 'assistant' -%}
+<|assistant|>{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}
+{%- if m.tool_calls %}{% for c in m.tool_calls %}{{ c.function.name }}
+{{- c.function.arguments | tojson }}{% endfor %}{% else %}{{ m.content }}{% endif %}
+{%- elif m.role == 'tool' -%}
+<|tool|>{{ m.content }}
+{%- endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+
+def tokenizer(template=TAKES):
+    found = tiny_tokenizer()
+    found.chat_template = template
+    return found
+
+
+def test_what_it_takes_reaches_it():
+    talk = [
+        USER | {"name": "Ann"},
+        {"role": "assistant", "reasoning_content": "hm", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "4", "tool_call_id": None},
+        {"role": "user", "content": [{"type": "text", "text": "Sure"}, {"text": "?"}]},
+    ]
+    text = render(tokenizer(), talk, tools=[TOOL], opened=True)
+    for part in (":Ann", "<think>hm", 'add{"a": 2, "b": 2}', "<|tool|>4", "Sure?", '"parameters"'):
+        assert part in text
+    assert text.endswith("<|assistant|>")
+
+
+@pytest.mark.parametrize(
+    ("talk", "message"),
+    [
+        (
+            [{"role": "developer", "content": "Be brief."}, USER],
+            r"leaves out `messages\[0\]`, the",
+        ),
+        ([USER | {"weight": 3}], r"does not take `messages\[0\].weight`; remove it"),
+        (
+            [USER, {"role": "assistant", "content": "I add.", "tool_calls": [CALL]}],
+            r"leaves out `messages\[1\]`, the assistant's",
+        ),
+        ([USER, {"role": "tool", "content": "4", "tool_call_id": "1"}], "take .*tool_call_id`"),
+    ],
+)
+def test_what_it_leaves_out_is_refused(talk, message):
+    with pytest.raises(InputError, match=message):
+        render(tokenizer(), talk)
+    assert render(tokenizer(), talk, whole=False)
+
+
+PLAIN = str(tiny_tokenizer().chat_template)
+
+
+def test_a_plain_template_takes_texts_alone():
+    plain = tokenizer(PLAIN)
+    for fields in ({"name": "Ann"}, {"reasoning_content": "hm"}, {"tool_calls": [CALL]}):
+        with pytest.raises(InputError, match=f"does not take .*{next(iter(fields))}`"):
+            render(plain, [USER | fields])
+    with pytest.raises(InputError, match="does not take `tools`"):
+        render(plain, [USER], tools=[TOOL])
+    parts = [{"type": "text", "text": "a"}]
+    with pytest.raises(InputError, match=r"take `messages\[0\].content` in parts; write it as"):
+        render(plain, [{"role": "user", "content": parts}])
+    empty = USER | {"name": "", "tool_calls": []}
+    assert render(plain, [empty]) == render(plain, [USER])
+    for role in ("developer", "tool", "system"):  # it writes whatever role there is
+        assert f"<|{role}|>hi" in render(plain, [{"role": role, "content": "hi"}])
+
+
+def test_a_template_may_change_a_text():
+    """Trimmed, in capitals, or without what was thought: not as it stands, but there."""
+    for template in (
+        "{% for m in messages %}{{ m.content | trim | upper }}{% endfor %}",
+        "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}",
+    ):
+        text = render(tokenizer(template), [{"role": "user", "content": " <think>a</think>b "}])
+        assert "b" in text.lower()
+
+
+LOOPS = {
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "loops over messages": "{% for a in range(99999) %}"
+    "{% for b in messages %}{% for c in range(99999) %}{% if c %}{% endif %}"
+    "{% endfor %}{% endfor %}{% endfor %}",
+    "doubles": "{% set n = namespace(x='aaaaaaaa') %}{% for a in range(99) %}"
+    "{% set n.x = n.x + n.x %}{% endfor %}{{ n.x }}",
+    "doubles by lines": "{% set a = 'aaaaaaaa' %}" + "{% set a = a ~ a %}" * 60 + "{{ a }}",
+    "lists": "{% set a = ['a'] %}" + "{% set a = a + a %}" * 60 + "{{ a }}",
+    "writes": "{% for a in range(99999) %}{% for b in range(99999) %}"
+    "{{ messages }}{% endfor %}{% endfor %}",
+    "nests": "{% set a = 'a' %}" + "{% set a = [a, a] %}" * 60 + "{{ a }}",
+    "multiplies": "{{ 'a' * 99999999999 }}",
+    "powers": "{{ 9 ** (9 ** 9) }}",
+    "formats": "{{ '%99999999999d' % 3 }}",
+    "centers": "{{ 'a' | center(99999999999) }}",
+    "justifies": "{{ 'a'.ljust(99999999999) }}",
+    "indents": "{{ messages | tojson(indent=99999999999) }}",
+    "replaces": "{% set a = 'a' * 9999 %}" + "{% set a = a | replace('a', a) %}" * 9 + "{{ a }}",
+    "macros": "{% macro m(x) %}{{ x }}{{ x }}{% endmacro %}"
+    + "{{ " + "m(" * 60 + "'a'" + ")" * 60 + " }}",
+    "recurses": "{% macro m() %}{{ m() }}{{ m() }}{% endmacro %}{{ m() }}",
+    "lorem": "{{ lipsum(99999999) }}",
+    "joins": "{{ range(99999) | map('string') | join(messages[0].content * 9999) }}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_template_that_would_take_all_is_stopped(name, monkeypatch):
+    """By time, or by what it makes: in this process if each of its steps is small, else in one."""
+    import tuco_jax.prompts.render as module
+
+    monkeypatch.setattr(module, "SECONDS", 1.0)
+    began = time.monotonic()
+    with pytest.raises(InputError, match="the chat template (is stopped at|refuses) `messages`: "):
+        render(tokenizer(LOOPS[name]), [USER])
+    assert time.monotonic() - began < 30  # a process takes seconds to start
+
+
+def test_many_conversations_share_a_process():
+    template = (
+        "{{ '=' * 3 }}{{ messages[0].content }}{{ bos_token }}{{ raise_exception('no') if "
+        "messages[0].content == 'bad' }}"
+    )
+    assert not tame(template)
+    with Renderer(tokenizer(template)) as renderer:
+        for word in ("a", "ü\n", "a"):
+            message = {"role": "user", "content": word}
+            assert renderer.text([message], whole=False) == f"==={word}<s>"
+        process = renderer._process._process
+        with pytest.raises(InputError, match="the chat template refuses `messages`: no$"):
+            renderer.text([{"role": "user", "content": "bad"}])
+        assert process is not None and renderer._process._process is process
+    assert process.poll() is not None
