@@ -115,12 +115,13 @@ def test_flags_go_on_top_of_the_config_wherever_it_stands(run, flags, tmp_path):
     assert (meta["norm"], meta["token_budget"]) == (2, 512)
     assert meta["mesh"] == {"data": 2, "fsdp": 1, "tensor": 1}
     assert "layers" in read_jsonl(out)[0]
+    out = tmp_path / "others.jsonl"
     assert run(*flags, f"--config={config}", "--norm=1", f"--out={out}", "--layers", "false") == 0
     assert "layers" not in read_jsonl(out)[0]
 
 
 def test_devices_and_dtype(run, flags, tmp_path):
-    outs = [tmp_path / f"{i}.jsonl" for i in range(3)]
+    outs = [tmp_path / f"{i}.jsonl" for i in range(4)]
     assert run(*flags, "--out", outs[0]) == 0
     assert run(*flags, "--out", outs[1], "--mesh.data=2", "--parallel=pmap") == 0
     meta = json.loads(outs[1].with_name("1.jsonl.meta.json").read_text())
@@ -128,8 +129,8 @@ def test_devices_and_dtype(run, flags, tmp_path):
     assert run(*flags, "--out", outs[2], "--parallel=pmap") == 0  # one device, as the mesh says
     meta = json.loads(outs[2].with_name("2.jsonl.meta.json").read_text())
     assert meta["mesh"] == {"data": 1, "fsdp": 1, "tensor": 1}
-    assert run(*flags, "--out", outs[2], "--dtype", "bfloat16") == 0
-    plain, pmapped, half = ([r["tuco"] for r in read_jsonl(out)] for out in outs)
+    assert run(*flags, "--out", outs[3], "--dtype", "bfloat16") == 0
+    plain, pmapped, _, half = ([r["tuco"] for r in read_jsonl(out)] for out in outs)
     np.testing.assert_allclose(plain, pmapped, rtol=0, atol=1e-5)
     assert 1e-5 < np.abs(np.subtract(plain, half)).max() < 0.05
 
@@ -418,7 +419,7 @@ def test_interrupt_is_clean(run, flags, tmp_path, monkeypatch, capsys):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tuco_jax.scoring.score_file.score_tokens", interrupt)
+    monkeypatch.setattr("tuco_jax.scoring.score.score_tokens", interrupt)
     assert run(*flags, "--out", tmp_path / "o.jsonl") == 130
     assert capsys.readouterr().err == "tuco-jax: interrupted\n"
     with pytest.raises(KeyboardInterrupt):

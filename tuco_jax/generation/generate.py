@@ -21,19 +21,18 @@ from jaxtyping import Array, Bool, Float, Int
 from transformers import PreTrainedTokenizerBase
 
 from common_jax.errors import InputError
+from tuco_jax.core.tokens import check_row
 from tuco_jax.core.walk import Source, source_of
 from tuco_jax.generation.decoding import Request, begin, resume
-from tuco_jax.generation.options import GenerationOptions
+from tuco_jax.generation.options import GenerationOptions, check_turns
 from tuco_jax.generation.sampling import Sampling, row_keys
 from tuco_jax.models.pair import Pair, single
 from tuco_jax.models.sharding import mesh_of, put_rows
 from tuco_jax.prompts.batching import Batch, bucket_length, pad
 from tuco_jax.prompts.encode import encode
-from tuco_jax.prompts.read import (
-    Message,
-    Prompt,
-    as_prompts,
-)
+from tuco_jax.prompts.messages import Message
+from tuco_jax.prompts.read import Prompt, as_prompts
+from tuco_jax.prompts.render import render
 
 __all__ = ["Response", "end_tokens", "generate", "generate_tokens", "respond"]
 
@@ -59,8 +58,9 @@ def generate_tokens(
         eos: tokens that end a row.
         finished: called every few tokens with a row's new tokens; True ends the row.
         mesh: rows are sharded over it; by default over the devices that the pair lies on.
-        options: fields of `GenerationOptions`; `stop` is not used here: `finished` is in its
-            place. Row i samples with fold_in(key(seed), i), whatever batch it is in.
+        options: fields of `GenerationOptions`; of texts, and so not used here, are `stop`
+            (`finished` is in its place) and `continue_final`. Row i samples with
+            fold_in(key(seed), i), whatever batch it is in.
 
     Where a row crosses the length at which LongRoPE switches, its prefill is run again, so that
     all its keys have one set of frequencies, as an uncached pass would have. Dynamic NTK changes
@@ -82,7 +82,8 @@ def generate_tokens(
                 "wants at least one and room for a new one; shorten the prompt"
             )
     source = source_of(pair, mesh)
-    texts = [np.asarray(p, np.int32) for p in prompts]
+    vocab_size = pair.tuned_config.vocab_size
+    texts = [check_row(p, vocab_size, f"prompts[{i}]") for i, p in enumerate(prompts)]
     starts = np.asarray([len(t) for t in texts])
     ends = np.minimum(starts + how.max_new_tokens, context)
     pending = list(range(len(texts)))
@@ -190,8 +191,8 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
         marker = "answer"
         turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": marker}]
         try:
-            text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-        except Exception:  # a template may refuse whatever it likes; then EOS has to do
+            text = render(tokenizer, turns, whole=False)
+        except InputError:  # a template may refuse whatever it likes; then EOS has to do
             text = ""
         after = text.rpartition(marker)[2].strip()
         if after:
@@ -229,7 +230,7 @@ def generate(
         prompts: N texts, conversations or Prompts; conversations go through the chat template.
         alpha: broadcastable to [L, N]: a scalar, [N] per prompt, [L, 1] per layer.
         options: fields of `GenerationOptions` (max_new_tokens, temperature, top_k, top_p, seed,
-            stop, batch_size), and `model` and `mesh` of `respond`.
+            stop, continue_final, batch_size), and `model` and `mesh` of `respond`.
 
     Raises InputError for bad prompts or settings.
     """
@@ -258,8 +259,15 @@ def respond(
         if np.any(np.asarray(alpha) != 1):
             raise InputError("model='base' has no tuning to scale: leave alpha at 1")
         pair = single(pair.base_config, pair.base)
-    stops = GenerationOptions(**options).stops
-    ids = encode(tokenizer, as_prompts(prompts), vocab_size=pair.tuned_config.vocab_size)
+    how = GenerationOptions(**options)
+    stops, wanted = how.stops, as_prompts(prompts)
+    check_turns(wanted, how.continue_final)
+    ids = encode(
+        tokenizer,
+        wanted,
+        vocab_size=pair.tuned_config.vocab_size,
+        continue_final=how.continue_final,
+    )
 
     def text(tokens: np.ndarray) -> str:
         return str(tokenizer.decode(tokens.tolist(), skip_special_tokens=True))

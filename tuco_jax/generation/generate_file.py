@@ -3,6 +3,7 @@
 `tuco-jax generate` runs this. Outputs, prompts and settings are checked before any model is read.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -17,20 +18,17 @@ import numpy as np
 from common_jax.cli.command_line import one_line
 from common_jax.errors import InputError
 from common_jax.io.files import atomic, check_writable, write_json
-from common_jax.mesh import mesh_for
 from common_jax.report import page as pages
-from tuco_jax.generation.generate import Response, respond
-from tuco_jax.generation.options import AnswerOptions, GenerationOptions
-from tuco_jax.prompts.encode import encode
-from tuco_jax.prompts.read import (
-    Prompt,
-    read_prompts,
-)
+from common_jax.resume import lock
+from tuco_jax.generation.options import AnswerOptions, GenerationOptions, check_turns
+from tuco_jax.prompts.messages import text_of
+from tuco_jax.prompts.read import Prompt, read_prompts
+from tuco_jax.scoring.output import check_made, digest
 from tuco_jax.scoring.score_file import provenance
-from tuco_jax.scoring.token_tuco import Piece, pieces, response_tuco
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from tuco_jax.generation.generate import Response
+    from tuco_jax.scoring.token_tuco import Piece
 
 __all__ = ["Answer", "generate_file", "lines"]
 
@@ -42,8 +40,8 @@ class Answer:
     """A prompt, its answer, and the answer's tokens with their TuCo (None where not asked for)."""
 
     prompt: Prompt
-    response: Response
-    pieces: Sequence[Piece] | None
+    response: "Response"
+    pieces: "Sequence[Piece] | None"
 
     @property
     def row(self) -> dict[str, Any]:
@@ -54,6 +52,8 @@ class Answer:
             row["prompt"] = given.prompt
         else:
             row["messages"] = list(given.messages)
+        if given.tools is not None:
+            row["tools"] = list(given.tools)
         if given.label is not None:
             row["label"] = given.label
         row |= {"response": self.response.text, "tokens": len(self.response.tokens)}
@@ -68,7 +68,7 @@ def generate_file(options: AnswerOptions) -> list[Answer]:
     `out` gets a row for each answer: id, prompt or messages, label, response, tokens, and with
     `tuco` or `page` each token's TuCo (`token_tuco.response_tuco`). Notes about the pair are
     printed to stderr. Raises InputError, before anything is written, for whatever is wrong with
-    the input.
+    the input, and where `out` holds the answers of other prompts, models or options.
     """
     path = None if options.out is None else check_writable(options.out, (".jsonl",))
     page_path = None if options.page is None else check_writable(options.page, (".html",))
@@ -79,7 +79,56 @@ def generate_file(options: AnswerOptions) -> list[Answer]:
         rows = [_as_chat(row) for row in rows]
     if not math.isfinite(options.alpha):
         raise InputError(f"alpha is {options.alpha}: give a finite number")
+    check_turns(rows, options.continue_final)
+    settings = _settings(options, rows)
+    with contextlib.ExitStack() as held:
+        if path is not None:
+            check_made(path, settings)
+        for own in (path, page_path):
+            if own is not None:  # no second run of this output loads its models
+                taken = f"{own}: another run is writing this output"
+                held.enter_context(lock(own.with_name(f".{own.name}.lock"), taken))
+        answers, facts, special = _answers(options, rows)
+        if path is not None:
+            with atomic(path) as temporary:
+                text = "".join(json.dumps(a.row, ensure_ascii=False) + "\n" for a in answers)
+                temporary.write_text(text, "utf-8")
+            beside = path.with_name(path.name + ".meta.json")
+            write_json(beside, facts | {"settings": settings})
+        if page_path is not None:
+            shown = {"base": options.base, "tuned": options.tuned, "alpha": f"{options.alpha:g}"}
+            if options.temperature:
+                shown |= {"temperature": f"{options.temperature:g}", "seed": str(options.seed)}
+            with atomic(page_path) as temporary:
+                temporary.write_text(_render(answers, shown, special), "utf-8")
+    return answers
 
+
+def _settings(options: AnswerOptions, rows: Sequence[Prompt]) -> dict[str, Any]:
+    """What rows of the output depend on."""
+    names = {f.name for f in dataclasses.fields(GenerationOptions)} - {"batch_size", "stop"}
+    found = {
+        name: getattr(options, name) for name in ("adapter", "alpha", "dtype", *sorted(names))
+    }
+    models = {name: _where(getattr(options, name)) for name in ("base", "tuned")}
+    tuco = options.tuco or options.page is not None
+    return {"prompts": digest(rows), **models, **found, "stop": options.stops, "tuco": tuco}
+
+
+def _where(model: str) -> str:
+    """A model's name; of a folder or file, its whole path."""
+    path = pathlib.Path(model)
+    return str(path.resolve()) if path.exists() else model
+
+
+def _answers(
+    options: AnswerOptions, rows: Sequence[Prompt]
+) -> tuple[list[Answer], dict[str, Any], list[str]]:
+    """The answers, facts of the run for its metadata, and the tokenizer's special tokens."""
+    from common_jax.mesh import mesh_for
+    from tuco_jax.generation.generate import respond
+    from tuco_jax.prompts.encode import encode
+    from tuco_jax.scoring.token_tuco import pieces, response_tuco
     from tuco_jax.weights.load import load_pair
 
     mesh = mesh_for(dataclasses.asdict(options.mesh))
@@ -87,36 +136,28 @@ def generate_file(options: AnswerOptions) -> list[Answer]:
         options.base, options.tuned, dtype=options.dtype, mesh=mesh, adapter=options.adapter
     )
     # Checked here, too, since these errors name the prompt by its id and line.
-    vocab_size = pair.tuned_config.vocab_size
-    encode(tokenizer, rows, max_tokens=pair.context - 1, vocab_size=vocab_size)
+    encode(
+        tokenizer,
+        rows,
+        max_tokens=pair.context - 1,
+        vocab_size=pair.tuned_config.vocab_size,
+        continue_final=options.continue_final,
+    )
     for note in pair.notes:
         print(f"note: {one_line(note)}", file=sys.stderr)
     how: Any = {f.name: getattr(options, f.name) for f in dataclasses.fields(GenerationOptions)}
     responses = respond(pair, tokenizer, rows, options.alpha, mesh=mesh, **how)
     found: list[Sequence[Piece] | None] = [None] * len(rows)
-    if options.tuco or page_path is not None:
+    if options.tuco or options.page is not None:
         texts, new = [r.prompt for r in responses], [r.tokens for r in responses]
         values = response_tuco(pair, texts, new, options.alpha)
         found = [pieces(tokenizer, ids, v) for ids, v in zip(new, values, strict=True)]
     answers = [Answer(*parts) for parts in zip(rows, responses, found, strict=True)]
-    if path is not None:
-        with atomic(path) as temporary:
-            text = "".join(json.dumps(a.row, ensure_ascii=False) + "\n" for a in answers)
-            temporary.write_text(text, "utf-8")
-        settings = {
-            n: getattr(options, n) for n in ("base", "tuned", "adapter", "prompts", "dtype")
-        }
-        settings |= {"alpha": options.alpha, "chat": options.chat, **how, "stop": options.stops}
-        settings["mesh"] = dict(mesh.shape) if mesh is not None else None
-        facts = {"notes": list(pair.notes), "family": pair.tuned_config.family}
-        write_json(path.with_name(path.name + ".meta.json"), settings | facts | provenance())
-    if page_path is not None:
-        facts = {"base": options.base, "tuned": options.tuned, "alpha": f"{options.alpha:g}"}
-        if options.temperature:
-            facts |= {"temperature": f"{options.temperature:g}", "seed": str(options.seed)}
-        with atomic(page_path) as temporary:
-            temporary.write_text(_render(answers, facts, tokenizer), "utf-8")
-    return answers
+    facts = {n: getattr(options, n) for n in ("base", "tuned", "adapter", "prompts", "dtype")}
+    facts |= {"alpha": options.alpha, "chat": options.chat, **how, "stop": options.stops}
+    facts["mesh"] = dict(mesh.shape) if mesh is not None else None
+    facts |= {"notes": list(pair.notes), "family": pair.tuned_config.family}
+    return answers, facts | provenance(), list(tokenizer.all_special_tokens)
 
 
 def _prompts(options: AnswerOptions) -> list[Prompt]:
@@ -153,14 +194,11 @@ def lines(answer: Answer, *, names: bool) -> list[str]:
 
 
 def _question(prompt: Prompt) -> str:
-    return str(prompt.messages[-1]["content"] if prompt.messages else prompt.prompt)
+    return text_of(prompt.messages[-1]) if prompt.messages else str(prompt.prompt)
 
 
-def _render(
-    answers: Sequence[Answer], facts: dict[str, str], tokenizer: "PreTrainedTokenizerBase"
-) -> str:
+def _render(answers: Sequence[Answer], facts: dict[str, str], special: Sequence[str]) -> str:
     """The page of answers, tokens shaded from the 5th to the 95th percentile of their TuCo."""
-    special = set(tokenizer.all_special_tokens)
     values = [p.tuco for a in answers for p in a.pieces or ()]
     low, high = np.quantile(values, (0.05, 0.95)) if values else (0.0, 1.0)
     entries = []

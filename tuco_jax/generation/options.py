@@ -12,9 +12,10 @@ from common_jax.cli.ranges import (
     check_ranges,
 )
 from common_jax.errors import InputError
+from tuco_jax.prompts.read import Prompt
 from tuco_jax.weights.options import PairOptions
 
-__all__ = ["AnswerOptions", "GenerationOptions"]
+__all__ = ["AnswerOptions", "GenerationOptions", "check_turns"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class GenerationOptions:
         top_p: of those, sample among the fewest whose probabilities sum to top_p.
         seed: of the samples; a prompt's sample depends on it and on the prompt's number alone.
         stop: texts at which an answer ends, as a list; they are left out.
+        continue_final: go on with an assistant's turn at a conversation's end; else an error.
         batch_size: prompts that are answered at once, sorted by length; rows and not tokens, since
             rows grow, and a new token costs a reading of all weights however many rows share it.
     """
@@ -38,6 +40,7 @@ class GenerationOptions:
     top_p: AboveZeroToOne = 1.0
     seed: Seed = 0
     stop: Sequence[str] = ()
+    continue_final: bool = False
     batch_size: PositiveInt = 32
 
     def __post_init__(self) -> None:
@@ -72,3 +75,13 @@ class AnswerOptions(GenerationOptions, PairOptions):
     tuco: bool = False
     out: str | None = None
     page: str | None = None
+
+
+def check_turns(prompts: Sequence[Prompt], continue_final: bool) -> None:
+    """Raise InputError for a conversation that ends with an answer, if it is not to go on."""
+    for p in prompts:
+        if p.messages and p.messages[-1]["role"] == "assistant" and not continue_final:
+            raise InputError(
+                f"{p}: ends with an assistant's turn: go on with it by --continue_final, or "
+                "remove that turn"
+            )

@@ -47,6 +47,8 @@ class ScoringOptions:
             (`core/budget.py`).
         parallel: jit over the mesh, or pmap over its data axis.
         truncate: keep the last tokens of prompts beyond the model's context; else an error.
+        continue_final: leave an assistant's turn at a conversation's end open, as one that is
+            being written; else the template closes it.
         passes: of a streamed pair.
     """
 
@@ -54,6 +56,7 @@ class ScoringOptions:
     token_budget: PositiveInt | None = None
     parallel: Parallel = "jit"
     truncate: bool = False
+    continue_final: bool = False
     passes: PassOptions = dataclasses.field(default_factory=PassOptions)
 
     def check(self, mesh: "Mesh | None", streams: bool = False) -> None:

@@ -4,7 +4,9 @@ Legend: N rows of a table, K values of a cell, L layers, b prompts of a batch, B
 prompts of a row.
 """
 
+import contextlib
 import csv
+import hashlib
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +19,7 @@ from common_jax import resume
 from common_jax.errors import InputError
 from common_jax.io.files import atomic
 from tuco_jax.prompts.packing import Packed
+from tuco_jax.prompts.read import Prompt
 
 Columns = Mapping[str, Sequence[Any] | Shaped[np.ndarray, "N ..."]]  # by name
 
@@ -25,6 +28,8 @@ __all__ = [
     "Columns",
     "Entry",
     "Journal",
+    "check_made",
+    "digest",
     "write_table",
 ]
 
@@ -106,50 +111,89 @@ class Entry(NamedTuple):
 class Journal:
     """An append-only file of finished batches, from which a killed run is resumed.
 
-    Its first line is a fingerprint of prompts, pair and options: a journal of any other run is
-    started anew. A last line cut short by the kill is removed. The file is locked while it is
-    open, so that two runs do not share it; the lock ends with its process.
+    Its first line holds the run's settings and a fingerprint of prompts, pair and options: what
+    another run has left is refused, never overwritten. A last line cut short by the kill is
+    removed. The file is locked while it is open, so that two runs do not share it; the lock ends
+    with its process. Use as a context, or close it.
     """
 
-    def __init__(self, path: pathlib.Path, fingerprint: str):
+    def __init__(self, path: pathlib.Path, settings: Mapping[str, Any] | None = None):
+        """Hold the file. settings: all but weights that scores depend on, for messages."""
         self.path = path
         self.entries: list[Entry] = []
-        self._file = resume.open_alone(path, _taken(path))
-        self._file.seek(0)
-        start = self._file.read(16)
-        if start and not b'{"fingerprint": "'.startswith(start[:16]):
+        self._settings = dict(settings or {})
+        self._file = resume.open_alone(path, f"{path}: another run is writing this output")
+        try:
+            self._found, self._header = self._read_header()
+            if self._found:
+                differs = resume.difference(self._found.get("settings", {}), self._settings)
+                if differs:
+                    raise self._another(f"it has {differs}")
+        except BaseException:
             self._file.close()
-            raise InputError(f"{path}: is not a journal of ours; move it, or name another output")
-        self._file.seek(0)
-        header = json.dumps({"fingerprint": fingerprint}).encode() + b"\n"
-        keep = len(header)
-        if self._file.readline() == header:
-            for line in self._file:
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    rows, *arrays = json.loads(line)
-                    entry = Entry(rows, *(np.asarray(a, np.float32) for a in arrays))
-                except (ValueError, TypeError):
-                    break  # damaged: the rest is computed again
-                self.entries.append(entry)
-                keep += len(line)
-            self._file.truncate(keep)
-        else:
-            self._file.truncate(0)
-            self._write(header)
+            raise
 
-    @staticmethod
-    def check(path: pathlib.Path) -> None:
-        """Raise InputError while another run is writing there, before any weights are read."""
-        resume.check_free(path, _taken(path))
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _another(self, why: str) -> InputError:
+        return InputError(
+            f"{self.path}: holds the scores of another run, which has not ended: {why}; start "
+            "that run again to end it, or name another output"
+        )
+
+    def _read_header(self) -> tuple[dict[str, Any] | None, int]:
+        """What the first line holds, and its length; None where no batch follows it."""
+        self._file.seek(0)
+        start = self._file.read(len(_START))
+        if start and not _START.startswith(start):
+            raise InputError(f"{self.path}: is not a journal of ours; name another output")
+        self._file.seek(0)
+        line, more = self._file.readline(_LONGEST_HEADER), self._file.read(1)
+        if not more:
+            return None, 0
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict) or not isinstance(found.get("settings", {}), dict):
+            raise InputError(f"{self.path}: is damaged; name another output")
+        return found, len(line)
+
+    def begin(self, fingerprint: str, shape: tuple[int, int] | None = None) -> None:
+        """Take the entries of an earlier start of this run, or begin the file.
+
+        shape: N and L, which entries must fit. Raises InputError for another run's entries.
+        """
+        if self._found is None:
+            self._file.truncate(0)
+            header = {"fingerprint": fingerprint, "settings": self._settings}
+            self._write(json.dumps(header).encode() + b"\n")
+            return
+        if self._found.get("fingerprint") != fingerprint:
+            raise self._another("it has other weights or tokens, or is of another version")
+        keep = self._header
+        self._file.seek(keep)
+        for line in self._file:
+            entry = _entry(line, shape)
+            if entry is None:  # cut short, or damaged: the rest is computed again
+                break
+            self.entries.append(entry)
+            keep += len(line)
+        self._file.truncate(keep)
 
     def _write(self, data: bytes) -> None:
         try:
             self._file.write(data)
             self._file.flush()  # to the kernel: outlives the process, not the machine
         except OSError as error:
-            raise InputError(f"{self.path}: cannot be written: {error.strerror}") from error
+            raise InputError(
+                f"{self.path}: cannot be written: {error.strerror}; what it holds is kept: make "
+                "room, and start again to go on"
+            ) from error
 
     def append(self, entry: Entry) -> None:
         """Add a finished batch."""
@@ -159,9 +203,11 @@ class Journal:
 
     def close(self) -> None:
         """Close the file, and leave it for the next run if it holds any batch."""
-        if not self.entries:
+        if not self._file.closed and self._found is None and not self.entries:
             self.path.unlink(missing_ok=True)
-        self._file.close()
+        # What could not be written before cannot be written now, and has been told.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def remove(self) -> None:
         """Delete the file, after a complete run."""
@@ -169,5 +215,49 @@ class Journal:
         self._file.close()
 
 
-def _taken(path: pathlib.Path) -> str:
-    return f"{path}: another run is writing this output"
+_START = b'{"fingerprint": "'
+_LONGEST_HEADER = 1 << 16
+
+
+def _entry(line: bytes, shape: tuple[int, int] | None) -> Entry | None:
+    """The entry of a line; None where it is none."""
+    try:
+        found: Any = json.loads(line) if line.endswith(b"\n") else None
+        rows, *arrays = found
+        entry = Entry(rows, *(np.asarray(a, np.float32) for a in arrays))
+        count, depth = shape or (max(rows) + 1, entry.layers.shape[1])
+        good = all(type(row) is int and 0 <= row < count for row in rows)
+        shapes = entry.tuco.shape, entry.layers.shape, entry.telescoping.shape
+        good &= shapes == ((len(rows),), (len(rows), depth), (len(rows),))
+        return entry if good and all(np.isfinite(a).all() for a in entry[1:]) else None
+    except (ValueError, TypeError, IndexError, OverflowError, RecursionError):
+        return None
+
+
+def check_made(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
+    """Raise InputError where `path` holds what other settings have made.
+
+    They stand in the metadata beside it, if that is there.
+    """
+    try:
+        meta = json.loads(path.with_name(path.name + ".meta.json").read_text("utf-8"))
+        found = meta["settings"]
+        differs = resume.difference(found, settings) if path.exists() else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return  # nothing is known of it
+    if differs:
+        if differs.startswith("fingerprint "):
+            differs = "other weights or tokens, or is of another version"
+        raise InputError(
+            f"{path}: holds the results of another run: it has {differs}; give the same prompts, "
+            "models and options, or name another output"
+        )
+
+
+def digest(prompts: Sequence[Prompt]) -> str:
+    """A short hash of prompts: of their texts, conversations, ids and labels."""
+    found = hashlib.sha256()
+    for p in prompts:
+        row = [p.id, p.prompt, p.messages, p.label, p.tools]
+        found.update(json.dumps(row, default=str).encode() + b"\n")
+    return found.hexdigest()[:16]

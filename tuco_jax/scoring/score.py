@@ -23,16 +23,14 @@ from common_jax.errors import InputError
 from common_jax.progress import bar
 from tuco_jax.core.budget import default_budget
 from tuco_jax.core.last_token import last_tokens
+from tuco_jax.core.tokens import check_row
 from tuco_jax.core.walk import Source, as_source, source_of
 from tuco_jax.models import sharding
 from tuco_jax.models.pair import Pair
 from tuco_jax.prompts.encode import encode
+from tuco_jax.prompts.messages import Message
 from tuco_jax.prompts.packing import Packed, pack, padding, segments_of
-from tuco_jax.prompts.read import (
-    Message,
-    Prompt,
-    as_prompts,
-)
+from tuco_jax.prompts.read import Prompt, as_prompts
 from tuco_jax.scoring.options import ScoringOptions
 from tuco_jax.scoring.output import Entry, Journal
 from tuco_jax.scoring.streamed import stream_entries
@@ -89,23 +87,26 @@ def score(
             others compute, once for many batches.
         tokenizer: the tuned model's.
         prompts: texts (tokenized with the tokenizer's default special tokens), conversations
-            (lists of {"role", "content"}, through the chat template) or `Prompt`s.
+            (lists of {"role", "content"}, through the chat template, which closes an assistant's
+            turn at the end) or `Prompt`s.
         mesh: devices to run on, by default those that the pair is on; the batch is sharded over
             data and fsdp.
         progress: show a progress bar on stderr, if that is a terminal.
-        options: fields of `ScoringOptions`: norm, token_budget, parallel, truncate, passes.
+        options: fields of `ScoringOptions`: norm, token_budget, parallel, truncate,
+            continue_final, passes.
 
     Scores do not depend on batches, packing, order or devices (1e-5). Raises InputError naming the
     prompt, also where a score is not finite.
     """
-    prompts = as_prompts(prompts)
+    prompts, how = as_prompts(prompts), ScoringOptions(**options)
     ends = as_source(pair).ends
     tokens = encode(
         tokenizer,
         prompts,
         max_tokens=ends.context,
         vocab_size=ends.tuned_config.vocab_size,
-        truncate=ScoringOptions(**options).truncate,
+        truncate=how.truncate,
+        continue_final=how.continue_final,
     )
     return score_tokens(pair, tokens, prompts, mesh=mesh, progress=progress, **options)
 
@@ -127,6 +128,8 @@ def score_tokens(
     """
     how = ScoringOptions(**options)
     source = as_source(pair)
+    vocab_size = source.ends.tuned_config.vocab_size
+    tokens = [check_row(t, vocab_size, str(p)) for t, p in zip(tokens, prompts, strict=True)]
     if how.parallel == "jit":
         mesh = mesh or sharding.mesh_of(source.ends)
     how.check(mesh, source.streams)

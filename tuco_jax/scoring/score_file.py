@@ -7,31 +7,26 @@ table appears whole at the end; from a journal beside it a killed run is resumed
 import contextlib
 import dataclasses
 import importlib.metadata
+import pathlib
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from common_jax.errors import InputError
 from common_jax.io.files import check_writable, write_json
-from common_jax.mesh import make_mesh, mesh_for
-from tuco_jax.core.budget import default_budget
-from tuco_jax.core.streamed import Streamed, stream_pair
-from tuco_jax.models.pair import Pair
-from tuco_jax.prompts.encode import encode
-from tuco_jax.prompts.read import (
-    Prompt,
-    read_prompts,
-)
-from tuco_jax.scoring.fingerprint import fingerprint
+from tuco_jax.prompts.read import Prompt, read_prompts
 from tuco_jax.scoring.options import ScoreFileOptions
-from tuco_jax.scoring.output import FORMATS, Columns, Journal, write_table
-from tuco_jax.scoring.score import Scores, score_tokens
+from tuco_jax.scoring.output import FORMATS, Columns, Journal, check_made, digest, write_table
 
-__all__ = ["score_file"]
+if TYPE_CHECKING:
+    from tuco_jax.core.streamed import Streamed
+    from tuco_jax.models.pair import Pair
+    from tuco_jax.scoring.score import Scores
+
+__all__ = ["provenance", "score_file"]
 
 PACKAGES = ("tuco-reward-jax", "jax", "jaxlib", "flax", "transformers", "tokenizers", "numpy")
 
@@ -45,33 +40,68 @@ def score_file(
     program's start, for the time breakdown.
 
     Returns the metadata. Raises InputError, before anything is written, for whatever is wrong
-    with the input; where a score is not finite, `out` is left as it was.
+    with the input, and where `out`, or its journal, is of other prompts, models or options; where
+    a score is not finite, `out` is left as it was.
     """
-    seconds: dict[str, float] = {}
     begin = time.perf_counter()
-    if started is not None:
-        seconds["imports"] = begin - started
+    seconds: dict[str, float] = {} if started is None else {"imports": begin - started}
     path = check_writable(options.out, FORMATS)
     beside = path.with_name(path.name + ".meta.json")
     if beside.is_dir():
         raise InputError(f"{beside}: is a folder, where the metadata would go; move it")
-    unfinished = path.with_name(path.name + ".journal")
-    Journal.check(unfinished)
     with _timed(seconds, "prompts"):
         rows = read_prompts(options.prompts)
     if path.exists() and path.samefile(options.prompts):
         raise InputError(f"{options.out}: is the prompts file itself; name another output")
+    settings = _settings(options, rows)
+    check_made(path, settings)
+    # Held from here on, so that a second run of this output ends before its models are loaded.
+    # All layers' scores stand in it, whether or not they are asked for.
+    common = {name: value for name, value in settings.items() if name != "layers"}
+    with Journal(path.with_name(path.name + ".journal"), common) as journal:
+        began = begin if started is None else started
+        meta, columns = _score(options, rows, journal, seconds, progress, began)
+        write_table(path, columns)
+        write_json(beside, meta | {"settings": settings | {"fingerprint": meta["fingerprint"]}})
+        journal.remove()
+    return meta
+
+
+def _settings(options: ScoreFileOptions, rows: Sequence[Prompt]) -> dict[str, Any]:
+    """What rows of the output depend on, but for weights: these have a fingerprint."""
+    names = ("dtype", "norm", "truncate", "continue_final", "layers")
+    return {"prompts": digest(rows)} | {name: getattr(options, name) for name in names}
+
+
+def _score(
+    options: ScoreFileOptions,
+    rows: Sequence[Prompt],
+    journal: Journal,
+    seconds: dict[str, float],
+    progress: bool,
+    began: float,
+) -> tuple[dict[str, Any], Columns]:
+    """The metadata and the table's columns. began: when the program did."""
+    with _timed(seconds, "imports"):  # seconds, in which prompts would wait to be checked
+        from common_jax.mesh import make_mesh, mesh_for
+        from tuco_jax.core.budget import default_budget
+
     mesh = mesh_for(dataclasses.asdict(options.mesh))
     if options.parallel == "pmap" and mesh is None:  # else it would take all devices
         mesh = make_mesh()
     if options.token_budget is None:
         options = dataclasses.replace(options, token_budget=default_budget())
     if options.passes.folder is None:
-        passes = dataclasses.replace(options.passes, folder=str(path.absolute().parent))
+        folder = str(pathlib.Path(options.out).absolute().parent)
+        passes = dataclasses.replace(options.passes, folder=folder)
         options = dataclasses.replace(options, passes=passes)
     options.check(mesh, options.stream)
 
-    with _timed(seconds, "imports"):  # transformers takes seconds: prompts are checked before
+    with _timed(seconds, "imports"):
+        from tuco_jax.core.streamed import stream_pair
+        from tuco_jax.prompts.encode import encode
+        from tuco_jax.scoring.fingerprint import fingerprint
+        from tuco_jax.scoring.score import score_tokens
         from tuco_jax.weights.load import load_pair
     with _timed(seconds, "load"):
         names = options.base, options.tuned
@@ -91,34 +121,43 @@ def score_file(
             max_tokens=None if options.truncate else pair.context,
             vocab_size=pair.tuned_config.vocab_size,
             truncate=False,  # cut below, where the whole length is still known
+            continue_final=options.continue_final,
         )
         cut = [p.id for p, t in zip(rows, tokens, strict=True) if t.size > pair.context]
         tokens = [t[-pair.context :] for t in tokens]
     with _timed(seconds, "fingerprint"):
         key = fingerprint(source, tokens, options.norm)
+    check_made(pathlib.Path(options.out), {"fingerprint": key})
+    journal.begin(key, (len(rows), pair.tuned_config.depth))
 
-    journal = Journal(unfinished, key)
-    try:
-        before = time.perf_counter()
-        scores = score_tokens(
-            source, tokens, rows, mesh=mesh, progress=progress, journal=journal, **options.scoring
-        )
-        seconds |= scores.seconds
-        if scores.seconds["first"]:
-            seconds["first"] += before - (begin if started is None else started)
-        seconds["total"] = time.perf_counter() - (begin if started is None else started)
-        meta = _metadata(pair, scores, seconds, cut)
-        for name in ("base", "tuned", "adapter", "prompts", "dtype", "norm", "parallel"):
-            meta[name] = getattr(options, name)
-        meta["token_budget"] = options.token_budget
-        meta["mesh"] = dict(mesh.shape) if mesh is not None else None
-        meta["stream"] = dataclasses.asdict(options.passes) if options.stream else None
-        write_table(path, _columns(rows, scores, options.layers))
-        write_json(beside, meta)
-        journal.remove()
-    finally:
-        journal.close()
-    return meta
+    before = time.perf_counter()
+    scores = score_tokens(
+        source, tokens, rows, mesh=mesh, progress=progress, journal=journal, **options.scoring
+    )
+    seconds |= scores.seconds
+    if scores.seconds["first"]:
+        seconds["first"] += before - began
+    seconds["total"] = time.perf_counter() - began
+    meta = _metadata(pair, scores, seconds, cut)
+    for name in ("base", "tuned", "adapter", "prompts", "dtype", "norm", "parallel"):
+        meta[name] = getattr(options, name)
+    meta["token_budget"] = options.token_budget
+    meta["mesh"] = dict(mesh.shape) if mesh is not None else None
+    meta["stream"] = dataclasses.asdict(options.passes) if options.stream else None
+    meta["notes"] += _closed(rows) if not options.continue_final else []
+    meta["fingerprint"] = key
+    return meta, _columns(rows, scores, options.layers)
+
+
+def _closed(rows: Sequence[Prompt]) -> list[str]:
+    """A note on conversations whose last turn the chat template closes."""
+    count = sum(bool(p.messages) and p.messages[-1]["role"] == "assistant" for p in rows)
+    if not count:
+        return []
+    return [
+        f"{count} of {len(rows)} prompts end with an assistant's turn, which the chat template "
+        "closes; --continue_final leaves it open"
+    ]
 
 
 @contextlib.contextmanager
@@ -128,7 +167,7 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-def _columns(prompts: Sequence[Prompt], scores: Scores, layers: bool) -> Columns:
+def _columns(prompts: Sequence[Prompt], scores: "Scores", layers: bool) -> Columns:
     columns: dict[str, Sequence[Any] | np.ndarray] = {
         "id": scores.ids,
         "tuco": scores.tuco,
@@ -144,6 +183,8 @@ def _columns(prompts: Sequence[Prompt], scores: Scores, layers: bool) -> Columns
 
 def provenance() -> dict[str, Any]:
     """The devices and versions of this process, for the metadata of outputs."""
+    import jax
+
     devices = jax.devices()
     return {
         "device": {
@@ -157,7 +198,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _metadata(
-    pair: Pair, scores: Scores, seconds: Mapping[str, float], cut: Sequence[str | int]
+    pair: "Pair", scores: "Scores", seconds: Mapping[str, float], cut: Sequence[str | int]
 ) -> dict[str, Any]:
     computed = scores.seconds["run"] > 0 and scores.resumed < len(scores.ids)
     return {

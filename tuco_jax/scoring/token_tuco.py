@@ -22,6 +22,7 @@ from common_jax.errors import InputError
 from tuco_jax.core.budget import default_budget
 from tuco_jax.core.decompose import decompose
 from tuco_jax.core.stream import share
+from tuco_jax.core.tokens import check_row
 from tuco_jax.core.walk import source_of
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import batch_width, mesh_of, put_rows
@@ -64,7 +65,8 @@ def token_tuco(
     out: list[Float[np.ndarray, " n"]] = [np.empty(0, np.float32)] * len(rows)
     mesh = mesh_of(pair)
     source = source_of(pair, mesh)
-    ids = [np.asarray(row, np.int32) for row in rows]
+    vocab_size = pair.tuned_config.vocab_size
+    ids = [check_row(row, vocab_size, f"rows[{i}]") for i, row in enumerate(rows)]
     budget = token_budget or default_budget()
     for batch in pack([row.size for row in ids], budget, batch_width(mesh), last_tokens=False):
         placed = batch.arrays(ids)

@@ -18,12 +18,9 @@ from tests.tuco.random_models import adapter_pair, full_pair, rope
 from tests.tuco.tiny import FAMILIES, VOCAB, save_tiny
 from tests.tuco.tiny_tokenizer import bos_tokenizer
 from tuco_jax.core import walk
-from tuco_jax.core.cache import Cache
 from tuco_jax.core.decompose import decompose
-from tuco_jax.generation import decoding
 from tuco_jax.generation.generate import end_tokens, generate, generate_tokens
-from tuco_jax.generation.sampling import Sampling, choose, row_keys
-from tuco_jax.models.pair import Notes, Pair, single
+from tuco_jax.models.pair import Pair, single
 from tuco_jax.models.sharding import place
 from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.read import (
@@ -32,6 +29,7 @@ from tuco_jax.prompts.read import (
 from tuco_jax.weights.hf.model import load
 
 NEW = 20
+
 PROMPTS = [np.random.default_rng(n).integers(0, 61, n) for n in (3, 13, 1, 8, 5)]
 
 
@@ -152,7 +150,9 @@ def different_configs():
 
 
 def learned_positions():
-    return full_pair(5, random_models.config(ropes=(), norm="layer", gated=False, parallel=True))
+    return full_pair(
+        5, random_models.config(ropes=(), rope_index=(), norm="layer", gated=False, parallel=True)
+    )
 
 
 def saved_modules():
@@ -195,28 +195,6 @@ def test_one_model_is_run_where_one_is_enough(kind, alpha):
     got = lists(generate_tokens(pair, PROMPTS, alpha, max_new_tokens=NEW))
     assert got == uncached(pair, PROMPTS, alpha)
     assert got != uncached(pair, PROMPTS, 1 - alpha)
-
-
-def test_logits_from_caches_are_those_of_the_whole_text():
-    """Closer than equal tokens: the stream itself, prompt and new columns, at alpha 0.6."""
-    pair = different_configs()
-    rng = np.random.default_rng(0)
-    tokens = jnp.asarray(rng.integers(0, 61, (3, 14)))
-    mask = jnp.arange(8)[None] < jnp.asarray([8, 3, 5])[:, None]
-    alpha = jnp.full((3, 3), 0.6)
-    source = walk.Stacked.of(pair)
-    cache = Cache.empty(source.ends, mask, 6, both=True, dtype=source.dtype)
-    advance = jax.jit(decoding.advance)
-    x, cache = advance(source, cache, tokens[:, :8], alpha)
-    streams = [x]
-    for column in range(8, 14):
-        x, cache = advance(source, cache, tokens[:, column, None], alpha)
-        streams.append(x)
-    got = jnp.concatenate(streams, axis=1)
-    whole_mask = jnp.concatenate([mask, jnp.ones((3, 6), bool)], axis=1)
-    want = jax.jit(decompose)(pair, tokens, whole_mask, 0.6).hidden
-    assert int(cache.filled) == 14
-    np.testing.assert_allclose(got[whole_mask], want[whole_mask], atol=1e-4, rtol=1e-5)
 
 
 def test_batches_change_nothing():
@@ -262,39 +240,6 @@ def test_rows_end_where_they_should():
     assert max(asked) <= NEW
 
 
-def test_sampling_follows_the_distribution():
-    logits = jnp.asarray([2.0, 0.0, 1.0, -1.0, 1.5])
-    draws = 10_000
-    keys = row_keys(0, jnp.arange(draws))
-    many = jnp.broadcast_to(logits, (draws, 5))
-    counts = jnp.zeros(draws, jnp.int32)
-
-    def shares(**settings):
-        chosen = jax.jit(choose)(many, Sampling.of(**settings), keys, counts)
-        return np.bincount(np.asarray(chosen), minlength=5) / draws
-
-    def softmax(support, temperature):
-        p = np.exp(np.asarray(logits) / temperature) * np.isin(np.arange(5), support)
-        return p / p.sum()
-
-    def close(got, want):  # within five standard errors, and nothing outside the support
-        assert (np.abs(got - want) <= 5 * np.sqrt(want * (1 - want) / draws)).all(), (got, want)
-
-    close(shares(temperature=1.0), softmax([0, 1, 2, 3, 4], 1.0))
-    close(shares(temperature=0.5), softmax([0, 1, 2, 3, 4], 0.5))
-    close(shares(temperature=1.0, top_k=3), softmax([0, 2, 4], 1.0))
-    # Shares at temperature 1: token 0 has .44, 4 has .27, 2 has .16: two reach .6, three .75.
-    close(shares(temperature=1.0, top_p=0.6), softmax([0, 4], 1.0))
-    close(shares(temperature=1.0, top_p=0.75), softmax([0, 2, 4], 1.0))
-    close(shares(temperature=1.0, top_p=0.001), softmax([0], 1.0))
-    # Of the likeliest two, the first has .62.
-    close(shares(temperature=1.0, top_k=2, top_p=0.6), softmax([0], 1.0))
-    close(shares(temperature=1.0, top_k=9), softmax([0, 1, 2, 3, 4], 1.0))
-    sampling = Sampling.of(temperature=1.0)
-    first, second = (jax.jit(choose)(many, sampling, keys, counts + n) for n in (0, 1))
-    assert (first != second).mean() > 0.5
-
-
 def test_limits_of_sampling_are_greedy():
     pair = full_pair(2)
     greedy = lists(generate_tokens(pair, PROMPTS, max_new_tokens=NEW))
@@ -313,12 +258,15 @@ def test_generate_takes_texts_and_conversations(pair_and_tokenizer):
     pair, tokenizer = pair_and_tokenizer
     chat = [{"role": "user", "content": "hi"}]
     prompts = ["once", chat, chat + [{"role": "assistant", "content": "Sure"}]]
-    ids = encode(tokenizer, as_prompts(prompts))
+    ids = encode(tokenizer, as_prompts(prompts), continue_final=True)
     assert [int((row == 256).sum()) for row in ids] == [1, 1, 1]
+    with pytest.raises(InputError, match="prompt 2: ends with an assistant's turn"):
+        generate(pair, tokenizer, prompts)
     for alpha in (1.0, 0.4):
         tokens = generate_tokens(pair, ids, alpha, max_new_tokens=NEW, eos=(257,))
         want = [tokenizer.decode(t.tolist(), skip_special_tokens=True) for t in tokens]
-        assert generate(pair, tokenizer, prompts, alpha, max_new_tokens=NEW) == want
+        options = dict(max_new_tokens=NEW, continue_final=True)
+        assert generate(pair, tokenizer, prompts, alpha, **options) == want
 
 
 def test_generate_with_the_base_alone(pair_and_tokenizer):
@@ -375,50 +323,3 @@ def test_bad_settings(pair_and_tokenizer, options, message):
     pair, tokenizer = pair_and_tokenizer
     with pytest.raises(InputError, match=message):
         generate(pair, tokenizer, ["one", "two", "three", "four"], **options)
-
-
-def compiled(function: Any) -> int:
-    return function._cache_size()
-
-
-def test_compilations_are_few():
-    pair = full_pair(8)
-    counted: Any = walk._one_cached, decoding._enter, decoding._emit
-    for function in counted:  # what other tests compiled may be dropped while this one runs
-        function.clear_cache()
-    for prompts, new, alpha in (
-        (PROMPTS, 33, 0.5),
-        (PROMPTS[::-1], 40, 0.9),
-        ([p[:2] for p in PROMPTS], 36, np.linspace(0, 0.5, len(PROMPTS))),
-    ):
-        generate_tokens(pair, prompts, alpha, max_new_tokens=new)
-    other = dataclasses.replace(full_pair(9), notes=Notes(("moved",)))
-    generate_tokens(other, PROMPTS, 0.5, max_new_tokens=40)
-    # A layer's and what is before it: of prompts, and of one token; what is after it: of a token.
-    assert [compiled(function) for function in counted] == [2, 2, 1]
-
-
-def test_lowers_for_tpu_and_gpu():
-    pair = adapter_pair(1)
-    request = decoding.Request(
-        alpha=jnp.ones((3, 2)),
-        limits=jnp.full(2, 8),
-        before=jnp.zeros(2, jnp.int32),
-        keys=row_keys(0, jnp.arange(2)),
-        eos=jnp.asarray([1]),
-        sampling=Sampling.of(temperature=1.0, top_k=5, top_p=0.9),
-    )
-    platforms = ("tpu", "cuda")
-    tokens, mask = jnp.zeros((2, 16), jnp.int32), jnp.ones((2, 16), bool)
-    given = walk.Stacked.of(pair), request, tokens, mask
-
-    def begin(*given):
-        return decoding.begin(*given, room=16)
-
-    jax.jit(begin).trace(*given).lower(lowering_platforms=platforms)
-    progress = jax.eval_shape(begin, *given)
-    steps = jax.jit(
-        lambda source, request, progress: decoding.resume(source, request, progress, 4)
-    )
-    resume = steps.trace(*given[:2], progress)
-    assert resume.lower(lowering_platforms=platforms).as_text()

@@ -24,9 +24,7 @@ from tuco_jax.prompts.read import (
     Prompt,
     as_prompts,
 )
-from tuco_jax.scoring.fingerprint import fingerprint
-from tuco_jax.scoring.output import Journal
-from tuco_jax.scoring.score import score, score_tokens
+from tuco_jax.scoring.score import score
 
 CONFIG = rm.config(vocab_size=272, max_positions=64)
 TOLERANCE = 1e-5
@@ -197,69 +195,9 @@ def test_bad_options(pair, tokenizer, options, message):
         score(pair, tokenizer, ["a"], **options)
 
 
-def test_journal_goes_on_and_changes_nothing(tmp_path, pair, tokenizer, expected):
-    prompts = as_prompts(some_prompts())
-    tokens = encode(tokenizer, prompts)
-    key = fingerprint(pair, tokens, 1)
-    path = tmp_path / "out.journal"
-    journal = Journal(path, key)
-    whole = score_tokens(pair, tokens, prompts, token_budget=128, journal=journal)
-    journal.close()
-    lines = path.read_bytes().splitlines(keepends=True)
-    assert len(lines) > 4, "several batches"
-
-    path.write_bytes(b"".join(lines[:3]) + lines[3][:-5])  # killed while it wrote a line
-    journal = Journal(path, key)
-    assert len(journal.entries) == 2
-    done = sum(len(e.rows) for e in journal.entries)
-    again = score_tokens(pair, tokens, prompts, token_budget=128, journal=journal)
-    journal.close()
-    assert again.resumed == done > 0
-    for field in ("tuco", "layers", "telescoping"):
-        np.testing.assert_array_equal(getattr(again, field), getattr(whole, field))
-    assert path.read_bytes().splitlines(keepends=True) == lines
-
-    journal = Journal(path, key)  # complete, and read under another batch size
-    score_of_none = score_tokens(pair, tokens, prompts, token_budget=4096, journal=journal)
-    journal.close()
-    assert score_of_none.resumed == len(prompts) and score_of_none.shapes == []
-    assert_same(score_of_none, expected)
-
-
-def test_journal_of_another_run_is_started_anew(tmp_path, pair, tokenizer):
-    prompts = as_prompts(some_prompts(3))
-    tokens = encode(tokenizer, prompts)
-    path = tmp_path / "out.journal"
-    journal = Journal(path, fingerprint(pair, tokens, 1))
-    score_tokens(pair, tokens, prompts, journal=journal)
-    with pytest.raises(InputError, match="another run is writing"):
-        Journal(path, "other")
-    with pytest.raises(InputError, match="another run is writing"):
-        Journal.check(path)
-    journal.close()
-    written = path.read_bytes()
-    Journal.check(path)
-    assert path.read_bytes() == written != b""
-    other = Journal(path, fingerprint(pair, tokens, 2))
-    assert other.entries == []
-    other.close()
-
-
-def test_fingerprint_sees_what_scores_depend_on(pair, tokenizer):
-    tokens = encode(tokenizer, as_prompts(["abc", "de"]))
-    key = fingerprint(pair, tokens, 1)
-    assert key == fingerprint(rm.full_pair(base=CONFIG), [t.copy() for t in tokens], 1)
-    kernel = pair.tuned["layers"]["mlp"]["up"]["kernel"]
-    swapped = jnp.asarray(kernel).at[0, 0, :2].set(kernel[0, 0, 1::-1])
-    layers = {**pair.tuned["layers"], "mlp": {**pair.tuned["layers"]["mlp"]}}
-    layers["mlp"]["up"] = {**layers["mlp"]["up"], "kernel": swapped}
-    changed = dataclasses.replace(pair, tuned={**pair.tuned, "layers": layers})
-    eps = dataclasses.replace(pair, base_config=dataclasses.replace(CONFIG, norm_eps=1e-5))
-    others = [
-        fingerprint(pair, tokens, 2),
-        fingerprint(pair, tokens[::-1], 1),
-        fingerprint(pair, [np.concatenate(tokens)], 1),
-        fingerprint(changed, tokens, 1),
-        fingerprint(eps, tokens, 1),
-    ]
-    assert len({key, *others}) == 6
+def test_an_answer_that_is_left_open(pair, tokenizer):
+    begun = [*TALK, {"role": "assistant", "content": "Because"}]
+    closed, open_turn = (
+        score(pair, tokenizer, [begun], continue_final=c).tokens[0] for c in (False, True)
+    )
+    assert closed == open_turn + 1

@@ -181,12 +181,14 @@ def test_a_killed_run_goes_on_with_the_pass_it_was_in(where, tmp_path):
 
     streamed._read = killed
     key = fingerprint(stream_pair(str(where / "base"), str(where / "tuned"))[0], tokens, 1)
-    journal = Journal(tmp_path / "journal", key)
+    journal = Journal(tmp_path / "journal")
+    journal.begin(key)
     with pytest.raises(KeyboardInterrupt):
         score_tokens(streamed, tokens, prompts, journal=journal, **options)
     journal.close()
     streamed._read = original
-    journal = Journal(tmp_path / "journal", key)
+    journal = Journal(tmp_path / "journal")
+    journal.begin(key)
     scores = score_tokens(streamed, tokens, prompts, journal=journal, **options)
     assert 0 < scores.resumed < len(TEXTS)
     np.testing.assert_array_equal(scores.tuco, whole.tuco)

@@ -1,0 +1,113 @@
+"""Files of answers: what rows hold, and which run they belong to."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from common_jax.errors import InputError
+from tests.tuco.cli_pair import ROOT, read_jsonl, save_pair, write_jsonl
+from tests.tuco.tiny_tokenizer import bos_tokenizer
+from tuco_jax.generation.generate_file import generate_file, lines
+from tuco_jax.generation.options import AnswerOptions
+
+ROWS = [{"id": "a", "prompt": "tea", "label": "x"}, {"id": "b", "prompt": "cups"}]
+TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return save_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture
+def options(pair, tmp_path):
+    prompts = write_jsonl(tmp_path / "p.jsonl", ROWS)
+    given: dict[str, Any] = dict(
+        base=pair[0], tuned=pair[1], prompts=prompts, out=str(tmp_path / "o.jsonl")
+    )
+    given["max_new_tokens"] = 3
+    return lambda **changes: AnswerOptions(**(given | changes))
+
+
+def test_rows_pages_and_lines(options, tmp_path):
+    answers = generate_file(options(page=str(tmp_path / "o.html"), tuco=True))
+    rows = read_jsonl(tmp_path / "o.jsonl")
+    assert [(r["id"], r["prompt"], r.get("label")) for r in rows] == [
+        ("a", "tea", "x"),
+        ("b", "cups", None),
+    ]
+    for row, answer in zip(rows, answers, strict=True):
+        assert row["response"] == answer.response.text
+        assert all(0 <= piece["tuco"] <= 1 for piece in row["tuco"])
+        assert lines(answer, names=True)[0] == f"[{row['id']}]"
+    assert "TuCo along the answers" in (tmp_path / "o.html").read_text()
+    left = sorted(p.name for p in tmp_path.iterdir())
+    assert left == ["o.html", "o.jsonl", "o.jsonl.meta.json", "p.jsonl"]
+
+
+def test_another_run_s_answers_are_kept(options, tmp_path, monkeypatch):
+    generate_file(options())
+    before = {p.name: p.read_bytes() for p in tmp_path.glob("o.jsonl*")}
+    other = write_jsonl(tmp_path / "q.jsonl", ROWS[1:])
+
+    def load_pair(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tuco_jax.weights.load.load_pair", load_pair)
+        for changes, message in (
+            ({"alpha": 0.5}, "alpha 1.0, not 0.5"),
+            ({"seed": 3}, "seed 0, not 3"),
+            ({"stop": ["a"]}, r"stop \[\], not \['a'\]"),
+            ({"tuned": options().base}, "tuned '"),
+            ({"prompts": other}, "prompts '"),
+            ({"chat": True}, "prompts '"),
+            ({"tuco": True}, "tuco False, not True"),
+        ):
+            with pytest.raises(InputError, match=f"o.jsonl: holds the results of .*{message}"):
+                generate_file(options(**changes))
+    assert {p.name: p.read_bytes() for p in tmp_path.glob("o.jsonl*")} == before
+    generate_file(options(batch_size=1))
+    assert (tmp_path / "o.jsonl").read_bytes() == before["o.jsonl"]
+
+
+def test_two_runs_of_one_output(options, monkeypatch):
+    import tuco_jax.weights.load as load
+
+    real, tries = load.load_pair, []
+
+    def load_pair(*args, **kwargs):
+        with pytest.raises(InputError, match="o.jsonl: another run is writing this output"):
+            generate_file(options())
+        tries.append(1)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(load, "load_pair", load_pair)
+    generate_file(options())
+    assert tries == [1]
+
+
+def test_an_answer_that_was_begun_is_never_closed(options, tmp_path):
+    prompts = write_jsonl(tmp_path / "t.jsonl", [{"messages": TALK}])
+    with pytest.raises(InputError, match="prompt 1 .*ends with an assistant's turn: go on"):
+        generate_file(options(prompts=prompts))
+    (answer,) = generate_file(options(prompts=prompts, continue_final=True))
+    assert answer.response.prompt[-1] == bos_tokenizer()("b")["input_ids"][-1]
+    assert read_jsonl(tmp_path / "o.jsonl")[0]["messages"] == TALK
+
+
+def test_bad_input_is_told_before_models_are_thought_of(options):
+    given = options()
+    argv = ["generate", "--base", given.base, "--tuned", given.tuned, "--prompts", "absent.txt"]
+    code = f"""
+import sys
+from tuco_jax.cli import main
+print(main({argv!r}), [m for m in ("transformers", "flax", "orbax", "optax") if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "2 []\n", done
+    assert "absent.txt: the prompts file does not exist" in done.stderr
+    assert json.loads(open(given.prompts).readline())["id"] == "a"

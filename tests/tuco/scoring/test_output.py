@@ -1,0 +1,242 @@
+"""Tables read back as they were, and a journal goes on with its own run alone."""
+
+import csv
+import errno
+import json
+import os
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from common_jax.errors import InputError
+from tests.tuco import random_models as rm
+from tests.tuco.tiny_tokenizer import bos_tokenizer
+from tuco_jax.prompts.encode import encode
+from tuco_jax.prompts.read import Prompt, as_prompts
+from tuco_jax.scoring.fingerprint import fingerprint
+from tuco_jax.scoring.output import FORMATS, Entry, Journal, check_made, digest, write_table
+from tuco_jax.scoring.score import score_tokens
+
+CONFIG = rm.config(vocab_size=272, max_positions=64)
+FIELDS = ("tuco", "layers", "telescoping")
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return rm.full_pair(base=CONFIG)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return bos_tokenizer()
+
+
+def some_prompts(count=24):
+    """Letters of few lengths: each is a compilation."""
+    lengths = np.random.default_rng(0).choice([1, 3, 6, 20, 60, 63], count)
+    return ["x" * n for n in lengths]
+
+
+def entry(*rows, value=0.5):
+    shape = len(rows)
+    return Entry(list(rows), *(np.full(s, value, np.float32) for s in (shape, (shape, 2), shape)))
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_tables(tmp_path, suffix):
+    path = tmp_path / f"t{suffix}"
+    columns = {
+        "id": ["a", 2, "c"],
+        "tuco": np.array([0.1, 1 / 3, 1e-20], np.float32),
+        "layers": np.arange(6, dtype=np.float32).reshape(3, 2) / 7,
+    }
+    write_table(path, columns)
+    if suffix == ".jsonl":
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        found = {name: [row[name] for row in rows] for name in columns}
+    elif suffix == ".csv":
+        with path.open() as file:
+            rows = list(csv.DictReader(file))
+        found = {name: [row[name] for row in rows] for name in columns}
+        found["layers"] = [json.loads(cell) for cell in found["layers"]]
+    else:
+        found = pyarrow.parquet.read_table(path).to_pydict()
+    assert [str(v) for v in found["id"]] == ["a", "2", "c"]
+    for name in ("tuco", "layers"):
+        np.testing.assert_array_equal(np.array(found[name], np.float32), columns[name])
+
+
+def test_journal_goes_on_and_changes_nothing(tmp_path, pair, tokenizer):
+    prompts = as_prompts(some_prompts())
+    tokens = encode(tokenizer, prompts)
+    key = fingerprint(pair, tokens, 1)
+    path = tmp_path / "out.journal"
+    journal = Journal(path)
+    journal.begin(key)
+    whole = score_tokens(pair, tokens, prompts, token_budget=128, journal=journal)
+    journal.close()
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) > 4, "several batches"
+
+    path.write_bytes(b"".join(lines[:3]) + lines[3][:-5])  # killed while it wrote a line
+    journal = Journal(path)
+    journal.begin(key)
+    assert len(journal.entries) == 2
+    done = sum(len(e.rows) for e in journal.entries)
+    again = score_tokens(pair, tokens, prompts, token_budget=128, journal=journal)
+    journal.close()
+    assert again.resumed == done > 0
+    for field in FIELDS:
+        np.testing.assert_array_equal(getattr(again, field), getattr(whole, field))
+    assert path.read_bytes().splitlines(keepends=True) == lines
+
+    journal = Journal(path)  # complete, and read under another batch size
+    journal.begin(key)
+    score_of_none = score_tokens(pair, tokens, prompts, token_budget=4096, journal=journal)
+    journal.close()
+    assert score_of_none.resumed == len(prompts) and score_of_none.shapes == []
+    for field in FIELDS:
+        np.testing.assert_array_equal(getattr(score_of_none, field), getattr(whole, field))
+
+
+def write_journal(path, settings=None, key="key"):
+    with Journal(path, settings) as journal:
+        journal.begin(key)
+        journal.append(entry(0, 2))
+        journal.append(entry(1))
+    return path.read_bytes()
+
+
+SETTINGS = {"prompts": "abc", "norm": 1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "message"),
+    [
+        (SETTINGS | {"norm": 2}, "key", "it has norm 1, not 2"),
+        (SETTINGS | {"prompts": "abd"}, "key", "it has prompts 'abc', not 'abd'"),
+        (SETTINGS, "other", "it has other weights or tokens, or is of another version"),
+    ],
+)
+def test_the_journal_of_another_run_is_refused_and_kept(tmp_path, settings, key, message):
+    path = tmp_path / "out.journal"
+    before = write_journal(path, SETTINGS)
+    with pytest.raises(
+        InputError, match=f"{path}: holds the scores of another run, .*{message}; "
+    ):
+        with Journal(path, settings) as journal:
+            journal.begin(key)
+    assert path.read_bytes() == before
+    with Journal(path, SETTINGS) as journal:
+        journal.begin("key", (3, 2))
+        assert [e.rows for e in journal.entries] == [[0, 2], [1]]
+        with pytest.raises(InputError, match="another run is writing this output"):
+            Journal(path, SETTINGS)
+
+
+def test_one_that_holds_no_batch_is_nobodys(tmp_path):
+    path = tmp_path / "out.journal"
+    Journal(path, SETTINGS).close()
+    assert not path.exists()
+    path.write_bytes(write_journal(path, SETTINGS).splitlines(keepends=True)[0])
+    with Journal(path, {"norm": 2}) as journal:
+        journal.begin("other")
+        journal.append(entry(0))
+    assert b'"norm": 2' in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[[9], [0.5], [[0.5, 0.5]], [0.0]]",  # no such prompt
+        b"[[0], [0.5, 0.5], [[0.5, 0.5]], [0.0]]",
+        b"[[0], [0.5], [[0.5]], [0.0]]",  # other layers
+        b"[[0], [NaN], [[0.5, 0.5]], [0.0]]",
+        b'[["0"], [0.5], [[0.5, 0.5]], [0.0]]',
+        b"[[true], [0.5], [[0.5, 0.5]], [0.0]]",
+        b"[" * 5000,
+        b"{}",
+        b"7",
+        b"\xff\xfe",
+        b"[[0], [0.5], [[0.5, 0.5]]",
+    ],
+)
+def test_a_damaged_line_ends_what_is_kept(tmp_path, line):
+    path = tmp_path / "out.journal"
+    before = write_journal(path, SETTINGS)
+    path.write_bytes(before + line + b"\n" + before.splitlines(keepends=True)[2])
+    with Journal(path, SETTINGS) as journal:
+        journal.begin("key", (3, 2))
+        assert len(journal.entries) == 2
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "data", [b"notes\n", b'{"fingerprint": "\n\n', b'{"fingerprint": "a"]\nx']
+)
+def test_what_is_no_journal_is_left_alone(tmp_path, data):
+    path = tmp_path / "out.journal"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="is (not a journal of ours|damaged); name another"):
+        Journal(path, SETTINGS)
+    assert path.read_bytes() == data
+
+
+def test_a_full_disk_is_told_once_and_keeps_what_was_written(tmp_path):
+    path = tmp_path / "out.journal"
+
+    class Full:
+        """A file whose disk fills up: what its buffer holds fails again when it is closed."""
+
+        def __init__(self, file):
+            self.file, self.closed = file, False
+
+        def write(self, data):
+            return len(data)
+
+        def flush(self):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def close(self):
+            self.closed = True
+            self.file.close()
+            self.flush()
+
+    with pytest.raises(InputError, match=f"^{path}: cannot be written: No space left .*is kept"):
+        with Journal(path, SETTINGS) as journal:
+            journal.begin("key")
+            journal.append(entry(0))
+            full: Any = Full(journal._file)
+            journal._file = full
+            journal.append(entry(1))
+    with Journal(path, SETTINGS) as journal:
+        journal.begin("key", (3, 2))
+        assert [e.rows for e in journal.entries] == [[0]]
+
+
+def test_an_output_says_what_made_it(tmp_path):
+    path, beside = tmp_path / "o.jsonl", tmp_path / "o.jsonl.meta.json"
+    beside.write_text(json.dumps({"settings": SETTINGS | {"fingerprint": "a"}}))
+    check_made(path, {"norm": 2})  # it is not there
+    path.write_text("")
+    check_made(path, SETTINGS)
+    for settings, message in (
+        ({"norm": 2}, "norm 1, not 2"),
+        ({"fingerprint": "b"}, "other weigh"),
+    ):
+        with pytest.raises(InputError, match=f"{path}: holds the results of .*{message}"):
+            check_made(path, settings)
+    for text in ("", "[]", '{"settings": 3}', '{"rows": 2}', "[" * 5000):
+        beside.write_text(text)
+        check_made(path, {"norm": 2})  # nothing is known of it
+
+
+def test_a_digest_knows_every_part_of_a_prompt():
+    talk = ({"role": "user", "content": "a"},)
+    rows = [Prompt(1, "a"), Prompt(2, "a"), Prompt(1, "b"), Prompt(1, None, talk)]
+    rows += [Prompt(1, "a", label="x"), Prompt(1, None, talk, tools=({"name": "f"},))]
+    assert len({digest([row]) for row in rows}) == len(rows)
+    assert digest(rows) != digest(rows[::-1])
+    assert digest(rows[:1]) == digest([Prompt(1, "a", line=9)])
