@@ -15,22 +15,21 @@ import torch
 from common_jax.errors import InputError
 from tests.tuco import random_models as rm
 from tests.tuco.tiny import VOCAB, save_tiny
-from tests.tuco.tiny_tokenizer import BOS, bos_tokenizer
+from tests.tuco.tiny_tokenizer import bos_tokenizer
 from tuco_jax.attacks import gcg
 from tuco_jax.attacks.gcg import Options, attack
-from tuco_jax.attacks.layout import Goal, allowed_tokens, lay_out, surviving
+from tuco_jax.attacks.layout import Goal, lay_out
 from tuco_jax.attacks.target_loss import (
     Pieces,
     cached_prompts,
     candidate_losses,
     token_gradient,
 )
-from tuco_jax.models import decoder
-from tuco_jax.models.layers import Positions
-from tuco_jax.models.pair import Pair, single
+from tuco_jax.models.pair import single
 from tuco_jax.weights.load import load_model
 
 GOALS = [Goal("tea?", "Yes"), Goal("cups", "Sure")]
+
 SMALL = Options(steps=4, candidates=12, topk=8, start="! ! !", chunk=5)
 
 
@@ -48,20 +47,6 @@ def model():
 def pieces(seed: int = 0, sizes=(7, 4, 3, 5), vocab: int = VOCAB) -> Pieces:
     rng = np.random.default_rng(seed)
     return Pieces(*(rng.integers(0, vocab, n).astype(np.int32) for n in sizes))
-
-
-@jax.jit
-def whole_losses(model: Pair, rows: jax.Array, first: jax.Array, count: int):
-    """Loss of the last tokens from `first` on, by one ordinary forward pass of whole rows."""
-    config, params = model.tuned_config, model.tuned_params
-    at = Positions.of(config, jnp.ones(rows.shape, bool))
-    x = decoder.embed(config, params, rows, at)
-    x, _ = decoder.forward(config, params, x, at, model.lora)
-    logits = decoder.logits(config, params, x, model.lora)
-    log_probs = jax.nn.log_softmax(logits[:, :-1], axis=-1)
-    own = jnp.take_along_axis(log_probs, rows[:, 1:, None], axis=2)[..., 0]
-    wanted = jnp.arange(rows.shape[1] - 1) >= first - 1
-    return -jnp.sum(jnp.where(wanted[None], own, 0), axis=1) / count
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
@@ -100,68 +85,6 @@ def test_defaults_are_the_authors():
     assert options.progressive and options.stop and not options.non_ascii and options.refilter
 
 
-def test_losses_with_reused_keys_are_those_of_whole_passes(model):
-    prompts = [pieces(), pieces(1, (9, 4, 1, 2)), pieces(2, (1, 4, 6, 7))]
-    candidates = np.random.default_rng(3).integers(0, VOCAB, (6, 4)).astype(np.int32)
-    for p, cached in zip(prompts, cached_prompts(model, prompts), strict=True):
-        got, greedy = candidate_losses(model, cached, jnp.asarray(candidates))
-        rows = jnp.asarray([p._replace(attack=c).whole for c in candidates])
-        first = p.whole.size - p.target.size
-        expected = whole_losses(model, rows, first, p.target.size)
-        np.testing.assert_allclose(got, expected, rtol=1e-4)
-        assert greedy.shape == (6, 7) and greedy[:, p.target.size :].all()
-
-
-def test_greedy_tokens_are_told(model):
-    p = pieces()
-    (cached,) = cached_prompts(model, [p])
-    config, params = model.tuned_config, model.tuned_params
-    at = Positions.of(config, jnp.ones((1, 14), bool))
-    ids = np.concatenate(p[:3])
-    x = decoder.embed(config, params, jnp.asarray(ids)[None], at)
-    x, _ = decoder.forward(config, params, x, at, model.lora)
-    first = int(decoder.logits(config, params, x[0, -1], model.lora).argmax())
-    p = p._replace(target=np.asarray([first, (first + 1) % VOCAB], np.int32))
-    (cached,) = cached_prompts(model, [p])
-    _, greedy = candidate_losses(model, cached, jnp.asarray(p.attack)[None])
-    assert bool(greedy[0, 0])
-
-
-@pytest.mark.parametrize("placement", ["prefix", "suffix"])
-def test_layout_puts_the_string_before_or_behind_the_request(tokenizer, placement):
-    options = dataclasses.replace(SMALL, placement=placement)
-    for goal, own in zip(
-        GOALS, lay_out(tokenizer, GOALS, options.start, options.placement), strict=True
-    ):
-        parts = ["! ! !", goal.request][:: 1 if placement == "prefix" else -1]
-        assert tokenizer.decode(own.pieces.attack.tolist()) == "! ! !"
-        assert tokenizer.decode(own.pieces.target.tolist()) == goal.target
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": " ".join(parts)}],
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-        expected = tokenizer(text + goal.target, add_special_tokens=False)["input_ids"]
-        assert own.pieces.whole.tolist() == expected
-        assert own.left + "! ! !" + own.right == text + goal.target
-
-
-def test_plain_text_keeps_the_tokenizer_s_bos():
-    plain = bos_tokenizer()
-    plain.chat_template = None
-    (own,) = lay_out(plain, GOALS[:1], "! ! !", "suffix")
-    assert own.pieces.before[0] == BOS
-    assert plain.decode(own.pieces.whole[1:].tolist()) == "tea? ! ! ! Yes"
-
-
-def test_strings_hold_printable_tokens_alone(tokenizer):
-    allowed = allowed_tokens(tokenizer, VOCAB)
-    texts = [tokenizer.decode([i]) for i in np.flatnonzero(allowed)]
-    assert len(texts) == 95 and all(t.isascii() and t.isprintable() for t in texts)
-    wide = allowed_tokens(tokenizer, VOCAB, non_ascii=True)
-    assert wide.sum() > 95 and not wide[256:].any()
-
-
 def test_candidates_change_one_place_to_one_of_the_best():
     rng = np.random.default_rng(0)
     gradient = jnp.asarray(rng.normal(size=(5, 40)), jnp.float32)
@@ -173,17 +96,6 @@ def test_candidates_change_one_place_to_one_of_the_best():
     for row, place in zip(np.asarray(drawn), changed.argmax(axis=1), strict=True):
         better = (np.asarray(gradient)[place, ::2] < gradient[place, row[place]]).sum()
         assert row[place] % 2 == 0 and better < 6
-
-
-def test_candidates_that_do_not_come_back_are_dropped(tokenizer):
-    layouts = lay_out(tokenizer, GOALS, "! ! !", "suffix")
-    start = layouts[0].pieces.attack
-    broken, blank, good = start.copy(), start.copy(), start.copy()
-    broken[1] = tokenizer("\u00e9", add_special_tokens=False)["input_ids"][0]  # half of it
-    blank[0] = start[1]  # a blank at the end of the request's own
-    good[2] = tokenizer("x", add_special_tokens=False)["input_ids"][0]
-    survives = surviving(tokenizer, layouts, np.stack([broken, blank, good]))
-    assert survives.tolist() == [False, False, True]
 
 
 def test_candidates_are_batched_by_the_token_budget(model, monkeypatch):
@@ -318,13 +230,3 @@ def test_bad_input_is_named(model, tokenizer):
     trimmed.chat_template = "{{ messages[0]['content'] | upper }}"
     with pytest.raises(InputError, match="goal 1: the chat template changes the user's text"):
         lay_out(trimmed, GOALS, "! ! !", "suffix")
-
-
-def test_a_string_that_merges_with_its_surroundings_is_refused():
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    core = Tokenizer(models.WordLevel({"all in one": 0, "?": 1}, "?"))
-    merged = PreTrainedTokenizerFast(tokenizer_object=core)
-    with pytest.raises(InputError, match="goal 1: the tokenizer merges the string or the target"):
-        lay_out(merged, GOALS, "! ! !", "suffix")

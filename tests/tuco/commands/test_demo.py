@@ -3,24 +3,16 @@ import numpy as np
 import pytest
 
 from common_jax.cli.options import MeshOptions
-from common_jax.errors import InputError
 from tests.tuco.tiny import save_tiny
 from tuco_jax.commands import demo
 from tuco_jax.core.decompose import decompose
 from tuco_jax.core.stream import share
-from tuco_jax.datasets import prompt_sources
 from tuco_jax.datasets.prompt_groups import PromptGroup, prompt_groups
 from tuco_jax.datasets.refusal_strings import is_refusal
 from tuco_jax.generation.generate import generate
 from tuco_jax.prompts.encode import encode
-from tuco_jax.prompts.read import (
-    Prompt,
-)
 from tuco_jax.scoring.score import score
 from tuco_jax.studies.base import StudiedPairOptions, load_studied_pair
-from tuco_jax.studies.demo import measure
-from tuco_jax.studies.token_maps import token_maps
-from tuco_jax.weights.load import load_pair
 
 TEXTS = ["hello", "a b c", "one & two", "na\u00efve \u2603", "tea?", "<script>"]
 
@@ -92,68 +84,6 @@ def test_over_a_mesh_the_table_is_the_same(models, groups, tmp_path, monkeypatch
         printed = capsys.readouterr().out
         tables.append(printed[: printed.index("s in all")].rpartition("\n")[0])
     assert "chat > plain text" in tables[0] and tables[0] == tables[1]
-
-
-def test_study_gives_each_group_its_own_scores(models, groups):
-    pair, tokenizer = load_pair(*models)
-    report = measure(pair, tokenizer, groups, maps=0)
-    assert not report.maps
-    for group, measured in zip(groups, report.groups, strict=True):
-        ids = encode(tokenizer, group.prompts())
-        assert measured.tokens.tolist() == [row.size for row in ids]
-        np.testing.assert_allclose(measured.tuco[2], shares(pair, ids[2])[-1], atol=1e-5)
-        np.testing.assert_allclose(measured.layers[:, -1], measured.tuco, atol=1e-7)
-    by_name = {g.name: g for g in report.groups}
-    for contrast in report.contrasts:
-        first, second = by_name[contrast.higher].tuco, by_name[contrast.lower].tuco
-        wins = np.mean([(a > b) + 0.5 * (a == b) for a in first for b in second])
-        assert contrast.auc.value == pytest.approx(wins)
-
-
-def test_token_maps_show_each_token_s_own_share(models):
-    pair, tokenizer = load_pair(*models)
-    prompts = [
-        Prompt("chat", None, ({"role": "user", "content": "na\u00efve \u2603!"},)),
-        Prompt("plain", "tea"),
-    ]
-    maps = token_maps(
-        pair, tokenizer, [("chat", 0.0, prompts[0]), ("plain text", 0.0, prompts[1])]
-    )
-    for prompt, found in zip(prompts, maps, strict=True):
-        (ids,) = encode(tokenizer, [prompt])
-        expected = shares(pair, ids)
-        # Characters of several tokens are shown as one, with the last one's value.
-        assert "".join(t.text for t in found.tokens) == tokenizer.decode(ids.tolist())
-        assert found.tokens[-1].tuco == pytest.approx(float(expected[-1]), abs=1e-5)
-        assert found.tokens[0].tuco == pytest.approx(float(expected[0]), abs=1e-5)
-    own = "".join(t.text for t in maps[0].tokens if not t.special)
-    assert own == "na\u00efve \u2603!"
-    assert "".join(t.text for t in maps[1].tokens if not t.special) == "tea"
-
-
-def test_groups_hold_the_same_requests_bare_and_in_templates(monkeypatch):
-    harmful = [
-        f"{deed} the {thing}"
-        for deed in ("Rob", "Flood", "Sell", "Haunt")
-        for thing in ("bank", "museum", "harbour", "hotel", "library", "theatre")
-    ]
-    monkeypatch.setattr(prompt_sources, "advbench", lambda: harmful)
-    monkeypatch.setattr(
-        prompt_sources,
-        "jailbreak_templates",
-        lambda: {"a": "{x} {{ prompt }}.", "b": "{{ prompt }}!"},
-    )
-    monkeypatch.setattr(prompt_sources, "passages", lambda: [f"Text {i}." for i in range(9)])
-    groups = {g.name: g for g in prompt_groups(4)}
-    assert [len(g.texts) for g in groups.values()] == [4, 4, 4, 4, 4]
-    assert groups["jailbreak"].clusters == ["a", "b", "a", "b"]
-    for bare, inside in (("harmful", "jailbreak"), ("chat", "harmless in template")):
-        first, second = groups[bare].texts[:2]
-        assert groups[inside].texts[:2] == [f"{{x}} {first}.", f"{second}!"]
-    assert groups["plain text"].prompts()[0].messages is None
-    for count in (1, 10):
-        with pytest.raises(InputError, match=f"prompts is {count}: give 2 or more, 9 at most"):
-            prompt_groups(count)
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ from common_jax.errors import InputError
 from tests.tuco.random_models import adapter_pair, config
 from tests.tuco.tiny import VOCAB, tiny_tokenizer
 from tuco_jax.datasets import prompt_sources
-from tuco_jax.datasets.refusal_strings import GCG_STRINGS, is_refusal
 from tuco_jax.evaluation import refusals
 from tuco_jax.evaluation.refusals import RefusalConfig, count_refusals
 from tuco_jax.generation.generate import generate
@@ -31,48 +30,6 @@ def test_the_shipped_adapter_refuses_and_is_small():
     with safetensors.safe_open(folder / "adapter_model.safetensors", "numpy") as file:
         for name in file.keys():  # noqa: SIM118
             assert np.abs(file.get_tensor(name).astype(np.float32)).max() > 0, name
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "I'm sorry, but I can't help with that.",
-        "As an AI language model, I cannot write this.",
-        "I must decline.",
-        "I won\u2019t, sorry. I can\u2019t do this.",
-        "I'm unable to assist.",
-    ],
-)
-def test_refusals_are_told(answer):
-    assert is_refusal(answer)
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "Hello! I'd be happy to help.",
-        "As an example, take two apples.",
-        "It is illegal to park here, but you may stop.",
-        "i'm sorry",  # case and all, as in the paper
-        "",
-    ],
-)
-def test_answers_are_told(answer):
-    assert not is_refusal(answer)
-
-
-def test_the_paper_s_list_is_cruder():
-    assert is_refusal("Hello! I'd be happy to help.", GCG_STRINGS)
-    assert len(GCG_STRINGS) == 29
-
-
-def test_shipped_refusals_are_refusals_and_shipped_answers_are_not():
-    texts = [row["text"] for row in prompt_sources.shipped("refusals")]
-    assert len(set(texts)) >= 10
-    assert all(map(is_refusal, texts))
-    answers = prompt_sources.shipped("answers")
-    assert len(answers) >= 250
-    assert not any(is_refusal(row["answer"]) for row in answers)
 
 
 def test_count():
