@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from common_jax.errors import InputError
-from common_jax.io.files import make_folder, write_json
+from common_jax.io.files import make_folder, parse_json, write_json
 
 __all__ = [
     "alone",
@@ -66,7 +66,7 @@ def check(folder: str | pathlib.Path, settings: Settings, *, free: Collection[st
     if not path.exists():
         return
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         found, cause = None, error
     else:

@@ -22,7 +22,7 @@ import jax
 import yaml
 
 from common_jax.errors import InputError
-from common_jax.io.files import atomic, make_folder
+from common_jax.io.files import atomic, cannot_write, make_folder, parse_json, writing
 from common_jax.resume import check_alone
 
 __all__ = ["Run", "check_directory", "environment", "note_run", "read_metrics"]
@@ -70,11 +70,9 @@ def _note(directory: str | pathlib.Path, config: Mapping[str, Any]) -> None:
     path = make_folder(directory)
     plain = {k: str(v) if isinstance(v, pathlib.PurePath) else v for k, v in config.items()}
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-    try:
-        (path / "config.yaml").write_text(text, encoding="utf-8")
-        _note_environment(path / "environment.json")
-    except OSError as error:
-        raise InputError(f"{directory}: cannot be written ({error.strerror})") from error
+    with atomic(path / "config.yaml") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    _note_environment(path / "environment.json")
 
 
 class Run:
@@ -91,38 +89,46 @@ class Run:
         from tensorboardX import SummaryWriter  # seconds, where torch is installed
 
         self.directory, self.start = pathlib.Path(directory), start
-        try:
-            _note(directory, config)
+        from common_jax.io.board import Board  # not above: commands that draw none start sooner
+
+        path, board = self.directory / "metrics.jsonl", self.directory / "tensorboard"
+        _note(directory, config)
+        with writing(path):
             self._keep_until(start)
-            self._metrics = (self.directory / "metrics.jsonl").open("a", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{directory}: cannot be written ({error.strerror})") from error
-        self._board = SummaryWriter(
-            str(self.directory / "tensorboard"), purge_step=start + 1 if start else 0
-        )
+            self._metrics = path.open("a", encoding="utf-8")
+        with writing(board):
+            self._board = Board(board, start)
 
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._metrics.close()
-        self._board.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        for path, close in (("metrics.jsonl", self._metrics), ("tensorboard", self._board)):
+            try:
+                close.close()
+            except OSError as error:  # a full disk, once more
+                if kind is None:
+                    raise cannot_write(self.directory / path, error) from error
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write metrics of `step`, at once: a kill loses none that were logged."""
-        self._metrics.write(json.dumps({"step": step, **metrics}, ensure_ascii=False) + "\n")
-        self._metrics.flush()
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
+        """Write metrics of `step`, at once: a kill loses none that were logged.
+
+        Raises InputError where they cannot be written, as on a full disk.
+        """
+        with writing(self.directory / "metrics.jsonl"):
+            line = json.dumps({"step": step, **metrics}, ensure_ascii=False)
+            self._metrics.write(line + "\n")
+            self._metrics.flush()
+        with writing(self.directory / "tensorboard"):
+            self._board.log(step, metrics)
 
     def _keep_until(self, step: int) -> None:
         path = self.directory / "metrics.jsonl"
         if not path.exists():
             return
         lines = [line for line, row in _lines(path) if row["step"] <= step] if step else []
-        scratch = path.with_suffix(".tmp")
-        scratch.write_text("".join(lines), encoding="utf-8")
-        scratch.replace(path)
+        with atomic(path) as scratch:
+            scratch.write_text("".join(lines), encoding="utf-8")
 
 
 def read_metrics(directory: str | pathlib.Path) -> list[dict[str, float]]:
@@ -137,9 +143,9 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, float]]]:
         if not line.endswith("\n"):  # a kill in the middle of a write
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             int(row["step"])
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             what = f"{path}:{number}: not a line of metrics; remove it to go on"
             raise InputError(what) from error
         yield line, row
@@ -158,10 +164,10 @@ def environment() -> dict[str, Any]:
 
 def _note_environment(path: pathlib.Path) -> None:
     try:
-        starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        starts = parse_json(path.read_bytes()) if path.exists() else []
     except ValueError:  # cut short by a kill: its lines are lost, the run is not
         starts = []
-    starts.append(environment())
+    starts = [*starts, environment()] if isinstance(starts, list) else [environment()]
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(starts, indent=1) + "\n", encoding="utf-8")
 

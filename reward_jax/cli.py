@@ -3,7 +3,8 @@
 import sys
 from collections.abc import Mapping, Sequence
 
-from common_jax.cli.command_line import Command, Group, of_module, run
+from common_jax.cli.commands import Command, Group, of_module
+from common_jax.cli.program import start
 
 __all__ = ["COMMANDS", "main"]
 
@@ -34,7 +35,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
-    return run("reward-jax", _ABOUT, COMMANDS, argv)
+    return start("reward-jax", _ABOUT, COMMANDS, argv)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ command is chosen, so that --help is quick. Bad input gives one line on stderr a
 
 import dataclasses
 import difflib
-import importlib
 import importlib.metadata
 import re
 import sys
@@ -18,19 +17,12 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser  # pyright: ignore[reportPrivateImportUsage]
 
 from common_jax import extras
+from common_jax.cli.commands import Commands, Group
+from common_jax.cli.interrupts import interruptible
 from common_jax.cli.ranges import in_words, plain
 from common_jax.errors import InputError
 
-__all__ = [
-    "Command",
-    "Group",
-    "of_module",
-    "of_study",
-    "one_line",
-    "parse",
-    "run",
-    "run_alone",
-]
+__all__ = ["one_line", "parse", "run", "run_alone"]
 
 _USAGE = """\
 usage: {program} COMMAND [options]
@@ -43,45 +35,6 @@ commands:
 {program} COMMAND --help lists a command's options; all may stand in a YAML file (--config FILE).
 --version prints the version; --debug shows the traceback of an error.
 Compiled programs are kept in the user's cache folder; JAX_COMPILATION_CACHE_DIR names another."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Command:
-    """help: one line. load: imports the command; returns its options class and its function."""
-
-    help: str
-    load: Callable[[], tuple[type, Callable[[Any], Any]]]
-
-
-def of_module(help: str, module: str) -> Command:
-    """The command of a module, which has `Config`, its options, and `run`, which takes one."""
-
-    def load() -> tuple[type, Callable[[Any], Any]]:
-        found = importlib.import_module(module)
-        return found.Config, found.run
-
-    return Command(help, load)
-
-
-def of_study(help: str, load: Callable[[], Any]) -> Command:
-    """The command of a study, which has `config`, the class of its options, and `run`."""
-
-    def parts() -> tuple[type, Callable[[Any], Any]]:
-        study = load()
-        return study.config, study.run
-
-    return Command(help, parts)
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """Commands under one name, `PROGRAM GROUP COMMAND`. help: one line. load: returns them."""
-
-    help: str
-    load: Callable[[], Mapping[str, Command]]
-
-
-Commands = Mapping[str, Command | Group]  # in the order of --help
 
 
 def run(program: str, about: str, commands: Commands, argv: Sequence[str] | None = None) -> int:
@@ -152,7 +105,8 @@ def _call(
     from common_jax.io import compile_cache  # imports jax
 
     compile_cache.enable()
-    command(options)
+    with interruptible():
+        command(options)
 
 
 def parse(program: str, about: str, options_class: type, argv: Sequence[str]) -> Any:
@@ -217,15 +171,31 @@ def _arrange(argv: Sequence[str], known: list[str]) -> list[str]:
     return sorted(tokens, key=lambda token: token.partition("=")[0] != "--config")
 
 
+class _Loader(yaml.SafeLoader):
+    """Without aliases: nine lines of them stand for a billion entries."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # pyright: ignore[reportOptionalMemberAccess]
+            raise yaml.YAMLError(f"line {mark.line + 1}: no aliases (*name): write the value out")
+        return super().compose_node(parent, index)
+
+
+_LARGEST = 2**16  # bytes of a config
+
+
 def _read_yaml(path: str) -> Mapping[str, Any]:
     try:
-        with open(path, encoding="utf-8") as file:
-            value = yaml.safe_load(file)
+        with open(path, "rb") as file:
+            text = file.read(_LARGEST + 1)
+        if len(text) > _LARGEST:
+            raise InputError(f"{path}: a config has at most {_LARGEST} bytes")
+        value = yaml.load(text.decode(), _Loader)  # noqa: S506 (it is a safe one)
     except OSError as error:
         raise InputError(f"{path}: the config cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        # Not YAML's own errors alone: a date may have no such day, a list may be too deep.
-        raise InputError(f"{path}: not YAML: {one_line(str(error))}") from error
+    # Numbers and dates that are none raise ValueError, what is nested too deeply RecursionError.
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise InputError(f"{path}: not YAML: {one_line(str(error)):.200}") from error
     if not isinstance(value, Mapping):
         raise InputError(f"{path}: a config is a mapping of options, such as `base: MODEL`")
     return value

@@ -1,9 +1,13 @@
 """The checkpoints of a training run, through orbax; each appears whole or not at all."""
 
+import contextlib
+import logging
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
-import orbax.checkpoint as ocp
+import jax
+import numpy as np
 
 from common_jax.errors import InputError
 
@@ -22,18 +26,30 @@ class Checkpoints:
             ...
             checkpoints.save(step, state)
 
-    Writing goes on in the background; leaving the context waits for it.
+    Writing goes on in the background; leaving the context waits for it. An error of it is raised
+    by the next `save`, or then: InputError that names the checkpoint. Those before it are kept.
     """
 
     def __init__(self, directory: str | pathlib.Path, *, keep: int = 2) -> None:
+        import orbax.checkpoint as ocp  # it takes seconds: after all that may be refused
+
+        self._ocp, self._silence = ocp, contextlib.ExitStack()
+        self._directory = pathlib.Path(directory).absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options)
+        with _quiet(), self._written():
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def __enter__(self) -> "Checkpoints":
+        self._silence.enter_context(_quiet())
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            with self._silence, self._written():
+                self._manager.close()
+        except InputError:
+            if kind is None:  # else the first error stands, of which this may be the echo
+                raise
 
     def latest(self) -> int | None:
         """Step of the newest whole checkpoint, or None."""
@@ -41,16 +57,73 @@ class Checkpoints:
 
     def save(self, step: int, state: Any) -> None:
         """Write `state` as the checkpoint of `step`; one that exists already is left as it is."""
-        if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+        with self._written():
+            if step not in self._manager.all_steps():
+                self._manager.save(step, args=self._ocp.args.StandardSave(state))
 
     def restore(self, step: int, like: Any) -> Any:
-        """The state of `step`, in the shapes, dtypes and shardings of `like`."""
+        """The state of `step`, in the shapes, dtypes and shardings of `like`.
+
+        Raises InputError for a checkpoint that is damaged, and for one of another state.
+        """
         try:
-            return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+            return self._manager.restore(step, args=self._ocp.args.StandardRestore(like))
         except Exception as error:  # orbax raises bare ones for damaged arrays
+            place = self._directory / str(step)
+            if other := self._difference(step, like):
+                raise InputError(
+                    f"{place}: the checkpoint is of other settings ({other}); give the run's own, "
+                    "or name a new directory"
+                ) from error
             reason = " ".join(str(error).split())[:200]
+            before = [s for s in self._manager.all_steps() if s < step]
+            where = f"the one of step {max(before)}" if before else "the beginning"
             raise InputError(
-                f"{self._manager.directory}/{step}: the checkpoint is corrupt, or of other "
-                f"settings ({reason}); delete it to go on from the one before"
+                f"{place}: the checkpoint is corrupt, or cannot be read ({reason}); move it "
+                f"out of its folder, and the run goes on from {where}"
             ) from error
+
+    def _difference(self, step: int, like: Any) -> str | None:
+        """The first array whose shape or dtype is another, where the checkpoint says them."""
+        try:
+            stored = self._manager.item_metadata(step)
+            found, wanted = (
+                {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(tree)}
+                for tree in (stored, self._ocp.utils.serialize_tree(like, keep_empty_nodes=True))
+            )
+        except Exception:  # damaged, too
+            return None
+        for name in sorted(found.keys() | wanted.keys()):
+            if name not in wanted or name not in found:
+                return f"{name} is {'not' if name in wanted else 'only'} there"
+            shapes = [tuple(np.shape(x) if not hasattr(x, "shape") else x.shape)
+                      for x in (found[name], wanted[name])]  # fmt: skip
+            if shapes[0] != shapes[1]:
+                return f"{name} has the shape {list(shapes[0])}, not {list(shapes[1])}"
+        return None
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """Turn what orbax raises for a full disk, and all else, into one InputError."""
+        try:
+            yield
+        except Exception as error:  # of any kind, from its own threads
+            reason = " ".join(str(error).split())
+            if "o space left" in reason or "RESOURCE_EXHAUSTED" in reason:
+                reason = "no space left on device"
+            raise InputError(
+                f"{self._directory}: checkpoints cannot be written ({reason[:200]}); make room, "
+                "or name another place; the newest whole one is kept, and --resume goes on from it"
+            ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without orbax's log: it tells of every error in its own words, too, from its threads."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,6 +1,7 @@
 """Files of results: checked before the work begins, written whole or not at all, read back."""
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -10,7 +11,19 @@ from typing import Any
 
 from common_jax.errors import InputError
 
-__all__ = ["atomic", "check_writable", "make_folder", "read_json", "write_json"]
+__all__ = [
+    "atomic",
+    "cannot_write",
+    "check_writable",
+    "make_folder",
+    "parse_json",
+    "read_json",
+    "write_arrays",
+    "write_json",
+    "writing",
+]
+
+_DEEPEST = 100  # lists within lists of a document; Python's own limit ends in a RecursionError
 
 
 def check_writable(path: str | pathlib.Path, formats: Collection[str]) -> pathlib.Path:
@@ -44,6 +57,22 @@ def make_folder(path: str | pathlib.Path) -> pathlib.Path:
     return path
 
 
+def cannot_write(path: pathlib.Path, error: OSError) -> InputError:
+    """The error of a file that cannot be written, in one line that says why."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    mend = "; make room, or name another place" if full else ""
+    return InputError(f"{path}: cannot be written: {error.strerror or error}{mend}")
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+    """Raise InputError that names `path` where what is done in the block cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 @contextlib.contextmanager
 def atomic(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary path beside `path`, moved onto it when the block ends without an error."""
@@ -52,15 +81,39 @@ def atomic(path: pathlib.Path) -> Iterator[pathlib.Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_arrays(path: pathlib.Path, **arrays: Any) -> None:
+    """Write arrays by name as one compressed .npz file."""
+    import numpy as np
+
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Write one JSON document."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """One JSON document; raises ValueError for anything else, also for one nested too deeply."""
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    level, depth = [found], 0
+    while level:
+        if depth > _DEEPEST:
+            raise ValueError("nested too deeply")
+        groups = [x for x in level if isinstance(x, dict | list)]
+        level = [y for x in groups for y in (x.values() if isinstance(x, dict) else x)]
+        depth += 1
+    return found
 
 
 def read_json(
@@ -72,9 +125,11 @@ def read_json(
     mend: the end of the message, which says what to do.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); {mend}") from error
+        found = parse_json(path.read_bytes())
+    except OSError as error:  # it may be good: nothing says to delete it
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); make it readable, or name another folder"
+        ) from error
     except ValueError:  # not UTF-8, or no JSON
         raise InputError(f"{path}: is damaged or cut short; {mend}") from None
     if lack := _lack(found, wanted, ""):

@@ -72,7 +72,7 @@ def test_an_option_that_is_newer_than_the_run_is_no_difference(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("text", ["", '{"seed": 0', "[]", b"\xff"])
+@pytest.mark.parametrize("text", ["", '{"seed": 0', "[]", b"\xff", "[" * 9000])
 def test_damaged_settings_are_named(tmp_path, text):
     path = tmp_path / "settings.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())

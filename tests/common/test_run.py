@@ -9,7 +9,7 @@ from tensorboardX.proto import event_pb2
 from common_jax import resume
 from common_jax import run as run_module
 from common_jax.errors import InputError
-from common_jax.run import Run, check_directory
+from common_jax.run import Run, check_directory, read_metrics
 
 
 def rows(directory):
@@ -127,3 +127,26 @@ def test_directories_that_will_not_do(tmp_path, monkeypatch):
     (tmp_path / "closed").mkdir(mode=0o500)
     with pytest.raises(InputError, match="closed cannot be written to"):
         check_directory(tmp_path / "closed" / "run")
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "tensorboard"])
+def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, name, capfd):
+    """/dev/full takes nothing: on logging, and again on closing."""
+    with pytest.raises(InputError) as raised:
+        with Run(tmp_path, {}) as run:
+            if name == "metrics.jsonl":
+                run._metrics = open("/dev/full", "w")
+            else:
+                run._board._writer._py_recordio_writer._writer = open("/dev/full", "wb")
+            for step in range(3):
+                run.log(step, {"loss": 1.0})
+    said = str(raised.value)
+    assert said.startswith(f"{tmp_path / name}: cannot be written: No space left on device; make")
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("text", ["[" * 9000, '{"step": 1e999}', "[" * 500 + "]" * 500])
+def test_a_line_that_is_made_to_break_the_reader(tmp_path, text):
+    (tmp_path / "metrics.jsonl").write_text(text + "\n")
+    with pytest.raises(InputError, match="metrics.jsonl:1: not a line of metrics"):
+        read_metrics(tmp_path)

@@ -17,6 +17,7 @@ import yaml
 
 import tuco_jax
 from common_jax.cli import command_line
+from common_jax.cli.commands import Command
 from common_jax.errors import InputError
 from tests.tuco.cli_pair import ROOT, read_jsonl, run_in_process, save_pair, start, write_jsonl
 from tuco_jax import cli
@@ -330,7 +331,7 @@ def test_a_shipped_config_is_read_by_the_command_of_its_header(path, monkeypatch
         command = cli.COMMANDS[name]
         if name == "study":
             command = studies.COMMANDS[argv.pop(0)]
-        assert isinstance(command, command_line.Command)
+        assert isinstance(command, Command)
         options = command_line.parse(f"tuco-jax {name}", "", command.load()[0], argv)
         given = yaml.safe_load(path.read_text("utf-8"))
         for key in given.keys() & {"dtype", "seed", "steps", "alpha", "count", "maps"}:

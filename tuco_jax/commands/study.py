@@ -2,7 +2,7 @@
 
 import functools
 
-from common_jax.cli.command_line import of_study
+from common_jax.cli.commands import of_study
 from tuco_jax.studies.catalog import STUDIES, load_study
 
 __all__ = ["COMMANDS"]

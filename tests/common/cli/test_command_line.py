@@ -2,12 +2,16 @@
 
 import dataclasses
 import re
+import time
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import HealthCheck, given, settings
 
-from common_jax.cli.command_line import Command, Group, parse, run, run_alone
+from common_jax.cli.command_line import parse, run, run_alone
+from common_jax.cli.commands import Command, Group
 from common_jax.cli.options import MeshOptions
 from common_jax.errors import InputError
 from reward_jax import cli as reward_jax
@@ -207,3 +211,41 @@ def test_a_program_that_is_one_command(program, error, monkeypatch, capsys):
     assert error() == "python -m draw: error: no ink: fill it"
     assert draw("--help") == 0
     assert "python -m draw" in (text := capsys.readouterr().out) and "Draw." in text
+
+
+HOSTILE = {
+    "aliases": ("a: &a [x, x]\nb: &b [*a, *a]\nmodel: *b\n", "line 2: no aliases"),
+    "nested": ("model: " + "[" * 5000, "not YAML"),
+    "long": ("model: " + "a" * 2**17, "a config has at most 65536 bytes"),
+    "a number of many digits": ("dpi: " + "1" * 5000, "not YAML: Exceeds the limit"),
+    "a date that is none": ("dpi: 2001-99-99", "not YAML"),
+    "a text of another encoding": (b"model: \xff", "not YAML"),
+    "an object": ("model: !!python/object/apply:os.system [ls]", "not YAML"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_config_is_one_line_in_seconds(program, error, tmp_path, case):
+    text, said = HOSTILE[case]
+    path = tmp_path / "c.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    begun = time.perf_counter()
+    assert program("draw", "--model", "m", "--config", path) == 2
+    assert time.perf_counter() - begun < 10
+    line = error()
+    assert line.startswith("artist: error: ") and said in line and len(line) < 600
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(st.text("abm: {}[]-&*!|>'\"\n#0.,?%@", max_size=60))
+def test_any_text_is_a_config_or_one_line(program, tmp_path, capsys, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    capsys.readouterr()
+    assert program("draw", "--model", "m", "--config", path) in (0, 2)
+    assert capsys.readouterr().err.count("\n") <= 1

@@ -1,9 +1,22 @@
 import json
+import pathlib
 
+import hypothesis.strategies as st
+import numpy as np
 import pytest
+from hypothesis import given, settings
 
 from common_jax.errors import InputError
-from common_jax.io.files import atomic, check_writable, make_folder, read_json, write_json
+from common_jax.io.files import (
+    atomic,
+    check_writable,
+    make_folder,
+    parse_json,
+    read_json,
+    write_arrays,
+    write_json,
+    writing,
+)
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
@@ -55,15 +68,68 @@ def test_a_folder_is_made_with_its_parents_or_refused(tmp_path):
         ('{"c": 1}', "is damaged, it has no a"),
         ('{"a": {}, "c": 1}', "is damaged, it has no list a"),
         ('{"a": [{"b": 1}, {}], "c": 1}', r"is damaged, it has no a\[1\].b"),
-        (None, r"cannot be read \(No such file"),
     ],
 )
 def test_a_result_is_read_back_or_what_it_lacks_is_named(tmp_path, text, said):
     path, wanted = tmp_path / "a.json", {"a": [{"b": None}], "c": None}
     write_json(path, whole := {"a": [{"b": 1, "d": 2}], "c": []})
     assert read_json(path, wanted) == whole
-    path.unlink()
-    if text is not None:
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError, match=f"^{path}: {said}.*; delete it, and it is made again$"):
         read_json(path, wanted)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_json_is_read_as_python_reads_it(value):
+    text = json.dumps(value)
+    assert json.dumps(parse_json(text)) == text == json.dumps(parse_json(text.encode()))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.text('[]{}:,"0e1-.nul \\', max_size=60) | st.binary(max_size=40))
+def test_anything_is_json_or_a_value_error(text):
+    try:
+        parse_json(text)
+    except ValueError:
+        pass
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 10**6, "[" * 300 + "]" * 300, '{"a":' * 300 + "1" + "}" * 300]
+)
+def test_what_is_nested_too_deeply_is_refused(text, tmp_path):
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse_json(text)
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(InputError, match="a.json: is damaged or cut short; delete it, and it is"):
+        read_json(tmp_path / "a.json", None)
+
+
+def test_a_file_that_cannot_be_read_is_not_to_be_deleted(tmp_path):
+    with pytest.raises(InputError, match="cannot be read .Is a directory.; make it readable") as e:
+        read_json(tmp_path, None)
+    assert "delete" not in str(e.value)
+
+
+def test_arrays_are_written_whole_or_not_at_all(tmp_path):
+    values = np.arange(6).reshape(2, 3)
+    write_arrays(tmp_path / "a.npz", values=values, names=values[0])
+    with np.load(tmp_path / "a.npz") as stored:
+        np.testing.assert_array_equal(stored["values"], values)
+    with pytest.raises(InputError, match="none/a.npz: cannot be written: No such file"):
+        write_arrays(tmp_path / "none" / "a.npz", values=values)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_a_full_disk_is_named_with_the_mend():
+    with pytest.raises(
+        InputError, match="/dev/full: cannot be written: No space left on device; "
+    ):
+        with writing(pathlib.Path("/dev/full")), open("/dev/full", "w") as file:
+            file.write("x")
