@@ -12,8 +12,9 @@ from typing import Any
 from common_jax.cli.options import SeedOption
 from common_jax.cli.ranges import PositiveInt, check_ranges
 from common_jax.errors import InputError
-from common_jax.io.files import make_folder
-from reward_jax.data.trajectory.checkpoint import load_model
+from common_jax.io.files import atomic, make_folder
+from reward_jax.data.checkpoint import load_model
+from reward_jax.data.trajectory.space import TrajectorySpace
 from reward_jax.planning.options import MatchingOption, SteeredOption
 from reward_jax.planning.record import RecordOptions, record
 from reward_jax.planning.reward_run import ExtractionOptions, load_extraction, run_extraction
@@ -44,7 +45,7 @@ def run(config: Config) -> None:
         raise InputError(f"episodes must be 3 or more, not {config.episodes}")
     out = _folder(config.out)
     models: dict[str, Any] = {k: str(PAIR / f"{k}.safetensors") for k in ("base", "expert")}
-    space = load_model(models["expert"]).space
+    space = load_model(models["expert"], TrajectorySpace).space
 
     shared: dict[str, Any] = dict(
         env=space.about["task"], horizon=space.horizon, stride=space.stride
@@ -90,6 +91,7 @@ def _folder(out: pathlib.Path) -> pathlib.Path:
     marker = out / "demo.txt"
     if not marker.exists() and any(out.iterdir()):
         raise InputError(f"{out}: holds files that are no demo's; name another folder")
-    marker.write_text("Made by `reward-jax demo`, which makes it anew each time.\n", "utf-8")
+    with atomic(marker) as temporary:
+        temporary.write_text("Made by `reward-jax demo`, which makes it anew each time.\n", "utf-8")
     shutil.rmtree(out / "reward", ignore_errors=True)
     return out

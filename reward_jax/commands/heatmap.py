@@ -7,10 +7,11 @@ import numpy as np
 
 from common_jax.cli.options import DeviceOption, SeedOption
 from common_jax.cli.ranges import NonNegativeInt, check_ranges
-from common_jax.io.files import write_json
+from common_jax.io.files import atomic, write_arrays, write_json
 from common_jax.mesh import mesh_for
 from common_jax.run import note_run
-from reward_jax.data.trajectory.checkpoint import load_guide
+from reward_jax.data.checkpoint import load_guide
+from reward_jax.data.trajectory.space import TrajectorySpace
 from reward_jax.planning.fit import window_source
 from reward_jax.planning.maps import check_step, map_of, plane_of
 from reward_jax.planning.options import EpisodesOption, FolderOption, GoalOption
@@ -40,7 +41,7 @@ def run(config: Config) -> None:
     """Score, draw, write; prints the peak against the goal."""
     check_ranges(config)
     mesh = mesh_for(dataclasses.asdict(config.mesh))
-    guide = load_guide(config.reward)
+    guide = load_guide(config.reward, TrajectorySpace)
     task, goal = task_and_goal(guide.space.about, config.goal)
     plane = plane_of(task)
     check_step(guide, config.t)
@@ -52,8 +53,9 @@ def run(config: Config) -> None:
     found = map_of(plane, guide, rows, bins=config.bins, t=config.t, mesh=mesh)
     peak = Peak.of(found, plane, goal)
 
-    map_figure(plane, found, goal).savefig(config.out / "heatmap.png", dpi=120)
-    np.savez_compressed(config.out / "heatmap.npz", values=found.values, counts=found.counts)
+    with atomic(config.out / "heatmap.png") as temporary:
+        map_figure(plane, found, goal).savefig(temporary, dpi=120, format="png")
+    write_arrays(config.out / "heatmap.npz", values=found.values, counts=found.counts)
     facts = {"goal": goal, "distance": peak.distance, "at_goal": peak.at_goal}
     write_json(config.out / "heatmap.json", {"peak": peak.at.tolist()} | facts)
     print(f"{peak}\nheat map: {config.out / 'heatmap.png'}")

@@ -3,9 +3,8 @@
 import dataclasses
 
 import jax
-import numpy as np
 
-from common_jax.io.files import write_json
+from common_jax.io.files import atomic, write_arrays, write_json
 from common_jax.run import note_run
 from reward_jax.planning.options import SteeredOption
 from reward_jax.planning.steer import SteeringOptions, both_outcomes, load_steering
@@ -33,13 +32,14 @@ def run(config: Config) -> None:
     means = {name: outcome.means() for name, outcome in found.items()}
     for name, mean in means.items():
         print(f"{name}: {task.summarise(mean)}")
-    np.savez_compressed(
+    write_arrays(
         config.out / "plans.npz",
         plans=found["steered"].shown,
         unsteered=found["unsteered"].shown,
         starts=starts,
     )
-    outcomes_figure(task, found, goal).savefig(config.out / "steer.png", dpi=120)
+    with atomic(config.out / "steer.png") as temporary:
+        outcomes_figure(task, found, goal).savefig(temporary, dpi=120, format="png")
     facts = {"goal": goal, "scale": config.guidance.scale}
     write_json(config.out / "steer.json", means | facts)
     print(f"plans: {config.out}")

@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 from common_jax.cli.options import RunOptions
 from common_jax.cli.ranges import NonNegativeFloat, check_ranges
+from common_jax.digest import digest
 from common_jax.errors import InputError
 from common_jax.mesh import mesh_for
 from common_jax.run import check_directory
-from reward_jax.data.trajectory.checkpoint import load_model, save_model
-from reward_jax.data.trajectory.space import TrajectoryModel
+from reward_jax.data.checkpoint import load_model, save_model
+from reward_jax.data.trajectory.space import TrajectorySpace, TrajectoryModel
 from reward_jax.data.trajectory.windows import WindowSize
 from reward_jax.diffusion.schedule import make_schedule
 from reward_jax.models.temporal.unet import TemporalUnet
@@ -69,7 +70,7 @@ def run(config: Config) -> pathlib.Path:
     config.network.check(None if config.init else config.horizon)
     check_directory(config.out, resume=config.resume)
     mesh = mesh_for(dataclasses.asdict(config.mesh))
-    init = load_model(config.init) if config.init else None
+    init = load_model(config.init, TrajectorySpace) if config.init else None
     if init:
         check_prediction(config.training, init)
         check_taken_over(config, init)
@@ -90,8 +91,9 @@ def run(config: Config) -> pathlib.Path:
     out = pathlib.Path(config.out)
     written = dataclasses.asdict(config) | {"resume": False}
     steps = config.training.steps
+    inputs = {"init": digest(init.denoiser)} if init else None
     with open_run(
-        out, written, "training", steps, save_every=config.save_every, mesh=mesh
+        out, written, "training", steps, save_every=config.save_every, mesh=mesh, inputs=inputs
     ) as context:
         model = fit(source, space, begin, config.training, seed=config.seed, context=context)
     path = out / "denoiser.safetensors"

@@ -1,10 +1,10 @@
-"""The reward of one trajectory model relative to another, and diagnostics of it.
+"""The reward of one model relative to another, and diagnostics of it.
 
-Legend: B batch, H horizon, D transition width, T diffusion steps.
+Legend: B batch, T diffusion steps; samples have any shape.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +14,21 @@ from jaxtyping import Array, Float
 from common_jax.cli.ranges import NonNegativeInt, PositiveInt
 from common_jax.errors import InputError
 from reward_jax.data.episodes import Episodes
-from reward_jax.data.trajectory.space import Space, TrajectoryGuide, TrajectoryModel
+from reward_jax.data.model import Space, SpaceGuide, SpaceModel
+from reward_jax.data.trajectory.space import TrajectorySpace
 from reward_jax.data.trajectory.windows import Padding
 from reward_jax.diffusion.denoiser import Score
 from reward_jax.diffusion.sources import Source
 from reward_jax.models.reward_nets import Cut, HalfUnet, Head, Reduce, WindowMLP
 from reward_jax.models.temporal.layers import Activation
-from reward_jax.planning.fit import AdamOptions, RunContext, optimizer
+from reward_jax.planning.fit import AdamOptions, Network, RunContext, optimizer
 from reward_jax.reward.diagnostics import antisymmetric_part, explained_fraction, seed_agreement
 from reward_jax.reward.extract import RelativeReward, extract_reward, init_params
 from reward_jax.reward.targets import ExtractionOptions, Target, draw_targets
 
 __all__ = ["Matching", "RewardOptions", "diagnose", "fit_reward", "hold_out"]
+
+S = TypeVar("S", bound=Space)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,7 @@ class RewardOptions:
     use_bias: bool = HalfUnet.use_bias
     head: Head = WindowMLP.head
 
-    def make(self, space: Space) -> Any:
+    def make(self, space: TrajectorySpace) -> Any:
         """The module; raises InputError for options that do not fit the space."""
         if self.kind == "half_unet":
             channels = [self.dim * m for m in self.multipliers]
@@ -118,20 +121,20 @@ class Matching(ExtractionOptions, AdamOptions):
 
 
 def fit_reward(
-    base: TrajectoryModel,
+    base: SpaceModel[S],
     expert: Score,
     source: Source,
-    space: Space,
-    options: RewardOptions,
+    space: S,
+    options: Network[S],
     matching: Matching,
     *,
     seed: int,
     context: RunContext | None = None,
-) -> TrajectoryGuide:
+) -> SpaceGuide[S]:
     """Extract the reward of an expert relative to a base.
 
     expert: its score in the base's coordinates (`expert_in_base_coordinates`). source: of x_0.
-    space: the base's, with the expert's `about` (its goal).
+    space: the base's, with the expert's `about` (its goal). options: of the reward network.
     """
     context = context or RunContext()
     key, schedule = jax.random.key(seed), base.denoiser.schedule
@@ -167,19 +170,19 @@ def fit_reward(
     )
     params = jax.tree.map(np.asarray, params)
     found = RelativeReward(params, schedule, reward, matching.target, matching.seeds)
-    return TrajectoryGuide(found, space, schedule)
+    return SpaceGuide(found, space, schedule)
 
 
 def diagnose(
-    guide: TrajectoryGuide,
+    guide: SpaceGuide[Any],
     base: Score,
     expert: Score,
-    held_out: Float[Array, "B H D"],
+    held_out: Float[Array, "B ..."],
     *,
     matching: Matching,
     seed: int = 0,
 ) -> dict[str, list[float]]:
-    """The diagnostics at each t, over trajectories that were held out of training.
+    """The diagnostics at each t, over samples that were held out of training.
 
     matching: how the reward was trained; its pin and gradient_at are used here, too.
     """
@@ -210,7 +213,7 @@ def diagnose(
 
 
 def hold_out(
-    episodes: Episodes, share: float, space: Space, padding: Padding = "none"
+    episodes: Episodes, share: float, space: TrajectorySpace, padding: Padding = "none"
 ) -> tuple[Episodes, Episodes]:
     """Episodes to train on, and a `share` of them held out; both are all episodes if too few.
 

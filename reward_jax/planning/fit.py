@@ -1,8 +1,8 @@
-"""A diffusion model of trajectories, fitted to the windows of recorded episodes.
+"""A diffusion model, fitted to data: to the windows of recorded episodes, or to other samples.
 
     episodes = read_episodes("episodes.hdf5")
     space = space_of(episodes, horizon=32, stride=10, actions=False)
-    begin = Untrained(cosine_schedule(50))
+    begin = Untrained(cosine_schedule(50), NetworkOptions())
     model = fit(window_source(episodes, space), space, begin, Training(), seed=0)
 
 Legend: H horizon, D transition width.
@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,9 @@ from common_jax.errors import InputError
 from common_jax.progress import bar
 from common_jax.run import Run
 from reward_jax.data.episodes import Episodes, transitions
+from reward_jax.data.model import Space, SpaceModel
 from reward_jax.data.trajectory import normalisers
-from reward_jax.data.trajectory.space import Space, TrajectoryModel
+from reward_jax.data.trajectory.space import TrajectorySpace
 from reward_jax.data.trajectory.windows import Padding, windows
 from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.loop import OnStep, steps_done
@@ -40,6 +41,7 @@ from reward_jax.models.temporal.unet import TemporalUnet
 
 __all__ = [
     "AdamOptions",
+    "Network",
     "NetworkOptions",
     "RunContext",
     "Training",
@@ -67,9 +69,9 @@ class NetworkOptions:
     multipliers: tuple[PositiveInt, ...] = TemporalUnet.multipliers
     attention: bool = TemporalUnet.attention
 
-    def make(self, width: int) -> TemporalUnet:
-        """The module, for transitions of that width."""
-        return TemporalUnet(width, self.dim, tuple(self.multipliers), self.attention)
+    def make(self, space: TrajectorySpace) -> TemporalUnet:
+        """The module, for trajectories of that space."""
+        return TemporalUnet(space.width, self.dim, tuple(self.multipliers), self.attention)
 
     def check(self, horizon: int | None = None) -> None:
         """Raise InputError for fields, or a horizon, that the U-Net cannot have."""
@@ -114,12 +116,24 @@ class Training(TrainingOptions, AdamOptions):
     action_weight: NonNegativeFloat = 1.0
 
 
+S = TypeVar("S", bound=Space)
+_S = TypeVar("_S", bound=Space, contravariant=True)
+
+
+class Network(Protocol[_S]):
+    """Options of a network, such as `NetworkOptions`; `RewardOptions` are some of a reward's."""
+
+    def make(self, space: _S, /) -> Any:
+        """The module, for samples of that space."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
-class Untrained:
+class Untrained(Generic[S]):
     """A denoiser to be trained from nothing. clip_x0: bound of its estimates of x_0, or None."""
 
     schedule: Schedule
-    network: NetworkOptions = NetworkOptions()
+    network: Network[S]
     clip_x0: float | None = 1.2
 
 
@@ -150,15 +164,17 @@ def open_run(
     *,
     save_every: int | None = None,
     mesh: Mesh | None = None,
+    inputs: Mapping[str, str] | None = None,
 ) -> Iterator[RunContext]:
     """A training of `steps` steps in a run's directory, which it holds alone.
 
     It goes on from its checkpoints, each call's means are logged, a bar named `what` is shown.
-    settings: kept there; InputError where the run there began with others.
+    settings: kept there; InputError where the run there began with others. inputs: digests of what
+    the settings name by a path alone, and `run_loop` does not compare; likewise.
     """
     checkpoints = folder / "checkpoints"
     with (
-        resume.hold(folder, settings, free=_FREE),
+        resume.hold(folder, {**settings, "inputs": inputs or {}}, free=_FREE),
         Run(folder, settings, start=steps_done(checkpoints)) as run,
         bar(what, steps, start=run.start) as shown,
     ):
@@ -194,15 +210,17 @@ def space_of(
     stride: int,
     actions: bool,
     normaliser: str = "limits",
-) -> Space:
+) -> TrajectorySpace:
     """The space of windows of these episodes, the normaliser fitted to all of their rows."""
     rows = transitions(episodes, actions=actions)
     make = {"limits": normalisers.limits, "gaussian": normalisers.gaussian}[normaliser]
     count = episodes.actions.shape[1] if actions else 0
-    return Space(horizon, stride, count, make(rows), dict(episodes.about))
+    return TrajectorySpace(horizon, stride, count, make(rows), dict(episodes.about))
 
 
-def window_source(episodes: Episodes, space: Space, padding: Padding = "none") -> Strided:
+def window_source(
+    episodes: Episodes, space: TrajectorySpace, padding: Padding = "none"
+) -> Strided:
     """The windows of episodes in a model's space, as a source on the device.
 
     padding: see `windows`. Raises InputError for data of another task than the model's.
@@ -223,32 +241,33 @@ def window_source(episodes: Episodes, space: Space, padding: Padding = "none") -
 
 def fit(
     source: Source,
-    space: Space,
-    begin: Untrained | TrajectoryModel,
+    space: S,
+    begin: Untrained[S] | SpaceModel[S],
     training: Training,
     *,
     seed: int,
     context: RunContext | None = None,
-) -> TrajectoryModel:
-    """Train a denoiser on trajectories of `space`, from nothing or from another model.
+) -> SpaceModel[S]:
+    """Train a denoiser on samples of `space`, from nothing or from another model.
 
-    begin: a model's network, schedule, clip and parameters are those to begin with. Raises
-    InputError when the loss is no longer finite, naming the step.
+    source: of x_0, of any space, as training needs no more of it than shape and pin. begin: a
+    model's network, schedule, clip and parameters are those to begin with. Raises InputError when
+    the loss is no longer finite, naming the step.
     """
     context = context or RunContext()
-    if isinstance(begin, TrajectoryModel):
+    if isinstance(begin, Untrained):
+        model, schedule = begin.network.make(space), begin.schedule
+        clip_x0, params = begin.clip_x0, None
+    else:
         check_prediction(training, begin)
         old = begin.denoiser
         model, schedule, clip_x0, params = old.model, old.schedule, old.clip, old.params
-    else:
-        model, schedule = begin.network.make(space.width), begin.schedule
-        clip_x0, params = begin.clip_x0, None
     adam = optimizer(training, clip=training.clip)
     state = init_state(
         model, adam, jnp.zeros((1, *space.shape)), jax.random.key(seed), params=params
     )
     weights = 1.0
-    if space.actions:
+    if isinstance(space, TrajectorySpace) and space.actions:
         weights = action_weights(*space.shape, space.actions, training.action_weight)
     state, _ = train_denoiser(
         model,
@@ -268,10 +287,10 @@ def fit(
     )
     average = jax.tree.map(np.asarray, state.average)
     denoiser = score_from(model, average, training.prediction, schedule, clip=clip_x0)
-    return TrajectoryModel(denoiser, space)
+    return SpaceModel(denoiser, space)
 
 
-def check_prediction(training: Training, like: TrajectoryModel) -> None:
+def check_prediction(training: Training, like: SpaceModel[Any]) -> None:
     """Raise InputError where the model to begin with predicts something else."""
     if like.denoiser.prediction != training.prediction:
         raise InputError(

@@ -24,9 +24,9 @@ from common_jax.errors import InputError
 from common_jax.io.files import read_json, write_json
 from common_jax.mesh import mesh_for
 from common_jax.run import check_directory
-from reward_jax.data.trajectory.checkpoint import load_model, save_guide
+from reward_jax.data.checkpoint import load_model, save_guide
 from reward_jax.data.trajectory.convert import expert_in_base_coordinates
-from reward_jax.data.trajectory.space import Space, TrajectoryGuide, TrajectoryModel
+from reward_jax.data.trajectory.space import TrajectorySpace, TrajectoryGuide, TrajectoryModel
 from reward_jax.diffusion.denoiser import Score
 from reward_jax.diffusion.sources import Mixed
 from reward_jax.planning.extract import diagnose, fit_reward, hold_out
@@ -84,7 +84,7 @@ class Extraction:
 
     base: TrajectoryModel
     expert_score: Score
-    space: Space
+    space: TrajectorySpace
     source: Mixed
     held_out: Mixed
     mesh: Mesh | None
@@ -115,7 +115,7 @@ def load_extraction(options: ExtractionOptions) -> Extraction:
     options.check_data()
     check_directory(options.out, resume=options.resume)
     mesh = mesh_for(dataclasses.asdict(options.mesh))
-    base, expert = load_model(options.base), load_model(options.expert)
+    base, expert = (load_model(path, TrajectorySpace) for path in (options.base, options.expert))
     expert_score, notes = expert_in_base_coordinates(base, expert, pin=options.matching.pin)
     space = dataclasses.replace(base.space, about=expert.space.about)
     options.reward.make(space)

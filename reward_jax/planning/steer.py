@@ -21,9 +21,9 @@ from common_jax.cli.options import DeviceOption, SeedOption
 from common_jax.cli.ranges import NonNegativeInt, check_ranges
 from common_jax.errors import InputError
 from common_jax.mesh import mesh_for
-from reward_jax.data.trajectory.checkpoint import load_guide, load_model
+from reward_jax.data.checkpoint import load_guide, load_model
 from reward_jax.data.trajectory.convert import expert_in_base_coordinates
-from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel, check_steers
+from reward_jax.data.trajectory.space import TrajectorySpace, TrajectoryGuide, TrajectoryModel, check_steers
 from reward_jax.planning.options import (
     BaseOption,
     FolderOption,
@@ -129,11 +129,11 @@ def load_steering(options: SteeringOptions) -> Steering:
     options.guidance.made_sampler()
     if (options.reward is None) == (options.expert is None):
         raise InputError("give --reward, or --expert for the raw difference of the scores")
-    base = load_model(options.base)
+    base = load_model(options.base, TrajectorySpace)
     if options.reward is not None:
-        by = load_guide(options.reward)
+        by = load_guide(options.reward, TrajectorySpace)
     else:
-        by = load_model(options.expert or "")
+        by = load_model(options.expert or "", TrajectorySpace)
     return steer_by(
         base,
         by,

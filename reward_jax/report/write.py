@@ -10,7 +10,8 @@ from common_jax.cli.ranges import check_ranges
 from common_jax.errors import InputError
 from common_jax.io.files import atomic
 from common_jax.run import note_run, read_metrics
-from reward_jax.data.trajectory.checkpoint import load_guide, load_model
+from reward_jax.data.checkpoint import load_guide, load_model
+from reward_jax.data.trajectory.space import TrajectorySpace
 from reward_jax.planning.fit import window_source
 from reward_jax.planning.options import EpisodesOption, FolderOption, PairOption
 from reward_jax.planning.reward_run import read_diagnostics
@@ -48,8 +49,8 @@ def write_report(options: ReportOptions) -> Written:
     """Read, measure, write; raises InputError, before anything is written, for what cannot be."""
     check_ranges(options)
     options.guidance.made_sampler()
-    base, expert = load_model(options.base), load_model(options.expert)
-    guide = load_guide(options.reward)
+    base, expert = load_model(options.base, TrajectorySpace), load_model(options.expert, TrajectorySpace)
+    guide = load_guide(options.reward, TrajectorySpace)
     if isinstance(guide.guide, DiscriminatorGuide):
         raise InputError(f"{options.reward}: holds a discriminator; a reward is wanted")
     compared = compare(base, expert, guide)

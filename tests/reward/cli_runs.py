@@ -16,10 +16,10 @@ import pytest
 from common_jax.io import compile_cache
 from reward_jax.cli import main
 from reward_jax.data import hdf5
+from reward_jax.data.checkpoint import save_guide, save_model
 from reward_jax.data.episodes import Episodes
-from reward_jax.data.trajectory.checkpoint import save_guide, save_model
 from reward_jax.data.trajectory.normalisers import Normaliser
-from reward_jax.data.trajectory.space import Space, TrajectoryGuide, TrajectoryModel
+from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel, TrajectorySpace
 from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.schedule import make_schedule
 from reward_jax.models.reward_nets import WindowMLP
@@ -78,11 +78,11 @@ def parameters(network: Any, shape: tuple[int, ...], seed: int, seeds: int | Non
     )
 
 
-def space(**changes: Any) -> Space:
+def space(**changes: Any) -> TrajectorySpace:
     """Of random walks in UMaze, H 8, D 4."""
     normaliser = Normaliser(np.zeros(4, np.float32), np.array([1.3, 1.3, 2, 2], np.float32))
     about = {"task": "umaze", "goal": [-1.2, 1.2]}
-    return dataclasses.replace(Space(8, 10, 0, normaliser, about), **changes)
+    return dataclasses.replace(TrajectorySpace(8, 10, 0, normaliser, about), **changes)
 
 
 def model(

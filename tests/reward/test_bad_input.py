@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from reward_jax.data import hdf5
-from reward_jax.data.trajectory.checkpoint import save_guide, save_model
+from reward_jax.data.checkpoint import save_guide, save_model
 from reward_jax.data.trajectory.normalisers import Normaliser
 from tests.reward.cli_runs import (
     MATCHING,
@@ -154,7 +154,7 @@ def test_checkpoint_not_finite(fails, there, tmp_path):
     path, params = there / "base.safetensors", load_file(there / "base.safetensors")
     with safe_open(path, "numpy") as file:
         header = file.metadata()
-    params["out/kernel"][..., 0] = np.nan
+    params["params/out/kernel"][..., 0] = np.nan
     save_file(params, tmp_path / "m.safetensors", header)
     has(fails("extract", base=tmp_path / "m.safetensors"), "m.safetensors: parameter out/kernel")
 

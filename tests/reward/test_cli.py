@@ -20,16 +20,17 @@ import pytest
 import yaml
 
 from common_jax.cli import command_line
+from common_jax.cli.commands import Command
 from common_jax.run import Run
 from reward_jax import cli
 from reward_jax.commands import demo, study, train
 from reward_jax.commands.train import check_taken_over
 from reward_jax.data import hdf5
+from reward_jax.data.checkpoint import load_guide, load_model, save_model
 from reward_jax.data.files import read_episodes
-from reward_jax.data.trajectory.checkpoint import load_guide, load_model, save_model
 from reward_jax.data.trajectory.convert import expert_in_base_coordinates
 from reward_jax.data.trajectory.normalisers import Normaliser
-from reward_jax.data.trajectory.space import Space, TrajectoryModel
+from reward_jax.data.trajectory.space import TrajectoryModel, TrajectorySpace
 from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.schedule import make_schedule
 from reward_jax.models.reward_nets import HalfUnet, WindowMLP
@@ -130,14 +131,14 @@ def test_a_run_keeps_all_that_it_takes_to_know_it(made, name, more):
 
 def test_what_the_models_know(made):
     folder, printed = made
-    base, expert = load_model(folder / "base"), load_model(folder / "expert")
+    base, expert = (load_model(folder / n, TrajectorySpace) for n in ("base", "expert"))
     assert base.space.shape == expert.space.shape == (8, 4)
     assert base.denoiser.schedule.steps == 8 and base.denoiser.model.multipliers == (1,)
     np.testing.assert_array_equal(base.space.normaliser.scale, expert.space.normaliser.scale)
     assert base.space.about["goal"] is None and expert.space.about["goal"] == [-1.2, 1.2]
     assert printed["train"] == f"denoiser: {folder / 'base' / 'denoiser.safetensors'}"
 
-    reward = load_guide(folder / "reward")
+    reward = load_guide(folder / "reward", TrajectorySpace)
     assert reward.space.about["goal"] == [-1.2, 1.2]
     found = json.loads((folder / "reward" / "diagnostics.json").read_text())
     assert set(found) == {"explained", "antisymmetric", "seed_agreement", "notes"}
@@ -201,7 +202,8 @@ def test_data_of_another_maze_are_refused(made, tmp_path, capsys):
 
 def test_what_is_held_out_is_not_trained_on(made):
     folder, _ = made
-    walks, space = read_episodes(folder / "base.hdf5"), load_model(folder / "base").space
+    walks = read_episodes(folder / "base.hdf5")
+    space = load_model(folder / "base", TrajectorySpace).space
     trained, apart = hold_out(walks, 1 / 3, space)
     assert (len(trained.lengths), len(apart.lengths)) == (4, 2)
     rows = np.concatenate([trained.observations, apart.observations])
@@ -299,7 +301,7 @@ def test_maps_and_plans_over_a_mesh(made, tmp_path, monkeypatch):
             for name in one:
                 np.testing.assert_allclose(many[name], one[name], atol=1e-4, err_msg=name)
     with np.load(folder / "steer" / "plans.npz") as one:
-        spaces = load_model(folder / "base").space
+        spaces = load_model(folder / "base", TrajectorySpace).space
         for x, name in ((swept[0][1, 0], "plans"), (swept[0][0, 0], "unsteered")):
             positions = spaces.plans(x).observations[..., :2]
             np.testing.assert_allclose(positions, one[name], atol=1e-4)
@@ -385,7 +387,7 @@ def test_the_expert_s_plans_are_restored_by_its_own_normaliser(made, tmp_path):
     from reward_jax.planning import plan as planning
 
     folder, _ = made
-    expert = load_model(folder / "expert")
+    expert = load_model(folder / "expert", TrajectorySpace)
     n = expert.space.normaliser
     other = Normaliser(n.offset + np.float32(0.25), n.scale)
     space = dataclasses.replace(expert.space, normaliser=other)
@@ -508,7 +510,7 @@ print(codes, [m for m in ("jax", "numpy", "gymnasium", "matplotlib") if m in sys
     assert second.startswith("reward-jax: error: a command is missing (commands: data, train,")
 
 
-LEAVES = {name: c for name, c in cli.COMMANDS.items() if isinstance(c, command_line.Command)}
+LEAVES = {name: c for name, c in cli.COMMANDS.items() if isinstance(c, Command)}
 LEAVES |= {f"study {name}": command for name, command in study.COMMANDS.items()}
 
 
@@ -565,7 +567,7 @@ def test_a_shipped_expert_asks_for_nothing_but_what_its_base_has(path):
         TemporalUnet(4, n.dim, tuple(n.multipliers), n.attention), {}, "v",
         make_schedule(base.schedule, base.diffusion_steps), clip=base.clip_x0 or None,
     )  # fmt: skip
-    about = Space(base.horizon, base.stride, int(base.actions), normaliser, {})
+    about = TrajectorySpace(base.horizon, base.stride, int(base.actions), normaliser, {})
     check_taken_over(expert, TrajectoryModel(made, about))
 
 
@@ -638,7 +640,9 @@ def test_the_shipped_pair_s_reward_peaks_at_the_expert_s_goal(tmp_path, monkeypa
 
 
 def test_the_shipped_models_fit_each_other():
-    base, expert = (load_model(demo.PAIR / f"{k}.safetensors") for k in ("base", "expert"))
+    base, expert = (
+        load_model(demo.PAIR / f"{k}.safetensors", TrajectorySpace) for k in ("base", "expert")
+    )
     score, notes = expert_in_base_coordinates(base, expert)
     assert score is expert.denoiser and not notes
     assert base.space.about["goal"] is None and base.space.about["task"] == "umaze"

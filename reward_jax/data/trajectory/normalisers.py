@@ -11,7 +11,9 @@ from jaxtyping import Array, Float
 
 from common_jax.errors import InputError
 
-__all__ = ["Normaliser", "gaussian", "limits", "on_last"]
+__all__ = ["KINDS", "Normaliser", "gaussian", "limits", "on_last"]
+
+KINDS = ("limits", "gaussian")
 
 Rows = TypeVar("Rows", Float[np.ndarray, "... D"], Float[Array, "... D"])  # numpy's, or jax's
 Values = Float[np.ndarray, " D"] | Float[Array, " D"]
@@ -54,9 +56,13 @@ class Normaliser:
         )
 
     def same_as(self, other: "Normaliser") -> bool:
-        """Whether both are equal, up to rounding."""
-        offsets = np.allclose(self.offset, other.offset, rtol=0, atol=1e-6)
-        return offsets and np.allclose(self.scale, other.scale, 1e-6)
+        """Whether both are equal, up to rounding: 1e-6 of a scale, or of an offset."""
+        a, b, x, y = (
+            np.asarray(values, np.float64)
+            for values in (self.scale, other.scale, self.offset, other.offset)
+        )
+        near = np.abs(x - y) <= 1e-6 * (a + np.abs(x))
+        return a.shape == b.shape and bool((near & (np.abs(a - b) <= 1e-6 * a)).all())
 
 
 def on_last(values: Values, x: Float[np.ndarray, "... D"] | Float[Array, "... D"]) -> Any:
@@ -65,10 +71,18 @@ def on_last(values: Values, x: Float[np.ndarray, "... D"] | Float[Array, "... D"
 
 
 def limits(rows: Float[np.ndarray, "M D"]) -> Normaliser:
-    """Smallest and largest value of each dimension to -1 and 1; a constant dimension to 0."""
+    """Smallest and largest value of each dimension to -1 and 1; a constant dimension to 0.
+
+    Where float32 has not the middle of the two (large values close to each other), to what lies
+    within: -1 and 1 are not left.
+    """
     rows = _checked(rows)
     low, high = rows.min(axis=0).astype(np.float64), rows.max(axis=0).astype(np.float64)
-    return _normaliser((low + high) / 2, (high - low) / 2, "limits")
+    middle, half = (low + high) / 2, (high - low) / 2
+    rounded = middle.astype(np.float32).astype(np.float64)
+    coarse = np.abs(rounded - middle) > 1e-6 * half
+    reach = np.maximum(high - rounded, rounded - low)
+    return _normaliser(middle, np.where(coarse, reach, half), "limits")
 
 
 def gaussian(rows: Float[np.ndarray, "M D"]) -> Normaliser:
@@ -90,5 +104,6 @@ def _checked(rows: Float[np.ndarray, "M D"]) -> Float[np.ndarray, "M D"]:
 def _normaliser(
     offset: Float[np.ndarray, " D"], scale: Float[np.ndarray, " D"], kind: str
 ) -> Normaliser:
-    scale = np.where(scale > 0, scale, 1.0)
+    # Below float32's least normal number 1 / scale is infinite, or scale itself 0.
+    scale = np.where(scale > 2 * np.finfo(np.float32).tiny, scale, 1.0)
     return Normaliser(offset.astype(np.float32), scale.astype(np.float32), kind)

@@ -1,9 +1,10 @@
-"""The trajectories of a model (its space), and models with their space.
+"""The space of trajectories, models that live in it, and whether two fit each other.
 
 Legend: H horizon, D transition width, A action width, O observation width.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,18 +12,16 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from common_jax.errors import InputError
-from reward_jax.data.trajectory.normalisers import Normaliser
-from reward_jax.diffusion.denoiser import Denoiser
+from reward_jax.data.model import SpaceGuide, SpaceModel
+from reward_jax.data.trajectory.normalisers import KINDS, Normaliser
 from reward_jax.diffusion.process import FirstState
 from reward_jax.diffusion.schedule import Schedule
-from reward_jax.reward.discriminator import DiscriminatorGuide
-from reward_jax.reward.extract import RelativeReward
 
 __all__ = [
     "Plans",
-    "Space",
     "TrajectoryGuide",
     "TrajectoryModel",
+    "TrajectorySpace",
     "check_same_schedule",
     "check_same_space",
     "check_steers",
@@ -43,8 +42,8 @@ class Plans:
 
 
 @dataclasses.dataclass(frozen=True)
-class Space:
-    """The layout of a model's trajectories.
+class TrajectorySpace:
+    """The layout of a model's trajectories (a `data.model.Space`).
 
     horizon: H. stride: environment steps between rows. actions: A, which come first in a row.
     normaliser: of rows. about: where the data came from (task, environment, goal, ...), plain
@@ -83,25 +82,50 @@ class Space:
         actions = restored[..., : self.actions] if self.actions else None
         return Plans(restored[..., self.actions :], actions, self.stride)
 
+    def describe(self) -> dict[str, Any]:
+        """As plain JSON, for files."""
+        n = self.normaliser
+        return {
+            "horizon": self.horizon,
+            "stride": self.stride,
+            "actions": self.actions,
+            "normaliser": {
+                "kind": n.kind,
+                "offset": np.asarray(n.offset, np.float64).tolist(),
+                "scale": np.asarray(n.scale, np.float64).tolist(),
+            },
+            "about": self.about,
+        }
 
-@dataclasses.dataclass(frozen=True)
-class TrajectoryModel:
-    """A denoiser and the space of its trajectories."""
+    @classmethod
+    def make(cls, described: Mapping[str, Any]) -> "TrajectorySpace":
+        """The space of a description; raises ValueError, KeyError or TypeError for none."""
+        n = described["normaliser"]
+        offset, scale = (np.asarray(n[k], np.float32) for k in ("offset", "scale"))
+        if offset.ndim != 1 or not offset.size or offset.shape != scale.shape:
+            raise ValueError("its normaliser's offset and scale are no two lists of one length")
+        if not (np.isfinite(offset) & np.isfinite(scale) & (scale > 0)).all():
+            raise ValueError("its normaliser's offset is not finite, or its scale not above 0")
+        if n["kind"] not in KINDS:
+            raise ValueError(f"its normaliser is of no known kind ({n['kind']!r})")
+        least = {"horizon": 1, "stride": 1, "actions": 0}
+        for name, low in least.items():
+            if type(value := described[name]) is not int or value < low:
+                raise ValueError(f"its {name} is {value!r}, not {low} or more")
+        if described["actions"] >= offset.size:
+            raise ValueError(f"its actions leave no observation of {offset.size} dimensions")
+        if not isinstance(described["about"], dict):
+            raise ValueError("its about is no mapping")
+        normaliser = Normaliser(offset, scale, n["kind"])
+        horizon, stride, actions = (described[name] for name in least)
+        return cls(horizon, stride, actions, normaliser, described["about"])
 
-    denoiser: Denoiser
-    space: Space
+
+TrajectoryModel = SpaceModel[TrajectorySpace]
+TrajectoryGuide = SpaceGuide[TrajectorySpace]
 
 
-@dataclasses.dataclass(frozen=True)
-class TrajectoryGuide:
-    """A relative reward, or a discriminator, and the space of its trajectories."""
-
-    guide: RelativeReward | DiscriminatorGuide
-    space: Space
-    schedule: Schedule
-
-
-def check_same_space(what: str, a: Space, b: Space) -> None:
+def check_same_space(what: str, a: TrajectorySpace, b: TrajectorySpace) -> None:
     """Raise InputError naming the first difference of two spaces, normalisers apart.
 
     what: the two, in words.

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from common_jax.io.files import write_json
+from common_jax.io.files import write_arrays, write_json
+from reward_jax.data.checkpoint import load_guide, load_model, save_guide, save_model
 from reward_jax.data.episodes import Episodes
-from reward_jax.data.trajectory.checkpoint import load_guide, load_model, save_guide, save_model
-from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel
+from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel, TrajectorySpace
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.diffusion.sources import Mixed, Strided
 from reward_jax.planning.extract import diagnose, fit_reward
@@ -138,9 +138,7 @@ class MazeWork:
             task, (base, expert), (guide, judge), place, c.scales, plans=c.plans, seed=seed
         )
         clock.lap("steering")
-        np.savez_compressed(
-            folder / "maps.npz", reward=maps[0].values, discriminator=maps[1].values
-        )
+        write_arrays(folder / "maps.npz", reward=maps[0].values, discriminator=maps[1].values)
         write_json(
             folder / "result.json",
             {
@@ -215,7 +213,7 @@ class MazeWork:
         with self._training(path, steps) as context:
             if context:
                 save_model(path, make(context))
-        return load_model(path)
+        return load_model(path, TrajectorySpace)
 
     def _guide(self, name: str, make: Callable[[RunContext], TrajectoryGuide]) -> TrajectoryGuide:
         """The reward or discriminator of a name, likewise."""
@@ -223,7 +221,7 @@ class MazeWork:
         with self._training(path, self.config.matching.steps) as context:
             if context:
                 save_guide(path, make(context))
-        return load_guide(path)
+        return load_guide(path, TrajectorySpace)
 
     @contextlib.contextmanager
     def _training(self, path: pathlib.Path, steps: int) -> Iterator[RunContext | None]:

@@ -10,14 +10,8 @@ import pytest
 from flax import linen as nn
 
 from common_jax.errors import InputError
-from reward_jax.data.trajectory.checkpoint import (
-    TrajectoryGuide,
-    TrajectoryModel,
-    load_guide,
-    load_model,
-    save_guide,
-    save_model,
-)
+from reward_jax.data.checkpoint import load_guide, load_model, save_guide, save_model
+from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel, TrajectorySpace
 from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.models import catalog
@@ -50,13 +44,13 @@ def test_every_network_comes_back_from_a_file(tmp_path, name):
         if field.name not in ("parent", "name", *catalog.CATALOG[name].unstored):
             assert getattr(module, field.name) != field.default, f"an example of {field.name}"
     save_model(path, TrajectoryModel(score_from(module, PARAMS, "v", SCHEDULE), space()))
-    found = load_model(path).denoiser
+    found = load_model(path, TrajectorySpace).denoiser
     assert found.model == module and hash(found.model) == hash(module)
     np.testing.assert_array_equal(found.params["w"], PARAMS["w"])
     guides = RelativeReward(PARAMS, SCHEDULE, module), DiscriminatorGuide(PARAMS, module)
     for guide in guides:
         save_guide(path, TrajectoryGuide(guide, space(), SCHEDULE))
-        found: Any = load_guide(path).guide
+        found: Any = load_guide(path, TrajectorySpace).guide
         assert (found.reward if isinstance(found, RelativeReward) else found.model) == module
 
 

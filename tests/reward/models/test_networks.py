@@ -8,16 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
-from flax import linen as nn
 
-from common_jax.errors import InputError
 from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.process import FirstState, first_state
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.diffusion.train import init_state, train_denoiser
 from reward_jax.models.reward_nets import HalfUnet, WindowMLP
-from reward_jax.models.temporal.layers import GroupNorm, activation, mish
 from reward_jax.models.temporal.unet import TemporalUnet
 from reward_jax.reward.extract import RelativeReward, extract_reward, init_params
 from reward_jax.reward.guide import guided_sample
@@ -118,41 +114,6 @@ def test_rows_do_not_see_each_other_and_time_is_an_input():
         assert np.abs(run(x, t + 1) - whole).max() > 1e-4
 
 
-def test_windows_are_cut_as_said():
-    x, t = jax.random.normal(jax.random.key(4), (2, 6, 3)), jnp.array([1, 4])
-    net: Any = WindowMLP(2, (8,), 8)
-    params = random_params(net, x.shape)
-
-    def run(net, x) -> Any:
-        return net.apply({"params": params}, x, t)
-
-    one: Any = WindowMLP(None, (8,), 8)
-    by_hand = sum(run(one, x[:, i : i + 2]) for i in (0, 2, 4))
-    np.testing.assert_allclose(run(net, x), by_hand, atol=1e-5)
-    strided = sum(run(one, x[:, i::3]) for i in range(3))
-    np.testing.assert_allclose(run(net.clone(cut="strided"), x), strided, atol=1e-5)
-    np.testing.assert_allclose(run(net.clone(reduce="mean"), x), by_hand / 3, atol=1e-5)
-    with pytest.raises(InputError, match="window 4 does not divide the horizon 6"):
-        WindowMLP(4).init(jax.random.key(0), x, t)
-    with pytest.raises(
-        InputError, match="3 levels needs a horizon that is a multiple of 4, not 6"
-    ):
-        TemporalUnet(3, 8, (1, 2, 4)).init(jax.random.key(0), x, t)
-
-
-def test_mish_to_the_second_derivative():
-    x = np.concatenate([np.linspace(-60, 60, 41), np.linspace(-3, 3, 13)]).astype(np.float32)
-    a = torch.from_numpy(x).double().requires_grad_()
-    y = torch.nn.functional.mish(a)
-    first = torch.autograd.grad(y.sum(), a, create_graph=True)[0]
-    second = torch.autograd.grad(first.sum(), a)[0]
-    np.testing.assert_allclose(mish(jnp.asarray(x)), y.detach(), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(jax.vmap(jax.grad(mish))(x), first.detach(), atol=1e-5)
-    np.testing.assert_allclose(jax.vmap(jax.grad(jax.grad(mish)))(x), second, atol=1e-5)
-    with pytest.raises(InputError, match="activation 'gelu' is unknown; known are mish, silu"):
-        activation("gelu")  # pyright: ignore[reportArgumentType]
-
-
 # Lowering for accelerators that are not here
 
 
@@ -217,26 +178,3 @@ def test_seeds_get_parameters_of_their_own():
     kernels = made["layer_0"]["kernel"]
     assert kernels.shape == (3, 11, 4)
     assert np.abs(kernels[0] - kernels[1]).max() > 0.01
-
-
-def test_group_norm_is_flax_s_twice_differentiated():
-    ours, theirs = GroupNorm(4), nn.GroupNorm(4, epsilon=1e-5, use_fast_variance=False)
-    x = 3 + jax.random.normal(jax.random.key(0), (2, 5, 12))
-    keys = jax.random.split(jax.random.key(1))
-    params = {n: jax.random.normal(k, (12,)) for n, k in zip(("scale", "bias"), keys, strict=True)}
-
-    def matched(norm, params):
-        def total(x):
-            return jnp.sum(jnp.sin(norm.apply({"params": params}, x)))
-
-        return jnp.sum(jnp.cos(jax.grad(total)(x)))
-
-    for f in (
-        lambda norm, p: norm.apply({"params": p}, x),
-        jax.grad(matched, argnums=1),
-    ):
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4),
-            f(ours, params),
-            f(theirs, params),
-        )

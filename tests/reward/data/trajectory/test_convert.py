@@ -12,11 +12,11 @@ from flax import struct
 from common_jax.errors import InputError
 from reward_jax.data.trajectory.convert import Converted, expert_in_base_coordinates
 from reward_jax.data.trajectory.normalisers import Normaliser
-from reward_jax.data.trajectory.space import TrajectoryModel, check_steers
+from reward_jax.data.trajectory.space import TrajectoryModel
 from reward_jax.diffusion.denoiser import Denoiser
 from reward_jax.diffusion.process import q_sample
 from reward_jax.diffusion.schedule import Schedule, make_schedule
-from tests.reward.cli_runs import model, reward, space
+from tests.reward.cli_runs import model, space
 
 X = jax.random.normal(jax.random.key(7), (5, 8, 4))
 T = jnp.array([0, 1, 3, 6, 7])
@@ -167,15 +167,3 @@ def test_scales_that_differ_by_dimension():
     assert "by a factor of up to 1.2)" in note and "(it is up to 1.04 from its mean)" in note
     with pytest.raises(InputError, match=r"differs by dimension \(up to 2\.28 .* \(--init\)"):
         converted([3, 1, 1, 1])
-
-
-def test_a_guide_steers_only_in_its_own_coordinates():
-    check_steers("base and reward", model(), reward())
-    for base, message in (
-        (model(steps=12), "base and reward differ in diffusion steps: 12 and 8"),
-        (model(schedule="linear"), "differ in schedule: linear and cosine"),
-        (model(normaliser=shifted(0.1, 1.0)), "differ in their normalisers"),
-        (model(horizon=16), "differ in horizon: 16 and 8"),
-    ):
-        with pytest.raises(InputError, match=message):
-            check_steers("base and reward", base, reward())

@@ -5,7 +5,7 @@ import pytest
 import sklearn.preprocessing
 
 from common_jax.errors import InputError
-from reward_jax.data.trajectory.normalisers import gaussian, limits
+from reward_jax.data.trajectory.normalisers import Normaliser, gaussian, limits
 
 ROWS = np.random.default_rng(0).normal(3, [1, 10, 0.01, 1], (500, 4)).astype(np.float32)
 ROWS[:, 3] = 0.1  # constant, and no power of two
@@ -59,3 +59,33 @@ def test_rows_are_wanted():
     for rows in (np.zeros(3), np.zeros((0, 3))):
         with pytest.raises(InputError, match="fitted to rows"):
             limits(rows)
+
+
+@pytest.mark.parametrize("fit", [limits, gaussian])
+@pytest.mark.parametrize("span", [0.0, 1e-45, 1e-40, 1e-37, 1e-30])
+@pytest.mark.parametrize("at", [0.0, 1.0])
+def test_a_dimension_that_hardly_moves_stays_finite(fit, span, at):
+    rows = np.float32(at) + np.linspace(0, span, 9, dtype=np.float32)[:, None]
+    normaliser = fit(rows)
+    with np.errstate(all="raise", under="ignore"):
+        got = normaliser.normalise(rows)
+    assert np.isfinite(got).all() and np.abs(got).max() <= 3
+    assert np.isfinite(jax.jit(lambda n, x: n.normalise(x))(normaliser, rows)).all()
+    np.testing.assert_allclose(normaliser.restore(got), rows, rtol=1e-6)
+
+
+@pytest.mark.parametrize("low", [1e7, 1e7 - 1, -1e7, 2**24 - 3, 123456.7])
+@pytest.mark.parametrize("reach", [1, 2, 3])
+def test_large_values_that_are_close_stay_within_limits(low, reach):
+    """Their middle may be no float32: rounded, it moved them to 0 .. 2."""
+    rows = np.array([[low], [low + reach]], np.float32)
+    got = limits(rows).normalise(rows)
+    assert np.abs(got).max() <= 1 and got[1] - got[0] > 0.9
+
+
+def test_equality_is_measured_in_scales():
+    one = Normaliser(np.array([0.0, 1e6]), np.array([1e-9, 1.0]))
+    assert one.same_as(Normaliser(one.offset * (1 + 1e-7), one.scale * (1 + 1e-7)))
+    assert not one.same_as(Normaliser(one.offset, one.scale * 5))
+    assert not one.same_as(Normaliser(one.offset + np.array([1e-9, 0]), one.scale))
+    assert not one.same_as(Normaliser(one.offset[:1], one.scale[:1]))

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from reward_jax.data.files import read_episodes
-from reward_jax.data.trajectory.checkpoint import load_guide, load_model
+from reward_jax.data.checkpoint import load_guide, load_model
+from reward_jax.data.trajectory.space import TrajectorySpace
 from reward_jax.planning import steer
 from reward_jax.report.write import ReportOptions, write_report
 from reward_jax.tasks.base import Measure
@@ -56,9 +57,9 @@ def test_data_and_models(made):
     assert expert.about["task"] == "disc" and expert.about["goal"] == [1.7, 1.7]
     assert printed["data"][0].startswith("20 ways to random goals, ")
     assert printed["expert data"][0].startswith("20 ways to the goal (1.7, 1.7), ")
-    base = load_model(folder / "base").space
+    base = load_model(folder / "base", TrajectorySpace).space
     assert (base.shape, base.actions, base.about["task"]) == ((8, 4), 2, "disc")
-    assert load_guide(folder / "reward").space.about["goal"] == [1.7, 1.7]
+    assert load_guide(folder / "reward", TrajectorySpace).space.about["goal"] == [1.7, 1.7]
 
 
 def test_maps_and_plans(made):

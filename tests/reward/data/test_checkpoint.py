@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from common_jax.errors import InputError
-from reward_jax.data.trajectory.checkpoint import load_guide, load_model, save_guide, save_model
-from reward_jax.data.trajectory.space import TrajectoryGuide
+from reward_jax.data.checkpoint import load_guide, load_model, save_guide, save_model
+from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectorySpace
 from reward_jax.diffusion.schedule import cosine_schedule, from_betas
 from reward_jax.models.reward_nets import HalfUnet
 from reward_jax.reward.discriminator import DiscriminatorGuide
@@ -36,7 +36,7 @@ def same_space(a, b):
 def test_a_denoiser_comes_back(tmp_path, schedule):
     saved = model(3, schedule=schedule, about={"task": "open", "goal": [0.5, -1.0], "ü": None})
     save_model(tmp_path / "deep" / "m.safetensors", saved)
-    found = load_model(tmp_path / "deep" / "m.safetensors")
+    found = load_model(tmp_path / "deep" / "m.safetensors", TrajectorySpace)
     same_space(found.space, saved.space)
     a, b = saved.denoiser, found.denoiser
     assert (b.model, b.prediction, b.clip) == (a.model, a.prediction, a.clip)
@@ -50,7 +50,7 @@ def test_a_denoiser_comes_back(tmp_path, schedule):
 def test_a_reward_comes_back(tmp_path, seeds):
     saved = reward(1, seeds)
     save_guide(tmp_path / "reward.safetensors", saved)
-    found = load_guide(tmp_path)  # a run's directory stands for its file
+    found = load_guide(tmp_path, TrajectorySpace)  # a run's directory stands for its file
     same_space(found.space, saved.space)
     assert isinstance(found.guide, RelativeReward)
     assert (found.guide.target, found.guide.seeds) == ("score", seeds)
@@ -64,7 +64,7 @@ def test_a_discriminator_and_a_half_unet_come_back(tmp_path):
     guide = DiscriminatorGuide(params, network, "sigmoid")
     saved = TrajectoryGuide(guide, space(), cosine_schedule(8))
     save_guide(tmp_path / "d.safetensors", saved)
-    found = load_guide(tmp_path / "d.safetensors").guide
+    found = load_guide(tmp_path / "d.safetensors", TrajectorySpace).guide
     assert isinstance(found, DiscriminatorGuide)
     assert (found.model, found.output) == (network, "sigmoid")
     both = jax.jit(lambda *guides: [g(X, T) for g in guides])(found, guide)
@@ -73,9 +73,9 @@ def test_a_discriminator_and_a_half_unet_come_back(tmp_path):
 
 def test_a_directory_gives_what_is_wanted(tmp_path):
     save_model(tmp_path / "denoiser.safetensors", model())
-    assert load_model(tmp_path).space.horizon == 8
+    assert load_model(tmp_path, TrajectorySpace).space.horizon == 8
     with pytest.raises(InputError, match=r"reward\.safetensors: there is no such file; a reward "):
-        load_guide(tmp_path)
+        load_guide(tmp_path, TrajectorySpace)
 
 
 @pytest.fixture
@@ -89,17 +89,17 @@ def test_truncated(path, share):
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
     with pytest.raises(InputError, match="m.safetensors: corrupt, or no model of ours"):
-        load_model(path)
+        load_model(path, TrajectorySpace)
 
 
 def test_corrupt_and_foreign(path):
     data = path.read_bytes()
     path.write_bytes(b"\xff" * 64 + data[64:])
     with pytest.raises(InputError, match="m.safetensors: corrupt"):
-        load_model(path)
+        load_model(path, TrajectorySpace)
     save_file({"layer.weight": np.ones((2, 2), np.float32)}, path, {"format": "pt"})
     with pytest.raises(InputError, match="no model of ours"):
-        load_model(path)
+        load_model(path, TrajectorySpace)
 
 
 def header_of(path) -> dict[str, Any]:
@@ -116,30 +116,30 @@ def test_another_version_or_network(path):
     header = header_of(path)
     rewrite(path, header | {"format": 99})
     with pytest.raises(InputError, match=r"of another version \(99\); train it again"):
-        load_model(path)
+        load_model(path, TrajectorySpace)
     rewrite(path, header | {"network": "transformer"})
     with pytest.raises(InputError, match="none of this version's"):
-        load_model(path)
+        load_model(path, TrajectorySpace)
     rewrite(path, header | {"fields": header["fields"] | {"heads": 3}})
     with pytest.raises(InputError, match="heads"):
-        load_model(path)
+        load_model(path, TrajectorySpace)
 
 
-@pytest.mark.parametrize("missing", ["schedule", "normaliser", "prediction", "fields"])
+@pytest.mark.parametrize("missing", ["schedule", "space", "normaliser", "prediction", "fields"])
 def test_a_header_that_lacks_something(path, missing):
     header = header_of(path)
-    del header[missing]
+    del (header["space"] if missing == "normaliser" else header)[missing]
     rewrite(path, header)
     with pytest.raises(InputError, match=rf"m\.safetensors: corrupt.*{missing}"):
-        load_model(path)
+        load_model(path, TrajectorySpace)
 
 
 def test_another_kind(path, tmp_path):
     with pytest.raises(InputError, match="holds a denoiser, where a reward or discriminator is"):
-        load_guide(path)
+        load_guide(path, TrajectorySpace)
     save_guide(tmp_path / "r.safetensors", reward())
     with pytest.raises(InputError, match="holds a reward, where a denoiser is wanted"):
-        load_model(tmp_path / "r.safetensors")
+        load_model(tmp_path / "r.safetensors", TrajectorySpace)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -148,13 +148,14 @@ def test_not_finite(path, value):
     name = sorted(params)[4]
     params[name].flat[1] = value
     rewrite(path, params=params)
-    with pytest.raises(InputError, match=f"parameter {name} is not finite; train it again"):
-        load_model(path)
+    own = name.removeprefix("params/")
+    with pytest.raises(InputError, match=f"parameter {own} is not finite; train it again"):
+        load_model(path, TrajectorySpace)
 
 
 def test_missing_or_not_writable(tmp_path):
     with pytest.raises(InputError, match="no.safetensors: there is no such file; a denoiser is"):
-        load_model(tmp_path / "no.safetensors")
+        load_model(tmp_path / "no.safetensors", TrajectorySpace)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file: no folder that can be written to"):
         save_model(tmp_path / "file" / "m.safetensors", model())
@@ -171,7 +172,7 @@ def test_a_schedule_of_one_s_own_comes_back(tmp_path, name):
     saved = model(3)
     saved = dataclasses.replace(saved, denoiser=cast(Any, saved.denoiser).replace(schedule=own))
     save_model(tmp_path / "m.safetensors", saved)
-    found = load_model(tmp_path / "m.safetensors").denoiser.schedule
+    found = load_model(tmp_path / "m.safetensors", TrajectorySpace).denoiser.schedule
     assert found.name == name
     jax.tree.map(np.testing.assert_array_equal, found, own)
 
@@ -200,7 +201,42 @@ def test_a_damaged_schedule_is_refused(path, case):
         described["tables"] = {k: v for k, v in (tables | changes).items() if v is not None}
     rewrite(path, header | {"schedule": described})
     with pytest.raises(InputError, match=rf"m\.safetensors: corrupt, .*{message}"):
-        load_model(path)
+        load_model(path, TrajectorySpace)
+
+
+@pytest.mark.parametrize("steps", [0, 1.5, True, 10**12, "8"])
+def test_a_schedule_of_no_number_of_steps_is_refused(path, steps):
+    rewrite(path, header_of(path) | {"schedule": {"name": "cosine", "steps": steps}})
+    with pytest.raises(InputError, match=r"m\.safetensors: corrupt, .*its schedule has .* steps"):
+        load_model(path, TrajectorySpace)
+
+
+def test_a_conditional_denoiser_keeps_the_condition_that_stands_for_none(tmp_path):
+    saved = model()
+    for null in (jnp.arange(3), {"text": {"tokens": jnp.ones((2, 3))}, "label": jnp.asarray(7)}):
+        save_model(tmp_path / "m.safetensors", dataclasses.replace(saved, null=null))
+        found = load_model(tmp_path / "m.safetensors", TrajectorySpace).null
+        assert jax.tree.structure(found) == jax.tree.structure(null)
+        jax.tree.map(np.testing.assert_array_equal, found, null)
+    with pytest.raises(InputError, match="m.safetensors: files hold parameters and conditions"):
+        pair = (jnp.ones(2), jnp.ones(3))
+        save_model(tmp_path / "m.safetensors", dataclasses.replace(saved, null=pair))
+
+
+def test_a_conditional_discriminator_stays_conditional(tmp_path):
+    network = HalfUnet(8, (2, 4))
+    guide = DiscriminatorGuide({"w": jnp.ones(2)}, network, conditional=True)
+    save_guide(tmp_path / "d.safetensors", TrajectoryGuide(guide, space(), cosine_schedule(8)))
+    found = load_guide(tmp_path / "d.safetensors", TrajectorySpace).guide
+    assert isinstance(found, DiscriminatorGuide) and found.conditional
+
+
+def test_a_parameter_that_is_a_group_is_refused(path):
+    params = load_file(path)
+    params["params/out"] = np.ones(2, np.float32)
+    rewrite(path, params=params)
+    with pytest.raises(InputError, match=r"m\.safetensors: corrupt, .*out"):
+        load_model(path, TrajectorySpace)
 
 
 def test_a_network_of_no_known_kind_is_not_written(tmp_path):

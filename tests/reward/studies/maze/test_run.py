@@ -14,7 +14,8 @@ from common_jax import resume
 from common_jax.cli import command_line
 from common_jax.errors import InputError
 from common_jax.run import Run
-from reward_jax.data.trajectory.checkpoint import load_guide, load_model
+from reward_jax.data.checkpoint import load_guide, load_model
+from reward_jax.data.trajectory.space import TrajectorySpace
 from reward_jax.diffusion.train import EMA
 from reward_jax.planning.extract import Matching, RewardOptions
 from reward_jax.planning.fit import NetworkOptions, Training, window_source
@@ -102,11 +103,11 @@ def test_files_and_results(done):
     assert set(result["seconds"]) == laps
     with np.load(folder / "maps.npz") as maps:
         assert maps["reward"].shape == maps["discriminator"].shape == (20, 20)
-    expert = load_model(folder / "expert.safetensors")
+    expert = load_model(folder / "expert.safetensors", TrajectorySpace)
     assert expert.space.about["goal"] == [-1.2, 1.2]
     with pytest.raises(InputError, match="the run there has horizon 8, not 16; give the same"):
         STUDY.run(dataclasses.replace(config, horizon=16))
-    assert load_guide(folder / "reward.safetensors").space.shape == (8, 4)
+    assert load_guide(folder / "reward.safetensors", TrajectorySpace).space.shape == (8, 4)
 
 
 def test_summary(done):
@@ -197,7 +198,8 @@ def test_a_study_that_was_stopped_goes_on(done, monkeypatch):
     assert again["null"] == summary["null"]
     assert not any(path.exists() for path in left)
     # Diagnostics are of walks that no model was trained on, and of the matching that there was.
-    (rows, options), space = held[-1], load_model(folder / "goal_0" / "expert.safetensors").space
+    rows, options = held[-1]
+    space = load_model(folder / "goal_0" / "expert.safetensors", TrajectorySpace).space
     assert options == {"matching": config.matching} and rows.shape == (200 + 256, 8, 4)
     walks = study.MazeWork(config, MazeTask("umaze")).record([-1.2, 1.2], 6, 1000)
     trained = window_source(walks, space)

@@ -1,0 +1,220 @@
+"""Models as single files: parameters in safetensors, and in its header what they are.
+
+A file holds all that its use takes: network, prediction, schedule, the space that the model lives
+in (`spaces.py`), and where it came from. The names of its tensors begin with `params/`; of a
+conditional model, those of the condition that stands for none with `null`.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from common_jax.errors import InputError
+from common_jax.io.files import atomic, make_folder, parse_json
+from reward_jax.data import spaces
+from reward_jax.data.model import Space, SpaceGuide, SpaceModel
+from reward_jax.diffusion.denoiser import score_from
+from reward_jax.diffusion.schedule import Schedule, make_schedule
+from reward_jax.models import catalog
+from reward_jax.reward.discriminator import DiscriminatorGuide
+from reward_jax.reward.extract import RelativeReward
+
+__all__ = ["load_guide", "load_model", "save_guide", "save_model"]
+
+_FORMAT = 2
+_MOST_STEPS = 10**6  # diffusion steps that a file may name: their tables are made from the number
+
+S = TypeVar("S", bound=Space)
+
+
+def save_model(path: str | pathlib.Path, model: SpaceModel[Any]) -> None:
+    """Write a denoiser and its space; raises InputError for a model that no file can hold."""
+    d = model.denoiser
+    kind = {"kind": "denoiser", "prediction": d.prediction, "clip": d.clip}
+    trees = {"params": d.params} | ({} if model.null is None else {"null": model.null})
+    _write(path, trees, kind | catalog.describe(d.model) | _about(model.space, d.schedule))
+
+
+def load_model(path: str | pathlib.Path, space: type[S]) -> SpaceModel[S]:
+    """Read a denoiser of such a space; a run's directory stands for its file.
+
+    Raises InputError for a file that is missing, corrupt, or something else.
+    """
+    path, trees, header = _read(path, "denoiser")
+    with _sound(path):
+        schedule, network = _schedule(header), catalog.make(header, path)
+        denoiser = score_from(
+            network, trees["params"], header["prediction"], schedule, clip=_clip(header)
+        )
+        return SpaceModel(denoiser, spaces.make(header["space"], space, path), trees.get("null"))
+
+
+def save_guide(path: str | pathlib.Path, guide: SpaceGuide[Any]) -> None:
+    """Write a reward, with the unit of its output, or a discriminator; errors as `save_model`."""
+    g = guide.guide
+    if isinstance(g, RelativeReward):
+        network, kind = g.reward, {"kind": "reward", "target": g.target, "seeds": g.seeds}
+    else:
+        network, kind = g.model, {"kind": "discriminator", "output": g.output}
+        kind |= {"conditional": g.conditional}
+    _write(
+        path,
+        {"params": g.params},
+        kind | catalog.describe(network) | _about(guide.space, guide.schedule),
+    )
+
+
+def load_guide(path: str | pathlib.Path, space: type[S]) -> SpaceGuide[S]:
+    """Read a reward or a discriminator of such a space; errors as `load_model`."""
+    path, trees, header = _read(path, "reward", "discriminator")
+    with _sound(path):
+        module, schedule, params = catalog.make(header, path), _schedule(header), trees["params"]
+        if header["kind"] == "reward":
+            guide = RelativeReward(params, schedule, module, header["target"], header["seeds"])
+        else:
+            guide = DiscriminatorGuide(params, module, header["output"], header["conditional"])
+        return SpaceGuide(guide, spaces.make(header["space"], space, path), schedule)
+
+
+def _about(space: Space, schedule: Schedule) -> dict[str, Any]:
+    return {"schedule": _described(schedule), "space": spaces.describe(space)}
+
+
+def _described(schedule: Schedule) -> dict[str, Any]:
+    """Name and steps; and the tables, where the name does not give them (custom betas)."""
+    described = {"name": schedule.name, "steps": schedule.steps}
+    tables = {k: v for k, v in vars(schedule).items() if k != "name"}
+    try:
+        known = make_schedule(schedule.name, schedule.steps)
+        if all(np.array_equal(v, getattr(known, k)) for k, v in tables.items()):
+            return described
+    except InputError:  # a custom schedule
+        pass
+    values = {k: np.asarray(v, np.float64).tolist() for k, v in tables.items()}
+    return described | {"tables": values}
+
+
+def _clip(header: Mapping[str, Any]) -> float | None:
+    return None if header["clip"] is None else float(header["clip"])
+
+
+def _schedule(header: Mapping[str, Any]) -> Schedule:
+    """The schedule of a header; raises ValueError where it has none (see `_sound`)."""
+    described = header["schedule"]
+    steps = described["steps"]
+    if type(steps) is not int or not 1 <= steps <= _MOST_STEPS:
+        raise ValueError(f"its schedule has {steps!r} steps")
+    if "tables" not in described:
+        try:
+            return make_schedule(described["name"], steps)
+        except InputError as error:  # it does not name the file
+            raise ValueError(str(error)) from None
+    tables = {k: np.asarray(v, np.float64) for k, v in described["tables"].items()}
+    wanted = {f.name for f in dataclasses.fields(Schedule)} - {"name"}
+    if odd := sorted(set(tables) ^ wanted):
+        raise ValueError(f"its schedule's tables lack {odd[0]}, or should not have it")
+    for name, table in tables.items():
+        if table.shape != (steps,) or not np.isfinite(table).all():
+            raise ValueError(f"its schedule's {name} is not {steps} finite numbers")
+    bar = tables["alphas_cumprod"]
+    if not bar.size or not ((bar >= 0) & (bar <= 1)).all() or (np.diff(bar) > 0).any():
+        raise ValueError("its schedule's alphas_cumprod do not fall from 1 or less towards 0")
+    return Schedule(
+        **{k: jnp.asarray(v, jnp.float32) for k, v in tables.items()}, name=described["name"]
+    )
+
+
+def _write(path: str | pathlib.Path, trees: dict[str, Any], header: dict[str, Any]) -> None:
+    path = pathlib.Path(path)
+    flat = {
+        jax.tree_util.keystr(k, simple=True, separator="/"): np.ascontiguousarray(v)
+        for k, v in jax.tree_util.tree_leaves_with_path(trees)
+    }
+    if jax.tree.structure(_nested(flat)) != jax.tree.structure(trees):
+        raise InputError(
+            f"{path}: files hold parameters and conditions that are arrays, or dictionaries of "
+            "them with texts as keys, to any depth; make the model's tree such"
+        )
+    try:
+        make_folder(path.parent)
+        with atomic(path) as scratch:
+            save_file(flat, scratch, {"reward_jax": json.dumps({"format": _FORMAT} | header)})
+    except SafetensorError as error:
+        raise InputError(f"{path}: cannot be written ({error}); name another place") from error
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a/b": x} as {"a": {"b": x}}; raises ValueError where a name is a group, too."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *parents, leaf = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"{parent} of {name} is a parameter, and no group")
+        if leaf in node:
+            raise ValueError(f"{name} is a group, and a parameter, too")
+        node[leaf] = value
+    return tree
+
+
+def _read(
+    path: str | pathlib.Path, *kinds: str
+) -> tuple[pathlib.Path, dict[str, Any], dict[str, Any]]:
+    """The file, its trees of parameters, and its header."""
+    path = pathlib.Path(path)
+    wanted = " or ".join(kinds)
+    if path.is_dir():  # a run's directory stands for what it made
+        found = [path / f"{kind}.safetensors" for kind in kinds]
+        path = next((p for p in found if p.is_file()), found[0])
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file; a {wanted} is wanted")
+    flat: dict[str, Any] = {}
+    with _sound(path):
+        with safe_open(path, "numpy") as file:
+            header = parse_json((file.metadata() or {})["reward_jax"])
+            if header["format"] != _FORMAT:
+                raise InputError(
+                    f"{path}: is of another version ({header['format']}); train it again"
+                )
+            if header["kind"] not in kinds:
+                raise InputError(f"{path}: holds a {header['kind']}, where a {wanted} is wanted")
+            for name in file.keys():  # noqa: SIM118 (it is no mapping)
+                value = file.get_tensor(name)
+                if not np.isfinite(value).all():
+                    own = name.removeprefix("params/")
+                    raise InputError(f"{path}: parameter {own} is not finite; train it again")
+                flat[name] = jnp.asarray(value)
+        return path, _nested(flat), header
+
+
+@contextlib.contextmanager
+def _sound(path: Any) -> Iterator[None]:
+    """Turn what a damaged or foreign file raises into one InputError."""
+    try:
+        yield
+    except (
+        OSError,
+        SafetensorError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"{path}: corrupt, or no model of ours ({reason}); copy or train it again"
+        ) from error

@@ -1,0 +1,60 @@
+"""What a fit is made of: spaces, windows, optimizers, networks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from common_jax.errors import InputError
+from reward_jax.data.episodes import transitions
+from reward_jax.models.temporal.unet import TemporalUnet
+from reward_jax.planning.fit import AdamOptions, NetworkOptions, optimizer, space_of, window_source
+from tests.reward.cli_runs import episodes, space
+
+
+@pytest.mark.parametrize("actions", [False, True])
+@pytest.mark.parametrize("normaliser", ["limits", "gaussian"])
+def test_a_space_is_of_its_data(actions, normaliser):
+    data = episodes(steps=40)
+    made = space_of(data, horizon=4, stride=3, actions=actions, normaliser=normaliser)
+    rows = transitions(data, actions=actions)
+    assert (made.shape, made.actions) == ((4, rows.shape[1]), 2 if actions else 0)
+    assert made.about == data.about and made.normaliser.kind == normaliser
+    source = window_source(data, made)
+    assert len(source.starts) == 3 * (40 - 9)
+    drawn = np.asarray(source.sample(jax.random.key(0), 5))
+    known = {tuple(row) for row in made.normaliser.normalise(rows).astype(np.float32).tolist()}
+    assert {tuple(row) for row in drawn.reshape(-1, rows.shape[1]).tolist()} <= known
+
+
+def test_data_of_another_task_are_refused():
+    with pytest.raises(InputError, match="the data are of umaze, the model is of large: give its"):
+        window_source(episodes(), space(about={"task": "large"}))
+
+
+@pytest.mark.parametrize("decay", [False, True])
+def test_adam_decays_and_clips_as_said(decay):
+    options = AdamOptions(steps=10, learning_rate=0.5, decay=decay)
+    assert optimizer(options, clip=1.0) is optimizer(options, clip=1.0)  # compiled steps are kept
+    rate = optax.cosine_decay_schedule(0.5, 10, 0.02) if decay else 0.5
+    reference = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+    params = {"w": jnp.array([3.0, -4.0])}
+    ours, theirs = (o.init(params) for o in (optimizer(options, clip=1.0), reference))
+    for _ in range(3):
+        a, ours = optimizer(options, clip=1.0).update(params, ours, params)
+        b, theirs = reference.update(params, theirs, params)
+        np.testing.assert_allclose(a["w"], b["w"], rtol=1e-6)  # pyright: ignore
+
+
+def test_networks_and_what_they_cannot_be():
+    options = NetworkOptions(16, (1, 2), True)
+    assert options.make(space()) == TemporalUnet(4, 16, (1, 2), True)
+    options.check(6)
+    for bad, horizon, said in (
+        (NetworkOptions(12), None, "network.dim must be a multiple of 8, not 12"),
+        (NetworkOptions(8, ()), None, "network.multipliers must be one number or more"),
+        (options, 5, "horizon must be a multiple of 2 for the 2 levels"),
+    ):
+        with pytest.raises(InputError, match=said):
+            bad.check(horizon)

@@ -1,0 +1,45 @@
+"""What every task has: means of outcomes, and the measure that a table with room for one shows."""
+
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+
+from reward_jax.tasks.base import Measure, Outcome, Task
+from reward_jax.tasks.find import TASKS, find
+
+
+def test_means_are_shares_and_numbers_and_none():
+    measured = {"reached": np.array([True, False, True, True]), "left": None, "far": np.arange(4)}
+    assert Outcome(measured, np.zeros((4, 2))).means() == {
+        "reached": 0.75,
+        "left": None,
+        "far": 1.5,
+    }
+
+
+def test_the_measure_that_is_shown():
+    measures = (
+        Measure("a", "", "", executed=False),
+        Measure("b", "", "", executed=True),
+        Measure("c", "", "", executed=True),
+    )
+
+    def shown(executed, *measures):
+        one: Any = types.SimpleNamespace(measures=measures)
+        return getattr(Task.shown_measure(one, executed=executed), "name", None)
+
+    assert [shown(e, *measures) for e in (False, True)] == ["a", "b"]
+    assert shown(True, measures[0]) is None
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_keeps_the_contract(name):
+    task = find(name)
+    assert task.name == name and task.measures and task.captions.story
+    starts = task.starts(3, 0)
+    assert len(starts) == 3 and np.isfinite(starts).all()
+    goals = task.goals()
+    assert goals == task.goals() and [task.goal(i) for i in range(len(goals))] == goals
+    assert task.describe(None) != task.describe(goals[0])
