@@ -11,7 +11,9 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from common_jax.errors import InputError
@@ -30,10 +32,13 @@ __all__ = [
     "Denoiser",
     "Score",
     "as_argument",
+    "check_schedules",
+    "check_shape",
     "denoiser_of",
     "estimate_x0",
     "score_and_x0",
     "score_from",
+    "steps_of",
 ]
 
 
@@ -71,17 +76,93 @@ class Denoiser:
     def x0(
         self, x_t: Float[Array, "B ..."], t: Int[Array, " B"], cond: Condition | None = None
     ) -> Float[Array, "B ..."]:
-        """The model's estimate of x_0, E[x_0 | x_t]."""
+        """The model's estimate of x_0, E[x_0 | x_t]; errors as `steps_of` and `check_shape`."""
+        t = steps_of(x_t, t, self.schedule)
         given = () if cond is None else (cond,)
         output = self.model.apply({"params": self.params}, x_t, t, *given)
+        check_shape(f"a denoiser ({type(self.model).__name__})", output, x_t)
         x_0 = convert(self.schedule, output, x_t, t, self.prediction, "x0")
         return x_0 if self.clip is None else jnp.clip(x_0, -self.clip, self.clip)
 
     def __call__(
         self, x_t: Float[Array, "B ..."], t: Int[Array, " B"], cond: Condition | None = None
     ) -> Float[Array, "B ..."]:
-        """The score."""
+        """The score; errors as of `x0`."""
+        t = steps_of(x_t, t, self.schedule)
         return x0_to_score(self.schedule, self.x0(x_t, t, cond), x_t, t)
+
+
+def steps_of(
+    x_t: Float[Array, "B ..."],
+    t: Int[Array, " B"] | Int[Array, ""] | int,
+    schedule: Schedule | None = None,
+) -> Int[Array, " B"]:
+    """The diffusion step of each row of x_t, where t may be one number for all.
+
+    Raises InputError for x_t that are no floating numbers; for t that is none of whole numbers, or
+    of another shape; and for a step that the schedule does not have, where it is known: not inside
+    a compiled function.
+    """
+    if not jnp.issubdtype(jnp.result_type(x_t), jnp.floating):
+        raise InputError(
+            f"x_t is {jnp.result_type(x_t)}, not floating numbers: scale it as the model's data "
+            "were, such as images to x / 127.5 - 1"
+        )
+    rows = jnp.shape(x_t)[:1]
+    if not jnp.issubdtype(jnp.result_type(t), jnp.integer) or jnp.shape(t) not in ((), rows):
+        raise InputError(
+            f"t is {jnp.result_type(t)} of shape {list(jnp.shape(t))}: give a diffusion step, a "
+            f"whole number, for each of the {rows[0] if rows else 0} rows of x_t, or one for all"
+        )
+    known = not isinstance(t, Tracer) and getattr(t, "is_fully_addressable", True)
+    if schedule is not None and known and np.size(t):
+        low, high = int(np.min(np.asarray(t))), int(np.max(np.asarray(t)))
+        if low < 0 or high >= schedule.steps:
+            raise InputError(
+                f"t is {low if low < 0 else high}, where the schedule has the steps 0 to "
+                f"{schedule.steps - 1}"
+            )
+    return jnp.broadcast_to(jnp.asarray(t), rows)
+
+
+def check_shape(
+    what: str, output: Float[Array, "B ..."], x_t: Float[Array, "B ..."]
+) -> Float[Array, "B ..."]:
+    """The output of a network or a score as it is; raises InputError where it is not as x_t."""
+    if output.shape != x_t.shape:
+        raise InputError(
+            f"{what} gives {list(output.shape)} for x_t of {list(x_t.shape)}: its output must "
+            "have the shape of its input"
+        )
+    return output
+
+
+def check_schedules(schedule: Schedule, **of: Any) -> None:
+    """Raise InputError where a score or a guide was made for another schedule than `schedule`.
+
+    of: trees, by what they are called in the message; every schedule that stands in them counts.
+    Schedules differ by their number of steps, or by abar (more than 1e-5), where that is known:
+    not inside a compiled function.
+    """
+    for name, tree in of.items():
+        for own in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Schedule)):
+            if not isinstance(own, Schedule) or own is schedule:
+                continue
+            if own.steps != schedule.steps:
+                raise InputError(
+                    f"{name} has {own.steps} diffusion steps, the schedule {schedule.steps}; give "
+                    "the schedule that the models were trained with"
+                )
+            both = own.alphas_cumprod, schedule.alphas_cumprod
+            if any(isinstance(x, Tracer) for x in both):
+                continue
+            gap = float(np.abs(np.subtract(*map(np.asarray, both))).max())
+            if gap > 1e-5:
+                raise InputError(
+                    f"{name} was made for another schedule ({own.name}; this is {schedule.name}, "
+                    f"abar differs by up to {gap:.3f}); give the schedule that the models were "
+                    "trained with"
+                )
 
 
 def score_from(
@@ -128,6 +209,7 @@ class ClassifierFree:
         self, x_t: Float[Array, "B ..."], t: Int[Array, " B"], cond: Condition | None = None
     ) -> Float[Array, "B ..."]:
         """The guided estimate of x_0, for a score that has estimates of its own."""
+        t = steps_of(x_t, t)
         if not isinstance(self.score, Denoiser):
             return self._both(self.score.x0, x_t, t, cond)
         free = self.score.replace(clip=None)  # pyright: ignore[reportAttributeAccessIssue]
@@ -137,7 +219,8 @@ class ClassifierFree:
     def __call__(
         self, x_t: Float[Array, "B ..."], t: Int[Array, " B"], cond: Condition | None = None
     ) -> Float[Array, "B ..."]:
-        """The guided score; raises InputError without a condition."""
+        """The guided score; raises InputError without a condition, and as `steps_of`."""
+        t = steps_of(x_t, t)
         if isinstance(self.score, Denoiser):
             return x0_to_score(self.score.schedule, self.x0(x_t, t, cond), x_t, t)
         return self._both(self.score, x_t, t, cond)
@@ -183,7 +266,8 @@ def estimate_x0(
     given = () if cond is None else (cond,)
     if _has_x0(score):
         return score.x0(x_t, t, *given)  # pyright: ignore[reportAttributeAccessIssue]
-    return score_to_x0(schedule, score(x_t, t, *given), x_t, t)
+    value = check_shape("a score", score(x_t, t, *given), x_t)
+    return score_to_x0(schedule, value, x_t, t)
 
 
 def score_and_x0(
@@ -198,6 +282,7 @@ def score_and_x0(
         x_0 = estimate_x0(score, schedule, x_t, t, cond)
         return x0_to_score(own.schedule, x_0, x_t, t), x_0
     value = score(x_t, t) if cond is None else score(x_t, t, cond)
+    check_shape("a score", value, x_t)
     if _has_x0(score):
         return value, estimate_x0(score, schedule, x_t, t, cond)
     return value, score_to_x0(schedule, value, x_t, t)

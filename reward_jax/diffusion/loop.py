@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from common_jax import resume
 from common_jax.cli.ranges import PositiveInt
+from common_jax.digest import program
 from common_jax.errors import InputError
 from common_jax.io.checkpoint import Checkpoints
 
@@ -26,9 +27,11 @@ __all__ = [
     "OnStep",
     "begin",
     "check_finite",
+    "check_seeds",
     "quick_jit",
     "run_loop",
     "steps_done",
+    "update_program",
 ]
 
 # (state, first step, number of steps) -> (state, metrics)
@@ -86,6 +89,27 @@ def begin(
     return (jax.vmap(optimizer.init) if seeds else optimizer.init)(params)
 
 
+def update_program(
+    optimizer: optax.GradientTransformation, params: Any, moments: Any, *, seeds: bool
+) -> str:
+    """A digest of what an optimizer does: its learning rate, its schedule, and all else."""
+    update = jax.vmap(optimizer.update) if seeds else optimizer.update
+    return program(update, params, moments, params)
+
+
+def check_seeds(params: PyTree[Float[Array, "..."]], seeds: int | None) -> None:
+    """Raise InputError where a leaf lacks the leading axis [S] that `seeds` asks for."""
+    if seeds is None:
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if np.shape(leaf)[:1] != (seeds,):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise InputError(
+                f"params: {name} has shape {list(np.shape(leaf))}; with seeds={seeds} every "
+                f"parameter has a leading axis of {seeds}, as those made with seeds have"
+            )
+
+
 def run_loop(
     call: Call,
     state: Any,
@@ -95,14 +119,15 @@ def run_loop(
     on_step: OnStep | None = None,
     directory: str | pathlib.Path | None = None,
     save_every: int | None = None,
-    settings: Mapping[str, Any] | None = None,
+    settings: Callable[[], Mapping[str, Any]] = dict,
 ) -> tuple[Any, dict[str, Float[np.ndarray, "steps ..."]]]:
     """Run `steps` steps, from the newest checkpoint in `directory` where there is one.
 
     state: a tuple, parameters first.
     on_step: called after each compiled call with the steps done and the call's metrics.
     directory: for checkpoints, every `save_every` steps (default: at the end alone), rounded up to
-    whole calls. settings: must be the same when a run is resumed (`common_jax.resume`).
+    whole calls. settings: called where there is a directory; what it gives must be the same when a
+    run is resumed (`common_jax.resume`).
     Returns the state and the metrics of the steps that were run now.
     Raises InputError when the loss is no longer finite, or the parameters that would be saved or
     returned are not, naming the step; the checkpoints before it stay as they are.
@@ -113,7 +138,7 @@ def run_loop(
         raise InputError(f"save_every must be 1 or more, not {save_every}")
     if directory is None:
         return _steps(call, state, 0, steps, per_call, on_step, None, None)
-    with resume.hold(directory, settings or {}), Checkpoints(directory) as checkpoints:
+    with resume.hold(directory, settings()), Checkpoints(directory) as checkpoints:
         done = checkpoints.latest() or 0
         if done:
             state = checkpoints.restore(done, like=state)

@@ -176,9 +176,15 @@ def prediction_loss(
 ) -> Float[Array, " B"]:
     """Mean squared error of a model's output over all entries of x, in its prediction's units.
 
-    weights: broadcastable to x. Pinned entries count as no error, as in Diffuser.
+    weights: broadcastable to x. Pinned entries count as no error, as in Diffuser. Raises
+    InputError for an output of another shape than x.
     """
     check_prediction(prediction)
+    if output.shape != x_0.shape:  # it would be broadcast
+        raise InputError(
+            f"a denoiser gives {list(output.shape)} for x_t of {list(x_0.shape)}: its output must "
+            "have the shape of its input"
+        )
     a = schedule.at(schedule.sqrt_alphas_cumprod, t, x_0)
     s = schedule.at(schedule.sqrt_one_minus_alphas_cumprod, t, x_0)
     target = {"x0": x_0, "epsilon": noise, "v": a * noise - s * x_0}[prediction]

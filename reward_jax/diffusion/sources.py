@@ -58,8 +58,22 @@ def as_source(batches: Any) -> Any:
 
 
 def split_batch(batch: Any) -> tuple[Float[Array, "B ..."], PyTree[Shaped[Array, "B ..."]] | None]:
-    """x_0 and its condition, None where it has none."""
-    return batch if isinstance(batch, tuple) else (batch, None)
+    """x_0 and its condition, None where it has none.
+
+    Raises InputError for an x_0 that is no array of floating numbers.
+    """
+    if isinstance(batch, tuple) and len(batch) != 2:
+        raise InputError(f"a batch of {len(batch)} parts: give x_0, or (x_0, condition)")
+    parts: Any = batch if isinstance(batch, tuple) else (batch, None)
+    x_0 = parts[0]
+    if not isinstance(x_0, jax.Array | np.ndarray):
+        raise InputError(f"x_0 is a {type(x_0).__name__}, not an array [B, ...]")
+    if not jnp.issubdtype(x_0.dtype, jnp.floating):
+        raise InputError(
+            f"x_0 is {x_0.dtype}, not floating numbers: scale it to about -1 .. 1, such as images "
+            "to x / 127.5 - 1"
+        )
+    return parts
 
 
 @struct.dataclass

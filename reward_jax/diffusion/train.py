@@ -16,10 +16,18 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from common_jax.cli.ranges import BelowOne, NonNegativeInt, PositiveInt, check_ranges
+from common_jax.digest import Static, digest
 from common_jax.errors import InputError
 from common_jax.mesh import constrain
 from reward_jax.diffusion.denoiser import Condition
-from reward_jax.diffusion.loop import LoopOptions, OnStep, begin, run_loop
+from reward_jax.diffusion.loop import (
+    LoopOptions,
+    OnStep,
+    begin,
+    check_seeds,
+    run_loop,
+    update_program,
+)
 from reward_jax.diffusion.process import Prediction, draw_noise, prediction_loss, q_sample
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.diffusion.sources import Source, as_source, split_batch
@@ -151,12 +159,15 @@ def train_denoiser(
         seeds: S, to train as many at once; each draws batches of its own.
         per_expert: with seeds: leaves of batches have a leading axis [S], a data set for each.
         on_step: called with (steps done, metrics) after each compiled call.
-        checkpoints: folder of checkpoints, from which a run resumes exactly.
+        checkpoints: folder of checkpoints, from which a run resumes exactly; InputError where it
+            is of another model, data, optimizer or option.
         save_every: steps between checkpoints; by default there is one at the end.
         mesh: batches are sharded over its data and fsdp axes.
 
-    Raises InputError for options that do not fit, and when the loss is no longer finite, naming
-    the step. More than eight parameters, since arrays, functions and folders are not options.
+    Raises InputError for options that do not fit, for data that are no floating numbers, for a
+    model whose output has not the shape of its input, and when the loss is no longer finite,
+    naming the step. More than eight parameters, since arrays, functions and folders are not
+    options.
     """
     o = options or TrainingOptions()
     check_ranges(o)
@@ -164,6 +175,7 @@ def train_denoiser(
         raise InputError(f"drop_condition must be 0 to 1, not {drop_condition}")
     if drop_condition and null is None:
         raise InputError("drop_condition needs null, the condition that a dropped one becomes")
+    check_seeds(state.params, seeds)
     static = _Static(model, optimizer, o, drop_condition, pin, seeds, per_expert, mesh)
     run = functools.partial(_run, static=static)
     source, weights = as_source(batches), jnp.asarray(weights, jnp.float32)
@@ -180,12 +192,20 @@ def train_denoiser(
         on_step=on_step,
         directory=checkpoints,
         save_every=save_every,
-        settings={
+        settings=lambda: {
             "prediction": o.prediction,
             "batch_size": o.batch_size,
             "ema": list(dataclasses.astuple(o.ema)),
             "drop_condition": drop_condition,
             "key": np.asarray(jax.random.key_data(key)).tolist(),
+            "seeds": seeds,
+            "model": digest(Static(model)),
+            "data": digest(source),
+            "schedule": digest(schedule),
+            "optimizer": update_program(
+                optimizer, state.params, state.optimizer, seeds=seeds is not None
+            ),
+            "other": digest((weights, null, Static((pin, per_expert)))),
         },
     )
 

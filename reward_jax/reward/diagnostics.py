@@ -3,7 +3,9 @@
 The target has three parts: what the reward explains; what is no gradient field (its Jacobian is
 not symmetric), which no reward can explain; and error of the fit, in which seeds differ.
 
-Data is x_0, or (x_0, condition) for conditional scores, as in `extract_reward`.
+Data is x_0, or (x_0, condition) for conditional scores, as in `extract_reward`. All raise
+InputError for data that are no floating numbers, and for models of another schedule than the one
+that is given.
 Legend: B batch, T diffusion steps; x_0 has any shape of a row.
 """
 
@@ -14,9 +16,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from reward_jax.diffusion.denoiser import Condition, Score, as_argument, estimate_x0, score_and_x0
+from reward_jax.diffusion.denoiser import (
+    Condition,
+    Score,
+    as_argument,
+    check_schedules,
+    estimate_x0,
+    score_and_x0,
+)
 from reward_jax.diffusion.process import Pinned, draw_noise, posterior_mean, q_sample
 from reward_jax.diffusion.schedule import Schedule
+from reward_jax.diffusion.sources import split_batch
 from reward_jax.reward.extract import RelativeReward
 from reward_jax.reward.gradients import Guide
 from reward_jax.reward.targets import GradientAt, check_gradient_at
@@ -45,6 +55,7 @@ def explained_fraction(
     are those of x_t either way.
     """
     check_gradient_at(gradient_at)
+    check_schedules(schedule, reward=reward, base_score=base_score, expert_score=expert_score)
     both = _two(base_score, expert_score)
     return _explained(reward, *both, x_0, schedule, key, pin=pin, gradient_at=gradient_at)
 
@@ -90,6 +101,7 @@ def antisymmetric_part(
     of `probes` one product with J and one with its transpose. 0 for a gradient field, 1 at most;
     one half for a J of independent normal entries.
     """
+    check_schedules(schedule, base_score=base_score, expert_score=expert_score)
     both = _two(base_score, expert_score)
     return _antisymmetric(*both, x_0, schedule, key, probes=probes, pin=pin)
 
@@ -143,6 +155,7 @@ def seed_agreement(
     """
     if reward.seeds is None or reward.seeds < 2:
         raise ValueError("agreement between seeds needs a reward of two seeds or more")
+    check_schedules(reward.schedule, base_score=base_score)
     base = None if base_score is None else as_argument(base_score)
     return _agreement(reward, base, x_0, key, pin=pin)
 
@@ -172,7 +185,8 @@ def _agreement(
 
 def _split(data: Data) -> tuple[Float[Array, "B ..."], tuple[Any, ...]]:
     """x_0, and the arguments of a score after x_t and t."""
-    return (data[0], data[1:]) if isinstance(data, tuple) else (data, ())
+    x_0, cond = split_batch(data)
+    return x_0, (() if cond is None else (cond,))
 
 
 def _levels(schedule: Schedule, key: Key[Array, ""]) -> tuple[Int[Array, " T"], Key[Array, " T"]]:

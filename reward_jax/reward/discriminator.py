@@ -20,12 +20,14 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from common_jax.cli.ranges import check_ranges
-from reward_jax.diffusion.denoiser import Condition
-from reward_jax.diffusion.loop import LoopOptions, OnStep, begin, run_loop
+from common_jax.digest import Static, digest
+from common_jax.errors import InputError
+from reward_jax.diffusion.denoiser import Condition, steps_of
+from reward_jax.diffusion.loop import LoopOptions, OnStep, begin, run_loop, update_program
 from reward_jax.diffusion.process import draw_noise, q_sample
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.diffusion.sources import Source, as_source, split_batch
-from reward_jax.reward.gradients import gradient_of
+from reward_jax.reward.gradients import gradient_of, one_a_row
 
 __all__ = ["DiscriminatorGuide", "train_discriminator"]
 
@@ -46,9 +48,10 @@ class DiscriminatorGuide:
     def __call__(
         self, x_t: Float[Array, "B ..."], t: Int[Array, " B"], cond: Condition | None = None
     ) -> Float[Array, " B"]:
-        """The logit, or the sigmoid."""
+        """The logit, or the sigmoid; raises InputError as a `RelativeReward` does."""
+        t = steps_of(x_t, t)
         given = (cond,) if self.conditional else ()
-        logit = self.model.apply({"params": self.params}, x_t, t, *given)
+        logit = one_a_row(self.model.apply({"params": self.params}, x_t, t, *given), x_t)
         return logit if self.output == "logit" else jax.nn.sigmoid(logit)
 
     def gradient(
@@ -87,10 +90,13 @@ def train_discriminator(
 
     model: apply({"params": params}, x_t, t[, cond]) -> logits [B], any reward network. base,
     expert: data of each, an array x_0 [N, ...], (x_0, cond) or a source. Other arguments, and why
-    they are many: as of `extract_reward`. Returns the parameters, and metrics: loss, accuracy.
+    they are many: as of `extract_reward`, and so are errors. Returns the parameters, and metrics:
+    loss, accuracy.
     """
     o = options or LoopOptions()
     check_ranges(o)
+    if o.batch_size < 2:
+        raise InputError("batch_size must be 2 or more: half of a batch is of each data set")
     base, expert = as_source(base), as_source(expert)
     state = (jax.tree.map(jnp.array, params), begin(params, optimizer=optimizer, seeds=False))
     run = functools.partial(_run, static=_Static(model, optimizer, o.batch_size, pin))
@@ -106,9 +112,14 @@ def train_discriminator(
         on_step=on_step,
         directory=checkpoints,
         save_every=save_every,
-        settings={
+        settings=lambda: {
             "batch_size": o.batch_size,
             "key": np.asarray(jax.random.key_data(key)).tolist(),
+            "model": digest(Static((model, pin))),
+            "base": digest(base),
+            "expert": digest(expert),
+            "schedule": digest(schedule),
+            "optimizer": update_program(optimizer, *state, seeds=False),
         },
     )
     return params, metrics
@@ -129,7 +140,7 @@ def _run(
     labels = jnp.arange(2 * half) >= half
 
     def loss_of(params: Any, *given: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        logits = static.model.apply({"params": params}, *given)
+        logits = one_a_row(static.model.apply({"params": params}, *given), given[0])
         loss = optax.sigmoid_binary_cross_entropy(logits, labels.astype(logits.dtype))
         return jnp.mean(loss), jnp.mean((logits > 0) == labels)
 

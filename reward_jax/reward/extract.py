@@ -22,12 +22,20 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from common_jax.cli.ranges import check_ranges
+from common_jax.digest import Static, digest
 from common_jax.errors import InputError
-from reward_jax.diffusion.denoiser import Condition, Score
-from reward_jax.diffusion.loop import OnStep, begin, quick_jit, run_loop
+from reward_jax.diffusion.denoiser import Condition, Score, steps_of
+from reward_jax.diffusion.loop import (
+    OnStep,
+    begin,
+    check_seeds,
+    quick_jit,
+    run_loop,
+    update_program,
+)
 from reward_jax.diffusion.process import Pinned
 from reward_jax.diffusion.schedule import Schedule
-from reward_jax.reward.gradients import gradient_of
+from reward_jax.reward.gradients import gradient_of, one_a_row
 from reward_jax.reward.targets import (
     ExtractionOptions,
     Feed,
@@ -79,11 +87,16 @@ class RelativeReward:
     seeds: int | None = struct.field(pytree_node=False, default=None)
 
     def __call__(self, x_t: Float[Array, "B ..."], t: Int[Array, " B"]) -> Float[Array, " B"]:
-        """The relative reward rho, up to a constant for each t."""
+        """The relative reward rho, up to a constant for each t; errors as of `learned`."""
+        t = steps_of(x_t, t, self.schedule)
         return self.learned(x_t, t) / unit(self.schedule, self.target)[t]
 
     def learned(self, x_t: Float[Array, "B ..."], t: Int[Array, " B"]) -> Float[Array, " B"]:
-        """The network's own output, in the target's unit."""
+        """The network's own output, in the target's unit.
+
+        Raises InputError where that is not one number a row, and as `steps_of`.
+        """
+        t = steps_of(x_t, t, self.schedule)
         run = functools.partial(self._apply, x_t=x_t, t=t)
         if self.seeds is None:
             return run(self.params)
@@ -104,7 +117,7 @@ class RelativeReward:
     def _apply(
         self, params: Any, x_t: Float[Array, "B ..."], t: Int[Array, " B"]
     ) -> Float[Array, " B"]:
-        return self.reward.apply({"params": params}, x_t, t)
+        return one_a_row(self.reward.apply({"params": params}, x_t, t), x_t)
 
     def seed(self, index: int) -> "RelativeReward":
         """The reward of one seed."""
@@ -173,7 +186,8 @@ def extract_reward(
         params: parameters to begin with (`init_params`); with `seeds` each leaf is [S, ...].
         batches: an array x_0 [N, ...] to draw from, or (x_0, cond) with cond a tree of [N, ...]; a
             source (`diffusion/sources.py`); a callable step -> batch; an iterable of batches; or
-            `Targets` from `draw_targets`, and then no score is called (give the same pin). Data
+            `Targets` from `draw_targets`, and then no score is called (give the same target,
+            pin and gradient_at; all but the pin are checked). Data
             of both models, or of the base, are best: the expert's alone leave out the places in
             which the two differ. The reward has no condition: one reward fits all.
         schedule: of both models.
@@ -189,7 +203,9 @@ def extract_reward(
         on_step: called with (steps done, metrics of the last call) after each compiled call.
         options: by default `ExtractionOptions()`.
         pin: x_0 -> `Pinned`, such as `FirstState`: entries imposed on x_t, and not matched.
-        checkpoints: folder of checkpoints, from which a run resumes exactly.
+        checkpoints: folder of checkpoints, from which a run resumes exactly; InputError where it
+            is of other models, data, optimizer or options. Of what an iterable or a callable
+            gives, the first batch is compared.
         save_every: steps between checkpoints; by default there is one at the end.
         mesh: batches are sharded over its data and fsdp axes.
 
@@ -197,7 +213,9 @@ def extract_reward(
         The trained parameters, of the shapes given, and the `History`.
 
     Raises:
-        InputError: an iterable that ends early, or a loss that is not finite, naming the step.
+        InputError: an iterable that ends early, or a loss that is not finite, naming the step;
+            data that are no floating numbers, a reward that does not give one number a row, models
+            of another schedule, parameters without the axis of seeds.
 
     More than eight parameters, since arrays, functions and folders are not options.
     """
@@ -206,6 +224,7 @@ def extract_reward(
     settings = TargetSettings(target, o.gradient_at, pin, o.batch_size, mesh)
     teachers = Teachers(base_score, expert_score, schedule, settings)
     feed = Feed(batches)
+    check_seeds(params, seeds)
     weights = _weights(weighting, teachers, schedule, feed, key, o.batch_size)
     moments = begin(params, optimizer=optimizer, seeds=seeds is not None)
     state = (jax.tree.map(jnp.array, params), moments)  # a copy: the state is donated
@@ -231,7 +250,19 @@ def extract_reward(
         on_step=on_step,
         directory=checkpoints,
         save_every=save_every,
-        settings=None if checkpoints is None else _settings(settings, weights, key),
+        settings=lambda: {
+            "target": settings.target,
+            "batch_size": settings.batch_size,
+            "gradient_at": settings.gradient_at,
+            "key": np.asarray(jax.random.key_data(key)).tolist(),
+            "weights": np.asarray(weights, np.float64).round(6).tolist(),
+            "seeds": seeds,
+            "reward": digest(Static((reward, pin))),
+            "data": feed.digest(),
+            "schedule": digest(schedule),
+            "optimizer": update_program(optimizer, params, moments, seeds=seeds is not None),
+            **teachers.digests(feed),
+        },
     )
     loss, explained = (metrics.get(k, np.zeros(0)) for k in ("loss", "explained"))
     return params, History(np.arange(steps - len(loss), steps) + 1, loss, explained, target)
@@ -270,19 +301,6 @@ def _learn(
         return (params, moments), {"loss": loss, "explained": explained}
 
     return jax.lax.scan(one, state, targets)
-
-
-def _settings(
-    settings: TargetSettings, weights: Float[Array, " T"], key: Key[Array, ""]
-) -> dict[str, Any]:
-    """What must be the same when a run goes on, as JSON holds it."""
-    return {
-        "target": settings.target,
-        "batch_size": settings.batch_size,
-        "gradient_at": settings.gradient_at,
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
-        "weights": np.asarray(weights, np.float64).round(6).tolist(),
-    }
 
 
 def _weights(

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from common_jax.errors import InputError
 from reward_jax.diffusion.denoiser import Condition
 
-__all__ = ["Guide", "ScoreDifference", "ValueGuide", "gradient_of"]
+__all__ = ["Guide", "ScoreDifference", "ValueGuide", "gradient_of", "one_a_row"]
 
 
 @runtime_checkable
@@ -38,8 +39,18 @@ class Guide(Protocol):
 def gradient_of(
     value: Callable[..., Float[Array, " B"]], x_t: Float[Array, "B ..."], *given: Any
 ) -> Float[Array, "B ..."]:
-    """grad_x of value(x_t, *given), each row's own."""
-    return jax.grad(lambda x: jnp.sum(value(x, *given)))(x_t)
+    """grad_x of value(x_t, *given), each row's own; errors as `one_a_row`."""
+    return jax.grad(lambda x: jnp.sum(one_a_row(value(x, *given), x)))(x_t)
+
+
+def one_a_row(value: Float[Array, " B"], x_t: Float[Array, "B ..."]) -> Float[Array, " B"]:
+    """The value as it is; raises InputError where it is not one number for each row of x_t."""
+    if value.shape != x_t.shape[:1]:
+        raise InputError(
+            f"a reward gives {list(value.shape)} for x_t of {list(x_t.shape)}: it must be one "
+            f"number a row, [{x_t.shape[0]}]; sum or squeeze its other axes"
+        )
+    return value
 
 
 @struct.dataclass

@@ -42,7 +42,13 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 from common_jax.cli.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
 from common_jax.errors import InputError
 from common_jax.mesh import constrain
-from reward_jax.diffusion.denoiser import Condition, Score, as_argument, estimate_x0
+from reward_jax.diffusion.denoiser import (
+    Condition,
+    Score,
+    as_argument,
+    check_schedules,
+    estimate_x0,
+)
 from reward_jax.diffusion.process import Pinned, draw_noise
 from reward_jax.diffusion.samplers import Jump, Sampler, SamplerName, make_sampler
 from reward_jax.diffusion.schedule import Schedule
@@ -146,7 +152,8 @@ def guided_sample(
         chain: return every x_t, noise first, and not the last alone.
         mesh: B is sharded over its data and fsdp axes; the noise is the same as on one device.
 
-    Raises InputError for options that do not fit. Ten parameters: what is sampled, and what is
+    Raises InputError for options that do not fit, and for a base or a guide that was made for
+    another schedule. Ten parameters: what is sampled, and what is
     returned, are no options of guidance.
     """
     o = options or GuidanceOptions()
@@ -159,6 +166,7 @@ def guided_sample(
             f"{type(guide).__name__} is no guide, for it has no gradient(x_t, t, cond); a scalar "
             "(x_t, t) -> [B] becomes one by ValueGuide"
         )
+    check_schedules(schedule, base_score=base_score, guide=guide)
     how = _How(
         jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), o.made_sampler()),
         jnp.asarray(o.scale, jnp.float32),

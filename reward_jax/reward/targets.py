@@ -15,19 +15,28 @@ Legend: B batch, T diffusion steps, N draws; x_t has any shape of a row.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from common_jax.cli.ranges import check_ranges
+from common_jax.digest import digest, program
 from common_jax.errors import InputError
 from common_jax.mesh import constrain
-from reward_jax.diffusion.denoiser import Condition, Score, as_argument, denoiser_of, score_and_x0
+from reward_jax.diffusion.denoiser import (
+    Condition,
+    Score,
+    as_argument,
+    check_schedules,
+    score_and_x0,
+)
 from reward_jax.diffusion.loop import LoopOptions, quick_jit
 from reward_jax.diffusion.process import Pinned, draw_noise, posterior_mean, q_sample
 from reward_jax.diffusion.schedule import Schedule
@@ -69,12 +78,18 @@ def check_gradient_at(place: str) -> None:
         raise InputError(f"gradient_at is x_t or posterior_mean, not {place!r}")
 
 
-class Targets(NamedTuple):
-    """Draws of the target: at x and t, the reward's gradient should be `value`."""
+@struct.dataclass
+class Targets:
+    """Draws of the target: at x and t, the reward's gradient should be `value`.
+
+    target: its unit, by name. gradient_at: what x is: x_t, or the base's posterior mean.
+    """
 
     x: Float[Array, "N ..."]
     t: Int[Array, " N"]
     value: Float[Array, "N ..."]
+    target: Target = struct.field(pytree_node=False)
+    gradient_at: GradientAt = struct.field(pytree_node=False, default="x_t")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,13 +122,7 @@ class Teachers:
     def __init__(
         self, base: Score, expert: Score, schedule: Schedule, settings: TargetSettings
     ) -> None:
-        for name, model in (("base_score", base), ("expert_score", expert)):
-            own = denoiser_of(model)
-            if own and own.schedule.steps != schedule.steps:
-                raise InputError(
-                    f"{name} has {own.schedule.steps} diffusion steps, the schedule "
-                    f"{schedule.steps}; give the schedule that the models were trained with"
-                )
+        check_schedules(schedule, base_score=base, expert_score=expert)
         self._base, self._expert = as_argument(base), as_argument(expert)
         self._schedule, self._settings = schedule, settings
 
@@ -138,6 +147,18 @@ class Teachers:
         ):
             fed_part = jax.tree.map(lambda x: x[part], fed)  # noqa: B023
             yield self.targets(key, source, steps[part], fed_part)
+
+    def digests(self, feed: "Feed") -> dict[str, str]:
+        """Digests of both models; none where targets are given, for these stand for them."""
+        batch = feed.example()
+        if isinstance(batch, Targets):
+            return {}
+        x_0, cond = split_batch(batch)
+        given = (x_0, jnp.zeros(x_0.shape[0], jnp.int32), *(() if cond is None else (cond,)))
+        return {
+            name: digest(model) if jax.tree.leaves(model) else program(model, *given)
+            for name, model in (("base_score", self._base), ("expert_score", self._expert))
+        }
 
 
 class _Draws(NamedTuple):
@@ -167,6 +188,7 @@ def _draw(
             batch = source.sample(for_rows, settings.batch_size)
         batch = constrain(batch, settings.mesh)
         if isinstance(batch, Targets):
+            _check_unit(batch, settings)
             return None, batch
         x_0, cond = split_batch(batch)
         for_t, for_noise = jax.random.split(for_x_t)
@@ -203,7 +225,8 @@ def _difference(
         at = x_t if settings.gradient_at == "x_t" else posterior_mean(schedule, x_0, x_t, t)
         difference = of_expert - of_base
         difference = settings.pin(x_t).free(difference) if settings.pin else difference
-        return Targets(at, t, schedule.at(unit(schedule, settings.target), t, x_t) * difference)
+        value = schedule.at(unit(schedule, settings.target), t, x_t) * difference
+        return Targets(at, t, value, settings.target, settings.gradient_at)
 
     return jax.lax.stop_gradient(jax.vmap(one)(draws.x_t, draws.t, of_base, of_expert, x_0))
 
@@ -225,7 +248,8 @@ def draw_targets(
 
     batches: an array, (x_0, cond) or a source. count: how many, rounded up to whole batches.
     options: as of `extract_reward`; those of its loop are not used. mesh: batches are sharded over
-    its data and fsdp axes. Ten parameters, as `extract_reward` has them.
+    its data and fsdp axes. What the models give on the way is held for a part of the draws at a
+    time. Ten parameters, as `extract_reward` has them.
     """
     source, _ = Feed(batches).take(0, 1)
     if not hasattr(source, "sample"):
@@ -234,8 +258,20 @@ def draw_targets(
     check_ranges(o)
     settings = TargetSettings(target, o.gradient_at, pin, o.batch_size, mesh)
     teachers = Teachers(base_score, expert_score, schedule, settings)
-    found = teachers.targets(key, source, jnp.arange(-(-count // o.batch_size)), None)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+    steps = jnp.arange(-(-count // o.batch_size))
+    found = list(teachers.in_parts(key, source, steps, None))
+    return jax.tree.map(lambda *x: jnp.concatenate(x).reshape(-1, *x[0].shape[2:]), *found)
+
+
+def _check_unit(targets: Targets, settings: TargetSettings) -> None:
+    """InputError where targets were drawn otherwise than a reward is to be matched to them."""
+    for name in ("target", "gradient_at"):
+        drawn, wanted = getattr(targets, name), getattr(settings, name)
+        if drawn != wanted:
+            raise InputError(
+                f"batches: these targets were drawn with {name} {drawn!r}, not {wanted!r}: give "
+                "the same, or draw them anew"
+            )
 
 
 class Feed:
@@ -244,7 +280,9 @@ class Feed:
     def __init__(self, batches: Any) -> None:
         self._source = self._callable = self._iterator = None
         self._at = 0
-        if hasattr(batches, "sample") or isinstance(batches, tuple | np.ndarray | jax.Array):
+        if isinstance(batches, Targets):
+            self._source = Rows(batches)
+        elif hasattr(batches, "sample") or isinstance(batches, tuple | np.ndarray | jax.Array):
             self._source = as_source(batches)
         elif callable(batches):
             self._callable = batches
@@ -254,6 +292,28 @@ class Feed:
             raise InputError(
                 f"batches: {type(batches).__name__} is no array, source, callable or iterable"
             )
+
+    def example(self) -> Any:
+        """A batch like those that are taken; of an iterable the first, which is given again."""
+        if self._source is not None:
+            sample = functools.partial(self._source.sample, count=2)
+            return jax.tree.map(
+                lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sample, jax.random.key(0))
+            )
+        if self._callable is not None:
+            return self._callable(0)
+        assert self._iterator is not None
+        if self._at:
+            raise InputError("batches: an iterable that was used before")
+        first = next(self._iterator, None)
+        if first is None:
+            raise InputError("batches: the iterable ended before step 1")
+        self._iterator = itertools.chain([first], self._iterator)
+        return first
+
+    def digest(self) -> str:
+        """Of all rows of a source; of the first batch of a callable or an iterable."""
+        return digest(self.example() if self._source is None else self._source)
 
     def peek(self) -> tuple[Any, Any]:
         """`take` for the first step, where it can be taken again; else raises InputError."""
@@ -291,12 +351,14 @@ def mean_square(
     source, fed = feed.peek()
     if source is None:
         source = Rows(jax.tree.map(lambda x: x[0], fed))
-    targets = source.rows if isinstance(getattr(source, "rows", None), Targets) else None
-    if targets is None:
+    rows = getattr(source, "rows", None)
+    if isinstance(rows, Targets):
+        parts: Iterable[Targets] = [rows]
+    else:
         calls = jnp.arange(max(1, _DRAWS // batch)) + 2**30  # apart from the steps' draws
-        targets = teachers.targets(key, source, calls, None)
-    t = targets.t.reshape(-1)
-    square = jnp.mean(jnp.square(targets.value).reshape(t.size, -1), axis=1)
+        parts = teachers.in_parts(key, source, calls, None)
+    found = [(x.t.reshape(-1), _squares(x)) for x in parts]
+    t, square = (jnp.concatenate(x) for x in zip(*found, strict=True))
     total, count = (
         jax.ops.segment_sum(x, t, schedule.steps) for x in (square, jnp.ones_like(square))
     )
@@ -308,6 +370,11 @@ def mean_square(
     overall = jnp.mean(square)
     mean = jnp.where(count > 0, total / jnp.maximum(count, 1), overall)
     return jnp.maximum(mean, overall / 1000)
+
+
+def _squares(targets: Targets) -> Float[Array, " N"]:
+    """Mean square of each target."""
+    return jnp.mean(jnp.square(targets.value).reshape(targets.t.size, -1), axis=1)
 
 
 _DRAWS = 4096  # of a mean square at each t

@@ -1,6 +1,7 @@
-"""Classifier-free guidance: two scores in one call of the model."""
+"""Classifier-free guidance: two scores in one call of the model; what a score is given."""
 
 import functools
+import re
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from reward_jax.diffusion.denoiser import (
     estimate_x0,
     score_and_x0,
     score_from,
+    steps_of,
 )
 from reward_jax.diffusion.process import convert
 from reward_jax.diffusion.schedule import cosine_schedule
@@ -142,3 +144,52 @@ def test_without_a_condition():
     wrong: Any = ClassifierFree(score_from(Conditional(), PARAMS, "v", short), NULL)
     with pytest.raises(InputError, match="base_score has 10 diffusion steps, the schedule 12"):
         draw_targets(wrong, wrong, (X, COND), SCHEDULE, count=8, key=jax.random.key(0))
+
+
+class Half:
+    """Halves, and tells what step it is given."""
+
+    def apply(self, variables: Any, x: jax.Array, t: jax.Array) -> jax.Array:
+        assert t.shape == x.shape[:1]
+        return x * 0.5 + t[:, None, None].astype(x.dtype)
+
+
+HALF = score_from(Half(), {}, "x0", SCHEDULE)
+
+
+def test_one_step_stands_for_all_rows():
+    wanted = HALF(X, jnp.full(B, 5))
+    for t in (5, np.int32(5), jnp.asarray(5), np.full(B, 5)):
+        np.testing.assert_array_equal(HALF(X, t), wanted)  # pyright: ignore[reportArgumentType]
+    np.testing.assert_allclose(jax.jit(lambda x, t: HALF(x, t))(X, 5), wanted, rtol=1e-6)
+    assert steps_of(X, 3).shape == (B,)
+
+
+@pytest.mark.parametrize(
+    ("x", "t", "said"),
+    [
+        (np.zeros((2, 3, 2), np.uint8), 0, "x_t is uint8, not floating numbers: scale it as"),
+        (jnp.zeros((2, 3, 2), int), 0, "x_t is int32, not floating numbers"),
+        (X, 5.0, "t is float32 of shape []: give a diffusion step, a whole number, for each of"),
+        (X, jnp.zeros(B), "t is float32 of shape [6]: give a diffusion step"),
+        (X, jnp.zeros(B - 1, int), "t is int32 of shape [5]: give a diffusion step, a whole num"),
+        (X, jnp.zeros((B, 1), int), "t is int32 of shape [6, 1]: give"),
+        (X, T, "t is 12, where the schedule has the steps 0 to 11"),
+        (X, jnp.array([0, 1, -1, 2, 3, 4]), "t is -1, where the schedule has the steps 0 to 11"),
+    ],
+)
+def test_what_is_no_x_t_or_no_step(x, t, said):
+    for call in (HALF, HALF.x0):
+        with pytest.raises(InputError, match=re.escape(said)):
+            call(x, t)
+
+
+def test_a_network_of_another_shape_is_refused():
+    class Narrow:
+        def apply(self, variables: Any, x: jax.Array, t: jax.Array) -> jax.Array:
+            return x[..., :1]
+
+    narrow = score_from(Narrow(), {}, "epsilon", SCHEDULE)
+    said = r"a denoiser \(Narrow\) gives \[6, 3, 1\] for x_t of \[6, 3, 2\]: its output must have"
+    with pytest.raises(InputError, match=said):
+        narrow(X, LEVELS)

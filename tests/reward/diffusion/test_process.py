@@ -216,3 +216,10 @@ def test_pinned_entries():
 def test_action_weights():
     weights = action_weights(H, D, A, 10.0)
     assert (weights[0, :A] == 10).all() and weights.sum() == H * D + 9 * A
+
+
+def test_an_output_of_another_shape_is_refused():
+    """It would be broadcast, and the loss be of something else."""
+    x, t = jnp.ones((2, 4, 3)), jnp.zeros(2, jnp.int32)
+    with pytest.raises(InputError, match=r"a denoiser gives \[2, 4, 1\] for x_t of \[2, 4, 3\]"):
+        prediction_loss(cosine_schedule(4), x[..., :1], x, t, x, prediction="v")

@@ -17,7 +17,7 @@ from common_jax.mesh import make_mesh
 from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.process import FirstState
 from reward_jax.diffusion.schedule import cosine_schedule
-from reward_jax.diffusion.sources import Mixed, Rows, Strided
+from reward_jax.diffusion.sources import Rows, Strided
 from reward_jax.diffusion.train import EMA, TrainingOptions, init_state, train_denoiser
 from reward_jax.models.temporal.layers import TimeEmbedding
 from tests.reward.closed_forms import at_level, mixture
@@ -348,19 +348,3 @@ def test_arrays_are_data(ten):
 def test_bad_input(given, said):
     with pytest.raises(InputError, match=re.escape(said)):
         train(state=fresh(), steps=1, **given)
-
-
-def test_sources_draw_what_they_hold():
-    rows = jnp.arange(30.0).reshape(10, 3)
-    pair = Rows((rows, rows[:, 0]))
-    x, cond = pair.sample(jax.random.key(0), 500)
-    np.testing.assert_array_equal(x[:, 0], cond)
-    assert set(np.unique(cond).tolist()) == set(rows[:, 0].tolist())
-    strided = Strided(rows, jnp.array([0, 5]), horizon=3, stride=2)
-    windows = strided.sample(jax.random.key(1), 100)
-    assert windows.shape == (100, 3, 3)
-    found = np.unique(np.asarray(windows[:, :, 0]), axis=0)
-    np.testing.assert_array_equal(found, [[0, 6, 12], [15, 21, 27]])
-    mixed = Mixed((Rows(rows), Rows(rows + 100), Rows(rows + 200))).sample(jax.random.key(2), 11)
-    kinds = np.asarray(mixed[:, 0]) // 100
-    np.testing.assert_array_equal(kinds, np.repeat([0, 1, 2], [5, 3, 3]))

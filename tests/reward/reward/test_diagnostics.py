@@ -11,12 +11,10 @@ from flax import struct
 from common_jax.errors import InputError
 from reward_jax.diffusion.process import FirstState, x0_to_score
 from reward_jax.diffusion.schedule import cosine_schedule
-from reward_jax.planning import extract
 from reward_jax.reward.diagnostics import antisymmetric_part, explained_fraction, seed_agreement
 from reward_jax.reward.extract import RelativeReward
 from reward_jax.reward.gradients import ScoreDifference, ValueGuide
 from reward_jax.reward.targets import unit
-from tests.reward.cli_runs import model, reward
 from tests.reward.closed_forms import LinearScore, LogRatio, mixture
 
 T, D = 6, 3
@@ -191,23 +189,6 @@ def test_agreement_of_seeds_at_the_posterior_mean(x_0):
     assert seed_agreement(reward, data, key=KEY).max() < -0.9
 
 
-@pytest.mark.parametrize("gradient_at", ["x_t", "posterior_mean"])
-@pytest.mark.parametrize("pin", [True, False])
-def test_a_run_s_diagnostics_are_of_its_own_matching(monkeypatch, gradient_at, pin):
-    asked = {}
-    for name in ("explained_fraction", "antisymmetric_part", "seed_agreement"):
-        monkeypatch.setattr(
-            extract, name, lambda *_, name=name, **o: asked.update({name: o}) or np.zeros(8)
-        )
-    guide, base, expert = reward(), model(0).denoiser, model(1).denoiser
-    matching = extract.Matching(gradient_at=gradient_at, pin=pin)
-    extract.diagnose(guide, base, expert, jnp.zeros((2, 8, 4)), matching=matching)
-    assert all(o["pin"] == (guide.space.pin if pin else None) for o in asked.values())
-    assert asked["explained_fraction"]["gradient_at"] == gradient_at
-    at_mean = asked["seed_agreement"]["base_score"]
-    assert at_mean is (base if gradient_at == "posterior_mean" else None)
-
-
 def test_a_condition_reaches_the_scores(pair, x_0):
     """Teachers that only the condition tells apart: what is measured is of their difference."""
     matrix = jax.random.normal(jax.random.key(7), (D, D))
@@ -230,3 +211,14 @@ def test_a_condition_reaches_the_scores(pair, x_0):
     wanted = c * (x @ np.asarray(matrix).T)
     left = np.sum((x @ np.asarray(even) - wanted) ** 2) / np.sum(wanted**2)
     np.testing.assert_allclose(got, np.full(T, 1 - left), atol=0.08)
+
+
+def test_what_does_not_fit_is_refused(pair, x_0):
+    short, (base, expert) = jnp.asarray(x_0[:4]), pair
+    with pytest.raises(InputError, match="base_score has 6 diffusion steps, the schedule 7; give"):
+        antisymmetric_part(base, expert, short, cosine_schedule(T + 1), key=KEY)
+    exact = ValueGuide(LogRatio(*pair))
+    with pytest.raises(InputError, match="reward has 6 diffusion steps, the schedule 5; give the"):
+        explained_fraction(exact, base, expert, short, cosine_schedule(T - 1), key=KEY)
+    with pytest.raises(InputError, match="x_0 is int32, not floating numbers: scale it to about"):
+        explained_fraction(exact, base, expert, short.astype(int), SCHEDULE, key=KEY)

@@ -22,7 +22,7 @@ from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.diffusion.sources import Rows
 from reward_jax.models.reward_nets import WindowMLP
 from reward_jax.reward.extract import RelativeReward, extract_reward, init_params, reward_gradient
-from reward_jax.reward.targets import ExtractionOptions, Targets, draw_targets, unit
+from reward_jax.reward.targets import ExtractionOptions, draw_targets, unit
 from tests.reward import torch_reference as ref
 
 H, D, A, T, B = 4, 3, 1, 10, 16
@@ -329,7 +329,7 @@ def test_targets_are_drawn_once():
     def never(x, t, cond=None):
         raise AssertionError("a teacher was asked")
 
-    batches = [Targets(*(v[i * B : (i + 1) * B] for v in targets)) for i in range(6)]
+    batches = [jax.tree.map(lambda v: v[i * B : (i + 1) * B], targets) for i in range(6)]  # noqa: B023
     got, _ = match(
         never, never, NET, fresh(), batches, SCHEDULE, ADAM, steps=6, key=KEY, batch_size=B
     )

@@ -16,7 +16,7 @@ from common_jax.errors import InputError
 from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.process import first_state
 from reward_jax.diffusion.samplers import DDIM, Ancestral
-from reward_jax.diffusion.schedule import cosine_schedule
+from reward_jax.diffusion.schedule import cosine_schedule, linear_schedule
 from reward_jax.models.reward_nets import WindowMLP
 from reward_jax.reward.extract import RelativeReward, init_params
 from reward_jax.reward.gradients import ScoreDifference, ValueGuide, gradient_of
@@ -499,3 +499,18 @@ def test_a_sampler_may_be_given_itself(base, reward):
     for named, sampler in (({}, Ancestral()), (SAMPLERS["ddim of 4"], DDIM(4, 0.7))):
         wanted = steered(base, reward, **named)
         np.testing.assert_array_equal(steered(base, reward, sampler=sampler), wanted)
+
+
+def test_models_of_another_schedule_are_refused(base, reward):
+    """A longer schedule read the steps that the model does not have from the last one."""
+    longer, other = cosine_schedule(T + 1), linear_schedule(T)
+    for schedule in (longer, cosine_schedule(T - 1)):
+        said = f"base_score has 10 diffusion steps, the schedule {schedule.steps}; give the"
+        with pytest.raises(InputError, match=said):
+            guided_sample(base, schedule, SHAPE, key=jax.random.key(0))
+    with pytest.raises(InputError, match="guide has 11 diffusion steps, the schedule 10"):
+        steered(base, reward.replace(schedule=longer))
+    with pytest.raises(InputError, match="guide has 11 diffusion steps, the schedule 10"):
+        steered(base, ScoreDifference(base, base.replace(schedule=longer)))
+    with pytest.raises(InputError, match="guide was made for another schedule .linear; this is c"):
+        steered(base, reward.replace(schedule=other))

@@ -1,0 +1,75 @@
+"""Guides give gradients of what is one number a row, and of nothing else."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from common_jax.errors import InputError
+from reward_jax.diffusion.schedule import cosine_schedule
+from reward_jax.reward.discriminator import DiscriminatorGuide, train_discriminator
+from reward_jax.reward.extract import RelativeReward, extract_reward, init_params
+from reward_jax.reward.gradients import ScoreDifference, ValueGuide, gradient_of
+
+SCHEDULE = cosine_schedule(5)
+KEY = jax.random.key(0)
+X = jax.random.normal(KEY, (6, 3))
+T = jnp.arange(6) % 5
+
+
+def test_the_gradient_of_a_value_is_each_row_s_own():
+    found = ValueGuide(lambda x, t: (x**3).sum(1) * (t + 1).astype(x.dtype)).gradient(X, T)
+    np.testing.assert_allclose(found, 3 * X**2 * np.asarray(T + 1, np.float32)[:, None], rtol=1e-5)
+    found = gradient_of(lambda x, c: (x * c).sum(1), X, X + 1)
+    np.testing.assert_allclose(found, X + 1, rtol=1e-6)
+
+
+def test_the_difference_is_the_expert_s_less_the_base_s():
+    guide = ScoreDifference(lambda x, t: x, lambda x, t: 3 * x)
+    np.testing.assert_allclose(guide.gradient(X, T), 2 * X, rtol=1e-5)
+
+
+class Column(nn.Module):
+    """What a regression in another library returns: [B, 1]."""
+
+    @nn.compact
+    def __call__(self, x, t):
+        return nn.Dense(1)(x)
+
+
+class Whole(nn.Module):
+    """One number for the whole batch."""
+
+    @nn.compact
+    def __call__(self, x, t):
+        return nn.Dense(1)(x).sum()
+
+
+NOT_ROWS = [(Column(), r"\[6, 1\]"), (Whole(), r"\[\]")]
+
+
+@pytest.mark.parametrize(("network", "shape"), NOT_ROWS)
+def test_a_reward_that_is_not_one_number_a_row_is_refused(network, shape):
+    """By all that takes one; [B, 1] divided by [B] would be [B, B] without a word."""
+    params = init_params(network, KEY, X)
+    said = f"a reward gives {shape} for x_t of .*: it must be one number a row"
+    reward = RelativeReward(params, SCHEDULE, network)
+    several = RelativeReward(init_params(network, KEY, X, 2), SCHEDULE, network, seeds=2)
+    judge = DiscriminatorGuide(params, network)
+    value = ValueGuide(lambda x, t: network.apply({"params": params}, x, t))
+    calls: list[Any] = [reward, reward.learned, reward.gradient, reward.learned_gradient]
+    calls += [several, judge, judge.gradient, value.gradient]
+    calls += [jax.jit(lambda x, t: reward(x, t))]
+    for call in calls:
+        with pytest.raises(InputError, match=said):
+            call(X, T)
+    adam, options = optax.adam(1e-3), dict(steps=1, key=KEY)
+    own: Any = lambda x, t: x  # noqa: E731
+    with pytest.raises(InputError, match=said.replace("6", r"\d+")):
+        extract_reward(own, own, network, params, X, SCHEDULE, adam, **options)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match=said.replace("6", r"\d+")):
+        train_discriminator(network, params, X, X, SCHEDULE, adam, **options)  # pyright: ignore[reportArgumentType]
