@@ -12,7 +12,14 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from common_jax.errors import InputError
 
-__all__ = ["Episodes", "check_flags", "check_rewards", "check_rows", "transitions"]
+__all__ = [
+    "Episodes",
+    "check_flags",
+    "check_rewards",
+    "check_rows",
+    "same_goal",
+    "transitions",
+]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,10 +130,28 @@ def check_rewards(source: str, rewards: Any, steps: int) -> Float[np.ndarray, " 
 
 
 def check_flags(source: str, name: str, flags: Any, steps: int) -> Bool[np.ndarray, " M"] | None:
-    """Flags as bool, or None as it is; errors as `check_rows`. steps: M."""
+    """Flags as bool, or None as it is; errors as `check_rows`. steps: M.
+
+    Numbers must be 0 or 1: a NaN, as pandas writes for what is missing, would count as true.
+    """
     if flags is None:
         return None
-    return _one_a_step(source, name, flags, steps, "biuf").astype(bool)
+    values = _one_a_step(source, name, flags, steps, "biuf")
+    if (bad := np.flatnonzero((values != 0) & (values != 1))).size:
+        others = f" ({len(bad)} such values in all)" if len(bad) > 1 else ""
+        raise InputError(
+            f"{source}: {name} row {bad[0]} (from 0) is {values[bad[0]]}{others}: a flag is 0 or "
+            "1; mend them (in pandas: fillna(False).astype(bool))"
+        )
+    return values.astype(bool)
+
+
+def same_goal(
+    a: Float[np.ndarray, "... G"], b: Float[np.ndarray, "... G"]
+) -> Bool[np.ndarray, "..."]:
+    """Whether goals are one: no further apart than 1e-6, or than 1e-6 of their size."""
+    size = np.maximum(1, np.maximum(np.abs(a), np.abs(b)))
+    return np.asarray((np.abs(a - b) <= 1e-6 * size).all(axis=-1))
 
 
 def _one_a_step(

@@ -21,7 +21,15 @@ from jaxtyping import Bool, Float, Int
 
 from common_jax import extras
 from common_jax.errors import InputError
-from reward_jax.data.episodes import Episodes, check_flags, check_rewards, check_rows
+from common_jax.io.files import parse_json
+from reward_jax.data.episodes import (
+    Episodes,
+    check_flags,
+    check_rewards,
+    check_rows,
+    same_goal,
+)
+from reward_jax.data.storage import check_link, check_stored
 
 __all__ = ["EpisodeEnds", "read", "write"]
 
@@ -58,8 +66,8 @@ def read(path: str | pathlib.Path, *, ends: str = "auto") -> Episodes:
         with h5py.File(path, "r") as file:
             arrays = {name: _array(path, file, name) for name in _STEPS}
             notes = {n: _array(path, file, f"metadata/{n}") for n in _NOTES}
-    # h5py raises one of them for what is no HDF5 file, is cut short, or points at nothing.
-    except (OSError, RuntimeError, KeyError) as error:
+    # h5py raises one of them for what is no HDF5 file, is damaged, or points at nothing.
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError, MemoryError) as error:
         raise InputError(
             f"{path}: cannot be read as HDF5 ({_first_line(error)}); fetch or write it anew"
         ) from None
@@ -142,7 +150,7 @@ def write(
                 for name, text in notes.items():
                     file[f"metadata/{name}"] = text
             os.replace(whole, path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # h5py raises either for a full disk
         raise InputError(
             f"{path}: cannot be written ({_first_line(error)}); give another path"
         ) from None
@@ -152,16 +160,19 @@ def _array(path: pathlib.Path, file: Any, name: str) -> Any:
     """A data set's values, or None where the file has none of this name."""
     import h5py
 
-    if name not in file:
+    if not check_link(str(path), file, name):
         return None
-    if not isinstance(file[name], h5py.Dataset):
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset):
         raise InputError(f"{path}: {name!r} is a group, not a data set as in D4RL's layout")
-    return file[name][()]
+    check_stored(str(path), name, dataset)
+    return dataset[()]
 
 
 def _stored_lengths(path: pathlib.Path, stored: np.ndarray, steps: int) -> Int[np.ndarray, " E"]:
     whole = stored.ndim == 1 and stored.dtype.kind in "iu"
-    if not whole or (stored < 1).any() or stored.sum() != steps:
+    # Each is compared, too, for a sum may wrap around.
+    if not whole or (stored < 1).any() or (stored > steps).any() or stored.sum() != steps:
         raise InputError(
             f"{path}: metadata/lengths are no numbers of steps of sum {steps}; mend them, or "
             "leave them out"
@@ -193,7 +204,7 @@ def _lengths(
     if ends == "marks" or (ends == "auto" and marks.any()):
         last = marks
     elif ends != "none" and goal is not None:
-        last[:-1] = (goal[1:] != goal[:-1]).any(axis=1)
+        last[:-1] = ~same_goal(goal[1:], goal[:-1])
     last[-1] = True
     return np.diff(np.flatnonzero(last), prepend=-1)
 
@@ -223,12 +234,13 @@ def _goals(
     if goal is None:
         return None
     goals = goal[np.cumsum(lengths) - lengths]
-    return goals if (goal == np.repeat(goals, lengths, axis=0)).all() else None
+    return goals if same_goal(goal, np.repeat(goals, lengths, axis=0)).all() else None
 
 
 def _only(goals: Float[np.ndarray, "E G"] | None) -> list[float] | None:
     """The goal that all episodes share, or None."""
-    return goals[0].tolist() if goals is not None and (goals == goals[0]).all() else None
+    shared = goals is not None and same_goal(goals, goals[:1]).all()
+    return goals[0].tolist() if goals is not None and shared else None
 
 
 def _arrivals(
@@ -236,7 +248,8 @@ def _arrivals(
 ) -> Int[np.ndarray, " E"] | None:
     if stored is None:
         return None
-    if stored.shape != lengths.shape or stored.dtype.kind not in "iu":
+    sound = stored.shape == lengths.shape and stored.dtype.kind in "iu"
+    if not sound or (stored < 0).any() or (stored > 2**31).any():
         raise InputError(
             f"{path}: metadata/arrivals is {stored.dtype} of shape {stored.shape}; give a number "
             f"of steps for each of the {len(lengths)} episodes, or leave it out"
@@ -246,7 +259,7 @@ def _arrivals(
 
 def _about(path: pathlib.Path, stored: Any) -> dict[str, Any]:
     try:
-        about = json.loads(stored)
+        about = parse_json(stored)
     except (TypeError, ValueError):
         about = None
     if not isinstance(about, dict):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from common_jax.errors import InputError
-from reward_jax.data.episodes import check_rows
+from reward_jax.data.episodes import check_flags, check_rows, same_goal
 
 
 def with_value(value, row=2, column=1):
@@ -34,3 +34,32 @@ def test_rows_that_are_no_data(observations, actions, message):
     with pytest.raises(InputError) as error:
         check_rows("f", observations, actions)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16])
+def test_flags_that_are_missing_are_no_flags(kind):
+    """As pandas writes them: NaN counted as true."""
+    flags = np.zeros(100, kind)
+    flags[[9, 99]] = 1
+    found = check_flags("f", "terminals", flags, 100)
+    assert found is not None and np.flatnonzero(found).tolist() == [9, 99]
+    flags[flags == 0] = np.nan
+    with pytest.raises(InputError) as error:
+        check_flags("f", "terminals", flags, 100)
+    said = str(error.value)
+    assert said.startswith("f: terminals row 0 (from 0) is nan (98 such values in all): a flag is")
+
+
+@pytest.mark.parametrize("value", [2, -1])
+def test_other_numbers_are_no_flags(value):
+    flags = np.array([0, 1, value])
+    with pytest.raises(InputError, match=f"timeouts row 2 .from 0. is {value}: a flag is 0 or 1"):
+        check_flags("f", "timeouts", flags, 3)
+    assert check_flags("f", "timeouts", None, 3) is None
+
+
+def test_goals_that_differ_by_rounding_are_one():
+    goal = np.array([[1.25, -3e4], [0.0, 0.0]], np.float32)
+    near = goal + np.array([[5e-7, 0.01], [1e-9, 0]], np.float32)
+    assert same_goal(goal, near).all() and not same_goal(goal, goal + 1).any()
+    assert same_goal(goal[0], near[0]) and not same_goal(goal[0], goal[1])

@@ -196,3 +196,34 @@ def test_files_that_do_not_do(tmp_path):
     d4rl(path, infos__goal=None)
     with pytest.raises(InputError, match="has no 'infos/goal' to cut episodes by"):
         hdf5.read(path, ends="goal")
+
+
+def test_a_goal_that_jitters_is_one_goal(tmp_path):
+    rng = np.random.default_rng(3)
+    arrays = d4rl(tmp_path / "a.hdf5")
+    jitter = arrays["infos/goal"] + rng.uniform(-1e-9, 1e-9, (STEPS, 2))
+    for centre in (jitter, jitter * 0 + rng.uniform(-1e-9, 1e-9, (STEPS, 2))):
+        path = tmp_path / "b.hdf5"
+        d4rl(path, infos__goal=centre, timeouts=None)
+        data = hdf5.read(path)
+        assert data.goals is not None
+        assert data.lengths.tolist() == ([10, 8, 13, 9] if centre is jitter else [40])
+    assert data.about["goal"] is not None
+
+
+def test_flags_with_gaps_are_refused(tmp_path):
+    flags = np.full(STEPS, np.nan)
+    flags[-1] = 1
+    d4rl(tmp_path / "a.hdf5", terminals=flags)
+    with pytest.raises(InputError, match="terminals row 0 .from 0. is nan .39 such values in all"):
+        hdf5.read(tmp_path / "a.hdf5")
+
+
+def test_lengths_whose_sum_wraps_around(tmp_path):
+    lengths = np.array([2**63, 2**63, STEPS], np.uint64)
+    d4rl(tmp_path / "a.hdf5", metadata__lengths=lengths)
+    with pytest.raises(InputError, match="metadata/lengths are no numbers of steps of sum 40"):
+        hdf5.read(tmp_path / "a.hdf5")
+    d4rl(tmp_path / "a.hdf5", metadata__about="[" * 9000)
+    with pytest.raises(InputError, match="metadata/about is no JSON object"):
+        hdf5.read(tmp_path / "a.hdf5")

@@ -3,6 +3,7 @@
 from typing import Any
 
 import gymnasium
+import h5py
 import minari
 import numpy as np
 import pytest
@@ -137,21 +138,94 @@ def test_what_is_wrong_is_named(store):
         read_episodes(store / "cut-v0")
 
 
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("nothing", "nothing: no such file; give a .hdf5 or .h5 file in D4RL's layout, a Minari"),
-        ("table.csv", "table.csv: is of no known kind; give a .hdf5 or .h5 file"),
-        (".", "has no data/metadata.json; give a Minari dataset's folder"),
-    ],
-)
-def test_sources_of_no_known_kind(tmp_path, source, message):
-    (tmp_path / "table.csv").write_text("x,y")
-    with pytest.raises(InputError) as error:
-        read_episodes(tmp_path / source)
-    assert message in str(error.value) and "\n" not in str(error.value)
-
-
 def test_an_id_of_no_such_form():
     with pytest.raises(InputError, match="no such folder, nor an id such as NAMESPACE/NAME-v0"):
         read_episodes("minari:point maze")
+
+
+def stale(buffers):
+    """As the maze environments of gymnasium-robotics record it (Minari issue 265)."""
+    for last, buffer in zip([None, *buffers], buffers, strict=False):
+        if last is not None:
+            buffer.observations["desired_goal"][0] = last.observations["desired_goal"][-1]
+
+
+def jitter(buffers):
+    for buffer in buffers:
+        goal = buffer.observations["desired_goal"]
+        goal += np.random.default_rng(1).uniform(-1e-9, 1e-9, goal.shape)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("edit", [stale, jitter])
+def test_a_first_goal_of_the_episode_before_and_rounding_lose_no_goal(store, edit):
+    buffers = write("stale-v0", edit=edit)
+    found = read_episodes("minari:stale-v0").goals
+    assert found is not None
+    wanted = [b.observations["desired_goal"][-1] for b in buffers]
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def record(name, observations, actions, observation_space, action_space):
+    buffer = EpisodeBuffer(
+        observations=observations,
+        actions=actions,
+        rewards=[0.0] * 3,
+        terminations=[False] * 3,
+        truncations=[False, False, True],
+    )
+    minari.create_dataset_from_buffers(
+        name, [buffer], observation_space=observation_space, action_space=action_space
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("which", "kind", "said"),
+    [
+        ("observations", "tuple", "its observations are a tuple, or texts, where one array"),
+        ("observations", "nested", "its observations are a dict, where one array a step is"),
+        ("actions", "dict", "its actions are a dict, where one array a step is wanted; flatten"),
+        ("actions", "tuple", "its actions are a tuple, or texts, where one array a step is"),
+    ],
+)
+def test_what_has_parts_is_named(store, which, kind, said):
+    """A tuple ended in a traceback, a dict of actions in a message about lengths."""
+    rows: dict[str, Any] = {"observations": np.zeros((4, 3)), "actions": np.zeros((3, 3))}
+    spaces: Any = {"observations": vector(3), "actions": vector(3)}
+    own: Any = rows[which]
+    if kind == "tuple":
+        rows[which], spaces[which] = (own, own), gymnasium.spaces.Tuple([vector(3)] * 2)
+    elif kind == "dict":
+        rows[which] = {"a": own, "b": own}
+        spaces[which] = gymnasium.spaces.Dict({"a": vector(3), "b": vector(3)})
+    else:
+        rows[which] = {"observation": {"a": own}}
+        inner = gymnasium.spaces.Dict({"a": vector(3)})
+        spaces[which] = gymnasium.spaces.Dict({"observation": inner})
+    record(f"{kind}-v0", *rows.values(), *spaces.values())
+    with pytest.raises(InputError, match=f"{kind}-v0, episode 0: {said}"):
+        read_episodes(f"minari:{kind}-v0")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("text", ["[" * 9000, "[]", "{", '{"total_episodes": 1000000000000}'])
+def test_metadata_that_are_none(store, text):
+    write("bad-v0")
+    (store / "bad-v0" / "data" / "metadata.json").write_text(text)
+    with pytest.raises(
+        InputError, match="Minari dataset .*bad-v0: (cannot be read|metadata.json)"
+    ):
+        read_episodes(store / "bad-v0")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_dataset_that_declares_more_than_it_holds(store):
+    write("big-v0", goal=False, extra="flat")
+    with h5py.File(store / "big-v0" / "data" / "main_data.hdf5", "r+") as file:
+        del file["episode_1"]["rewards"]  # pyright: ignore[reportIndexIssue]
+        file.create_dataset("episode_1/rewards", (10**9,), np.float64, chunks=True)
+    with pytest.raises(
+        InputError, match="'episode_1/rewards' declares the shape .1000000000., 8,"
+    ):
+        read_episodes("minari:big-v0")
