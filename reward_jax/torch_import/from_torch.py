@@ -42,6 +42,7 @@ from reward_jax.torch_import.torch_state import (
 __all__ = ["Kind", "TorchInfo", "load_torch"]
 
 Kind = Literal["denoiser", "reward"]
+_DEEPEST = 32  # levels or layers of a network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +172,12 @@ def _count(file: File, list_name: str) -> int:
     found = {n.split(".")[1] for n in file.network if n.startswith(f"{list_name}.")}
     numbers = {int(n) for n in found if n.isdigit() and len(n) < 4}
     if numbers != set(range(len(found))):
-        raise InputError(f"{file.path}: entries of {list_name} are {', '.join(sorted(found))}")
+        entries = ", ".join(sorted(found)[:20])
+        raise InputError(f"{file.path}: entries of {list_name} are {entries:.200}")
+    if len(found) > _DEEPEST:
+        raise InputError(
+            f"{file.path}: {list_name} has {len(found)} entries; more than {_DEEPEST}"
+        )
     return len(found)
 
 

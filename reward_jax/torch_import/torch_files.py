@@ -4,6 +4,10 @@ A `.pt` file is a zip archive: `data.pkl`, a pickle that says how tensors lie in
 storages, each a file of plain numbers. A pickle may name any function for its reader to call. This
 one knows four things: an ordered dictionary, a tensor, a parameter and a storage; what names
 anything else is refused, by name, before anything of it runs. Numbers are read when asked for.
+
+It is Python's own reader in Python, for the one in C gives no place to look at what a pickle asks
+for: a memo of 2^29 entries, or a dictionary whose key is a tuple of tuples that takes years to
+hash. No step of it costs more than the bytes that ask for it.
 """
 
 import io
@@ -14,7 +18,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +42,10 @@ _STORAGES: Mapping[str, Any] = {
     "BoolStorage": np.bool_,
 }
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that begins one
-_LARGEST = 1 << 26  # bytes of a pickle without its storages: a hundred thousand tensors
+_LARGEST = 1 << 22  # bytes of a pickle without its storages: ten thousand tensors
+_DIMENSIONS = 32
+_ARGUMENTS = 16  # of a call
+_PLAIN = (str, bytes, int, float, bool, type(None))  # of keys; cheap to hash and to print
 
 
 class Tensor(Protocol):
@@ -116,6 +123,8 @@ class _Archive:
             raise InputError(f"{path}: byte order {order.decode(errors='replace')!r} is unknown")
         self.swapped = order == b"big"
         self._kept: dict[str, np.ndarray] = {}
+        # Tensors may share a storage, but no sound file unfolds to several times its size.
+        self._left = 4 * path.stat().st_size + 2**20
 
     def bytes(self, name: str, largest: int) -> bytes:
         """One file of the archive, stored as it is: a compressed one could unfold without end."""
@@ -137,10 +146,20 @@ class _Archive:
         ) as error:
             raise _corrupt(self.path, error) from None
 
+    def spend(self, count: int) -> None:
+        """Count bytes that are taken; InputError where they are many times those of the file."""
+        self._left -= count
+        if self._left < 0:
+            raise InputError(
+                f"{self.path}: its tensors are far larger than the file; it is corrupt, or made "
+                "to fill memory: fetch it again"
+            )
+
     def numbers(self, storage: "_Storage") -> np.ndarray:
         """[count] of a storage."""
         if storage.key not in self._kept:
             size = storage.count * storage.dtype.itemsize
+            self.spend(size)
             data = self.bytes(f"data/{storage.key}", size)
             if len(data) != size:
                 raise InputError(
@@ -184,8 +203,16 @@ class _View(NamedTuple):
         return self.storage.dtype
 
     def read(self) -> np.ndarray:
+        if 0 in self.shape:
+            try:
+                return np.zeros(self.shape, self.dtype)
+            except (ValueError, MemoryError) as error:
+                raise _corrupt(self.archive.path, error) from None
         flat = self.archive.numbers(self.storage)
-        bytes_apart = tuple(s * flat.itemsize for s in self.strides)
+        self.archive.spend(math.prod(self.shape) * flat.itemsize)
+        # The stride of an axis of length 1 may be any number, and is never used.
+        apart = (s if n > 1 else 0 for s, n in zip(self.strides, self.shape, strict=True))
+        bytes_apart = tuple(s * flat.itemsize for s in apart)
         view = np.lib.stride_tricks.as_strided(flat[self.start :], self.shape, bytes_apart)
         return np.ascontiguousarray(view).reshape(self.shape)
 
@@ -196,7 +223,7 @@ class _Dictionary(dict):
     __slots__ = ()
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        if key in self:
+        if _plain(key) in self:
             raise pickle.UnpicklingError(f"{key!r} is there twice")
         super().__setitem__(key, value)
 
@@ -220,17 +247,95 @@ class _Call:
         return self._function(*args)
 
 
-class _Unpickler(pickle.Unpickler):
+def _plain(key: Any) -> Any:
+    """A key as it is; UnpicklingError for one that could take for ever to hash."""
+    parts = key if type(key) is tuple and len(key) <= _ARGUMENTS else (key,)
+    if not all(type(part) in _PLAIN for part in parts):
+        raise pickle.UnpicklingError(f"a {type(key).__name__} as the key of a dictionary")
+    return key
+
+
+def _dictionary(pairs: Any = ()) -> _Dictionary:
+    if type(pairs) not in (list, tuple) or len(pairs) > _ARGUMENTS:  # items are set one by one
+        raise pickle.UnpicklingError("an ordered dictionary of many pairs at once")
+    found = _Dictionary()
+    for key, value in pairs:
+        found[key] = value
+    return found
+
+
+class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssue]
     """Plain data, tensors and parameters."""
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(
+        pickle._Unpickler.dispatch  # pyright: ignore[reportAttributeAccessIssue]
+    )
+
+    if TYPE_CHECKING:  # of the class that is derived from
+        stack: list[Any]
+        pop_mark: Callable[[], list[Any]]
 
     def __init__(self, file: Any, archive: _Archive) -> None:
         super().__init__(file)
         self._archive = archive
 
+    def _set_items(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, dict) or len(items) % 2:
+            raise pickle.UnpicklingError("items of what is no dictionary")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            target[_plain(key)] = value
+
+    def _load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set_items([key, value])
+
+    def _load_setitems(self) -> None:
+        self._set_items(self.pop_mark())
+
+    def _load_dict(self) -> None:
+        items = self.pop_mark()
+        self.stack.append({})
+        self._set_items(items)
+
+    def _load_set(self) -> None:
+        self.stack.append({_plain(item) for item in self.pop_mark()})
+
+    def _load_additems(self) -> None:
+        items = self.pop_mark()
+        target = self.stack[-1]
+        if not isinstance(target, set):
+            raise pickle.UnpicklingError("entries of what is no set")
+        target.update(map(_plain, items))
+
+    def _load_reduce(self) -> None:
+        given = self.stack.pop()
+        called = self.stack[-1]
+        if type(given) is not tuple or len(given) > _ARGUMENTS or not isinstance(called, _Call):
+            raise pickle.UnpicklingError("a call that is none of a tensor's")
+        self.stack[-1] = called(*given)
+
+    def _refuse(self) -> None:
+        raise pickle.UnpicklingError("an instruction that torch.save does not use")
+
+    dispatch[pickle.SETITEM[0]] = _load_setitem
+    dispatch[pickle.SETITEMS[0]] = _load_setitems
+    dispatch[pickle.DICT[0]] = _load_dict
+    dispatch[pickle.FROZENSET[0]] = _load_set
+    dispatch[pickle.ADDITEMS[0]] = _load_additems
+    dispatch[pickle.REDUCE[0]] = _load_reduce
+    for _code in (
+        *(pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.PERSID),
+        *(pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.INST, pickle.OBJ),
+        *(pickle.EXT1, pickle.EXT2, pickle.EXT4),
+    ):
+        dispatch[_code[0]] = _refuse
+    del _code
+
     def find_class(self, module_name: str, global_name: str) -> Any:
         """What a pickle may name; anything else is refused."""
         if (module_name, global_name) == ("collections", "OrderedDict"):
-            return _Call(_Dictionary)
+            return _Call(_dictionary)
         if (module_name, global_name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _Call(self._tensor)
         if (module_name, global_name) == ("torch._utils", "_rebuild_parameter"):
@@ -244,14 +349,24 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         """A storage, of which the pickle holds the name alone."""
+        if type(pid) is not tuple or len(pid) != 5:
+            raise pickle.UnpicklingError("a storage that is none")
         tag, kind, key, _, count = pid
-        if tag != "storage" or not isinstance(kind, _Kind) or not isinstance(key, str):
+        if (
+            not isinstance(tag, str)
+            or tag != "storage"
+            or not isinstance(kind, _Kind)
+            or not isinstance(key, str)
+        ):
             raise pickle.UnpicklingError("a storage that is none")
         return _Storage(key, kind.dtype, _natural(count))
 
     def _tensor(self, storage: Any, start: Any, shape: Any, strides: Any, *_: Any) -> _View:
         if not isinstance(storage, _Storage):
             raise pickle.UnpicklingError("a tensor without a storage")
+        for sizes in (shape, strides):
+            if not isinstance(sizes, tuple | list) or len(sizes) > _DIMENSIONS:
+                raise pickle.UnpicklingError("a tensor without a shape, or of too many axes")
         shape, strides = tuple(map(_natural, shape)), tuple(map(_natural, strides))
         if len(shape) != len(strides):
             raise pickle.UnpicklingError("shape and strides of a tensor differ in length")
@@ -263,8 +378,9 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _natural(number: Any) -> int:
-    if type(number) is not int or number < 0:
-        raise pickle.UnpicklingError(f"{number!r} where a count belongs")
+    if type(number) is not int or not 0 <= number < 2**62:
+        shown = number if type(number) in (int, float) else type(number).__name__
+        raise pickle.UnpicklingError(f"{shown!s:.40} where a count belongs")
     return number
 
 
@@ -306,4 +422,4 @@ def read_pt(path: pathlib.Path) -> Any:
 
 def _corrupt(path: pathlib.Path, error: BaseException) -> InputError:
     lines = str(error).splitlines() or [type(error).__name__]
-    return InputError(f"{path}: truncated or corrupt ({lines[0]}); fetch the file again")
+    return InputError(f"{path}: truncated or corrupt ({lines[0]:.200}); fetch the file again")

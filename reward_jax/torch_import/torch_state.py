@@ -3,8 +3,10 @@
 A trainer's `.pt` of Diffuser or of the authors holds {"step", "model", "ema"}, each the state of a
 diffusion (`model.*`, the tables of its schedule, `loss_fn.weights`), of a reward (`model.*`, and
 its teachers `s_expert.*` and `s_general.*`) or of a discriminator (`model.*`, `diffusion.*`). The
-state of a network alone is read, too, and a safetensors file of any of these; where that holds two
-states, names begin with `ema.` and `model.`.
+state of a network alone is read, too, a checkpoint of Lightning (`state_dict`), and a safetensors
+file of any of these; where that holds two states, names begin with `ema.` and `model.`. What
+`torch.compile` and `DataParallel` put into names, at whatever depth (`_orig_mod.`, `module.`), is
+taken out of them.
 """
 
 import dataclasses
@@ -52,6 +54,7 @@ _TABLES = (
 )
 _ROOTS = ("time_mlp.", "downs.", "ups.", "mid_", "final_", "blocks.", "mlp.")
 WEIGHTS = "loss_fn.weights"
+_WRAPPERS = ("_orig_mod", "module")
 State = dict[str, Tensor]
 _CLOSE = 1e-5  # between tables of a schedule
 
@@ -84,19 +87,33 @@ def open_state(path: pathlib.Path, which: Which) -> tuple[State, Which | None, i
     content = read_pt(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds no dictionary of tensors; save a state_dict()")
-    if not isinstance(content.get("model"), dict):
+    step = content.get("step", content.get("global_step"))
+    step = step if type(step) is int else None
+    if isinstance(content.get("state_dict"), dict):  # Lightning's, and many others'
+        return _tensors(path, content["state_dict"]), None, step
+    there = [name for name in get_args(Which) if isinstance(content.get(name), dict)]
+    if not there:
         return _tensors(path, content), None, None
-    if not isinstance(content.get(which), dict):
-        raise InputError(f"{path}: holds no {which!r}; ask for which='model'")
-    step = content.get("step")
-    return _tensors(path, content[which]), which, step if isinstance(step, int) else None
+    if which not in there:
+        raise InputError(f"{path}: holds no {which!r}; ask for which={there[0]!r}")
+    return _tensors(path, content[which]), which, step
 
 
 def _tensors(path: pathlib.Path, content: Mapping[Any, Any]) -> State:
     for name, value in content.items():
         if not isinstance(name, str) or not hasattr(value, "read"):
-            raise InputError(f"{path}: {name!r} is no tensor; save a state_dict()")
+            inside = [key for key, held in content.items() if isinstance(held, dict)][:5]
+            advice = "save a state_dict()"
+            if inside:
+                named = ", ".join(f"{key!s:.40}" for key in inside)
+                advice += f" alone, or one under 'state_dict' (what it holds: {named})"
+            raise InputError(f"{path}: {name!r:.80} is no tensor; {advice}")
     return dict(content)
+
+
+def _bare(name: str) -> str:
+    """A tensor's name without what wrappers of a module put into it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def sort(path: pathlib.Path, state: State, prefix: str = "") -> File:
@@ -107,11 +124,13 @@ def sort(path: pathlib.Path, state: State, prefix: str = "") -> File:
     full: dict[str, str] = {}
     unknown = []
     for name, tensor in state.items():
-        bare = name.removeprefix("module.")
+        bare = _bare(name)
         owner, _, rest = bare.partition(".")
         short = bare.removeprefix("model.")
         if owner in get_args(Part):
-            parts.setdefault(owner, {})[rest] = tensor
+            if rest in parts.setdefault(owner, {}):
+                raise InputError(f"{path}: {prefix}{bare} is there twice")
+            parts[owner][rest] = tensor
         elif bare in _TABLES or bare == WEIGHTS:
             _add(path, tables, full, bare, prefix + name, tensor)
         elif owner == "model" or short.startswith(_ROOTS):

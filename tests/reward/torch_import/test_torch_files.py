@@ -5,12 +5,16 @@ import os
 import pathlib
 import pickle
 import random
+import resource
+import time
 import zipfile
 from typing import Any
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
 from safetensors.torch import save_file
 from torch._utils import _rebuild_tensor_v2
 
@@ -291,3 +295,149 @@ def test_safetensors(tmp_path):
     save_file({"a": torch.ones(2, dtype=torch.uint8)}, path)
     with pytest.raises(InputError, match="tensor a is stored as U8, which is not read"):
         read_safetensors(path)
+
+
+# Files that are made to take long, or much memory
+
+
+def nested_key(depth=40):
+    """t = (t, t), again and again, as the key of a dictionary: 2^40 steps to hash."""
+    body = b"\x80\x02)q\x00"
+    for level in range(depth):
+        body += (
+            b"h" + bytes([level]) + b"h" + bytes([level]) + b"\x86q" + bytes([level + 1]) + b"0"
+        )
+    return body + b"}h" + bytes([depth]) + b"K\x01s."
+
+
+def many_arguments():
+    """A call with a million arguments, again and again."""
+    call = b"ccollections\nOrderedDict\nq\x01"
+    arguments = b"(" + b"K\x01" * 200_000 + b"tq\x00"
+    return b"\x80\x02" + arguments + call + b"0" + b"h\x01h\x00R0" * 200_000 + b"."
+
+
+def tensor_of(sizes):
+    """A tensor whose shape is what these instructions leave."""
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000"
+    storage += b"X\x03\x00\x00\x00cpuK\x02tQ"
+    return (
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n("
+        + storage
+        + b"K\x00"
+        + sizes * 2
+        + b"\x89)tR."
+    )
+
+
+HOSTILE = {
+    "nested tuples as a key": nested_key(),
+    "nested tuples in a set": nested_key()[:-4].replace(b"}h", b"\x8f(h") + b"\x90.",
+    "nested tuples in a frozen set": nested_key()[:-4].replace(b"}h", b"(h") + b"\x91.",
+    "nested tuples as pairs": nested_key()[:-4].replace(b"}h", b"ccollections\nOrderedDict\n((h")
+    + b"K\x01ttR.",
+    "a memo of 2^29": b"\x80\x02}r" + (2**29).to_bytes(4, "little") + b".",
+    "a memo of 2^32 - 1": b"\x80\x02}r\xff\xff\xff\xff" + b"j" + bytes(4) + b".",
+    "a byte array of 2^40": b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b".",
+    "many arguments": many_arguments(),
+    "a shape of a million axes": tensor_of(b"(" + b"K\x01" * 1_000_000 + b"t"),
+    "a shape beyond 64 bits": tensor_of(b"\x8a\x0a" + b"\xff" * 9 + b"\x00\x85"),
+    "a shape that is a text": tensor_of(b"X\x03\x00\x00\x00abc"),
+    "nested tuples as a shape": nested_key()[:-4].replace(b"}h", b"h")
+    + b"0"
+    + tensor_of(b"h\x28\x85")[2:],
+    "an instance": b"\x80\x02ccollections\nOrderedDict\n)\x81.",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_pickles_are_refused_in_seconds(tmp_path, name):
+    path = pickled(tmp_path, HOSTILE[name])
+    begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        found = read_pt(path)
+        assert name == "a memo of 2^29" and found == {}
+    except InputError as error:
+        assert "\n" not in str(error) and len(str(error)) < 500
+    assert time.perf_counter() - begun < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10**6  # KiB
+
+
+STRANGE = {
+    "nothing": ("(0,)", "(1,)"),
+    "nothing of much": ("(0, 2**40, 2**40)", "(1, 1, 1)"),
+    "one with a great stride": ("(1,)", "(2**61,)"),
+    "two rows that overlap": ("(2, 2)", "(0, 1)"),
+    "a number": ("()", "()"),
+    "backwards axes": ("(2, 1)", "(1, 2**50)"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_strange_shapes_and_strides_are_read_or_refused(tmp_path, name):
+    shape, strides = (eval(text) for text in STRANGE[name])
+
+    class Storage:
+        pass
+
+    class Rebuilt:
+        def __reduce__(self):
+            return _rebuild_tensor_v2, (Storage(), 0, shape, strides)
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj):
+            if isinstance(obj, Storage):
+                return ("storage", torch.FloatStorage, "0", "cpu", 2)
+
+    data = io.BytesIO()
+    Pickler(data, protocol=2).dump({"a": Rebuilt()})
+    try:
+        assert read_pt(pickled(tmp_path, data.getvalue()))["a"].read().shape == shape
+    except InputError as error:
+        assert "\n" not in str(error)
+
+
+def test_storages_are_not_unfolded_many_times(tmp_path):
+    big = torch.randn(2**19)
+    path = saved(tmp_path / "a.pt", {str(i): big[i:] for i in range(16)})
+    found = read_pt(path)
+    with pytest.raises(InputError, match="its tensors are far larger than the file"):
+        [tensor.read() for tensor in found.values()]
+
+
+CODES = [bytes([code]) for code in range(256)]
+PIECES = [
+    b"h\x00",
+    b"q\x00",
+    b"K\x07",
+    b"}",
+    b"]",
+    b")",
+    b"(",
+    b"X\x01\x00\x00\x00a",
+    b"\x94",
+    b"\x93",
+]
+PIECES += [
+    b"ccollections\nOrderedDict\n",
+    b"ctorch._utils\n_rebuild_tensor_v2\n",
+    b"R",
+    b"s",
+    b"u",
+    b"Q",
+]
+
+
+@settings(
+    max_examples=200,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(st.lists(st.sampled_from(PIECES * 4 + CODES), max_size=40))
+def test_any_pickle_is_read_or_refused(tmp_path, pieces):
+    path = pickled(tmp_path, b"\x80\x02" + b"".join(pieces) + b".")
+    try:
+        read_pt(path)
+    except InputError as error:
+        assert "\n" not in str(error)
