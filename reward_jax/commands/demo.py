@@ -92,6 +92,8 @@ def _folder(out: pathlib.Path) -> pathlib.Path:
     if not marker.exists() and any(out.iterdir()):
         raise InputError(f"{out}: holds files that are no demo's; name another folder")
     with atomic(marker) as temporary:
-        temporary.write_text("Made by `reward-jax demo`, which makes it anew each time.\n", "utf-8")
+        temporary.write_text(
+            "Made by `reward-jax demo`, which makes it anew each time.\n", "utf-8"
+        )
     shutil.rmtree(out / "reward", ignore_errors=True)
     return out

@@ -17,7 +17,7 @@ from common_jax.errors import InputError
 from common_jax.mesh import mesh_for
 from common_jax.run import check_directory
 from reward_jax.data.checkpoint import load_model, save_model
-from reward_jax.data.trajectory.space import TrajectorySpace, TrajectoryModel
+from reward_jax.data.trajectory.space import TrajectoryModel, TrajectorySpace
 from reward_jax.data.trajectory.windows import WindowSize
 from reward_jax.diffusion.schedule import make_schedule
 from reward_jax.models.temporal.unet import TemporalUnet

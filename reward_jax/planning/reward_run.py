@@ -26,7 +26,7 @@ from common_jax.mesh import mesh_for
 from common_jax.run import check_directory
 from reward_jax.data.checkpoint import load_model, save_guide
 from reward_jax.data.trajectory.convert import expert_in_base_coordinates
-from reward_jax.data.trajectory.space import TrajectorySpace, TrajectoryGuide, TrajectoryModel
+from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel, TrajectorySpace
 from reward_jax.diffusion.denoiser import Score
 from reward_jax.diffusion.sources import Mixed
 from reward_jax.planning.extract import diagnose, fit_reward, hold_out

@@ -22,8 +22,14 @@ from common_jax.cli.ranges import NonNegativeInt, check_ranges
 from common_jax.errors import InputError
 from common_jax.mesh import mesh_for
 from reward_jax.data.checkpoint import load_guide, load_model
+from reward_jax.data.model import SpaceModel
 from reward_jax.data.trajectory.convert import expert_in_base_coordinates
-from reward_jax.data.trajectory.space import TrajectorySpace, TrajectoryGuide, TrajectoryModel, check_steers
+from reward_jax.data.trajectory.space import (
+    TrajectoryGuide,
+    TrajectoryModel,
+    TrajectorySpace,
+    check_steers,
+)
 from reward_jax.planning.options import (
     BaseOption,
     FolderOption,
@@ -93,7 +99,7 @@ def steer_by(
     any reward. goal: by default the one that the data of `by` had. output: of a discriminator.
     """
     notes: list[str] = []
-    if isinstance(by, TrajectoryModel):
+    if isinstance(by, SpaceModel):
         score, notes = expert_in_base_coordinates(base, by)
         guide = ScoreDifference(base.denoiser, score)
     else:

@@ -49,7 +49,10 @@ def write_report(options: ReportOptions) -> Written:
     """Read, measure, write; raises InputError, before anything is written, for what cannot be."""
     check_ranges(options)
     options.guidance.made_sampler()
-    base, expert = load_model(options.base, TrajectorySpace), load_model(options.expert, TrajectorySpace)
+    base, expert = (
+        load_model(options.base, TrajectorySpace),
+        load_model(options.expert, TrajectorySpace),
+    )
     guide = load_guide(options.reward, TrajectorySpace)
     if isinstance(guide.guide, DiscriminatorGuide):
         raise InputError(f"{options.reward}: holds a discriminator; a reward is wanted")

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from common_jax.cli.command_line import Command
+from common_jax.cli.commands import Command
 from reward_jax import cli
 from reward_jax.commands import study
 

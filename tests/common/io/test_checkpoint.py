@@ -104,7 +104,7 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_kept(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", FULL, str(tmp_path / "run")], capture_output=True, text=True
     )
-    said, kept = done.stdout.splitlines()
+    said, latest = done.stdout.splitlines()
     assert said.startswith(f"{tmp_path}/run: checkpoints cannot be written (")
     assert said.endswith("the newest whole one is kept, and --resume goes on from it")
-    assert kept == "1 True" and done.stderr == ""
+    assert latest == "1 True" and done.stderr == ""

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reward_jax.data.files import read_episodes
 from reward_jax.data.checkpoint import load_guide, load_model
+from reward_jax.data.files import read_episodes
 from reward_jax.data.trajectory.space import TrajectorySpace
 from reward_jax.planning import steer
 from reward_jax.report.write import ReportOptions, write_report
