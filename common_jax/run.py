@@ -86,8 +86,6 @@ class Run:
         start: the step from which the run is resumed, 0 for a new one. Later lines of the log, of
         steps after the last checkpoint, are removed: those steps are run, and logged, again.
         """
-        from tensorboardX import SummaryWriter  # seconds, where torch is installed
-
         self.directory, self.start = pathlib.Path(directory), start
         from common_jax.io.board import Board  # not above: commands that draw none start sooner
 
