@@ -12,7 +12,8 @@ __all__ = ["ModelConfig", "Rope"]
 
 _SIZES = ("vocab_size", "width", "depth", "heads", "kv_heads", "head_dim", "mlp_width")
 _SIZES += ("max_positions",)
-_SCALES = ("norm_eps", "query_scale", "attention_softcap", "logit_softcap", "embed_scale")
+_SCALES = ("norm_eps", "norm_offset", "query_scale", "embed_scale")
+_SCALES += ("attention_softcap", "logit_softcap")
 _MOST = {"depth": 10_000, "head_dim": 65_536}  # tuples and tables are made of as many
 
 
@@ -82,7 +83,7 @@ class ModelConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value}")
-            if value > _MOST.get(name, value):
+            if value > _MOST.get(name, 2**31):
                 raise ValueError(f"{name} is {value}, more than any model has")
         for name in _SCALES:
             value = float(getattr(self, name))
@@ -103,5 +104,8 @@ class ModelConfig:
             raise ValueError(
                 f"{self.heads} query heads cannot share {self.kv_heads} key/value heads evenly"
             )
+        rotated = {rope.dim for rope in self.ropes}
+        if len(rotated) > 1 or max(rotated, default=0) > self.head_dim:
+            raise ValueError(f"heads of {self.head_dim} cannot have {rotated} features rotated")
         if any(not 0 <= index < max(len(self.ropes), 1) for index in self.rope_index):
             raise ValueError(f"rope_index names others than the {len(self.ropes)} rotary tables")

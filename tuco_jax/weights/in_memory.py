@@ -74,7 +74,8 @@ def find_adapter(source: Any, adapter: str | None = None) -> Found | None:
         raise InputError(
             f"{held.name}: its adapter is merged into its weights; call unmerge_adapter() first"
         )
-    name = adapter if adapter is not None else _active(held.module)
+    name = next(iter(configs)) if len(configs) == 1 else _active(held.module)
+    name = name if adapter is None else adapter
     if name not in configs:
         which = "several adapters are active" if name is None else f"no adapter {name!r}"
         raise InputError(

@@ -14,6 +14,7 @@ from tests.tuco import random_models as rm
         (dict(width=2.5), "width is 2.5"),
         (dict(depth=10_001), "depth is 10001, more than any model has"),
         (dict(norm_eps=float("nan")), "norm_eps is nan"),
+        (dict(head_dim=6), "heads of 6 cannot have"),
         (dict(heads=3), "3 query heads cannot share 2"),
         (dict(windows=(0, 5)), "one entry for each of 3 layers"),
         (dict(rope_index=(0, 1, 2)), "rope_index names others than the 2 rotary tables"),

@@ -1,5 +1,7 @@
 """Models in memory: of transformers, compiled, as state dicts, and PeftModels of every kind."""
 
+from typing import Any
+
 import chex
 import jax.numpy as jnp
 import numpy as np
@@ -113,6 +115,20 @@ def test_one_of_several_adapters():
     wrapped.merge_adapter()
     with pytest.raises(InputError, match="its adapter is merged into its weights; call unmerge"):
         load_pair(base, wrapped, tokenizer=TOKENIZER)
+
+
+def test_an_adapter_that_was_put_into_a_model_without_a_wrapper():
+    """As transformers' own add_adapter does, too."""
+    base, _ = tiny_hf("llama")
+    model: Any = tiny_hf("llama")[0]
+    config = test_adapter.lora(target_modules=["q_proj", "down_proj"])
+    shared.randomise(peft.inject_adapter_in_model(config, model, adapter_name="polite"))
+    pair, _ = load_pair(base, model, tokenizer=TOKENIZER)
+    assert pair.tuned == {} and set(pair.lora["layers"]) == {"attention", "mlp"}
+    tokens, mask = shared.batch()
+    expected = shared.torch_logits(model, tokens, mask)
+    ours = shared.our_logits(pair, tokens, mask)
+    np.testing.assert_allclose(ours[mask], expected[mask], atol=1e-4)
 
 
 def test_what_is_no_model_is_named():

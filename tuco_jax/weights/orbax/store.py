@@ -295,10 +295,11 @@ def _config(fields: dict[str, Any]) -> ModelConfig:
         return tuple(value) if isinstance(value, list) else value
 
     try:
-        ropes = [Rope(**{k: tuples(v) for k, v in rope.items()}) for rope in fields["ropes"]]
+        ropes = [{k: tuples(v) for k, v in rope.items()} for rope in fields["ropes"]]
         plain: dict[str, Any] = {k: tuples(v) for k, v in fields.items()}
-        plain["ropes"] = tuple(ropes)
-        config = ModelConfig(**plain)
+        for kind, some in ((ModelConfig, plain), *((Rope, rope) for rope in ropes)):
+            _check_types(kind, some)
+        config = ModelConfig(**plain | {"ropes": tuple(Rope(**rope) for rope in ropes)})
         check_supported(config.family)
         check_ranges(config)
         return config
@@ -307,6 +308,21 @@ def _config(fields: dict[str, Any]) -> ModelConfig:
             f"the store's {_DESCRIPTION} describes no model of this version ({error}); "
             "import the model again"
         ) from None
+
+
+def _check_types(kind: type[ModelConfig] | type[Rope], values: Mapping[str, Any]) -> None:
+    """TypeError where a value is of another type than the field's default, or its parts are."""
+    for field in dataclasses.fields(kind):
+        wanted = type(field.default)
+        value = values.get(field.name, field.default)
+        fine = isinstance(value, int | float) if wanted is float else isinstance(value, wanted)
+        if field.name in ("frequencies", "long_frequencies", "rope_index", "windows"):
+            fine = isinstance(value, tuple) and all(isinstance(x, int | float) for x in value)
+            fine &= field.name.endswith("frequencies") or all(isinstance(x, int) for x in value)
+        elif field.default is dataclasses.MISSING:
+            continue
+        if not fine:
+            raise TypeError(f"{field.name} is {value!r}")
 
 
 def _without_empty(tree: Params) -> Params:

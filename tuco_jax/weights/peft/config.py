@@ -84,7 +84,7 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         kind = self.fields.get("peft_type")
-        if kind not in _KINDS:
+        if not isinstance(kind, str) or kind not in _KINDS:
             raise self._error(
                 f"adapters of type {_text(kind)} are not supported, only {', '.join(_KINDS)}; "
                 f"{_MERGE}"

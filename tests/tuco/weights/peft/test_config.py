@@ -10,6 +10,8 @@ import pytest
 from common_jax.errors import InputError
 from tests.tuco.tiny import tiny_hf, tiny_tokenizer
 from tests.tuco.weights.peft import test_read as shared
+from tuco_jax.scoring.options import ScoreFileOptions
+from tuco_jax.scoring.score_file import score_file
 from tuco_jax.weights.load import load_pair
 from tuco_jax.weights.peft.config import AdapterConfig, adapters, is_adapter
 
@@ -94,6 +96,25 @@ def test_a_name_is_asked_for_where_there_are_several(named):
         load_pair(base, two, adapter="rude")
     with pytest.raises(InputError, match="is a whole model; --adapter names one of an adapter's"):
         load_pair(base, base, adapter="polite")
+
+
+def test_commands_take_a_name(named, tmp_path):
+    where, _ = named
+    (tmp_path / "prompts.txt").write_text("one\nand another\n")
+    means = []
+    for adapter in ("polite", "terse"):
+        out = tmp_path / f"{adapter}.jsonl"
+        options = ScoreFileOptions(
+            base=str(where / "base"),
+            tuned=str(where / "two"),
+            adapter=adapter,
+            prompts=str(tmp_path / "prompts.txt"),
+            out=str(out),
+        )
+        meta = score_file(options)
+        assert meta["adapter"] == adapter
+        means.append(meta["mean_tuco"])
+    assert means[0] != means[1]
 
 
 def test_a_model_whose_training_left_adapters_below_is_a_model(named, tmp_path):
