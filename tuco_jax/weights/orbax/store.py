@@ -299,7 +299,8 @@ def _config(fields: dict[str, Any]) -> ModelConfig:
         plain: dict[str, Any] = {k: tuples(v) for k, v in fields.items()}
         for kind, some in ((ModelConfig, plain), *((Rope, rope) for rope in ropes)):
             _check_types(kind, some)
-        config = ModelConfig(**plain | {"ropes": tuple(Rope(**rope) for rope in ropes)})
+        plain["ropes"] = tuple(Rope(**rope) for rope in ropes)
+        config = ModelConfig(**plain)
         check_supported(config.family)
         check_ranges(config)
         return config
