@@ -105,7 +105,7 @@ class ModelConfig:
                 f"{self.heads} query heads cannot share {self.kv_heads} key/value heads evenly"
             )
         rotated = {rope.dim for rope in self.ropes}
-        if len(rotated) > 1 or max(rotated, default=0) > self.head_dim:
+        if len(rotated) > 1 or any(dim > self.head_dim for dim in rotated):
             raise ValueError(f"heads of {self.head_dim} cannot have {rotated} features rotated")
         if any(not 0 <= index < max(len(self.ropes), 1) for index in self.rope_index):
             raise ValueError(f"rope_index names others than the {len(self.ropes)} rotary tables")

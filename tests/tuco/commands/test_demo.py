@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from common_jax.cli.options import MeshOptions
+from common_jax.errors import InputError
 from tests.tuco.tiny import save_tiny
 from tuco_jax.commands import demo
 from tuco_jax.core.decompose import decompose
