@@ -23,8 +23,7 @@ from common_jax.cli import command_line
 from common_jax.cli.commands import Command
 from common_jax.run import Run
 from reward_jax import cli
-from reward_jax.commands import demo, study, train
-from reward_jax.commands.train import check_taken_over
+from reward_jax.commands import demo, study
 from reward_jax.data import hdf5
 from reward_jax.data.checkpoint import load_guide, load_model, save_model
 from reward_jax.data.files import read_episodes
@@ -37,6 +36,7 @@ from reward_jax.models.reward_nets import HalfUnet, WindowMLP
 from reward_jax.models.temporal.unet import TemporalUnet
 from reward_jax.planning import steer
 from reward_jax.planning.extract import Matching, hold_out
+from reward_jax.planning.train_run import TrainOptions, check_taken_over
 from reward_jax.report import measure, page, write
 from reward_jax.report.write import ReportOptions, write_report
 from reward_jax.reward import guide
@@ -546,7 +546,7 @@ def test_a_shipped_config_is_read(path, tmp_path, capsys):
 
 
 def read_config(path):
-    return command_line.parse("reward-jax train", "", train.Config, ["--config", str(path)])
+    return command_line.parse("reward-jax train", "", TrainOptions, ["--config", str(path)])
 
 
 INITS = [path for path in CONFIGS if "\ninit: " in path.read_text("utf-8")]

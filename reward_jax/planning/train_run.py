@@ -1,0 +1,177 @@
+"""The run that trains a denoiser, from a file of episodes to a file of the model.
+
+    options = TrainOptions(data="episodes.hdf5", out="runs/base")
+    found = run_training(load_training(options), options)
+
+run/
+  config.yaml, environment.json, metrics.jsonl, tensorboard/     (`common_jax/run.py`)
+  checkpoints/           whole training states
+  denoiser.safetensors   the averaged model, and all that using it takes
+"""
+
+import dataclasses
+import pathlib
+from typing import Any, Literal
+
+from jax.sharding import Mesh
+
+from common_jax.cli.options import RunOptions
+from common_jax.cli.ranges import NonNegativeFloat, check_ranges
+from common_jax.digest import digest
+from common_jax.errors import InputError
+from common_jax.mesh import mesh_for
+from common_jax.run import check_directory
+from reward_jax.data.checkpoint import load_model, save_model
+from reward_jax.data.trajectory.space import TrajectoryModel, TrajectorySpace
+from reward_jax.data.trajectory.windows import WindowSize
+from reward_jax.diffusion.schedule import make_schedule
+from reward_jax.diffusion.sources import Strided
+from reward_jax.models.temporal.unet import TemporalUnet
+from reward_jax.planning.fit import (
+    NetworkOptions,
+    Training,
+    Untrained,
+    check_prediction,
+    fit,
+    open_run,
+    space_of,
+    window_source,
+)
+from reward_jax.planning.options import DiffusionOption, EpisodesOption, NetworkOption
+from reward_jax.tasks.find import read
+
+__all__ = [
+    "Prepared",
+    "TrainOptions",
+    "Trained",
+    "check_taken_over",
+    "load_training",
+    "run_training",
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions(RunOptions, NetworkOption, DiffusionOption, WindowSize, EpisodesOption):
+    """Train a diffusion model on the windows of a file of episodes.
+
+    Args:
+        init: a trained denoiser (file or run) to begin with: an expert from its base. Its network,
+            horizon, stride, actions, normaliser, schedule, diffusion_steps and clip_x0 are taken
+            over: leave those options out.
+        actions: keep the actions in the trajectories.
+        normaliser: limits (to -1 .. 1) or gaussian.
+        schedule: cosine or linear.
+        clip_x0: cut x_0 to [-clip_x0, clip_x0] when the model is used; 0 for none.
+        training: how it is trained.
+    """
+
+    init: str | None = None
+    actions: bool = False
+    normaliser: Literal["limits", "gaussian"] = "limits"
+    schedule: Literal["cosine", "linear"] = "cosine"
+    clip_x0: NonNegativeFloat = Untrained.clip_x0 or 0.0
+    training: Training = dataclasses.field(default_factory=Training)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """What a training begins with, and the windows that it is on."""
+
+    begin: TrajectoryModel | Untrained
+    space: TrajectorySpace
+    source: Strided
+    mesh: Mesh | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """A denoiser, and the file that it is in."""
+
+    path: pathlib.Path
+    model: TrajectoryModel
+
+    def __str__(self) -> str:
+        return f"denoiser: {self.path}"
+
+
+def load_training(options: TrainOptions) -> Prepared:
+    """Read episodes and the model to begin with; writes nothing.
+
+    Raises InputError for bad settings or data, and where the run cannot be written.
+    """
+    check_ranges(options)
+    options.network.check(None if options.init else options.horizon)
+    check_directory(options.out, resume=options.resume)
+    mesh = mesh_for(dataclasses.asdict(options.mesh))
+    init = load_model(options.init, TrajectorySpace) if options.init else None
+    if init:
+        check_prediction(options.training, init)
+        check_taken_over(options, init)
+    episodes = read(options.data, ends=options.cut.ends)
+    if init:
+        begin, space = init, dataclasses.replace(init.space, about=dict(episodes.about))
+    else:
+        space = space_of(
+            episodes,
+            horizon=options.horizon,
+            stride=options.stride,
+            actions=options.actions,
+            normaliser=options.normaliser,
+        )
+        schedule = make_schedule(options.schedule, options.diffusion_steps)
+        begin = Untrained(schedule, options.network, options.clip_x0 or None)
+    return Prepared(begin, space, window_source(episodes, space, options.cut.padding), mesh)
+
+
+def run_training(prepared: Prepared, options: TrainOptions) -> Trained:
+    """Train and write, in the directory `options.out`, where a run goes on.
+
+    options: those that were loaded with; their paths are noted, and not read again. Raises
+    InputError when the loss is no longer finite, naming the step.
+    """
+    p, out = prepared, pathlib.Path(options.out)
+    init = None if isinstance(p.begin, Untrained) else p.begin
+    with open_run(
+        out,
+        dataclasses.asdict(options) | {"resume": False},
+        "training",
+        options.training.steps,
+        save_every=options.save_every,
+        mesh=p.mesh,
+        inputs={"init": digest(init.denoiser)} if init else None,
+    ) as context:
+        model = fit(
+            p.source, p.space, p.begin, options.training, seed=options.seed, context=context
+        )
+    path = out / "denoiser.safetensors"
+    save_model(path, model)
+    return Trained(path, model)
+
+
+def check_taken_over(options: TrainOptions, like: TrajectoryModel) -> None:
+    """InputError naming the first option that is neither its default nor what `like` has."""
+    d, space = like.denoiser, like.space
+    theirs: dict[str, Any] = {
+        "horizon": space.horizon,
+        "stride": space.stride,
+        "actions": space.actions > 0,
+        "normaliser": space.normaliser.kind,
+        "schedule": d.schedule.name,
+        "diffusion_steps": d.schedule.steps,
+        "clip_x0": d.clip or 0.0,
+    }
+    pairs = [(name, options, TrainOptions, value) for name, value in theirs.items()]
+    if isinstance(d.model, TemporalUnet):
+        pairs += [
+            (f"network.{f.name}", options.network, NetworkOptions, getattr(d.model, f.name))
+            for f in dataclasses.fields(NetworkOptions)
+        ]
+    for name, asked, defaults, value in pairs:
+        field = name.rpartition(".")[2]
+        given, default = getattr(asked, field), getattr(defaults, field)
+        given = tuple(given) if isinstance(value, tuple) else given
+        if given not in (default, value):
+            raise InputError(
+                f"{name} is {given}, but the denoiser to begin with (init) has {value}, which is "
+                "taken over: leave it out, or give that"
+            )
