@@ -13,7 +13,7 @@ from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.decoder import Params
 from tuco_jax.models.pair import Notes, Pair
 from tuco_jax.models.sharding import placement
-from tuco_jax.weights import in_memory, validate
+from tuco_jax.weights import in_memory, kinship, validate
 from tuco_jax.weights.assemble import Placement
 from tuco_jax.weights.gguf import model as gguf
 from tuco_jax.weights.hf import model as huggingface
@@ -167,6 +167,8 @@ class _TwoModels:
         if self._on_disk:
             notes = notes + validate.tokenizers(old.tokenizer, new.tokenizer)
         notes = notes + validate.embeddings(pair, tokenizer)
+        layer_of = kinship.layers_of(pair) if layers else lambda index: self.layer(index)[:2]
+        notes += kinship.notes(layer_of, new.config.depth)
         return dataclasses.replace(pair, notes=Notes(notes)), tokenizer
 
     def layer(self, index: int) -> tuple[Params, Params, Params]:

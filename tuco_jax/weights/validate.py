@@ -56,6 +56,7 @@ _SHAPE = (
 _ALIKE = {"mistral": "llama"}
 _SAMPLE = "Hello, world!  It's 3.14 o'clock.\n\tdef naïve(x): return x == 1  # 日本語 😀\n"
 _ROWS = 4096  # of the embedding, compared at a time
+_EMPTY = 1e-3  # a row's norm beside that of rows in general (root mean square)
 
 
 def configs(base: ModelConfig, tuned: ModelConfig, base_name: str, tuned_name: str) -> list[str]:
@@ -194,7 +195,8 @@ def embeddings(pair: Pair, tokenizer: PreTrainedTokenizerBase | None) -> list[st
     """A note on how far tuning moved the embedding, which TuCo does not see; none if it did not.
 
     The relative Frobenius distance |E_FT - E_PT| / |E_PT| over the rows that both have, and the
-    row that moved most, relative to itself.
+    row that moved most, relative to itself. Rows of the base that are nothing beside its others
+    (those of padding are often 0) are not asked for that.
     """
     tuned = pair.tuned.get("embed")
     if tuned is None:
@@ -204,7 +206,8 @@ def embeddings(pair: Pair, tokenizer: PreTrainedTokenizerBase | None) -> list[st
     if not moved.any():
         return []
     distance = np.sqrt(moved.sum() / size.sum())
-    rows = np.sqrt(moved / np.maximum(size, np.finfo(np.float32).tiny))
+    used = size > _EMPTY**2 * size.mean()
+    rows = np.sqrt(np.divide(moved, size, out=np.zeros_like(moved), where=used))
     row = int(rows.argmax())
     token = f" ({tokenizer.convert_ids_to_tokens(row)!r})" if tokenizer is not None else ""
     return [

@@ -119,6 +119,10 @@ def test_embedding_notes(monkeypatch):
     assert f"moved by {distance:.2e}" in note and "over 61 shared rows" in note
     token = tiny_tokenizer().convert_ids_to_tokens(60)
     assert f"row 60 ({token!r}) most, by 5.00e-01" in note
+    padding = {"table": jnp.asarray(table).at[5].set(0)}  # in the base; tuned, it is not 0
+    padded = dataclasses.replace(pair, base=dict(pair.base, embed=padding), tuned=tuned)
+    (note,) = validate.embeddings(padded, None)
+    assert "row 60 most, by 5.00e-01" in note
     same = dict(pair.tuned, embed={"table": pair.base["embed"]["table"]})
     assert validate.embeddings(dataclasses.replace(pair, tuned=same), None) == []
     assert validate.embeddings(rm.adapter_pair(), None) == []
