@@ -151,7 +151,7 @@ def _places(ends: Pair, cached: CachedPrompt, rows: int) -> Places:
     index = jnp.broadcast_to((cached.before + behind)[None], (rows, behind.size))
     mask = jnp.broadcast_to((behind < cached.length)[None], (rows, behind.size))
     total = jnp.broadcast_to(cached.before + cached.length, (rows,))
-    return Places.after(ends, cached.cache.at, index, mask, lengths=total)
+    return Places.after(ends, cached.cache, index, mask, lengths=total)
 
 
 @functools.partial(jax.jit, static_argnames="mesh")

@@ -223,7 +223,7 @@ def _begin(
         for config in (ends.base_config, ends.tuned_config):
             _check_lengths(config, cache.length, mask.shape[1])
         index = cache.length + jnp.cumsum(mask, axis=1) - 1
-        places = Places.after(ends, cache.at, index, mask, columns=columns)
+        places = Places.after(ends, cache, index, mask, columns=columns)
     return begin(ends, tokens, None, places, mesh), places
 
 

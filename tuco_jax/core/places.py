@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from tuco_jax.core.cache import Cache
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.layers import Positions
 from tuco_jax.models.pair import Pair
@@ -64,7 +65,7 @@ class Places:
     def after(
         cls,
         pair: Pair,
-        before: Positions,
+        cache: Cache,
         index: Int[Array, "B T"],
         mask: Bool[Array, "B T"],
         *,
@@ -73,15 +74,15 @@ class Places:
     ) -> "Places":
         """Places of tokens that attend to earlier columns, too.
 
-        before: index and mask [B, S] of a cache's columns, the tokens' own among them; or [1, P]
-        of a prefix that all rows share, which their own columns follow. index: the tokens'
-        positions. lengths: of the rows by now. columns: of selected tokens, or None.
+        cache: with a column for each of the tokens; or a shared prefix, which their own columns
+        follow. Its keys and values are not looked at. index: the tokens' positions. lengths: of
+        the rows by now. columns: of selected tokens, or None.
         """
         rows = mask.shape[0]
         if lengths is None:
             lengths = index.max(axis=1) + 1
-        key = before
-        if before.index.shape[0] == 1:
+        key = cache.at
+        if cache.shared:
 
             def joined(
                 earlier: Shaped[Array, "1 P"], own: Shaped[Array, "B T"]
@@ -89,7 +90,7 @@ class Places:
                 earlier = jnp.broadcast_to(earlier, (rows, earlier.shape[1]))
                 return jnp.concatenate([earlier, own], axis=1)
 
-            key_index, key_mask = joined(before.index, index), joined(before.mask, mask)
+            key_index, key_mask = joined(key.index, index), joined(key.mask, mask)
             key = Positions(key_index, key_mask, None, None, None)
 
         def at(config: ModelConfig) -> ModelPlaces:

@@ -70,6 +70,8 @@ def attend(
     # times as fast as one einsum over all five axes.
     q = q.reshape(rows, queries, shared, heads // shared, width).transpose(0, 2, 3, 1, 4)
     own = query is key
+    if key.index.shape[1] != keys.shape[2]:  # some forms would read past either, or cut it off
+        raise ValueError(f"{keys.shape[2]} keys stand at {key.index.shape[1]} positions")
     query, key = (Positions(at.index, at.mask, at.segments, None, None) for at in (query, key))
     # Masks must not be known before q is: the derivative of a scan over layers works out once,
     # outside of it, what its body takes from positions alone, and holds the whole square of it.

@@ -213,6 +213,15 @@ def test_batches_change_nothing():
     assert together != lists(generate_tokens(pair, PROMPTS, alpha, **options))
 
 
+def test_a_long_prompt_alone_is_answered_as_in_company():
+    """One row is no shared prefix; its keys are more than one chunk of attention."""
+    pair = full_pair(base=random_models.config(max_positions=700))
+    prompt = np.random.default_rng(0).integers(0, 61, 600)
+    alone = generate_tokens(pair, [prompt], 0.5, max_new_tokens=4)
+    beside = generate_tokens(pair, [prompt, prompt[:500]], 0.5, max_new_tokens=4)
+    assert lists(alone) == lists(beside[:1]) == lists(uncached(pair, [prompt], 0.5, new=4))
+
+
 def test_rows_end_where_they_should():
     pair = full_pair(1)
     free = lists(generate_tokens(pair, PROMPTS, max_new_tokens=NEW))
