@@ -77,6 +77,10 @@ class Cache:
         """The cache without its keys and values: their positions, all that a step needs."""
         return dataclasses.replace(self, keys_values=())
 
+    def of_layer(self, held: LayerCache) -> "Cache":
+        """The cache with the keys and values of one layer alone."""
+        return dataclasses.replace(self, keys_values=held)
+
     def join(self, held: KeysValues, own: KeysValues) -> KeysValues:
         """All that tokens attend to in one layer: what the cache holds, and their own."""
         if not self.shared:

@@ -49,8 +49,8 @@ T = TypeVar("T")
 class Step(Protocol):
     """(carry, layer, own) -> (carry, out).
 
-    own: this layer's part of the walk's inputs; with a cache, the pair of that and the layer's
-    `LayerCache`. Then `out` are the keys and values to be written to the cache, M pairs.
+    own: this layer's part of the walk's inputs; with a cache, the pair of that and the cache with
+    this layer's keys and values. Then `out` are those to be written to it, M pairs.
     """
 
     def __call__(self, carry: Any, layer: PairLayer, own: Any, /) -> tuple[Any, Any]:
@@ -160,7 +160,7 @@ def _run_stacked(
 
     def body(carry: Any, xs: Any) -> tuple[Any, Any]:
         layer, own, held = xs
-        return step(carry, layer, own if cache is None else (own, held))
+        return step(carry, layer, own if cache is None else (own, cache.of_layer(held)))
 
     def at(index: Int[Array, ""] | int) -> Any:
         return jax.tree.map(
@@ -309,7 +309,8 @@ def advance(step: Any, carry: Any, layer: PairLayer, own: Any) -> tuple[Any, Any
 def _one_cached(
     step: Any, carry: Any, layer: PairLayer, own: Any, held: Any, cache: Cache
 ) -> tuple[Any, Any]:
-    carry, out = step(carry, layer, (own, held))
+    # The very cache that the step joins to: only then does XLA see that it is written once.
+    carry, out = step(carry, layer, (own, cache.of_layer(held)))
     return carry, cache.write(held, out)
 
 

@@ -25,7 +25,7 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from tuco_jax.core.cache import Cache, LayerCache
+from tuco_jax.core.cache import Cache
 from tuco_jax.core.layer import ModelLayer, PairLayer
 from tuco_jax.core.places import ModelPlaces, Places
 from tuco_jax.core.stream import begin as begin_stream
@@ -43,33 +43,31 @@ __all__ = ["DecodeStep", "Progress", "Request", "advance", "begin", "resume"]
 class DecodeStep:
     """The step of one layer over the next T columns; returns their keys and values.
 
-    own: (alpha, or None for the tuned model alone; what the cache holds of this layer). cache:
-    without its keys and values.
+    own: (alpha, or None for the tuned model alone; the cache of this layer).
     """
 
     places: Places
-    cache: Cache
     mesh: Mesh | None = struct.field(pytree_node=False)
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
         layer: PairLayer,
-        own: tuple[Float[Array, " B"] | None, LayerCache],
+        own: tuple[Float[Array, " B"] | None, Cache],
     ) -> tuple[Float[Array, "B T D"], tuple[KeysValues, ...]]:
         """Move the stream to x + f_FT + (alpha - 1) FTC."""
-        alpha, held = own
+        alpha, cache = own
 
         def add(
             model: ModelLayer, at: ModelPlaces, held: KeysValues
         ) -> tuple[jax.Array, KeysValues]:
-            delta, new = model.following(x, at, functools.partial(self.cache.join, held))
+            delta, new = model.following(x, at, functools.partial(cache.join, held))
             return delta.total, new
 
-        ft, new = add(layer.tuned, self.places.tuned, held[0])
+        ft, new = add(layer.tuned, self.places.tuned, cache.keys_values[0])
         if alpha is None:
             return constrain(x + ft, self.mesh), (new,)
-        pt, base_new = add(layer.base, self.places.base, held[1])
+        pt, base_new = add(layer.base, self.places.base, cache.keys_values[1])
         x = x + ft + (alpha[:, None, None] - 1) * (ft - pt)
         return constrain(x, self.mesh), (new, base_new)
 
@@ -90,9 +88,8 @@ def advance(
     LongRoPE and dynamic NTK choose frequencies by the length that a row has now; keys in the cache
     stay rotated as they were.
     """
-    bare = cache.bare()
-    x, places = _enter(source.ends, bare, tokens, mesh=mesh)
-    x, cache = walk(DecodeStep(places, bare, mesh), x, source, alpha, cache=cache)
+    x, places = _enter(source.ends, cache.bare(), tokens, mesh=mesh)
+    x, cache = walk(DecodeStep(places, mesh), x, source, alpha, cache=cache)
     return x, dataclasses.replace(cache, filled=cache.filled + tokens.shape[1])
 
 
@@ -106,7 +103,7 @@ def _enter(
         return jax.lax.dynamic_slice_in_dim(a, cache.filled, tokens.shape[1], axis=1)
 
     index = now(cache.at.index)
-    places = Places.after(ends, cache.at, index, now(cache.at.mask), lengths=index[:, -1] + 1)
+    places = Places.after(ends, cache, index, now(cache.at.mask), lengths=index[:, -1] + 1)
     return begin_stream(ends, tokens, None, places, mesh), places
 
 
