@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.tuco import random_models as rm
+from tuco_jax.core.cache import Cache
 from tuco_jax.core.places import Places, last_column, pick
-from tuco_jax.models.layers import Positions
 
 PAIR = rm.full_pair(base=rm.config(depth=1, windows=(0,), rope_index=(0,)))
 MASK = jnp.asarray([[1, 1, 1, 0], [0, 0, 1, 1], [1, 1, 1, 1]], bool)
@@ -37,10 +37,18 @@ def test_positions_restart_at_each_segment():
 
 
 def test_what_follows_a_shared_prefix_sees_it():
-    before = Positions(jnp.arange(3)[None], jnp.ones((1, 3), bool), None, None, None)
+    prefix = Cache.prefix((), jnp.ones(3, bool))
     mask = jnp.asarray([[1, 1], [1, 0]], bool)
     index = 3 + jnp.cumsum(mask, axis=1) - 1
-    places = Places.after(PAIR, before, index, mask)
+    places = Places.after(PAIR, prefix, index, mask)
     assert places.tuned.key.index.tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 3]]
     assert places.tuned.key.mask[1].tolist() == [True] * 4 + [False]
     assert places.columns is None and places.tuned.selected is None
+
+
+def test_a_row_alone_has_a_cache_of_its_own():
+    """Its columns are those of its cache; none follow, as they would a prefix."""
+    mask = jnp.ones((1, 3), bool)
+    cache = Cache.empty(PAIR, mask, 4, both=True, dtype=jnp.float32)
+    places = Places.after(PAIR, cache.bare(), jnp.asarray([[3]]), jnp.ones((1, 1), bool))
+    assert places.tuned.key.index.tolist() == [list(range(7))]
