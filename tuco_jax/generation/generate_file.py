@@ -25,6 +25,7 @@ from tuco_jax.prompts.messages import text_of
 from tuco_jax.prompts.read import Prompt, read_prompts
 from tuco_jax.scoring.output import check_made, digest
 from tuco_jax.scoring.score_file import provenance
+from tuco_jax.weights.options import check_source
 
 if TYPE_CHECKING:
     from tuco_jax.generation.generate import Response
@@ -80,6 +81,8 @@ def generate_file(options: AnswerOptions) -> list[Answer]:
     if not math.isfinite(options.alpha):
         raise InputError(f"alpha is {options.alpha}: give a finite number")
     check_turns(rows, options.continue_final)
+    for model in (options.base, options.tuned):
+        check_source(model)
     settings = _settings(options, rows)
     with contextlib.ExitStack() as held:
         if path is not None:

@@ -20,6 +20,7 @@ from common_jax.io.files import check_writable, write_json
 from tuco_jax.prompts.read import Prompt, read_prompts
 from tuco_jax.scoring.options import ScoreFileOptions
 from tuco_jax.scoring.output import FORMATS, Columns, Journal, check_made, digest, write_table
+from tuco_jax.weights.options import check_source
 
 if TYPE_CHECKING:
     from tuco_jax.core.streamed import Streamed
@@ -53,6 +54,8 @@ def score_file(
         rows = read_prompts(options.prompts)
     if path.exists() and path.samefile(options.prompts):
         raise InputError(f"{options.out}: is the prompts file itself; name another output")
+    for model in (options.base, options.tuned):
+        check_source(model)
     settings = _settings(options, rows)
     check_made(path, settings)
     # Held from here on, so that a second run of this output ends before its models are loaded.

@@ -1,11 +1,14 @@
 """Which models a command reads, and how it holds them; imports little, so that --help is quick."""
 
 import dataclasses
+import pathlib
+import re
 from typing import Literal
 
 from common_jax.cli.options import DeviceOption
+from common_jax.errors import InputError
 
-__all__ = ["AdapterOptions", "BaseOptions", "PairOptions", "WeightOptions"]
+__all__ = ["AdapterOptions", "BaseOptions", "PairOptions", "WeightOptions", "check_source"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,3 +54,17 @@ class PairOptions(AdapterOptions, BaseOptions):
     """
 
     tuned: str
+
+
+def check_source(source: str) -> None:
+    """Raise InputError for what names no model here or on the hub; looks at the name alone.
+
+    What reads models says the same, after seconds of imports.
+    """
+    path = pathlib.Path(source).expanduser()
+    if path.exists():
+        return
+    if path.suffix == ".gguf":
+        raise InputError(f"{source}: no such file; name a .gguf file that is there")
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
+        raise InputError(f"{source}: no such directory, nor is it a hub id (owner/name)")

@@ -175,6 +175,8 @@ def test_a_closed_answer_is_told(options, tmp_path, monkeypatch, capsys):
     [
         (["--prompts", "absent.jsonl"], "absent.jsonl: the prompts file does not exist"),
         (["--out", "absent/o.jsonl"], "absent does not exist; make it first"),
+        (["--base", "/absent/model"], "/absent/model: no such directory, nor is it a hub id"),
+        (["--tuned", "absent.gguf"], "absent.gguf: no such file; name a .gguf file that is there"),
     ],
 )
 def test_input_is_checked_before_models_are_thought_of(options, tmp_path, more, message):

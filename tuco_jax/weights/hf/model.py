@@ -8,7 +8,6 @@ and `trust_remote_code` is off.
 import copy
 import json
 import pathlib
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from tuco_jax.weights.hf.safetensors_files import SafetensorsFile, SafetensorsTe
 from tuco_jax.weights.keys import FAMILIES
 from tuco_jax.weights.model import Model, OpenModel
 from tuco_jax.weights.names import Renamed
+from tuco_jax.weights.options import check_source
 from tuco_jax.weights.rust import rust_errors
 
 __all__ = [
@@ -119,8 +119,7 @@ def locate(source: str) -> pathlib.Path:
         raise _pickled(path)
     if path.exists():
         raise InputError(f"{source}: is a file; give the directory that holds config.json")
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
-        raise InputError(f"{source}: no such directory, nor is it a hub id (owner/name)")
+    check_source(source)
     try:
         return pathlib.Path(snapshot_download(source, allow_patterns=_DOWNLOAD))
     except GatedRepoError:
