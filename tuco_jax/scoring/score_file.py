@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common_jax.cli.interrupts import loading
 from common_jax.errors import InputError
 from common_jax.io.files import check_writable, write_json
 from tuco_jax.prompts.read import Prompt, read_prompts
@@ -58,16 +59,28 @@ def score_file(
         check_source(model)
     settings = _settings(options, rows)
     check_made(path, settings)
-    # Held from here on, so that a second run of this output ends before its models are loaded.
-    # All layers' scores stand in it, whether or not they are asked for.
+    # All layers' scores stand in the journal, whether or not they are asked for.
     common = {name: value for name, value in settings.items() if name != "layers"}
-    with Journal(path.with_name(path.name + ".journal"), common) as journal:
+    unfinished = path.with_name(path.name + ".journal")
+    with Journal(unfinished, common):  # if it is another run's, that is told now
+        pass
+    _import(seconds)
+    with Journal(unfinished, common) as journal:
         began = begin if started is None else started
         meta, columns = _score(options, rows, journal, seconds, progress, began)
         write_table(path, columns)
         write_json(beside, meta | {"settings": settings | {"fingerprint": meta["fingerprint"]}})
         journal.remove()
     return meta
+
+
+def _import(seconds: dict[str, float]) -> None:
+    """Import what loads models: seconds, in which prompts would wait to be checked."""
+    with _timed(seconds, "imports"), loading():
+        import tuco_jax.core.streamed
+        import tuco_jax.scoring.fingerprint
+        import tuco_jax.scoring.score
+        import tuco_jax.weights.load  # noqa: F401
 
 
 def _settings(options: ScoreFileOptions, rows: Sequence[Prompt]) -> dict[str, Any]:
@@ -85,9 +98,13 @@ def _score(
     began: float,
 ) -> tuple[dict[str, Any], Columns]:
     """The metadata and the table's columns. began: when the program did."""
-    with _timed(seconds, "imports"):  # seconds, in which prompts would wait to be checked
-        from common_jax.mesh import make_mesh, mesh_for
-        from tuco_jax.core.budget import default_budget
+    from common_jax.mesh import make_mesh, mesh_for
+    from tuco_jax.core.budget import default_budget
+    from tuco_jax.core.streamed import stream_pair
+    from tuco_jax.prompts.encode import encode
+    from tuco_jax.scoring.fingerprint import fingerprint
+    from tuco_jax.scoring.score import score_tokens
+    from tuco_jax.weights.load import load_pair
 
     mesh = mesh_for(dataclasses.asdict(options.mesh))
     if options.parallel == "pmap" and mesh is None:  # else it would take all devices
@@ -100,12 +117,6 @@ def _score(
         options = dataclasses.replace(options, passes=passes)
     options.check(mesh, options.stream)
 
-    with _timed(seconds, "imports"):
-        from tuco_jax.core.streamed import stream_pair
-        from tuco_jax.prompts.encode import encode
-        from tuco_jax.scoring.fingerprint import fingerprint
-        from tuco_jax.scoring.score import score_tokens
-        from tuco_jax.weights.load import load_pair
     with _timed(seconds, "load"):
         names = options.base, options.tuned
         source: Pair | Streamed

@@ -42,6 +42,21 @@ class Config:
 
 def run(config):
     wait("command")
+    if {moment!r} == "loading":
+        from common_jax.cli.interrupts import loading
+        with loading():
+            try:
+                wait("loading")
+            except BaseException as error:
+                raise ImportError("initialization failed") from error
+    if {moment!r} == "callback":  # what is raised there is lost
+        import gc
+        def once(*_):
+            gc.callbacks.clear()
+            wait("callback")
+        gc.callbacks.append(once)
+        gc.collect()
+        time.sleep(20)
     print("done", flush=True)
     if {moment!r} == "end":
         def last():
@@ -57,6 +72,8 @@ def run(config):
     [
         ("import", "", "artist: interrupted\n"),
         ("command", "", "artist: interrupted\n"),
+        ("loading", "", "artist: interrupted\n"),
+        ("callback", "", "artist: interrupted\n"),
         ("end", "done\n", ""),
     ],
 )
