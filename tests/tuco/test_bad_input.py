@@ -215,7 +215,7 @@ OPTIONS = {
     "stray word": (["extra"], ["unrecognized arguments: extra"]),
     "budget": (["--token_budget", "0"], ["--token_budget must be 1 or more, not 0"]),
     "too many devices": (["--mesh.data", "512"], ["wants 512 devices", "choose smaller sizes"]),
-    "no devices": (["--mesh.tensor", "0"], ["sizes are 1 or more"]),
+    "no devices": (["--mesh.tensor", "0"], ["--mesh.tensor must be 1 or more, or -1 for all"]),
     "pmap over tensor": (["--mesh.tensor=2", "--parallel=pmap"], ["pmap is for data alone"]),
     "stream over a mesh": (["--stream", "--mesh.data=2"], ["streams runs on one device", "mesh"]),
     "stream with pmap": (["--stream", "--parallel=pmap"], ["streams runs on one device"]),

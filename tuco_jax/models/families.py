@@ -141,7 +141,9 @@ def _common(
     """
     kv_heads, pad = c.num_key_value_heads, c.pad_token_id
     if pad is not None and not -c.vocab_size <= pad < c.vocab_size:
-        raise InputError(f"pad_token_id is {pad}, beyond the vocabulary of {c.vocab_size}")
+        raise InputError(
+            f"pad_token_id is {pad}, beyond the vocabulary of {c.vocab_size}; mend one of them"
+        )
     return dict(
         vocab_size=c.vocab_size,
         width=c.hidden_size,
