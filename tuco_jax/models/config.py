@@ -12,9 +12,10 @@ __all__ = ["ModelConfig", "Rope"]
 
 _SIZES = ("vocab_size", "width", "depth", "heads", "kv_heads", "head_dim", "mlp_width")
 _SIZES += ("max_positions",)
+# No model has more; tuples are made of as many layers, and tables of as many features.
+_MOST = dict.fromkeys(_SIZES, 2**31) | {"depth": 10_000, "head_dim": 65_536}
 _SCALES = ("norm_eps", "norm_offset", "query_scale", "embed_scale")
 _SCALES += ("attention_softcap", "logit_softcap")
-_MOST = {"depth": 10_000, "head_dim": 65_536}  # tuples and tables are made of as many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ class ModelConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value}")
-            if value > _MOST.get(name, 2**31):
+            if value > _MOST[name]:
                 raise ValueError(f"{name} is {value}, more than any model has")
         for name in _SCALES:
             value = float(getattr(self, name))
