@@ -21,10 +21,12 @@ from tests.tuco.tiny import save_tiny, tiny_hf
 from tests.tuco.weights.gguf import test_tokenizer as tokenizers
 from tests.tuco.weights.gguf.writer import write
 from tests.tuco.weights.peft import test_read as test_peft
+from tuco_jax.weights.gguf.tokenizer import build_tokenizer
 from tuco_jax.weights.load import load_model, load_pair
 from tuco_jax.weights.orbax import store
 
 EXAMPLES = 25
+TEXT = "Hello, world!  It's 3.14 o'clock.\n\t\u65e5\u672c\U0001f600 <s><|im_end|>"
 SECONDS, BYTES = 10, 2 * 2**30
 
 fuzzed = settings(
@@ -56,6 +58,8 @@ def bounded():
 def load(source):
     model = load_model(str(source))
     jax.block_until_ready(model.params)
+    if model.tokenizer is not None:
+        model.tokenizer(TEXT)
 
 
 # What is done to bytes: at a place (a share of the length), one of these.
@@ -153,6 +157,36 @@ def test_gguf_fields_of_a_tokenizer(kind, gguf, tmp_path):
             load(path)
 
     check()
+
+
+PIECES = st.text(st.sampled_from("ab \u2581\u00e9\u65e5<>s0x41\u0120"), max_size=4)
+PIECES |= st.sampled_from(["<unk>", "<s>", "<0x41>", "<0x0A>", "a", "b", "ab", "", " ", "\u2581"])
+
+
+@settings(fuzzed, max_examples=200)
+@given(
+    tokens=st.lists(PIECES, max_size=12),
+    merges=st.lists(PIECES | st.tuples(PIECES, PIECES).map(" ".join), max_size=8),
+    token_type=st.lists(st.integers(0, 7), max_size=12),
+    model=st.sampled_from(["gpt2", "llama"]),
+    pre=st.sampled_from(["smollm", "qwen2", "llama-bpe", "default"]),
+    unknown_token_id=st.integers(-1, 12),
+    bos_token_id=st.integers(0, 12),
+    add_bos_token=st.booleans(),
+    add_space_prefix=st.booleans(),
+)
+def test_vocabularies_of_any_kind(**fields):
+    """Those that are taken also cut any text; the library panics with some."""
+    fields["scores"] = [-float(i) for i in range(len(fields["tokens"]))]
+    metadata = {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
+    try:
+        tokenizer = build_tokenizer(metadata | {"general.architecture": "llama"})
+    except InputError as error:
+        assert "\n" not in str(error)
+        return
+    assert tokenizer is not None
+    for text in ("", "a", "ab ba\u65e5 <s> A\n", TEXT):
+        tokenizer.decode(tokenizer(text)["input_ids"])
 
 
 @pytest.fixture(scope="module")

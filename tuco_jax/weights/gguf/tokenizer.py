@@ -159,7 +159,9 @@ def _wrap(
 ) -> PreTrainedTokenizerFast:
     """Register tokens that are never cut, name the special ones, set defaults and template."""
     with rust_errors("the tokenizer's special tokens cannot be used"):
-        return _wrapped(core, fields, tokens, add_bos)
+        tokenizer = _wrapped(core, fields, tokens, add_bos)
+        tokenizer("a b", verbose=False)  # what does not work together shows when it is used
+        return tokenizer
 
 
 def _wrapped(

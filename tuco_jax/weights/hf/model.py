@@ -180,7 +180,9 @@ def read_tokenizer(directory: str | pathlib.Path) -> PreTrainedTokenizerBase | N
     if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
         return None
     with rust_errors(f"{directory}: its tokenizer cannot be read"):
-        return AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
+        tokenizer("a", verbose=False)  # settings of a wrong type show when it is used
+        return tokenizer
 
 
 def export(
