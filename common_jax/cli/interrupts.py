@@ -39,8 +39,7 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, _Leave(""))
-        sys.unraisablehook = hook
+        signal.signal(signal.SIGINT, _Leave(""))  # the hook stays: others may stand on it
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 import contextlib
 import logging
 import pathlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -33,6 +34,8 @@ class Checkpoints:
     def __init__(self, directory: str | pathlib.Path, *, keep: int = 2) -> None:
         import orbax.checkpoint as ocp  # it takes seconds: after all that may be refused
 
+        if not isinstance(sys.unraisablehook, _WithoutLateCallbacks):  # for good: they are late
+            sys.unraisablehook = _WithoutLateCallbacks(sys.unraisablehook)
         self._ocp, self._silence = ocp, contextlib.ExitStack()
         self._directory = pathlib.Path(directory).absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
@@ -115,6 +118,22 @@ class Checkpoints:
                 f"{self._directory}: checkpoints cannot be written ({reason[:200]}); make room, "
                 "or name another place; the newest whole one is kept, and --resume goes on from it"
             ) from error
+
+
+class _WithoutLateCallbacks:
+    """A hook for errors that nobody can catch, which says nothing of orbax's late callbacks.
+
+    Reads and writes that end after it has given up on the others call back into an event loop
+    that is closed by then; each would print a traceback.
+    """
+
+    def __init__(self, before: Callable[[Any], Any]) -> None:
+        self._before = before
+
+    def __call__(self, what: Any) -> None:
+        late = isinstance(what.exc_value, RuntimeError) and "loop is closed" in str(what.exc_value)
+        if not late:
+            self._before(what)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import os
 import pathlib
 import pwd
 import stat
+import warnings
 
 import jax
 
@@ -25,6 +26,8 @@ def enable(folder: str | pathlib.Path | None = None) -> pathlib.Path | None:
     """
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     chosen = folder or os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    # An entry that a full disk cut short: the program is compiled, and there is nothing to mend.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     # By default programs that compile in under a second are not kept; most of these are such.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
