@@ -176,7 +176,10 @@ def _revision() -> str | None:
 
     def git(*arguments: str) -> str:
         done = subprocess.run(
-            ["git", "--no-optional-locks", "-C", str(here), *arguments], capture_output=True, text=True, check=True
+            ["git", "--no-optional-locks", "-C", str(here), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         return done.stdout.strip()
 
