@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -126,3 +128,28 @@ def test_a_bucket_is_jaxs_own_matter(tmp_path, monkeypatch):
 
 def _group(gid: int, name: str, *members: str):
     return compile_cache.grp.struct_group((name, "x", gid, list(members)))
+
+
+CUT = """
+import pathlib, sys
+import jax, jax.numpy as jnp
+from common_jax.io import compile_cache
+folder = compile_cache.enable(sys.argv[1])
+print(float(jax.jit(lambda x: jnp.sin(x) + 2)(0.0)))
+for path in pathlib.Path(folder).glob("*-cache"):
+    path.write_bytes(path.read_bytes()[:20])
+    print("cut")
+"""
+
+
+def test_an_entry_that_a_full_disk_cut_short_says_nothing(tmp_path):
+    """The program is compiled; JAX warned at every start."""
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", CUT, str(tmp_path / "c")],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.split()[0] == "2.0" and "cut" in done.stdout
+        assert "persistent compilation cache" not in done.stderr
