@@ -118,7 +118,6 @@ def match(folder, **changes):
         ({"batches": DATA[:-1]}, "data"),
         ({"network": WindowMLP(1, (4,), embedding=4, act="relu")}, "reward"),
     ],
-    ids=str,
 )
 def test_an_extraction_of_something_else_is_refused(tmp_path, changes, named):
     """It returned the reward that lay there."""
