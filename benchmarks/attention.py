@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.machine import machine
 from tuco_jax.models import attention
-from tuco_jax.models.layers import Positions
+from tuco_jax.models.positions import Positions
 
 TOKENS = (1024, 4096, 8192, 32768)
 HEADS, SHARED, WIDTH = 8, 2, 64

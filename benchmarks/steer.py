@@ -28,8 +28,8 @@ from tuco_jax.core.alpha_grid import PAPER_GRID, grid_logits
 from tuco_jax.core.decompose import decompose
 from tuco_jax.generation.generate import generate_tokens
 from tuco_jax.models import decoder
-from tuco_jax.models.layers import Positions
 from tuco_jax.models.pair import Pair
+from tuco_jax.models.positions import Positions
 from tuco_jax.weights.hf.model import load
 
 ALPHA, PROMPT, NEW = 0.9, 32, 64

@@ -31,8 +31,9 @@ from tuco_jax.core.decompose import decompose
 from tuco_jax.core.last_token import last_token
 from tuco_jax.core.walk import Split
 from tuco_jax.models import decoder
-from tuco_jax.models.layers import Positions, whole_block
+from tuco_jax.models.layers import whole_block
 from tuco_jax.models.pair import Pair
+from tuco_jax.models.positions import Positions
 from tuco_jax.prompts.read import Prompt
 from tuco_jax.scoring.score import score_tokens
 from tuco_jax.weights.hf.model import load

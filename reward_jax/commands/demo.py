@@ -17,7 +17,7 @@ from reward_jax.data.checkpoint import load_model
 from reward_jax.data.trajectory.space import TrajectorySpace
 from reward_jax.planning.options import MatchingOption, SteeredOption
 from reward_jax.planning.record import RecordOptions, record
-from reward_jax.planning.reward_run import ExtractionOptions, load_extraction, run_extraction
+from reward_jax.planning.reward_run import RewardRunOptions, load_extraction, run_extraction
 from reward_jax.report.write import ReportOptions, write_report
 from reward_jax.shipped import PAIR
 
@@ -59,7 +59,7 @@ def run(config: Config) -> None:
         print(record(options))
 
     x_t = config.matching.x_t
-    extraction = ExtractionOptions(
+    extraction = RewardRunOptions(
         **models,
         data=None if x_t == "expert" else base.out,
         expert_data=None if x_t == "base" else expert.out,

@@ -1,6 +1,6 @@
 """`reward-jax extract`: the reward of an expert relative to its base."""
 
-from reward_jax.planning.reward_run import ExtractionOptions as Config
+from reward_jax.planning.reward_run import RewardRunOptions as Config
 from reward_jax.planning.reward_run import load_extraction, run_extraction
 
 __all__ = ["Config", "run"]

@@ -102,10 +102,11 @@ def read(path: str | pathlib.Path, *, ends: str = "auto") -> Episodes:
 def write(
     path: str | pathlib.Path, episodes: Episodes, *, run: Mapping[str, Any] | None = None
 ) -> None:
-    """Write D4RL's layout; the file appears whole or not at all. `read` gives the same episodes.
+    """Write D4RL's layout; the file appears whole or not at all.
 
-    `timeouts` are the truncations, and the last step of each episode that no termination marks,
-    so that D4RL's readers find the same episodes. run: what made them, stored, too; plain JSON.
+    `read` gives the same episodes, but for truncations: `timeouts` are these and the last step
+    of each episode that no termination marks, so that D4RL's readers find the same episodes.
+    run: what made them, stored, too; plain JSON.
     """
     with extras.named():
         import h5py

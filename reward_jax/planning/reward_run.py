@@ -1,6 +1,6 @@
 """The run that extracts a reward, from files of models and episodes to a file of the reward.
 
-    options = ExtractionOptions(base="runs/base", expert="runs/expert", out="runs/reward", ...)
+    options = RewardRunOptions(base="runs/base", expert="runs/expert", out="runs/reward", ...)
     found = run_extraction(load_extraction(options), options)
 
 run/
@@ -37,7 +37,7 @@ from reward_jax.tasks.find import read
 __all__ = [
     "Extracted",
     "Extraction",
-    "ExtractionOptions",
+    "RewardRunOptions",
     "load_extraction",
     "read_diagnostics",
     "run_extraction",
@@ -45,7 +45,7 @@ __all__ = [
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExtractionOptions(RunOptions, RewardNetOption, CutOption, PairOption):
+class RewardRunOptions(RunOptions, RewardNetOption, CutOption, PairOption):
     """Extract a relative reward from two diffusion models.
 
     Args:
@@ -106,7 +106,7 @@ class Extracted:
         )
 
 
-def load_extraction(options: ExtractionOptions) -> Extraction:
+def load_extraction(options: RewardRunOptions) -> Extraction:
     """Read models and episodes; writes nothing.
 
     Raises InputError where base and expert do not fit each other, or the run cannot be written.
@@ -131,7 +131,7 @@ def load_extraction(options: ExtractionOptions) -> Extraction:
     return Extraction(base, expert_score, space, source, held_out, mesh, tuple(notes))
 
 
-def run_extraction(extraction: Extraction, options: ExtractionOptions) -> Extracted:
+def run_extraction(extraction: Extraction, options: RewardRunOptions) -> Extracted:
     """Train, diagnose and write, in the directory `options.out`, where a run goes on.
 
     options: those that the extraction was loaded with; its paths are noted, and not read again.

@@ -95,8 +95,11 @@ def train_discriminator(
     """
     o = options or LoopOptions()
     check_ranges(o)
-    if o.batch_size < 2:
-        raise InputError("batch_size must be 2 or more: half of a batch is of each data set")
+    if o.batch_size % 2:
+        raise InputError(
+            f"batch_size is {o.batch_size}: give an even number, since half of a batch is of each "
+            "data set"
+        )
     base, expert = as_source(base), as_source(expert)
     state = (jax.tree.map(jnp.array, params), begin(params, optimizer=optimizer, seeds=False))
     run = functools.partial(_run, static=_Static(model, optimizer, o.batch_size, pin))

@@ -8,18 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common_jax.mesh import make_mesh, pmap, replicate
+from common_jax.mesh import batch_sharding, constrain, make_mesh, pmap, replicate
 from tests.tuco import random_models as rm
 from tuco_jax.core.decompose import decompose
 from tuco_jax.core.last_token import last_token, tuco
-from tuco_jax.core.stream import share
+from tuco_jax.core.residual import share
 from tuco_jax.gradients.attribution import attribute
 from tuco_jax.gradients.layer_alpha import Choices, LayerAlphaOptions, fit_layer_alpha
 from tuco_jax.gradients.soft_prompt import SoftPromptOptions, Tokens, fit_soft_prompt
 from tuco_jax.models import decoder
-from tuco_jax.models.layers import Positions
 from tuco_jax.models.pair import Notes
-from tuco_jax.models.sharding import batch_sharding, constrain, place, placement, shardings
+from tuco_jax.models.positions import Positions
+from tuco_jax.models.sharding import place, placement, shardings
 
 # Every cut dimension divides by 8: nothing falls back to whole copies by accident.
 CONFIG = rm.config(

@@ -21,15 +21,15 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from common_jax.mesh import constrain
 from tuco_jax.core.cache import Cache, LayerCache
 from tuco_jax.core.layer import PairLayer
 from tuco_jax.core.places import Places
-from tuco_jax.core.stream import begin
+from tuco_jax.core.residual import begin
 from tuco_jax.core.walk import Source, Stacked, as_source, walk
 from tuco_jax.models import decoder
 from tuco_jax.models.layers import KeysValues
 from tuco_jax.models.pair import Pair
-from tuco_jax.models.sharding import constrain
 
 __all__ = [
     "Pieces",

@@ -29,18 +29,18 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped
 
 from common_jax.errors import InputError
+from common_jax.mesh import constrain
 from tuco_jax.core.budget import default_budget
 from tuco_jax.core.cache import Cache, LayerCache
 from tuco_jax.core.layer import ModelLayer, PairLayer
 from tuco_jax.core.places import ModelPlaces, Places, last_column, pick
-from tuco_jax.core.stream import begin
+from tuco_jax.core.residual import begin
 from tuco_jax.core.tokens import as_mask, as_tokens
 from tuco_jax.core.walk import Source, as_source, walk
 from tuco_jax.models import decoder
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.layers import Delta
 from tuco_jax.models.pair import Pair
-from tuco_jax.models.sharding import constrain
 
 __all__ = ["PAPER_GRID", "GridStep", "Prefix", "grid_logits", "prefix_caches"]
 

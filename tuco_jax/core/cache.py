@@ -14,8 +14,9 @@ from flax import struct
 from jaxtyping import Array, Bool, Int, Shaped
 
 from tuco_jax.models.config import ModelConfig
-from tuco_jax.models.layers import KeysValues, Positions
+from tuco_jax.models.layers import KeysValues
 from tuco_jax.models.pair import Pair
+from tuco_jax.models.positions import Positions
 
 __all__ = ["Cache", "LayerCache"]
 

@@ -18,15 +18,15 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped
 
+from common_jax.mesh import constrain
 from tuco_jax.core.engine import Phase, run
 from tuco_jax.core.layer import PairLayer
 from tuco_jax.core.places import Places, pick
-from tuco_jax.core.stream import begin, share
+from tuco_jax.core.residual import begin, share
 from tuco_jax.core.tokens import as_mask, as_tokens
 from tuco_jax.core.walk import Source, as_source
 from tuco_jax.models.layers import Delta
 from tuco_jax.models.pair import Pair
-from tuco_jax.models.sharding import constrain
 
 __all__ = [
     "Carry",

@@ -15,15 +15,13 @@ from tuco_jax.models.decoder import Params, merge, variables
 from tuco_jax.models.layers import (
     Delta,
     KeysValues,
-    LayerInfo,
-    Positions,
     Variables,
     block_delta,
     block_keys_values,
-    layer_infos,
     whole_block,
 )
 from tuco_jax.models.pair import Pair
+from tuco_jax.models.positions import LayerInfo, Positions, layer_infos
 
 __all__ = ["ModelLayer", "PairLayer", "stacked_layers"]
 

@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from tuco_jax.core.cache import Cache
 from tuco_jax.models.config import ModelConfig
-from tuco_jax.models.layers import Positions
 from tuco_jax.models.pair import Pair
+from tuco_jax.models.positions import Positions
 
 __all__ = ["ModelPlaces", "Places", "last_column", "pick"]
 

@@ -18,8 +18,8 @@ import numpy as np
 from tuco_jax.core.layer import PairLayer
 from tuco_jax.core.walk import OneByOne, ends_of
 from tuco_jax.models.decoder import Params
-from tuco_jax.models.layers import layer_infos
 from tuco_jax.models.pair import Pair
+from tuco_jax.models.positions import layer_infos
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

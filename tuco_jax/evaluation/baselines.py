@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from common_jax.errors import InputError
 from tuco_jax.core.budget import default_budget
 from tuco_jax.core.places import pick
-from tuco_jax.core.stream import share
+from tuco_jax.core.residual import share
 from tuco_jax.core.trajectories import final_streams
 from tuco_jax.core.walk import source_of
 from tuco_jax.models import decoder

@@ -61,7 +61,7 @@ from tuco_jax.weights.load import load_model
 from tuco_jax.weights.model import Model
 from tuco_jax.weights.options import BaseOptions
 from tuco_jax.weights.orbax import store
-from tuco_jax.weights.peft import read as peft
+from tuco_jax.weights.peft import write as peft
 
 __all__ = ["FinetuneConfig", "run_finetune"]
 

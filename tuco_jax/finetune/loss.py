@@ -12,7 +12,7 @@ from tuco_jax.finetune.batches import Batch
 from tuco_jax.models import decoder
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.decoder import Params
-from tuco_jax.models.layers import Positions
+from tuco_jax.models.positions import Positions
 
 __all__ = ["answer_loss"]
 

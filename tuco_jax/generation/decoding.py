@@ -25,16 +25,16 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from common_jax.mesh import constrain
 from tuco_jax.core.cache import Cache
 from tuco_jax.core.layer import ModelLayer, PairLayer
 from tuco_jax.core.places import ModelPlaces, Places
-from tuco_jax.core.stream import begin as begin_stream
+from tuco_jax.core.residual import begin as begin_stream
 from tuco_jax.core.walk import Source, walk
 from tuco_jax.generation.sampling import Sampling, choose
 from tuco_jax.models import decoder
 from tuco_jax.models.layers import KeysValues
 from tuco_jax.models.pair import Pair
-from tuco_jax.models.sharding import constrain
 
 __all__ = ["DecodeStep", "Progress", "Request", "advance", "begin", "resume"]
 

@@ -27,14 +27,15 @@ from jaxtyping import Array, Float, Int, Shaped
 from common_jax.cli.ranges import PositiveInt, check_range
 from common_jax.errors import InputError
 from common_jax.io.files import atomic, check_writable
+from common_jax.mesh import constrain
 from common_jax.report import page
 from tuco_jax.core.budget import default_budget
 from tuco_jax.core.last_token import tuco
 from tuco_jax.core.tokens import as_mask, as_tokens
 from tuco_jax.models import decoder
-from tuco_jax.models.layers import Positions
 from tuco_jax.models.pair import Pair
-from tuco_jax.models.sharding import batch_width, constrain, gathered, mesh_of, put_rows
+from tuco_jax.models.positions import Positions
+from tuco_jax.models.sharding import batch_width, gathered, mesh_of, put_rows
 from tuco_jax.prompts import batching
 from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.messages import Message

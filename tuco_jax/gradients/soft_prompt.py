@@ -23,8 +23,8 @@ from common_jax.cli.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Se
 from common_jax.errors import InputError
 from tuco_jax.core.last_token import tuco
 from tuco_jax.models import decoder
-from tuco_jax.models.layers import Positions
 from tuco_jax.models.pair import Pair
+from tuco_jax.models.positions import Positions
 from tuco_jax.models.sharding import mesh_of, put_rows
 
 __all__ = ["SoftPrompt", "SoftPromptOptions", "Tokens", "fit_soft_prompt", "soft_prompt_tuco"]

@@ -18,18 +18,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from common_jax.mesh import constrain
 from tuco_jax.models.config import ModelConfig
-from tuco_jax.models.layers import (
-    Block,
-    LayerInfo,
-    Linear,
-    Positions,
-    layer_infos,
-    make_norm,
-    whole_block,
-)
+from tuco_jax.models.layers import Block, Linear, make_norm, whole_block
 from tuco_jax.models.numerics import softcap
-from tuco_jax.models.sharding import constrain, gathered
+from tuco_jax.models.positions import LayerInfo, Positions, layer_infos
+from tuco_jax.models.sharding import gathered
 
 __all__ = [
     "Params",

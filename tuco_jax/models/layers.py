@@ -21,18 +21,15 @@ from jaxtyping import Array, Float
 from tuco_jax.models.attention import attend
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.numerics import along_last, matmul
-from tuco_jax.models.positions import LayerInfo, Positions, layer_infos, rotate
+from tuco_jax.models.positions import LayerInfo, Positions, rotate
 
 __all__ = [
     "Block",
     "Delta",
     "KeysValues",
-    "LayerInfo",
     "Linear",
-    "Positions",
     "block_delta",
     "block_keys_values",
-    "layer_infos",
     "make_norm",
     "whole_block",
 ]

@@ -18,12 +18,10 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, Shaped
 
-from common_jax.mesh import AXES, batch_sharding, constrain
+from common_jax.mesh import AXES, batch_sharding
 
 __all__ = [
-    "batch_sharding",
     "batch_width",
-    "constrain",
     "gathered",
     "mesh_of",
     "place",

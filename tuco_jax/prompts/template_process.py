@@ -54,7 +54,7 @@ class TemplateProcess:
         """
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__],
+                [sys.executable, "-c", f"import {__name__} as child; child.main()"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -123,7 +123,3 @@ def _limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (now + _MEMORY, hard))
     except (ImportError, OSError, ValueError):  # a system without: the clock has to do
         pass
-
-
-if __name__ == "__main__":
-    main()

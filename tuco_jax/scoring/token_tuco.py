@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from common_jax.errors import InputError
 from tuco_jax.core.budget import default_budget
 from tuco_jax.core.decompose import decompose
-from tuco_jax.core.stream import share
+from tuco_jax.core.residual import share
 from tuco_jax.core.tokens import check_row
 from tuco_jax.core.walk import source_of
 from tuco_jax.models.pair import Pair

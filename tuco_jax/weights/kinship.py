@@ -12,7 +12,7 @@ sqrt(2) |PT|, and TuCo sqrt(2) / (1 + sqrt(2)) = .59.
 Legend: L layers.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -20,35 +20,37 @@ import jax.numpy as jnp
 import numpy as np
 
 from tuco_jax.models.decoder import Params
-from tuco_jax.models.pair import Pair
 
-__all__ = ["layers_of", "notes"]
+__all__ = ["matrices", "notes"]
 
 _UNRELATED = 0.1  # correlation; far above that of strangers, far below that of any tuning
-Layer = tuple[Params, Params]  # of the base and of the tuned model, without an axis of layers
+# A matrix's name, and it in the base and in the tuned model, [..., O, I].
+Matrices = Iterable[tuple[str, Any, Any]]
 
 
-def layers_of(pair: Pair) -> Callable[[int], Layer]:
-    """The layers of a pair whose tuned model is whole, on the devices where it is."""
-
-    def layer(index: int) -> Layer:
-        trees = (pair.base["layers"], pair.tuned["layers"])
-        base, tuned = jax.tree.map(lambda x: x[index], trees)
-        return base, tuned
-
-    return layer
+def matrices(base: Params, tuned: Params) -> Matrices:
+    """The matrices of one layer of both models, or of all layers stacked on axis 0."""
+    changed = dict(jax.tree_util.tree_leaves_with_path(tuned))
+    for path, old in jax.tree_util.tree_leaves_with_path(base):
+        if path[-1].key not in ("bias", "scale") and path in changed:
+            yield ".".join(key.key for key in path[:-1]), old, changed[path]
 
 
-def notes(layer: Callable[[int], Layer], depth: int) -> list[str]:
+def notes(layer: Callable[[int], Matrices], depth: int) -> list[str]:
     """A note on two models that seem to be no pair, or to be one and the same.
 
-    layer: gives the layers of both by index. Their first, middle and last layers are compared,
-    matrix by matrix.
+    layer: gives the `matrices` of the layer of an index; where they are stacked, those of all
+    layers. The first, middle and last layer are compared.
     """
     looked_at = sorted({0, depth // 2, depth - 1})
     sums: dict[str, np.ndarray] = {}
-    for name, found in _compared(map(layer, looked_at)):
-        sums[name] = sums.get(name, 0) + found
+    for index in looked_at:
+        for name, old, new in layer(index):
+            # Stacked layers are not cut apart, which would hold each of them twice.
+            at = index if old.ndim > 2 else None
+            found = jax.device_get(_sums(old, new, at))
+            size = old.size // (len(old) if old.ndim > 2 else 1)
+            sums[name] = sums.get(name, 0) + np.asarray([*found, size], np.float64)
     where = f"in layers {', '.join(str(i) for i in looked_at)}"
     total = sum(sums.values(), np.zeros(5))
     if total[3] == total[4]:
@@ -78,19 +80,10 @@ def _correlation(sums: np.ndarray) -> float:
     return float(product) / size if size else float(old == new)
 
 
-def _compared(layers: Iterable[Layer]) -> Iterator[tuple[str, np.ndarray]]:
-    """A matrix's name; sums of a b, a^2 and b^2, how many weights are equal, and how many are."""
-    for base, tuned in layers:
-        changed = dict(jax.tree_util.tree_leaves_with_path(tuned))
-        for path, old in jax.tree_util.tree_leaves_with_path(base):
-            if old.ndim < 2 or path not in changed:
-                continue
-            *names, _ = (key.key for key in path)
-            sums = jax.device_get(_sums(old, changed[path]))
-            yield ".".join(names), np.asarray([*sums, old.size], np.float64)
-
-
 @jax.jit
-def _sums(old: Any, new: Any) -> tuple[Any, ...]:
+def _sums(old: Any, new: Any, index: Any) -> tuple[Any, ...]:
+    """Sums of a b, a^2 and b^2, and how many weights are equal."""
+    if index is not None:
+        old, new = (jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in (old, new))
     a, b = old.astype(jnp.float32), new.astype(jnp.float32)
     return (a * b).sum(), (a * a).sum(), (b * b).sum(), (old == new).sum()

@@ -20,6 +20,8 @@ from tuco_jax.weights.hf import model as huggingface
 from tuco_jax.weights.model import Model, OpenModel
 from tuco_jax.weights.orbax import store
 from tuco_jax.weights.peft import read as peft
+from tuco_jax.weights.peft.adapter import Adapter, Found
+from tuco_jax.weights.peft.config import is_adapter
 
 __all__ = [
     "OpenPair",
@@ -139,7 +141,7 @@ def open_pair(
         found = None
         if not _is_gguf(tuned) and not store.is_store(tuned):
             directory = huggingface.locate(tuned)
-            if peft.is_adapter(directory):
+            if is_adapter(directory):
                 found = peft.find(directory, adapter)
     if found is not None:
         return _WithAdapter(base, found, dtype)
@@ -167,8 +169,13 @@ class _TwoModels:
         if self._on_disk:
             notes = notes + validate.tokenizers(old.tokenizer, new.tokenizer)
         notes = notes + validate.embeddings(pair, tokenizer)
-        layer_of = kinship.layers_of(pair) if layers else lambda index: self.layer(index)[:2]
-        notes += kinship.notes(layer_of, new.config.depth)
+
+        def compared(index: int) -> kinship.Matrices:
+            if layers:
+                return kinship.matrices(old.params["layers"], new.params["layers"])
+            return kinship.matrices(*self.layer(index)[:2])
+
+        notes += kinship.notes(compared, new.config.depth)
         return dataclasses.replace(pair, notes=Notes(notes)), tokenizer
 
     def layer(self, index: int) -> tuple[Params, Params, Params]:
@@ -178,11 +185,11 @@ class _TwoModels:
 class _WithAdapter:
     """A model and a PEFT adapter over it."""
 
-    def __init__(self, base: Source, found: peft.Found, dtype: str) -> None:
+    def __init__(self, base: Source, found: Found, dtype: str) -> None:
         config = model_config(base)
         self._found, self._name, self._dtype = found, _named(base), dtype
         self._notes = validate.adapter(found, self._name, config)
-        self._adapter = peft.Adapter(found, config)
+        self._adapter = Adapter(found, config)
         self._template = None if found.folder is None else peft.read_chat_template(found.folder)
         self._base = open_model(base, dtype=dtype)
 

@@ -29,7 +29,7 @@ from tuco_jax.models.config import ModelConfig, Rope
 from tuco_jax.models.families import from_huggingface
 from tuco_jax.models.pair import Pair
 from tuco_jax.weights.hf import model as huggingface
-from tuco_jax.weights.peft import read as peft
+from tuco_jax.weights.peft.adapter import Found
 
 __all__ = ["adapter", "chat_templates", "configs", "embeddings", "tokenizers"]
 
@@ -108,7 +108,7 @@ def _short(value: object) -> str:
     return " and ".join(f"{k} in {value.count(k)} layers" for k in kinds)
 
 
-def adapter(found: peft.Found, base_name: str, base: ModelConfig) -> list[str]:
+def adapter(found: Found, base_name: str, base: ModelConfig) -> list[str]:
     """Notes on which base an adapter names; InputError where it was trained on another model.
 
     That is where the named base is at hand, and turns out to be one (see the module).

@@ -9,6 +9,7 @@ import optax
 import pytest
 import torch
 
+from common_jax.errors import InputError
 from reward_jax.diffusion.loop import LoopOptions
 from reward_jax.diffusion.process import FirstState
 from reward_jax.diffusion.schedule import cosine_schedule
@@ -52,6 +53,16 @@ def test_learns_a_known_log_ratio():
         assert np.sqrt(np.mean(off**2)) < 0.35 * np.std(wanted), t
     assert 0.53 < metrics["accuracy"][-50:].mean() < 1
     assert metrics["loss"][-50:].mean() < metrics["loss"][:5].mean()
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_half_a_batch_is_of_each_data_set(size):
+    x = jnp.zeros((4, 1))
+    with pytest.raises(InputError, match=f"batch_size is {size}: give an even number"):
+        train_discriminator(
+            NET, {}, x, x, SCHEDULE, optax.adam(1e-2), steps=1, key=jax.random.key(0),
+            options=LoopOptions(size, 1),
+        )  # fmt: skip
 
 
 class Plane:

@@ -13,8 +13,8 @@ from tuco_jax.attacks.target_loss import (
     candidate_losses,
 )
 from tuco_jax.models import decoder
-from tuco_jax.models.layers import Positions
 from tuco_jax.models.pair import Pair, single
+from tuco_jax.models.positions import Positions
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from common_jax.errors import InputError
 from tests.tuco.tiny import save_tiny
 from tuco_jax.commands import demo
 from tuco_jax.core.decompose import decompose
-from tuco_jax.core.stream import share
+from tuco_jax.core.residual import share
 from tuco_jax.datasets.prompt_groups import PromptGroup, prompt_groups
 from tuco_jax.datasets.refusal_strings import is_refusal
 from tuco_jax.generation.generate import generate

@@ -13,10 +13,10 @@ from tests.tuco.torch_reference import blocks, reference
 from tuco_jax.core.decompose import decompose
 from tuco_jax.core.last_token import last_token, tuco
 from tuco_jax.core.places import last_column
-from tuco_jax.core.stream import share
+from tuco_jax.core.residual import share
 from tuco_jax.models.decoder import embed
-from tuco_jax.models.layers import Positions
 from tuco_jax.models.pair import Pair
+from tuco_jax.models.positions import Positions
 from tuco_jax.weights.hf.model import load
 
 ATOL = 1e-5

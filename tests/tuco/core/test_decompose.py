@@ -13,9 +13,9 @@ from tuco_jax.core.decompose import decompose as eager_decompose
 from tuco_jax.core.last_token import last_token as eager_last_token
 from tuco_jax.core.last_token import tuco
 from tuco_jax.core.places import last_column
-from tuco_jax.core.stream import share
+from tuco_jax.core.residual import share
 from tuco_jax.models import decoder
-from tuco_jax.models.layers import Positions
+from tuco_jax.models.positions import Positions
 
 PAIRS = {
     "full": rm.full_pair,

@@ -9,7 +9,7 @@ from tests.tuco import random_models as rm
 from tuco_jax.core.decompose import decompose as eager_decompose
 from tuco_jax.core.last_token import last_token as eager_last_token
 from tuco_jax.core.places import last_column
-from tuco_jax.core.stream import share
+from tuco_jax.core.residual import share
 
 PAIRS = {
     "full": rm.full_pair,

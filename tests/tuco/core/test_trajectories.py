@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common_jax.mesh import make_mesh
+from common_jax.mesh import batch_sharding, make_mesh
 from tests.tuco import random_models as rm
 from tuco_jax.core.decompose import decompose
 from tuco_jax.core.places import last_column
-from tuco_jax.core.stream import share
+from tuco_jax.core.residual import share
 from tuco_jax.core.trajectories import output_co, trajectories
 from tuco_jax.models import decoder, sharding
-from tuco_jax.models.layers import Positions
+from tuco_jax.models.positions import Positions
 
 split = jax.jit(lambda pair, tokens, mask: decompose(pair, tokens, mask, layers=True))
 compare = jax.jit(trajectories)
@@ -77,7 +77,7 @@ def test_sharded_over_a_mesh(pair, shape):
     tokens, mask = rm.batch(rows=8)
     mesh = make_mesh(*shape)
     placed = sharding.place(pair, mesh)
-    rows = jax.device_put((tokens, mask), sharding.batch_sharding(mesh))
+    rows = jax.device_put((tokens, mask), batch_sharding(mesh))
     run = jax.jit(
         lambda pair, *a: (trajectories(pair, *a, mesh=mesh), output_co(pair, *a, mesh=mesh))
     )

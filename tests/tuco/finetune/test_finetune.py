@@ -25,7 +25,7 @@ from tuco_jax.finetune.lora import LoraOptions
 from tuco_jax.finetune.step import OptimizerOptions
 from tuco_jax.generation.generate import end_tokens
 from tuco_jax.models import decoder
-from tuco_jax.models.layers import Positions
+from tuco_jax.models.positions import Positions
 from tuco_jax.prompts.read import read_prompts
 from tuco_jax.scoring.score import score
 from tuco_jax.weights.load import load_model, load_pair

@@ -10,7 +10,7 @@ from tests.tuco.finetune.test_batches import examples
 from tuco_jax.finetune.batches import pack
 from tuco_jax.finetune.loss import _pieces, answer_loss
 from tuco_jax.models import decoder
-from tuco_jax.models.layers import Positions
+from tuco_jax.models.positions import Positions
 
 SIZES = [11, 4, 19]
 

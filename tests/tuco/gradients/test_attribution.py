@@ -17,7 +17,7 @@ from tests.tuco.tiny_tokenizer import bos_tokenizer
 from tuco_jax.core.last_token import tuco
 from tuco_jax.gradients.attribution import attribute, attribute_prompts, write_attribution
 from tuco_jax.models import decoder
-from tuco_jax.models.layers import Positions
+from tuco_jax.models.positions import Positions
 
 
 @functools.cache

@@ -12,13 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tests.tuco import random_models as rm
 from tuco_jax.models import attention, attention_kernels, decoder
 from tuco_jax.models.attention import _in_chunks, _in_parts, _query_parts, kernels
-from tuco_jax.models.layers import (
-    Positions,
-    block_delta,
-    block_keys_values,
-    layer_infos,
-    whole_block,
-)
+from tuco_jax.models.layers import block_delta, block_keys_values, whole_block
+from tuco_jax.models.positions import Positions, layer_infos
 
 ROWS, SHARED, GROUP, WIDTH = 3, 2, 2, 16
 

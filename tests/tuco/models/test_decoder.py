@@ -7,7 +7,7 @@ import pytest
 
 from tests.tuco import random_models as rm
 from tuco_jax.models import decoder
-from tuco_jax.models.layers import Positions
+from tuco_jax.models.positions import Positions
 
 
 @pytest.mark.parametrize(

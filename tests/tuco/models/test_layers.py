@@ -8,14 +8,8 @@ import numpy as np
 import pytest
 
 from tests.tuco import random_models as rm
-from tuco_jax.models.layers import (
-    Linear,
-    Positions,
-    block_delta,
-    block_keys_values,
-    layer_infos,
-    whole_block,
-)
+from tuco_jax.models.layers import Linear, block_delta, block_keys_values, whole_block
+from tuco_jax.models.positions import Positions, layer_infos
 
 
 @pytest.mark.parametrize(

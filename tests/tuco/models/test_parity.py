@@ -8,7 +8,7 @@ import torch
 
 from tests.tuco.tiny import FAMILIES, VOCAB, save_tiny
 from tuco_jax.models import decoder
-from tuco_jax.models.layers import Positions
+from tuco_jax.models.positions import Positions
 from tuco_jax.weights.hf.model import load
 
 ATOL = 1e-4

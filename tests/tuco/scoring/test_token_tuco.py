@@ -16,7 +16,7 @@ from tests.tuco.tiny_tokenizer import bos_tokenizer
 from tuco_jax.commands import generate as command
 from tuco_jax.core.decompose import decompose
 from tuco_jax.core.last_token import tuco
-from tuco_jax.core.stream import share
+from tuco_jax.core.residual import share
 from tuco_jax.generation.generate import generate, respond
 from tuco_jax.scoring.token_tuco import pieces, response_tuco, token_tuco
 

@@ -12,7 +12,7 @@ from tests.tuco.tiny import save_tiny
 from tuco_jax.core.last_token import tuco
 from tuco_jax.datasets.prompt_groups import PromptGroup
 from tuco_jax.models import decoder
-from tuco_jax.models.layers import Positions
+from tuco_jax.models.positions import Positions
 from tuco_jax.studies import floors
 
 PAIRS = {"full": random_models.full_pair, "adapter": random_models.adapter_pair}
@@ -117,4 +117,4 @@ def test_the_study_holds_tuco_against_simpler_scores(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="prompts must be 2 or more, not 1"):
         floors.Config(out=tmp_path / "out", prompts=1)
     with pytest.raises(InputError, match="floors is 9: give 1 to 4 prompts a group"):
-        floors.STUDY.run(floors.Config(out=tmp_path / "out", prompts=4, floors=9, **models))
+        floors.STUDY.run(floors.Config(out=tmp_path / "other", prompts=4, floors=9, **models))

@@ -6,7 +6,7 @@ import pytest
 
 from tests.tuco.tiny import save_tiny
 from tuco_jax.core.decompose import decompose
-from tuco_jax.core.stream import share
+from tuco_jax.core.residual import share
 from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.read import (
     Prompt,

@@ -19,7 +19,7 @@ from tuco_jax.models.families import from_huggingface
 from tuco_jax.weights.hf.model import export
 from tuco_jax.weights.model import Model
 from tuco_jax.weights.orbax import store
-from tuco_jax.weights.peft import read as peft
+from tuco_jax.weights.peft.write import save
 
 # Not ru_maxrss: a process inherits its parent's.
 MEASURE = """
@@ -74,7 +74,7 @@ def models(tmp_path_factory):
         store.save(folder / "store", Model(config, params, None, "owner/name"))
         factors = lora.init(config, lora.LoraOptions(rank=64), jax.random.key(1))
         factors = jax.tree.map(np.asarray, lora.fold_scale(factors, 0.25))
-        peft.save(folder / "adapter", config, factors, base_name="owner/name")
+        save(folder / "adapter", config, factors, base_name="owner/name")
         torch.manual_seed(0)
         hf = AutoModelForCausalLM.from_config(hf_config)
         for kind in ("F16", "Q8_0"):

@@ -18,6 +18,7 @@ from tuco_jax.weights import validate
 from tuco_jax.weights.hf import model as huggingface
 from tuco_jax.weights.load import model_config
 from tuco_jax.weights.peft import read as peft
+from tuco_jax.weights.peft.adapter import Adapter
 
 BASE = rm.config()
 
@@ -178,9 +179,9 @@ def test_an_adapter_that_misfits_is_fatal_before_weights_are_read(adapter):
     narrow = dataclasses.replace(config, heads=2)
     found = rename(adapter, None)
     with pytest.raises(InputError, match="the base has 32 inputs and 32 outputs there"):
-        peft.Adapter(found, narrow)
+        Adapter(found, narrow)
     with pytest.raises(InputError, match="is unknown to family 'gpt2' with 3 layers"):
-        peft.Adapter(found, dataclasses.replace(config, family="gpt2"))
+        Adapter(found, dataclasses.replace(config, family="gpt2"))
 
 
 def test_a_mistral_that_a_converter_wrote_as_llama(tmp_path):

@@ -8,11 +8,10 @@ from tuco_jax.weights.assemble import Placement
 from tuco_jax.weights.hf.safetensors_files import SafetensorsFile, SafetensorsTensors
 from tuco_jax.weights.model import Model
 from tuco_jax.weights.peft.adapter import Adapter, Found
-from tuco_jax.weights.peft.config import AdapterConfig, choose, is_adapter
+from tuco_jax.weights.peft.config import AdapterConfig, choose
 from tuco_jax.weights.peft.layout import CHAT_TEMPLATE, WEIGHTS
-from tuco_jax.weights.peft.write import save
 
-__all__ = ["Adapter", "Found", "find", "is_adapter", "load", "read_chat_template", "save"]
+__all__ = ["find", "load", "read_chat_template"]
 
 _PICKLE = "adapter_model.bin"
 

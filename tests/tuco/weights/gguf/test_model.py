@@ -18,7 +18,7 @@ from tests.tuco.weights.gguf.writer import encode, llama3_factors, write
 from tuco_jax.datasets.assets import fetch
 from tuco_jax.models import decoder
 from tuco_jax.models.families import from_huggingface
-from tuco_jax.models.layers import Positions
+from tuco_jax.models.positions import Positions
 from tuco_jax.weights.gguf.file import GGUFFile
 from tuco_jax.weights.gguf.model import load, read_config
 from tuco_jax.weights.hf.model import export, model_config

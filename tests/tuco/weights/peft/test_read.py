@@ -16,12 +16,13 @@ from common_jax.mesh import make_mesh
 from tests.tuco.tiny import VOCAB, tiny_hf
 from tuco_jax.models import decoder
 from tuco_jax.models.families import from_huggingface
-from tuco_jax.models.layers import Positions
 from tuco_jax.models.pair import Pair
+from tuco_jax.models.positions import Positions
 from tuco_jax.models.sharding import placement
 from tuco_jax.weights.hf import model as huggingface
 from tuco_jax.weights.load import tuned_config
 from tuco_jax.weights.peft import read as peft
+from tuco_jax.weights.peft.config import is_adapter
 
 MLP = ["gate_proj", "up_proj", "down_proj"]
 CASES = {
@@ -293,5 +294,5 @@ def test_pickles_and_missing_files(small, tmp_path):
 
 def test_is_adapter(small):
     directory, base = small
-    assert peft.is_adapter(directory / "adapter") and not peft.is_adapter(directory / "base")
+    assert is_adapter(directory / "adapter") and not is_adapter(directory / "base")
     assert from_huggingface(tiny_hf("llama")[1]) == base.config

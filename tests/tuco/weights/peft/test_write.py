@@ -13,7 +13,7 @@ from tests.tuco.tiny import VOCAB, tiny_hf
 from tests.tuco.weights.peft import test_read as shared
 from tuco_jax.models.pair import Pair
 from tuco_jax.weights.hf import model as huggingface
-from tuco_jax.weights.peft import read as peft
+from tuco_jax.weights.peft import write as peft
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "gpt_neox", "gemma3_text"])

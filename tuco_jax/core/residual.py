@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from common_jax.mesh import constrain
 from tuco_jax.core.places import Places
 from tuco_jax.models import decoder
 from tuco_jax.models.pair import Pair
-from tuco_jax.models.sharding import constrain
 
 __all__ = ["begin", "share"]
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tuco_jax.core.stream import share
+from tuco_jax.core.residual import share
 
 
 def test_the_papers_check_values():
