@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from common_jax.errors import InputError
+from common_jax.io.wrapped_names import unwrapped
 from reward_jax.diffusion.schedule import Schedule, cosine_schedule, from_betas, linear_schedule
 from reward_jax.torch_import.torch_files import Tensor, read_pt, read_safetensors
 
@@ -54,7 +55,6 @@ _TABLES = (
 )
 _ROOTS = ("time_mlp.", "downs.", "ups.", "mid_", "final_", "blocks.", "mlp.")
 WEIGHTS = "loss_fn.weights"
-_WRAPPERS = ("_orig_mod", "module")
 State = dict[str, Tensor]
 _CLOSE = 1e-5  # between tables of a schedule
 
@@ -111,11 +111,6 @@ def _tensors(path: pathlib.Path, content: Mapping[Any, Any]) -> State:
     return dict(content)
 
 
-def _bare(name: str) -> str:
-    """A tensor's name without what wrappers of a module put into it."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-
-
 def sort(path: pathlib.Path, state: State, prefix: str = "") -> File:
     """Split a state by the beginnings of its names; prefix: what they begin with in the file."""
     network: State = {}
@@ -124,7 +119,7 @@ def sort(path: pathlib.Path, state: State, prefix: str = "") -> File:
     full: dict[str, str] = {}
     unknown = []
     for name, tensor in state.items():
-        bare = _bare(name)
+        bare = unwrapped(name)
         owner, _, rest = bare.partition(".")
         short = bare.removeprefix("model.")
         if owner in get_args(Part):

@@ -14,12 +14,13 @@ from jaxtyping import Float
 from transformers import AutoConfig, PreTrainedConfig
 
 from common_jax.errors import InputError
+from common_jax.io.wrapped_names import unwrapped
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.families import check_supported, from_huggingface
 from tuco_jax.weights.assemble import Checkpoint
 from tuco_jax.weights.keys import FAMILIES
 from tuco_jax.weights.model import OpenModel
-from tuco_jax.weights.names import Renamed, unwrapped
+from tuco_jax.weights.names import Renamed
 from tuco_jax.weights.peft.adapter import Found
 from tuco_jax.weights.peft.config import AdapterConfig
 from tuco_jax.weights.peft.layout import PREFIX

@@ -13,19 +13,14 @@ import numpy as np
 from jaxtyping import Float
 
 from common_jax.errors import InputError
+from common_jax.io.wrapped_names import unwrapped
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.weights.assemble import TensorSource
 from tuco_jax.weights.keys import Family
 
-__all__ = ["Renamed", "unwrapped"]
+__all__ = ["Renamed"]
 
-_WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _BLOCK = 4096  # rows of an embedding and its head, compared at a time
-
-
-def unwrapped(name: str) -> str:
-    """A tensor's name without the parts of torch.compile and data-parallel wrappers."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 class Renamed:

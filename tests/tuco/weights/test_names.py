@@ -9,9 +9,9 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from common_jax.errors import InputError
+from common_jax.io.wrapped_names import unwrapped
 from tests.tuco.tiny import save_tiny
 from tuco_jax.weights.hf.model import load
-from tuco_jax.weights.names import unwrapped
 
 WEIGHTS = "model.safetensors"
 

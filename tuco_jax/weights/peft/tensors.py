@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from tuco_jax.weights.names import unwrapped
+from common_jax.io.wrapped_names import unwrapped
 from tuco_jax.weights.peft.layout import PREFIX
 
 __all__ = ["PARTS", "Sorted", "sort"]
