@@ -29,8 +29,8 @@ from tuco_jax.weights.peft.tensors import PARTS
 __all__ = ["find_adapter", "model_config", "open_model"]
 
 _WRAPPERS = ("token_adapter", "base_layer", "original_module")  # PEFT's, in names of the base's
-_SAVED = "modules_to_save"
-_ADAPTERS = {*PARTS, _SAVED, "trainable_tokens_original", "ranknum"}
+_WHOLE = {"modules_to_save", "ln_tuning_layers"}  # of a module that an adapter replaces
+_ADAPTERS = {*PARTS, *_WHOLE, "trainable_tokens_original", "ranknum"}
 
 
 class Held(NamedTuple):
@@ -98,8 +98,8 @@ def find_adapter(source: Any, adapter: str | None = None) -> Found | None:
         at = next((i for i, part in enumerate(parts) if part in _ADAPTERS), None)
         plain = [part for part in parts if part not in _WRAPPERS]
         if at is not None:
-            if parts[at] in {*PARTS, _SAVED} and parts[at + 1 : at + 2] == [name]:
-                role = [] if parts[at] == _SAVED else [parts[at]]
+            if parts[at] in {*PARTS, *_WHOLE} and parts[at + 1 : at + 2] == [name]:
+                role = [] if parts[at] in _WHOLE else [parts[at]]
                 tensors[".".join([*parts[:at], *role, *parts[at + 2 :]])] = value
         elif family.bare(".".join(plain)) in ends:  # the base's, perhaps resized
             tensors[".".join([*plain[:-1], "original_module", plain[-1]])] = value

@@ -21,7 +21,7 @@ from tuco_jax.weights.model import Model, OpenModel
 from tuco_jax.weights.orbax import store
 from tuco_jax.weights.peft import read as peft
 from tuco_jax.weights.peft.adapter import Adapter, Found
-from tuco_jax.weights.peft.config import is_adapter
+from tuco_jax.weights.peft.config import choose, is_adapter
 
 __all__ = [
     "OpenPair",
@@ -142,7 +142,8 @@ def open_pair(
         if not _is_gguf(tuned) and not store.is_store(tuned):
             directory = huggingface.locate(tuned)
             if is_adapter(directory):
-                found = peft.find(directory, adapter)
+                inside = choose(directory, adapter).relative_to(directory)
+                found = peft.find(huggingface.locate(tuned, str(inside)), adapter)
     if found is not None:
         return _WithAdapter(base, found, dtype)
     if adapter is not None:

@@ -68,6 +68,7 @@ def test_two_models_in_memory(tmp_path):
 
 PEFT = ["dora", "biases", "ia3, conv1d", "adalora", "lokr, both in parts", "rows of both ends"]
 PEFT += ["rows of a tied embedding", "tied embedding that stays tied", "dora, tied embedding"]
+PEFT += ["norms", "norms, with biases"]
 
 
 @pytest.mark.parametrize("case", PEFT)

@@ -1,11 +1,13 @@
 """Models and pairs from whatever a user names."""
 
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from common_jax.errors import InputError
 from common_jax.mesh import make_mesh
@@ -16,6 +18,7 @@ from tuco_jax.weights.hf import model as huggingface
 from tuco_jax.weights.load import load_model, load_pair, model_config
 from tuco_jax.weights.orbax import store
 from tuco_jax.weights.peft import read as peft
+from tuco_jax.weights.peft.layout import WEIGHTS
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,28 @@ def test_full_pair(where):
     notes = " | ".join(pair.notes)
     assert re.search(r"norm_eps differs: 1e-06 in the base, 0.001 tuned", notes)
     assert re.search(r"embeddings moved by 1\.\d+e\+00 .*272 shared rows", notes)
+
+
+@pytest.mark.parametrize("adapter", [None, "last"])
+def test_of_a_hubs_adapters_one_is_downloaded(where, tmp_path, monkeypatch, adapter):
+    hub, cache = tmp_path / "hub", tmp_path / "cache"
+    for folder in ("", "first", "last"):
+        shutil.copytree(where / "adapter", hub / folder, dirs_exist_ok=True)
+        (hub / folder / "chat_template.jinja").write_text(f"{folder}: {{{{ messages }}}}")
+
+    def download(source, *, allow_patterns):
+        assert source == "some/adapters"
+        names = [str(p.relative_to(hub)) for p in hub.rglob("*") if p.is_file()]
+        for name in filter_repo_objects(names, allow_patterns=allow_patterns):
+            (cache / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(hub / name, cache / name)
+        return str(cache)
+
+    monkeypatch.setattr(huggingface, "snapshot_download", download)
+    pair, tokenizer = load_pair(str(where / "base"), "some/adapters", adapter=adapter)
+    assert pair.lora and str(tokenizer.chat_template).startswith(f"{adapter or ''}: ")
+    weights = [str(p.relative_to(cache)) for p in cache.rglob("adapter_model.safetensors")]
+    assert weights == [f"{adapter}/adapter_model.safetensors" if adapter else WEIGHTS]
 
 
 def test_adapter_pair_holds_the_base_once(where):

@@ -51,21 +51,16 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+_TOKENIZER_PATTERNS = ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*"]
+_TOKENIZER_PATTERNS += ["vocab.json", "merges.txt"]
 _DOWNLOAD = [
     "config.json",
     "adapter_config.json",
-    "adapter_model.safetensors",
-    "*/adapter_config.json",
-    "*/adapter_model.safetensors",
+    "*/adapter_config.json",  # of adapters, or of checkpoints, whose weights stay there
     "generation_config.json",
     "model*.safetensors",
     _INDEX,
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "vocab.json",
-    "merges.txt",
+    *_TOKENIZER_PATTERNS,
 ]
 _Flat = dict[str, Any]  # path to array
 _MALFORMED = (OSError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError)
@@ -110,8 +105,11 @@ def open_model(source: str, *, dtype: str = "float32", tokenizer: bool = True) -
     return OpenModel(config, weights, own_tokenizer, source, hf_config)
 
 
-def locate(source: str) -> pathlib.Path:
-    """The directory of a checkpoint: `source` itself, or the hub's snapshot of that id."""
+def locate(source: str, adapter: str | None = None) -> pathlib.Path:
+    """The directory of a checkpoint: `source` itself, or the hub's snapshot of that id.
+
+    adapter: the folder below it of one adapter, "." for its own, whose weights are wanted, too.
+    """
     path = pathlib.Path(source).expanduser()
     if path.is_dir():
         return path
@@ -120,8 +118,12 @@ def locate(source: str) -> pathlib.Path:
     if path.exists():
         raise InputError(f"{source}: is a file; give the directory that holds config.json")
     check_source(source)
+    patterns = list(_DOWNLOAD)
+    if adapter is not None:
+        inside = "" if adapter == "." else f"{adapter}/"
+        patterns += [f"{inside}{name}" for name in ("adapter_model.safetensors", *_TOKENIZER_PATTERNS)]
     try:
-        return pathlib.Path(snapshot_download(source, allow_patterns=_DOWNLOAD))
+        return pathlib.Path(snapshot_download(source, allow_patterns=patterns))
     except GatedRepoError:
         reason = "the hub asks for access to it: accept its licence there, then `hf auth login`"
     except RepositoryNotFoundError:

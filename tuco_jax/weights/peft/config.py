@@ -23,8 +23,13 @@ _KINDS: dict[str, tuple[str, str] | None] = {
     "LOHA": ("r", "alpha"),
     "LOKR": ("r", "alpha"),
     "IA3": None,
+    "LN_TUNING": None,
     "TRAINABLE_TOKENS": None,
 }
+# Kinds that leave every weight as it is, so that nothing of them can be merged into any.
+_VIRTUAL = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
+_VIRTUAL += ("ADAPTION_PROMPT", "CARTRIDGE", "CPT")
+_MIXED = ("POLY", "XLORA")  # whose weights depend on the input
 # Fields of a LoRA config that change what is computed in ways not offered here.
 _UNSUPPORTED = {
     "use_qalora": "QALoRA",
@@ -84,6 +89,17 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         kind = self.fields.get("peft_type")
+        if kind in _VIRTUAL:
+            raise self._error(
+                f"an adapter of type {kind} adds virtual tokens and changes no weight of the base, "
+                "so there is no tuned model to compare, nor anything to merge; give a tuning that "
+                "changes weights, such as LoRA"
+            )
+        if kind in _MIXED:
+            raise self._error(
+                f"an adapter of type {kind} changes weights anew for each input, so it cannot be "
+                "merged; give one of the adapters that it mixes, or another kind"
+            )
         if not isinstance(kind, str) or kind not in _KINDS:
             raise self._error(
                 f"adapters of type {_text(kind)} are not supported, only {', '.join(_KINDS)}; "

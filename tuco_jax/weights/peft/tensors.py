@@ -2,8 +2,9 @@
 
 PEFT names a tensor after its module and the part that it plays there: `lora_A`, `ia3_l`, ...; a
 parameter that is replaced whole has the name of the base's. Where a module was wrapped, the name
-may hold the wrapper's, and one parameter may be there several times: `X.weight` is what was
-trained, `X.modules_to_save.weight` the same, `X.original_module.weight` what it was before.
+may hold the wrapper's (`X.ln_tuning_layers.weight`), and one parameter may be there several times:
+`X.weight` is what was trained, `X.modules_to_save.weight` the same, `X.original_module.weight` what
+it was before.
 """
 
 import re
@@ -25,7 +26,8 @@ PARTS = (
 _PART = re.compile(
     rf"(.+?)\.(?:token_adapter\.)?({'|'.join(PARTS)})(?:\.default)?(?:\.weight|(\.bias))?"
 )
-_WRAPPERS = ("modules_to_save.default", "modules_to_save", "original_module")
+_WRAPPERS = ("ln_tuning_layers.default", "ln_tuning_layers")
+_WRAPPERS += ("modules_to_save.default", "modules_to_save", "original_module")
 
 
 class Sorted(NamedTuple):

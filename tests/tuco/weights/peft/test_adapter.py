@@ -95,6 +95,19 @@ CASES = {
         ),
         {},
     ),
+    "norms": ("llama", peft.LNTuningConfig(task_type="CAUSAL_LM"), {}),
+    "norms, with biases": (
+        "gpt_neox",
+        peft.LNTuningConfig(
+            target_modules=["input_layernorm", "final_layer_norm"], modules_to_save=["embed_in"]
+        ),
+        {},
+    ),
+    "norms around zero": (
+        "gemma2",
+        peft.LNTuningConfig(target_modules=["post_feedforward_layernorm", "norm"]),
+        {},
+    ),
     "loha": (
         "llama",
         peft.LoHaConfig(r=3, alpha=5, target_modules=["q_proj", "down_proj"], init_weights=False),
@@ -190,7 +203,7 @@ def test_logits_equal_those_of_peft(case, tmp_path):
     plain, _ = tiny_hf(family, **changes)
     moved = np.abs(shared.torch_logits(plain, tokens, mask)[mask] - expected).max()
     assert moved > 0.01
-    assert bool(pair.lora) != case.startswith(("dora", "ia3", "lo", "rows alone"))
+    assert bool(pair.lora) != case.startswith(("dora", "ia3", "lo", "norms", "rows alone"))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])

@@ -239,7 +239,7 @@ def spoil(small, tmp_path, fields=None, tensors=None):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"peft_type": "PREFIX_TUNING"}, "type PREFIX_TUNING are not supported"),
+        ({"peft_type": "PREFIX_TUNING"}, "type PREFIX_TUNING adds virtual tokens"),
         ({"peft_type": "VERA"}, "type VERA are not supported"),
         ({"use_qalora": True}, "use_qalora: QALoRA is not supported; merge it"),
         ({"use_dora": True, "lora_bias": True}, "lora_bias: with use_dora it is not supported"),

@@ -40,6 +40,10 @@ def test_of_one_parameter_what_was_trained_counts():
         ([before], before),
     ):
         assert sort(tensors).whole == {"model.embed_tokens.weight": chosen}
+    norm = "model.layers.0.input_layernorm"
+    assert sort([f"{PREFIX}{norm}.ln_tuning_layers.weight"]).whole == {
+        f"{norm}.weight": f"{PREFIX}{norm}.ln_tuning_layers.weight"
+    }
     assert sort([f"{PREFIX}{Q}.base_layer.bias"]).whole == {
         f"{Q}.bias": f"{PREFIX}{Q}.base_layer.bias"
     }
