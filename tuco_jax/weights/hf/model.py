@@ -51,7 +51,12 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-_TOKENIZER_PATTERNS = ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*"]
+_TOKENIZER_PATTERNS = [
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+]
 _TOKENIZER_PATTERNS += ["vocab.json", "merges.txt"]
 _DOWNLOAD = [
     "config.json",
@@ -121,7 +126,9 @@ def locate(source: str, adapter: str | None = None) -> pathlib.Path:
     patterns = list(_DOWNLOAD)
     if adapter is not None:
         inside = "" if adapter == "." else f"{adapter}/"
-        patterns += [f"{inside}{name}" for name in ("adapter_model.safetensors", *_TOKENIZER_PATTERNS)]
+        patterns += [
+            f"{inside}{name}" for name in ("adapter_model.safetensors", *_TOKENIZER_PATTERNS)
+        ]
     try:
         return pathlib.Path(snapshot_download(source, allow_patterns=patterns))
     except GatedRepoError:

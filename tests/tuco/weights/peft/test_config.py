@@ -37,8 +37,14 @@ def test_ranks_and_scales():
     [
         ({"peft_type": "VERA"}, "adapters of type VERA are not supported, only LORA, ADALORA"),
         ({"peft_type": None}, "adapters of type None are not supported"),
-        ({"peft_type": "PROMPT_TUNING"}, "an adapter of type PROMPT_TUNING adds virtual tokens and"),
-        ({"peft_type": "P_TUNING"}, ".* changes no weight of the base, .*; give a tuning that cha"),
+        (
+            {"peft_type": "PROMPT_TUNING"},
+            "an adapter of type PROMPT_TUNING adds virtual tokens and",
+        ),
+        (
+            {"peft_type": "P_TUNING"},
+            ".* changes no weight of the base, .*; give a tuning that cha",
+        ),
         ({"peft_type": "XLORA"}, "an adapter of type XLORA changes weights anew for each input"),
         ({"r": 0}, "r: must be a number above 0, not 0"),
         ({"lora_alpha": math.inf}, "lora_alpha: must be a number above 0, not inf"),
