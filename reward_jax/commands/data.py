@@ -1,4 +1,4 @@
-"""`reward-jax data`: episodes of a task, recorded in D4RL's HDF5 layout, with what made them."""
+"""`reward-jax data`: episodes of a task, recorded in D4RL's layout or Minari's."""
 
 from reward_jax.planning.record import RecordOptions as Config
 from reward_jax.planning.record import record

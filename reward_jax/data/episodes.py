@@ -19,6 +19,7 @@ __all__ = [
     "check_rows",
     "same_goal",
     "transitions",
+    "without_terminations",
 ]
 
 
@@ -30,7 +31,8 @@ class Episodes:
     goal or None, seed, dt, ...), as in their file; plain JSON. arrivals: steps until the goal was
     reached for good. goals: the goal of each episode. rewards: of the action of each row.
     terminations, truncations: whether the episode ended with that action, in a terminal state or
-    for another reason (time). None where the source does not say.
+    for another reason (time). led_to: what the last action of each episode led to, an observation
+    on which none was taken. None where the source does not say.
     """
 
     observations: Float[np.ndarray, "M O"]
@@ -42,6 +44,7 @@ class Episodes:
     rewards: Float[np.ndarray, " M"] | None = None
     terminations: Bool[np.ndarray, " M"] | None = None
     truncations: Bool[np.ndarray, " M"] | None = None
+    led_to: Float[np.ndarray, "E O"] | None = None
 
     @property
     def starts(self) -> Int[np.ndarray, " E"]:
@@ -65,6 +68,7 @@ class Episodes:
             chosen(self.rewards, rows),
             chosen(self.terminations, rows),
             chosen(self.truncations, rows),
+            chosen(self.led_to, which),
         )
 
     @property
@@ -78,6 +82,40 @@ def transitions(episodes: Episodes, *, actions: bool = True) -> Float[np.ndarray
     if not actions:
         return episodes.observations
     return np.concatenate([episodes.actions, episodes.observations], axis=1)
+
+
+def without_terminations(episodes: Episodes) -> Episodes:
+    """The same rows, for a world without terminal states: what seems one ends no episode.
+
+    An episode that ended in one goes on with the next, but for the last of all, which is
+    truncated. Of joined episodes the goals and arrivals of the first are kept.
+    """
+    flags = episodes.terminations
+    if flags is None or not flags.any():
+        return episodes
+    last = episodes.ends - 1
+    ended = np.ones(len(last), bool)
+    ended[:-1] = ~flags[last[:-1]]
+    if episodes.truncations is not None:
+        ended |= episodes.truncations[last]
+    began = np.concatenate([[True], ended[:-1]])
+
+    def chosen(values: np.ndarray | None, which: np.ndarray) -> np.ndarray | None:
+        return None if values is None else values[which]
+
+    truncations = episodes.truncations
+    if truncations is not None:
+        truncations = truncations.copy()
+        truncations[-1] = True
+    return dataclasses.replace(
+        episodes,
+        lengths=np.diff(episodes.ends[ended], prepend=0),
+        arrivals=chosen(episodes.arrivals, began),
+        goals=chosen(episodes.goals, began),
+        terminations=np.zeros_like(flags),
+        truncations=truncations,
+        led_to=chosen(episodes.led_to, ended),
+    )
 
 
 def check_rows(

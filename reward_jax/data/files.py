@@ -1,12 +1,15 @@
-"""Recorded episodes from a file or a dataset, whatever its format."""
+"""Recorded episodes, from and to a file or a dataset, whatever its format."""
 
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from common_jax.errors import InputError
+from common_jax.io.files import check_writable
 from reward_jax.data import hdf5, minari
 from reward_jax.data.episodes import Episodes
 
-__all__ = ["read_episodes"]
+__all__ = ["check_output", "read_episodes", "write_episodes"]
 
 SUFFIXES = (".hdf5", ".h5")
 SCHEME = "minari:"
@@ -33,3 +36,37 @@ def read_episodes(source: str | pathlib.Path, *, ends: str = "auto") -> Episodes
         f"{text}: {what}; give a {' or '.join(SUFFIXES)} file in D4RL's layout, a Minari "
         f"dataset's folder, or an id as in {SCHEME}NAMESPACE/NAME-v0"
     )
+
+
+def check_output(out: str | pathlib.Path) -> None:
+    """Raise InputError for a place that `write_episodes` could not write to. Leaves nothing."""
+    folder = _folder(out)
+    if folder is None:
+        check_writable(out, SUFFIXES)
+    elif folder.exists():
+        raise InputError(f"{out}: exists; name another folder or id for a Minari dataset")
+
+
+def write_episodes(
+    out: str | pathlib.Path, episodes: Episodes, *, run: Mapping[str, Any] | None = None
+) -> pathlib.Path:
+    """Write an HDF5 file in D4RL's layout (.hdf5, .h5), else a Minari dataset, and say where.
+
+    The latter is a folder, or an id after `minari:`. run: what made the episodes, plain JSON.
+    """
+    folder = _folder(out)
+    if folder is None:
+        hdf5.write(out, episodes, run=run)
+        return pathlib.Path(out)
+    text = str(out)
+    identifier = text.removeprefix(SCHEME) if text.startswith(SCHEME) else None
+    minari.write(folder, episodes, identifier=identifier, run=run)
+    return folder
+
+
+def _folder(out: str | pathlib.Path) -> pathlib.Path | None:
+    """The folder of a Minari dataset; None for a file."""
+    if str(out).startswith(SCHEME):
+        return minari.folder_of(str(out).removeprefix(SCHEME))
+    path = pathlib.Path(out)
+    return None if path.suffix else path

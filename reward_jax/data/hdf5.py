@@ -4,7 +4,8 @@
 
 What that layout has no place for stands under `metadata/`, which D4RL's and Diffuser's readers
 ignore: about and run (JSON; run: settings, revision and command that made the file), lengths and
-arrivals [E]. Rewards or terminals that are not known are left out, and not written as zeros.
+arrivals [E], led_to [E, O]. Rewards or terminals that are not known are left out, and not written
+as zeros.
 
 Legend: M steps, E episodes; O, A, G: widths of observations, actions and goals.
 """
@@ -34,7 +35,7 @@ from reward_jax.data.storage import check_link, check_stored
 __all__ = ["EpisodeEnds", "read", "write"]
 
 EpisodeEnds = Literal["auto", "marks", "goal", "none"]
-_NOTES = ("about", "arrivals", "lengths")
+_NOTES = ("about", "arrivals", "led_to", "lengths")
 _STEPS = ("observations", "actions", "rewards", "terminals", "timeouts", "infos/goal")
 
 
@@ -86,6 +87,7 @@ def read(path: str | pathlib.Path, *, ends: str = "auto") -> Episodes:
     else:
         lengths = _lengths(path, terminations, truncations, goal, steps, ends)
     goals, about = _goals(goal, lengths), notes["about"]
+    led_to = notes["led_to"] if ends == "auto" else None  # cut otherwise, it has no place
     return Episodes(
         observations=observations,
         actions=actions,
@@ -96,6 +98,7 @@ def read(path: str | pathlib.Path, *, ends: str = "auto") -> Episodes:
         rewards=rewards,
         terminations=terminations,
         truncations=truncations,
+        led_to=_led_to(path, led_to, (len(lengths), observations.shape[1])),
     )
 
 
@@ -138,6 +141,8 @@ def write(
         arrays["infos/goal"] = np.repeat(np.asarray(episodes.goals, np.float32), lengths, axis=0)
     if episodes.arrivals is not None:
         arrays["metadata/arrivals"] = np.asarray(episodes.arrivals, np.int64)
+    if episodes.led_to is not None:
+        arrays["metadata/led_to"] = np.asarray(episodes.led_to, np.float32)
     notes = {"about": json.dumps(episodes.about)}
     if run is not None:
         notes["run"] = json.dumps(run)
@@ -256,6 +261,19 @@ def _arrivals(
             f"of steps for each of the {len(lengths)} episodes, or leave it out"
         )
     return stored.astype(np.int64)
+
+
+def _led_to(
+    path: pathlib.Path, stored: Any, shape: tuple[int, int]
+) -> Float[np.ndarray, "E O"] | None:
+    if stored is None:
+        return None
+    if stored.shape != shape or stored.dtype.kind != "f" or not np.isfinite(stored).all():
+        raise InputError(
+            f"{path}: metadata/led_to is {stored.dtype} of shape {stored.shape}; give an "
+            f"observation for each episode, {list(shape)}, or leave it out"
+        )
+    return stored.astype(np.float32)
 
 
 def _about(path: pathlib.Path, stored: Any) -> dict[str, Any]:

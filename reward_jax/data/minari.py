@@ -1,14 +1,20 @@
-"""Minari datasets, read through its own package and from this machine only.
+"""Minari datasets, read and written through its own package, on this machine only.
 
 Legend: T steps of an episode, O observation width, A action width, G width of a goal.
 """
 
 import functools
+import importlib.metadata
+import json
+import os
 import pathlib
 import re
+import tempfile
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from common_jax import extras
 from common_jax.errors import InputError
@@ -22,7 +28,7 @@ from reward_jax.data.episodes import (
 )
 from reward_jax.data.storage import check_stored
 
-__all__ = ["read"]
+__all__ = ["read", "write"]
 
 _MOST_EPISODES = 10**7
 IDENTIFIER = re.compile(r"(?:[\w.-]+/)*[\w.-]+-v\d+")
@@ -51,7 +57,8 @@ def read(dataset: str | pathlib.Path) -> Episodes:
     if not found:
         raise InputError(f"{name}: has no episodes; give a dataset that has some")
     rows = [_rows(f"{name}, episode {number}", *rest) for number, *rest in found]
-    observations, actions, goals, rewards, terminations, truncations = zip(*rows, strict=True)
+    observations, actions, led_to, goals, *rest = zip(*rows, strict=True)
+    rewards, terminations, truncations = rest
     widths = {(o.shape[1], a.shape[1]) for o, a in zip(observations, actions, strict=True)}
     if len(widths) > 1:
         raise InputError(
@@ -62,20 +69,107 @@ def read(dataset: str | pathlib.Path) -> Episodes:
     first = goals[0] if known else None
     shared = first is not None and all(same_goal(goal, first) for goal in goals)
     environment = stored.env_spec.id if stored.env_spec is not None else None
+    own = _about(name, stored.storage.read_raw_metadata(stored.storage.data_path).get("about"))
     return Episodes(
         observations=np.concatenate(observations),
         actions=np.concatenate(actions),
         lengths=np.array([len(o) for o in observations]),
         about={
             "environment": environment,
-            "minari": stored.id,
             "goal": first.tolist() if first is not None and shared else None,
+            **own,
+            "minari": stored.id,
         },
         goals=None if first is None else np.stack(goals),
         rewards=np.concatenate(rewards),
         terminations=np.concatenate(terminations),
         truncations=np.concatenate(truncations),
+        led_to=np.stack(led_to) if np.isfinite(led_to).all() else None,
     )
+
+
+def folder_of(identifier: str) -> pathlib.Path:
+    """Where Minari keeps, or would keep, the dataset of this id; InputError for no id."""
+    with extras.named():
+        from minari.storage.datasets_root_dir import get_dataset_path
+
+    if not IDENTIFIER.fullmatch(identifier):
+        raise InputError(f"Minari dataset {identifier}: no id such as NAMESPACE/NAME-v0")
+    return get_dataset_path(identifier)
+
+
+def write(
+    folder: str | pathlib.Path,
+    episodes: Episodes,
+    *,
+    identifier: str | None = None,
+    run: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the folder of a Minari dataset, which appears whole or not at all.
+
+    `read` gives the same episodes, but for arrivals and goals, which Minari has no place for;
+    `about`, and `run`, what made them, stand in its metadata, plain JSON. identifier: by default
+    the folder's name. Raises InputError for a folder that exists, and for episodes without what
+    Minari asks for: rewards, flags, what the last actions led to.
+    """
+    with extras.named():
+        import gymnasium
+        from minari.data_collector.episode_buffer import EpisodeBuffer
+        from minari.dataset.minari_storage import MinariStorage
+
+    folder, e = pathlib.Path(folder), episodes
+    name = f"Minari dataset {folder}"
+    if folder.exists():
+        raise InputError(f"{name}: exists; name another folder, or remove it")
+    for what in ("rewards", "terminations", "truncations", "led_to"):
+        if getattr(e, what) is None:
+            raise InputError(f"{name}: the episodes have no {what}, which Minari asks for")
+    led_to: Any = e.led_to
+
+    def buffers() -> Iterator[EpisodeBuffer]:
+        for number, (first, stop) in enumerate(zip(e.starts, e.ends, strict=True)):
+            seen: Any = np.concatenate([e.observations[first:stop], led_to[number, None]])
+            yield EpisodeBuffer(
+                observations=seen,
+                **{
+                    what: getattr(e, what)[first:stop]
+                    for what in ("actions", "rewards", "terminations", "truncations")
+                },
+            )
+
+    def space(rows: Float[np.ndarray, "M W"]) -> gymnasium.spaces.Box:
+        return gymnasium.spaces.Box(-np.inf, np.inf, rows.shape[1:], np.float32)
+
+    environment = e.about.get("environment")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+            whole = pathlib.Path(scratch) / folder.name
+            (whole / "data").mkdir(parents=True)
+            storage = MinariStorage.new(
+                whole / "data",
+                observation_space=space(e.observations),
+                action_space=space(e.actions),
+                env_spec=gymnasium.spec(environment) if environment else None,
+            )
+            storage.update_episodes(buffers())
+            storage.update_metadata(
+                {
+                    "dataset_id": identifier or _named(folder),
+                    "minari_version": importlib.metadata.version("minari"),
+                    "about": json.dumps(e.about),
+                    "run": json.dumps(run),
+                }
+            )
+            os.replace(whole, folder)
+    except (OSError, RuntimeError) as error:  # h5py raises either for a full disk
+        said = " ".join(str(error).split())[:200]
+        raise InputError(f"{name}: cannot be written ({said}); give another folder") from None
+
+
+def _named(folder: pathlib.Path) -> str:
+    bare = re.sub(r"[^\w.-]", "-", folder.name)
+    return bare if IDENTIFIER.fullmatch(bare) else f"{bare}-v0"
 
 
 def _open(dataset: str | pathlib.Path) -> tuple[str, Any]:
@@ -108,6 +202,17 @@ def _open(dataset: str | pathlib.Path) -> tuple[str, Any]:
         raise
     except Exception as error:  # which one depends on where the damage is
         raise _unreadable(name, error) from None
+
+
+def _about(name: str, stored: Any) -> dict[str, Any]:
+    """What `write` noted of the data; nothing in a dataset of others."""
+    try:
+        about = {} if stored is None else parse_json(stored)
+    except (TypeError, ValueError):
+        about = None
+    if not isinstance(about, dict):
+        raise InputError(f"{name}: about in metadata.json is no JSON object; leave it out")
+    return about
 
 
 def _check_metadata(name: str, path: pathlib.Path) -> None:
@@ -166,8 +271,10 @@ def _rows(
         )
     observed, acted = check_rows(source, taken[:-1], acted)
     steps = len(acted)
+    with np.errstate(over="ignore"):
+        led_to = taken[-1].astype(np.float32)
     return (
-        *(observed, acted, goal, check_rewards(source, rewards, steps)),
+        *(observed, acted, led_to, goal, check_rewards(source, rewards, steps)),
         check_flags(source, "terminations", terminations, steps),
         check_flags(source, "truncations", truncations, steps),
     )

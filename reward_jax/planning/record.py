@@ -1,14 +1,13 @@
-"""Episodes of a task, recorded to a file in D4RL's layout, with what made them."""
+"""Episodes of a task, recorded to a file or a Minari dataset, with what made them."""
 
 import dataclasses
 import pathlib
 
 from common_jax.cli.options import SeedOption
 from common_jax.cli.ranges import PositiveInt, check_ranges
-from common_jax.io.files import check_writable
 from common_jax.run import environment
-from reward_jax.data import hdf5
 from reward_jax.data.episodes import Episodes
+from reward_jax.data.files import check_output, write_episodes
 from reward_jax.data.trajectory.windows import WindowSize
 from reward_jax.tasks.find import find
 
@@ -23,7 +22,8 @@ class RecordOptions(SeedOption, WindowSize):
 
     Args:
         env: the task, by name; a name that is none lists them.
-        out: .hdf5 file, in D4RL's layout.
+        out: .hdf5 file, in D4RL's layout; or a Minari dataset: a folder, or an id as in
+            minari:NAMESPACE/NAME-v0.
         goal: what the expert wants: a number among the task's own goals, from 0, or as the task
             puts it (x,y in metres for one in a plane); by default the base's data.
         episodes: how many.
@@ -37,7 +37,7 @@ class RecordOptions(SeedOption, WindowSize):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recorded:
-    """Episodes, and the file that they are in. what: they are, in a few words."""
+    """Episodes, and the file or folder that they are in. what: they are, in a few words."""
 
     path: pathlib.Path
     episodes: Episodes
@@ -53,9 +53,10 @@ def record(options: RecordOptions) -> Recorded:
     check_ranges(options)
     task = find(options.env)
     goal = None if options.goal is None else task.goal(options.goal)
-    out = check_writable(options.out, (".hdf5", ".h5"))
+    check_output(options.out)
     episodes = task.record(
         episodes=options.episodes, span=options.span, seed=options.seed, goal=goal
     )
-    hdf5.write(out, episodes, run={"config": dataclasses.asdict(options)} | environment())
+    about = {"config": dataclasses.asdict(options)} | environment()
+    out = write_episodes(options.out, episodes, run=about)
     return Recorded(out, episodes, task.describe(goal))

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from common_jax.errors import InputError
-from reward_jax.data.episodes import check_flags, check_rows, same_goal
+from reward_jax.data.episodes import (
+    Episodes,
+    check_flags,
+    check_rows,
+    same_goal,
+    without_terminations,
+)
 
 
 def with_value(value, row=2, column=1):
@@ -63,3 +69,25 @@ def test_goals_that_differ_by_rounding_are_one():
     near = goal + np.array([[5e-7, 0.01], [1e-9, 0]], np.float32)
     assert same_goal(goal, near).all() and not same_goal(goal, goal + 1).any()
     assert same_goal(goal[0], near[0]) and not same_goal(goal[0], goal[1])
+
+
+def test_what_seems_a_terminal_state_ends_nothing_in_a_world_without():
+    """Four episodes: ended by a flag, by time, by both, by a flag (the last of all)."""
+    lengths = np.array([3, 2, 4, 2])
+    flags, late = np.zeros(11, bool), np.zeros(11, bool)
+    flags[[2, 8, 10]] = late[[4, 8]] = True
+    rows = np.random.default_rng(0).normal(size=(11, 3)).astype(np.float32)
+    led_to = np.arange(8.0).reshape(4, 2).astype(np.float32)
+    data = Episodes(
+        rows[:, :2], rows[:, 2:], lengths, arrivals=np.arange(4), terminations=flags,
+        truncations=late, led_to=led_to,
+    )  # fmt: skip
+    found = without_terminations(data)
+    assert found.lengths.tolist() == [5, 4, 2]
+    assert found.terminations is not None and not found.terminations.any()
+    assert found.truncations is not None
+    assert np.flatnonzero(found.truncations).tolist() == [4, 8, 10]
+    np.testing.assert_array_equal(found.led_to, led_to[1:])  # pyright: ignore
+    np.testing.assert_array_equal(found.arrivals, [0, 2, 3])  # pyright: ignore
+    np.testing.assert_array_equal(found.observations, data.observations)
+    assert without_terminations(found) is found

@@ -150,15 +150,29 @@ def test_rewards_and_ends_there_and_back(tmp_path):
     rewards = np.random.default_rng(5).normal(size=12).astype(np.float32)
     terminations, truncations = np.zeros(12, bool), np.zeros(12, bool)
     terminations[3] = truncations[6] = truncations[9] = truncations[11] = True
-    data = steps_of([4, 3, 5], rewards=rewards, terminations=terminations, truncations=truncations)
+    data = steps_of(
+        [4, 3, 5],
+        rewards=rewards,
+        terminations=terminations,
+        truncations=truncations,
+        led_to=np.random.default_rng(6).normal(size=(3, 3)).astype(np.float32),
+    )
     hdf5.write(tmp_path / "d.h5", data)
     read = hdf5.read(tmp_path / "d.h5")
-    for name in ("lengths", "rewards", "terminations", "truncations"):
+    for name in ("lengths", "rewards", "terminations", "truncations", "led_to"):
         np.testing.assert_array_equal(getattr(read, name), getattr(data, name), err_msg=name)
+    assert hdf5.read(tmp_path / "d.h5", ends="marks").led_to is None
     assert hdf5.read(tmp_path / "d.h5", ends="marks").lengths.tolist() == [4, 3, 3, 2]
     chosen = read.choose(np.array([False, True, True]))
     np.testing.assert_array_equal(chosen.rewards, rewards[4:])  # pyright: ignore[reportArgumentType]
     np.testing.assert_array_equal(chosen.truncations, truncations[4:])  # pyright: ignore[reportArgumentType]
+    np.testing.assert_array_equal(chosen.led_to, data.led_to[1:])  # pyright: ignore
+    file: Any
+    with h5py.File(tmp_path / "d.h5", "r+") as file:
+        del file["metadata/led_to"]
+        file["metadata/led_to"] = np.zeros((2, 3))
+    with pytest.raises(InputError, match=r"metadata/led_to is float64 of shape \(2, 3\); give an"):
+        hdf5.read(tmp_path / "d.h5")
 
 
 def test_what_is_not_known_is_not_written(tmp_path):

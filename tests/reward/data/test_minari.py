@@ -1,5 +1,8 @@
 """Datasets that the minari package has written."""
 
+import dataclasses
+import subprocess
+import sys
 from typing import Any
 
 import gymnasium
@@ -10,7 +13,8 @@ import pytest
 from minari.data_collector import EpisodeBuffer
 
 from common_jax.errors import InputError
-from reward_jax.data.files import read_episodes
+from reward_jax.data.episodes import Episodes
+from reward_jax.data.files import check_output, read_episodes, write_episodes
 
 LENGTHS = (7, 4, 9)
 
@@ -229,3 +233,76 @@ def test_a_dataset_that_declares_more_than_it_holds(store):
         InputError, match="'episode_1/rewards' declares the shape .1000000000., 8,"
     ):
         read_episodes("minari:big-v0")
+
+
+def some_episodes(environment=None):
+    rng = np.random.default_rng(1)
+    truncations = np.zeros(9, bool)
+    truncations[[3, 8]] = True
+    terminations = np.zeros(9, bool)
+    terminations[5] = True
+    return Episodes(
+        rng.normal(size=(9, 11)).astype(np.float32),
+        rng.normal(size=(9, 3)).astype(np.float32),
+        np.array([4, 2, 3]),
+        {"environment": environment, "goal": "expert", "seed": 3},
+        rewards=rng.normal(size=9).astype(np.float32),
+        terminations=terminations,
+        truncations=truncations,
+        led_to=rng.normal(size=(3, 11)).astype(np.float32),
+    )
+
+
+@pytest.mark.parametrize("place", ["id", "folder"])
+def test_a_dataset_there_and_back(store, place):
+    """By our reader and by Minari's own."""
+    data = some_episodes("Hopper-v5")
+    out = {"id": "minari:own/hopper-v2", "folder": store / "else" / "my data"}[place]
+    folder = write_episodes(out, data, run={"seed": 7})
+    assert folder == {"id": store / "own/hopper-v2", "folder": out}[place]
+    found = read_episodes(out)
+    for name in ("lengths", "observations", "actions", "rewards", "terminations", "truncations"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(data, name), err_msg=name)
+    np.testing.assert_array_equal(found.led_to, data.led_to)  # pyright: ignore
+    identifier = {"id": "own/hopper-v2", "folder": "my-data-v0"}[place]
+    assert found.about == data.about | {"minari": identifier}
+
+    theirs = minari.MinariDataset(folder / "data")
+    assert theirs.id == identifier and theirs.total_episodes == 3 and theirs.total_steps == 9
+    assert theirs.env_spec is not None and theirs.env_spec.id == "Hopper-v5"
+    last = theirs[2]
+    np.testing.assert_array_equal(last.observations[-1], data.led_to[2])  # pyright: ignore
+    np.testing.assert_array_equal(last.rewards, data.rewards[6:])  # pyright: ignore
+    if place == "id":
+        assert "own/hopper-v2" in minari.list_local_datasets()
+    with pytest.raises(InputError, match="exists; name another"):
+        check_output(out)
+    with pytest.raises(InputError, match="exists; name another"):
+        write_episodes(out, data)
+
+
+def test_what_minari_asks_for_is_named(store):
+    data = some_episodes()
+    for what in ("rewards", "terminations", "truncations", "led_to"):
+        with pytest.raises(InputError, match=f"the episodes have no {what}, which Minari asks"):
+            write_episodes(store / "d-v0", dataclasses.replace(data, **{what: None}))
+    with pytest.raises(InputError, match="no id such as NAMESPACE/NAME-v0"):
+        check_output("minari:hopper")
+    assert not (store / "d-v0").exists()
+
+
+def test_a_full_disk_leaves_no_dataset(store):
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
+        "from tests.reward.data.test_minari import some_episodes\n"
+        "from reward_jax.data.files import write_episodes\n"
+        "from common_jax.errors import InputError\n"
+        "try: write_episodes(sys.argv[1], some_episodes())\n"
+        "except InputError as error: sys.exit(str(error))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(store / "d-v0")], capture_output=True, text=True
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("Minari dataset") and "cannot be written" in done.stderr
+    assert done.stderr.count("\n") == 1 and not list(store.iterdir())
