@@ -45,7 +45,7 @@ def run(config: Config) -> None:
     task, goal = task_and_goal(guide.space.about, config.goal)
     plane = plane_of(task)
     check_step(guide, config.t)
-    episodes = read(config.data, ends=config.cut.ends)
+    episodes = read(config.data, ends=config.cut.ends, env=config.env)
     source = window_source(episodes, guide.space, config.cut.padding)
     note_run(config.out, dataclasses.asdict(config))
 

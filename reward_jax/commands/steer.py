@@ -1,6 +1,7 @@
 """`reward-jax steer`: plans of a base, steered by a reward, and what comes of them."""
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -40,6 +41,7 @@ def run(config: Config) -> None:
     )
     with atomic(config.out / "steer.png") as temporary:
         outcomes_figure(task, found, goal).savefig(temporary, dpi=120, format="png")
-    facts = {"goal": goal, "scale": config.guidance.scale}
+    facts: dict[str, Any] = {"goal": goal, "scale": config.guidance.scale}
+    facts["seconds"] = {name: outcome.seconds for name, outcome in found.items()}
     write_json(config.out / "steer.json", means | facts)
     print(f"plans: {config.out}")

@@ -13,6 +13,7 @@ from reward_jax.data.trajectory.windows import CutOptions
 from reward_jax.planning.extract import Matching, RewardOptions
 from reward_jax.planning.fit import NetworkOptions
 from reward_jax.reward.guide import GuidanceOptions
+from reward_jax.tasks.base import Rollout
 
 __all__ = [
     "STEERED",
@@ -28,6 +29,7 @@ __all__ = [
     "PairOption",
     "PlansOption",
     "RewardNetOption",
+    "RolloutOption",
     "ScalesOption",
     "SteeredOption",
 ]
@@ -37,12 +39,15 @@ STEERED = GuidanceOptions(scale=2.0)  # where nothing is swept: the scale that s
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CutOption:
-    """How data are cut.
+    """How data are read.
 
     Args:
+        env: the task that they are of, by name or by its Gymnasium id, where they do not say (as
+            D4RL's files do not).
         cut: how the file is divided into episodes, and episodes into windows.
     """
 
+    env: str | None = None
     cut: CutOptions = dataclasses.field(default_factory=CutOptions)
 
 
@@ -123,6 +128,17 @@ class GuidanceOption(PlansOption):
     """
 
     guidance: GuidanceOptions = dataclasses.field(default_factory=GuidanceOptions)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RolloutOption:
+    """How plans are acted on.
+
+    Args:
+        rollout: in a world that is planned in again and again.
+    """
+
+    rollout: Rollout = dataclasses.field(default_factory=Rollout)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

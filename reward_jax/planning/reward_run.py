@@ -121,7 +121,7 @@ def load_extraction(options: RewardRunOptions) -> Extraction:
     options.reward.make(space)
     padding = options.cut.padding
     names = [name for name in (options.data, options.expert_data) if name]
-    episodes = [read(name, ends=options.cut.ends) for name in names]
+    episodes = [read(name, ends=options.cut.ends, env=options.env) for name in names]
     parts = [hold_out(one, options.held_out, space, padding) for one in episodes]
     source, held_out = (
         Mixed(tuple(window_source(p[i], space, padding) for p in parts)) for i in (0, 1)

@@ -35,13 +35,14 @@ from reward_jax.planning.options import (
     FolderOption,
     GoalOption,
     GuidanceOption,
+    RolloutOption,
     ScalesOption,
 )
 from reward_jax.planning.plan import plan_sweep, planner, precomputed
 from reward_jax.reward.discriminator import DiscriminatorGuide
 from reward_jax.reward.gradients import Guide, ScoreDifference
 from reward_jax.reward.guide import GuidanceOptions
-from reward_jax.tasks.base import Outcome, Planner, Task
+from reward_jax.tasks.base import Outcome, Planner, Rollout, Task
 from reward_jax.tasks.find import task_and_goal
 
 __all__ = [
@@ -64,8 +65,9 @@ Output = Literal["logit", "sigmoid"]
 class Steering:
     """A base, what steers it, and the world that it plans in.
 
-    goal: what outcomes are measured against. options: how plans are drawn and steered. mesh: plans
-    are sharded over its data and fsdp axes. notes: what a user should know of it, sentences.
+    goal: what outcomes are measured against. options: how plans are drawn and steered. rollout:
+    how they are acted on. mesh: plans are sharded over its data and fsdp axes. notes: what a user
+    should know of it, sentences.
     """
 
     base: TrajectoryModel
@@ -73,6 +75,7 @@ class Steering:
     task: Task
     goal: Any
     options: GuidanceOptions = dataclasses.field(default_factory=GuidanceOptions)
+    rollout: Rollout = dataclasses.field(default_factory=Rollout)
     mesh: Mesh | None = None
     notes: tuple[str, ...] = ()
 
@@ -91,6 +94,7 @@ def steer_by(
     goal: Any = None,
     output: Output = "logit",
     options: GuidanceOptions | None = None,
+    rollout: Rollout | None = None,
     mesh: Mesh | None = None,
 ) -> Steering:
     """A base with what steers it; they must fit one another, or InputError is raised.
@@ -108,12 +112,13 @@ def steer_by(
         if isinstance(guide, DiscriminatorGuide):
             guide = dataclasses.replace(guide, output=output)
     task, goal = task_and_goal(by.space.about, goal)
-    return Steering(base, guide, task, goal, options or GuidanceOptions(), mesh, tuple(notes))
+    how = options or GuidanceOptions(), rollout or Rollout()
+    return Steering(base, guide, task, goal, *how, mesh, tuple(notes))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SteeringOptions(
-    SeedOption, DeviceOption, FolderOption, GoalOption, GuidanceOption, BaseOption
+    SeedOption, DeviceOption, FolderOption, GoalOption, RolloutOption, GuidanceOption, BaseOption
 ):
     """What steers a base, and how.
 
@@ -146,6 +151,7 @@ def load_steering(options: SteeringOptions) -> Steering:
         goal=options.goal,
         output=options.output,
         options=options.guidance,
+        rollout=options.rollout,
         mesh=mesh_for(dataclasses.asdict(options.mesh)),
     )
 
@@ -157,9 +163,11 @@ def outcomes(
     *,
     key: Key[Array, ""],
     goal: Any,
+    rollout: Rollout | None = None,
 ) -> dict[str, Outcome]:
     """What comes of each planner, all from the same starts and the same noise."""
-    return {name: task.execute(one, starts, key=key, goal=goal) for name, one in planners.items()}
+    given: dict[str, Any] = dict(key=key, goal=goal, rollout=rollout)
+    return {name: task.execute(one, starts, **given) for name, one in planners.items()}
 
 
 def both_outcomes(
@@ -170,7 +178,8 @@ def both_outcomes(
         "unsteered": steering.planner(steered=False),
         "steered": steering.planner(),
     }
-    return outcomes(steering.task, planners, starts, key=key, goal=steering.goal)
+    given: dict[str, Any] = dict(key=key, goal=steering.goal, rollout=steering.rollout)
+    return outcomes(steering.task, planners, starts, **given)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,7 +222,9 @@ def sweep_outcomes(
     each pair of settings by itself. Of the steering's options, scale and t_stopgrad are not used.
     """
     options.check()
-    given: dict[str, Any] = dict(key=key, goal=steering.goal, simulate=options.execute)
+    given: dict[str, Any] = dict(
+        key=key, goal=steering.goal, simulate=options.execute, rollout=steering.rollout
+    )
     execute = functools.partial(steering.task.execute, starts=starts, **given)
     return (
         [

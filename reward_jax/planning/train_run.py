@@ -107,7 +107,7 @@ def load_training(options: TrainOptions) -> Prepared:
     if init:
         check_prediction(options.training, init)
         check_taken_over(options, init)
-    episodes = read(options.data, ends=options.cut.ends)
+    episodes = read(options.data, ends=options.cut.ends, env=options.env)
     if init:
         begin, space = init, dataclasses.replace(init.space, about=dict(episodes.about))
     else:

@@ -24,7 +24,7 @@ from reward_jax.data.trajectory.space import (
     check_steers,
 )
 from reward_jax.planning.maps import each_seed, map_of
-from reward_jax.planning.options import SteeredOption
+from reward_jax.planning.options import RolloutOption, SteeredOption
 from reward_jax.planning.plan import plan, planner
 from reward_jax.planning.steer import outcomes
 from reward_jax.reward.extract import RelativeReward
@@ -39,7 +39,7 @@ _PLANNERS = ("base, unsteered", "base, steered by the reward", "expert")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PageOptions(SeedOption, MapOptions, SteeredOption):
+class PageOptions(SeedOption, MapOptions, RolloutOption, SteeredOption):
     """What is measured: plans, and windows of a map."""
 
 
@@ -128,7 +128,7 @@ def measure(
         planner(c.expert, **how),
     )
     named: dict[str, Planner] = dict(zip(_PLANNERS, planners, strict=True))
-    found = outcomes(c.task, named, starts, key=key, goal=c.goal)
+    found = outcomes(c.task, named, starts, key=key, goal=c.goal, rollout=options.rollout)
     maps = _maps(c, c.task.plane, rows, starts, options, key) if c.task.plane else None
     recorded = c.task.recorded(c.base.space.plans(rows[:SHOWN]).observations)
     return Measured(c, options, recorded, found, maps, metrics, diagnostics or {})

@@ -58,7 +58,7 @@ def write_report(options: ReportOptions) -> Written:
         raise InputError(f"{options.reward}: holds a discriminator; a reward is wanted")
     compared = compare(base, expert, guide)
     metrics, diagnostics = read_metrics(options.reward), read_diagnostics(options.reward)
-    episodes = read(options.data, ends=options.cut.ends)
+    episodes = read(options.data, ends=options.cut.ends, env=options.env)
     source = window_source(episodes, base.space, options.cut.padding)
     note_run(options.out, dataclasses.asdict(options))
     rows = np.asarray(source.sample(jax.random.key(options.seed), options.windows))

@@ -16,11 +16,12 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Array, Float, Key, Shaped
 
+from common_jax.cli.ranges import PositiveInt
 from reward_jax.data.episodes import Episodes
 from reward_jax.data.trajectory.space import Plans
 from reward_jax.tasks.plane import Plane
 
-__all__ = ["Captions", "Measure", "Outcome", "Planner", "Task"]
+__all__ = ["Captions", "Measure", "Outcome", "Planner", "Rollout", "Task"]
 
 
 class Planner(Protocol):
@@ -49,15 +50,30 @@ class Outcome:
     """The outcome of planning from B starts.
 
     measured: the task's measures by name (bool, or a number such as a return); None for one that
-    needs execution where there was none. shown: what `Task.draw` draws.
+    needs execution where there was none. shown: what `Task.draw` draws. seconds: of the clock, by
+    what they went into, where the task plans as it goes.
     """
 
     measured: dict[str, Shaped[np.ndarray, " B"] | None]
     shown: Float[np.ndarray, "B ..."]
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def means(self) -> dict[str, float | None]:
         """Each measure's mean over all rows: of a bool, the share of rows."""
         return {k: None if v is None else float(v.mean()) for k, v in self.measured.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """How a world that is planned in again and again is acted in (`Task.replans`).
+
+    Args:
+        steps: of the world, in an episode that does not end before.
+        execute: actions of each plan that are executed before the next is made.
+    """
+
+    steps: PositiveInt = 1000
+    execute: PositiveInt = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +101,9 @@ class Task(abc.ABC):
     execution, or the first that does not.
     captions: the sentences of its reports.
     replans: whether `execute` calls its planner again on the way; sweeps then plan as they go.
+    terminates: whether an episode can end in a terminal state; where none can, flags in data that
+    say so are not followed. widths: of observations and actions, which data are held to; None
+    where data may have any.
     plane: where positions lie, for maps of a reward; None for a world without positions.
     packages: those whose versions a report states.
     """
@@ -94,6 +113,8 @@ class Task(abc.ABC):
     measures: tuple[Measure, ...]
     captions: Captions
     replans: bool = False
+    terminates: bool = True
+    widths: tuple[int, int] | None = None
     plane: Plane | None = None
     packages: tuple[str, ...] = ()
 
@@ -135,10 +156,12 @@ class Task(abc.ABC):
         key: Key[Array, ""],
         goal: Any,
         simulate: bool = True,
+        rollout: Rollout | None = None,
     ) -> Outcome:
         """Plan from these starts and act; rows are independent of one another.
 
-        simulate: False for the measures of the plans alone, without steps of the world.
+        simulate: False for the measures of the plans alone, without steps of the world. rollout:
+        by default `Rollout()`; of no meaning to a task that plans once.
         """
 
     @abc.abstractmethod

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from common_jax.errors import InputError
-from reward_jax.data.episodes import Episodes
+from reward_jax.data.episodes import Episodes, without_terminations
 from reward_jax.data.files import read_episodes
 from reward_jax.tasks.base import Task
+from reward_jax.tasks.locomotion import task as locomotion
 from reward_jax.tasks.maze import task as maze
 from reward_jax.tasks.obstacles import task as obstacles
 
@@ -18,11 +19,12 @@ __all__ = ["TASKS", "find", "read", "task_and_goal", "task_of"]
 
 # A name, as in files and for --env -> a function that makes the task of that name.
 TASKS: Mapping[str, Callable[[str], Task]] = {
+    **dict.fromkeys(locomotion.TASKS, locomotion.LocomotionTask),
     **dict.fromkeys(maze.TASKS, maze.MazeTask),
     **dict.fromkeys(obstacles.TASKS, obstacles.ObstaclesTask),
 }
 # Each takes an environment's name elsewhere (a Gymnasium id) -> the name of its task, or None.
-_KNOWN: tuple[Callable[[str], str | None], ...] = (maze.task_of,)
+_KNOWN: tuple[Callable[[str], str | None], ...] = (maze.task_of, locomotion.task_of)
 
 
 @functools.cache
@@ -52,12 +54,33 @@ def task_and_goal(about: Mapping[str, Any], goal: Any = None) -> tuple[Task, Any
     return task, task.goal(about.get("goal") if goal is None else goal)
 
 
-def read(source: str | pathlib.Path, *, ends: str = "auto") -> Episodes:
-    """`read_episodes`, with the task added to `about` where the data are of one of these."""
+def read(source: str | pathlib.Path, *, ends: str = "auto", env: str | None = None) -> Episodes:
+    """`read_episodes`, with the task in `about` where the data are of one of these.
+
+    env: the task's name, or a Gymnasium id, where the data do not say (as D4RL's files do not).
+    Raises InputError for data that say another, or of other widths than the task's. Where a task
+    has no terminal states, flags of them are not followed: the episode goes on (each of D4RL's
+    files of one such world has one, D4RL issue 107).
+    """
     episodes = read_episodes(source, ends=ends)
     name = _name(episodes.about)
+    if env is not None:
+        asked = find(_name({"environment": env}) or env).name
+        if name not in (None, asked):
+            raise InputError(f"{source}: is of {name}, not of {asked}: leave the task out")
+        name = asked
     if name is None:
         return episodes
+    task = find(name) if name in TASKS else None
+    if task is not None and task.widths is not None:
+        widths = episodes.observations.shape[1], episodes.actions.shape[1]
+        if widths != task.widths:
+            raise InputError(
+                f"{source}: has {widths[0]} observations and {widths[1]} actions, but "
+                f"{task.environment} has {task.widths[0]} and {task.widths[1]}: give data of it"
+            )
+    if task is not None and not task.terminates:
+        episodes = without_terminations(episodes)
     return dataclasses.replace(episodes, about=episodes.about | {"task": name})
 
 

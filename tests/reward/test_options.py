@@ -16,6 +16,7 @@ LEAVES |= {f"study {name}": command for name, command in study.COMMANDS.items()}
 
 # One name for different things, each with words of its own.
 MEANINGS = {
+    "env": 2,  # whose data are recorded; whose data are read
     "base": 2,  # a file; the training of a study's bases
     "expert": 3,  # a file; one that may be left out; the training of a study's experts
     "data": 2,  # a file; one that may be left out

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from reward_jax.data.episodes import Episodes
-from reward_jax.tasks.base import Captions, Measure, Outcome, Planner, Task
+from reward_jax.tasks.base import Captions, Measure, Outcome, Planner, Rollout, Task
 from reward_jax.tasks.maze.collect import collect, steps_for
 from reward_jax.tasks.maze.mazes import (
     ENVIRONMENTS,
@@ -107,6 +107,7 @@ class MazeTask(Task):
         key: Key[Array, ""],
         goal: Any,
         simulate: bool = True,
+        rollout: Rollout | None = None,
     ) -> Outcome:
         """Whether plans, and the balls that follow them, end within 0.5 m of the goal.
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from common_jax.errors import InputError
 from reward_jax.data.episodes import Episodes
-from reward_jax.tasks.base import Captions, Measure, Outcome, Planner, Task
+from reward_jax.tasks.base import Captions, Measure, Outcome, Planner, Rollout, Task
 from reward_jax.tasks.obstacles.world import DT, HALF, WORLDS, World, follow, longest_walk, walk
 from reward_jax.tasks.plane import Plane, draw_paths, read_point
 
@@ -127,6 +127,7 @@ class ObstaclesTask(Task):
         key: Key[Array, ""],
         goal: Any,
         simulate: bool = True,
+        rollout: Rollout | None = None,
     ) -> Outcome:
         """Whether plans, and the points that follow them, end within 0.4 m of the goal."""
         plans = planner(starts, key)

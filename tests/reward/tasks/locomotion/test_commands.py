@@ -1,0 +1,128 @@
+"""Every command on a robot: data in both formats, models with actions, plans made on the way."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+
+from common_jax.errors import InputError
+from reward_jax.data.checkpoint import load_model
+from reward_jax.data.files import read_episodes
+from reward_jax.data.trajectory.space import TrajectorySpace
+from reward_jax.tasks import find
+from reward_jax.tasks.locomotion import policies
+from tests.reward.cli_runs import MATCHING, STEPS, run
+from tests.reward.tasks.locomotion.conftest import random_policy
+
+SMALL = ["--network.dim", 8, "--network.multipliers", "[1]", "--diffusion_steps", 8, *STEPS]
+SMALL += ["--horizon", 4, "--stride", 1, "--actions", "true", "--normaliser", "gaussian"]
+SMALL += ["--clip_x0", 0, "--cut.padding", "repeat", "--training.action_weight", 10]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder, printed = tmp_path_factory.mktemp("locomotion"), {}
+
+    def go(name, *argv):
+        with pytest.MonkeyPatch.context() as patch:
+            lines = []
+            patch.setattr("builtins.print", lambda *a, **_: lines.append(" ".join(map(str, a))))
+            patch.setattr(policies, "SHIPPED", folder)
+            assert run(*argv) == 0, lines
+        printed[name] = "\n".join(lines).splitlines()
+
+    stages = {s: random_policy("hopper", i) for i, s in enumerate(["early", "late", "medium"])}
+    policies.write_policies(
+        folder / "hopper.safetensors", stages | {"expert": random_policy("hopper", 5)}
+    )
+    policies.policies.cache_clear()
+    base, expert, reward = (folder / name for name in ("base", "expert", "reward"))
+    data = [folder / "base.hdf5", folder / "expert-v0"]
+    record = ["data", "--env", "hopper", "--episodes", 20]
+    go("data", *record, "--out", data[0])
+    go("expert data", *record, "--out", data[1], "--goal", "expert", "--seed", 1)
+    policies.policies.cache_clear()
+    go("train", "train", "--data", data[0], "--out", base, *SMALL)
+    more = ["--cut.padding", "repeat", "--training.action_weight", 10]
+    go("expert", "train", "--data", data[1], "--out", expert, "--init", base, *STEPS, *more)
+    both = ["--data", data[0], "--expert_data", data[1], "--cut.padding", "repeat"]
+    go("extract", "extract", "--base", base, "--expert", expert, *both, "--out", reward, *MATCHING)
+    acts = ["--plans", 3, "--rollout.steps", 12]
+    steered = ["--base", base, "--reward", reward, *acts]
+    go("steer", "steer", *steered, "--out", folder / "steer", "--rollout.execute", 2)
+    raw = ["steer", "--base", base, "--expert", expert, *acts, "--out", folder / "raw"]
+    go("raw", *raw, "--guidance.sampler", "ddim", "--guidance.sampling_steps", 3)
+    grid = ["--scales", "[0, 2]", "--t_stopgrads", "[0]", "--execute"]
+    go("sweep", "sweep", *steered, "--out", folder / "sweep", *grid)
+    models = ["--base", base, "--expert", expert, "--reward", reward, "--data", data[0]]
+    go("report", "report", *models, "--out", folder / "report", *acts, "--windows", 40)
+    return folder, printed
+
+
+@pytest.mark.slow
+def test_data_and_models(made):
+    folder, printed = made
+    base, expert = (read_episodes(folder / d) for d in ("base.hdf5", "expert-v0"))
+    assert (base.about["goal"], expert.about["goal"]) == ("medium-replay", "expert")
+    assert base.terminations is not None and base.terminations.any()
+    assert printed["data"][0].startswith("20 episodes of Hopper-v5, medium-replay, ")
+    space = load_model(folder / "expert", TrajectorySpace).space
+    assert (space.shape, space.actions, space.stride) == ((4, 14), 3, 1)
+    assert space.about["goal"] == "expert" and space.normaliser.kind == "gaussian"
+
+
+@pytest.mark.slow
+def test_returns_and_times(made):
+    folder, printed = made
+    found = json.loads((folder / "steer" / "steer.json").read_text())
+    assert set(found["steered"]) == {"return", "normalized", "steps"}
+    assert found["goal"] == "expert" and 0 < found["steered"]["steps"] <= 12
+    for name in ("unsteered", "steered"):
+        assert set(found["seconds"][name]) == {"planning", "stepping"}
+        assert any(line.startswith(f"{name}: return ") for line in printed["steer"])
+    assert (folder / "steer" / "steer.png").stat().st_size > 1000
+    rows = json.loads((folder / "sweep" / "sweep.json").read_text())
+    assert [r["scale"] for r in rows] == [0, 2] and rows[0]["return"] != rows[1]["return"]
+    raw = json.loads((folder / "raw" / "steer.json").read_text())
+    assert raw["unsteered"]["return"] != raw["steered"]["return"]
+    text = (folder / "report" / "report.html").read_text("utf-8")
+    assert "normalized" in text and "two diffusion models, hopper" in text
+
+
+@pytest.mark.slow
+def test_models_and_data_of_another_robot_are_refused(made, capsys):
+    folder, _ = made
+    argv = ["train", "--data", folder / "base.hdf5", "--out", folder / "none", *SMALL]
+    assert run(*argv, "--env", "walker2d") == 2
+    assert "is of hopper, not of walker2d: leave the task out" in capsys.readouterr().err
+    with h5py.File(folder / "base.hdf5") as file, h5py.File(folder / "d4rl.hdf5", "w") as other:
+        for name in ("observations", "actions", "rewards", "terminals", "timeouts"):
+            other[name] = file[name][()]  # pyright: ignore[reportIndexIssue]
+    argv[2] = folder / "d4rl.hdf5"
+    assert run(*argv, "--env", "HalfCheetah-v2") == 2
+    said = "has 11 observations and 3 actions, but HalfCheetah-v5 has 17 and 6"
+    assert said in capsys.readouterr().err
+    assert run(*argv, "--env", "ant") == 2
+    assert "environment 'ant' is unknown" in capsys.readouterr().err
+    assert not (folder / "none").exists()
+
+
+def test_d4rl_s_files_by_the_task_that_is_named(tmp_path):
+    """One stray terminal, as each of D4RL's files of this robot has."""
+    rows = np.random.default_rng(0).normal(size=(40, 23)).astype(np.float32)
+    terminals, timeouts = np.zeros(40, bool), np.zeros(40, bool)
+    terminals[7] = timeouts[19] = timeouts[39] = True
+    with h5py.File(tmp_path / "halfcheetah_medium-v2.hdf5", "w") as file:
+        file["observations"], file["actions"] = rows[:, :17], rows[:, 17:]
+        file["rewards"] = rows[:, 0]
+        file["terminals"], file["timeouts"] = terminals, timeouts
+    given = tmp_path / "halfcheetah_medium-v2.hdf5"
+    found = find.read(given, env="HalfCheetah-v2")
+    assert found.lengths.tolist() == [20, 20] and found.about["task"] == "halfcheetah"
+    assert found.terminations is not None and not found.terminations.any()
+    assert find.read(given).lengths.tolist() == [8, 12, 20]  # of no task: as it says
+    with h5py.File(given, "r+") as file:
+        del file["timeouts"]
+    with pytest.raises(InputError, match="has neither 'timeouts' nor 'infos/goal'"):
+        find.read(given, env="halfcheetah")
