@@ -91,9 +91,9 @@ class AdapterConfig:
         kind = self.fields.get("peft_type")
         if kind in _VIRTUAL:
             raise self._error(
-                f"an adapter of type {kind} adds virtual tokens and changes no weight of the base, "
-                "so there is no tuned model to compare, nor anything to merge; give a tuning that "
-                "changes weights, such as LoRA"
+                f"an adapter of type {kind} adds virtual tokens and changes no weight of the "
+                "base, so there is no tuned model to compare, nor anything to merge; give a "
+                "tuning that changes weights, such as LoRA"
             )
         if kind in _MIXED:
             raise self._error(

@@ -2,9 +2,9 @@
 
 PEFT names a tensor after its module and the part that it plays there: `lora_A`, `ia3_l`, ...; a
 parameter that is replaced whole has the name of the base's. Where a module was wrapped, the name
-may hold the wrapper's (`X.ln_tuning_layers.weight`), and one parameter may be there several times:
-`X.weight` is what was trained, `X.modules_to_save.weight` the same, `X.original_module.weight` what
-it was before.
+may hold the wrapper's (`X.ln_tuning_layers.weight`), and a parameter may be there several times:
+`X.weight` is what was trained, `X.modules_to_save.weight` the same, and
+`X.original_module.weight` what it was before.
 """
 
 import re
