@@ -35,7 +35,7 @@ from tuco_jax.core.cache import Cache, LayerCache
 from tuco_jax.core.layer import ModelLayer, PairLayer
 from tuco_jax.core.places import ModelPlaces, Places, last_column, pick
 from tuco_jax.core.residual import begin
-from tuco_jax.core.tokens import as_mask, as_tokens
+from tuco_jax.core.tokens import as_tokens
 from tuco_jax.core.walk import Source, as_source, walk
 from tuco_jax.models import decoder
 from tuco_jax.models.config import ModelConfig
@@ -185,8 +185,7 @@ def grid_logits(
     source = as_source(pair)
     ends = source.ends
     depth = ends.tuned_config.depth
-    tokens = as_tokens(tokens, ends.tuned_config.vocab_size)
-    mask = as_mask(mask, tokens)
+    tokens, mask = as_tokens(tokens, mask, ends.tuned_config.vocab_size)
     by_layer = prefix.alphas if prefix else _layer_alphas(alphas, depth)
     cache = prefix.cache if prefix else None
     selected = last_column(mask)[:, None] if columns is None else columns
@@ -253,10 +252,10 @@ def prefix_caches(
         shape = list(np.shape(tokens))
         raise InputError(f"prefix tokens have shape {shape}: give [P], one or more")
     row = tokens if isinstance(tokens, jax.Array) else np.asarray(tokens)
-    tokens = as_tokens(row[None], ends.tuned_config.vocab_size)[0]
+    rows, mask = as_tokens(row[None], None, ends.tuned_config.vocab_size)
+    tokens = rows[0]
     depth = ends.tuned_config.depth
     by_layer = _layer_alphas(alphas, depth)
-    mask = jnp.ones((1, tokens.size), bool)
     x, places = _begin(ends, tokens[None], mask, jnp.zeros((1, 1), int), None, mesh=mesh)
     chunk = chunk or _default_chunk(mask.size)
     step = GridStep(places, None, chunk, keep=True, mesh=mesh)

@@ -126,7 +126,7 @@ def decompose(
     source = as_source(pair, remat=remat)
     ends = source.ends
     if tokens is not None:
-        tokens = as_tokens(tokens, ends.tuned_config.vocab_size)
+        tokens, mask = as_tokens(tokens, mask, ends.tuned_config.vocab_size)
     given = tokens if tokens is not None else embeddings
     if given is None:
         raise ValueError("give either tokens [B, T] or embeddings [B, T, D]")

@@ -23,7 +23,7 @@ from tuco_jax.core.engine import Phase, run
 from tuco_jax.core.layer import PairLayer
 from tuco_jax.core.places import Places, pick
 from tuco_jax.core.residual import begin, share
-from tuco_jax.core.tokens import as_mask, as_tokens
+from tuco_jax.core.tokens import as_tokens
 from tuco_jax.core.walk import Source, as_source
 from tuco_jax.models.layers import Delta
 from tuco_jax.models.pair import Pair
@@ -164,8 +164,7 @@ def last_tokens(
     """
     source = as_source(pair)
     if tokens is not None:
-        tokens = as_tokens(tokens, source.ends.tuned_config.vocab_size)
-        mask = as_mask(mask, tokens)
+        tokens, mask = as_tokens(tokens, mask, source.ends.tuned_config.vocab_size)
     engine = LastTokens(tokens, mask, columns, segments, embeddings, norm=norm, mesh=mesh)
     return run(engine, source)
 

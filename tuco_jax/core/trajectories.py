@@ -102,8 +102,7 @@ def trajectories(
     passes.
     """
     source = as_source(pair)
-    tokens = as_tokens(tokens, source.ends.tuned_config.vocab_size)
-    mask = as_mask(mask, tokens)
+    tokens, mask = as_tokens(tokens, mask, source.ends.tuned_config.vocab_size)
     x, places = _begin(source.ends, tokens, mask, mesh=mesh)
     zeros = jnp.zeros_like(x)
     step = TrajectoriesStep(places, mask, mesh)
@@ -159,8 +158,7 @@ def final_streams(
     larger, tokens that the base does not know take its last row. segments: as in `decompose`.
     """
     source = as_source(pair)
-    tokens = as_tokens(tokens, source.ends.tuned_config.vocab_size)
-    mask = as_mask(mask, tokens)
+    tokens, mask = as_tokens(tokens, mask, source.ends.tuned_config.vocab_size)
     carry, places = _begin_own(source.ends, tokens, mask, segments, mesh=mesh)
     return walk(FinalStreamsStep(places, mesh), carry, source)[0]
 

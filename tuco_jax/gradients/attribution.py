@@ -31,7 +31,7 @@ from common_jax.mesh import constrain
 from common_jax.report import page
 from tuco_jax.core.budget import default_budget
 from tuco_jax.core.last_token import tuco
-from tuco_jax.core.tokens import as_mask, as_tokens
+from tuco_jax.core.tokens import as_tokens
 from tuco_jax.models import decoder
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.positions import Positions
@@ -106,8 +106,8 @@ def attribute(
     Pure and jitted. Raises InputError for points below 1, and for tokens outside the vocabulary.
     """
     check_range(PositiveInt, points, "points")
-    tokens = as_tokens(tokens, pair.tuned_config.vocab_size)
-    return _attribute(pair, tokens, as_mask(mask, tokens), baseline, points, norm, mesh)
+    tokens, mask = as_tokens(tokens, mask, pair.tuned_config.vocab_size)
+    return _attribute(pair, tokens, mask, baseline, points, norm, mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("points", "norm", "mesh"))

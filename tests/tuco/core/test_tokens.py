@@ -46,9 +46,25 @@ def test_ids_outside_the_vocabulary(pair, name, bad):
     rows[0, 1] = bad
     given = [rows, rows.tolist()] + [jnp.asarray(rows, jnp.int32)] * (abs(bad) < 2**31)
     for tokens in given:
-        message = f"tokens: token {bad} is outside the tuned model's vocabulary of 61"
+        message = f"tokens: token {bad} is outside the tuned model's vocabulary of 61; give padd"
         with pytest.raises(InputError, match=message):
             FUNCTIONS[name](pair, tokens, MASK)
+
+
+@pytest.mark.parametrize("bad", [-100, 61, -(2**40)])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_any_id_stands_for_padding_under_the_mask(pair, name, bad):
+    """As -100, or a padding token that the models were not resized for; compiled or not."""
+    padded = np.asarray(ROWS)
+    padded[1, 1:] = bad
+    want = FUNCTIONS[name](pair, ROWS, MASK)
+    found = [FUNCTIONS[name](pair, padded, MASK)]
+    if abs(bad) < 2**31:
+        found.append(jax.jit(lambda t: FUNCTIONS[name](pair, t, MASK))(jnp.asarray(padded)))
+    for got in found:
+        for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            real = np.asarray(MASK, bool) if one.shape[:2] == (2, 3) else ...
+            np.testing.assert_allclose(one[real], other[real], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["tuco", "decompose"])
@@ -85,7 +101,7 @@ def test_rows_of_ids(pair):
 )
 def test_what_is_no_array_of_tokens(tokens, message):
     with pytest.raises(InputError, match=message):
-        as_tokens(tokens, 61)
+        as_tokens(tokens, None, 61)
 
 
 def test_masks_and_compiled_functions():
@@ -94,5 +110,5 @@ def test_masks_and_compiled_functions():
         as_mask(MASK[:1], tokens)
     assert as_mask(None, tokens).all()
     bad = tokens.at[0, 0].set(-1)
-    assert jax.jit(lambda t: as_tokens(t, 61))(bad)[0, 0] == -1  # there, nothing can be said
+    assert jax.jit(lambda t: as_tokens(t, None, 61)[0])(bad)[0, 0] == -1  # there, nothing can be said
     assert check_row([], 61, "row").dtype == np.int32
