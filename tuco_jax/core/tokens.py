@@ -84,7 +84,7 @@ def _array(given: Any, name: str) -> Any:
 
 
 def _outside(tokens: Any, vocab_size: int, name: str) -> Bool[np.ndarray, "..."] | None:
-    """Which ids are no number of a token; None where that cannot be seen. InputError for no ids."""
+    """Which ids are no number of a token; None where that cannot be seen."""
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise InputError(f"{name} are {tokens.dtype}: token ids are whole numbers")
     if not _is_known(tokens):

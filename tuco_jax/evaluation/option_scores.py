@@ -21,7 +21,7 @@ from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import batch_width, mesh_of, put_rows
 from tuco_jax.prompts import batching
-from tuco_jax.prompts.render import Renderer
+from tuco_jax.prompts.render import render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,11 +72,10 @@ def tokenize(
     if chat:
         if not tokenizer.chat_template:
             raise InputError("--chat needs a chat template, and the tokenizer has none; leave it")
-        with Renderer(tokenizer) as renderer:
-            prompts = [
-                renderer.text([{"role": "user", "content": text}], opened=True, whole=False)
-                for text in prompts
-            ]
+        prompts = [
+            render(tokenizer, [{"role": "user", "content": text}], opened=True, whole=False)
+            for text in prompts
+        ]
         options = [o.strip() for o in options]
 
     def ids(texts: Sequence[str]) -> list[list[int]]:

@@ -82,11 +82,12 @@ def tokenize(
     Conversations longer than `max_tokens` are an error, or with `truncate` lose their end. Raises
     InputError naming file and line.
     """
-    with Renderer(tokenizer) as renderer:
-        return [
-            _example(tokenizer, renderer, c, max_tokens, vocab_size, truncate)
-            for c in conversations
-        ]
+    renderer = Renderer(tokenizer)
+    examples = [
+        _example(tokenizer, renderer, c, max_tokens, vocab_size, truncate) for c in conversations
+    ]
+    renderer.warn()
+    return examples
 
 
 def _example(

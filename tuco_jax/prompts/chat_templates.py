@@ -78,8 +78,7 @@ def check_template(source: str, template: str, tokenizer: "PreTrainedTokenizerBa
                 "choose another name, or write a .jinja file with tokens that it has"
             )
     try:
-        with Renderer(tokenizer, template) as renderer:
-            text = renderer.text(_SAMPLE, whole=False)
+        text = Renderer(tokenizer, template).text(_SAMPLE, whole=False)
     except InputError as error:
         cause = error.__cause__
         if isinstance(cause, TemplateSyntaxError):

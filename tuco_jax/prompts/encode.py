@@ -27,6 +27,7 @@ def encode(
     vocab_size: int | None = None,
     truncate: bool | None = None,
     continue_final: bool = False,
+    notes: list[str] | None = None,
 ) -> list[Int[np.ndarray, " n"]]:
     """Token ids of each prompt, int32.
 
@@ -36,15 +37,21 @@ def encode(
     assistant's turn at the end is closed by the template, or left open with `continue_final`.
 
     A prompt beyond `max_tokens` is an error, or with `truncate` keeps its last `max_tokens` tokens
-    (a BOS at its start is lost); with None the message does not offer `--truncate`. Raises
+    (a BOS at its start is lost); with None the message does not offer `--truncate`. What a chat
+    template leaves out that says nothing by itself (`Renderer.notes`) is added to `notes`, or with
+    None a warning. Raises
     InputError naming the prompt, also for a token beyond `vocab_size`, and where there is no chat
     template, or it refuses the conversation, leaves out some of it, or runs for too long.
     """
     plain = [i for i, p in enumerate(prompts) if p.messages is None]
     chats = [i for i, p in enumerate(prompts) if p.messages is not None]
     rows: dict[int, list[int]] = {}
-    with Renderer(tokenizer) as renderer:
-        conversations = [_render(renderer, tokenizer, prompts[i], continue_final) for i in chats]
+    renderer = Renderer(tokenizer)
+    conversations = [_render(renderer, tokenizer, prompts[i], continue_final) for i in chats]
+    if notes is None:
+        renderer.warn()
+    else:
+        notes += renderer.notes
     for indices, texts, special in (
         (plain, [prompts[i].prompt for i in plain], True),
         (chats, conversations, False),

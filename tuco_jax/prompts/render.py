@@ -1,10 +1,16 @@
 """Conversations as the text that a chat template makes of them: all of it, or an error.
 
-Nothing of a conversation is dropped without a word. A template that leaves out a turn, or a field
-such as `tool_calls`, is refused for that conversation, and so is one that runs for too long.
+Nothing that a conversation says is dropped without a word. A template that leaves out a turn, or a
+field such as `tool_calls`, is refused for that conversation, and so is one that runs for too long.
+What it may leave out is noted (`Renderer.notes`): fields that only say which call a tool's turn
+answers, as Qwen's templates do, and the thoughts of earlier turns where it takes those of later
+ones, as models that think are trained.
 """
 
+import functools
 import json
+import re
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +18,16 @@ from common_jax.errors import InputError
 from tuco_jax.prompts.messages import Message, Tool, text_of
 from tuco_jax.prompts.template_limits import SECONDS, TooMuchError, limited, names, tame
 from tuco_jax.prompts.template_process import TemplateProcess
+from tuco_jax.prompts.whole import (
+    Piece,
+    Talk,
+    longer,
+    marked,
+    pieces,
+    said,
+    shape,
+    without,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,31 +35,28 @@ if TYPE_CHECKING:
 __all__ = ["Renderer", "render"]
 
 _MARK = "tuxedo"  # a word that no template writes
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_process = functools.cache(TemplateProcess)  # one for all templates that need it
 
 
 def render(
     tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], **options: Any
 ) -> str:
     """`Renderer.text` of one conversation."""
-    with Renderer(tokenizer) as renderer:
-        return renderer.text(messages, **options)
+    return Renderer(tokenizer).text(messages, **options)
 
 
 class Renderer:
-    """The chat template of a tokenizer. Use as a context."""
+    """The chat template of a tokenizer.
+
+    notes: what it left out of conversations so far that says nothing by itself.
+    """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", template: str | None = None) -> None:
         """template: in place of the tokenizer's own."""
         self._tokenizer, self._template = tokenizer, template
-        self._process = TemplateProcess()
-        self._taken: set[str] = set()  # roles
-
-    def __enter__(self) -> "Renderer":
-        self._process.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.__exit__()
+        self._seen: set[int] = set()  # shapes of conversations whose pieces were looked for
+        self.notes: list[str] = []
 
     def text(
         self,
@@ -62,17 +75,21 @@ class Renderer:
         Raises InputError, which names the field, for whatever the template does not take.
         """
         found = [{k: v for k, v in m.items() if v is not None} for m in messages]
-        functions = [dict(t) for t in tools] if tools else None
+        talk = {"messages": found, "tools": [dict(t) for t in tools] if tools else None}
         if continued and not text_of(found[-1]).strip():
             raise InputError(f"messages[{len(found) - 1}] has no text that can be continued")
-        text = self._run(found, functions, opened, continued)
+        text = self._run(talk, opened, continued)
         if whole:
-            self._check_whole(text, found, functions, opened, continued)
+            self._check_whole(text, talk, opened, continued)
         return text
 
-    def _run(
-        self, messages: list[Any], tools: list[Any] | None, opened: bool, continued: bool
-    ) -> str:
+    def warn(self) -> None:
+        """Tell the notes as warnings, at the caller's caller."""
+        for note in self.notes:
+            warnings.warn(note, stacklevel=3)
+
+    def _run(self, talk: Talk, opened: bool, continued: bool) -> str:
+        messages, tools = talk["messages"], talk["tools"]
         if not self._tokenizer.chat_template and self._template is None:
             raise InputError("the tokenizer has no chat template, which `messages` need")
         try:
@@ -99,7 +116,7 @@ class Renderer:
                 "add_generation_prompt": opened,
                 "continue_final_message": continued,
             }
-            return self._process.render(job, characters, SECONDS)
+            return _process().render(job, characters, SECONDS)
         except TooMuchError as error:
             raise InputError(
                 f"the chat template is stopped at `messages`: {error}; shorten them, or give a "
@@ -111,61 +128,59 @@ class Renderer:
                 reason = f"{reason[:400]} ..."
             raise InputError(f"the chat template refuses `messages`: {reason}") from error
 
-    def _check_whole(
-        self,
-        text: str,
-        messages: list[dict[str, Any]],
-        tools: list[Any] | None,
-        opened: bool,
-        continued: bool,
-    ) -> None:
-        """Raise InputError naming the first turn, or the first field, that is not in the text."""
-        read = names(self._tokenizer.get_chat_template(self._template, tools))
-
-        def same(turn: int | None, **changes: Any) -> bool:
-            """Whether the text is the same with these fields changed: removed, where None."""
-            others = [dict(m) for m in messages]
-            if turn is not None:
-                others[turn] = {k: v for k, v in (others[turn] | changes).items() if v is not None}
-            try:
-                functions = tools if turn is not None else None
-                return self._run(others, functions, opened, continued) == text
-            except InputError:
-                return False  # it matters
-
-        if tools and "tools" not in read and same(None):
-            raise InputError("the chat template does not take `tools`; remove them, or name one")
-        end = 0
-        for turn, message in enumerate(messages):
-            field = f"messages[{turn}]"
-            for name, value in message.items():
-                known = name in ("role", "content") or name in read
-                if value not in ("", [], {}, False) and not known and same(turn, **{name: None}):
-                    raise InputError(
-                        f"the chat template does not take `{field}.{name}`; remove it, or name a "
-                        "template that does"
-                    )
+    def _check_whole(self, text: str, talk: Talk, opened: bool, continued: bool) -> None:
+        """Raise InputError naming the first piece that is not in the text."""
+        for turn, message in enumerate(talk["messages"]):
             content = message.get("content")
             if isinstance(content, list) and str(content) in text:
                 raise InputError(
-                    f"the chat template does not take `{field}.content` in parts; write it as one "
-                    "text"
+                    f"the chat template does not take `messages[{turn}].content` in parts; write "
+                    "it as one text"
                 )
-            own, role = text_of(message).strip(), message["role"]
-            if not own or (continued and turn == len(messages) - 1):
-                continue  # the latter is looked for where it is left open
-            at = text.find(own, end)
-            end = at + len(own) if at >= 0 else end
-            # One look at each role that the template does not name: another text may be like it.
-            if at < 0 or not (role in read or role in self._taken):
-                self._taken.add(role)
-                longer = (
-                    [*content, {"type": "text", "text": f" {_MARK}"}]
-                    if isinstance(content, list)
-                    else f"{content} {_MARK}"
-                )
-                if same(turn, content=longer):
-                    raise InputError(
-                        f"the chat template leaves out `{field}`, the {role}'s; remove it, or "
-                        "name a template that takes it"
-                    )
+        template = self._tokenizer.get_chat_template(self._template, talk["tools"])
+        kind = hash((template, opened, continued, shape(talk)))
+        found = pieces(talk)
+        # One may be written here and not there: what a conversation says is looked for in each.
+        lacking = [p for p in found if p.is_content and said(talk, p) not in text]
+        if kind not in self._seen:
+            replaced, marks = marked(talk, found)
+            try:
+                written = self._run(replaced, opened, continued).lower()
+            except InputError:  # it wants to read something: each piece is tried by itself
+                written = ""
+            lacking += [p for p in found if not any(mark in written for mark in marks[p])]
+        for piece in dict.fromkeys(lacking):
+            if self._leaves_out(text, talk, piece, opened, continued):
+                self._refuse_or_note(piece, talk, names(template))
+        self._seen.add(kind)
+
+    def _leaves_out(
+        self, text: str, talk: Talk, piece: Piece, opened: bool, continued: bool
+    ) -> bool:
+        """Whether the text is the same with another piece, or without it."""
+        content = piece.is_content
+        other = longer(talk, piece, _MARK) if content else without(talk, piece)
+        try:
+            return self._run(other, opened, continued) == text
+        except InputError:
+            return False  # it matters
+
+    def _refuse_or_note(self, piece: Piece, talk: Talk, read: frozenset[str]) -> None:
+        if piece.is_content:
+            turn = int(piece.path[1])
+            raise InputError(
+                f"the chat template leaves out `messages[{turn}]`, the "
+                f"{talk['messages'][turn]['role']}'s; remove it, or name a template that takes it"
+            )
+        name = piece.path[-1]
+        if not (piece.links or (name in _THOUGHTS and name in read)):
+            field = "tools" if piece.path[0] == "tools" else Piece(piece.path[:3]).field
+            raise InputError(
+                f"the chat template does not take `{field}`; remove it, or name a template that "
+                "does"
+            )
+        kind = re.sub(r"\[\d+\]", "[]", piece.field)
+        where = "" if piece.links else " of some turns"
+        note = f"the chat template leaves out `{kind}`{where}: the models do not see it"
+        if note not in self.notes:
+            self.notes.append(note)

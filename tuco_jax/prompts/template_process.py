@@ -1,13 +1,14 @@
 """Chat templates that may take all time or memory, in a process that can be ended.
 
-    with TemplateProcess() as process:
-        text = process.render(template, messages, ...)
+    process = TemplateProcess()
+    text = process.render(template, messages, ...)
 
 The process has a limit on its memory where the system knows one (Linux, mostly; not Windows), and
 is ended where an answer does not come in time. It starts when it is first needed, which takes a
-second or two: for ordinary templates it is not (`template_limits.tame`).
+second or two: for ordinary templates it is not (`template_limits.tame`). It ends with ours.
 """
 
+import atexit
 import json
 import os
 import pathlib
@@ -30,18 +31,15 @@ class RefusedError(Exception):
 
 
 class TemplateProcess:
-    """A process that renders one conversation after another. Use as a context."""
+    """A process that renders one conversation after another, for any thread."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
+        self._turn = threading.Lock()
 
-    def __enter__(self) -> "TemplateProcess":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end()
-
-    def _end(self) -> None:
+    def end(self) -> None:
+        """End it; a later `render` starts another."""
+        atexit.unregister(self.end)
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -52,7 +50,14 @@ class TemplateProcess:
 
         characters: of what the template reads. Raises TooMuchError or RefusedError.
         """
+        with self._turn:
+            return self._render(job, characters, seconds)
+
+    def _render(self, job: Mapping[str, Any], characters: int, seconds: float) -> str:
+        if self._process is not None and self._process.poll() is not None:  # an interrupt, say
+            self.end()
         if self._process is None:
+            atexit.register(self.end)
             self._process = subprocess.Popen(
                 [sys.executable, "-c", f"import {__name__} as child; child.main()"],
                 stdin=subprocess.PIPE,
@@ -83,11 +88,14 @@ class TemplateProcess:
             answer = process.stdout.readline()
         except OSError:  # it ended
             answer = ""
+        except BaseException:  # its answer would be taken for that to the next question
+            self.end()
+            raise
         finally:
             clock.cancel()
         if answer.endswith("\n"):
             return json.loads(answer)
-        self._end()
+        self.end()
         return None
 
 

@@ -9,6 +9,7 @@ Legend: N prompts, n tokens of one, L layers, B rows of a batch, T its length, C
 import dataclasses
 import functools
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ from tuco_jax.scoring.watch import Watch
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Scores", "score", "score_tokens"]
+__all__ = ["Scores", "closed_turns", "score", "score_tokens"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,7 @@ def score(
         tokenizer: the tuned model's.
         prompts: texts (tokenized with the tokenizer's default special tokens), conversations
             (lists of {"role", "content"}, through the chat template, which closes an assistant's
-            turn at the end) or `Prompt`s.
+            turn at the end unless continue_final is given) or `Prompt`s.
         mesh: devices to run on, by default those that the pair is on; the batch is sharded over
             data and fsdp.
         progress: show a progress bar on stderr, if that is a terminal.
@@ -96,9 +97,11 @@ def score(
             continue_final, passes.
 
     Scores do not depend on batches, packing, order or devices (1e-5). Raises InputError naming the
-    prompt, also where a score is not finite.
+    prompt, also where a score is not finite. Warns of assistants' turns that the template closes.
     """
     prompts, how = as_prompts(prompts), ScoringOptions(**options)
+    for note in () if how.continue_final else closed_turns(prompts):
+        warnings.warn(note, stacklevel=2)
     ends = as_source(pair).ends
     tokens = encode(
         tokenizer,
@@ -109,6 +112,20 @@ def score(
         continue_final=how.continue_final,
     )
     return score_tokens(pair, tokens, prompts, mesh=mesh, progress=progress, **options)
+
+
+def closed_turns(prompts: Sequence[Prompt]) -> list[str]:
+    """A note on conversations whose last turn the chat template closes; none where there are none.
+
+    It is told wherever conversations are scored without `continue_final`.
+    """
+    count = sum(bool(p.messages) and p.messages[-1]["role"] == "assistant" for p in prompts)
+    if not count:
+        return []
+    return [
+        f"{count} of {len(prompts)} prompts end with an assistant's turn, which the chat template "
+        "closes; continue_final leaves it open"
+    ]
 
 
 def score_tokens(

@@ -103,7 +103,7 @@ def _score(
     from tuco_jax.core.streamed import stream_pair
     from tuco_jax.prompts.encode import encode
     from tuco_jax.scoring.fingerprint import fingerprint
-    from tuco_jax.scoring.score import score_tokens
+    from tuco_jax.scoring.score import closed_turns, score_tokens
     from tuco_jax.weights.load import load_pair
 
     mesh = mesh_for(dataclasses.asdict(options.mesh))
@@ -128,6 +128,7 @@ def _score(
                 *names, dtype=options.dtype, mesh=mesh, adapter=options.adapter
             )
             pair = source
+    notes: list[str] = [] if options.continue_final else closed_turns(rows)
     with _timed(seconds, "tokenize"):
         tokens = encode(
             tokenizer,
@@ -136,6 +137,7 @@ def _score(
             vocab_size=pair.tuned_config.vocab_size,
             truncate=False,  # cut below, where the whole length is still known
             continue_final=options.continue_final,
+            notes=notes,
         )
         cut = [p.id for p, t in zip(rows, tokens, strict=True) if t.size > pair.context]
         tokens = [t[-pair.context :] for t in tokens]
@@ -158,20 +160,9 @@ def _score(
     meta["token_budget"] = options.token_budget
     meta["mesh"] = dict(mesh.shape) if mesh is not None else None
     meta["stream"] = dataclasses.asdict(options.passes) if options.stream else None
-    meta["notes"] += _closed(rows) if not options.continue_final else []
+    meta["notes"] += notes
     meta["fingerprint"] = key
     return meta, _columns(rows, scores, options.layers)
-
-
-def _closed(rows: Sequence[Prompt]) -> list[str]:
-    """A note on conversations whose last turn the chat template closes."""
-    count = sum(bool(p.messages) and p.messages[-1]["role"] == "assistant" for p in rows)
-    if not count:
-        return []
-    return [
-        f"{count} of {len(rows)} prompts end with an assistant's turn, which the chat template "
-        "closes; --continue_final leaves it open"
-    ]
 
 
 @contextlib.contextmanager

@@ -110,5 +110,7 @@ def test_masks_and_compiled_functions():
         as_mask(MASK[:1], tokens)
     assert as_mask(None, tokens).all()
     bad = tokens.at[0, 0].set(-1)
-    assert jax.jit(lambda t: as_tokens(t, None, 61)[0])(bad)[0, 0] == -1  # there, nothing can be said
+    assert (
+        jax.jit(lambda t: as_tokens(t, None, 61)[0])(bad)[0, 0] == -1
+    )  # there, nothing can be said
     assert check_row([], 61, "row").dtype == np.int32

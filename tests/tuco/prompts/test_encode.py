@@ -1,5 +1,7 @@
 """Prompts become the tokens that DESIGN.md promises: special tokens once, conversations whole."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -93,3 +95,16 @@ def test_what_the_template_does_not_take_names_the_prompt():
     prompts = [Prompt("p", None, ({"role": "user", "content": "a", "name": "Ann"},), line=3)]
     with pytest.raises(InputError, match=r"prompt 'p' \(line 3\): the chat template does not "):
         encode(bos_tokenizer(), prompts)
+
+
+def test_what_a_template_leaves_out_is_told():
+    tokenizer = bos_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    talk = [{"role": "user", "content": "hi"}, {"role": "tool", "content": "4", "name": "add"}]
+    notes: list[str] = []
+    encode(tokenizer, as_prompts([talk, talk]), notes=notes)
+    message = "the chat template leaves out `messages[].name`: the models do not see it"
+    assert notes == [message]
+    with pytest.warns(UserWarning, match=re.escape(message)) as caught:
+        encode(tokenizer, as_prompts([talk, talk]))
+    assert len(caught) == 1

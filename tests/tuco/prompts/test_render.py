@@ -6,7 +6,7 @@ import pytest
 
 from common_jax.errors import InputError
 from tests.tuco.tiny import tiny_tokenizer
-from tuco_jax.prompts.render import Renderer, render
+from tuco_jax.prompts.render import Renderer, _process, render
 from tuco_jax.prompts.template_limits import tame
 
 USER = {"role": "user", "content": "What is 2 + 2?"}
@@ -60,7 +60,11 @@ def test_what_it_takes_reaches_it():
             [USER, {"role": "assistant", "content": "I add.", "tool_calls": [CALL]}],
             r"leaves out `messages\[1\]`, the assistant's",
         ),
-        ([USER, {"role": "tool", "content": "4", "tool_call_id": "1"}], "take .*tool_call_id`"),
+        ([USER | {"name": "Ann"}, {"role": "assistant", "content": "Hi", "name": "Bo"}], r"1\].n"),
+        (
+            [{"role": "system", "content": "is 2"}, USER | {"role": "developer"}],
+            r"`messages\[1\]`",
+        ),
     ],
 )
 def test_what_it_leaves_out_is_refused(talk, message):
@@ -137,18 +141,101 @@ def test_a_template_that_would_take_all_is_stopped(name, monkeypatch):
     assert time.monotonic() - began < 30  # a process takes seconds to start
 
 
+# As Qwen 3's in what it leaves out: ids, names, and thoughts before the last question.
+QWEN = """\
+{%- set ns = namespace(last=0) %}
+{%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}
+{%- endfor %}
+{%- for m in messages %}
+{%- if m.role == 'system' and not loop.first %}{# only the first #}
+{%- else -%}
+<|{{ m.role }}|>{% if m.reasoning_content and loop.index0 > ns.last -%}
+<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}
+{%- for c in m.tool_calls or () %}{{ c.function.name }}
+{{- c.function.arguments | tojson }}{% endfor %}
+{%- endif %}{% endfor %}"""
+CALLS = {"role": "assistant", "content": "", "tool_calls": [CALL | {"id": "call00001"}]}
+ANSWERS = {"role": "tool", "content": "4", "tool_call_id": "call00001", "name": "add"}
+
+
+def test_what_only_links_turns_is_noted_once():
+    renderer = Renderer(tokenizer(QWEN))
+    thought = {"role": "assistant", "content": "So.", "reasoning_content": "hm"}
+    for _ in range(2):
+        renderer.text([USER, thought, USER, CALLS, ANSWERS])
+    assert renderer.notes == [
+        "the chat template leaves out `messages[].reasoning_content` of some turns: the models "
+        "do not see it",
+        "the chat template leaves out `messages[].tool_calls[].id`: the models do not see it",
+        "the chat template leaves out `messages[].tool_call_id`: the models do not see it",
+        "the chat template leaves out `messages[].name`: the models do not see it",
+    ]
+    read = Renderer(tokenizer(QWEN + "{{ messages }}"))
+    assert read.text([USER, thought, USER, CALLS, ANSWERS]) and not read.notes
+    with pytest.raises(InputError, match=r"does not take `messages\[0\].name`"):  # who speaks
+        renderer.text([USER | {"name": "Ann"}])
+    with pytest.raises(InputError, match="does not take .*.reasoning_content`"):
+        render(tokenizer(PLAIN), [USER, thought])
+
+
+@pytest.mark.parametrize("content", ["2 + 2", "no such words"])
+def test_a_turn_is_looked_for_itself_and_not_its_words(content):
+    """Those may stand in another turn."""
+    system = {"role": "system", "content": content}
+    for talk in ([USER, system], [USER, system, USER]):
+        with pytest.raises(InputError, match=r"leaves out `messages\[1\]`, the system's"):
+            render(tokenizer(QWEN), talk)
+    assert render(tokenizer(QWEN), [system, USER]).count("2 + 2") == 1 + (content == "2 + 2")
+
+
+def test_pieces_of_a_turn_are_looked_for_one_by_one():
+    first = "{% for m in messages %}{{ m.content[0].text }}{% endfor %}"
+    parts = [{"type": "text", "text": word} for word in ("a", "a")]
+    with pytest.raises(InputError, match=r"leaves out `messages\[0\]`, the user's"):
+        render(tokenizer(first), [{"role": "user", "content": parts}])
+    names = QWEN.replace("{{- c.function.arguments | tojson }}", "")
+    with pytest.raises(InputError, match=r"take `messages\[1\].tool_calls`"):
+        render(tokenizer(names), [USER, CALLS])
+    one_tool = "{{ tools[0] }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert render(tokenizer(one_tool), [USER], tools=[TOOL])
+    with pytest.raises(InputError, match="does not take `tools`"):
+        render(tokenizer(one_tool), [USER], tools=[TOOL, TOOL])
+
+
+def test_pieces_are_looked_for_once_a_shape(monkeypatch):
+    runs = []
+    run = Renderer._run
+    monkeypatch.setattr(Renderer, "_run", lambda *args: runs.append(0) or run(*args))
+    renderer = Renderer(tokenizer(TAKES))
+    for word in ("one", "two", "three"):
+        renderer.text([USER, {"role": "assistant", "content": word}])
+    assert len(runs) == 3 + 1
+    renderer.text([USER, {"role": "system", "content": "four"}])
+    assert len(runs) == 5 + 1
+
+
+def test_ids_may_have_to_be_nine_characters():
+    """As Mistral's templates want them."""
+    strict = QWEN + (
+        "{% for m in messages %}{% if m.tool_call_id and m.tool_call_id | length != 9 %}"
+        "{{ raise_exception('nine') }}{% endif %}{{ m.tool_call_id }}{% endfor %}"
+    )
+    renderer = Renderer(tokenizer(strict))
+    renderer.text([USER, CALLS, ANSWERS])
+    assert "tool_call_id" not in str(renderer.notes)
+
+
 def test_many_conversations_share_a_process():
     template = (
         "{{ '=' * 3 }}{{ messages[0].content }}{{ bos_token }}{{ raise_exception('no') if "
         "messages[0].content == 'bad' }}"
     )
     assert not tame(template)
-    with Renderer(tokenizer(template)) as renderer:
-        for word in ("a", "ü\n", "a"):
-            message = {"role": "user", "content": word}
-            assert renderer.text([message], whole=False) == f"==={word}<s>"
-        process = renderer._process._process
-        with pytest.raises(InputError, match="the chat template refuses `messages`: no$"):
-            renderer.text([{"role": "user", "content": "bad"}])
-        assert process is not None and renderer._process._process is process
-    assert process.poll() is not None
+    found = set()
+    for word in ("a", "ü\n", "a"):
+        message = {"role": "user", "content": word}
+        assert render(tokenizer(template), [message], whole=False) == f"==={word}<s>"
+        found.add(_process()._process)
+    with pytest.raises(InputError, match="the chat template refuses `messages`: no$"):
+        render(tokenizer(template), [{"role": "user", "content": "bad"}])
+    assert found == {_process()._process} != {None}

@@ -17,7 +17,8 @@ def job(template):
 
 
 def test_answers_limits_and_end():
-    with TemplateProcess() as process:
+    process = TemplateProcess()
+    try:
         assert process._process is None  # until it is needed
         assert process.render(job("{{ messages[0].content }}!"), 2) == "hi!"
         first = process._process
@@ -33,4 +34,26 @@ def test_answers_limits_and_end():
         assert first is not None and first.poll() is not None
         assert process.render(job("again"), 2) == "again"
         second = process._process
+    finally:
+        process.end()
     assert second is not None and second.poll() is not None
+
+
+def test_one_that_was_ended_or_interrupted_gives_no_old_answer(monkeypatch):
+    process = TemplateProcess()
+    try:
+        assert process.render(job("a"), 2) == "a"
+        assert process._process is not None
+        process._process.kill()
+        process._process.wait()
+        assert process.render(job("b"), 2) == "b"
+
+        def interrupted(*_: object):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(process._process.stdout, "readline", interrupted)
+            process.render(job("c"), 2)
+        assert process.render(job("d"), 2) == "d"
+    finally:
+        process.end()

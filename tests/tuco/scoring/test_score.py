@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import warnings
 from typing import Any
 
 import jax
@@ -201,3 +202,17 @@ def test_an_answer_that_is_left_open(pair, tokenizer):
         score(pair, tokenizer, [begun], continue_final=c).tokens[0] for c in (False, True)
     )
     assert closed == open_turn + 1
+
+
+def test_an_answer_that_the_template_closes_is_told_once(pair, tokenizer):
+    talk = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Be"}]
+    with pytest.warns(
+        UserWarning, match="1 of 2 prompts end with an .*; continue_final"
+    ) as caught:
+        closed = score(pair, tokenizer, [talk, talk[:1]])
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opened = score(pair, tokenizer, [talk, talk[:1]], continue_final=True)
+        score(pair, tokenizer, [talk[:1], "Be"])
+    assert opened.tokens[0] < closed.tokens[0] and opened.tokens[1] == closed.tokens[1]

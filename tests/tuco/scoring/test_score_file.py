@@ -160,7 +160,7 @@ def test_a_disk_that_fills_up_and_is_emptied(options, pair, tmp_path):
 def test_a_closed_answer_is_told(options, tmp_path, monkeypatch, capsys):
     prompts = write_jsonl(tmp_path / "t.jsonl", [{"messages": TALK}, {"prompt": "a"}])
     given = options(prompts=prompts)
-    note = "1 of 2 prompts end with an assistant's turn, which the chat template closes; --contin"
+    note = "1 of 2 prompts end with an assistant's turn, which the chat template closes; continue"
     assert any(n.startswith(note) for n in score_file(given)["notes"])
     tokens = read_jsonl(given.out)[0]["tokens"]
     argv = ["score", "--base", given.base, "--tuned", given.tuned, "--prompts", prompts]
