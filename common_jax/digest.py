@@ -1,52 +1,128 @@
 """Digests of what a result depends on, for runs to be resumed with the same (`resume`).
 
-Arrays count by their bits, dtypes and shapes, modules and options by their fields. A function has
-none of these: it counts by its program, the jaxpr with the constants that it closes over. Another
-version of JAX may write another program.
+Arrays count by their bits, dtypes and shapes; texts, numbers, dataclasses (modules and options
+among them) and trees by what they hold. A function of arrays has none of these: it counts by its
+`program`. Nothing counts by its address, which is another in every process: what only that tells
+apart is refused. Another version of JAX may write another program.
 """
 
+import dataclasses
 import hashlib
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import keystr
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.tree_util import default_registry
 
-__all__ = ["Static", "digest", "program"]
+from common_jax.errors import InputError
 
-_ADDRESS = re.compile(r"\bat 0x[0-9a-f]+|\b0x[0-9a-f]{6,}|\bid=\d+")  # of this process alone
+__all__ = ["digest", "program"]
 
-
-class Static:
-    """A value that is no array, such as a module or options, as a part of a tree to digest."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __repr__(self) -> str:
-        return repr(self.value)
+_ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}")
+_PROGRAM = Jaxpr | ClosedJaxpr
 
 
-def digest(tree: Any) -> str:
-    """Of a pytree: its arrays, their names, and what is static in it; 16 hexadecimal digits."""
-    found = hashlib.sha256(_ADDRESS.sub("", str(jax.tree.structure(tree))).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        value = np.asarray(leaf)
-        found.update(f"{keystr(path)} {value.dtype} {value.shape} ".encode())
-        if value.dtype == object:
-            found.update(_ADDRESS.sub("", repr(leaf)).encode())
-        else:
-            found.update(np.ascontiguousarray(value).view(np.uint8).data)
+def digest(value: Any) -> str:
+    """Of a value, a tree of some, or a dataclass; 16 hexadecimal digits.
+
+    Raises InputError, naming it, for a part that has no more than an address.
+    """
+    found = hashlib.sha256()
+    for part in _parts(value):
+        found.update(f"{len(part)}:".encode())
+        found.update(part)
     return found.hexdigest()[:16]
 
 
 def program(function: Callable[..., Any], *given: Any) -> str:
-    """Of a function of arrays like these, whose values do not matter: its program."""
-    closed = jax.make_jaxpr(function)(*given)
-    text = _ADDRESS.sub("", str(closed.jaxpr))
-    return digest({"program": np.frombuffer(text.encode(), np.uint8), "constants": closed.consts})
+    """Of what a function computes from arrays like these, and all that it closes over.
+
+    given: arrays, or trees of them, whose values do not matter. Raises InputError for a function
+    that asks the host, by a callback, for what has no name.
+    """
+    return digest(jax.make_jaxpr(function)(*given))
+
+
+def _parts(value: Any) -> Iterator[bytes | memoryview]:
+    """What tells a value from others."""
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        yield f"key {value.dtype}".encode()
+        value = jax.random.key_data(value)
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        array = np.asarray(value)
+        yield f"array {array.dtype} {array.shape}".encode()
+        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    elif isinstance(value, ClosedJaxpr):
+        yield from _parts(value.consts)
+        yield from _equations(value.jaxpr)
+    elif isinstance(value, Jaxpr):
+        yield from _equations(value)
+    elif isinstance(value, set | frozenset):
+        yield from _parts(sorted(map(digest, value)))
+    elif isinstance(value, Mapping):
+        yield from _named(type(value), {_text(k): v for k, v in value.items()})
+    elif isinstance(value, tuple | list):
+        yield from _named(type(value), dict(enumerate(value)))
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        held = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        yield from _named(type(value), held)
+    elif value is not None and (node := default_registry.flatten_one_level(value)):
+        yield from _named(type(value), {"children": list(node[0]), "other": node[1]})
+    else:
+        yield _text(value).encode()
+
+
+def _named(kind: type, held: Mapping[Any, Any]) -> Iterator[bytes | memoryview]:
+    yield f"{kind.__qualname__} {len(held)}".encode()
+    for name in sorted(held):
+        yield f"{name}".encode()
+        yield from _parts(held[name])
+
+
+def _text(value: Any) -> str:
+    """The name of a function or class that a module has, of others the `repr`."""
+    if callable(value):
+        module, name = (getattr(value, x, "") for x in ("__module__", "__qualname__"))
+        found = sys.modules.get(module)
+        for step in name.split("."):
+            found = getattr(found, step, None)
+        if found is value:
+            return f"{module}.{name}"
+    text = repr(value)
+    if _ADDRESS.search(text):
+        raise InputError(
+            f"checkpoints: nothing but its address tells {_ADDRESS.sub('...', text)[:80]} from "
+            "another, so that a run of another could be taken for this one: give its class a "
+            "__repr__, or make it a function of a module"
+        )
+    return f"{type(value).__qualname__} {text}"
+
+
+def _equations(jaxpr: Jaxpr) -> Iterator[bytes | memoryview]:
+    """A program: its equations, with variables counted in the order in which they appear."""
+    seen: dict[Any, int] = {}
+
+    def of(atom: Any) -> Any:
+        known = atom.val if isinstance(atom, Literal) else seen.setdefault(atom, len(seen))
+        return known, str(atom.aval)
+
+    yield from _parts([of(x) for x in (*jaxpr.constvars, *jaxpr.invars)])
+    for equation in jaxpr.eqns:
+        params = equation.params
+        if "callback" in params and not equation.outvars:
+            continue  # it prints, and changes no result
+        if any(isinstance(x, _PROGRAM) for x in jax.tree.leaves(list(params.values()))):
+            # Functions beside a program say how it is differentiated, not what it gives.
+            params = {k: v for k, v in params.items() if not _is_function(v)}
+        yield equation.primitive.name.encode()
+        yield from _parts([params, *map(of, (*equation.invars, *equation.outvars))])
+    yield from _parts([of(x) for x in jaxpr.outvars])
+
+
+def _is_function(value: Any) -> bool:
+    return callable(value) or hasattr(value, "call_wrapped")

@@ -20,6 +20,7 @@ from common_jax.errors import InputError
 from reward_jax.diffusion.process import (
     Prediction,
     check_prediction,
+    check_shape,
     convert,
     score_to_x0,
     x0_to_score,
@@ -33,9 +34,9 @@ __all__ = [
     "Score",
     "as_argument",
     "check_schedules",
-    "check_shape",
     "denoiser_of",
     "estimate_x0",
+    "null_like",
     "score_and_x0",
     "score_from",
     "steps_of",
@@ -123,18 +124,6 @@ def steps_of(
                 f"{schedule.steps - 1}"
             )
     return jnp.broadcast_to(jnp.asarray(t), rows)
-
-
-def check_shape(
-    what: str, output: Float[Array, "B ..."], x_t: Float[Array, "B ..."]
-) -> Float[Array, "B ..."]:
-    """The output of a network or a score as it is; raises InputError where it is not as x_t."""
-    if output.shape != x_t.shape:
-        raise InputError(
-            f"{what} gives {list(output.shape)} for x_t of {list(x_t.shape)}: its output must "
-            "have the shape of its input"
-        )
-    return output
 
 
 def check_schedules(schedule: Schedule, **of: Any) -> None:
@@ -234,15 +223,25 @@ class ClassifierFree:
     ) -> Float[Array, "B ..."]:
         if cond is None:
             raise InputError("classifier-free guidance needs a condition: give cond")
-        null = jax.tree.map(
-            lambda n, c: jnp.broadcast_to(n, c.shape).astype(c.dtype), self.null, cond
-        )
+        null = null_like(self.null, cond)
         twice = jax.tree.map(lambda n, c: jnp.concatenate([n, c]), (x_t, t, null), (x_t, t, cond))
-        without, given = jnp.split(evaluate(*twice), 2)
+        without, given = jnp.split(check_shape("a score", evaluate(*twice), twice[0]), 2)
         scale = jnp.asarray(self.scale, x_t.dtype)
         scale = scale.reshape(scale.shape + (1,) * (x_t.ndim - 1) * scale.ndim)
         mixed = without + scale * (given - without)
         return jnp.where(scale == 1, given, jnp.where(scale == 0, without, mixed))
+
+
+def null_like(null: PyTree[Shaped[Array, "..."]], cond: Condition) -> Condition:
+    """The condition that stands for none, for as many rows; InputError where it does not fit."""
+    try:
+        return jax.tree.map(lambda c, n: jnp.broadcast_to(n, c.shape).astype(c.dtype), cond, null)
+    except (TypeError, ValueError):
+        shapes = (jax.tree.map(lambda x: list(jnp.shape(x)), x) for x in (null, cond))
+        raise InputError(
+            "null is {} where the condition is {}: give a tree like it, its arrays without the "
+            "axis of rows".format(*shapes)
+        ) from None
 
 
 def denoiser_of(score: Any) -> Denoiser | None:
@@ -265,7 +264,8 @@ def estimate_x0(
     """E[x_0 | x_t] by any score: a model's own estimate, or Tweedie's formula."""
     given = () if cond is None else (cond,)
     if _has_x0(score):
-        return score.x0(x_t, t, *given)  # pyright: ignore[reportAttributeAccessIssue]
+        x_0 = score.x0(x_t, t, *given)  # pyright: ignore[reportAttributeAccessIssue]
+        return check_shape("a score's x0", x_0, x_t)
     value = check_shape("a score", score(x_t, t, *given), x_t)
     return score_to_x0(schedule, value, x_t, t)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
@@ -27,7 +28,11 @@ __all__ = [
     "OnStep",
     "begin",
     "check_finite",
+    "check_key",
+    "check_run",
     "check_seeds",
+    "model_program",
+    "pin_program",
     "quick_jit",
     "run_loop",
     "steps_done",
@@ -95,6 +100,48 @@ def update_program(
     """A digest of what an optimizer does: its learning rate, its schedule, and all else."""
     update = jax.vmap(optimizer.update) if seeds else optimizer.update
     return program(update, params, moments, params)
+
+
+def model_program(
+    apply: Callable[..., Any], params: PyTree[Float[Array, "..."]], *given: Any, seeds: bool
+) -> str:
+    """A digest of what a network computes, and of its derivative in its parameters.
+
+    apply: (params, *given) -> an array. seeds: as of `begin`.
+    """
+
+    def slope(params: Any, *given: Any) -> Any:
+        return jax.grad(lambda params: jnp.sum(jnp.square(apply(params, *given))))(params)
+
+    each = (0, *(None for _ in given))
+    return program(jax.vmap(slope, in_axes=each) if seeds else slope, params, *given)
+
+
+def pin_program(pin: Any, x_0: Float[Array, "B ..."]) -> str | None:
+    """A digest of what a pin imposes, and where; None for none."""
+    return None if pin is None else program(lambda x: (pin(x)(x), pin(x).free(x)), x_0)
+
+
+def check_run(optimizer: Any, steps: Any, key: Any) -> None:
+    """Raise InputError for what is no optimizer, no number of steps, or no key."""
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise InputError(
+            f"optimizer is a {type(optimizer).__name__}: give one of optax, such as "
+            "optax.adam(1e-3)"
+        )
+    if not isinstance(steps, int | np.integer) or steps < 1:
+        raise InputError(f"steps must be a whole number, 1 or more, not {steps!r}")
+    check_key(key)
+
+
+def check_key(key: Any) -> None:
+    """Raise InputError for what is no key of `jax.random`, new or old."""
+    if not isinstance(key, jax.Array | np.ndarray) or not (
+        key.shape == ()
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        else key.dtype == "uint32"
+    ):
+        raise InputError(f"key is {key!r}: give one key, such as jax.random.key(0)")
 
 
 def check_seeds(params: PyTree[Float[Array, "..."]], seeds: int | None) -> None:

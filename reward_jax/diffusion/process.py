@@ -28,6 +28,7 @@ __all__ = [
     "Prediction",
     "action_weights",
     "check_prediction",
+    "check_shape",
     "convert",
     "draw_noise",
     "first_state",
@@ -123,12 +124,12 @@ class Pinned:
     value: Float[Array, "..."]
 
     def __call__(self, x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
-        """Impose the given entries on x."""
-        return jnp.where(self.mask, self.value, x)
+        """Impose the given entries on x; raises InputError where they are of another shape."""
+        return check_shape("a pin", jnp.where(self.mask, self.value, x), x)
 
     def free(self, x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
-        """Set the given entries of x, such as a gradient, to zero."""
-        return jnp.where(self.mask, 0, x)
+        """Set the given entries of x, such as a gradient, to zero; errors as of a call."""
+        return check_shape("a pin", jnp.where(self.mask, 0, x), x)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,11 +181,7 @@ def prediction_loss(
     InputError for an output of another shape than x.
     """
     check_prediction(prediction)
-    if output.shape != x_0.shape:  # it would be broadcast
-        raise InputError(
-            f"a denoiser gives {list(output.shape)} for x_t of {list(x_0.shape)}: its output must "
-            "have the shape of its input"
-        )
+    check_shape("a denoiser", output, x_0)
     a = schedule.at(schedule.sqrt_alphas_cumprod, t, x_0)
     s = schedule.at(schedule.sqrt_one_minus_alphas_cumprod, t, x_0)
     target = {"x0": x_0, "epsilon": noise, "v": a * noise - s * x_0}[prediction]
@@ -192,6 +189,23 @@ def prediction_loss(
     if pinned is not None:
         error = pinned.free(error)
     return jnp.mean(error.reshape(error.shape[0], -1), axis=1)
+
+
+def check_shape(
+    what: str, output: Float[Array, "B ..."], x_t: Float[Array, "B ..."]
+) -> Float[Array, "B ..."]:
+    """What a network, a score or a guide gives, as it is.
+
+    Raises InputError where it is not of the shape of x_t: it would be broadcast.
+    """
+    shape = getattr(output, "shape", None)
+    if shape != x_t.shape:
+        found = type(output).__name__ if shape is None else list(shape)
+        raise InputError(
+            f"{what} gives {found} for x_t of {list(x_t.shape)}: its output must have the shape "
+            "of its input"
+        )
+    return output
 
 
 def check_prediction(prediction: str) -> None:

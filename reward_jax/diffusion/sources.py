@@ -13,9 +13,19 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
+from common_jax.digest import digest, program
 from common_jax.errors import InputError
 
-__all__ = ["Mixed", "Rows", "Source", "Strided", "as_source", "split_batch"]
+__all__ = [
+    "Mixed",
+    "Rows",
+    "Source",
+    "Strided",
+    "as_source",
+    "example",
+    "source_digest",
+    "split_batch",
+]
 
 
 class Source(Protocol):
@@ -42,7 +52,8 @@ class Rows:
 def as_source(batches: Any) -> Any:
     """A source as it is; an array x_0 of N rows, or (x_0, condition), as `Rows`.
 
-    Raises InputError for anything else, and for arrays that differ in N.
+    Raises InputError for anything else, for arrays that differ in N, and for an x_0 that is no
+    array of finite floating numbers.
     """
     if hasattr(batches, "sample"):
         return batches
@@ -51,16 +62,38 @@ def as_source(batches: Any) -> Any:
             f"{type(batches).__name__} cannot be drawn from: give an array x_0, (x_0, cond) or "
             "a source"
         )
-    rows = jax.tree.map(jnp.asarray, batches)
-    if len(sizes := {x.shape[0] for x in jax.tree.leaves(rows)}) != 1 or 0 in sizes:
-        raise InputError(f"batches: arrays of one data set have {sorted(sizes)} rows")
-    return Rows(rows)
+    sizes = sorted({jnp.shape(x)[:1] for x in jax.tree.leaves(batches)})
+    if len(sizes) != 1 or (0,) in sizes:
+        found = [size[0] if size else "no" for size in sizes]
+        raise InputError(f"batches: arrays of one data set have {found} rows")
+    x_0, _ = split_batch(batches)
+    if not (fine := jnp.isfinite(x_0).reshape(len(x_0), -1).all(axis=1)).all():
+        raise InputError(
+            f"batches: {int((~fine).sum())} of {len(x_0)} rows of x_0 hold NaN or infinity, the "
+            f"first is row {int(fine.argmin())}: leave them out"
+        )
+    return Rows(jax.tree.map(jnp.asarray, batches))
+
+
+def example(source: Source) -> PyTree[Shaped[Array, "2 ..."]]:
+    """Two rows, all zeros, like those that are drawn from a source; nothing is drawn."""
+    shapes = jax.eval_shape(lambda key: source.sample(key, 2), jax.random.key(0))
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
+def source_digest(source: Source, count: int, *, many: bool = False) -> str:
+    """A digest of what is drawn from a source. many: its arrays have a leading axis [S]."""
+
+    def draw(source: Any) -> Any:
+        return source.sample(jax.random.key(0), count)
+
+    return digest((program(jax.vmap(draw) if many else draw, source), jax.tree.leaves(source)))
 
 
 def split_batch(batch: Any) -> tuple[Float[Array, "B ..."], PyTree[Shaped[Array, "B ..."]] | None]:
     """x_0 and its condition, None where it has none.
 
-    Raises InputError for an x_0 that is no array of floating numbers.
+    Raises InputError for an x_0 that is no array of floating numbers, or has no rows.
     """
     if isinstance(batch, tuple) and len(batch) != 2:
         raise InputError(f"a batch of {len(batch)} parts: give x_0, or (x_0, condition)")
@@ -73,6 +106,8 @@ def split_batch(batch: Any) -> tuple[Float[Array, "B ..."], PyTree[Shaped[Array,
             f"x_0 is {x_0.dtype}, not floating numbers: scale it to about -1 .. 1, such as images "
             "to x / 127.5 - 1"
         )
+    if not x_0.ndim or not x_0.size:
+        raise InputError(f"x_0 has shape {list(x_0.shape)}: give one row or more, [B, ...]")
     return parts
 
 

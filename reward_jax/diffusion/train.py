@@ -16,21 +16,30 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from common_jax.cli.ranges import BelowOne, NonNegativeInt, PositiveInt, check_ranges
-from common_jax.digest import Static, digest
+from common_jax.digest import digest
 from common_jax.errors import InputError
 from common_jax.mesh import constrain
-from reward_jax.diffusion.denoiser import Condition
+from reward_jax.diffusion.denoiser import Condition, null_like
 from reward_jax.diffusion.loop import (
     LoopOptions,
     OnStep,
     begin,
+    check_run,
     check_seeds,
+    model_program,
+    pin_program,
     run_loop,
     update_program,
 )
 from reward_jax.diffusion.process import Prediction, draw_noise, prediction_loss, q_sample
 from reward_jax.diffusion.schedule import Schedule
-from reward_jax.diffusion.sources import Source, as_source, split_batch
+from reward_jax.diffusion.sources import (
+    Source,
+    as_source,
+    example,
+    source_digest,
+    split_batch,
+)
 
 __all__ = ["EMA", "TrainState", "TrainingOptions", "init_state", "train_denoiser"]
 
@@ -175,6 +184,7 @@ def train_denoiser(
         raise InputError(f"drop_condition must be 0 to 1, not {drop_condition}")
     if drop_condition and null is None:
         raise InputError("drop_condition needs null, the condition that a dropped one becomes")
+    check_run(optimizer, steps, key)
     check_seeds(state.params, seeds)
     static = _Static(model, optimizer, o, drop_condition, pin, seeds, per_expert, mesh)
     run = functools.partial(_run, static=static)
@@ -184,6 +194,32 @@ def train_denoiser(
         span = jnp.arange(first, first + count)
         return run(state, source, schedule, weights, null, key, span)
 
+    def settings() -> dict[str, Any]:
+        many, one = seeds is not None, source
+        if per_expert:
+            one = jax.tree.map(lambda x: x[0], source)
+        x_0, cond = split_batch(example(one))
+        given = x_0, jnp.zeros(2, jnp.int32), *_conditions(cond)
+
+        def apply(params: Any, *given: Any) -> Any:
+            return model.apply({"params": params}, *given)
+
+        return {
+            "prediction": o.prediction,
+            "batch_size": o.batch_size,
+            "ema": list(dataclasses.astuple(o.ema)),
+            "drop_condition": drop_condition,
+            "key": np.asarray(jax.random.key_data(key)).tolist(),
+            "seeds": seeds,
+            "params": digest(state.params),
+            "model": model_program(apply, state.params, *given, seeds=many),
+            "pin": pin_program(pin, x_0),
+            "data": source_digest(source, o.batch_size, many=per_expert),
+            "schedule": digest(schedule),
+            "optimizer": update_program(optimizer, state.params, state.optimizer, seeds=many),
+            "other": digest((weights, null, per_expert)),
+        }
+
     return run_loop(
         call,
         state,
@@ -192,21 +228,7 @@ def train_denoiser(
         on_step=on_step,
         directory=checkpoints,
         save_every=save_every,
-        settings=lambda: {
-            "prediction": o.prediction,
-            "batch_size": o.batch_size,
-            "ema": list(dataclasses.astuple(o.ema)),
-            "drop_condition": drop_condition,
-            "key": np.asarray(jax.random.key_data(key)).tolist(),
-            "seeds": seeds,
-            "model": digest(Static(model)),
-            "data": digest(source),
-            "schedule": digest(schedule),
-            "optimizer": update_program(
-                optimizer, state.params, state.optimizer, seeds=seeds is not None
-            ),
-            "other": digest((weights, null, Static((pin, per_expert)))),
-        },
+        settings=settings,
     )
 
 
@@ -224,7 +246,7 @@ def _drop(
     dropped = jax.random.bernoulli(key, share, (rows,))
     return jax.tree.map(
         lambda n, c: jnp.where(dropped.reshape(-1, *(1,) * (c.ndim - 1)), n, c),
-        jax.tree.map(lambda n, c: jnp.broadcast_to(n, c.shape).astype(c.dtype), null, cond),
+        null_like(null, cond),
         cond,
     )
 

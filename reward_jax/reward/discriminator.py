@@ -20,13 +20,28 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from common_jax.cli.ranges import check_ranges
-from common_jax.digest import Static, digest
+from common_jax.digest import digest
 from common_jax.errors import InputError
 from reward_jax.diffusion.denoiser import Condition, steps_of
-from reward_jax.diffusion.loop import LoopOptions, OnStep, begin, run_loop, update_program
+from reward_jax.diffusion.loop import (
+    LoopOptions,
+    OnStep,
+    begin,
+    check_run,
+    model_program,
+    pin_program,
+    run_loop,
+    update_program,
+)
 from reward_jax.diffusion.process import draw_noise, q_sample
 from reward_jax.diffusion.schedule import Schedule
-from reward_jax.diffusion.sources import Source, as_source, split_batch
+from reward_jax.diffusion.sources import (
+    Source,
+    as_source,
+    example,
+    source_digest,
+    split_batch,
+)
 from reward_jax.reward.gradients import gradient_of, one_a_row
 
 __all__ = ["DiscriminatorGuide", "train_discriminator"]
@@ -100,12 +115,35 @@ def train_discriminator(
             f"batch_size is {o.batch_size}: give an even number, since half of a batch is of each "
             "data set"
         )
+    check_run(optimizer, steps, key)
     base, expert = as_source(base), as_source(expert)
+    kinds = [jax.tree.map(lambda x: x.shape[1:], example(source)) for source in (base, expert)]
+    if kinds[0] != kinds[1]:
+        raise InputError(f"base has rows of {kinds[0]}, expert of {kinds[1]}: give data alike")
     state = (jax.tree.map(jnp.array, params), begin(params, optimizer=optimizer, seeds=False))
     run = functools.partial(_run, static=_Static(model, optimizer, o.batch_size, pin))
 
     def call(state: Any, first: int, count: int) -> Any:
         return run(state, base, expert, schedule, key, jnp.arange(first, first + count))
+
+    def settings() -> dict[str, Any]:
+        x_0, cond = split_batch(example(base))
+        given = x_0, jnp.zeros(2, jnp.int32), *(() if cond is None else (cond,))
+
+        def apply(params: Any, *given: Any) -> Any:
+            return model.apply({"params": params}, *given)
+
+        return {
+            "batch_size": o.batch_size,
+            "key": np.asarray(jax.random.key_data(key)).tolist(),
+            "params": digest(state[0]),
+            "model": model_program(apply, state[0], *given, seeds=False),
+            "pin": pin_program(pin, x_0),
+            "base": source_digest(base, o.batch_size // 2),
+            "expert": source_digest(expert, o.batch_size // 2),
+            "schedule": digest(schedule),
+            "optimizer": update_program(optimizer, *state, seeds=False),
+        }
 
     (params, _), metrics = run_loop(
         call,
@@ -115,15 +153,7 @@ def train_discriminator(
         on_step=on_step,
         directory=checkpoints,
         save_every=save_every,
-        settings=lambda: {
-            "batch_size": o.batch_size,
-            "key": np.asarray(jax.random.key_data(key)).tolist(),
-            "model": digest(Static((model, pin))),
-            "base": digest(base),
-            "expert": digest(expert),
-            "schedule": digest(schedule),
-            "optimizer": update_program(optimizer, *state, seeds=False),
-        },
+        settings=settings,
     )
     return params, metrics
 

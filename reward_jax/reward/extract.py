@@ -22,19 +22,23 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from common_jax.cli.ranges import check_ranges
-from common_jax.digest import Static, digest
+from common_jax.digest import digest
 from common_jax.errors import InputError
 from reward_jax.diffusion.denoiser import Condition, Score, steps_of
 from reward_jax.diffusion.loop import (
     OnStep,
     begin,
+    check_run,
     check_seeds,
+    model_program,
+    pin_program,
     quick_jit,
     run_loop,
     update_program,
 )
 from reward_jax.diffusion.process import Pinned
 from reward_jax.diffusion.schedule import Schedule
+from reward_jax.diffusion.sources import split_batch
 from reward_jax.reward.gradients import gradient_of, one_a_row
 from reward_jax.reward.targets import (
     ExtractionOptions,
@@ -185,7 +189,8 @@ def extract_reward(
         reward: reward.apply({"params": params}, x_t, t) -> [B].
         params: parameters to begin with (`init_params`); with `seeds` each leaf is [S, ...].
         batches: an array x_0 [N, ...] to draw from, or (x_0, cond) with cond a tree of [N, ...]; a
-            source (`diffusion/sources.py`); a callable step -> batch; an iterable of batches; or
+            source (`diffusion/sources.py`); a callable step -> batch, called once a step; an
+            iterable of batches; or
             `Targets` from `draw_targets`, and then no score is called (give the same target,
             pin and gradient_at; all but the pin are checked). Data
             of both models, or of the base, are best: the expert's alone leave out the places in
@@ -204,8 +209,9 @@ def extract_reward(
         options: by default `ExtractionOptions()`.
         pin: x_0 -> `Pinned`, such as `FirstState`: entries imposed on x_t, and not matched.
         checkpoints: folder of checkpoints, from which a run resumes exactly; InputError where it
-            is of other models, data, optimizer or options. Of what an iterable or a callable
-            gives, the first batch is compared.
+            is of other models, data, parameters, optimizer or options. Of what an iterable or a
+            callable gives, the first batch is compared; a resumed run is exact where a callable
+            gives the same batch whenever it is asked for a step.
         save_every: steps between checkpoints; by default there is one at the end.
         mesh: batches are sharded over its data and fsdp axes.
 
@@ -224,6 +230,7 @@ def extract_reward(
     settings = TargetSettings(target, o.gradient_at, pin, o.batch_size, mesh)
     teachers = Teachers(base_score, expert_score, schedule, settings)
     feed = Feed(batches)
+    check_run(optimizer, steps, key)
     check_seeds(params, seeds)
     weights = _weights(weighting, teachers, schedule, feed, key, o.batch_size)
     moments = begin(params, optimizer=optimizer, seeds=seeds is not None)
@@ -242,7 +249,29 @@ def extract_reward(
             return state, jax.tree.map(lambda *x: jnp.concatenate(x), *measured)
         return state, measured[0]
 
-    (params, _), metrics = run_loop(
+    def run_settings() -> dict[str, Any]:
+        many, example = seeds is not None, feed.example()
+        x = example.x if isinstance(example, Targets) else split_batch(example)[0]
+        given = x, jnp.zeros(x.shape[0], jnp.int32)
+        return {
+            "target": settings.target,
+            "batch_size": settings.batch_size,
+            "gradient_at": settings.gradient_at,
+            "key": np.asarray(jax.random.key_data(key)).tolist(),
+            "weights": np.asarray(weights, np.float64).round(6).tolist(),
+            "seeds": seeds,
+            "params": digest(params),
+            "reward": model_program(
+                functools.partial(reward_gradient, reward), params, *given, seeds=many
+            ),
+            "pin": pin_program(pin, x),
+            "data": feed.digest(o.batch_size),
+            "schedule": digest(schedule),
+            "optimizer": update_program(optimizer, params, moments, seeds=many),
+            **teachers.digests(feed),
+        }
+
+    (trained, _), metrics = run_loop(
         call,
         state,
         steps=steps,
@@ -250,22 +279,10 @@ def extract_reward(
         on_step=on_step,
         directory=checkpoints,
         save_every=save_every,
-        settings=lambda: {
-            "target": settings.target,
-            "batch_size": settings.batch_size,
-            "gradient_at": settings.gradient_at,
-            "key": np.asarray(jax.random.key_data(key)).tolist(),
-            "weights": np.asarray(weights, np.float64).round(6).tolist(),
-            "seeds": seeds,
-            "reward": digest(Static((reward, pin))),
-            "data": feed.digest(),
-            "schedule": digest(schedule),
-            "optimizer": update_program(optimizer, params, moments, seeds=seeds is not None),
-            **teachers.digests(feed),
-        },
+        settings=run_settings,
     )
     loss, explained = (metrics.get(k, np.zeros(0)) for k in ("loss", "explained"))
-    return params, History(np.arange(steps - len(loss), steps) + 1, loss, explained, target)
+    return trained, History(np.arange(steps - len(loss), steps) + 1, loss, explained, target)
 
 
 @quick_jit(static_argnames=("reward", "optimizer", "pin", "seeds"), donate_argnums=0)

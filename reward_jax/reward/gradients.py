@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from common_jax.errors import InputError
 from reward_jax.diffusion.denoiser import Condition
+from reward_jax.diffusion.process import check_shape
 
 __all__ = ["Guide", "ScoreDifference", "ValueGuide", "gradient_of", "one_a_row"]
 
@@ -45,9 +46,11 @@ def gradient_of(
 
 def one_a_row(value: Float[Array, " B"], x_t: Float[Array, "B ..."]) -> Float[Array, " B"]:
     """The value as it is; raises InputError where it is not one number for each row of x_t."""
-    if value.shape != x_t.shape[:1]:
+    shape = getattr(value, "shape", None)
+    if shape != x_t.shape[:1]:
+        found = type(value).__name__ if shape is None else list(shape)
         raise InputError(
-            f"a reward gives {list(value.shape)} for x_t of {list(x_t.shape)}: it must be one "
+            f"a reward gives {found} for x_t of {list(x_t.shape)}: it must be one "
             f"number a row, [{x_t.shape[0]}]; sum or squeeze its other axes"
         )
     return value
@@ -83,6 +86,10 @@ class ScoreDifference:
     def gradient(
         self, x_t: Float[Array, "B ..."], t: Int[Array, " B"], cond: Condition | None = None
     ) -> Float[Array, "B ..."]:
-        """The difference; 0 where both are one model."""
+        """The difference, 0 where both are one model; InputError where one has another shape."""
         given = () if cond is None else (cond,)
-        return self.expert(x_t, t, *given) - self.base(x_t, t, *given)
+        expert, base = (
+            check_shape(f"the {name}'s score", score(x_t, t, *given), x_t)
+            for name, score in (("expert", self.expert), ("base", self.base))
+        )
+        return expert - base

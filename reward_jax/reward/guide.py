@@ -49,7 +49,8 @@ from reward_jax.diffusion.denoiser import (
     check_schedules,
     estimate_x0,
 )
-from reward_jax.diffusion.process import Pinned, draw_noise
+from reward_jax.diffusion.loop import check_key
+from reward_jax.diffusion.process import Pinned, check_shape, draw_noise
 from reward_jax.diffusion.samplers import Jump, Sampler, SamplerName, make_sampler
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.reward.gradients import Guide
@@ -166,6 +167,7 @@ def guided_sample(
             f"{type(guide).__name__} is no guide, for it has no gradient(x_t, t, cond); a scalar "
             "(x_t, t) -> [B] becomes one by ValueGuide"
         )
+    check_key(key)
     check_schedules(schedule, base_score=base_score, guide=guide)
     how = _How(
         jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), o.made_sampler()),
@@ -241,7 +243,8 @@ def _sample(
 
     def gradient(x: Float[Array, "B ..."], t: Int[Array, " B"]) -> Float[Array, "B ..."]:
         own = getattr(guide, "learned_gradient", guide.gradient)
-        return (own if static.step == "learned" else guide.gradient)(x, t, cond)
+        found = (own if static.step == "learned" else guide.gradient)(x, t, cond)
+        return check_shape("a guide", found, x)
 
     def ascend(
         x: Float[Array, "B ..."], t: Int[Array, " B"], level: Any, on: Any
@@ -304,5 +307,10 @@ def _step_sizes(schedule: Schedule, static: _Static) -> Float[Array, " T"]:
 
 
 def _for_rows(value: Shaped[Array, "..."], shape: tuple[int, ...]) -> Shaped[Array, "..."]:
-    """A number as it is, [B] as [B, 1, ...]."""
+    """A number as it is, [B] as [B, 1, ...]; InputError for another shape."""
+    if value.shape not in ((), shape[:1]):
+        raise InputError(
+            f"scale or t_stopgrad has shape {list(value.shape)}: give a number, or one for each "
+            f"of the {shape[0]} samples"
+        )
     return jnp.reshape(value, value.shape + (1,) * (len(shape) - 1) * value.ndim)

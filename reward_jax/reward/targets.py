@@ -15,7 +15,6 @@ Legend: B batch, T diffusion steps, N draws; x_t has any shape of a row.
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -37,10 +36,10 @@ from reward_jax.diffusion.denoiser import (
     check_schedules,
     score_and_x0,
 )
-from reward_jax.diffusion.loop import LoopOptions, quick_jit
+from reward_jax.diffusion.loop import LoopOptions, check_key, quick_jit
 from reward_jax.diffusion.process import Pinned, draw_noise, posterior_mean, q_sample
 from reward_jax.diffusion.schedule import Schedule
-from reward_jax.diffusion.sources import Rows, as_source, split_batch
+from reward_jax.diffusion.sources import Rows, as_source, example, source_digest, split_batch
 
 __all__ = [
     "ExtractionOptions",
@@ -142,9 +141,10 @@ class Teachers:
         """`targets` of a few steps at a time, of which no more than `_BYTES_AT_ONCE` are held."""
         draws = _draw.eval_shape(self._schedule, key, source, steps, fed, settings=self._settings)
         held = sum(2 * x.size * x.dtype.itemsize for x in jax.tree.leaves(draws))
-        for part in np.array_split(
-            np.arange(len(steps)), min(len(steps), 1 + held // _BYTES_AT_ONCE)
-        ):
+        # Parts of one size, so that each program is compiled once.
+        fewest = min(len(steps), 1 + held // _BYTES_AT_ONCE)
+        parts = next(n for n in range(fewest, len(steps) + 1) if len(steps) % n == 0)
+        for part in np.split(np.arange(len(steps)), parts):
             fed_part = jax.tree.map(lambda x: x[part], fed)  # noqa: B023
             yield self.targets(key, source, steps[part], fed_part)
 
@@ -154,9 +154,9 @@ class Teachers:
         if isinstance(batch, Targets):
             return {}
         x_0, cond = split_batch(batch)
-        given = (x_0, jnp.zeros(x_0.shape[0], jnp.int32), *(() if cond is None else (cond,)))
+        given = self._schedule, x_0, jnp.zeros(x_0.shape[0], jnp.int32), cond
         return {
-            name: digest(model) if jax.tree.leaves(model) else program(model, *given)
+            name: digest((program(score_and_x0, model, *given), jax.tree.leaves(model)))
             for name, model in (("base_score", self._base), ("expert_score", self._expert))
         }
 
@@ -251,9 +251,10 @@ def draw_targets(
     its data and fsdp axes. What the models give on the way is held for a part of the draws at a
     time. Ten parameters, as `extract_reward` has them.
     """
-    source, _ = Feed(batches).take(0, 1)
-    if not hasattr(source, "sample"):
-        raise InputError("targets are drawn from an array or a source, not from an iterable")
+    if not isinstance(count, int | np.integer) or count < 1:
+        raise InputError(f"count must be a whole number, 1 or more, not {count!r}")
+    check_key(key)
+    source = as_source(batches)
     o = options or ExtractionOptions()
     check_ranges(o)
     settings = TargetSettings(target, o.gradient_at, pin, o.batch_size, mesh)
@@ -278,8 +279,8 @@ class Feed:
     """Batches in any form that `extract_reward` takes, as (source, None) or (None, batches)."""
 
     def __init__(self, batches: Any) -> None:
-        self._source = self._callable = self._iterator = None
-        self._at = 0
+        self._source = self._callable = self._iterator = self._first = None
+        self._at = 0  # of an iterator, the next step
         if isinstance(batches, Targets):
             self._source = Rows(batches)
         elif hasattr(batches, "sample") or isinstance(batches, tuple | np.ndarray | jax.Array):
@@ -294,26 +295,16 @@ class Feed:
             )
 
     def example(self) -> Any:
-        """A batch like those that are taken; of an iterable the first, which is given again."""
-        if self._source is not None:
-            sample = functools.partial(self._source.sample, count=2)
-            return jax.tree.map(
-                lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sample, jax.random.key(0))
-            )
-        if self._callable is not None:
-            return self._callable(0)
-        assert self._iterator is not None
-        if self._at:
-            raise InputError("batches: an iterable that was used before")
-        first = next(self._iterator, None)
-        if first is None:
-            raise InputError("batches: the iterable ended before step 1")
-        self._iterator = itertools.chain([first], self._iterator)
-        return first
+        """A batch like those that are taken; of a callable or an iterable the first."""
+        if self._source is None:
+            return self._batch(0)
+        return example(self._source)
 
-    def digest(self) -> str:
-        """Of all rows of a source; of the first batch of a callable or an iterable."""
-        return digest(self.example() if self._source is None else self._source)
+    def digest(self, count: int) -> str:
+        """Of what a source gives, `count` rows at a time; else of the first batch."""
+        if self._source is None:
+            return digest(self.example())
+        return source_digest(self._source, count)
 
     def peek(self) -> tuple[Any, Any]:
         """`take` for the first step, where it can be taken again; else raises InputError."""
@@ -325,23 +316,42 @@ class Feed:
         """For steps first .. first + count - 1: a source, or their batches [count, B, ...]."""
         if self._source is not None:
             return self._source, None
-        if self._callable is not None:
-            found = [self._callable(step) for step in range(first, first + count)]
-        else:
-            assert self._iterator is not None
-            found = []
-            for step in range(self._at, first + count):  # a resumed run skips what was used
-                try:
-                    batch = next(self._iterator)
-                except StopIteration:
-                    raise InputError(
-                        f"batches: the iterable ended before step {step + 1}; give one that is as "
-                        "long as the steps, or an array to draw from"
-                    ) from None
-                if step >= first:
-                    found.append(batch)
-            self._at = first + count
+        found = [self._batch(step) for step in range(first, first + count)]
+        shapes = [jax.tree.map(jnp.shape, batch) for batch in found]
+        for step, shape in enumerate(shapes, first + 1):
+            if shape != shapes[0]:
+                raise InputError(
+                    f"batches: that of step {step} has the shape {shape}, that of step "
+                    f"{first + 1} {shapes[0]}: give batches of one shape"
+                )
         return None, jax.tree.map(lambda *x: jnp.stack(x), *found)
+
+    def _batch(self, step: int) -> Any:
+        """The batch of a step; the first is kept, so that it is asked for once."""
+        if step == 0 and self._first is not None:
+            return self._first
+        batch = self._next(step) if self._callable is None else self._callable(step)
+        if not isinstance(batch, Targets):
+            split_batch(batch)
+        if step == 0:
+            self._first = batch
+        return batch
+
+    def _next(self, step: int) -> Any:
+        assert self._iterator is not None
+        if step < self._at:
+            raise InputError("batches: an iterable that was used before")
+        batch = None
+        while self._at <= step:  # a resumed run skips what was used
+            try:
+                batch = next(self._iterator)
+            except StopIteration:
+                raise InputError(
+                    f"batches: the iterable ended before step {self._at + 1}; give one that is as "
+                    "long as the steps, or an array to draw from"
+                ) from None
+            self._at += 1
+        return batch
 
 
 def mean_square(

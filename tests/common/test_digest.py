@@ -1,18 +1,25 @@
 """Digests: equal for what is equal, in any process; different for what gives another result."""
 
+import dataclasses
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
+from flax import struct
 
-from common_jax.digest import Static, digest, program
+from common_jax.digest import digest, program
+from common_jax.errors import InputError
 from reward_jax.models.reward_nets import WindowMLP
 
 TREE = {"a": np.arange(6.0).reshape(2, 3), "b": (np.ones(2, np.float32), 3)}
+X = np.ones(3, np.float32)
 
 
 def test_arrays_count_by_their_bits():
@@ -24,25 +31,121 @@ def test_arrays_count_by_their_bits():
         TREE | {"a": np.nextafter(TREE["a"], 9)},
         TREE | {"b": (np.ones(2, np.float32), 4)},
         TREE | {"b": [np.ones(2, np.float32), 3]},
+        TREE | {"b": (np.ones(2, np.float32), (3,))},
+        TREE | {"b": (np.ones(2, np.float32), "3")},
         {"a": TREE["a"], "c": TREE["b"]},
+        {"a": TREE["b"], "b": TREE["a"]},
     ]
     assert len({digest(TREE), *map(digest, others)}) == 1 + len(others)
-    keys = jax.random.key(0), jax.random.key(1)
-    assert digest(keys[0]) != digest(keys[1])
+    assert digest(jax.random.key(0)) != digest(jax.random.key(1))
+    assert digest({"x", "y", "z"}) == digest({"z", "y", "x"}) != digest({"x", "y"})
+    assert digest(np.float32(3)) and digest(np.zeros((0, 2))) != digest(np.zeros((2, 0)))
 
 
 def test_modules_count_by_their_fields():
     one, same, other = WindowMLP(2, (8,)), WindowMLP(2, (8,)), WindowMLP(2, (9,))
-    assert digest(Static(one)) == digest(Static(same)) != digest(Static(other))
+    assert digest(one) == digest(same) != digest(other)
 
 
-def test_functions_count_by_their_program():
-    def scaled(by):
-        return lambda x: jnp.sin(x) * by
+def in_jit(by):
+    return jax.jit(lambda x: x * by)
 
-    x, table = np.ones(3, np.float32), jnp.arange(3.0)
-    assert program(scaled(2.0), x) == program(scaled(2.0), x + 1) != program(scaled(2.5), x)
-    assert program(scaled(table), x) != program(scaled(table + 1), x)
+
+def in_scan(by):
+    return lambda x: jax.lax.scan(lambda c, _: (c * by, None), x, None, length=2)[0]
+
+
+def in_cond(by):
+    return lambda x: jax.lax.cond(x.sum() > 0, jax.jit(lambda x: x * by), lambda x: x, x)
+
+
+def in_custom_jvp(by):
+    @jax.custom_jvp
+    def scaled(x):
+        return jax.jit(lambda x: x * by)(x)
+
+    scaled.defjvp(lambda x, v: (scaled(*x), v[0]))
+    return scaled
+
+
+def in_custom_derivative(by):
+    """Only the rule has it."""
+
+    @jax.custom_vjp
+    def same(x):
+        return x
+
+    same.defvjp(lambda x: (x, None), lambda _, g: (jax.jit(lambda g: g * by)(g),))
+    return jax.grad(lambda x: jnp.sum(same(x)))
+
+
+def in_partial(by):
+    return jax.tree_util.Partial(lambda by, x: x * by, by)
+
+
+def in_partial_of_a_lambda(by):
+    return jax.tree_util.Partial(lambda x: x * by)
+
+
+class Plain:
+    def __init__(self, by):
+        self.by = by
+
+    def __call__(self, x):
+        return jax.jit(lambda x: x * self.by)(x)
+
+
+class Module(nn.Module):
+    act: Callable[[Any], Any]
+
+    @nn.compact
+    def __call__(self, x):
+        return self.act(x)
+
+
+def in_a_module(by):
+    return lambda x: Module(lambda x: x * by).apply({}, x)
+
+
+@struct.dataclass
+class Node:
+    w: Any
+    act: Any = struct.field(pytree_node=False)
+
+    def __call__(self, x):
+        return self.act(x * self.w)
+
+
+def in_a_static_field(by):
+    return Node(jnp.ones(3), lambda x: x * by)
+
+
+def in_remat(by):
+    return jax.checkpoint(lambda x: jax.jit(lambda x: x * by)(x))
+
+
+MAKERS = [
+    *(in_jit, in_scan, in_cond, in_custom_jvp, in_custom_derivative, in_partial),
+    *(in_partial_of_a_lambda, Plain, in_a_module, in_a_static_field, in_remat),
+]
+TABLE = jnp.arange(3.0)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize(("one", "other"), [(TABLE, TABLE + 1), (X, X + 1), (2.0, 2.5)])
+def test_a_function_counts_by_its_program(make, one, other):
+    """Several had one digest whatever array they closed over."""
+    assert program(make(one), X) == program(make(one), X + 1) != program(make(other), X)
+
+
+def test_shapes_and_types_count():
+    found = [program(jnp.sin, x) for x in (X, X[:2], X.astype(np.float16), np.float32(1))]
+    found += [program(in_jit(by), X) for by in (jnp.ones(1), jnp.ones(3), 1.0)]
+    found += [program(lambda x: (x, x * 2), X), program(lambda x: (x * 2, x), X)]
+    assert len(set(found)) == len(found)
+
+
+def test_an_optimizer_counts_by_what_it_does():
     tree = {"w": jnp.ones(3)}
     programs = []
     for rate in (1e-3, 1e-3, 2e-3, optax.cosine_decay_schedule(1e-3, 10)):
@@ -51,17 +154,75 @@ def test_functions_count_by_their_program():
     assert programs[0] == programs[1] and len(set(programs)) == 3
 
 
+def host(x):
+    return x
+
+
+def other_host(x):
+    return x + 1
+
+
+def asked(callback):
+    return lambda x: jax.pure_callback(callback, jax.ShapeDtypeStruct((3,), jnp.float32), x)
+
+
+def test_what_only_an_address_tells_apart_is_refused():
+    for value in (
+        object(),
+        [Plain(2)],
+        {"a": lambda x: x},
+        Node(1.0, lambda x: x),
+        Module(Plain(1)),
+    ):
+        with pytest.raises(InputError, match="checkpoints: nothing but its address tells <.*give"):
+            digest(value)
+    with pytest.raises(InputError, match="nothing but its address tells"):
+        program(asked(lambda x: x), X)
+    assert program(asked(host), X) != program(asked(other_host), X)
+    assert digest(host) != digest(other_host) and digest(Plain) != digest(Node)
+    # What only prints, and how to differentiate what is not differentiated, changes no result.
+    printed = lambda x: (jax.debug.callback(lambda x: None, x), nn.relu(x))[1]  # noqa: E731
+    assert program(printed, X)
+
+
+def everything() -> list[str]:
+    """Digests of one thing of each kind, for other processes to compare."""
+    from tests.common import test_digest as own
+
+    made = [program(make(own.TABLE), X) for make in own.MAKERS]
+    noise = program(lambda x: x + jax.random.normal(jax.random.key(0), x.shape), X)
+    acts = program(lambda x: nn.gelu(nn.relu(jax.nn.silu(x))), X)
+    adam = optax.adam(optax.cosine_decay_schedule(1e-3, 10))
+    moments = adam.init({"w": jnp.ones(3)})
+    update = program(adam.update, {"w": jnp.ones(3)}, moments)
+    held = [
+        own.TREE,
+        WindowMLP(2),
+        {"x", "y", "z"},
+        own.host,
+        moments,
+        nn.Dense,
+        jax.random.key(1),
+    ]
+    return [*made, noise, acts, update, program(asked(own.host), X), *map(digest, held)]
+
+
 def test_another_process_finds_the_same():
-    code = """
-import jax, numpy as np, flax.linen as nn
-from common_jax.digest import Static, digest, program
-print(digest({"a": np.arange(3), "m": Static(nn.Dense(3))}))
-print(program(lambda x: nn.gelu(nn.relu(jax.nn.silu(x))), np.ones(3, np.float32)))
-"""
-    said = {
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout
-        for _ in range(2)
-    }
-    assert len(said) == 1
+    code = "from tests.common.test_digest import everything; print(everything())"
+    other = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert other.strip() == str(everything())
+
+
+def test_dataclasses_count_by_their_class_and_fields():
+    @dataclasses.dataclass
+    class One:
+        a: int
+
+    @dataclasses.dataclass
+    class Two:
+        a: int
+
+    assert digest(One(1)) == digest(One(1))
+    assert len({digest(x) for x in (One(1), One(2), Two(1), {"a": 1})}) == 4

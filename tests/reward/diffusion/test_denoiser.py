@@ -140,6 +140,10 @@ def test_without_a_condition():
     guided = ClassifierFree(score_from(Conditional(), PARAMS, "v", SCHEDULE), NULL, 2.0)
     with pytest.raises(InputError, match="classifier-free guidance needs a condition: give cond"):
         guided(X, LEVELS)
+    for null in ({"tokens": NULL["tokens"]}, NULL | {"mask": jnp.zeros(5, bool)}, 0.0):
+        other: Any = ClassifierFree(score_from(Conditional(), PARAMS, "v", SCHEDULE), null)
+        with pytest.raises(InputError, match="null is .* where the condition is .*: give a tree"):
+            other(X, LEVELS, COND)
     short = cosine_schedule(T - 2)
     wrong: Any = ClassifierFree(score_from(Conditional(), PARAMS, "v", short), NULL)
     with pytest.raises(InputError, match="base_score has 10 diffusion steps, the schedule 12"):

@@ -114,7 +114,7 @@ def test_steps_a_call_change_nothing_and_the_callback_hears(ten):
 
 
 def test_resume_is_exact(tmp_path, ten):
-    """Killed after 6 of 10 steps, gone on with from a state that does not matter."""
+    """Killed after 6 of 10 steps, gone on with from the checkpoint of step 4."""
     whole, _ = train(state=fresh(), steps=10, steps_per_call=2)
     folder = tmp_path / "run"
 
@@ -128,10 +128,12 @@ def test_resume_is_exact(tmp_path, ten):
     options: Any = dict(steps=10, steps_per_call=2, checkpoints=folder, save_every=2)
     with pytest.raises(Killed):
         train(state=fresh(), on_step=kill, **options)
-    state, metrics = train(state=fresh(seed=9), **options)
+    with pytest.raises(InputError, match="the run there has params '"):
+        train(state=fresh(seed=9), **options)
+    state, metrics = train(state=fresh(), **options)
     assert_equal(state, whole)
     assert metrics["loss"].shape == (6,)  # from step 4: the one of step 6 was not yet written
-    again, metrics = train(state=fresh(seed=9), **options)  # nothing is left to do
+    again, metrics = train(state=fresh(), **options)  # nothing is left to do
     assert_equal(again, whole)
     assert metrics == {}
     with pytest.raises(InputError, match="the run there has batch_size 16, not 8; give the same"):

@@ -33,12 +33,31 @@ def test_the_difference_is_the_expert_s_less_the_base_s():
     np.testing.assert_allclose(guide.gradient(X, T), 2 * X, rtol=1e-5)
 
 
+@pytest.mark.parametrize("side", ["base", "expert"])
+@pytest.mark.parametrize(("flat", "found"), [(lambda x, t: x[:, :1], r"\[6, 1\]"), (min, "int")])
+def test_a_difference_is_never_broadcast(side, flat, found):
+    """[B, 1] less [B, 3] was [B, 3] without a word."""
+    flat = flat if flat is not min else lambda x, t: 0
+    scores = {"base": lambda x, t: x, "expert": lambda x, t: x} | {side: flat}
+    said = rf"the {side}'s score gives {found} for x_t of \[6, 3\]: its output must have the shape"
+    with pytest.raises(InputError, match=said):
+        ScoreDifference(**scores).gradient(X, T)
+
+
 class Column(nn.Module):
     """What a regression in another library returns: [B, 1]."""
 
     @nn.compact
     def __call__(self, x, t):
         return nn.Dense(1)(x)
+
+
+class Both(nn.Module):
+    """A value, and something beside it."""
+
+    @nn.compact
+    def __call__(self, x, t):
+        return nn.Dense(1)(x)[:, 0], {"loss": 0}
 
 
 class Whole(nn.Module):
@@ -49,7 +68,7 @@ class Whole(nn.Module):
         return nn.Dense(1)(x).sum()
 
 
-NOT_ROWS = [(Column(), r"\[6, 1\]"), (Whole(), r"\[\]")]
+NOT_ROWS = [(Column(), r"\[6, 1\]"), (Whole(), r"\[\]"), (Both(), "tuple")]
 
 
 @pytest.mark.parametrize(("network", "shape"), NOT_ROWS)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from flax import struct
 
 from common_jax.errors import InputError
 from reward_jax.diffusion.denoiser import score_from
-from reward_jax.diffusion.process import first_state
+from reward_jax.diffusion.process import Pinned, first_state
 from reward_jax.diffusion.samplers import DDIM, Ancestral
 from reward_jax.diffusion.schedule import cosine_schedule, linear_schedule
 from reward_jax.models.reward_nets import WindowMLP
@@ -485,6 +486,37 @@ def test_a_condition_reaches_the_base_and_the_guide(sampler):
 def test_bad_options(base, reward, options, said):
     with pytest.raises(InputError, match=said):
         steered(base, reward, **options)
+
+
+@struct.dataclass
+class Narrow:
+    """A guide of another shape than x."""
+
+    def gradient(self, x, t, cond=None):
+        return x[..., :1]
+
+
+@pytest.mark.parametrize("sampler", [{}, dict(sampler="ddim")])
+def test_what_would_be_broadcast_is_refused(base, sampler):
+    """Each went on with numbers of something else, or ended in JAX's insides."""
+    guide: Any = Narrow()
+    shape, short = list(SHAPE), [*SHAPE[:-1], 1]
+    said = re.escape(f"a guide gives {short} for x_t of {shape}: its output must have the shape")
+    with pytest.raises(InputError, match=said):
+        steered(base, guide, **sampler)
+    said = re.escape(f"a score gives {short} for x_t of {shape}")
+    with pytest.raises(InputError, match=said):
+        steered(lambda x, t: x[..., :1], **sampler)
+    with pytest.raises(
+        InputError, match=r"scale or t_stopgrad has shape \[3\]: give a number, or"
+    ):
+        steered(base, guide, scale=jnp.ones(3), **sampler)
+    many = Pinned(jnp.ones((3 * SHAPE[0], 1, 1), bool), jnp.zeros(()))
+    with pytest.raises(InputError, match="a pin gives"):
+        guided_sample(base, SCHEDULE, (1, *SHAPE[1:]), key=jax.random.key(0), pinned=many)
+    for key in (0, None, "a"):
+        with pytest.raises(InputError, match=f"key is {key!r}: give one key"):
+            guided_sample(base, SCHEDULE, SHAPE, key=key)  # pyright: ignore[reportArgumentType]
 
 
 def test_what_is_no_guide(base):

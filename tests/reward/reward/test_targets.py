@@ -69,9 +69,13 @@ def test_targets_of_another_unit_are_refused(form):
     assert match(target="epsilon")[1].target == "epsilon"
 
 
-@pytest.mark.parametrize("held", [0, 2000])
-def test_draws_in_parts_are_the_same_draws(monkeypatch, held):
-    whole = drawn(5 * B)
+@pytest.mark.parametrize(
+    ("batches", "held", "size"),
+    [(5, 0, 1), (6, 2000, 3), (5, 2000, 1), (6, 1500, 2), (6, 9999, 6)],
+)
+def test_draws_in_parts_are_the_same_draws(monkeypatch, batches, held, size):
+    """In parts of one size, of which each program is compiled once: 5 in two were 3 and 2."""
+    whole = drawn(batches * B)
     counts = []
     evaluate = reward_jax.reward.targets._evaluate
 
@@ -81,8 +85,8 @@ def test_draws_in_parts_are_the_same_draws(monkeypatch, held):
 
     monkeypatch.setattr(reward_jax.reward.targets, "_BYTES_AT_ONCE", held + 1)
     monkeypatch.setattr(reward_jax.reward.targets, "_evaluate", counted)
-    found = drawn(5 * B)
-    assert max(counts) == (1 if held == 0 else 3) and sum(counts) == 10  # of both models
+    found = drawn(batches * B)
+    assert set(counts) == {size} and sum(counts) == 2 * batches  # of both models
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, whole)
 
 
@@ -91,15 +95,45 @@ def test_draws_in_parts_are_the_same_draws(monkeypatch, held):
     [
         (np.zeros((9, 4, 2), np.uint8), "x_0 is uint8, not floating numbers"),
         ((DATA.astype(int), DATA), "x_0 is int32, not floating numbers"),
-        (lambda step: np.zeros((B, 4, 2), np.int64), "x_0 is int32, not floating"),
+        (lambda step: np.zeros((B, 4, 2), np.int64), "x_0 is int64, not floating"),
         ([np.zeros((B, 4, 2), np.uint8)], "x_0 is uint8"),
         (7, "batches: int is no array, source, callable or iterable"),
+        (np.array(3.0), "x_0 has shape []: give one row or more"),
+        ((DATA, 3), "batches: arrays of one data set have ['no', 32] rows"),
+        (np.zeros((0, 4, 2)), "batches: arrays of one data set have [0] rows"),
+        (np.zeros((4, 0, 2)), "x_0 has shape [4, 0, 2]: give one row or more"),
+        ([1.0, 2.0], "x_0 is a float, not an array"),
+        ([np.float32(1)], "x_0 is a float32, not an array"),
+        (["a", "b"], "x_0 is a str, not an array"),
+        ({"x": DATA}, "x_0 is a str, not an array"),
+        (lambda step: jnp.float32(3), "x_0 has shape []: give one row or more"),
+        (lambda step: DATA[:0], "x_0 has shape [0, 4, 2]: give one row"),
+        (lambda step: None, "x_0 is a NoneType, not an array"),
+        (
+            DATA.at[3, 0].set(np.nan).at[5, 1].set(np.inf),
+            "2 of 32 rows of x_0 hold NaN or infinity, the first is row 3",
+        ),
     ],
 )
 def test_data_that_are_none(batches, said):
     params = init_params(NET, KEY, DATA[:2])
     with pytest.raises(InputError, match=re.escape(said)):
         extract_reward(own, own, NET, params, batches, SCHEDULE, ADAM, steps=1, key=KEY)
+
+
+def test_batches_of_several_shapes_are_refused():
+    """It ended in a message of JAX's insides; a last batch is often smaller."""
+    params = init_params(NET, KEY, DATA[:2])
+    batches = [DATA[:8], DATA[8:16], DATA[16:20]]
+    said = "that of step 3 has the shape (4, 4, 2), that of step 1 (8, 4, 2): give batches of one"
+    with pytest.raises(InputError, match=re.escape(said)):
+        extract_reward(own, own, NET, params, batches, SCHEDULE, ADAM, steps=3, key=KEY)
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.5, None])
+def test_a_count_that_is_none(count):
+    with pytest.raises(InputError, match="count must be a whole number, 1 or more"):
+        drawn(count)
 
 
 def test_a_score_of_another_shape_is_refused():
@@ -131,7 +165,7 @@ def test_models_of_another_schedule_are_refused():
 def test_an_example_of_an_iterable_is_given_again():
     feed = Feed(iter([DATA[:2], DATA[2:4]]))
     np.testing.assert_array_equal(feed.example(), DATA[:2])
-    assert feed.digest() == Feed([DATA[:2]]).digest() != Feed([DATA[2:4]]).digest()
+    assert feed.digest(2) == Feed([DATA[:2]]).digest(2) != Feed([DATA[2:4]]).digest(2)
     _, taken = feed.take(0, 2)
     np.testing.assert_array_equal(taken, jnp.stack([DATA[:2], DATA[2:4]]))
     assert isinstance(Feed(drawn()).example(), Targets)
