@@ -24,7 +24,9 @@ from tuco_jax.weights.arrays import Placement, host_array, place
 __all__ = ["DTYPES", "Checkpoint", "Key", "KeyTable", "Placement", "TensorSource"]
 
 DTYPES = ("float32", "bfloat16", "float16")
-_BLOCK = 1 << 22  # numbers read at a time from a tensor that can be read in rows
+# Numbers read at a time from a tensor that can be read in rows. Few: dequantised they are held
+# several times over, and the allocator may keep that much for good.
+_BLOCK = 1 << 19
 _STRIP = 16  # rows transposed at a time: one cache line of the destination
 
 

@@ -20,7 +20,7 @@ from tuco_jax.weights.keys import Family
 
 __all__ = ["Renamed"]
 
-_BLOCK = 4096  # rows of an embedding and its head, compared at a time
+_BLOCK = 512  # rows of an embedding and its head, compared at a time
 
 
 class Renamed:

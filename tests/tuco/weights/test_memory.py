@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from tuco_jax.finetune import lora
 from tuco_jax.models import decoder
 from tuco_jax.models.families import from_huggingface
 from tuco_jax.weights.hf.model import export
+from tuco_jax.weights.load import load_model, open_pair
 from tuco_jax.weights.model import Model
 from tuco_jax.weights.orbax import store
 from tuco_jax.weights.peft.write import save
@@ -111,3 +113,34 @@ def test_peak_memory_is_at_most_1_3_times_the_weights(models, source, dtype, hel
     assert weights == pytest.approx(held, rel=0.02)
     print(f"peak {peak / weights:.2f} x the weights")
     assert 0.9 * weights < peak <= 1.3 * weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "dtype"),
+    [
+        ("float32", "bfloat16"),
+        ("bfloat16", "float32"),
+        ("F16.gguf", "float32"),
+        ("Q8_0.gguf", "bfloat16"),
+        ("store", "bfloat16"),
+        ("float32,adapter", "float32"),
+    ],
+)
+def test_little_is_on_its_way_at_once(models, source, dtype):
+    """What is freed the allocator may keep for good, or not, as its heap happens to lie.
+
+    So the bound above can only hold if all of it is little. Parameters are not counted: large
+    ones have memory of their own from the system.
+    """
+    paths = [str(models / "large" / name) for name in source.split(",")]
+    tracemalloc.start()
+    try:
+        if len(paths) == 2:
+            jax.block_until_ready(open_pair(*paths, dtype=dtype).load()[0])
+        else:
+            jax.block_until_ready(load_model(*paths, dtype=dtype, tokenizer=False).params)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 16_000_000
