@@ -39,7 +39,7 @@ def reason(error: ModuleNotFoundError) -> str | None:
         return None
     for requirement in requirements:
         found = _REQUIREMENT.match(requirement)
-        if found and _plain(found["name"]) == _plain(module):
+        if found and f"{_plain(found['name'])}_".startswith(f"{_plain(module)}_"):  # sbx of sbx-rl
             extra = f"{PROJECT}[{found['extra']}]"
             return (
                 f"{module} is not installed: install {extra} "

@@ -19,6 +19,7 @@ def _studies() -> Mapping[str, Command]:
 
 _HELP = {
     "data": "record data of a task: of a base, or of an expert",
+    "policy": "learn policies that record data, by reinforcement learning",
     "train": "train a diffusion model on recorded trajectories",
     "extract": "learn the reward of an expert model relative to its base",
     "heatmap": "draw where a reward is high, and its peak against the goal",

@@ -8,7 +8,14 @@ import dataclasses
 
 from common_jax.cli.ranges import MeshSize, PositiveInt, Seed
 
-__all__ = ["CheckpointOption", "DeviceOption", "MeshOptions", "RunOptions", "SeedOption"]
+__all__ = [
+    "CheckpointOption",
+    "DeviceOption",
+    "DirectoryOption",
+    "MeshOptions",
+    "RunOptions",
+    "SeedOption",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +67,8 @@ class CheckpointOption:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunOptions(DeviceOption, CheckpointOption, SeedOption):
-    """Options of every training run.
+class DirectoryOption(CheckpointOption, SeedOption):
+    """Where a run is kept.
 
     Args:
         out: the run's directory; it must not exist yet, unless resume is given.
@@ -70,3 +77,8 @@ class RunOptions(DeviceOption, CheckpointOption, SeedOption):
 
     out: str
     resume: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions(DeviceOption, DirectoryOption):
+    """Options of every training run of models."""

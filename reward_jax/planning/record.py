@@ -9,19 +9,19 @@ from common_jax.run import environment
 from reward_jax.data.episodes import Episodes
 from reward_jax.data.files import check_output, write_episodes
 from reward_jax.data.trajectory.windows import WindowSize
+from reward_jax.tasks.base import TaskOption
 from reward_jax.tasks.find import find
 
 __all__ = ["RecordOptions", "Recorded", "record"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RecordOptions(SeedOption, WindowSize):
+class RecordOptions(SeedOption, WindowSize, TaskOption):
     """Record episodes of a task: of a base, or of an expert, which has a goal.
 
     They are long enough for the windows (horizon, stride) that are to be cut from them.
 
     Args:
-        env: the task, by name; a name that is none lists them.
         out: .hdf5 file, in D4RL's layout; or a Minari dataset: a folder, or an id as in
             minari:NAMESPACE/NAME-v0.
         goal: what the expert wants: a number among the task's own goals, from 0, or as the task
@@ -29,7 +29,6 @@ class RecordOptions(SeedOption, WindowSize):
         episodes: how many.
     """
 
-    env: str
     out: str
     goal: str | tuple[float, ...] | None = None
     episodes: PositiveInt = 2000

@@ -21,7 +21,7 @@ from reward_jax.data.episodes import Episodes
 from reward_jax.data.trajectory.space import Plans
 from reward_jax.tasks.plane import Plane
 
-__all__ = ["Captions", "Measure", "Outcome", "Planner", "Rollout", "Task"]
+__all__ = ["Captions", "Measure", "Outcome", "Planner", "Rollout", "Task", "TaskOption"]
 
 
 class Planner(Protocol):
@@ -61,6 +61,17 @@ class Outcome:
     def means(self) -> dict[str, float | None]:
         """Each measure's mean over all rows: of a bool, the share of rows."""
         return {k: None if v is None else float(v.mean()) for k, v in self.measured.items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskOption:
+    """Which world.
+
+    Args:
+        env: the task, by name; a name that is none lists them.
+    """
+
+    env: str
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,85 @@
+"""Policies that are learned: sbx-rl's learner, kept as ours, and the stages that are chosen."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from common_jax.errors import InputError
+from reward_jax.tasks.locomotion import learn
+from reward_jax.tasks.locomotion.policies import Policy, read_policies
+from tests.reward.cli_runs import run
+from tests.reward.tasks.locomotion.conftest import another, random_policy
+
+
+def evaluated(*returns):
+    return {str(i): Policy((), {"return": r, "steps": i}) for i, r in enumerate(returns)}
+
+
+def test_stages():
+    found = learn.choose(evaluated(0, 10, 5, 20, 30, 45, 40, 90, 120, 110))
+    assert {k: p.about["steps"] for k, p in found.items()} == {
+        "early": 1, "late": 3, "medium": 5, "expert": 8,
+    }  # fmt: skip
+    found = learn.choose(evaluated(0, 90, 80, 100))  # medium at once: the first three
+    assert [p.about["steps"] for p in found.values()] == [0, 1, 2, 3]
+    with pytest.raises(InputError, match="3 evaluations are too few"):
+        learn.choose(evaluated(1, 2, 3))
+
+
+def test_returns_are_those_of_the_environment():
+    policy = random_policy("hopper", 3)
+    found = learn.returns("hopper", policy, 3, seed=4)
+    env = another("hopper")
+    for total, seed in zip(found, np.random.SeedSequence(4).generate_state(3), strict=True):
+        seen, _ = env.reset(seed=int(seed))
+        expected, over = 0.0, False
+        while not over:
+            seen, reward, terminated, truncated, _ = env.step(policy.act(seen[None])[0])
+            expected, over = expected + reward, terminated or truncated
+        assert total == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.fixture
+def lenient():
+    """sbx-rl's own code promotes ranks and types."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_goes_on(tmp_path, capsys, lenient):
+    out = tmp_path / "run"
+    argv = ["policy", "--env", "Hopper-v5", "--out", out, "--hidden", "[8, 8]", "--begin", 50]
+    argv += ["--evaluate_every", 100, "--evaluate_episodes", 2, "--save_every", 100]
+    assert run(*argv, "--steps", 300) == 2  # too few evaluations for stages: all is kept
+    assert "3 evaluations are too few for stages: give more steps" in capsys.readouterr().err
+    assert run(*argv, "--steps", 500) == 2
+    assert "holds a run already; go on with it by --resume" in capsys.readouterr().err
+    assert run(*argv, "--steps", 500, "--resume", "true", "--batch_size", 9) == 2
+    assert "batch_size 256, not 9" in capsys.readouterr().err
+    assert run(*argv, "--steps", 500, "--resume", "true") == 0
+    printed = capsys.readouterr().out
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [100, 200, 300, 400, 500]
+    found = read_policies(out / "policies.safetensors", "hopper")
+    assert list(found) == ["early", "late", "medium", "expert"]
+    best = max(rows, key=lambda row: row["return"])
+    assert f"expert: return {best['return']:.0f}" in printed
+    assert found["expert"].about["steps"] == best["step"]
+    # What is kept is the policy that was evaluated, but for float16.
+    again = learn.returns("hopper", found["expert"], 2, seed=0).mean()
+    assert again == pytest.approx(best["return"], rel=0.2)
+
+
+def test_what_cannot_be_learned(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    assert run("policy", "--env", "ant", "--out", out) == 2
+    assert "'ant' is unknown: choose from halfcheetah, hopper" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "sbx", None)
+    assert run("policy", "--env", "hopper", "--out", out) == 2
+    assert "sbx is not installed: install tuco-reward-jax[rl]" in capsys.readouterr().err
+    assert not out.exists()
