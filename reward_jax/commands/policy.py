@@ -1,4 +1,4 @@
-"""`reward-jax policy`: a policy of a task, learned by reinforcement learning, at several stages."""
+"""`reward-jax policy`: a policy of a task at several stages, by reinforcement learning."""
 
 from reward_jax.tasks.locomotion.learn import LearnOptions as Config
 from reward_jax.tasks.locomotion.learn import learn

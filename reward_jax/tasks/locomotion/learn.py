@@ -1,4 +1,4 @@
-"""Policies of the robots, learned by TQC (Kuznetsov et al. 2020, arXiv 2005.04269) as sbx-rl has it.
+"""Policies of the robots, learned by TQC (Kuznetsov et al. 2020, arXiv 2005.04269) of sbx-rl.
 
     found = learn(LearnOptions(env="halfcheetah", out="runs/policies/halfcheetah"))
 
