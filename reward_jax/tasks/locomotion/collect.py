@@ -96,14 +96,14 @@ def _record(
     noise = _Noise(count, simulator.actions, rng) if part.recovers else None
     rows: dict[str, list[np.ndarray]] = {}
     for _ in range(steps):
-        kept, observations = simulator.active.copy(), simulator.observations
+        chosen, observations = simulator.active.copy(), simulator.observations
         if policy is None:
             actions = rng.uniform(-1, 1, (count, simulator.actions))
         else:
             actions = policy.act(observations, rng)
         if noise is not None:
             added, calm = noise.step()
-            actions, kept = np.clip(actions + added, -1, 1), kept & calm
+            actions, chosen = np.clip(actions + added, -1, 1), chosen & calm
         actions = actions.astype(np.float32)
         step = simulator.step(actions)
         for key, values in {
@@ -112,7 +112,7 @@ def _record(
             "rewards": step.rewards,
             "terminations": step.terminated,
             "led_to": step.observations,
-            "kept": kept,
+            "chosen": chosen,
         }.items():
             rows.setdefault(key, []).append(
                 values if values.dtype == bool else values.astype("f4")
@@ -123,11 +123,11 @@ def _record(
 
 
 def _stretches(rows: dict[str, Shaped[np.ndarray, "E T ..."]]) -> dict[str, np.ndarray]:
-    """Each run of rows that are kept, as an episode that is truncated unless it terminates."""
-    kept = rows.pop("kept")
-    beyond = np.zeros((len(kept), 1), bool)
-    last = (kept & ~np.concatenate([kept[:, 1:], beyond], axis=1))[kept]
-    found = {key: values[kept] for key, values in rows.items()}
+    """Each run of rows to keep, as an episode that is truncated unless it terminates."""
+    chosen = rows.pop("chosen")
+    beyond = np.zeros((len(chosen), 1), bool)
+    last = (chosen & ~np.concatenate([chosen[:, 1:], beyond], axis=1))[chosen]
+    found = {key: values[chosen] for key, values in rows.items()}
     return found | {
         "led_to": found["led_to"][last],
         "truncations": last & ~found["terminations"],

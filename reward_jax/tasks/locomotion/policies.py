@@ -37,7 +37,7 @@ class Policy:
     about: the stage's facts: steps of training, mean return of its mode, its standard error.
     """
 
-    layers: tuple[tuple[np.ndarray, np.ndarray], ...]
+    layers: tuple[tuple[Float[np.ndarray, "in out"], Float[np.ndarray, " out"]], ...]
     about: Mapping[str, Any]
 
     def act(
