@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from common_jax.errors import InputError
 
@@ -79,25 +79,44 @@ def limits(rows: Float[np.ndarray, "M D"]) -> Normaliser:
     rows = _checked(rows)
     low, high = rows.min(axis=0).astype(np.float64), rows.max(axis=0).astype(np.float64)
     middle, half = (low + high) / 2, (high - low) / 2
-    rounded = middle.astype(np.float32).astype(np.float64)
-    coarse = np.abs(rounded - middle) > 1e-6 * half
+    rounded, coarse = _rounded(middle, half)
     reach = np.maximum(high - rounded, rounded - low)
     return _normaliser(middle, np.where(coarse, reach, half), "limits")
 
 
 def gaussian(rows: Float[np.ndarray, "M D"]) -> Normaliser:
-    """Each dimension to mean 0 and standard deviation 1; a constant dimension to 0."""
+    """Each dimension to mean 0 and standard deviation 1; a constant dimension to 0.
+
+    Where float32 has not the mean (large values close to each other), to a mean square of 1.
+    """
     rows = _checked(rows)
     mean, deviation = rows.mean(axis=0, dtype=np.float64), rows.std(axis=0, dtype=np.float64)
+    rounded, coarse = _rounded(mean, deviation)
+    deviation = np.where(coarse, np.hypot(deviation, rounded - mean), deviation)
     # Rounding alone gives a constant dimension a tiny deviation.
     constant = rows.min(axis=0) == rows.max(axis=0)
     return _normaliser(mean, np.where(constant, 0.0, deviation), "gaussian")
+
+
+def _rounded(
+    offset: Float[np.ndarray, " D"], scale: Float[np.ndarray, " D"]
+) -> tuple[Float[np.ndarray, " D"], Bool[np.ndarray, " D"]]:
+    """Offsets as float32 has them, and whether that is too far from them for the scale."""
+    rounded = offset.astype(np.float32).astype(np.float64)
+    return rounded, np.abs(rounded - offset) > 1e-6 * scale
 
 
 def _checked(rows: Float[np.ndarray, "M D"]) -> Float[np.ndarray, "M D"]:
     rows = np.asarray(rows)
     if rows.ndim != 2 or not len(rows):
         raise InputError(f"a normaliser is fitted to rows [M, D], not to shape {rows.shape}")
+    with np.errstate(over="ignore"):
+        fine = np.isfinite(np.asarray(rows, np.float32)).all(axis=0)
+    if not fine.all():
+        raise InputError(
+            f"a normaliser is fitted to rows that float32 holds: dimension {int(fine.argmin())} "
+            "has NaN, infinity or more than 3.4e38; leave such rows out"
+        )
     return rows
 
 

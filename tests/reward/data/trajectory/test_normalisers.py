@@ -62,6 +62,15 @@ def test_rows_are_wanted():
 
 
 @pytest.mark.parametrize("fit", [limits, gaussian])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1e39])
+def test_rows_that_float32_does_not_hold_are_refused(fit, value):
+    rows = np.ones((4, 3))
+    rows[2, 1] = value
+    with pytest.raises(InputError, match="that float32 holds: dimension 1 has NaN, infinity or"):
+        fit(rows)
+
+
+@pytest.mark.parametrize("fit", [limits, gaussian])
 @pytest.mark.parametrize("span", [0.0, 1e-45, 1e-40, 1e-37, 1e-30])
 @pytest.mark.parametrize("at", [0.0, 1.0])
 def test_a_dimension_that_hardly_moves_stays_finite(fit, span, at):
@@ -81,6 +90,19 @@ def test_large_values_that_are_close_stay_within_limits(low, reach):
     rows = np.array([[low], [low + reach]], np.float32)
     got = limits(rows).normalise(rows)
     assert np.abs(got).max() <= 1 and got[1] - got[0] > 0.9
+
+
+@pytest.mark.parametrize("low", [1e7, -3e7, 2**24 - 3, 123456.7])
+@pytest.mark.parametrize("ones", [1, 4, 7])
+def test_large_values_that_are_close_keep_their_mean_square(low, ones):
+    """Their mean may be no float32: rounded, it moved them by up to a deviation or more."""
+    rows = np.full((8, 1), low, np.float32)
+    rows[:ones] = np.nextafter(rows[:ones], np.float32(np.inf))
+    got = gaussian(rows).normalise(rows)
+    np.testing.assert_allclose(np.square(got, dtype=np.float64).mean(), 1, rtol=1e-5)
+    far = low + 1e3 * np.random.default_rng(ones).normal(size=(500, 1))
+    got = gaussian(far).normalise(far.astype(np.float32))
+    np.testing.assert_allclose([got.mean(), got.std()], [0, 1], atol=5e-3)
 
 
 def test_equality_is_measured_in_scales():
