@@ -2,7 +2,8 @@
 
 A file holds all that its use takes: network, prediction, schedule, the space that the model lives
 in (`spaces.py`), and where it came from. The names of its tensors begin with `params/`; of a
-conditional model, those of the condition that stands for none with `null`.
+conditional model, those of the condition that stands for none with `null`. Files of the first
+format, in which the space's parts stood beside the rest, are read, too.
 """
 
 import contextlib
@@ -183,19 +184,39 @@ def _read(
     with _sound(path):
         with safe_open(path, "numpy") as file:
             header = parse_json((file.metadata() or {})["reward_jax"])
+            first = header["format"] == 1
+            if first:
+                header = _of_format_1(header)
             if header["format"] != _FORMAT:
                 raise InputError(
                     f"{path}: is of another version ({header['format']}); train it again"
                 )
             if header["kind"] not in kinds:
                 raise InputError(f"{path}: holds a {header['kind']}, where a {wanted} is wanted")
-            for name in file.keys():  # noqa: SIM118 (it is no mapping)
-                value = file.get_tensor(name)
+            for stored in file.keys():  # noqa: SIM118 (it is no mapping)
+                value = file.get_tensor(stored)
+                name = f"params/{stored}" if first else stored
                 if not np.isfinite(value).all():
                     own = name.removeprefix("params/")
                     raise InputError(f"{path}: parameter {own} is not finite; train it again")
                 flat[name] = jnp.asarray(value)
         return path, _nested(flat), header
+
+
+_IN_SPACE = "horizon", "stride", "actions", "normaliser", "about"
+
+
+def _of_format_1(header: Mapping[str, Any]) -> dict[str, Any]:
+    """A header of the first format, with its trajectories' space in one place.
+
+    All its tensors are parameters, mazes are its only tasks, and no discriminator has a condition.
+    """
+    space: dict[str, Any] = {"kind": "trajectories"} | {name: header[name] for name in _IN_SPACE}
+    about = dict(space["about"])
+    if "maze" in about:
+        about["task"] = about.pop("maze")
+    rest = {name: value for name, value in header.items() if name not in _IN_SPACE}
+    return {"conditional": False} | rest | {"format": _FORMAT, "space": space | {"about": about}}
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 from typing import Any, cast
 
 import jax
@@ -14,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from common_jax.errors import InputError
 from reward_jax.data.checkpoint import load_guide, load_model, save_guide, save_model
-from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectorySpace
+from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectorySpace, check_steers
 from reward_jax.diffusion.schedule import cosine_schedule, from_betas
 from reward_jax.models.reward_nets import HalfUnet
 from reward_jax.reward.discriminator import DiscriminatorGuide
@@ -122,6 +123,52 @@ def test_another_version_or_network(path):
         load_model(path, TrajectorySpace)
     rewrite(path, header | {"fields": header["fields"] | {"heads": 3}})
     with pytest.raises(InputError, match="heads"):
+        load_model(path, TrajectorySpace)
+
+
+FIRST = pathlib.Path(__file__).parent / "format_1"  # written by the code of November 27, 2026
+
+
+def test_files_of_the_first_format_are_read():
+    """Their layout differs, and nothing else."""
+    wanted = np.load(FIRST / "outputs.npz")
+    x, t = wanted["x"], wanted["t"]
+    denoiser = load_model(FIRST, TrajectorySpace)
+    reward = load_guide(FIRST / "reward.safetensors", TrajectorySpace)
+    judge = load_guide(FIRST / "discriminator.safetensors", TrajectorySpace)
+    assert isinstance(reward.guide, RelativeReward) and reward.guide.seeds == 2
+    assert isinstance(judge.guide, DiscriminatorGuide) and not judge.guide.conditional
+    for name, function in (
+        ("denoiser", denoiser.denoiser),
+        ("reward", reward.guide),
+        ("discriminator", judge.guide),
+    ):
+        np.testing.assert_allclose(function(x, t), wanted[name], rtol=2e-5, atol=1e-5)
+    for found in (denoiser.space, reward.space, judge.space):
+        assert (found.horizon, found.stride, found.actions) == (8, 2, 1)
+        assert found.about["task"] == "open" and "maze" not in found.about
+        assert found.about["goal"] == [0.5, -1.0] and found.normaliser.kind == "limits"
+        np.testing.assert_array_equal(found.normaliser.offset, [0, 1, -1, 0.5])
+    assert reward.guide.target == "posterior_mean" and reward.schedule.steps == 6
+    check_steers("base and judge", _with_schedule(denoiser, judge.schedule), judge)
+
+
+def _with_schedule(model, schedule):
+    denoiser = dataclasses.replace(model.denoiser, schedule=schedule)
+    return dataclasses.replace(model, denoiser=denoiser)
+
+
+@pytest.mark.parametrize("missing", ["normaliser", "about", "horizon", "schedule"])
+def test_spoilt_files_of_the_first_format(tmp_path, missing):
+    path = tmp_path / "m.safetensors"
+    path.write_bytes((FIRST / "denoiser.safetensors").read_bytes())
+    header = header_of(path)
+    del header[missing]
+    rewrite(path, header)
+    with pytest.raises(InputError, match=rf"m\.safetensors: corrupt.*{missing}"):
+        load_model(path, TrajectorySpace)
+    rewrite(path, header_of(path) | {"about": 3, "horizon": 8, "schedule": 1, "normaliser": []})
+    with pytest.raises(InputError, match=r"m\.safetensors: corrupt"):
         load_model(path, TrajectorySpace)
 
 

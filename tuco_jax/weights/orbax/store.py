@@ -48,6 +48,8 @@ __all__ = [
 ]
 
 _DESCRIPTION, _FORMAT = "store.json", "tuco_jax store, version 2"
+# Of the first, layers do not lie in chunks of their own: one is read alone, but not as quickly.
+_READ = (_FORMAT, "tuco_jax store, version 1")
 
 
 def is_store(directory: str | pathlib.Path) -> bool:
@@ -276,8 +278,8 @@ def _describe(directory: str | pathlib.Path) -> dict[str, Any]:
     path = pathlib.Path(directory) / _DESCRIPTION
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(description, dict) or description.get("format") != _FORMAT:
-            raise ValueError(f"its format is not {_FORMAT!r}, which this version writes and reads")
+        if not isinstance(description, dict) or description.get("format") not in _READ:
+            raise ValueError(f"its format is none of {', '.join(_READ)}")
         needed = ("config", "notes" if "tuned_config" in description else "name")
         if lacking := [field for field in needed if field not in description]:
             raise ValueError(f"it has no {lacking[0]!r}")

@@ -2,16 +2,20 @@
 
 import dataclasses
 import json
+import pathlib
+import zipfile
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from common_jax.errors import InputError
 from common_jax.mesh import make_mesh
 from tests.tuco import random_models as rm
 from tests.tuco.tiny import save_tiny, tiny_tokenizer
+from tuco_jax import tuco
 from tuco_jax.models.pair import Notes
 from tuco_jax.models.sharding import place, placement, shardings
 from tuco_jax.weights import arrays
@@ -152,6 +156,26 @@ def test_a_description_that_lacks_a_field(model, tmp_path, field):
         store.load(tmp_path / "store")
 
 
+def test_stores_of_the_first_version_are_read(tmp_path):
+    """Written by the code of November 27, 2026: a model and a pair, their layers in one chunk."""
+    with zipfile.ZipFile(pathlib.Path(__file__).parent / "version_1.zip") as file:
+        file.extractall(tmp_path)
+    wanted = np.load(tmp_path / "outputs.npz")
+    tokens = wanted["tokens"]
+    pair, tokenizer = store.load_pair(tmp_path / "pair")
+    got = tuco(pair, jnp.asarray(tokens), jnp.ones(tokens.shape, bool))
+    np.testing.assert_allclose(got, wanted["tuco"], rtol=1e-5)
+    assert list(pair.notes) == ["a note"] and tokenizer is None
+    one = store.load(tmp_path / "model")
+    assert one.config == pair.base_config and one.name == "owner/name"
+    chex.assert_trees_all_equal(one.params, pair.base)
+    opened = store.OpenPair(tmp_path / "pair")
+    for index in range(pair.base_config.depth):
+        base, tuned, _ = opened.layer(index)
+        chex.assert_trees_all_equal(base, jax.tree.map(lambda x: x[index], pair.base["layers"]))  # noqa: B023
+        chex.assert_trees_all_equal(tuned, jax.tree.map(lambda x: x[index], pair.tuned["layers"]))  # noqa: B023
+
+
 def test_spoilt_stores_say_so(model, tmp_path):
     store.save(tmp_path / "store", model)
     description = tmp_path / "store" / "store.json"
@@ -162,11 +186,10 @@ def test_spoilt_stores_say_so(model, tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="dtype 'int8' is not one of float32"):
         store.load(tmp_path / "store", dtype="int8")
-    for version in ("version 1", "version 9"):  # an earlier one, and one yet to come
-        description.write_text(text.replace("version 2", version))
-        with pytest.raises(InputError, match="store.json: not the .*; import it again") as caught:
-            store.load(tmp_path / "store")
-        assert "\n" not in str(caught.value)
+    description.write_text(text.replace("version 2", "version 9"))  # one yet to come
+    with pytest.raises(InputError, match="store.json: not the .*; import it again") as caught:
+        store.load(tmp_path / "store")
+    assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="the store holds one model, not a pair"):
         description.write_text(text)
         store.load_pair(tmp_path / "store")
