@@ -18,7 +18,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser  # pyri
 
 from common_jax import extras
 from common_jax.cli.commands import Commands, Group
-from common_jax.cli.interrupts import interruptible
+from common_jax.cli.interrupts import came, interruptible
 from common_jax.cli.ranges import in_words, plain
 from common_jax.errors import InputError
 
@@ -66,13 +66,13 @@ def _exit_code(program: str, argv: Sequence[str] | None, call: Callable[[list[st
             call([token for token in given if token != "--debug"])
     except SystemExit as stop:  # --help, --print_config
         return int(stop.code or 0)
-    except (InputError, KeyboardInterrupt) as stop:
-        if debug:
+    except BaseException as stop:
+        interrupted = isinstance(stop, KeyboardInterrupt) or came()
+        if debug or not (interrupted or isinstance(stop, InputError)):
             raise
-        bad = isinstance(stop, InputError)
-        what = f"error: {one_line(str(stop))}" if bad else "interrupted"
+        what = "interrupted" if interrupted else f"error: {one_line(str(stop))}"
         print(f"{program}: {what}", file=sys.stderr)
-        return 2 if bad else 130
+        return 130 if interrupted else 2
     return 0
 
 

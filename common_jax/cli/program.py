@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from common_jax.cli.commands import Commands
-from common_jax.cli.interrupts import guard
+from common_jax.cli.interrupts import guard, leave
 
 __all__ = ["start"]
 
@@ -12,10 +12,12 @@ def start(program: str, about: str, commands: Commands, argv: Sequence[str] | No
     """Run one command (`command_line.run`); returns the exit code.
 
     argv: what follows the program's name; None in a process of the program's own, which then
-    answers to SIGINT as `interrupts` says.
+    answers to SIGINT as `interrupts` says, and does not return what is no success.
     """
-    if argv is None:
-        guard(program)
+    own = argv is None and guard(program)
     from common_jax.cli.command_line import run  # it takes time
 
-    return run(program, about, commands, argv)
+    code = run(program, about, commands, argv)
+    if code and own:
+        leave(code)  # what was broken off may have threads
+    return code

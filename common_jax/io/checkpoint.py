@@ -1,16 +1,16 @@
 """The checkpoints of a training run, through orbax; each appears whole or not at all."""
 
 import contextlib
-import logging
 import pathlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
 from common_jax.errors import InputError
+from common_jax.io.files import why_not_written
+from common_jax.io.orbax_noise import quiet
 
 __all__ = ["Checkpoints"]
 
@@ -34,16 +34,14 @@ class Checkpoints:
     def __init__(self, directory: str | pathlib.Path, *, keep: int = 2) -> None:
         import orbax.checkpoint as ocp  # it takes seconds: after all that may be refused
 
-        if not isinstance(sys.unraisablehook, _WithoutLateCallbacks):  # for good: they are late
-            sys.unraisablehook = _WithoutLateCallbacks(sys.unraisablehook)
         self._ocp, self._silence = ocp, contextlib.ExitStack()
         self._directory = pathlib.Path(directory).absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        with _quiet(), self._written():
+        with quiet(), self._written():
             self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def __enter__(self) -> "Checkpoints":
-        self._silence.enter_context(_quiet())
+        self._silence.enter_context(quiet())
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -107,42 +105,13 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _written(self) -> Iterator[None]:
-        """Turn what orbax raises for a full disk, and all else, into one InputError."""
+        """Turn what orbax raises, a full disk and all else, into one InputError."""
         try:
             yield
+        except InputError:
+            raise
         except Exception as error:  # of any kind, from its own threads
-            reason = " ".join(str(error).split())
-            if "o space left" in reason or "RESOURCE_EXHAUSTED" in reason:
-                reason = "no space left on device"
             raise InputError(
-                f"{self._directory}: checkpoints cannot be written ({reason[:200]}); make room, "
-                "or name another place; the newest whole one is kept, and --resume goes on from it"
+                f"{self._directory}: checkpoints cannot be written: {why_not_written(error)}; the "
+                "newest whole one is kept, and --resume goes on from it"
             ) from error
-
-
-class _WithoutLateCallbacks:
-    """A hook for errors that nobody can catch, which says nothing of orbax's late callbacks.
-
-    Reads and writes that end after it has given up on the others call back into an event loop
-    that is closed by then; each would print a traceback.
-    """
-
-    def __init__(self, before: Callable[[Any], Any]) -> None:
-        self._before = before
-
-    def __call__(self, what: Any) -> None:
-        late = isinstance(what.exc_value, RuntimeError) and "loop is closed" in str(what.exc_value)
-        if not late:
-            self._before(what)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without orbax's log: it tells of every error in its own words, too, from its threads."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

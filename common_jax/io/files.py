@@ -1,10 +1,10 @@
 """Files of results: checked before the work begins, written whole or not at all, read back."""
 
 import contextlib
-import errno
 import json
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -15,9 +15,11 @@ __all__ = [
     "atomic",
     "cannot_write",
     "check_writable",
+    "is_full",
     "make_folder",
     "parse_json",
     "read_json",
+    "why_not_written",
     "write_arrays",
     "write_json",
     "writing",
@@ -57,11 +59,29 @@ def make_folder(path: str | pathlib.Path) -> pathlib.Path:
     return path
 
 
-def cannot_write(path: pathlib.Path, error: OSError) -> InputError:
+_FULL = re.compile(r"no space left on device|quota exceeded|file too large", re.IGNORECASE)
+
+
+def is_full(error: Exception) -> bool:
+    """Whether an error is that of a full disk, or of a user's full share of it.
+
+    Libraries raise such errors in kinds of their own (orbax, safetensors, tokenizers), which quote
+    the system's.
+    """
+    return _FULL.search(str(error)) is not None
+
+
+def why_not_written(error: Exception) -> str:
+    """Why something cannot be written, in one line, and how to mend it where a disk is full."""
+    text = " ".join(str(error).split())
+    if full := _FULL.search(text):
+        return f"{full[0].lower().capitalize()}; make room, or name another place"
+    return (isinstance(error, OSError) and error.strerror) or text[:200] or type(error).__name__
+
+
+def cannot_write(path: pathlib.Path, error: Exception) -> InputError:
     """The error of a file that cannot be written, in one line that says why."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    mend = "; make room, or name another place" if full else ""
-    return InputError(f"{path}: cannot be written: {error.strerror or error}{mend}")
+    return InputError(f"{path}: cannot be written: {why_not_written(error)}")
 
 
 @contextlib.contextmanager
@@ -69,8 +89,12 @@ def writing(path: pathlib.Path) -> Iterator[None]:
     """Raise InputError that names `path` where what is done in the block cannot be written."""
     try:
         yield
-    except OSError as error:
-        raise cannot_write(path, error) from error
+    except InputError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) or is_full(error):
+            raise cannot_write(path, error) from error
+        raise
 
 
 @contextlib.contextmanager
@@ -78,10 +102,9 @@ def atomic(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary path beside `path`, moved onto it when the block ends without an error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
+        with writing(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

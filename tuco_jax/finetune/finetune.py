@@ -390,19 +390,24 @@ def _export(
     scratch = directory.with_name(f".{directory.name}")
     shutil.rmtree(scratch, ignore_errors=True)
     dtype = jnp.dtype(config.export_dtype)
-    if config.method == "lora":
-        factors = low_rank.fold_scale(trained, config.lora.scale)
-        factors = jax.tree.map(lambda x: np.asarray(x.astype(dtype)), factors)
-        peft.save(scratch, model.config, factors, base_name=config.base, chat_template=template)
-    else:
-        params = jax.tree.map(lambda x: x.astype(dtype), trained)
-        if model.hf_config is None:  # a GGUF that is like no Hugging Face model
-            store.save(scratch, model._replace(params=params))
+    try:
+        if config.method == "lora":
+            factors = low_rank.fold_scale(trained, config.lora.scale)
+            factors = jax.tree.map(lambda x: np.asarray(x.astype(dtype)), factors)
+            peft.save(
+                scratch, model.config, factors, base_name=config.base, chat_template=template
+            )
         else:
-            tokenizer, known = model.tokenizer, model.hf_config
-            ends = end_tokens(tokenizer) if tokenizer else ()
-            huggingface.export(scratch, model.config, params, tokenizer, known, ends=ends)
-    shutil.rmtree(directory, ignore_errors=True)
-    scratch.replace(directory)
+            params = jax.tree.map(lambda x: x.astype(dtype), trained)
+            if model.hf_config is None:  # a GGUF that is like no Hugging Face model
+                store.save(scratch, model._replace(params=params))
+            else:
+                tokenizer, known = model.tokenizer, model.hf_config
+                ends = end_tokens(tokenizer) if tokenizer else ()
+                huggingface.export(scratch, model.config, params, tokenizer, known, ends=ends)
+        shutil.rmtree(directory, ignore_errors=True)
+        scratch.replace(directory)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     print(f"{'adapter' if config.method == 'lora' else 'model'}: {directory}")
     return directory

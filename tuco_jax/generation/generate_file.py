@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common_jax.cli.command_line import one_line
-from common_jax.cli.interrupts import loading
 from common_jax.errors import InputError
 from common_jax.io.files import atomic, check_writable, write_json
 from common_jax.report import page as pages
@@ -129,12 +128,11 @@ def _answers(
     options: AnswerOptions, rows: Sequence[Prompt]
 ) -> tuple[list[Answer], dict[str, Any], list[str]]:
     """The answers, facts of the run for its metadata, and the tokenizer's special tokens."""
-    with loading():  # it takes seconds
-        from common_jax.mesh import mesh_for
-        from tuco_jax.generation.generate import respond
-        from tuco_jax.prompts.encode import encode
-        from tuco_jax.scoring.token_tuco import pieces, response_tuco
-        from tuco_jax.weights.load import load_pair
+    from common_jax.mesh import mesh_for  # not above: it takes seconds
+    from tuco_jax.generation.generate import respond
+    from tuco_jax.prompts.encode import encode
+    from tuco_jax.scoring.token_tuco import pieces, response_tuco
+    from tuco_jax.weights.load import load_pair
 
     mesh = mesh_for(dataclasses.asdict(options.mesh))
     pair, tokenizer = load_pair(

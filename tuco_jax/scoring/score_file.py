@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common_jax.cli.interrupts import loading
 from common_jax.errors import InputError
 from common_jax.io.files import check_writable, write_json
 from tuco_jax.prompts.read import Prompt, read_prompts
@@ -76,7 +75,7 @@ def score_file(
 
 def _import(seconds: dict[str, float]) -> None:
     """Import what loads models: seconds, in which prompts would wait to be checked."""
-    with _timed(seconds, "imports"), loading():
+    with _timed(seconds, "imports"):
         import tuco_jax.core.streamed
         import tuco_jax.scoring.fingerprint
         import tuco_jax.scoring.score

@@ -51,7 +51,8 @@ def run(config: CollectConfig) -> pathlib.Path:
             make_folder(target)
             for pattern in _COPIED:
                 for path in sorted((pair / study).glob(pattern)):
-                    shutil.copyfile(path, target / path.name)
+                    with atomic(target / path.name) as temporary:
+                        shutil.copyfile(path, temporary)
     page = config.out / "README.md"
     with atomic(page) as temporary:
         temporary.write_text(_page(found), "utf-8")

@@ -5,10 +5,8 @@ shards: orbax itself reads every array before it places the first, which takes t
 what is held.
 """
 
-import contextlib
 import functools
 import itertools
-import logging
 import mmap
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +18,8 @@ import orbax.checkpoint as ocp
 import tensorstore
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Shaped
+
+from common_jax.io.orbax_noise import quiet
 
 __all__ = ["Placement", "Stored", "host_array", "is_layered", "place", "save"]
 
@@ -71,7 +71,7 @@ def save(directory: str | pathlib.Path, tree: Any) -> None:
         axes = (0,) if is_layered(_name(path)) else ()
         return ocp.SaveArgs(chunk_byte_size=_CHUNK, shard_axes=axes)
 
-    with ocp.StandardCheckpointer() as checkpointer:
+    with quiet(), ocp.StandardCheckpointer() as checkpointer:
         save_args = jax.tree_util.tree_map_with_path(arguments, tree)
         checkpointer.save(pathlib.Path(directory).absolute(), tree, save_args=save_args)
 
@@ -168,18 +168,6 @@ class Stored:
         return host
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without absl's warnings: what is missing is an error of ours, in one line."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 def _described(directory: str | pathlib.Path) -> Any:
     """The tree with orbax's description of each array."""
     # Orbax would begin to read every array, and its threads to complain, each for itself.
@@ -190,7 +178,7 @@ def _described(directory: str | pathlib.Path) -> Any:
     stored = {"driver": "ocdbt", "base": f"file://{pathlib.Path(directory).absolute()}"}
     if not tensorstore.KvStore.open(stored).result().list().result():
         raise ValueError(f"{directory} holds no array")
-    with _quiet(), ocp.StandardCheckpointer() as checkpointer:
+    with quiet(), ocp.StandardCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(pathlib.Path(directory).absolute()).item_metadata
     if metadata is None:
         raise ValueError(f"{directory} holds no whole checkpoint")

@@ -5,6 +5,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -42,13 +43,34 @@ class Config:
 
 def run(config):
     wait("command")
-    if {moment!r} == "loading":
-        from common_jax.cli.interrupts import loading
-        with loading():
-            try:
-                wait("loading")
-            except BaseException as error:
-                raise ImportError("initialization failed") from error
+    if {moment!r} == "loading":  # what a module's own import makes of it
+        try:
+            wait("loading")
+        except BaseException as error:
+            raise ImportError("initialization failed") from error
+    if {moment!r} == "threads":  # they lose what they work on
+        import logging
+        broken = threading.Event()
+        def work():
+            broken.wait()
+            logging.getLogger("absl").error("operation failed")
+            raise RuntimeError("cannot schedule new futures")
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            wait("threads")
+        finally:
+            broken.set()
+            thread.join()
+    if {moment!r} == "compiling":  # XLA's threads go on with it
+        import jax
+        def long(x):
+            for _ in range(3000):
+                x = jax.numpy.sin(x) @ x
+            return x
+        lowered = jax.jit(long).lower(jax.numpy.ones((8, 8)))
+        (folder / "now").touch()
+        lowered.compile()
     if {moment!r} == "callback":  # what is raised there is lost
         import gc
         def once(*_):
@@ -57,7 +79,7 @@ def run(config):
         gc.callbacks.append(once)
         gc.collect()
         time.sleep(20)
-    print("done", flush=True)
+    print("done")
     if {moment!r} == "end":
         def last():
             time.sleep(0.5)  # the command has ended
@@ -73,6 +95,8 @@ def run(config):
         ("import", "", "artist: interrupted\n"),
         ("command", "", "artist: interrupted\n"),
         ("loading", "", "artist: interrupted\n"),
+        ("threads", "", "artist: interrupted\n"),
+        ("compiling", "", "artist: interrupted\n"),
         ("callback", "", "artist: interrupted\n"),
         ("end", "done\n", ""),
     ],
@@ -91,6 +115,7 @@ def test_an_interrupt_is_one_line_at_every_moment(tmp_path, moment, out, err):
     )
     while not (tmp_path / "now").exists():
         assert process.poll() is None, process.communicate()
+    time.sleep(0.5 if moment == "compiling" else 0)  # until it is in the midst of it, mostly
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=30)
     assert (process.returncode, *said) == (130, out, err)

@@ -105,6 +105,21 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_kept(tmp_path):
         [sys.executable, "-c", FULL, str(tmp_path / "run")], capture_output=True, text=True
     )
     said, latest = done.stdout.splitlines()
-    assert said.startswith(f"{tmp_path}/run: checkpoints cannot be written (")
-    assert said.endswith("the newest whole one is kept, and --resume goes on from it")
+    assert said == (
+        f"{tmp_path}/run: checkpoints cannot be written: File too large; make room, or name "
+        "another place; the newest whole one is kept, and --resume goes on from it"
+    )
     assert latest == "1 True" and done.stderr == ""
+
+
+def test_what_is_no_full_disk_is_not_called_one(tree, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise ValueError("no such\n thing")
+
+    with pytest.raises(InputError) as raised, checkpoint.Checkpoints(tmp_path / "run") as made:
+        monkeypatch.setattr(made._manager, "save", fails)
+        made.save(1, tree)
+    assert str(raised.value) == (
+        f"{tmp_path}/run: checkpoints cannot be written: no such thing; the newest whole one is "
+        "kept, and --resume goes on from it"
+    )

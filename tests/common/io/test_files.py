@@ -133,3 +133,24 @@ def test_a_full_disk_is_named_with_the_mend():
     ):
         with writing(pathlib.Path("/dev/full")), open("/dev/full", "w") as file:
             file.write("x")
+
+
+class SafetensorError(Exception):
+    """As that of safetensors: no OSError."""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "No space left on"),
+        (ValueError("RESOURCE_EXHAUSTED:\n write: Disk quota exceeded"), "Quota exceeded; make"),
+        (PermissionError(13, "Permission denied"), "Permission denied$"),
+        (SafetensorError("a tensor is not contiguous"), None),  # ours to mend
+    ],
+)
+def test_a_full_disk_is_known_by_what_any_library_says_of_it(tmp_path, error, said):
+    path = tmp_path / "a"
+    kind = InputError if said else SafetensorError
+    with pytest.raises(kind, match=said and f"^{path}: cannot be written: .*{said}"), atomic(path):
+        raise error
+    assert not list(tmp_path.iterdir())

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, StrictDataclassError
 from safetensors.numpy import save_file
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from common_jax.errors import InputError
-from common_jax.io.files import write_json
+from common_jax.io.files import cannot_write, is_full, writing
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.decoder import Params
 from tuco_jax.models.families import check_supported, from_huggingface
@@ -135,7 +135,9 @@ def locate(source: str, adapter: str | None = None) -> pathlib.Path:
         reason = "the hub asks for access to it: accept its licence there, then `hf auth login`"
     except RepositoryNotFoundError:
         reason = "the hub has no such model (a private one needs `hf auth login`)"
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if is_full(error):
+            raise cannot_write(pathlib.Path(constants.HF_HUB_CACHE), error) from error
         reason = "the hub cannot be reached and its cache holds no copy; give a directory"
     raise InputError(f"{source}: no such directory, and {reason}")
 
@@ -223,24 +225,22 @@ def export(
         raise ValueError("hf_config describes another model than config does")
     flat: _Flat = flatten_dict(params, sep="/")
     text.dtype = str(flat["embed/table"].dtype)
-    try:
+    with writing(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
         scratch = pathlib.Path(tempfile.mkdtemp(prefix=".export-", dir=directory.parent))
-    except OSError as error:
-        raise InputError(f"{directory}: cannot be written ({error.strerror})") from None
     try:
-        _write_weights(scratch, config, flat, max_shard_bytes)
-        text.save_pretrained(str(scratch))
-        if tokenizer is not None:
-            tokenizer.save_pretrained(str(scratch))
-        if ends:
-            names = ("bos_token_id", "pad_token_id")
-            known = {name: getattr(text, name, None) for name in names}
-            write_json(scratch / "generation_config.json", known | {"eos_token_id": list(ends)})
-        scratch.chmod(0o755)
-        scratch.replace(directory)
-    except OSError as error:
-        raise InputError(f"{directory}: cannot be written ({error.strerror or error})") from error
+        with writing(directory):
+            _write_weights(scratch, config, flat, max_shard_bytes)
+            text.save_pretrained(str(scratch))
+            if tokenizer is not None:
+                tokenizer.save_pretrained(str(scratch))
+            if ends:
+                names = ("bos_token_id", "pad_token_id")
+                known = {name: getattr(text, name, None) for name in names}
+                stops = json.dumps(known | {"eos_token_id": list(ends)}, indent=2) + "\n"
+                (scratch / "generation_config.json").write_text(stops, "utf-8")
+            scratch.chmod(0o755)
+            scratch.replace(directory)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -15,6 +15,7 @@ import math
 import os
 import pathlib
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from common_jax.cli.ranges import check_ranges
 from common_jax.errors import InputError
+from common_jax.io.files import writing
 from tuco_jax.models.config import ModelConfig, Rope
 from tuco_jax.models.decoder import Params, param_shapes
 from tuco_jax.models.families import check_supported, from_huggingface
@@ -193,27 +195,35 @@ def _write(
     partial = final.with_name(f".{final.name}.partial")
     first = jax.process_index() == 0
     try:
-        if first:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            text = json.dumps({"format": _FORMAT} | description, indent=1) + "\n"
-            (partial / _DESCRIPTION).write_text(text, encoding="utf-8")
-            if tokenizer is not None:
-                tokenizer.save_pretrained(str(partial / "tokenizer"))
-            if hf_config is not None:
-                hf_config.save_pretrained(str(partial))
-        arrays.save(partial / "params", tree)
-        if first:
-            old = final.with_name(f".{final.name}.old")
-            if final.exists():
-                final.rename(old)
-            partial.rename(final)
-            shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise InputError(f"{directory}: cannot be written ({error.strerror or error})") from None
+        with writing(pathlib.Path(directory)):
+            if first:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+                text = json.dumps({"format": _FORMAT} | description, indent=1) + "\n"
+                (partial / _DESCRIPTION).write_text(text, encoding="utf-8")
+                if tokenizer is not None:
+                    tokenizer.save_pretrained(str(partial / "tokenizer"))
+                if hf_config is not None:
+                    hf_config.save_pretrained(str(partial))
+            arrays.save(partial / "params", tree)
+            if first:
+                old = final.with_name(f".{final.name}.old")
+                if final.exists():
+                    final.rename(old)
+                partial.rename(final)
+                shutil.rmtree(old, ignore_errors=True)
     finally:
         if first:
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove(partial)
+
+
+def _remove(folder: pathlib.Path) -> None:
+    """Remove it, though threads of a writing that was broken off bring it back for a moment."""
+    for _ in range(20):
+        if not folder.exists():
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
 
 
 class _Arrays:

@@ -125,7 +125,9 @@ def test_a_save_that_fails_leaves_nothing(model, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(arrays, "save", fail)
-    with pytest.raises(InputError, match="store: cannot be written .No space left on device"):
+    with pytest.raises(
+        InputError, match="store: cannot be written: No space left on device; make"
+    ):
         store.save(tmp_path / "store", model)
     assert not list(tmp_path.iterdir())
 
