@@ -86,7 +86,8 @@ def read_prompts(path: str | pathlib.Path, *, layouts: bool = False) -> list[Pro
             if len(prompts) > _MOST_ROWS:
                 raise _too_much(path, f"more than {_MOST_ROWS} rows")
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        reason = " ".join((error.strerror or str(error)).split())  # pyarrow's has lines
+        raise InputError(f"{path}: cannot be read: {reason}") from error
     if not prompts:
         raise InputError(f"{path}: holds no prompts")
     _check_unique(prompts, path)
@@ -213,7 +214,7 @@ def _csv(path: pathlib.Path, wanted: Sequence[str]) -> Iterator[tuple[int, Any]]
             if not set(wanted) & set(header):
                 columns = ", ".join(repr(c) for c in header) or "none"
                 raise InputError(
-                    f"{path}: no column {_either(wanted)} (columns: {columns}); "
+                    f"{path}: no column {_either(wanted)} (columns: {columns:.500}); "
                     "name it in the first line"
                 )
             line = reader.line_num + 1
@@ -247,7 +248,7 @@ def _parquet(path: pathlib.Path, columns: Sequence[str]) -> Iterator[tuple[int, 
         file = pyarrow.parquet.ParquetFile(path)
         names = file.schema_arrow.names
         if not set(columns) & set(names):
-            raise InputError(f"{path}: no column {_either(columns)} (columns: {names})")
+            raise InputError(f"{path}: no column {_either(columns)} (columns: {names!s:.500})")
         _check_doubled(path, names, columns)
         if file.metadata.num_rows > _MOST_ROWS:
             raise _too_much(path, f"{file.metadata.num_rows} rows")
@@ -281,7 +282,7 @@ def _prompt(row: Any, line: int, where: str) -> Prompt:
     if identity is None:
         identity = line
     if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
-        raise InputError(f"{where}: `id` must be a text or a whole number, not {identity!r}")
+        raise InputError(f"{where}: `id` must be a text or a whole number, not {identity!r:.80}")
     if isinstance(identity, str):
         check_text(identity, where, "id")
     for field, value in (("id", identity), ("label", label)):

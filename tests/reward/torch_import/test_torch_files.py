@@ -5,8 +5,6 @@ import os
 import pathlib
 import pickle
 import random
-import resource
-import time
 import zipfile
 from typing import Any
 
@@ -14,12 +12,13 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from safetensors.torch import save_file
 from torch._utils import _rebuild_tensor_v2
 
 from common_jax.errors import InputError
 from reward_jax.torch_import.torch_files import read_pt, read_safetensors
+from tests.hostile import bounded, fuzzed
 
 
 def saved(path: pathlib.Path, content: Any, **options: Any) -> pathlib.Path:
@@ -353,14 +352,9 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_pickles_are_refused_in_seconds(tmp_path, name):
     path = pickled(tmp_path, HOSTILE[name])
-    begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    try:
+    with bounded():
         found = read_pt(path)
         assert name == "a memo of 2^29" and found == {}
-    except InputError as error:
-        assert "\n" not in str(error) and len(str(error)) < 500
-    assert time.perf_counter() - begun < 10
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10**6  # KiB
 
 
 STRANGE = {
@@ -391,17 +385,16 @@ def test_strange_shapes_and_strides_are_read_or_refused(tmp_path, name):
 
     data = io.BytesIO()
     Pickler(data, protocol=2).dump({"a": Rebuilt()})
-    try:
-        assert read_pt(pickled(tmp_path, data.getvalue()))["a"].read().shape == shape
-    except InputError as error:
-        assert "\n" not in str(error)
+    path = pickled(tmp_path, data.getvalue())
+    with bounded():
+        assert read_pt(path)["a"].read().shape == shape
 
 
 def test_storages_are_not_unfolded_many_times(tmp_path):
     big = torch.randn(2**19)
     path = saved(tmp_path / "a.pt", {str(i): big[i:] for i in range(16)})
     found = read_pt(path)
-    with pytest.raises(InputError, match="its tensors are far larger than the file"):
+    with bounded(), pytest.raises(InputError, match="its tensors are far larger than the file"):
         [tensor.read() for tensor in found.values()]
 
 
@@ -428,16 +421,9 @@ PIECES += [
 ]
 
 
-@settings(
-    max_examples=200,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(fuzzed, max_examples=200)
 @given(st.lists(st.sampled_from(PIECES * 4 + CODES), max_size=40))
 def test_any_pickle_is_read_or_refused(tmp_path, pieces):
     path = pickled(tmp_path, b"\x80\x02" + b"".join(pieces) + b".")
-    try:
+    with bounded():
         read_pt(path)
-    except InputError as error:
-        assert "\n" not in str(error)

@@ -3,20 +3,17 @@
 Each kind of file is made whole, then spoilt in ways that hypothesis chooses, always the same.
 """
 
-import contextlib
 import json
-import pathlib
-import resource
 import shutil
-import time
 
 import jax
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common_jax.errors import InputError
+from tests.hostile import CHANGES, bounded, check_json, fuzzed, spoil
 from tests.tuco.tiny import save_tiny, tiny_hf
 from tests.tuco.weights.gguf import test_tokenizer as tokenizers
 from tests.tuco.weights.gguf.writer import write
@@ -25,34 +22,7 @@ from tuco_jax.weights.gguf.tokenizer import build_tokenizer
 from tuco_jax.weights.load import load_model, load_pair
 from tuco_jax.weights.orbax import store
 
-EXAMPLES = 25
 TEXT = "Hello, world!  It's 3.14 o'clock.\n\t\u65e5\u672c\U0001f600 <s><|im_end|>"
-SECONDS, BYTES = 10, 2 * 2**30
-
-fuzzed = settings(
-    max_examples=EXAMPLES,
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
-
-
-@contextlib.contextmanager
-def bounded():
-    """No more memory than is allowed, an InputError of one line at most, in time."""
-    taken = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    began = time.perf_counter()
-    resource.setrlimit(resource.RLIMIT_AS, (taken + BYTES, limits[1]))
-    try:
-        yield
-    except InputError as error:
-        assert "\n" not in str(error)
-        assert len(str(error)) < 2000
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, limits)
-    assert time.perf_counter() - began < SECONDS
 
 
 def load(source):
@@ -60,42 +30,6 @@ def load(source):
     jax.block_until_ready(model.params)
     if model.tokenizer is not None:
         model.tokenizer(TEXT)
-
-
-# What is done to bytes: at a place (a share of the length), one of these.
-EXTREME = [0, 1, 255, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1]
-CHANGES = st.lists(
-    st.tuples(
-        st.floats(0, 1, exclude_max=True),
-        st.one_of(
-            st.tuples(st.just("byte"), st.integers(0, 255)),
-            st.tuples(st.just("number"), st.sampled_from(EXTREME)),
-            st.tuples(st.just("cut"), st.integers(1, 64)),
-            st.tuples(st.just("insert"), st.binary(min_size=1, max_size=16)),
-            st.tuples(st.just("end"), st.just(0)),
-        ),
-    ),
-    min_size=1,
-    max_size=3,
-)
-
-
-def spoil(data, changes, most=None):
-    """Bytes after some changes, all among the first `most`."""
-    data = bytearray(data)
-    for share, (kind, value) in changes:
-        at = int(share * min(len(data), most or len(data)))
-        if kind == "byte" and at < len(data):
-            data[at] = value
-        elif kind == "number":
-            data[at : at + 8] = value.to_bytes(8, "little")
-        elif kind == "cut":
-            del data[at : at + value]
-        elif kind == "insert":
-            data[at:at] = value
-        elif kind == "end":
-            del data[at:]
-    return bytes(data)
 
 
 @pytest.fixture(scope="module")
@@ -219,57 +153,6 @@ def test_safetensors(huggingface, tmp_path):
     check()
 
 
-DEEP = "[" * 100_000
-VALUES = [
-    0,
-    -1,
-    2**31,
-    2**63,
-    10**40,
-    1e308,
-    True,
-    None,
-    "x",
-    "",
-    [],
-    [1] * 5,
-    {},
-    {"a": {"b": 1}},
-]
-
-
-def places(value, path=()):
-    """Where a JSON value has parts, each as a path of keys."""
-    yield path
-    inner = value.items() if isinstance(value, dict) else ()
-    for key, one in inner:
-        yield from places(one, (*path, key))
-
-
-def replaced(value, path, new):
-    if not path:
-        return new
-    return value | {path[0]: replaced(value[path[0]], path[1:], new)}
-
-
-def check_json(path, call):
-    """Any part of a JSON file replaced by anything, also by nothing that ends."""
-    whole = json.loads(path.read_text())
-
-    @fuzzed
-    @given(st.sampled_from(sorted(places(whole))), st.sampled_from([*VALUES, DEEP]))
-    def check(place, value):
-        if value is DEEP:
-            text = json.dumps(replaced(whole, place, "DEEP")).replace('"DEEP"', DEEP)
-        else:
-            text = json.dumps(replaced(whole, place, value))
-        path.write_text(text)
-        with bounded():
-            call()
-
-    check()
-
-
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text", "gpt2"])
 def test_config_json(family, huggingface, tmp_path):
     copy(huggingface / family, tmp_path / "m")
@@ -310,6 +193,38 @@ def test_orbax_files(stored, tmp_path):
     def check(name, changes, most):
         copy(stored, tmp_path / "m")
         (tmp_path / "m" / name).write_bytes(spoil((stored / name).read_bytes(), changes, most))
+        with bounded():
+            load(tmp_path / "m")
+
+    check()
+
+
+def test_adapter_weights(huggingface, tmp_path):
+    copy(huggingface / "pair", tmp_path / "m")
+    names = str(tmp_path / "m/base"), str(tmp_path / "m/adapter")
+    path = tmp_path / "m/adapter/adapter_model.safetensors"
+    whole = path.read_bytes()
+
+    @fuzzed
+    @given(CHANGES, st.sampled_from([16, None]))
+    def check(changes, most):
+        path.write_bytes(spoil(whole, changes, most))
+        with bounded():
+            load_pair(*names)
+
+    check()
+
+
+def test_an_index_of_shards(tmp_path):
+    save_tiny(tmp_path / "m", "llama", max_shard_size="20KB", tokenizer=False)
+    path = tmp_path / "m/model.safetensors.index.json"
+    check_json(path, lambda: load(tmp_path / "m"))
+    whole = path.read_bytes()
+
+    @fuzzed
+    @given(CHANGES)
+    def check(changes):
+        path.write_bytes(spoil(whole, changes))
         with bounded():
             load(tmp_path / "m")
 
