@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from common_jax import extras
 from common_jax.errors import InputError
@@ -162,8 +162,8 @@ def write(
         ) from None
 
 
-def _array(path: pathlib.Path, file: Any, name: str) -> Any:
-    """A data set's values, or None where the file has none of this name."""
+def _array(path: pathlib.Path, file: Any, name: str) -> Shaped[np.ndarray, "..."] | None:
+    """A data set's values (of a text: its bytes), or None where the file has none of this name."""
     import h5py
 
     if not check_link(str(path), file, name):
@@ -172,7 +172,7 @@ def _array(path: pathlib.Path, file: Any, name: str) -> Any:
     if not isinstance(dataset, h5py.Dataset):
         raise InputError(f"{path}: {name!r} is a group, not a data set as in D4RL's layout")
     check_stored(str(path), name, dataset)
-    return dataset[()]
+    return np.asarray(dataset[()])
 
 
 def _stored_lengths(path: pathlib.Path, stored: np.ndarray, steps: int) -> Int[np.ndarray, " E"]:
@@ -278,7 +278,7 @@ def _led_to(
 
 def _about(path: pathlib.Path, stored: Any) -> dict[str, Any]:
     try:
-        about = parse_json(stored)
+        about = parse_json(stored.item())
     except (TypeError, ValueError):
         about = None
     if not isinstance(about, dict):
