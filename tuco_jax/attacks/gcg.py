@@ -48,9 +48,9 @@ from tuco_jax.attacks.target_loss import (
     token_gradient,
 )
 from tuco_jax.core.budget import default_budget
+from tuco_jax.core.checksum import weights_checksum
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import mesh_of, put_rows
-from tuco_jax.scoring.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -190,8 +190,8 @@ def _settings(pair: Pair, layouts: Sequence[Layout], options: Options) -> dict[s
     """All that a search's result follows from."""
     prompts = json.dumps([piece.tolist() for own in layouts for piece in own.pieces])
     return dataclasses.asdict(options) | {
-        "weights (their digest)": fingerprint(pair, [], norm=1),
-        "prompts (their digest)": hashlib.sha256(prompts.encode()).hexdigest(),
+        "weights (their checksum)": weights_checksum(pair),
+        "prompts (their checksum)": hashlib.sha256(prompts.encode()).hexdigest(),
     }
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tuco_jax.finetune.conversations import Example
 from tuco_jax.prompts.packing import best_fit
 
-__all__ = ["Batch", "Plan", "bucket", "fingerprint", "pack", "take"]
+__all__ = ["Batch", "Plan", "bucket", "pack", "rows_checksum", "take"]
 
 BUCKETS = 4  # tables of unpacked rows, at most: each is a shape to compile
 _MULTIPLE = 8  # of every T and A
@@ -107,13 +107,13 @@ def take(table: Batch, rows: Int[np.ndarray, " B"]) -> Batch:
     return Batch(*(pick(np.asarray(a)) for a in table))
 
 
-def fingerprint(tables: Sequence[Batch]) -> str:
+def rows_checksum(tables: Sequence[Batch]) -> str:
     """A hash of the data, by which a resumed run checks that it is the same."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for table in tables:
         for array in table:
-            digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:16]
+            found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,8 +32,9 @@ from common_jax.io.checkpoint import Checkpoints
 from common_jax.mesh import make_mesh
 from common_jax.progress import bar
 from common_jax.run import Run, check_directory
+from tuco_jax.core.checksum import weights_checksum
 from tuco_jax.finetune import lora as low_rank
-from tuco_jax.finetune.batches import Batch, Plan, bucket, fingerprint, pack
+from tuco_jax.finetune.batches import Batch, Plan, bucket, pack, rows_checksum
 from tuco_jax.finetune.conversations import Conversation, read_conversations, tokenize
 from tuco_jax.finetune.lora import LoraOptions
 from tuco_jax.finetune.metrics import MetricsWindow
@@ -48,7 +49,7 @@ from tuco_jax.finetune.step import (
 from tuco_jax.generation.generate import end_tokens
 from tuco_jax.models import sharding
 from tuco_jax.models.decoder import Params
-from tuco_jax.models.pair import Pair
+from tuco_jax.models.pair import Pair, single
 from tuco_jax.prompts.chat_templates import check_template, read_template
 from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.read import (
@@ -122,7 +123,7 @@ class FinetuneConfig(BaseOptions, RunOptions):
     remat: bool = False
 
 
-# Settings that may change when a run goes on; the data is known by its fingerprint.
+# Settings that may change when a run goes on; the data is known by its checksum.
 _FREE = {"data", "out", "eval_data", "watch", "resume", "keep", "mesh", "export_dtype", "remat"}
 _FREE |= {"log_every", "eval_every", "watch_every", "save_every"}
 
@@ -174,7 +175,7 @@ def run_finetune(config: FinetuneConfig) -> pathlib.Path:
         evaluate=_evaluator(model, method, mesh, evaluation),
         watch=_watcher(model, method, mesh, watched, watched_tokens),
     )
-    return _export(config, model, method, trainer.train(state, fingerprint(tables)), template)
+    return _export(config, model, method, trainer.train(state, rows_checksum(tables)), template)
 
 
 def _check(config: FinetuneConfig) -> None:
@@ -322,7 +323,13 @@ class _Trainer:
         """Train until step `total`, from the last checkpoint if there is one."""
         directory = pathlib.Path(self.config.out)
         settings = dataclasses.asdict(self.config) | {"resume": False}
-        fixed = settings | {"steps": self.total, "rows of tokens (their digest)": data}
+        fixed = settings | {
+            "steps": self.total,
+            "rows of tokens (their checksum)": data,
+            "base's weights (their checksum)": weights_checksum(
+                single(self.model.config, self.model.params)
+            ),
+        }
         with (
             resume.hold(directory, fixed, free=_FREE),
             Checkpoints(directory / "checkpoints", keep=self.config.keep) as checkpoints,

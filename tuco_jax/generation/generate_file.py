@@ -23,7 +23,7 @@ from common_jax.resume import lock
 from tuco_jax.generation.options import AnswerOptions, GenerationOptions, check_turns
 from tuco_jax.prompts.messages import text_of
 from tuco_jax.prompts.read import Prompt, read_prompts
-from tuco_jax.scoring.output import check_made, digest
+from tuco_jax.scoring.output import check_made, meta_path, prompts_checksum
 from tuco_jax.scoring.score_file import provenance
 from tuco_jax.weights.options import check_source
 
@@ -69,7 +69,7 @@ def generate_file(options: AnswerOptions) -> list[Answer]:
     `out` gets a row for each answer: id, prompt or messages, label, response, tokens, and with
     `tuco` or `page` each token's TuCo (`token_tuco.response_tuco`). Notes about the pair are
     printed to stderr. Raises InputError, before anything is written, for whatever is wrong with
-    the input, and where `out` holds the answers of other prompts, models or options.
+    the input, and where `out` or `page` is of other prompts, models or options.
     """
     path = None if options.out is None else check_writable(options.out, (".jsonl",))
     page_path = None if options.page is None else check_writable(options.page, (".html",))
@@ -85,19 +85,19 @@ def generate_file(options: AnswerOptions) -> list[Answer]:
         check_source(model)
     settings = _settings(options, rows)
     with contextlib.ExitStack() as held:
-        if path is not None:
-            check_made(path, settings)
-        for own in (path, page_path):
-            if own is not None:  # no second run of this output loads its models
-                taken = f"{own}: another run is writing this output"
-                held.enter_context(lock(own.with_name(f".{own.name}.lock"), taken))
-        answers, facts, special = _answers(options, rows)
+        outputs = [own for own in (path, page_path) if own is not None]
+        for own in outputs:  # no second run of it, and none of other settings, loads its models
+            taken = f"{own}: another run is writing this output"
+            held.enter_context(lock(own.with_name(f".{own.name}.lock"), taken))
+            check_made(own, settings)
+        answers, facts, special = _answers(options, rows, outputs)
+        for own in outputs:
+            made = settings | {"weights": facts["weights"]}
+            write_json(meta_path(own), facts | {"settings": made})
         if path is not None:
             with atomic(path) as temporary:
                 text = "".join(json.dumps(a.row, ensure_ascii=False) + "\n" for a in answers)
                 temporary.write_text(text, "utf-8")
-            beside = path.with_name(path.name + ".meta.json")
-            write_json(beside, facts | {"settings": settings})
         if page_path is not None:
             shown = {"base": options.base, "tuned": options.tuned, "alpha": f"{options.alpha:g}"}
             if options.temperature:
@@ -115,7 +115,13 @@ def _settings(options: AnswerOptions, rows: Sequence[Prompt]) -> dict[str, Any]:
     }
     models = {name: _where(getattr(options, name)) for name in ("base", "tuned")}
     tuco = options.tuco or options.page is not None
-    return {"prompts": digest(rows), **models, **found, "stop": options.stops, "tuco": tuco}
+    return {
+        "prompts": prompts_checksum(rows),
+        **models,
+        **found,
+        "stop": options.stops,
+        "tuco": tuco,
+    }
 
 
 def _where(model: str) -> str:
@@ -125,10 +131,11 @@ def _where(model: str) -> str:
 
 
 def _answers(
-    options: AnswerOptions, rows: Sequence[Prompt]
+    options: AnswerOptions, rows: Sequence[Prompt], outputs: Sequence[pathlib.Path]
 ) -> tuple[list[Answer], dict[str, Any], list[str]]:
     """The answers, facts of the run for its metadata, and the tokenizer's special tokens."""
     from common_jax.mesh import mesh_for  # not above: it takes seconds
+    from tuco_jax.core.checksum import weights_checksum
     from tuco_jax.generation.generate import respond
     from tuco_jax.prompts.encode import encode
     from tuco_jax.scoring.token_tuco import pieces, response_tuco
@@ -138,15 +145,20 @@ def _answers(
     pair, tokenizer = load_pair(
         options.base, options.tuned, dtype=options.dtype, mesh=mesh, adapter=options.adapter
     )
+    weights = weights_checksum(pair) if outputs else None
+    for own in outputs:
+        check_made(own, {"weights": weights})
     # Checked here, too, since these errors name the prompt by its id and line.
+    notes = [*pair.notes]
     encode(
         tokenizer,
         rows,
         max_tokens=pair.context - 1,
         vocab_size=pair.tuned_config.vocab_size,
         continue_final=options.continue_final,
+        notes=notes,
     )
-    for note in pair.notes:
+    for note in notes:
         print(f"note: {one_line(note)}", file=sys.stderr)
     how: Any = {f.name: getattr(options, f.name) for f in dataclasses.fields(GenerationOptions)}
     responses = respond(pair, tokenizer, rows, options.alpha, mesh=mesh, **how)
@@ -159,7 +171,7 @@ def _answers(
     facts = {n: getattr(options, n) for n in ("base", "tuned", "adapter", "prompts", "dtype")}
     facts |= {"alpha": options.alpha, "chat": options.chat, **how, "stop": options.stops}
     facts["mesh"] = dict(mesh.shape) if mesh is not None else None
-    facts |= {"notes": list(pair.notes), "family": pair.tuned_config.family}
+    facts |= {"notes": notes, "family": pair.tuned_config.family, "weights": weights}
     return answers, facts | provenance(), list(tokenizer.all_special_tokens)
 
 

@@ -1,83 +1,26 @@
 """A hash of all that scores depend on: only a run with the same hash continues a journal."""
 
-import dataclasses
 import hashlib
 import importlib.metadata
 from collections.abc import Sequence
-from typing import Any, cast
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Int, Shaped, UInt32
+from jaxtyping import Int
 
-from tuco_jax.core.layer import PairLayer
-from tuco_jax.core.walk import Source, as_source
+from tuco_jax.core.checksum import weights_checksum
+from tuco_jax.core.walk import Source
 from tuco_jax.models.pair import Pair
 
-__all__ = ["fingerprint"]
+__all__ = ["scores_fingerprint"]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Leaf:
-    shape: tuple[int, ...]
-    dtype: str
-    checksum: np.uint32
-
-
-def fingerprint(pair: Pair | Source, tokens: Sequence[Int[np.ndarray, " n"]], norm: int) -> str:
-    """A hash of weights, configs, every prompt's tokens (n) and the norm.
-
-    It does not depend on the source. Layers that stream are each read once for it, and so checked
-    before any is used.
-    """
-    source = as_source(pair)
-    ends = source.ends
-    trees = {"base": ends.base, "tuned": ends.tuned, "lora": ends.lora}
-    flat = flatten_dict(_described(trees)) | _layers(source)
-    leaves, structure = jax.tree.flatten({name: {} for name in trees} | unflatten_dict(flat))
-    digest = hashlib.sha256(importlib.metadata.version("tuco-reward-jax").encode())
-    digest.update(repr((norm, ends.base_config, ends.tuned_config)).encode())
-    digest.update(repr((structure, [(leaf.shape, leaf.dtype) for leaf in leaves])).encode())
-    digest.update(np.asarray([leaf.checksum for leaf in leaves], np.uint32).tobytes())
-    digest.update(np.asarray([t.size for t in tokens], np.int64).tobytes())
+def scores_fingerprint(
+    pair: Pair | Source, tokens: Sequence[Int[np.ndarray, " n"]], norm: int
+) -> str:
+    """Of weights, configs, every prompt's tokens (n), the norm and this package's version."""
+    version = importlib.metadata.version("tuco-reward-jax")
+    found = hashlib.sha256(repr((version, weights_checksum(pair), norm)).encode())
+    found.update(np.asarray([t.size for t in tokens], np.int64).tobytes())
     for row in tokens:
-        digest.update(row.tobytes())
-    return digest.hexdigest()
-
-
-def _described(tree: Any) -> Any:
-    # One after another: for its sums XLA's CPU backend takes as much memory again.
-    return jax.tree.map(lambda x: _Leaf(x.shape, str(x.dtype), np.uint32(_checksum(x))), tree)
-
-
-def _layers(source: Source) -> dict[tuple[str, ...], _Leaf]:
-    """Each stacked parameter, by its path, computed from one layer after another."""
-    found: dict[tuple[str, ...], _Leaf] = {}
-    depth = source.ends.base_config.depth
-    # A map, which holds no layer while waiting for the next one.
-    for index, described in enumerate(map(_layer, source.layers(0, depth))):
-        for (branch, *rest), leaf in described.items():
-            path = branch, "layers", *rest
-            # As `_checksum` weights the axis of layers, which it sums last.
-            own = (2 * index + 1) * int(leaf.checksum)
-            own += int(found[path].checksum) if index else 0
-            found[path] = _Leaf((depth, *leaf.shape), leaf.dtype, np.uint32(own % 2**32))
-    return found
-
-
-def _layer(layer: PairLayer) -> dict[tuple[str, ...], _Leaf]:
-    trees = {"base": layer.params, "tuned": layer.changed, "lora": layer.lora}
-    return cast(dict[tuple[str, ...], _Leaf], flatten_dict(_described(trees)))
-
-
-@jax.jit
-def _checksum(x: Shaped[Array, "..."]) -> UInt32[Array, ""]:
-    """A sum of an array's bits, weighted by their place; computed on its own devices."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
-    bits = bits.astype(jnp.uint32)
-    while bits.ndim:  # an axis at a time: ten times as fast as one weight for each place
-        odd = 2 * jax.lax.broadcasted_iota(jnp.uint32, bits.shape, bits.ndim - 1) + 1
-        bits = jnp.sum(bits * odd, axis=-1, dtype=jnp.uint32)
-    return bits
+        found.update(row.tobytes())
+    return found.hexdigest()

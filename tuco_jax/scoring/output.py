@@ -29,7 +29,8 @@ __all__ = [
     "Entry",
     "Journal",
     "check_made",
-    "digest",
+    "meta_path",
+    "prompts_checksum",
     "write_table",
 ]
 
@@ -235,18 +236,22 @@ def _entry(line: bytes, shape: tuple[int, int] | None) -> Entry | None:
 
 
 def check_made(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
-    """Raise InputError where `path` holds what other settings have made.
+    """Raise InputError where `path` holds what other settings, or nothing known, has made.
 
-    They stand in the metadata beside it, if that is there.
+    Settings stand in the metadata beside it. A file that is empty holds nothing.
     """
+    if not path.exists() or (path.is_file() and not path.stat().st_size):
+        return
+    beside = meta_path(path)
     try:
-        meta = json.loads(path.with_name(path.name + ".meta.json").read_text("utf-8"))
-        found = meta["settings"]
-        differs = resume.difference(found, settings) if path.exists() else None
+        differs = resume.difference(json.loads(beside.read_text("utf-8"))["settings"], settings)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return  # nothing is known of it
+        raise InputError(
+            f"{path}: is there, and {beside.name}, which would say what made it, is not, or is "
+            "damaged; move the file, or name another output"
+        ) from None
     if differs:
-        if differs.startswith("fingerprint "):
+        if differs.startswith(("fingerprint ", "weights ")):
             differs = "other weights or tokens, or is of another version"
         raise InputError(
             f"{path}: holds the results of another run: it has {differs}; give the same prompts, "
@@ -254,8 +259,13 @@ def check_made(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
         )
 
 
-def digest(prompts: Sequence[Prompt]) -> str:
-    """A short hash of prompts: of their texts, conversations, ids and labels."""
+def meta_path(path: pathlib.Path) -> pathlib.Path:
+    """Where the metadata of an output stand. They are written first: what is there has them."""
+    return path.with_name(path.name + ".meta.json")
+
+
+def prompts_checksum(prompts: Sequence[Prompt]) -> str:
+    """Of prompts: their texts, conversations, ids and labels."""
     found = hashlib.sha256()
     for p in prompts:
         row = [p.id, p.prompt, p.messages, p.label, p.tools]

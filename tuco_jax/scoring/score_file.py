@@ -19,7 +19,15 @@ from common_jax.errors import InputError
 from common_jax.io.files import check_writable, write_json
 from tuco_jax.prompts.read import Prompt, read_prompts
 from tuco_jax.scoring.options import ScoreFileOptions
-from tuco_jax.scoring.output import FORMATS, Columns, Journal, check_made, digest, write_table
+from tuco_jax.scoring.output import (
+    FORMATS,
+    Columns,
+    Journal,
+    check_made,
+    meta_path,
+    prompts_checksum,
+    write_table,
+)
 from tuco_jax.weights.options import check_source
 
 if TYPE_CHECKING:
@@ -47,7 +55,7 @@ def score_file(
     begin = time.perf_counter()
     seconds: dict[str, float] = {} if started is None else {"imports": begin - started}
     path = check_writable(options.out, FORMATS)
-    beside = path.with_name(path.name + ".meta.json")
+    beside = meta_path(path)
     if beside.is_dir():
         raise InputError(f"{beside}: is a folder, where the metadata would go; move it")
     with _timed(seconds, "prompts"):
@@ -67,8 +75,8 @@ def score_file(
     with Journal(unfinished, common) as journal:
         began = begin if started is None else started
         meta, columns = _score(options, rows, journal, seconds, progress, began)
-        write_table(path, columns)
         write_json(beside, meta | {"settings": settings | {"fingerprint": meta["fingerprint"]}})
+        write_table(path, columns)
         journal.remove()
     return meta
 
@@ -85,7 +93,7 @@ def _import(seconds: dict[str, float]) -> None:
 def _settings(options: ScoreFileOptions, rows: Sequence[Prompt]) -> dict[str, Any]:
     """What rows of the output depend on, but for weights: these have a fingerprint."""
     names = ("dtype", "norm", "truncate", "continue_final", "layers")
-    return {"prompts": digest(rows)} | {name: getattr(options, name) for name in names}
+    return {"prompts": prompts_checksum(rows)} | {name: getattr(options, name) for name in names}
 
 
 def _score(
@@ -101,7 +109,7 @@ def _score(
     from tuco_jax.core.budget import default_budget
     from tuco_jax.core.streamed import stream_pair
     from tuco_jax.prompts.encode import encode
-    from tuco_jax.scoring.fingerprint import fingerprint
+    from tuco_jax.scoring.fingerprint import scores_fingerprint
     from tuco_jax.scoring.score import closed_turns, score_tokens
     from tuco_jax.weights.load import load_pair
 
@@ -141,7 +149,7 @@ def _score(
         cut = [p.id for p, t in zip(rows, tokens, strict=True) if t.size > pair.context]
         tokens = [t[-pair.context :] for t in tokens]
     with _timed(seconds, "fingerprint"):
-        key = fingerprint(source, tokens, options.norm)
+        key = scores_fingerprint(source, tokens, options.norm)
     check_made(pathlib.Path(options.out), {"fingerprint": key})
     journal.begin(key, (len(rows), pair.tuned_config.depth))
 

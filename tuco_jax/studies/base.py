@@ -30,6 +30,7 @@ from common_jax.io.files import read_json
 from common_jax.mesh import mesh_for
 from common_jax.report.findings import Findings, print_tables, write
 from common_jax.run import check_directory
+from tuco_jax.core.checksum import weights_checksum
 from tuco_jax.datasets.assets import fetch
 from tuco_jax.datasets.prompt_sources import DATA
 from tuco_jax.models.pair import Pair
@@ -68,6 +69,7 @@ class StudyOptions(SeedOption, StudiedPairOptions):  # the last base's fields st
         check_ranges(self)
 
 
+_WEIGHTS = "weights (their checksum)"
 Config = TypeVar("Config", bound=StudyOptions)
 Inputs = TypeVar("Inputs")
 Measured = TypeVar("Measured")
@@ -106,9 +108,12 @@ class Study(Generic[Config, Inputs, Measured]):
         self._check_folder(config)
         inputs = self.prepare(config)
         with self._held(config):
-            measured, facts = None, {}
-            if inputs:
+            measured, facts, settings = None, {}, self._settings(config)
+            if not inputs:
+                resume.settle(config.out, settings)
+            else:
                 pair, tokenizer, facts = load_studied_pair(config)
+                resume.settle(config.out, settings | {_WEIGHTS: weights_checksum(pair)})
                 measured = self.measure(pair, tokenizer, config, inputs)
             found = self.findings(config, inputs, measured)
             facts = {**facts, **found.facts, "seed": str(config.seed)}
@@ -136,13 +141,13 @@ class Study(Generic[Config, Inputs, Measured]):
 
     @contextlib.contextmanager
     def _held(self, config: Config) -> Iterator[None]:
-        """Hold the folder with its settings, which do not stay where nothing was measured."""
-        with resume.hold(config.out, self._settings(config)):
+        """Hold the folder; its settings do not stay where nothing was measured."""
+        with resume.alone(config.out):
             try:
                 yield
             finally:
                 if {p.name for p in config.out.iterdir()} <= {resume.SETTINGS, resume.LOCK}:
-                    (config.out / resume.SETTINGS).unlink()
+                    (config.out / resume.SETTINGS).unlink(missing_ok=True)
 
 
 def command(study: str, config: StudyOptions) -> str:

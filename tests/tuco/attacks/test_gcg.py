@@ -153,11 +153,13 @@ def test_a_killed_run_goes_on_to_the_same_end(model, tokenizer, tmp_path):
         InputError, match=rf"attack: the run there has topk {SMALL.topk}, not {fewer.topk}; give"
     ):
         attack(model, tokenizer, GOALS, fewer, checkpoint=path)
-    with pytest.raises(InputError, match=r"there has prompts \(their digest\) .*; give the same"):
+    with pytest.raises(
+        InputError, match=r"there has prompts \(their checksum\) .*; give the same"
+    ):
         attack(model, tokenizer, GOALS[::-1], SMALL, checkpoint=path)
     other = dataclasses.replace(model, lora={})
     with pytest.raises(
-        InputError, match=r"there has weights \(their digest\) .*; give the same settings"
+        InputError, match=r"there has weights \(their checksum\) .*; give the same settings"
     ):
         attack(other, tokenizer, GOALS, SMALL, checkpoint=path)
     (path / "search.json").write_text("{}")

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuco_jax.finetune.batches import BUCKETS, Plan, bucket, fingerprint, pack, take
+from tuco_jax.finetune.batches import BUCKETS, Plan, bucket, pack, rows_checksum, take
 from tuco_jax.finetune.conversations import Example
 
 
@@ -102,8 +102,8 @@ def test_empty_rows_weigh_nothing():
     assert not any(np.asarray(a[1]).any() for a in batch)
 
 
-def test_fingerprint_knows_the_data():
+def test_a_checksum_knows_the_data():
     tables = [pack(examples([9, 12, 5]), 16)]
     other = [pack(examples([9, 12, 5], seed=1), 16)]
-    assert fingerprint(tables) == fingerprint([pack(examples([9, 12, 5]), 16)])
-    assert fingerprint(tables) != fingerprint(other)
+    assert rows_checksum(tables) == rows_checksum([pack(examples([9, 12, 5]), 16)])
+    assert rows_checksum(tables) != rows_checksum(other)

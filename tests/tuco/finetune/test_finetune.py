@@ -412,7 +412,11 @@ def test_a_template_is_trained_in_and_kept(files, tmp_path, method):
     logged = [row for row in metrics(tmp_path / "run") if "tuco/mean" in row][-1]
     np.testing.assert_allclose(tuco.mean(), logged["tuco/mean"], atol=1e-6)
     (tmp_path / "own.jinja").write_text(template.replace(":", "="))
-    with pytest.raises(InputError, match=r"the run there has rows of tokens \(their digest\) '"):
+    with pytest.raises(InputError, match=r"the run there has rows of tokens \(their checksum\) '"):
+        run_finetune(dataclasses.replace(config, resume=True))
+    (tmp_path / "own.jinja").write_text(template)
+    save_tiny(tmp_path / "base", "llama", 6)
+    with pytest.raises(InputError, match=r"there has base's weights \(their checksum\) '"):
         run_finetune(dataclasses.replace(config, resume=True))
     other = dataclasses.replace(config, resume=True, chat_template=str(tmp_path / "other.jinja"))
     (tmp_path / "other.jinja").write_text(template)

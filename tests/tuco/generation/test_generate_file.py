@@ -1,6 +1,7 @@
 """Files of answers: what rows hold, and which run they belong to."""
 
 import json
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -45,7 +46,7 @@ def test_rows_pages_and_lines(options, tmp_path):
         assert lines(answer, names=True)[0] == f"[{row['id']}]"
     assert "TuCo along the answers" in (tmp_path / "o.html").read_text()
     left = sorted(p.name for p in tmp_path.iterdir())
-    assert left == ["o.html", "o.jsonl", "o.jsonl.meta.json", "p.jsonl"]
+    assert left == ["o.html", "o.html.meta.json", "o.jsonl", "o.jsonl.meta.json", "p.jsonl"]
 
 
 def test_another_run_s_answers_are_kept(options, tmp_path, monkeypatch):
@@ -72,6 +73,25 @@ def test_another_run_s_answers_are_kept(options, tmp_path, monkeypatch):
     assert {p.name: p.read_bytes() for p in tmp_path.glob("o.jsonl*")} == before
     generate_file(options(batch_size=1))
     assert (tmp_path / "o.jsonl").read_bytes() == before["o.jsonl"]
+
+
+def test_a_page_and_answers_of_other_weights_are_kept(options, tmp_path):
+    """A page says what made it, too; a folder that holds another model now is another model."""
+    base = tmp_path / "base"
+    shutil.copytree(options().base, base)
+    given = dict(tuned=str(base), out=None, page=str(tmp_path / "o.html"))
+    generate_file(options(**given))
+    before = (tmp_path / "o.html").read_bytes()
+    with pytest.raises(InputError, match="o.html: holds the results of .* alpha 1.0, not 0.5"):
+        generate_file(options(**given, alpha=0.5))
+    shutil.rmtree(base)
+    shutil.copytree(options().tuned, base)
+    with pytest.raises(InputError, match="o.html: holds the results of .* has other weights"):
+        generate_file(options(**given))
+    (tmp_path / "o.html.meta.json").unlink()
+    with pytest.raises(InputError, match="o.html: is there, and o.html.meta.json, .* move"):
+        generate_file(options(**given))
+    assert (tmp_path / "o.html").read_bytes() == before
 
 
 def test_two_runs_of_one_output(options, monkeypatch):

@@ -15,8 +15,15 @@ from tests.tuco import random_models as rm
 from tests.tuco.tiny_tokenizer import bos_tokenizer
 from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.read import Prompt, as_prompts
-from tuco_jax.scoring.fingerprint import fingerprint
-from tuco_jax.scoring.output import FORMATS, Entry, Journal, check_made, digest, write_table
+from tuco_jax.scoring.fingerprint import scores_fingerprint
+from tuco_jax.scoring.output import (
+    FORMATS,
+    Entry,
+    Journal,
+    check_made,
+    prompts_checksum,
+    write_table,
+)
 from tuco_jax.scoring.score import score_tokens
 
 CONFIG = rm.config(vocab_size=272, max_positions=64)
@@ -71,7 +78,7 @@ def test_tables(tmp_path, suffix):
 def test_journal_goes_on_and_changes_nothing(tmp_path, pair, tokenizer):
     prompts = as_prompts(some_prompts())
     tokens = encode(tokenizer, prompts)
-    key = fingerprint(pair, tokens, 1)
+    key = scores_fingerprint(pair, tokens, 1)
     path = tmp_path / "out.journal"
     journal = Journal(path)
     journal.begin(key)
@@ -221,6 +228,8 @@ def test_an_output_says_what_made_it(tmp_path):
     beside.write_text(json.dumps({"settings": SETTINGS | {"fingerprint": "a"}}))
     check_made(path, {"norm": 2})  # it is not there
     path.write_text("")
+    check_made(path, {"norm": 2})  # it holds nothing
+    path.write_text("{}")
     check_made(path, SETTINGS)
     for settings, message in (
         ({"norm": 2}, "norm 1, not 2"),
@@ -228,15 +237,16 @@ def test_an_output_says_what_made_it(tmp_path):
     ):
         with pytest.raises(InputError, match=f"{path}: holds the results of .*{message}"):
             check_made(path, settings)
-    for text in ("", "[]", '{"settings": 3}', '{"rows": 2}', "[" * 5000):
-        beside.write_text(text)
-        check_made(path, {"norm": 2})  # nothing is known of it
+    for text in ("", "[]", '{"settings": 3}', '{"rows": 2}', "[" * 5000, None):
+        beside.write_text(text) if text is not None else beside.unlink()
+        with pytest.raises(InputError, match=f"{path}: is there, and o.jsonl.meta.json, .*; move"):
+            check_made(path, {"norm": 1})
 
 
-def test_a_digest_knows_every_part_of_a_prompt():
+def test_a_checksum_knows_every_part_of_a_prompt():
     talk = ({"role": "user", "content": "a"},)
     rows = [Prompt(1, "a"), Prompt(2, "a"), Prompt(1, "b"), Prompt(1, None, talk)]
     rows += [Prompt(1, "a", label="x"), Prompt(1, None, talk, tools=({"name": "f"},))]
-    assert len({digest([row]) for row in rows}) == len(rows)
-    assert digest(rows) != digest(rows[::-1])
-    assert digest(rows[:1]) == digest([Prompt(1, "a", line=9)])
+    assert len({prompts_checksum([row]) for row in rows}) == len(rows)
+    assert prompts_checksum(rows) != prompts_checksum(rows[::-1])
+    assert prompts_checksum(rows[:1]) == prompts_checksum([Prompt(1, "a", line=9)])

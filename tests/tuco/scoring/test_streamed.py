@@ -17,7 +17,7 @@ from tuco_jax.core.streamed import Streamed, stream_pair
 from tuco_jax.core.walk import Split
 from tuco_jax.prompts.packing import pack
 from tuco_jax.prompts.read import as_prompts
-from tuco_jax.scoring.fingerprint import fingerprint
+from tuco_jax.scoring.fingerprint import scores_fingerprint
 from tuco_jax.scoring.options import PassOptions, ScoreFileOptions
 from tuco_jax.scoring.output import Journal
 from tuco_jax.scoring.score import score, score_tokens
@@ -131,12 +131,14 @@ def test_the_fingerprint_is_that_of_the_pair_in_memory(where, tuned):
     names = str(where / "base"), str(where / tuned)
     tokens = [np.arange(5, dtype=np.int32)]
     pair = load_pair(*names)[0]
-    key = fingerprint(pair, tokens, 1)
-    assert fingerprint(Split(pair), tokens, 1) == key
+    key = scores_fingerprint(pair, tokens, 1)
+    assert scores_fingerprint(Split(pair), tokens, 1) == key
     streamed = stream_pair(*names)[0]
-    assert fingerprint(streamed, tokens, 1) == key != fingerprint(streamed, tokens, 2)
+    assert (
+        scores_fingerprint(streamed, tokens, 1) == key != scores_fingerprint(streamed, tokens, 2)
+    )
     other = stream_pair(*names, dtype="bfloat16")[0]
-    assert fingerprint(other, tokens, 1) != key
+    assert scores_fingerprint(other, tokens, 1) != key
 
 
 def test_passes_hold_what_they_may(tmp_path):
@@ -180,7 +182,7 @@ def test_a_killed_run_goes_on_with_the_pass_it_was_in(where, tmp_path):
         return original(index)
 
     streamed._read = killed
-    key = fingerprint(stream_pair(str(where / "base"), str(where / "tuned"))[0], tokens, 1)
+    key = scores_fingerprint(stream_pair(str(where / "base"), str(where / "tuned"))[0], tokens, 1)
     journal = Journal(tmp_path / "journal")
     journal.begin(key)
     with pytest.raises(KeyboardInterrupt):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import shutil
 from typing import Any
 
 import pytest
@@ -140,6 +141,21 @@ def test_what_a_killed_run_left_is_for_the_same_options_alone(models, tmp_path):
         STUDY.run(dataclasses.replace(config, seed=1))
     STUDY.run(config)
     assert {"half.json", "results.json"} <= contents(config.out).keys()
+
+
+def test_a_folder_of_results_is_of_the_same_weights(models, tmp_path):
+    """Though their folder has the same name."""
+    for name, folder in models.items():
+        shutil.copytree(folder, tmp_path / name)
+    config = Config(
+        ("tea",), out=tmp_path / "out", base=str(tmp_path / "base"), tuned=str(tmp_path / "tuned")
+    )
+    STUDY.run(config)
+    STUDY.run(config)
+    shutil.rmtree(tmp_path / "tuned")
+    shutil.copytree(models["base"], tmp_path / "tuned")
+    with pytest.raises(InputError, match=r"the run there has weights \(their checksum\) '"):
+        STUDY.run(config)
 
 
 @pytest.mark.parametrize("name", STUDIES)
