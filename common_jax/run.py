@@ -8,6 +8,7 @@ run/
   tensorboard/        the same numbers
 """
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -21,11 +22,19 @@ from typing import Any
 import jax
 import yaml
 
+from common_jax import resume as resuming
 from common_jax.errors import InputError
 from common_jax.io.files import atomic, cannot_write, make_folder, parse_json, writing
-from common_jax.resume import check_alone
 
-__all__ = ["Run", "check_directory", "environment", "note_run", "read_metrics"]
+__all__ = [
+    "Run",
+    "check_directory",
+    "check_run",
+    "environment",
+    "held_run",
+    "note_run",
+    "read_metrics",
+]
 
 _VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
 
@@ -44,7 +53,7 @@ def check_directory(directory: str | pathlib.Path, *, resume: bool = False) -> N
         raise InputError(f"{directory}: {existing} is a file; name a directory for the run")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"{directory}: {existing} cannot be written to; name another directory")
-    check_alone(directory)
+    resuming.check_alone(directory)
     if path.is_dir() and any(path.iterdir()):
         if not any((path / name).is_file() for name in ("config.yaml", "settings.json")):
             raise InputError(f"{directory}: is not empty and holds no run; name a new directory")
@@ -55,14 +64,47 @@ def check_directory(directory: str | pathlib.Path, *, resume: bool = False) -> N
             )
 
 
+@contextlib.contextmanager
+def held_run(
+    directory: str | pathlib.Path, command: str, config: Mapping[str, Any]
+) -> Iterator[None]:
+    """`note_run` of a command's results, in a directory that it holds alone.
+
+    Raises InputError where another process holds it, and where it holds results of another command
+    or of other settings (`out` and `mesh` aside). Settings of a start that left no result go.
+    """
+    path = pathlib.Path(directory)
+    _check_no_training(path)
+    settings = {"command": command, **config}
+    with resuming.hold(path, settings, free=("out", "mesh")):
+        try:
+            note_run(path, config)
+            yield
+        finally:
+            noted = {resuming.SETTINGS, resuming.LOCK, "config.yaml", "environment.json"}
+            if {p.name for p in path.iterdir()} <= noted:
+                (path / resuming.SETTINGS).unlink()
+
+
+def check_run(directory: str | pathlib.Path, command: str, config: Mapping[str, Any]) -> None:
+    """Raise InputError as `held_run`, before any of the command's work; writes nothing."""
+    _check_no_training(directory)
+    resuming.check_alone(directory)
+    resuming.check(directory, {"command": command, **config}, free=("out", "mesh"))
+
+
+def _check_no_training(directory: str | pathlib.Path) -> None:
+    if (pathlib.Path(directory) / "metrics.jsonl").exists():
+        raise InputError(f"{directory}: holds a training run; name another directory")
+
+
 def note_run(directory: str | pathlib.Path, config: Mapping[str, Any]) -> None:
     """Make the directory, and write a command's config.yaml and environment.json there.
 
     Paths among the settings become text. Raises InputError where it cannot be written, and for
     the directory of a training run, whose own settings would be lost.
     """
-    if (pathlib.Path(directory) / "metrics.jsonl").exists():
-        raise InputError(f"{directory}: holds a training run; name another directory")
+    _check_no_training(directory)
     _note(directory, config)
 
 

@@ -3,12 +3,15 @@
 It does what a user would by `reward-jax data`, `extract` and `report`, whose functions it calls.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import shutil
 import time
+from collections.abc import Iterator
 from typing import Any
 
+from common_jax import resume
 from common_jax.cli.options import SeedOption
 from common_jax.cli.ranges import PositiveInt, check_ranges
 from common_jax.errors import InputError
@@ -43,7 +46,12 @@ def run(config: Config) -> None:
     begun = time.perf_counter()
     if config.episodes < 3:
         raise InputError(f"episodes must be 3 or more, not {config.episodes}")
-    out = _folder(config.out)
+    with _folder(config.out) as out:
+        _run(config, out)
+    print(f"{time.perf_counter() - begun:.0f} s in all")
+
+
+def _run(config: Config, out: pathlib.Path) -> None:
     models: dict[str, Any] = {k: str(PAIR / f"{k}.safetensors") for k in ("base", "expert")}
     space = load_model(models["expert"], TrajectorySpace).space
 
@@ -82,18 +90,24 @@ def run(config: Config) -> None:
         seed=config.seed,
     )
     print(write_report(page))
-    print(f"{time.perf_counter() - begun:.0f} s in all")
 
 
-def _folder(out: pathlib.Path) -> pathlib.Path:
-    """The demo's folder, without the reward of an earlier one; refused where it holds others'."""
+@contextlib.contextmanager
+def _folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The demo's folder, held alone, without what an earlier one left to go on with.
+
+    Refused where it holds others' files.
+    """
     out = make_folder(out)
     marker = out / "demo.txt"
     if not marker.exists() and any(out.iterdir()):
         raise InputError(f"{out}: holds files that are no demo's; name another folder")
-    with atomic(marker) as temporary:
-        temporary.write_text(
-            "Made by `reward-jax demo`, which makes it anew each time.\n", "utf-8"
-        )
-    shutil.rmtree(out / "reward", ignore_errors=True)
-    return out
+    taken = f"{out}: another run is writing there; name another directory"
+    with resume.lock(out / ".demo.lock", taken):  # the report has one of its own
+        with atomic(marker) as temporary:
+            temporary.write_text(
+                "Made by `reward-jax demo`, which makes it anew each time.\n", "utf-8"
+            )
+        (out / resume.SETTINGS).unlink(missing_ok=True)
+        shutil.rmtree(out / "reward", ignore_errors=True)
+        yield out

@@ -9,7 +9,7 @@ from common_jax.cli.options import DeviceOption, SeedOption
 from common_jax.cli.ranges import NonNegativeInt, check_ranges
 from common_jax.io.files import atomic, write_arrays, write_json
 from common_jax.mesh import mesh_for
-from common_jax.run import note_run
+from common_jax.run import check_run, held_run
 from reward_jax.data.checkpoint import load_guide
 from reward_jax.data.trajectory.space import TrajectorySpace
 from reward_jax.planning.fit import window_source
@@ -40,6 +40,7 @@ class Config(SeedOption, DeviceOption, FolderOption, GoalOption, MapOptions, Epi
 def run(config: Config) -> None:
     """Score, draw, write; prints the peak against the goal."""
     check_ranges(config)
+    check_run(config.out, "heatmap", dataclasses.asdict(config))
     mesh = mesh_for(dataclasses.asdict(config.mesh))
     guide = load_guide(config.reward, TrajectorySpace)
     task, goal = task_and_goal(guide.space.about, config.goal)
@@ -47,15 +48,14 @@ def run(config: Config) -> None:
     check_step(guide, config.t)
     episodes = read(config.data, ends=config.cut.ends, env=config.env)
     source = window_source(episodes, guide.space, config.cut.padding)
-    note_run(config.out, dataclasses.asdict(config))
+    with held_run(config.out, "heatmap", dataclasses.asdict(config)):
+        rows = np.asarray(source.sample(jax.random.key(config.seed), config.windows))
+        found = map_of(plane, guide, rows, bins=config.bins, t=config.t, mesh=mesh)
+        peak = Peak.of(found, plane, goal)
 
-    rows = np.asarray(source.sample(jax.random.key(config.seed), config.windows))
-    found = map_of(plane, guide, rows, bins=config.bins, t=config.t, mesh=mesh)
-    peak = Peak.of(found, plane, goal)
-
-    with atomic(config.out / "heatmap.png") as temporary:
-        map_figure(plane, found, goal).savefig(temporary, dpi=120, format="png")
-    write_arrays(config.out / "heatmap.npz", values=found.values, counts=found.counts)
-    facts = {"goal": goal, "distance": peak.distance, "at_goal": peak.at_goal}
-    write_json(config.out / "heatmap.json", {"peak": peak.at.tolist()} | facts)
-    print(f"{peak}\nheat map: {config.out / 'heatmap.png'}")
+        with atomic(config.out / "heatmap.png") as temporary:
+            map_figure(plane, found, goal).savefig(temporary, dpi=120, format="png")
+        write_arrays(config.out / "heatmap.npz", values=found.values, counts=found.counts)
+        facts = {"goal": goal, "distance": peak.distance, "at_goal": peak.at_goal}
+        write_json(config.out / "heatmap.json", {"peak": peak.at.tolist()} | facts)
+        print(f"{peak}\nheat map: {config.out / 'heatmap.png'}")

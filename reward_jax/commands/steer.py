@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from common_jax.io.files import atomic, write_arrays, write_json
-from common_jax.run import note_run
+from common_jax.run import check_run, held_run
 from reward_jax.planning.options import SteeredOption
 from reward_jax.planning.steer import SteeringOptions, both_outcomes, load_steering
 from reward_jax.report.figures import outcomes_figure
@@ -21,27 +21,27 @@ class Config(SteeredOption, SteeringOptions):
 
 def run(config: Config) -> None:
     """Plan, execute, measure, draw; prints what comes of plans, unsteered and steered."""
+    check_run(config.out, "steer", dataclasses.asdict(config))
     steering = load_steering(config)
     for note in steering.notes:
         print(f"note: {note}")
     task, goal = steering.task, steering.goal
-    note_run(config.out, dataclasses.asdict(config))
+    with held_run(config.out, "steer", dataclasses.asdict(config)):
+        starts = task.starts(config.plans, config.seed)
+        found = both_outcomes(steering, starts, key=jax.random.key(config.seed))
 
-    starts = task.starts(config.plans, config.seed)
-    found = both_outcomes(steering, starts, key=jax.random.key(config.seed))
-
-    means = {name: outcome.means() for name, outcome in found.items()}
-    for name, mean in means.items():
-        print(f"{name}: {task.summarise(mean)}")
-    write_arrays(
-        config.out / "plans.npz",
-        plans=found["steered"].shown,
-        unsteered=found["unsteered"].shown,
-        starts=starts,
-    )
-    with atomic(config.out / "steer.png") as temporary:
-        outcomes_figure(task, found, goal).savefig(temporary, dpi=120, format="png")
-    facts: dict[str, Any] = {"goal": goal, "scale": config.guidance.scale}
-    facts["seconds"] = {name: outcome.seconds for name, outcome in found.items()}
-    write_json(config.out / "steer.json", means | facts)
-    print(f"plans: {config.out}")
+        means = {name: outcome.means() for name, outcome in found.items()}
+        for name, mean in means.items():
+            print(f"{name}: {task.summarise(mean)}")
+        write_arrays(
+            config.out / "plans.npz",
+            plans=found["steered"].shown,
+            unsteered=found["unsteered"].shown,
+            starts=starts,
+        )
+        with atomic(config.out / "steer.png") as temporary:
+            outcomes_figure(task, found, goal).savefig(temporary, dpi=120, format="png")
+        facts: dict[str, Any] = {"goal": goal, "scale": config.guidance.scale}
+        facts["seconds"] = {name: outcome.seconds for name, outcome in found.items()}
+        write_json(config.out / "steer.json", means | facts)
+        print(f"plans: {config.out}")

@@ -7,7 +7,7 @@ import jax
 from common_jax.cli.ranges import PositiveInt
 from common_jax.errors import InputError
 from common_jax.io.files import write_json
-from common_jax.run import note_run
+from common_jax.run import check_run, held_run
 from reward_jax.planning.steer import (
     SteeringOptions,
     SweepOptions,
@@ -32,6 +32,7 @@ def run(config: Config) -> None:
     for name in ("scale", "t_stopgrad"):
         if getattr(config.guidance, name) != getattr(GuidanceOptions, name):
             raise InputError(f"guidance.{name} is swept: give {name}s, and leave it out")
+    check_run(config.out, "sweep", dataclasses.asdict(config))
     steering = load_steering(config)
     for note in steering.notes:
         print(f"note: {note}")
@@ -39,19 +40,18 @@ def run(config: Config) -> None:
     measure = task.shown_measure(executed=config.execute)
     if measure is None:
         raise InputError(f"plans of {task.name} alone tell nothing: give --execute")
-    note_run(config.out, dataclasses.asdict(config))
-
-    starts, key = task.starts(config.plans, config.seed), jax.random.key(config.seed)
-    found = []
-    print(measure.title)
-    print("scale \\ t_stopgrad" + "".join(f"{stop:8d}" for stop in config.t_stopgrads))
-    for row in sweep_outcomes(steering, starts, config, key=key):
-        means = [one.outcome.means() for one in row]
-        found += [
-            {"scale": one.scale, "t_stopgrad": one.t_stopgrad} | mean
-            for one, mean in zip(row, means, strict=True)
-        ]
-        line = "".join(f"{mean[measure.name]:8.{measure.digits}f}" for mean in means)
-        print(f"{row[0].scale:18g}{line}")
-    write_json(config.out / "sweep.json", found)
-    print(f"sweep: {config.out / 'sweep.json'}")
+    with held_run(config.out, "sweep", dataclasses.asdict(config)):
+        starts, key = task.starts(config.plans, config.seed), jax.random.key(config.seed)
+        found = []
+        print(measure.title)
+        print("scale \\ t_stopgrad" + "".join(f"{stop:8d}" for stop in config.t_stopgrads))
+        for row in sweep_outcomes(steering, starts, config, key=key):
+            means = [one.outcome.means() for one in row]
+            found += [
+                {"scale": one.scale, "t_stopgrad": one.t_stopgrad} | mean
+                for one, mean in zip(row, means, strict=True)
+            ]
+            line = "".join(f"{mean[measure.name]:8.{measure.digits}f}" for mean in means)
+            print(f"{row[0].scale:18g}{line}")
+        write_json(config.out / "sweep.json", found)
+        print(f"sweep: {config.out / 'sweep.json'}")

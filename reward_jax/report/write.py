@@ -9,7 +9,7 @@ import numpy as np
 from common_jax.cli.ranges import check_ranges
 from common_jax.errors import InputError
 from common_jax.io.files import atomic
-from common_jax.run import note_run, read_metrics
+from common_jax.run import check_run, held_run, read_metrics
 from reward_jax.data.checkpoint import load_guide, load_model
 from reward_jax.data.trajectory.space import TrajectorySpace
 from reward_jax.planning.fit import window_source
@@ -49,6 +49,7 @@ def write_report(options: ReportOptions) -> Written:
     """Read, measure, write; raises InputError, before anything is written, for what cannot be."""
     check_ranges(options)
     options.guidance.made_sampler()
+    check_run(options.out, "report", dataclasses.asdict(options))
     base, expert = (
         load_model(options.base, TrajectorySpace),
         load_model(options.expert, TrajectorySpace),
@@ -60,10 +61,10 @@ def write_report(options: ReportOptions) -> Written:
     metrics, diagnostics = read_metrics(options.reward), read_diagnostics(options.reward)
     episodes = read(options.data, ends=options.cut.ends, env=options.env)
     source = window_source(episodes, base.space, options.cut.padding)
-    note_run(options.out, dataclasses.asdict(options))
-    rows = np.asarray(source.sample(jax.random.key(options.seed), options.windows))
-    measured = measure(compared, rows, options, metrics=metrics, diagnostics=diagnostics)
-    path = options.out / "report.html"
-    with atomic(path) as temporary:
-        temporary.write_text(render(measured), "utf-8")
-    return Written(path, measured)
+    with held_run(options.out, "report", dataclasses.asdict(options)):
+        rows = np.asarray(source.sample(jax.random.key(options.seed), options.windows))
+        measured = measure(compared, rows, options, metrics=metrics, diagnostics=diagnostics)
+        path = options.out / "report.html"
+        with atomic(path) as temporary:
+            temporary.write_text(render(measured), "utf-8")
+        return Written(path, measured)

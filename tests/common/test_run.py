@@ -9,7 +9,7 @@ from tensorboardX.proto import event_pb2
 from common_jax import resume
 from common_jax import run as run_module
 from common_jax.errors import InputError
-from common_jax.run import Run, check_directory, read_metrics
+from common_jax.run import Run, check_directory, check_run, held_run, read_metrics
 
 
 def rows(directory):
@@ -150,3 +150,23 @@ def test_a_line_that_is_made_to_break_the_reader(tmp_path, text):
     (tmp_path / "metrics.jsonl").write_text(text + "\n")
     with pytest.raises(InputError, match="metrics.jsonl:1: not a line of metrics"):
         read_metrics(tmp_path)
+
+
+def test_results_of_a_command_are_of_one_start_at_a_time(tmp_path):
+    out, config = tmp_path / "out", {"seed": 1, "out": "there", "mesh": {"data": 1}}
+    with pytest.raises(KeyboardInterrupt), held_run(out, "steer", config):
+        with pytest.raises(InputError, match="another run is writing there"):
+            check_run(out, "steer", config)
+        raise KeyboardInterrupt  # before there was any result
+    assert sorted(p.name for p in out.iterdir()) == ["config.yaml", "environment.json"]
+    with held_run(out, "sweep", config):
+        (out / "sweep.json").write_text("[]")
+    for name, given, message in (
+        ("sweep", {"seed": 2}, "seed 1, not 2"),
+        ("steer", {"seed": 1}, "command 'sweep', not 'steer'"),
+    ):
+        with pytest.raises(InputError, match=f"the run there has {message}"):
+            check_run(out, name, given)
+    with held_run(out, "sweep", config | {"out": "here", "mesh": {"data": 8}}):
+        pass
+    assert json.loads((out / "settings.json").read_text()) == {"command": "sweep", "seed": 1}

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import fcntl
 import functools
 import html.parser
 import json
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import yaml
 
+from common_jax import resume
 from common_jax.cli import command_line
 from common_jax.cli.commands import Command
 from common_jax.run import Run
@@ -47,7 +49,7 @@ from tests.reward.cli_runs import MATCHING, ROOT, SMALL, STEPS, read_jsonl, run,
 WHOLE = 200  # steps of the base, whose training is killed below
 STEERED = ["--plans", 4]
 MAP = ["--windows", 200, "--bins", 4]
-NOTED = ["config.yaml", "environment.json"]  # what a command ran with
+NOTED = ["config.yaml", "environment.json", "settings.json"]  # what a command ran with
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +223,7 @@ def test_what_is_held_out_is_not_trained_on(made):
 
 def test_heatmap(made):
     folder, printed = made
-    assert names(folder / "map") == [*NOTED, "heatmap.json", "heatmap.npz", "heatmap.png"]
+    assert names(folder / "map") == sorted([*NOTED, "heatmap.json", "heatmap.npz", "heatmap.png"])
     found = json.loads((folder / "map" / "heatmap.json").read_text())
     away = np.linalg.norm(np.subtract(found["peak"], found["goal"]))
     assert found["distance"] == pytest.approx(away) and found["goal"] == [-1.2, 1.2]
@@ -248,9 +250,31 @@ def test_the_settings_of_a_training_run_are_not_lost(made, capsys):
     assert (folder / "reward" / "config.yaml").read_bytes() == stored
 
 
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("heatmap", "map"), ("steer", "steer"), ("sweep", "sweep"), ("report", "report")],
+)
+def test_results_are_of_one_run_with_one_set_of_settings(made, capsys, name, folder):
+    """Another run meanwhile is refused, and one of other settings, before any work."""
+    out = made[0] / folder
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    given = ["--config", out / "config.yaml"]
+    assert run(name, *given, "--seed", 77) == 2
+    error = capsys.readouterr().err
+    assert f"{out}: the run there has seed " in error and "not 77; give the same" in error
+    with resume.alone(out):
+        assert run(name, *given) == 2
+    assert f"{out}: another run is writing there" in capsys.readouterr().err
+    other = "sweep" if name == "steer" else "steer"
+    models = ["--base", made[0] / "base", "--reward", made[0] / "reward"]
+    assert run(other, *models, "--out", out) == 2
+    assert f"the run there has command '{name}', not '{other}'" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
 def test_steer_and_sweep(made):
     folder, printed = made
-    assert names(folder / "steer") == [*NOTED, "plans.npz", "steer.json", "steer.png"]
+    assert names(folder / "steer") == sorted([*NOTED, "plans.npz", "steer.json", "steer.png"])
     found = json.loads((folder / "steer" / "steer.json").read_text())
     assert found["goal"] == [-1.2, 1.2] and found["scale"] == 2.0
     for name in ("unsteered", "steered"):
@@ -263,7 +287,7 @@ def test_steer_and_sweep(made):
         np.testing.assert_allclose(each[:, 0], starts[:, :2], atol=1e-5)
     assert np.abs(plans - unsteered).max() > 1e-4
 
-    assert names(folder / "sweep") == [*NOTED, "sweep.json"]
+    assert names(folder / "sweep") == sorted([*NOTED, "sweep.json"])
     rows = json.loads((folder / "sweep" / "sweep.json").read_text())
     assert [(r["scale"], r["t_stopgrad"]) for r in rows] == [
         (s, t) for s in (0, 2) for t in (0, 4, 8)
@@ -333,7 +357,7 @@ class Page(html.parser.HTMLParser):
 
 def test_report(made):
     folder, printed = made
-    assert names(folder / "report") == [*NOTED, "report.html"]
+    assert names(folder / "report") == sorted([*NOTED, "report.html"])
     text = (folder / "report" / "report.html").read_text("utf-8")
     page = Page(text)
     assert "script" not in page.tags and "link" not in page.tags
@@ -616,6 +640,11 @@ def test_demo(made, tmp_path, capsys, monkeypatch):
     assert f"{out}: holds files that are no demo's" in capsys.readouterr().err
     assert names(out) == ["reward"] and names(out / "reward") == ["config.yaml"]
     (out / "demo.txt").write_text("an earlier demo's\n")
+    (out / "settings.json").write_text('{"command": "report", "seed": 8}')
+    with (out / ".demo.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert run(*argv, "--plans", 4) == 2
+    assert f"{out}: another run is writing there" in capsys.readouterr().err
     assert run(*argv, "--plans", 4) == 0
     (config,) = asked
     assert config.matching == Matching(steps=100, seeds=2) and config.seed == 0

@@ -7,9 +7,9 @@ import time
 from rich.console import Console
 from rich.table import Table
 
+from common_jax import resume
 from common_jax.cli.ranges import NonNegativeInt
 from common_jax.errors import InputError
-from common_jax.io.files import make_folder
 from tuco_jax.datasets.prompt_groups import prompt_groups
 from tuco_jax.studies import demo
 from tuco_jax.studies.base import load_studied_pair
@@ -34,26 +34,28 @@ class Config(GroupOptions):
 def run(config: Config) -> pathlib.Path:
     """Load the pair, score, print the tables, write the report; returns the report's path.
 
-    Raises InputError for a folder that holds anything but an earlier demo's report.
+    Raises InputError for a folder that holds anything but an earlier demo's report, and
+    while another demo writes there.
     """
     started = time.perf_counter()
-    if not {path.name for path in config.out.glob("*")} <= {"report.html"}:
+    resume.check_alone(config.out)
+    if not {path.name for path in config.out.glob("*")} <= {"report.html", resume.LOCK}:
         raise InputError(f"{config.out}: holds files that are no demo's; name another folder")
     groups = prompt_groups(config.prompts, config.seed)
-    pair, tokenizer, facts = load_studied_pair(config)
-    make_folder(config.out)
-    facts["loading"] = f"{time.perf_counter() - started:.1f} s"
-    report = demo.measure(
-        pair,
-        tokenizer,
-        groups,
-        maps=config.maps,
-        seed=config.seed,
-        facts=facts,
-        progress=True,
-    )
-    path = config.out / "report.html"
-    write(path, report)
+    with resume.alone(config.out):
+        pair, tokenizer, facts = load_studied_pair(config)
+        facts["loading"] = f"{time.perf_counter() - started:.1f} s"
+        report = demo.measure(
+            pair,
+            tokenizer,
+            groups,
+            maps=config.maps,
+            seed=config.seed,
+            facts=facts,
+            progress=True,
+        )
+        path = config.out / "report.html"
+        write(path, report)
     _print(report)
     print(f"{time.perf_counter() - started:.0f} s in all. Report: {path.resolve()}")
     return path

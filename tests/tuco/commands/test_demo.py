@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import pytest
 
+from common_jax import resume
 from common_jax.cli.options import MeshOptions
 from common_jax.errors import InputError
 from tests.tuco.tiny import save_tiny
@@ -71,6 +72,11 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds files that are no demo's; name another folder"):
         demo.run(demo.Config(base="nowhere", tuned="nowhere", out=tmp_path))
     assert (tmp_path / "report.html").read_text() == "a study's"
+
+
+def test_a_folder_that_another_demo_writes_to_is_refused(tmp_path):
+    with resume.alone(tmp_path), pytest.raises(InputError, match="another run is writing there"):
+        demo.run(demo.Config(base="nowhere", tuned="nowhere", out=tmp_path))
 
 
 @pytest.mark.slow
