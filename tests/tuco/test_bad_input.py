@@ -36,6 +36,8 @@ def fails(pair, folder, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out" / "scores.jsonl"
     out.parent.mkdir()
     out.write_text(BEFORE)
+    made = out.with_name("scores.jsonl.meta.json")
+    made.write_text('{"settings": {}}')  # of an earlier start of whatever is run
     prompts = write_jsonl(tmp_path / "good.jsonl", GOOD)
 
     def run(*more, command="score", **changes):
@@ -51,7 +53,7 @@ def fails(pair, folder, tmp_path, monkeypatch, capsys):
         assert printed.err.startswith("tuco-jax: error: ")
         assert printed.err.count("\n") == 1 and "Traceback" not in printed.err, printed.err
         assert out.read_text() == BEFORE
-        assert [p.name for p in out.parent.iterdir()] == ["scores.jsonl"]
+        assert {p.name for p in out.parent.iterdir()} == {out.name, made.name}
         return printed.err
 
     return run
