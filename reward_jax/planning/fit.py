@@ -168,18 +168,21 @@ def open_run(
 ) -> Iterator[RunContext]:
     """A training of `steps` steps in a run's directory, which it holds alone.
 
-    It goes on from its checkpoints, each call's means are logged, a bar named `what` is shown.
+    It goes on from its checkpoints, each call's means are logged, a bar named `what` is shown. Its
+    files are written from the first call on: where `run_loop` refuses to go on, none is touched.
     settings: kept there; InputError where the run there began with others. inputs: digests of what
     the settings name by a path alone, and `run_loop` does not compare; likewise.
     """
     checkpoints = folder / "checkpoints"
-    with (
-        resume.hold(folder, {**settings, "inputs": inputs or {}}, free=_FREE),
-        Run(folder, settings, start=steps_done(checkpoints)) as run,
-        bar(what, steps, start=run.start) as shown,
-    ):
+    run: Run | None = None
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(resume.hold(folder, {**settings, "inputs": inputs or {}}, free=_FREE))
+        start = steps_done(checkpoints)
+        shown = stack.enter_context(bar(what, steps, start=start))
 
         def on_step(done: int, metrics: dict[str, np.ndarray]) -> None:
+            nonlocal run
+            run = run or stack.enter_context(Run(folder, settings, start=start))
             means = {name: float(np.mean(value)) for name, value in metrics.items()}
             shown.update(done, f"loss {means['loss']:.4g}")
             if shown.speed:

@@ -462,6 +462,23 @@ def test_killed_and_resumed(made, tmp_path):
     assert len(json.loads((killed / "environment.json").read_text())) == 2
 
 
+def test_a_refused_resume_loses_nothing(made, tmp_path, capsys):
+    """The rows of the file are others, which only the loop finds, and not the settings."""
+    folder, _ = made
+    data, out = tmp_path / "data.hdf5", tmp_path / "run"
+    shutil.copy(folder / "base.hdf5", data)
+    argv = ["train", "--data", data, *SMALL, "--out", out]
+    assert run(*argv) == 0
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 30, "loss": 1.0}\n')  # after the last checkpoint
+    shutil.copy(folder / "expert.hdf5", data)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert run(*argv, "--resume", "--save_every", 5) == 2
+    assert f"{out}/checkpoints: the run there has " in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize("keep", [0, 7])
 def test_a_checkpoint_cut_short_is_named(made, tmp_path, capsys, keep):
     folder, _ = made
