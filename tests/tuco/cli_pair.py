@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import pytest
@@ -22,6 +23,15 @@ def save_pair(folder: pathlib.Path) -> tuple[str, str]:
         save_tiny(folder / name, "llama", seed)
         bos_tokenizer().save_pretrained(folder / name)
     return str(folder / "base"), str(folder / "tuned")
+
+
+def file_options(
+    pair: tuple[str, str], folder: pathlib.Path, rows: list, **more: Any
+) -> dict[str, Any]:
+    """Options of a command that reads prompts of a file, and writes another."""
+    prompts = write_jsonl(folder / "p.jsonl", rows)
+    out = str(folder / "o.jsonl")
+    return {"base": pair[0], "tuned": pair[1], "prompts": prompts, "out": out} | more
 
 
 def write_jsonl(path: pathlib.Path, rows: list) -> str:

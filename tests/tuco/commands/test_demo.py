@@ -1,14 +1,11 @@
-import jax
 import numpy as np
 import pytest
 
 from common_jax import resume
 from common_jax.cli.options import MeshOptions
 from common_jax.errors import InputError
-from tests.tuco.tiny import save_tiny
+from tests.tuco.studies.demo_groups import made_groups, save_models, shares
 from tuco_jax.commands import demo
-from tuco_jax.core.decompose import decompose
-from tuco_jax.core.residual import share
 from tuco_jax.datasets.prompt_groups import PromptGroup, prompt_groups
 from tuco_jax.datasets.refusal_strings import is_refusal
 from tuco_jax.generation.generate import generate
@@ -16,44 +13,14 @@ from tuco_jax.prompts.encode import encode
 from tuco_jax.scoring.score import score
 from tuco_jax.studies.base import StudiedPairOptions, load_studied_pair
 
-TEXTS = ["hello", "a b c", "one & two", "na\u00efve \u2603", "tea?", "<script>"]
-
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    save_tiny(folder / "base", "llama", 0, max_position_embeddings=128)
-    save_tiny(folder / "tuned", "llama", 1, max_position_embeddings=128)
-    return str(folder / "base"), str(folder / "tuned")
+    return save_models(tmp_path_factory.mktemp("models"))
 
 
-@pytest.fixture(scope="module")
-def groups() -> list[PromptGroup]:
-    names = ["x", "x", "y", "y", "z", "z"]
-    inside = [f"do: {t}" for t in TEXTS]
-    return [
-        PromptGroup("chat", "Chat.", TEXTS, True),
-        PromptGroup("plain text", "Plain.", TEXTS, False),
-        PromptGroup("harmful", "Harm.", [t + "!" for t in TEXTS], True),
-        PromptGroup("jailbreak", "Attack.", inside, True, names),
-    ]
-
-
-@jax.jit
-def _shares(pair, tokens, mask):
-    out = decompose(pair, tokens, mask)
-    return share(out.ptc, out.ftc)
-
-
-def shares(pair, ids: np.ndarray) -> np.ndarray:
-    """TuCo of each token, from the full form on one row, padded to one shape."""
-    tokens = np.zeros((1, 64), np.int32)
-    tokens[0, : ids.size] = ids
-    return np.asarray(_shares(pair, tokens, np.arange(64)[None] < ids.size))[0, : ids.size]
-
-
-def test_demo_runs_from_end_to_end(models, groups, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "prompt_groups", lambda count, seed: groups)
+def test_demo_runs_from_end_to_end(models, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "prompt_groups", lambda count, seed: made_groups())
     base, tuned = models
     path = demo.run(demo.Config(base=base, tuned=tuned, out=tmp_path / "new" / "out", maps=1))
     printed = capsys.readouterr().out
@@ -80,8 +47,8 @@ def test_a_folder_that_another_demo_writes_to_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_over_a_mesh_the_table_is_the_same(models, groups, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "prompt_groups", lambda count, seed: groups)
+def test_over_a_mesh_the_table_is_the_same(models, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "prompt_groups", lambda count, seed: made_groups())
     tables = []
     for out, mesh in (("one", MeshOptions()), ("four", MeshOptions(data=2, fsdp=2))):
         config = demo.Config(

@@ -9,37 +9,12 @@ import numpy as np
 import pytest
 
 from tests.tuco import random_models as rm
+from tests.tuco.core.forms import at_last, decompose, last_token
 from tuco_jax.core.decompose import decompose as eager_decompose
-from tuco_jax.core.last_token import last_token as eager_last_token
 from tuco_jax.core.last_token import tuco
-from tuco_jax.core.places import last_column
 from tuco_jax.core.residual import share
 from tuco_jax.models import decoder
 from tuco_jax.models.positions import Positions
-
-PAIRS = {
-    "full": rm.full_pair,
-    "adapter": rm.adapter_pair,
-    "post_norm": lambda: rm.full_pair(base=rm.config(post_norm=True, norm_offset=1.0)),
-    "parallel": lambda: rm.full_pair(base=rm.config(parallel=True, norm="layer", gated=False)),
-    "one_layer": lambda: rm.full_pair(base=rm.config(depth=1, rope_index=(1,), windows=(4,))),
-    "configs_differ": lambda: rm.full_pair(
-        base=rm.config(),
-        tuned=rm.config(
-            ropes=(rm.rope(8, 3e4), rm.rope(8, 99.0)), windows=(0, 0, 3), norm_eps=1e-2
-        ),
-    ),
-}
-
-
-@pytest.fixture(scope="module", params=PAIRS)
-def pair(request):
-    return PAIRS[request.param]()
-
-
-@pytest.fixture(scope="module", params=["right", "left"])
-def inputs(request):
-    return rm.batch(side=request.param)
 
 
 def tuned_forward(pair, tokens, mask):
@@ -48,16 +23,7 @@ def tuned_forward(pair, tokens, mask):
     return decoder.forward(pair.tuned_config, pair.tuned_params, x, at, pair.lora)[0]
 
 
-# Jitted once, shared by all tests: eager execution compiles every operation by itself.
-decompose = jax.jit(eager_decompose, static_argnames=("layers", "logits", "parts"))
-
-last_token = jax.jit(eager_last_token, static_argnames="norm")
-
 forward = jax.jit(tuned_forward)
-
-
-def at_last(x, mask):
-    return x[..., jnp.arange(len(mask)), last_column(mask), :]
 
 
 def test_components_telescope_and_alpha_one_is_the_tuned_model(pair, inputs):

@@ -4,12 +4,11 @@ import json
 import shutil
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 
 from common_jax.errors import InputError
-from tests.tuco.cli_pair import ROOT, read_jsonl, save_pair, write_jsonl
+from tests.tuco.cli_pair import ROOT, file_options, read_jsonl, save_pair, write_jsonl
 from tests.tuco.tiny_tokenizer import bos_tokenizer
 from tuco_jax.generation.generate_file import generate_file, lines
 from tuco_jax.generation.options import AnswerOptions
@@ -25,11 +24,7 @@ def pair(tmp_path_factory):
 
 @pytest.fixture
 def options(pair, tmp_path):
-    prompts = write_jsonl(tmp_path / "p.jsonl", ROWS)
-    given: dict[str, Any] = dict(
-        base=pair[0], tuned=pair[1], prompts=prompts, out=str(tmp_path / "o.jsonl")
-    )
-    given["max_new_tokens"] = 3
+    given = file_options(pair, tmp_path, ROWS, max_new_tokens=3)
     return lambda **changes: AnswerOptions(**(given | changes))
 
 

@@ -5,12 +5,18 @@ import pathlib
 import subprocess
 import sys
 import textwrap
-from typing import Any
 
 import pytest
 
 from common_jax.errors import InputError
-from tests.tuco.cli_pair import ROOT, read_jsonl, run_in_process, save_pair, write_jsonl
+from tests.tuco.cli_pair import (
+    ROOT,
+    file_options,
+    read_jsonl,
+    run_in_process,
+    save_pair,
+    write_jsonl,
+)
 from tuco_jax.scoring import score as score_module
 from tuco_jax.scoring.options import ScoreFileOptions
 from tuco_jax.scoring.score_file import score_file
@@ -26,11 +32,7 @@ def pair(tmp_path_factory):
 
 @pytest.fixture
 def options(pair, tmp_path):
-    prompts = write_jsonl(tmp_path / "p.jsonl", ROWS)
-    given: dict[str, Any] = dict(
-        base=pair[0], tuned=pair[1], prompts=prompts, out=str(tmp_path / "o.jsonl")
-    )
-    given["token_budget"] = 8
+    given = file_options(pair, tmp_path, ROWS, token_budget=8)
     return lambda **changes: ScoreFileOptions(**(given | changes))
 
 
