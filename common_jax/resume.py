@@ -3,7 +3,7 @@
     with resume.hold(folder, settings, free={"mesh"}):
         ...  # all checkpoints, journals and results in the folder are of these settings
 
-Settings are a mapping that JSON can hold, of all that the result depends on. A digest stands for
+Settings are a mapping that JSON can hold, of all that the result depends on. A checksum stands for
 what is too long to name (weights, rows of data). They are stored in the folder's settings.json.
 """
 

@@ -17,8 +17,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from common_jax import resume
+from common_jax.checksum import program_checksum
 from common_jax.cli.ranges import PositiveInt
-from common_jax.digest import program
 from common_jax.errors import InputError
 from common_jax.io.checkpoint import Checkpoints
 
@@ -31,12 +31,12 @@ __all__ = [
     "check_key",
     "check_run",
     "check_seeds",
-    "model_program",
-    "pin_program",
+    "model_checksum",
+    "pin_checksum",
     "quick_jit",
     "run_loop",
     "steps_done",
-    "update_program",
+    "update_checksum",
 ]
 
 # (state, first step, number of steps) -> (state, metrics)
@@ -94,18 +94,18 @@ def begin(
     return (jax.vmap(optimizer.init) if seeds else optimizer.init)(params)
 
 
-def update_program(
+def update_checksum(
     optimizer: optax.GradientTransformation, params: Any, moments: Any, *, seeds: bool
 ) -> str:
-    """A digest of what an optimizer does: its learning rate, its schedule, and all else."""
+    """A checksum of what an optimizer does: its learning rate, its schedule, and all else."""
     update = jax.vmap(optimizer.update) if seeds else optimizer.update
-    return program(update, params, moments, params)
+    return program_checksum(update, params, moments, params)
 
 
-def model_program(
+def model_checksum(
     apply: Callable[..., Any], params: PyTree[Float[Array, "..."]], *given: Any, seeds: bool
 ) -> str:
-    """A digest of what a network computes, and of its derivative in its parameters.
+    """A checksum of what a network computes, and of its derivative in its parameters.
 
     apply: (params, *given) -> an array. seeds: as of `begin`.
     """
@@ -114,12 +114,12 @@ def model_program(
         return jax.grad(lambda params: jnp.sum(jnp.square(apply(params, *given))))(params)
 
     each = (0, *(None for _ in given))
-    return program(jax.vmap(slope, in_axes=each) if seeds else slope, params, *given)
+    return program_checksum(jax.vmap(slope, in_axes=each) if seeds else slope, params, *given)
 
 
-def pin_program(pin: Any, x_0: Float[Array, "B ..."]) -> str | None:
-    """A digest of what a pin imposes, and where; None for none."""
-    return None if pin is None else program(lambda x: (pin(x)(x), pin(x).free(x)), x_0)
+def pin_checksum(pin: Any, x_0: Float[Array, "B ..."]) -> str | None:
+    """A checksum of what a pin imposes, and where; None for none."""
+    return None if pin is None else program_checksum(lambda x: (pin(x)(x), pin(x).free(x)), x_0)
 
 
 def check_run(optimizer: Any, steps: Any, key: Any) -> None:

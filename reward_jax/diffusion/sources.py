@@ -13,7 +13,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from common_jax.digest import digest, program
+from common_jax.checksum import checksum, program_checksum
 from common_jax.errors import InputError
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     "Strided",
     "as_source",
     "example",
-    "source_digest",
+    "source_checksum",
     "split_batch",
 ]
 
@@ -81,13 +81,15 @@ def example(source: Source) -> PyTree[Shaped[Array, "2 ..."]]:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
-def source_digest(source: Source, count: int, *, many: bool = False) -> str:
-    """A digest of what is drawn from a source. many: its arrays have a leading axis [S]."""
+def source_checksum(source: Source, count: int, *, many: bool = False) -> str:
+    """A checksum of what is drawn from a source. many: its arrays have a leading axis [S]."""
 
     def draw(source: Any) -> Any:
         return source.sample(jax.random.key(0), count)
 
-    return digest((program(jax.vmap(draw) if many else draw, source), jax.tree.leaves(source)))
+    return checksum(
+        (program_checksum(jax.vmap(draw) if many else draw, source), jax.tree.leaves(source))
+    )
 
 
 def split_batch(batch: Any) -> tuple[Float[Array, "B ..."], PyTree[Shaped[Array, "B ..."]] | None]:

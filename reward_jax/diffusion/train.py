@@ -15,8 +15,8 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
+from common_jax.checksum import checksum
 from common_jax.cli.ranges import BelowOne, NonNegativeInt, PositiveInt, check_ranges
-from common_jax.digest import digest
 from common_jax.errors import InputError
 from common_jax.mesh import constrain
 from reward_jax.diffusion.denoiser import Condition, null_like
@@ -26,10 +26,10 @@ from reward_jax.diffusion.loop import (
     begin,
     check_run,
     check_seeds,
-    model_program,
-    pin_program,
+    model_checksum,
+    pin_checksum,
     run_loop,
-    update_program,
+    update_checksum,
 )
 from reward_jax.diffusion.process import Prediction, draw_noise, prediction_loss, q_sample
 from reward_jax.diffusion.schedule import Schedule
@@ -37,7 +37,7 @@ from reward_jax.diffusion.sources import (
     Source,
     as_source,
     example,
-    source_digest,
+    source_checksum,
     split_batch,
 )
 
@@ -211,13 +211,13 @@ def train_denoiser(
             "drop_condition": drop_condition,
             "key": np.asarray(jax.random.key_data(key)).tolist(),
             "seeds": seeds,
-            "params": digest(state.params),
-            "model": model_program(apply, state.params, *given, seeds=many),
-            "pin": pin_program(pin, x_0),
-            "data": source_digest(source, o.batch_size, many=per_expert),
-            "schedule": digest(schedule),
-            "optimizer": update_program(optimizer, state.params, state.optimizer, seeds=many),
-            "other": digest((weights, null, per_expert)),
+            "params": checksum(state.params),
+            "model": model_checksum(apply, state.params, *given, seeds=many),
+            "pin": pin_checksum(pin, x_0),
+            "data": source_checksum(source, o.batch_size, many=per_expert),
+            "schedule": checksum(schedule),
+            "optimizer": update_checksum(optimizer, state.params, state.optimizer, seeds=many),
+            "other": checksum((weights, null, per_expert)),
         }
 
     return run_loop(

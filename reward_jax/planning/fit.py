@@ -170,8 +170,8 @@ def open_run(
 
     It goes on from its checkpoints, each call's means are logged, a bar named `what` is shown. Its
     files are written from the first call on: where `run_loop` refuses to go on, none is touched.
-    settings: kept there; InputError where the run there began with others. inputs: digests of what
-    the settings name by a path alone, and `run_loop` does not compare; likewise.
+    settings: kept there; InputError where the run there began with others. inputs: checksums of
+    what the settings name by a path alone, and `run_loop` does not compare; likewise.
     """
     checkpoints = folder / "checkpoints"
     run: Run | None = None

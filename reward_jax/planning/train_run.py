@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from jax.sharding import Mesh
 
+from common_jax.checksum import checksum
 from common_jax.cli.options import RunOptions
 from common_jax.cli.ranges import NonNegativeFloat, check_ranges
-from common_jax.digest import digest
 from common_jax.errors import InputError
 from common_jax.mesh import mesh_for
 from common_jax.run import check_directory
@@ -138,7 +138,7 @@ def run_training(prepared: Prepared, options: TrainOptions) -> Trained:
         options.training.steps,
         save_every=options.save_every,
         mesh=p.mesh,
-        inputs={"init": digest(init.denoiser)} if init else None,
+        inputs={"init": checksum(init.denoiser)} if init else None,
     ) as context:
         model = fit(
             p.source, p.space, p.begin, options.training, seed=options.seed, context=context

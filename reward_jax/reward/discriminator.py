@@ -19,8 +19,8 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from common_jax.checksum import checksum
 from common_jax.cli.ranges import check_ranges
-from common_jax.digest import digest
 from common_jax.errors import InputError
 from reward_jax.diffusion.denoiser import Condition, steps_of
 from reward_jax.diffusion.loop import (
@@ -28,10 +28,10 @@ from reward_jax.diffusion.loop import (
     OnStep,
     begin,
     check_run,
-    model_program,
-    pin_program,
+    model_checksum,
+    pin_checksum,
     run_loop,
-    update_program,
+    update_checksum,
 )
 from reward_jax.diffusion.process import draw_noise, q_sample
 from reward_jax.diffusion.schedule import Schedule
@@ -39,7 +39,7 @@ from reward_jax.diffusion.sources import (
     Source,
     as_source,
     example,
-    source_digest,
+    source_checksum,
     split_batch,
 )
 from reward_jax.reward.gradients import gradient_of, one_a_row
@@ -136,13 +136,13 @@ def train_discriminator(
         return {
             "batch_size": o.batch_size,
             "key": np.asarray(jax.random.key_data(key)).tolist(),
-            "params": digest(state[0]),
-            "model": model_program(apply, state[0], *given, seeds=False),
-            "pin": pin_program(pin, x_0),
-            "base": source_digest(base, o.batch_size // 2),
-            "expert": source_digest(expert, o.batch_size // 2),
-            "schedule": digest(schedule),
-            "optimizer": update_program(optimizer, *state, seeds=False),
+            "params": checksum(state[0]),
+            "model": model_checksum(apply, state[0], *given, seeds=False),
+            "pin": pin_checksum(pin, x_0),
+            "base": source_checksum(base, o.batch_size // 2),
+            "expert": source_checksum(expert, o.batch_size // 2),
+            "schedule": checksum(schedule),
+            "optimizer": update_checksum(optimizer, *state, seeds=False),
         }
 
     (params, _), metrics = run_loop(

@@ -21,8 +21,8 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from common_jax.checksum import checksum
 from common_jax.cli.ranges import check_ranges
-from common_jax.digest import digest
 from common_jax.errors import InputError
 from reward_jax.diffusion.denoiser import Condition, Score, steps_of
 from reward_jax.diffusion.loop import (
@@ -30,11 +30,11 @@ from reward_jax.diffusion.loop import (
     begin,
     check_run,
     check_seeds,
-    model_program,
-    pin_program,
+    model_checksum,
+    pin_checksum,
     quick_jit,
     run_loop,
-    update_program,
+    update_checksum,
 )
 from reward_jax.diffusion.process import Pinned
 from reward_jax.diffusion.schedule import Schedule
@@ -260,15 +260,15 @@ def extract_reward(
             "key": np.asarray(jax.random.key_data(key)).tolist(),
             "weights": np.asarray(weights, np.float64).round(6).tolist(),
             "seeds": seeds,
-            "params": digest(params),
-            "reward": model_program(
+            "params": checksum(params),
+            "reward": model_checksum(
                 functools.partial(reward_gradient, reward), params, *given, seeds=many
             ),
-            "pin": pin_program(pin, x),
-            "data": feed.digest(o.batch_size),
-            "schedule": digest(schedule),
-            "optimizer": update_program(optimizer, params, moments, seeds=many),
-            **teachers.digests(feed),
+            "pin": pin_checksum(pin, x),
+            "data": feed.checksum(o.batch_size),
+            "schedule": checksum(schedule),
+            "optimizer": update_checksum(optimizer, params, moments, seeds=many),
+            **teachers.checksums(feed),
         }
 
     (trained, _), metrics = run_loop(

@@ -25,8 +25,8 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
+from common_jax.checksum import checksum, program_checksum
 from common_jax.cli.ranges import check_ranges
-from common_jax.digest import digest, program
 from common_jax.errors import InputError
 from common_jax.mesh import constrain
 from reward_jax.diffusion.denoiser import (
@@ -39,7 +39,7 @@ from reward_jax.diffusion.denoiser import (
 from reward_jax.diffusion.loop import LoopOptions, check_key, quick_jit
 from reward_jax.diffusion.process import Pinned, draw_noise, posterior_mean, q_sample
 from reward_jax.diffusion.schedule import Schedule
-from reward_jax.diffusion.sources import Rows, as_source, example, source_digest, split_batch
+from reward_jax.diffusion.sources import Rows, as_source, example, source_checksum, split_batch
 
 __all__ = [
     "ExtractionOptions",
@@ -148,15 +148,15 @@ class Teachers:
             fed_part = jax.tree.map(lambda x: x[part], fed)  # noqa: B023
             yield self.targets(key, source, steps[part], fed_part)
 
-    def digests(self, feed: "Feed") -> dict[str, str]:
-        """Digests of both models; none where targets are given, for these stand for them."""
+    def checksums(self, feed: "Feed") -> dict[str, str]:
+        """Checksums of both models; none where targets are given, for these stand for them."""
         batch = feed.example()
         if isinstance(batch, Targets):
             return {}
         x_0, cond = split_batch(batch)
         given = self._schedule, x_0, jnp.zeros(x_0.shape[0], jnp.int32), cond
         return {
-            name: digest((program(score_and_x0, model, *given), jax.tree.leaves(model)))
+            name: checksum((program_checksum(score_and_x0, model, *given), jax.tree.leaves(model)))
             for name, model in (("base_score", self._base), ("expert_score", self._expert))
         }
 
@@ -300,11 +300,11 @@ class Feed:
             return self._batch(0)
         return example(self._source)
 
-    def digest(self, count: int) -> str:
+    def checksum(self, count: int) -> str:
         """Of what a source gives, `count` rows at a time; else of the first batch."""
         if self._source is None:
-            return digest(self.example())
-        return source_digest(self._source, count)
+            return checksum(self.example())
+        return source_checksum(self._source, count)
 
     def peek(self) -> tuple[Any, Any]:
         """`take` for the first step, where it can be taken again; else raises InputError."""

@@ -202,7 +202,7 @@ def drawn(by):
     ],
 )
 def test_what_functions_close_over_is_told_apart(tmp_path, name, make, named):
-    """All of these had one digest, or one of each process."""
+    """All of these had one checksum, or one of each process."""
     one, same, other = (jnp.full(2, by)[None, None] for by in (0.4, 0.4, 0.75))
     match(tmp_path, **{name: make(one)})
     match(tmp_path, **{name: make(same)})

@@ -165,7 +165,7 @@ def test_models_of_another_schedule_are_refused():
 def test_an_example_of_an_iterable_is_given_again():
     feed = Feed(iter([DATA[:2], DATA[2:4]]))
     np.testing.assert_array_equal(feed.example(), DATA[:2])
-    assert feed.digest(2) == Feed([DATA[:2]]).digest(2) != Feed([DATA[2:4]]).digest(2)
+    assert feed.checksum(2) == Feed([DATA[:2]]).checksum(2) != Feed([DATA[2:4]]).checksum(2)
     _, taken = feed.take(0, 2)
     np.testing.assert_array_equal(taken, jnp.stack([DATA[:2], DATA[2:4]]))
     assert isinstance(Feed(drawn()).example(), Targets)

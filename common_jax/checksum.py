@@ -1,9 +1,11 @@
-"""Digests of what a result depends on, for runs to be resumed with the same (`resume`).
+"""Checksums of what a result depends on, for runs to be resumed with the same (`resume`).
 
 Arrays count by their bits, dtypes and shapes; texts, numbers, dataclasses (modules and options
-among them) and trees by what they hold. A function of arrays has none of these: it counts by its
-`program`. Nothing counts by its address, which is another in every process: what only that tells
-apart is refused. Another version of JAX may write another program.
+among them) and trees by what they hold. A function of arrays has none of these: it counts by the
+program that JAX writes of it. Nothing counts by its address, which is another in every process:
+what only that tells apart is refused. Another version of JAX may write another program.
+
+A checksum is of one thing; what all the scores of a run depend on has a fingerprint.
 """
 
 import dataclasses
@@ -21,13 +23,13 @@ from jax.tree_util import default_registry
 
 from common_jax.errors import InputError
 
-__all__ = ["digest", "program"]
+__all__ = ["checksum", "program_checksum"]
 
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}")
 _PROGRAM = Jaxpr | ClosedJaxpr
 
 
-def digest(value: Any) -> str:
+def checksum(value: Any) -> str:
     """Of a value, a tree of some, or a dataclass; 16 hexadecimal digits.
 
     Raises InputError, naming it, for a part that has no more than an address.
@@ -39,13 +41,13 @@ def digest(value: Any) -> str:
     return found.hexdigest()[:16]
 
 
-def program(function: Callable[..., Any], *given: Any) -> str:
+def program_checksum(function: Callable[..., Any], *given: Any) -> str:
     """Of what a function computes from arrays like these, and all that it closes over.
 
     given: arrays, or trees of them, whose values do not matter. Raises InputError for a function
     that asks the host, by a callback, for what has no name.
     """
-    return digest(jax.make_jaxpr(function)(*given))
+    return checksum(jax.make_jaxpr(function)(*given))
 
 
 def _parts(value: Any) -> Iterator[bytes | memoryview]:
@@ -63,7 +65,7 @@ def _parts(value: Any) -> Iterator[bytes | memoryview]:
     elif isinstance(value, Jaxpr):
         yield from _equations(value)
     elif isinstance(value, set | frozenset):
-        yield from _parts(sorted(map(digest, value)))
+        yield from _parts(sorted(map(checksum, value)))
     elif isinstance(value, Mapping):
         yield from _named(type(value), {_text(k): v for k, v in value.items()})
     elif isinstance(value, tuple | list):

@@ -1,4 +1,4 @@
-"""Digests: equal for what is equal, in any process; different for what gives another result."""
+"""Checksums: equal for what is equal, in any process; different for what gives another result."""
 
 import dataclasses
 import subprocess
@@ -14,7 +14,7 @@ import optax
 import pytest
 from flax import struct
 
-from common_jax.digest import digest, program
+from common_jax.checksum import checksum, program_checksum
 from common_jax.errors import InputError
 from reward_jax.models.reward_nets import WindowMLP
 
@@ -24,7 +24,7 @@ X = np.ones(3, np.float32)
 
 def test_arrays_count_by_their_bits():
     same = {"a": np.arange(6.0).reshape(2, 3).T.copy().T, "b": (jnp.ones(2), 3)}
-    assert digest(TREE) == digest(same)
+    assert checksum(TREE) == checksum(same)
     others: list[Any] = [
         TREE | {"a": TREE["a"].reshape(3, 2)},
         TREE | {"a": TREE["a"].astype(np.float32)},
@@ -36,15 +36,15 @@ def test_arrays_count_by_their_bits():
         {"a": TREE["a"], "c": TREE["b"]},
         {"a": TREE["b"], "b": TREE["a"]},
     ]
-    assert len({digest(TREE), *map(digest, others)}) == 1 + len(others)
-    assert digest(jax.random.key(0)) != digest(jax.random.key(1))
-    assert digest({"x", "y", "z"}) == digest({"z", "y", "x"}) != digest({"x", "y"})
-    assert digest(np.float32(3)) and digest(np.zeros((0, 2))) != digest(np.zeros((2, 0)))
+    assert len({checksum(TREE), *map(checksum, others)}) == 1 + len(others)
+    assert checksum(jax.random.key(0)) != checksum(jax.random.key(1))
+    assert checksum({"x", "y", "z"}) == checksum({"z", "y", "x"}) != checksum({"x", "y"})
+    assert checksum(np.float32(3)) and checksum(np.zeros((0, 2))) != checksum(np.zeros((2, 0)))
 
 
 def test_modules_count_by_their_fields():
     one, same, other = WindowMLP(2, (8,)), WindowMLP(2, (8,)), WindowMLP(2, (9,))
-    assert digest(one) == digest(same) != digest(other)
+    assert checksum(one) == checksum(same) != checksum(other)
 
 
 def in_jit(by):
@@ -134,14 +134,18 @@ TABLE = jnp.arange(3.0)
 @pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize(("one", "other"), [(TABLE, TABLE + 1), (X, X + 1), (2.0, 2.5)])
 def test_a_function_counts_by_its_program(make, one, other):
-    """Several had one digest whatever array they closed over."""
-    assert program(make(one), X) == program(make(one), X + 1) != program(make(other), X)
+    """Several had one checksum whatever array they closed over."""
+    assert (
+        program_checksum(make(one), X)
+        == program_checksum(make(one), X + 1)
+        != program_checksum(make(other), X)
+    )
 
 
 def test_shapes_and_types_count():
-    found = [program(jnp.sin, x) for x in (X, X[:2], X.astype(np.float16), np.float32(1))]
-    found += [program(in_jit(by), X) for by in (jnp.ones(1), jnp.ones(3), 1.0)]
-    found += [program(lambda x: (x, x * 2), X), program(lambda x: (x * 2, x), X)]
+    found = [program_checksum(jnp.sin, x) for x in (X, X[:2], X.astype(np.float16), np.float32(1))]
+    found += [program_checksum(in_jit(by), X) for by in (jnp.ones(1), jnp.ones(3), 1.0)]
+    found += [program_checksum(lambda x: (x, x * 2), X), program_checksum(lambda x: (x * 2, x), X)]
     assert len(set(found)) == len(found)
 
 
@@ -150,7 +154,7 @@ def test_an_optimizer_counts_by_what_it_does():
     programs = []
     for rate in (1e-3, 1e-3, 2e-3, optax.cosine_decay_schedule(1e-3, 10)):
         adam = optax.adam(rate)
-        programs.append(program(adam.update, tree, adam.init(tree), tree))
+        programs.append(program_checksum(adam.update, tree, adam.init(tree), tree))
     assert programs[0] == programs[1] and len(set(programs)) == 3
 
 
@@ -175,26 +179,26 @@ def test_what_only_an_address_tells_apart_is_refused():
         Module(Plain(1)),
     ):
         with pytest.raises(InputError, match="checkpoints: nothing but its address tells <.*give"):
-            digest(value)
+            checksum(value)
     with pytest.raises(InputError, match="nothing but its address tells"):
-        program(asked(lambda x: x), X)
-    assert program(asked(host), X) != program(asked(other_host), X)
-    assert digest(host) != digest(other_host) and digest(Plain) != digest(Node)
+        program_checksum(asked(lambda x: x), X)
+    assert program_checksum(asked(host), X) != program_checksum(asked(other_host), X)
+    assert checksum(host) != checksum(other_host) and checksum(Plain) != checksum(Node)
     # What only prints, and how to differentiate what is not differentiated, changes no result.
     printed = lambda x: (jax.debug.callback(lambda x: None, x), nn.relu(x))[1]  # noqa: E731
-    assert program(printed, X)
+    assert program_checksum(printed, X)
 
 
 def everything() -> list[str]:
-    """Digests of one thing of each kind, for other processes to compare."""
-    from tests.common import test_digest as own
+    """Checksums of one thing of each kind, for other processes to compare."""
+    from tests.common import test_checksum as own
 
-    made = [program(make(own.TABLE), X) for make in own.MAKERS]
-    noise = program(lambda x: x + jax.random.normal(jax.random.key(0), x.shape), X)
-    acts = program(lambda x: nn.gelu(nn.relu(jax.nn.silu(x))), X)
+    made = [program_checksum(make(own.TABLE), X) for make in own.MAKERS]
+    noise = program_checksum(lambda x: x + jax.random.normal(jax.random.key(0), x.shape), X)
+    acts = program_checksum(lambda x: nn.gelu(nn.relu(jax.nn.silu(x))), X)
     adam = optax.adam(optax.cosine_decay_schedule(1e-3, 10))
     moments = adam.init({"w": jnp.ones(3)})
-    update = program(adam.update, {"w": jnp.ones(3)}, moments)
+    update = program_checksum(adam.update, {"w": jnp.ones(3)}, moments)
     held = [
         own.TREE,
         WindowMLP(2),
@@ -204,11 +208,11 @@ def everything() -> list[str]:
         nn.Dense,
         jax.random.key(1),
     ]
-    return [*made, noise, acts, update, program(asked(own.host), X), *map(digest, held)]
+    return [*made, noise, acts, update, program_checksum(asked(own.host), X), *map(checksum, held)]
 
 
 def test_another_process_finds_the_same():
-    code = "from tests.common.test_digest import everything; print(everything())"
+    code = "from tests.common.test_checksum import everything; print(everything())"
     other = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout
@@ -224,5 +228,5 @@ def test_dataclasses_count_by_their_class_and_fields():
     class Two:
         a: int
 
-    assert digest(One(1)) == digest(One(1))
-    assert len({digest(x) for x in (One(1), One(2), Two(1), {"a": 1})}) == 4
+    assert checksum(One(1)) == checksum(One(1))
+    assert len({checksum(x) for x in (One(1), One(2), Two(1), {"a": 1})}) == 4
