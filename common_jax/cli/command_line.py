@@ -129,12 +129,12 @@ def parse(program: str, about: str, options_class: type, argv: Sequence[str]) ->
     for token in argv:
         name, _, value = token.partition("=")
         if token.startswith("--") and name not in known:
-            raise InputError(f"unknown option {token}{_nearest(name, known, helps)}")
+            raise InputError(f"unknown option {token}{_meant(name, known, helps)}")
         if token.startswith("--config="):
             for key in _keys_of(value, known):
                 if f"--{key}" not in known:
-                    close = _nearest(f"--{key}", known, helps).replace(" --", " ")
-                    raise InputError(f"{value}: unknown key {key!r}{close}")
+                    meant = _meant(f"--{key}", known, helps).replace(" --", " ")
+                    raise InputError(f"{value}: unknown key {key!r}{meant}")
     try:
         found = parser.instantiate(parser.parse_args(argv))
     except ArgumentError as error:
@@ -255,6 +255,18 @@ def _nearest(name: str, names: Iterable[str], helps: Mapping[str, str] | None = 
 
 
 _ALIKE, _EARLY = 0.6, 6
+
+
+def _meant(name: str, known: list[str], helps: Mapping[str, str]) -> str:
+    """A hint at the option that was meant; else all that there are, a group's as one."""
+    if close := _nearest(name, known, helps):
+        return close
+    groups = (re.sub(r"\..*", ".*", option) for option in known)
+    names = [o for o in dict.fromkeys(groups) if o.startswith("--") and o not in _OF_EVERY_COMMAND]
+    return f"; the options are {', '.join(names)}"
+
+
+_OF_EVERY_COMMAND = ("--help", "--print_config")
 
 
 # Jsonargparse's message about a number beyond its range, or about what is not a number.

@@ -158,7 +158,8 @@ def test_what_is_mistyped_is_one_line(program, error, argv, parts):
 )
 def test_hints_go_by_spelling_then_by_meaning(program, error, asked, meant):
     assert program("draw", "--model", "a", asked, "1") == 2
-    hint = f"; did you mean {meant}?" if meant else ""
+    every = "--config, --model, --dpi, --grid_lines, --style, --mesh.*"
+    hint = f"; did you mean {meant}?" if meant else f"; the options are {every}"
     assert error() == f"artist: error: unknown option {asked}{hint}"
 
 
