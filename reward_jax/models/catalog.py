@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from common_jax.errors import InputError
 from reward_jax.models.reward_nets import HalfUnet, WindowMLP
+from reward_jax.models.temporal.mlp import ResidualMLP
 from reward_jax.models.temporal.unet import TemporalUnet
 
 __all__ = ["CATALOG", "Entry", "describe", "make"]
@@ -26,6 +27,7 @@ class Entry(NamedTuple):
 
 CATALOG: Mapping[str, Entry] = {
     "temporal_unet": Entry(TemporalUnet, unstored=("method",)),
+    "residual_mlp": Entry(ResidualMLP),
     "half_unet": Entry(HalfUnet, unstored=("method",)),
     "window_mlp": Entry(WindowMLP),
 }

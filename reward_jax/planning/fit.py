@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ from reward_jax.diffusion.process import action_weights
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.diffusion.sources import Source, Strided
 from reward_jax.diffusion.train import TrainingOptions, init_state, train_denoiser
+from reward_jax.models.temporal.mlp import ResidualMLP
 from reward_jax.models.temporal.unet import TemporalUnet
 
 __all__ = [
@@ -57,24 +58,47 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class NetworkOptions:
-    """The temporal U-Net; its fields that a user chooses, with its defaults.
+    """The denoiser's network: the fields of both kinds that a user chooses, with their defaults.
 
     Args:
-        dim: channels of the first level.
-        multipliers: channels of each level, in units of dim.
-        attention: linear attention after each level.
+        kind: unet (the temporal U-Net) or mlp (a residual MLP over the whole window: quicker, and
+            better at short horizons).
+        dim: unet: channels of the first level.
+        multipliers: unet: channels of each level, in units of dim.
+        attention: unet: linear attention after each level.
+        width: mlp: of every layer.
+        blocks: mlp: how many, of two layers each.
     """
 
+    kind: Literal["unet", "mlp"] = "unet"
     dim: PositiveInt = TemporalUnet.dim
     multipliers: tuple[PositiveInt, ...] = TemporalUnet.multipliers
     attention: bool = TemporalUnet.attention
+    width: PositiveInt = ResidualMLP.width
+    blocks: PositiveInt = ResidualMLP.blocks
 
-    def make(self, space: TrajectorySpace) -> TemporalUnet:
+    def make(self, space: TrajectorySpace) -> TemporalUnet | ResidualMLP:
         """The module, for trajectories of that space."""
+        if self.kind == "mlp":
+            return ResidualMLP(self.width, self.blocks)
         return TemporalUnet(space.width, self.dim, tuple(self.multipliers), self.attention)
 
+    @staticmethod
+    def of(module: Any) -> dict[str, Any]:
+        """The options that would make a module; none for one of another kind."""
+        kinds = {
+            TemporalUnet: ("unet", ("dim", "multipliers", "attention")),
+            ResidualMLP: ("mlp", ("width", "blocks")),
+        }
+        if type(module) not in kinds:
+            return {}
+        kind, fields = kinds[type(module)]
+        return {"kind": kind, **{name: getattr(module, name) for name in fields}}
+
     def check(self, horizon: int | None = None) -> None:
-        """Raise InputError for fields, or a horizon, that the U-Net cannot have."""
+        """Raise InputError for fields, or a horizon, that the network cannot have."""
+        if self.kind == "mlp":
+            return
         if self.dim % 8:
             raise InputError(f"network.dim must be a multiple of 8, not {self.dim}")
         if not self.multipliers:

@@ -26,7 +26,6 @@ from reward_jax.data.trajectory.space import TrajectoryModel, TrajectorySpace
 from reward_jax.data.trajectory.windows import WindowSize
 from reward_jax.diffusion.schedule import make_schedule
 from reward_jax.diffusion.sources import Strided
-from reward_jax.models.temporal.unet import TemporalUnet
 from reward_jax.planning.fit import (
     NetworkOptions,
     Training,
@@ -161,11 +160,10 @@ def check_taken_over(options: TrainOptions, like: TrajectoryModel) -> None:
         "clip_x0": d.clip or 0.0,
     }
     pairs = [(name, options, TrainOptions, value) for name, value in theirs.items()]
-    if isinstance(d.model, TemporalUnet):
-        pairs += [
-            (f"network.{f.name}", options.network, NetworkOptions, getattr(d.model, f.name))
-            for f in dataclasses.fields(NetworkOptions)
-        ]
+    pairs += [
+        (f"network.{name}", options.network, NetworkOptions, value)
+        for name, value in NetworkOptions.of(d.model).items()
+    ]
     for name, asked, defaults, value in pairs:
         field = name.rpartition(".")[2]
         given, default = getattr(asked, field), getattr(defaults, field)

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "mish": nn.Mish,
+    "silu": nn.SiLU,
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
 }

@@ -16,6 +16,7 @@ from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.models import catalog
 from reward_jax.models.reward_nets import HalfUnet, WindowMLP
+from reward_jax.models.temporal.mlp import ResidualMLP
 from reward_jax.models.temporal.unet import TemporalUnet
 from reward_jax.reward.discriminator import DiscriminatorGuide
 from reward_jax.reward.extract import RelativeReward
@@ -25,6 +26,7 @@ SCHEDULE = cosine_schedule(3)
 PARAMS = {"w": jnp.arange(3.0)}
 EXAMPLES = {  # no field has its default, but those that are not stored
     "temporal_unet": TemporalUnet(7, 24, (1, 2), True),
+    "residual_mlp": ResidualMLP(6, 3, 8, "mish"),
     "half_unet": HalfUnet(8, (2, 4, 4), "leaky_relu", None, False),
     "window_mlp": WindowMLP(2, (3, 5), 6, "relu", "strided", "mean", "activated"),
 }
@@ -95,7 +97,7 @@ def test_a_network_that_is_not_in_the_catalogue(tmp_path):
         said = str(raised.value)
         assert said == (
             f"a model of {type(module).__name__} cannot be written to a file, which can hold "
-            "temporal_unet, half_unet, window_mlp: add a line for it to "
+            "temporal_unet, residual_mlp, half_unet, window_mlp: add a line for it to "
             "reward_jax/models/catalog.py"
         )
     assert not list(tmp_path.iterdir())

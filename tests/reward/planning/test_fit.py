@@ -8,6 +8,8 @@ import pytest
 
 from common_jax.errors import InputError
 from reward_jax.data.episodes import transitions
+from reward_jax.models.reward_nets import WindowMLP
+from reward_jax.models.temporal.mlp import ResidualMLP
 from reward_jax.models.temporal.unet import TemporalUnet
 from reward_jax.planning.fit import AdamOptions, NetworkOptions, optimizer, space_of, window_source
 from tests.reward.cli_runs import episodes, space
@@ -48,13 +50,24 @@ def test_adam_decays_and_clips_as_said(decay):
 
 
 def test_networks_and_what_they_cannot_be():
-    options = NetworkOptions(16, (1, 2), True)
+    options = NetworkOptions(dim=16, multipliers=(1, 2), attention=True)
     assert options.make(space()) == TemporalUnet(4, 16, (1, 2), True)
     options.check(6)
     for bad, horizon, said in (
-        (NetworkOptions(12), None, "network.dim must be a multiple of 8, not 12"),
-        (NetworkOptions(8, ()), None, "network.multipliers must be one number or more"),
+        (NetworkOptions(dim=12), None, "network.dim must be a multiple of 8, not 12"),
+        (
+            NetworkOptions(dim=8, multipliers=()),
+            None,
+            "network.multipliers must be one number or more",
+        ),
         (options, 5, "horizon must be a multiple of 2 for the 2 levels"),
     ):
         with pytest.raises(InputError, match=said):
             bad.check(horizon)
+    wide = NetworkOptions(kind="mlp", width=20, blocks=1, dim=12)
+    wide.check(5)
+    assert wide.make(space()) == ResidualMLP(20, 1)
+    for one in (options, wide):
+        taken = NetworkOptions.of(one.make(space()))
+        assert NetworkOptions(**taken).make(space()) == one.make(space())
+    assert NetworkOptions.of(WindowMLP()) == {}

@@ -35,7 +35,7 @@ def done(tmp_path_factory):
         goals=1,
         horizon=8,
         diffusion_steps=8,
-        network=NetworkOptions(8, (1,)),
+        network=NetworkOptions(dim=8, multipliers=(1,)),
         base=dataclasses.replace(TRAINING, steps=1000),
         base_steps={"umaze": 10, "large": 1000},
         expert=TRAINING,
