@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from common_jax.errors import InputError
+from reward_jax.models.energy import EnergyDifference
 from reward_jax.models.reward_nets import HalfUnet, WindowMLP
 from reward_jax.models.temporal.mlp import ResidualMLP
 from reward_jax.models.temporal.unet import TemporalUnet
@@ -30,6 +31,7 @@ CATALOG: Mapping[str, Entry] = {
     "residual_mlp": Entry(ResidualMLP),
     "half_unet": Entry(HalfUnet, unstored=("method",)),
     "window_mlp": Entry(WindowMLP),
+    "energy_difference": Entry(EnergyDifference),
 }
 
 _OF_FLAX = ("parent", "name")  # fields of every module, which do not describe the network

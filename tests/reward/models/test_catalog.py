@@ -15,6 +15,7 @@ from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel, T
 from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.models import catalog
+from reward_jax.models.energy import EnergyDifference
 from reward_jax.models.reward_nets import HalfUnet, WindowMLP
 from reward_jax.models.temporal.mlp import ResidualMLP
 from reward_jax.models.temporal.unet import TemporalUnet
@@ -29,6 +30,9 @@ EXAMPLES = {  # no field has its default, but those that are not stored
     "residual_mlp": ResidualMLP(6, 3, 8, "mish"),
     "half_unet": HalfUnet(8, (2, 4, 4), "leaky_relu", None, False),
     "window_mlp": WindowMLP(2, (3, 5), 6, "relu", "strided", "mean", "activated"),
+    "energy_difference": EnergyDifference(
+        TemporalUnet(7, 24), WindowMLP(2), ("x0", "v"), "linear", 9, 3
+    ),
 }
 
 
@@ -97,8 +101,7 @@ def test_a_network_that_is_not_in_the_catalogue(tmp_path):
         said = str(raised.value)
         assert said == (
             f"a model of {type(module).__name__} cannot be written to a file, which can hold "
-            "temporal_unet, residual_mlp, half_unet, window_mlp: add a line for it to "
-            "reward_jax/models/catalog.py"
+            f"{', '.join(catalog.CATALOG)}: add a line for it to reward_jax/models/catalog.py"
         )
     assert not list(tmp_path.iterdir())
     bad: Any = WindowMLP(act=jnp.tanh)  # pyright: ignore[reportArgumentType]
