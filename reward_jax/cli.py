@@ -19,13 +19,13 @@ def _studies() -> Mapping[str, Command]:
 
 _HELP = {
     "data": "record data of a task: of a base, or of an expert",
-    "policy": "learn policies that record data, by reinforcement learning",
     "train": "train a diffusion model on recorded trajectories",
     "extract": "learn the reward of an expert model relative to its base",
     "heatmap": "draw where a reward is high, and its peak against the goal",
     "steer": "plan with the base, steered by a reward, and execute",
     "sweep": "guidance scales and stop steps, all in one compiled call",
     "report": "one HTML page of a base, an expert and their reward",
+    "policy": "learn policies that record data, by reinforcement learning",
     "demo": "extract a reward from the shipped models and write a report",
 }
 COMMANDS = {

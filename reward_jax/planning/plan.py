@@ -16,7 +16,7 @@ from common_jax.mesh import constrain
 from reward_jax.data.trajectory.space import Plans, TrajectoryModel
 from reward_jax.diffusion.process import first_state
 from reward_jax.reward.guide import guided_sample, sweep
-from reward_jax.tasks.base import Planner
+from reward_jax.tasks.base import Planner, WarmPlanner
 
 __all__ = ["plan", "plan_sweep", "planner", "precomputed", "score_windows"]
 
@@ -47,11 +47,24 @@ def plan_sweep(
     return sweep(d, d.schedule, shape, key=key, pinned=pinned, **options)
 
 
-def planner(model: TrajectoryModel, **options: Any) -> Planner:
-    """A planner, for a task to execute, of a model's plans; options: as of `plan`."""
+def planner(model: TrajectoryModel, **options: Any) -> WarmPlanner:
+    """A planner, for a task to execute, of a model's plans; options: as of `plan`.
 
-    def planned(observations: Float[np.ndarray, "B O"], key: Key[Array, ""]) -> Plans:
-        return model.space.plans(plan(model, observations, key=key, **options))
+    Given the last plans and how many of their rows were executed, it begins with what is left of
+    them (a warm start: see `guided_sample`), their last row again in place of what is missing.
+    """
+
+    def planned(
+        observations: Float[np.ndarray, "B O"],
+        key: Key[Array, ""],
+        previous: Plans | None = None,
+        executed: int = 0,
+    ) -> Plans:
+        warm = None
+        if previous is not None:
+            rows = np.minimum(np.arange(model.space.horizon) + executed, model.space.horizon - 1)
+            warm = jnp.asarray(model.space.rows(previous)[:, rows])
+        return model.space.plans(plan(model, observations, key=key, warm=warm, **options))
 
     return planned
 

@@ -55,6 +55,7 @@ __all__ = [
     "ExtractionOptions",
     "History",
     "RelativeReward",
+    "SeedBlocks",
     "extract_reward",
     "init_params",
     "reward_gradient",
@@ -127,6 +128,45 @@ class RelativeReward:
         """The reward of one seed."""
         params = jax.tree.map(lambda x: x[index], self.params)
         return self.replace(params=params, seeds=None)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@struct.dataclass
+class SeedBlocks:
+    """A guide of S blocks of rows, each steered by one seed alone: seeds judged apart at once.
+
+    reward: with seeds. Of B rows, a multiple of S, the first B / S are the first seed's.
+    """
+
+    reward: RelativeReward
+
+    def gradient(
+        self, x_t: Float[Array, "B ..."], t: Int[Array, " B"], cond: Condition | None = None
+    ) -> Float[Array, "B ..."]:
+        """grad_x rho of each row's own seed (see `Guide`); InputError for rows without one."""
+        return self._blocks(RelativeReward.gradient, x_t, t)
+
+    def learned_gradient(
+        self, x_t: Float[Array, "B ..."], t: Int[Array, " B"], cond: Condition | None = None
+    ) -> Float[Array, "B ..."]:
+        """grad_x of each row's own network's output; errors as of `gradient`."""
+        return self._blocks(RelativeReward.learned_gradient, x_t, t)
+
+    def _blocks(
+        self, of: Any, x_t: Float[Array, "B ..."], t: Int[Array, " B"]
+    ) -> Float[Array, "B ..."]:
+        seeds = self.reward.seeds
+        if not seeds or x_t.shape[0] % seeds:
+            raise InputError(
+                f"{x_t.shape[0]} rows cannot be {seeds or 0} blocks of one seed each: give a "
+                "reward with seeds, and a multiple of them"
+            )
+
+        def one(params: Any, x: Float[Array, "n ..."], t: Int[Array, " n"]) -> Any:
+            alone = self.reward.replace(params=params, seeds=None)  # pyright: ignore[reportAttributeAccessIssue]
+            return of(alone, x, t)
+
+        x, t = (a.reshape(seeds, -1, *a.shape[1:]) for a in (x_t, t))
+        return jax.vmap(one)(self.reward.params, x, t).reshape(x_t.shape)
 
 
 class History(NamedTuple):

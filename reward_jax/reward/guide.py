@@ -50,7 +50,7 @@ from reward_jax.diffusion.denoiser import (
     estimate_x0,
 )
 from reward_jax.diffusion.loop import check_key
-from reward_jax.diffusion.process import Pinned, check_shape, draw_noise
+from reward_jax.diffusion.process import Pinned, check_shape, draw_noise, q_sample
 from reward_jax.diffusion.samplers import Jump, Sampler, SamplerName, make_sampler
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.reward.gradients import Guide
@@ -70,7 +70,7 @@ else:  # what a command line can give
 class GuidanceOptions:
     """How samples are drawn and steered; from Python, the numbers may be arrays, also traced ones.
 
-    A new value of scale, t_stopgrad, temperature or eta does not recompile.
+    A new value of scale, t_stopgrad, t_startgrad, temperature or eta does not recompile.
 
     Args:
         scale: guidance scale, a number or [B]; 1 moves as far as the expert would (step
@@ -83,6 +83,9 @@ class GuidanceOptions:
         sampler: ancestral, or ddim; from Python also a `Sampler` with its own settings.
         sampling_steps: of ddim, at most the schedule's diffusion steps; all of them by default.
         eta: of ddim: 0 for no noise, 1 for that of the ancestral sampler.
+        t_startgrad: no guidance at diffusion steps above it; a number or [B]; by default
+            there is guidance from the first one on.
+        skip: steps of the sampler that a warm start leaves out, the first ones.
     """
 
     scale: Real = 1.0
@@ -94,6 +97,8 @@ class GuidanceOptions:
     sampler: AnySampler = "ancestral"
     sampling_steps: PositiveInt | None = None
     eta: NonNegativeReal = 0.0
+    t_startgrad: Whole | None = None
+    skip: NonNegativeInt = 0
 
     def made_sampler(self) -> Sampler:
         """The sampler; raises InputError for options that it does not have."""
@@ -112,6 +117,7 @@ class _Static(NamedTuple):
     step: Step
     scale_by_variance: bool
     clip: float | None
+    skip: int
     chain: bool
     mesh: Mesh | None
 
@@ -122,6 +128,7 @@ class _How(NamedTuple):
     sampler: Sampler
     scale: Float[Array, "..."]
     t_stopgrad: Int[Array, "..."]
+    t_startgrad: Int[Array, "..."]
     temperature: Float[Array, ""]
 
 
@@ -135,6 +142,7 @@ def guided_sample(
     options: GuidanceOptions | None = None,
     pinned: Pinned | None = None,
     cond: Condition | None = None,
+    warm: Float[Array, "B ..."] | None = None,
     chain: bool = False,
     mesh: Mesh | None = None,
 ) -> Float[Array, "B ..."] | Float[Array, "S+1 B ..."]:
@@ -150,11 +158,13 @@ def guided_sample(
         options: by default `GuidanceOptions()`.
         pinned: entries of x_0 that are given, imposed again after each move.
         cond: condition of a conditional base, and of the guide.
+        warm: estimates of x_0 to begin with, such as a last plan: noised to the diffusion step
+            that follows the first `skip` steps of the sampler, and denoised from there.
         chain: return every x_t, noise first, and not the last alone.
         mesh: B is sharded over its data and fsdp axes; the noise is the same as on one device.
 
     Raises InputError for options that do not fit, and for a base or a guide that was made for
-    another schedule. Ten parameters: what is sampled, and what is
+    another schedule. Eleven parameters: what is sampled, what it begins with, and what is
     returned, are no options of guidance.
     """
     o = options or GuidanceOptions()
@@ -168,11 +178,17 @@ def guided_sample(
             "(x_t, t) -> [B] becomes one by ValueGuide"
         )
     check_key(key)
+    if warm is not None and warm.shape != tuple(shape):
+        raise InputError(f"warm has the shape {warm.shape}, the samples {tuple(shape)}")
+    sampler = o.made_sampler()
+    if warm is not None and o.skip >= (count := len(sampler.timesteps(schedule))):
+        raise InputError(f"skip {o.skip} leaves none of the sampler's {count} steps: lower it")
     check_schedules(schedule, base_score=base_score, guide=guide)
     how = _How(
-        jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), o.made_sampler()),
+        jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), sampler),
         jnp.asarray(o.scale, jnp.float32),
         jnp.asarray(o.t_stopgrad, jnp.int32),
+        jnp.asarray(schedule.steps if o.t_startgrad is None else o.t_startgrad, jnp.int32),
         jnp.asarray(o.temperature, jnp.float32),
     )
     return _sample(
@@ -183,12 +199,14 @@ def guided_sample(
         key,
         pinned,
         cond,
+        warm,
         static=_Static(
             tuple(shape),
             o.n_guide_steps,
             o.step,
             o.scale_by_variance,
             getattr(base_score, "clip", None),
+            0 if warm is None else o.skip,
             chain,
             mesh,
         ),
@@ -231,11 +249,13 @@ def _sample(
     key: Key[Array, ""],
     pinned: Pinned | None,
     cond: Condition | None,
+    warm: Float[Array, "B ..."] | None,
     *,
     static: _Static,
 ) -> Float[Array, "B ..."] | Float[Array, "S+1 B ..."]:
     shape, sampler = static.shape, how.sampler
-    scale, t_stopgrad = (_for_rows(value, shape) for value in (how.scale, how.t_stopgrad))
+    cuts = how.scale, how.t_stopgrad, how.t_startgrad
+    scale, t_stopgrad, t_startgrad = (_for_rows(value, shape) for value in cuts)
     sizes = _step_sizes(schedule, static)
 
     def impose(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
@@ -273,7 +293,7 @@ def _sample(
     def move(carry: tuple[jax.Array, Any], given: tuple[Jump, jax.Array]):
         (x, memory), (jump, noise_key) = carry, given
         t = jnp.full(shape[:1], jump.t)
-        on = (jump.t >= t_stopgrad) & (scale != 0)
+        on = (jump.t >= t_stopgrad) & (jump.t <= t_startgrad) & (scale != 0)
         if guide is not None and sampler.guides_first:
             x = jax.lax.cond(jnp.any(on), lambda x: ascend(x, t, jump.t, on), lambda x: x, x)
         x_0 = estimate_x0(base, schedule, x, t, cond)
@@ -289,8 +309,10 @@ def _sample(
 
     cond = constrain(cond, static.mesh)
     first, rest = jax.random.split(key)
-    x = impose(draw_noise(first, shape))
-    levels = sampler.timesteps(schedule)
+    x, levels = draw_noise(first, shape), sampler.timesteps(schedule)[static.skip :]
+    if warm is not None:
+        x = q_sample(schedule, warm, jnp.full(shape[:1], levels[0]), x)
+    x = impose(x)
     jumps = Jump(levels, jnp.append(levels[1:], -1))
     keys = jax.random.split(rest, len(levels))
     (last, _), rows = jax.lax.scan(move, (x, sampler.begin(x)), (jumps, keys))

@@ -21,13 +21,34 @@ from reward_jax.data.episodes import Episodes
 from reward_jax.data.trajectory.space import Plans
 from reward_jax.tasks.plane import Plane
 
-__all__ = ["Captions", "Measure", "Outcome", "Planner", "Rollout", "Task", "TaskOption"]
+__all__ = [
+    "Captions",
+    "Measure",
+    "Outcome",
+    "Planner",
+    "Rollout",
+    "Task",
+    "TaskOption",
+    "WarmPlanner",
+]
 
 
 class Planner(Protocol):
     """Observations, in the world's own units, and a key -> a plan for each row."""
 
     def __call__(self, observations: Float[np.ndarray, "B O"], key: Key[Array, ""]) -> Plans: ...
+
+
+class WarmPlanner(Planner, Protocol):
+    """A planner that can begin with the last plans, of which `executed` rows were executed."""
+
+    def __call__(
+        self,
+        observations: Float[np.ndarray, "B O"],
+        key: Key[Array, ""],
+        previous: Plans | None = None,
+        executed: int = 0,
+    ) -> Plans: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +102,13 @@ class Rollout:
     Args:
         steps: of the world, in an episode that does not end before.
         execute: actions of each plan that are executed before the next is made.
+        warm_start: begin each plan with what is left of the last one (with guidance.skip); a
+            `WarmPlanner` can.
     """
 
     steps: PositiveInt = 1000
     execute: PositiveInt = 1
+    warm_start: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

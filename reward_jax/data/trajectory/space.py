@@ -82,6 +82,13 @@ class TrajectorySpace:
         actions = restored[..., : self.actions] if self.actions else None
         return Plans(restored[..., self.actions :], actions, self.stride)
 
+    def rows(self, plans: Plans) -> Float[np.ndarray, "... H D"]:
+        """Plans as a model sees them, float32: what `plans` undoes."""
+        parts = (
+            [plans.observations] if plans.actions is None else [plans.actions, plans.observations]
+        )
+        return np.asarray(self.normaliser.normalise(np.concatenate(parts, axis=-1)), np.float32)
+
     def describe(self) -> dict[str, Any]:
         """As plain JSON, for files."""
         n = self.normaliser

@@ -109,10 +109,15 @@ class LocomotionTask(Task):
         returns, steps = np.zeros(count), np.zeros(count, int)
         frames, done, planning, began = [simulator.positions.copy()], 0, 0.0, time.perf_counter()
         shown = np.linspace(0, last, _FRAMES).round().astype(int)
-        observations = simulator.observations
+        observations, plans = simulator.observations, None
         while done < last and simulator.active.any():
             asked = time.perf_counter()
-            plans = planner(observations, jax.random.fold_in(key, done))
+            fresh = jax.random.fold_in(key, done)
+            if rollout.warm_start and plans is not None:
+                warm: Any = planner
+                plans = warm(observations, fresh, previous=plans, executed=rollout.execute)
+            else:
+                plans = planner(observations, fresh)
             planning += time.perf_counter() - asked
             actions = self._actions(plans.actions, plans.stride)
             for row in range(min(rollout.execute, actions.shape[1], last - done)):

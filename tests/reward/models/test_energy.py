@@ -1,5 +1,7 @@
 """Differences of energies: against their formula, and against Gaussians of which all is known."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +38,7 @@ def test_it_is_the_formula(actions):
     network, params = energy_of(base, expert, actions=actions)
     x = jax.random.normal(jax.random.key(3), (6, 4, 5))
     t = jnp.array([0, 1, 3, 5, 6, 7])
-    made = network.apply({"params": params}, x, t)
+    made: Any = network.apply({"params": params}, x, t)
     bar = np.asarray(SCHEDULE.alphas_cumprod, np.float64)[np.asarray(t)][:, None, None]
     total = []
     for one in (base, expert):

@@ -54,3 +54,22 @@ def test_a_planner_gives_plans_in_the_world_s_own_units():
     np.testing.assert_allclose(plans.observations, x[..., 1:], atol=1e-5)
     assert precomputed(plans)(starts, key) is plans
     assert model().space.plans(np.zeros((2, 8, 4))).actions is None
+
+
+def test_a_warm_start_begins_with_what_is_left_of_the_last_plans():
+    """Noised to the last step of DDIM alone, a plan is near them, shifted."""
+    base, key = model(actions=1), jax.random.key(3)
+    starts = np.random.default_rng(0).normal(size=(5, 3))
+    options = GuidanceOptions(sampler="ddim", sampling_steps=4, skip=2)
+    plans = planner(base, options=options)(starts, key)
+    np.testing.assert_allclose(
+        base.space.plans(base.space.rows(plans)).observations, plans.observations, atol=1e-6
+    )
+    again = planner(base, options=options)(starts, key, previous=plans, executed=3)
+    rows = base.space.rows(plans)[:, [3, 4, 5, 6, 7, 7, 7, 7]]
+    expected = plan(base, starts, key=key, options=options, warm=jnp.asarray(rows))
+    np.testing.assert_allclose(
+        again.observations, base.space.plans(expected).observations, atol=1e-6
+    )
+    np.testing.assert_allclose(again.observations[:, 0], starts, atol=1e-5)
+    assert np.abs(again.observations - plans.observations).max() > 1e-3

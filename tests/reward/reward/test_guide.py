@@ -15,7 +15,7 @@ from flax import struct
 
 from common_jax.errors import InputError
 from reward_jax.diffusion.denoiser import score_from
-from reward_jax.diffusion.process import Pinned, first_state
+from reward_jax.diffusion.process import Pinned, first_state, q_sample
 from reward_jax.diffusion.samplers import DDIM, Ancestral
 from reward_jax.diffusion.schedule import cosine_schedule, linear_schedule
 from reward_jax.models.reward_nets import WindowMLP
@@ -93,7 +93,9 @@ class TorchLinear(torch.nn.Module):
         return torch.tanh(x @ self.matrix)
 
 
-def steered(base, guide=None, *, key=None, pinned=None, cond=None, chain=False, **options):
+def steered(
+    base, guide=None, *, key=None, pinned=None, cond=None, chain=False, warm=None, **options
+):
     """Samples of SHAPE; options: of `GuidanceOptions`."""
     return guided_sample(
         base,
@@ -104,6 +106,7 @@ def steered(base, guide=None, *, key=None, pinned=None, cond=None, chain=False, 
         options=GuidanceOptions(**options),
         pinned=pinned,
         cond=cond,
+        warm=warm,
         chain=chain,
     )
 
@@ -407,6 +410,7 @@ def test_other_numbers_compile_nothing_anew(base, reward):
         for changed in (
             dict(scale=3.0),
             dict(t_stopgrad=8),
+            dict(t_startgrad=4),
             dict(temperature=0.1),
             dict(eta=0.0),
             dict(scale=jnp.float32(1.0), eta=jnp.float32(1.0)),
@@ -426,10 +430,66 @@ def test_a_scale_and_a_t_stopgrad_for_every_row(base, reward, sampler):
         rows = np.asarray(scales) == scale
         np.testing.assert_allclose(got[rows], run(scale=scale)[rows], atol=2e-5)
     stops = jnp.array([0, 5, 0, 5, 10, 10])
-    got = run(scale=4.0, t_stopgrad=stops)
-    for stop in (0, 5, 10):
-        rows = np.asarray(stops) == stop
-        np.testing.assert_allclose(got[rows], run(scale=4.0, t_stopgrad=stop)[rows], atol=2e-5)
+    for name in ("t_stopgrad", "t_startgrad"):
+        got = run(**{"scale": 4.0, name: stops})
+        for stop in (0, 5, 10):
+            rows = np.asarray(stops) == stop
+            np.testing.assert_allclose(
+                got[rows], run(**{"scale": 4.0, name: stop})[rows], atol=2e-5
+            )
+
+
+@each_sampler
+def test_guidance_between_two_steps_alone(base, reward, sampler):
+    """By a guide that is NaN elsewhere."""
+
+    @struct.dataclass
+    class Between:
+        def gradient(self, x, t, cond=None):
+            inside = ((t >= 2) & (t <= 6))[:, None, None]
+            return jnp.where(inside, reward.gradient(x, t), jnp.nan)
+
+    got = steered(base, Between(), scale=4.0, t_stopgrad=2, t_startgrad=6, **sampler)
+    assert bool(jnp.isfinite(got).all())
+    cut = steered(base, reward, scale=4.0, t_stopgrad=2, t_startgrad=6, **sampler)
+    np.testing.assert_allclose(got, cut, atol=1e-6)
+    assert np.abs(got - steered(base, reward, scale=4.0, t_stopgrad=2, **sampler)).max() > 1e-3
+    all_of_it = steered(base, reward, scale=4.0, **sampler)
+    np.testing.assert_array_equal(
+        steered(base, reward, scale=4.0, t_startgrad=T - 1, **sampler), all_of_it
+    )
+
+
+@each_sampler
+def test_a_warm_start_is_the_rest_of_a_chain(base, reward, sampler):
+    """From the noised estimate on, the same moves; with all but one step left out, the model's."""
+    warm = jax.random.normal(jax.random.key(9), SHAPE)
+    made = GuidanceOptions(**sampler).made_sampler()
+    levels = np.asarray(made.timesteps(SCHEDULE))
+    skip = len(levels) - 2
+    chain = steered(base, reward, warm=warm, skip=skip, chain=True, **sampler)
+    assert chain.shape == (3, *SHAPE)
+    first, _ = jax.random.split(jax.random.key(2))
+    noise = jax.random.normal(first, SHAPE)
+    t = jnp.full(SHAPE[:1], levels[skip])
+    np.testing.assert_allclose(chain[0], q_sample(SCHEDULE, warm, t, noise), atol=1e-5)
+    # Without noise, each move follows from x_t alone: those of a chain that begins there.
+    if made.__class__ is DDIM:
+        calm = dict(sampler) | {"eta": 0.0}
+        got = steered(base, reward, warm=warm, skip=skip, chain=True, **calm)
+        again = steered(base, reward, warm=warm, skip=skip + 1, chain=True, **calm)
+        assert np.abs(got[-1] - again[-1]).max() > 1e-3
+    zero = steered(base, reward, warm=warm, skip=0, scale=0.0, **sampler)
+    assert np.abs(zero - steered(base, reward, scale=0.0, **sampler)).max() > 1e-4
+
+
+@each_sampler
+def test_warm_starts_that_cannot_be(base, sampler):
+    warm = jnp.zeros(SHAPE)
+    with pytest.raises(InputError, match=r"leaves none of the sampler's \d+ steps: lower it"):
+        steered(base, warm=warm, skip=T, **sampler)
+    with pytest.raises(InputError, match=r"warm has the shape \(2, 4, 5\), the samples \(6, 4, 5"):
+        steered(base, warm=warm[:2], **sampler)
 
 
 @pytest.mark.parametrize("sampler", [{}, dict(sampler="ddim", eta=1.0)], ids=str)

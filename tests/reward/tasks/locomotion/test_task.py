@@ -68,7 +68,12 @@ def test_plans_that_cannot_be_acted_on():
 
     def execute(actions, stride):
         plans = Plans(np.zeros((2, 4, 11)), actions, stride)
-        task.execute(lambda observations, key: plans, starts, key=jax.random.key(0), goal=None)
+        task.execute(
+            lambda observations, key: plans,
+            starts,
+            key=jax.random.key(0),
+            goal=None,
+        )
 
     with pytest.raises(InputError, match=r"have no actions: train it with --actions true"):
         execute(None, 1)
@@ -138,3 +143,17 @@ def test_pictures():
     lines = [len(part.get_segments()) for part in parts]
     assert lines == [10 * len(capsules("walker2d", shown[0])[1])] * 3
     assert f"{shown[0, 0, 0]:.1f} m" in {t.get_text() for t in axes.texts}
+
+
+def test_a_warm_start_hands_the_last_plans_over():
+    task, given = find("hopper"), []
+
+    def planned(observations, key, previous=None, executed=0):
+        given.append((previous, executed))
+        return Plans(np.full((2, 4, 11), len(given)), np.zeros((2, 4, 3)), 1)
+
+    rollout = Rollout(steps=6, execute=2, warm_start=True)
+    key = jax.random.key(0)
+    task.execute(planned, task.starts(2, 0), key=key, goal=None, rollout=rollout)
+    assert given[0] == (None, 0)
+    assert [(p.observations.max(), n) for p, n in given[1:]] == [(1, 2), (2, 2)]
