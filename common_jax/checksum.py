@@ -58,7 +58,10 @@ def _parts(value: Any) -> Iterator[bytes | memoryview]:
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         array = np.asarray(value)
         yield f"array {array.dtype} {array.shape}".encode()
-        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        if array.dtype.hasobject:
+            yield from _parts(array.tolist())
+        else:
+            yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     elif isinstance(value, ClosedJaxpr):
         yield from _parts(value.consts)
         yield from _equations(value.jaxpr)
@@ -118,7 +121,9 @@ def _equations(jaxpr: Jaxpr) -> Iterator[bytes | memoryview]:
         params = equation.params
         if "callback" in params and not equation.outvars:
             continue  # it prints, and changes no result
-        if any(isinstance(x, _PROGRAM) for x in jax.tree.leaves(list(params.values()))):
+        if equation.primitive.name == "jit":
+            params = {"jaxpr": params["jaxpr"]}  # the rest is where it runs, and its name
+        elif any(isinstance(x, _PROGRAM) for x in jax.tree.leaves(list(params.values()))):
             # Functions beside a program say how it is differentiated, not what it gives.
             params = {k: v for k, v in params.items() if not _is_function(v)}
         yield equation.primitive.name.encode()

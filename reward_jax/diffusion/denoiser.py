@@ -25,7 +25,7 @@ from reward_jax.diffusion.process import (
     score_to_x0,
     x0_to_score,
 )
-from reward_jax.diffusion.schedule import Schedule
+from reward_jax.diffusion.schedule import Schedule, check_schedule
 
 __all__ = [
     "ClassifierFree",
@@ -34,6 +34,7 @@ __all__ = [
     "Score",
     "as_argument",
     "check_schedules",
+    "check_score",
     "denoiser_of",
     "estimate_x0",
     "null_like",
@@ -104,6 +105,10 @@ def steps_of(
     of another shape; and for a step that the schedule does not have, where it is known: not inside
     a compiled function.
     """
+    if not isinstance(x_t, jax.Array | np.ndarray) or not x_t.ndim:
+        raise InputError(
+            f"x_t is a {type(x_t).__name__} of shape {np.shape(x_t)}: give an array [B, ...]"
+        )
     if not jnp.issubdtype(jnp.result_type(x_t), jnp.floating):
         raise InputError(
             f"x_t is {jnp.result_type(x_t)}, not floating numbers: scale it as the model's data "
@@ -126,6 +131,15 @@ def steps_of(
     return jnp.broadcast_to(jnp.asarray(t), rows)
 
 
+def check_score(what: str, score: Any) -> None:
+    """Raise InputError for a score that cannot be called."""
+    if not callable(score):
+        raise InputError(
+            f"{what} is a {type(score).__name__}: give a callable (x_t, t) -> [B, ...], such as "
+            "`score_from` makes of a model"
+        )
+
+
 def check_schedules(schedule: Schedule, **of: Any) -> None:
     """Raise InputError where a score or a guide was made for another schedule than `schedule`.
 
@@ -133,6 +147,7 @@ def check_schedules(schedule: Schedule, **of: Any) -> None:
     Schedules differ by their number of steps, or by abar (more than 1e-5), where that is known:
     not inside a compiled function.
     """
+    check_schedule(schedule)
     for name, tree in of.items():
         for own in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Schedule)):
             if not isinstance(own, Schedule) or own is schedule:

@@ -21,6 +21,8 @@ from common_jax.checksum import program_checksum
 from common_jax.cli.ranges import PositiveInt
 from common_jax.errors import InputError
 from common_jax.io.checkpoint import Checkpoints
+from reward_jax.diffusion.process import Pinned
+from reward_jax.diffusion.schedule import check_schedule
 
 __all__ = [
     "Call",
@@ -122,8 +124,19 @@ def pin_checksum(pin: Any, x_0: Float[Array, "B ..."]) -> str | None:
     return None if pin is None else program_checksum(lambda x: (pin(x)(x), pin(x).free(x)), x_0)
 
 
-def check_run(optimizer: Any, steps: Any, key: Any) -> None:
-    """Raise InputError for what is no optimizer, no number of steps, or no key."""
+def check_run(
+    network: Any, schedule: Any, optimizer: Any, steps: Any, key: Any, pin: Any = None
+) -> None:
+    """Raise InputError for the first that is not what it is called."""
+    if not hasattr(network, "apply"):
+        raise InputError(
+            f"the network is a {type(network).__name__}: give a module with init and apply"
+        )
+    check_schedule(schedule)
+    if pin is not None and (isinstance(pin, Pinned) or not callable(pin)):
+        raise InputError(
+            f"pin is a {type(pin).__name__}: give a function x_0 -> Pinned, such as FirstState()"
+        )
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise InputError(
             f"optimizer is a {type(optimizer).__name__}: give one of optax, such as "
@@ -187,6 +200,11 @@ def run_loop(
         return _steps(call, state, 0, steps, per_call, on_step, None, None)
     with resume.hold(directory, settings()), Checkpoints(directory) as checkpoints:
         done = checkpoints.latest() or 0
+        if done > steps:
+            raise InputError(
+                f"{directory}: the run there has done {done} steps, more than {steps}; ask for as "
+                "many, or name a new directory"
+            )
         if done:
             state = checkpoints.restore(done, like=state)
         return _steps(call, state, done, steps, per_call, on_step, checkpoints.save, save_every)

@@ -185,7 +185,14 @@ def prediction_loss(
     a = schedule.at(schedule.sqrt_alphas_cumprod, t, x_0)
     s = schedule.at(schedule.sqrt_one_minus_alphas_cumprod, t, x_0)
     target = {"x0": x_0, "epsilon": noise, "v": a * noise - s * x_0}[prediction]
-    error = jnp.square(output - target) * jnp.broadcast_to(weights, x_0.shape)
+    try:
+        weights = jnp.broadcast_to(weights, x_0.shape)
+    except ValueError:
+        raise InputError(
+            f"weights have shape {list(np.shape(weights))}, which does not fit x_0 of "
+            f"{list(x_0.shape)}: give one for each entry of a row, or one for all"
+        ) from None
+    error = jnp.square(output - target) * weights
     if pinned is not None:
         error = pinned.free(error)
     return jnp.mean(error.reshape(error.shape[0], -1), axis=1)

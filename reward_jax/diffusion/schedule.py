@@ -4,6 +4,8 @@ x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t = 0 .. T - 1; abar is `alphas_c
 computed in float64 and cast once. Legend: T diffusion steps.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -11,7 +13,14 @@ from jaxtyping import Array, Float, Int
 
 from common_jax.errors import InputError
 
-__all__ = ["Schedule", "cosine_schedule", "from_betas", "linear_schedule", "make_schedule"]
+__all__ = [
+    "Schedule",
+    "check_schedule",
+    "cosine_schedule",
+    "from_betas",
+    "linear_schedule",
+    "make_schedule",
+]
 
 
 @struct.dataclass
@@ -92,6 +101,14 @@ def make_schedule(name: str, steps: int) -> Schedule:
     if name not in makers:
         raise InputError(f"schedule {name!r} is unknown; known are {', '.join(makers)}")
     return makers[name](steps)
+
+
+def check_schedule(schedule: Any) -> None:
+    """Raise InputError for what is no schedule, such as a number of steps."""
+    if not isinstance(schedule, Schedule):
+        raise InputError(
+            f"schedule is a {type(schedule).__name__}: give one, such as cosine_schedule(20)"
+        )
 
 
 def _check(steps: int) -> None:

@@ -72,7 +72,10 @@ def as_source(batches: Any) -> Any:
             f"batches: {int((~fine).sum())} of {len(x_0)} rows of x_0 hold NaN or infinity, the "
             f"first is row {int(fine.argmin())}: leave them out"
         )
-    return Rows(jax.tree.map(jnp.asarray, batches))
+    try:
+        return Rows(jax.tree.map(jnp.asarray, batches))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"batches: a condition is no array of numbers ({error})") from None
 
 
 def example(source: Source) -> PyTree[Shaped[Array, "2 ..."]]:

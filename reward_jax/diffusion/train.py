@@ -24,6 +24,7 @@ from reward_jax.diffusion.loop import (
     LoopOptions,
     OnStep,
     begin,
+    check_key,
     check_run,
     check_seeds,
     model_checksum,
@@ -98,6 +99,7 @@ def init_state(
     """
     if params is None:
         x, cond = split_batch(x)
+        check_key(key)
         t = jnp.zeros(x.shape[0], jnp.int32)
 
         def init(key: Key[Array, ""]) -> Any:
@@ -184,8 +186,15 @@ def train_denoiser(
         raise InputError(f"drop_condition must be 0 to 1, not {drop_condition}")
     if drop_condition and null is None:
         raise InputError("drop_condition needs null, the condition that a dropped one becomes")
-    check_run(optimizer, steps, key)
+    check_run(model, schedule, optimizer, steps, key, pin)
     check_seeds(state.params, seeds)
+    if per_expert and seeds is None:
+        raise InputError("per_expert needs seeds: as many as there are data sets")
+    made = jax.eval_shape(
+        functools.partial(begin, optimizer=optimizer, seeds=seeds is not None), state.params
+    )
+    if jax.tree.structure(made) != jax.tree.structure(state.optimizer):
+        raise InputError("state was made with another optimizer: give init_state this one")
     static = _Static(model, optimizer, o, drop_condition, pin, seeds, per_expert, mesh)
     run = functools.partial(_run, static=static)
     source, weights = as_source(batches), jnp.asarray(weights, jnp.float32)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from common_jax.cli.ranges import check_range
 from common_jax.errors import InputError
 from reward_jax.models.conv import Method
 from reward_jax.models.temporal.layers import (
@@ -17,6 +18,7 @@ from reward_jax.models.temporal.layers import (
     ResidualBlock,
     TimeEmbedding,
     activation,
+    check_trajectories,
 )
 
 __all__ = ["Cut", "HalfUnet", "Head", "Reduce", "WindowMLP"]
@@ -49,6 +51,7 @@ class HalfUnet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H D"], t: Int[Array, " B"]) -> Float[Array, " B"]:
+        check_trajectories(x)
         block: dict[str, Any] = dict(
             act=self.act, groups=self.groups, use_bias=self.use_bias, method=self.method
         )
@@ -99,6 +102,8 @@ class WindowMLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B ..."], t: Int[Array, " B"]) -> Float[Array, " B"]:
         act = activation(self.act)
+        for name, known in (("cut", Cut), ("reduce", Reduce), ("head", Head)):
+            check_range(known, getattr(self, name), name)
         windows = self._windows(x)
         time = TimeEmbedding(self.embedding, self.act, name="time")(t)
         time = jnp.broadcast_to(time[:, None], (*windows.shape[:2], self.embedding))
@@ -114,8 +119,9 @@ class WindowMLP(nn.Module):
         """The values of each window, side by side."""
         if self.window is None:
             return x.reshape(x.shape[0], 1, -1)
+        check_trajectories(x)
         batch, horizon, width = x.shape
-        if horizon % self.window:
+        if self.window < 1 or horizon % self.window:
             raise InputError(f"window {self.window} does not divide the horizon {horizon}")
         count = horizon // self.window
         if self.cut == "contiguous":

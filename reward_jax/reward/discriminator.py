@@ -115,7 +115,7 @@ def train_discriminator(
             f"batch_size is {o.batch_size}: give an even number, since half of a batch is of each "
             "data set"
         )
-    check_run(optimizer, steps, key)
+    check_run(model, schedule, optimizer, steps, key, pin)
     base, expert = as_source(base), as_source(expert)
     kinds = [jax.tree.map(lambda x: x.shape[1:], example(source)) for source in (base, expert)]
     if kinds[0] != kinds[1]:

@@ -125,7 +125,9 @@ class RelativeReward:
         return one_a_row(self.reward.apply({"params": params}, x_t, t), x_t)
 
     def seed(self, index: int) -> "RelativeReward":
-        """The reward of one seed."""
+        """The reward of one seed; raises InputError for one that was not trained."""
+        if self.seeds is None or not 0 <= index < self.seeds:
+            raise InputError(f"there is no seed {index}: seeds is {self.seeds}")
         params = jax.tree.map(lambda x: x[index], self.params)
         return self.replace(params=params, seeds=None)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -268,9 +270,9 @@ def extract_reward(
     o = options or ExtractionOptions()
     check_ranges(o)
     settings = TargetSettings(target, o.gradient_at, pin, o.batch_size, mesh)
+    check_run(reward, schedule, optimizer, steps, key, pin)
     teachers = Teachers(base_score, expert_score, schedule, settings)
     feed = Feed(batches)
-    check_run(optimizer, steps, key)
     check_seeds(params, seeds)
     weights = _weights(weighting, teachers, schedule, feed, key, o.batch_size)
     moments = begin(params, optimizer=optimizer, seeds=seeds is not None)
@@ -298,7 +300,7 @@ def extract_reward(
             "batch_size": settings.batch_size,
             "gradient_at": settings.gradient_at,
             "key": np.asarray(jax.random.key_data(key)).tolist(),
-            "weights": np.asarray(weights, np.float64).round(6).tolist(),
+            "weights": [float(f"{w:.6g}") for w in np.asarray(weights)],
             "seeds": seeds,
             "params": checksum(params),
             "reward": model_checksum(
@@ -378,9 +380,10 @@ def _weights(
         return jnp.where(square > 0, 1 / square, 1.0)
     values = weighting(jnp.arange(schedule.steps)) if callable(weighting) else weighting
     values = jnp.asarray(values, jnp.float32)
-    if values.shape != (schedule.steps,) or not bool(jnp.isfinite(values).all()):
+    fine = (values >= 0) & jnp.isfinite(values)
+    if values.shape != (schedule.steps,) or not bool(fine.all()):
         raise InputError(
-            f"weighting has the shape {values.shape}, or is not finite; give {schedule.steps} "
-            "numbers, one a diffusion step"
+            f"weighting has the shape {values.shape}, or is negative or not finite; give "
+            f"{schedule.steps} numbers, one a diffusion step"
         )
     return values

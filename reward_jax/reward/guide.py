@@ -47,6 +47,7 @@ from reward_jax.diffusion.denoiser import (
     Score,
     as_argument,
     check_schedules,
+    check_score,
     estimate_x0,
 )
 from reward_jax.diffusion.loop import check_key
@@ -178,12 +179,15 @@ def guided_sample(
             "(x_t, t) -> [B] becomes one by ValueGuide"
         )
     check_key(key)
+    check_score("base_score", base_score)
+    if not (shape and all(isinstance(n, int | np.integer) and n > 0 for n in shape)):
+        raise InputError(f"shape is {shape}: give that of the samples, (B, ...), each 1 or more")
+    check_schedules(schedule, base_score=base_score, guide=guide)
     if warm is not None and warm.shape != tuple(shape):
         raise InputError(f"warm has the shape {warm.shape}, the samples {tuple(shape)}")
     sampler = o.made_sampler()
     if warm is not None and o.skip >= (count := len(sampler.timesteps(schedule))):
         raise InputError(f"skip {o.skip} leaves none of the sampler's {count} steps: lower it")
-    check_schedules(schedule, base_score=base_score, guide=guide)
     how = _How(
         jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), sampler),
         jnp.asarray(o.scale, jnp.float32),

@@ -34,6 +34,7 @@ from reward_jax.diffusion.denoiser import (
     Score,
     as_argument,
     check_schedules,
+    check_score,
     score_and_x0,
 )
 from reward_jax.diffusion.loop import LoopOptions, check_key, quick_jit
@@ -122,6 +123,8 @@ class Teachers:
         self, base: Score, expert: Score, schedule: Schedule, settings: TargetSettings
     ) -> None:
         check_schedules(schedule, base_score=base, expert_score=expert)
+        check_score("base_score", base)
+        check_score("expert_score", expert)
         self._base, self._expert = as_argument(base), as_argument(expert)
         self._schedule, self._settings = schedule, settings
 

@@ -39,6 +39,8 @@ def test_arrays_count_by_their_bits():
     assert len({checksum(TREE), *map(checksum, others)}) == 1 + len(others)
     assert checksum(jax.random.key(0)) != checksum(jax.random.key(1))
     assert checksum({"x", "y", "z"}) == checksum({"z", "y", "x"}) != checksum({"x", "y"})
+    mixed = [np.array(x, object) for x in (["a", 1], ["a", 1], ["a", 2])]
+    assert checksum(mixed[0]) == checksum(mixed[1]) != checksum(mixed[2])
     assert checksum(np.float32(3)) and checksum(np.zeros((0, 2))) != checksum(np.zeros((2, 0)))
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "TimeEmbedding",
     "Upsample",
     "activation",
+    "check_trajectories",
     "mish",
 ]
 
@@ -52,6 +53,14 @@ def activation(name: Activation) -> Callable[[Float[Array, "..."]], Float[Array,
     return {"silu": jax.nn.silu, "relu": jax.nn.relu, "leaky_relu": jax.nn.leaky_relu}[name]
 
 
+def check_trajectories(x: Float[Array, "B H D"]) -> None:
+    """Raise InputError for an x that has not three axes."""
+    if x.ndim != 3:
+        raise InputError(
+            f"x_t has shape {list(x.shape)}, not [B, H, D]: this network is one of trajectories"
+        )
+
+
 class TimeEmbedding(nn.Module):
     """Embedding of the diffusion step: sines and cosines, then two dense layers."""
 
@@ -61,6 +70,11 @@ class TimeEmbedding(nn.Module):
     @nn.compact
     def __call__(self, t: Int[Array, " B"]) -> Float[Array, "B E"]:
         half = self.width // 2
+        if half < 2:
+            raise InputError(
+                f"a time embedding has a width of 4 or more, not {self.width}: give the network "
+                "another dim, or embedding"
+            )
         rates = jnp.exp(jnp.arange(half, dtype=jnp.float32) * (-math.log(10000) / (half - 1)))
         angles = t[:, None].astype(rates.dtype) * rates[None]
         x = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
@@ -134,6 +148,11 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
+        if x.shape[-1] % self.groups:
+            raise InputError(
+                f"a layer of {x.shape[-1]} channels has no {self.groups} equal groups: give the "
+                f"network a dim that {self.groups} divides"
+            )
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
         y = x.reshape(*x.shape[:2], self.groups, -1)

@@ -17,6 +17,7 @@ from reward_jax.models.temporal.layers import (
     ResidualBlock,
     TimeEmbedding,
     Upsample,
+    check_trajectories,
 )
 
 __all__ = ["TemporalUnet"]
@@ -43,7 +44,10 @@ class TemporalUnet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H D"], t: Int[Array, " B"]) -> Float[Array, "B H D"]:
+        check_trajectories(x)
         levels = len(self.multipliers)
+        if not levels:
+            raise InputError("a U-Net needs multipliers, one a level")
         if x.shape[1] % 2 ** (levels - 1):
             raise InputError(
                 f"a U-Net of {levels} levels needs a horizon that is a multiple of "

@@ -150,6 +150,12 @@ def test_without_a_condition():
         draw_targets(wrong, wrong, (X, COND), SCHEDULE, count=8, key=jax.random.key(0))
 
 
+@pytest.mark.parametrize("x", [None, 1.0, [1.0, 2.0], jnp.float32(3)])
+def test_what_is_no_array(x):
+    with pytest.raises(InputError, match=r"x_t is a .* of shape \(.*\): give an array \[B, ...\]"):
+        score_from(Conditional(), PARAMS, "v", SCHEDULE)(x, LEVELS)
+
+
 class Half:
     """Halves, and tells what step it is given."""
 

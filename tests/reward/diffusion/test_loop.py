@@ -46,6 +46,22 @@ def test_checkpoints_are_those_that_are_due(tmp_path):
     assert sorted(p.name for p in (tmp_path / "c").glob("[0-9]*")) == ["4", "7"]
 
 
+def test_a_run_that_has_gone_further_is_refused(tmp_path):
+    """What it gave had more steps than were asked for."""
+
+    def run(steps):
+        return run_loop(
+            count_down, (jnp.float32(9),), steps=steps, per_call=2, directory=tmp_path / "c"
+        )
+
+    run(6)
+    with pytest.raises(
+        InputError, match="c: the run there has done 6 steps, more than 4; ask for"
+    ):
+        run(4)
+    assert run(6)[1] == {}
+
+
 def test_seeds_need_an_axis_of_their_own():
     check_seeds({"w": np.zeros((2, 3))}, 2)
     check_seeds({"w": np.zeros(3)}, None)
@@ -316,19 +332,26 @@ def test_a_source_is_drawn_from_once_a_step(tmp_path):
         ({"key": 0}, "key is 0: give one key, such as jax.random.key(0)"),
         ({"key": None}, "key is None: give one key"),
         ({"key": jax.random.split(KEY, 2)}, "give one key"),
+        ({"schedule": 4}, "schedule is a int: give one, such as cosine_schedule(20)"),
+        ({"schedule": None}, "schedule is a NoneType: give one"),
+        ({"network": None}, "the network is a NoneType: give a module with init and apply"),
+        ({"network": _own}, "the network is a function: give a module with init and apply"),
+        ({"pin": Pinned(DATA > 0, DATA)}, "pin is a Pinned: give a function x_0 -> Pinned"),
     ],
 )
-def test_what_is_no_optimizer_number_or_key(changes, said):
-    given = {"optimizer": optax.adam(1e-2), "steps": 1, "key": KEY} | changes
-    optimizer, rest = given.pop("optimizer"), given
+def test_what_a_run_cannot_be_made_of(changes, said):
+    given = {"optimizer": optax.adam(1e-2), "steps": 1, "key": KEY, "schedule": SCHEDULE} | changes
+    optimizer, schedule, rest = given.pop("optimizer"), given.pop("schedule"), given
+    net, same = (given.get("network", made) for made in (NET, _Same()))
+    rest.pop("network", None)
     params, state = (
         init_params(NET, KEY, DATA[:2]),
         init_state(_Same(), optax.adam(1e-2), DATA, KEY),
     )
     for run in (
-        lambda: extract_reward(_own, _own, NET, params, DATA, SCHEDULE, optimizer, **rest),
-        lambda: train_denoiser(_Same(), state, DATA, SCHEDULE, optimizer, **rest),
-        lambda: train_discriminator(NET, params, DATA, DATA, SCHEDULE, optimizer, **rest),
+        lambda: extract_reward(_own, _own, net, params, DATA, schedule, optimizer, **rest),
+        lambda: train_denoiser(same, state, DATA, schedule, optimizer, **rest),
+        lambda: train_discriminator(net, params, DATA, DATA, schedule, optimizer, **rest),
     ):
         with pytest.raises(InputError, match=re.escape(said)):
             run()

@@ -344,6 +344,10 @@ def test_arrays_are_data(ten):
         (dict(batch_size=0), "batch_size must be 1 or more, not 0"),
         (dict(steps_per_call=0), "steps_per_call must be 1 or more, not 0"),
         (dict(save_every=0), "save_every must be 1 or more, not 0"),
+        (dict(per_expert=True), "per_expert needs seeds: as many as there are data sets"),
+        (dict(optimizer=optax.sgd(1e-3, momentum=0.9)), "state was made with another optimizer"),
+        (dict(weights=np.ones(5)), "weights have shape [5], which does not fit x_0 of"),
+        (dict(weights=np.ones((3, 1, 1, 1))), "weights have shape [3, 1, 1, 1], which does not"),
     ],
     ids=str,
 )

@@ -235,9 +235,13 @@ def test_weightings():
     _, by_call = extract(zero, lambda step: DATA, steps=1, weighting="standardise")
     np.testing.assert_allclose(by_call.loss[0], 1, rtol=0.3)
     for weighting, said in [
-        (jnp.ones(T - 1), rf"weighting has the shape \(9,\), or is not finite; give {T} numbers"),
-        (jnp.full(T, jnp.nan), "is not finite"),
+        (
+            jnp.ones(T - 1),
+            rf"weighting has the shape \(9,\), or is negative or not finite; give {T} numbers",
+        ),
+        (jnp.full(T, jnp.nan), "or not finite"),
         ("normalise", "weighting 'normalise' is unknown; give values, or standardise"),
+        (-np.ones(SCHEDULE.steps), "is negative or not finite"),
     ]:
         with pytest.raises(InputError, match=said):
             extract(fresh(), DATA, steps=1, weighting=weighting)
@@ -263,6 +267,9 @@ def test_seeds_are_single_runs_that_share_what_is_drawn():
         each.append(RelativeReward(alone, SCHEDULE, NET)(x, t))
         np.testing.assert_allclose(reward.seed(seed)(x, t), each[-1], atol=1e-4)
     np.testing.assert_allclose(reward(x, t), np.mean(each, 0), atol=1e-4)
+    for one, index in ((reward, 9), (reward, -1), (reward.seed(0), 0)):
+        with pytest.raises(InputError, match=f"there is no seed {index}"):  # it gave the last one
+            one.seed(index)
     assert away(*(jax.tree.map(lambda x, i=i: x[i], got) for i in (0, 1))) > 0.1
 
 

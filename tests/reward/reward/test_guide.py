@@ -574,6 +574,12 @@ def test_what_would_be_broadcast_is_refused(base, sampler):
     many = Pinned(jnp.ones((3 * SHAPE[0], 1, 1), bool), jnp.zeros(()))
     with pytest.raises(InputError, match="a pin gives"):
         guided_sample(base, SCHEDULE, (1, *SHAPE[1:]), key=jax.random.key(0), pinned=many)
+    for bad in ((), (0, H, D), (-1, H, D), (2.0, H, D)):
+        said = re.escape(f"shape is {bad}: give that of the samples")
+        with pytest.raises(InputError, match=said):
+            guided_sample(base, SCHEDULE, bad, key=jax.random.key(0))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match="base_score is a NoneType: give a callable"):
+        steered(None, **sampler)
     for key in (0, None, "a"):
         with pytest.raises(InputError, match=f"key is {key!r}: give one key"):
             guided_sample(base, SCHEDULE, SHAPE, key=key)  # pyright: ignore[reportArgumentType]

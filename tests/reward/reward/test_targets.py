@@ -100,6 +100,7 @@ def test_draws_in_parts_are_the_same_draws(monkeypatch, batches, held, size):
         (7, "batches: int is no array, source, callable or iterable"),
         (np.array(3.0), "x_0 has shape []: give one row or more"),
         ((DATA, 3), "batches: arrays of one data set have ['no', 32] rows"),
+        ((DATA, np.array(["a"] * 32)), "a condition is no array of numbers"),
         (np.zeros((0, 4, 2)), "batches: arrays of one data set have [0] rows"),
         (np.zeros((4, 0, 2)), "x_0 has shape [4, 0, 2]: give one row or more"),
         ([1.0, 2.0], "x_0 is a float, not an array"),
@@ -128,6 +129,14 @@ def test_batches_of_several_shapes_are_refused():
     said = "that of step 3 has the shape (4, 4, 2), that of step 1 (8, 4, 2): give batches of one"
     with pytest.raises(InputError, match=re.escape(said)):
         extract_reward(own, own, NET, params, batches, SCHEDULE, ADAM, steps=3, key=KEY)
+
+
+@pytest.mark.parametrize("score", [None, 3.0, DATA])
+def test_what_is_no_score(score):
+    with pytest.raises(InputError, match="base_score is a .*: give a callable"):
+        draw_targets(score, own, DATA, SCHEDULE, count=B, key=KEY)
+    with pytest.raises(InputError, match="expert_score is a .*: give a callable"):
+        draw_targets(own, score, DATA, SCHEDULE, count=B, key=KEY)
 
 
 @pytest.mark.parametrize("count", [0, -1, 2.5, None])

@@ -25,3 +25,17 @@ def test_a_horizon_that_cannot_be_halved():
         InputError, match="3 levels needs a horizon that is a multiple of 4, not 6"
     ):
         TemporalUnet(3, 8, (1, 2, 4)).init(jax.random.key(0), x, t)
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "said"),
+    [
+        (TemporalUnet(3, 12, (1,)), (2, 4, 3), "a layer of 12 channels has no 8 equal groups"),
+        (TemporalUnet(3, 2, (4,)), (2, 4, 3), "a time embedding has a width of 4 or more, not 2"),
+        (TemporalUnet(3, 8, ()), (2, 4, 3), "a U-Net needs multipliers, one a level"),
+        (TemporalUnet(3, 8), (2, 4), "x_t has shape .2, 4., not .B, H, D."),
+    ],
+)
+def test_networks_that_cannot_be(net, shape, said):
+    with pytest.raises(InputError, match=said):
+        jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(shape), jnp.zeros(2, jnp.int32))
