@@ -29,11 +29,11 @@ from reward_jax.diffusion.schedule import Schedule
 from reward_jax.diffusion.sources import split_batch
 from reward_jax.reward.extract import RelativeReward
 from reward_jax.reward.gradients import Guide
-from reward_jax.reward.targets import GradientAt, check_gradient_at
+from reward_jax.reward.targets import GradientAt, Targets, check_gradient_at, unit
 
 Data = Float[Array, "B ..."] | tuple[Float[Array, "B ..."], Condition]
 
-__all__ = ["antisymmetric_part", "explained_fraction", "seed_agreement"]
+__all__ = ["antisymmetric_part", "explained_fraction", "explained_of", "seed_agreement"]
 
 
 def explained_fraction(
@@ -83,6 +83,36 @@ def _explained(
         return None, 1 - jnp.sum(jnp.square(got - target)) / jnp.sum(jnp.square(target))
 
     return jax.lax.scan(at, None, _levels(schedule, key))[1]
+
+
+def explained_of(
+    reward: Guide, targets: Targets, schedule: Schedule, *, pin: Any = None, batch: int = 1024
+) -> Float[Array, " T"]:
+    """`explained_fraction` at targets that were drawn, such as those on guided paths, by their t.
+
+    pin: as the targets were drawn with. NaN at a t that no target has. batch: rows at a time.
+    """
+    check_schedules(schedule, reward=reward)
+    totals = jnp.zeros((2, schedule.steps))
+    for first in range(0, len(targets.t), batch):
+        part = jax.tree.map(lambda x: x[first : first + batch], targets)  # noqa: B023
+        totals = totals + _squares_by_t(reward, part, schedule, pin=pin)
+    error, size = totals
+    return jnp.where(size > 0, 1 - error / size, jnp.nan)
+
+
+@functools.partial(jax.jit, static_argnames="pin")
+def _squares_by_t(
+    reward: Guide, targets: Targets, schedule: Schedule, *, pin: Any
+) -> Float[Array, "2 T"]:
+    factor = schedule.at(unit(schedule, targets.target), targets.t, targets.x)
+    pinned = pin(targets.x) if pin else None
+    got = _free(pinned, factor * reward.gradient(targets.x, targets.t))
+    rows = [
+        jnp.square(x).reshape(len(targets.t), -1).sum(1)
+        for x in (got - targets.value, targets.value)
+    ]
+    return jnp.stack([jax.ops.segment_sum(x, targets.t, schedule.steps) for x in rows])
 
 
 def antisymmetric_part(

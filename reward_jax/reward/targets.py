@@ -133,8 +133,19 @@ class Teachers:
     ) -> Targets:
         """Targets of those steps, [steps, B, ...]; source, fed: as `Feed.take` gives them."""
         draws = _draw(self._schedule, key, source, steps, fed, settings=self._settings)
-        if isinstance(draws, Targets):
-            return draws
+        return draws if isinstance(draws, Targets) else self._at(draws)
+
+    def at(
+        self,
+        x_t: Float[Array, "steps B ..."],
+        t: Int[Array, "steps B"],
+        cond: Condition | None = None,
+    ) -> Targets:
+        """Targets at given points, [steps, B, ...]; cond: of rows [B, ...], the same each time."""
+        cond = jax.tree.map(lambda c: jnp.broadcast_to(c[None], (len(x_t), *c.shape)), cond)
+        return self._at(_Draws(x_t, t, cond))
+
+    def _at(self, draws: "_Draws") -> Targets:
         scores = [_evaluate(model, self._schedule, draws) for model in (self._base, self._expert)]
         return _difference(self._schedule, draws, scores, settings=self._settings)
 
