@@ -31,7 +31,7 @@ Legend: B samples, T diffusion steps, S steps of the sampler; x has any shape of
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -60,9 +60,10 @@ __all__ = ["GuidanceOptions", "Step", "guided_sample", "sweep"]
 
 Step = Literal["posterior_mean", "variance", "score", "learned"]
 if TYPE_CHECKING:
-    Real = NonNegativeReal = float | Float[Array, "..."] | Float[np.ndarray, "..."]
-    Whole = int | Int[Array, "..."] | Int[np.ndarray, "..."]
-    AnySampler = SamplerName | Sampler
+    Real: TypeAlias = float | Float[Array, "..."] | Float[np.ndarray, "..."]
+    NonNegativeReal: TypeAlias = Real
+    Whole: TypeAlias = int | Int[Array, "..."] | Int[np.ndarray, "..."]
+    AnySampler: TypeAlias = SamplerName | Sampler
 else:  # what a command line can give
     Real, NonNegativeReal, Whole, AnySampler = float, NonNegativeFloat, NonNegativeInt, SamplerName
 

@@ -1,5 +1,7 @@
 """Targets on guided paths: at the chains' own points, of the two scores there."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +43,9 @@ RAW = ScoreDifference(BASE, EXPERT)
 
 
 def drawn(**changes):
-    given = dict(guide=RAW, count=90, key=jax.random.key(3), options=OPTIONS, pin=PIN)
+    given: dict[str, Any] = dict(
+        guide=RAW, count=90, key=jax.random.key(3), options=OPTIONS, pin=PIN
+    )
     return draw_path_targets(BASE, EXPERT, DATA, SCHEDULE, **(given | changes))
 
 
