@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from common_jax.errors import InputError
 from reward_jax.diffusion.denoiser import Denoiser
-from reward_jax.diffusion.process import Prediction, convert
+from reward_jax.diffusion.process import Prediction, check_shape, convert
 from reward_jax.diffusion.schedule import make_schedule
 
 __all__ = ["EnergyDifference", "energy_of"]
@@ -50,7 +50,8 @@ class EnergyDifference(nn.Module):
         noise = schedule.at(schedule.sqrt_one_minus_alphas_cumprod, t, x)
         energies = []
         for network, prediction in zip((self.base, self.expert), self.predictions, strict=True):
-            x_0 = convert(schedule, network(x, t), x, t, prediction, "x0")
+            output = check_shape("a denoiser", network(x, t), x)
+            x_0 = convert(schedule, output, x, t, prediction, "x0")
             away = (x - keep * x_0) / noise * self._counted(x.shape[1:])
             energies.append(jnp.square(away).reshape(x.shape[0], -1).sum(axis=1) / 2)
         return energies[0] - energies[1]

@@ -103,3 +103,16 @@ def test_denoisers_that_have_no_energy():
     other = from_betas(np.asarray(linear_schedule(T).betas, np.float64), "cosine")
     with pytest.raises(InputError, match="the schedule 'cosine' of the base is not the one"):
         energy_of(base.replace(schedule=other), base)  # pyright: ignore
+
+
+def test_a_denoiser_of_another_shape_is_refused():
+    """Its estimate was broadcast."""
+
+    class Narrow(nn.Module):
+        @nn.compact
+        def __call__(self, x, t):
+            return nn.Dense(1)(x)
+
+    network, params = energy_of(denoiser(Narrow(), 1, "x0"), denoiser(Narrow(), 2, "x0"))
+    with pytest.raises(InputError, match=r"a denoiser gives \[2, 4, 1\] for x_t of \[2, 4, 5\]"):
+        network.apply({"params": params}, jnp.zeros((2, 4, 5)), jnp.zeros(2, jnp.int32))
