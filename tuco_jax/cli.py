@@ -1,10 +1,12 @@
 """The command line `tuco-jax COMMAND`: its commands, each a module of `tuco_jax/commands`."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 
 from common_jax.cli.commands import Command, Group, of_module
 from common_jax.cli.program import start
+from common_jax.hidden import hidden
 
 __all__ = ["COMMANDS", "main"]
 
@@ -43,8 +45,15 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
-    return start("tuco-jax", _ABOUT, COMMANDS, argv)
+    """Run one command; returns the exit code: 0, 2 for bad input, 130 when interrupted.
+
+    A process of its own imports no torch, as transformers would: seconds, for nothing here.
+    """
+    if argv is not None:
+        return start("tuco-jax", _ABOUT, COMMANDS, argv)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of what needs torch
+    with hidden("torch"):
+        return start("tuco-jax", _ABOUT, COMMANDS)
 
 
 if __name__ == "__main__":

@@ -4,30 +4,16 @@
 reach nobody, and whose queue is then waited for without end.
 """
 
-import contextlib
 import pathlib
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+from common_jax.hidden import hidden
 
 __all__ = ["Board"]
 
-
-@contextlib.contextmanager
-def _hidden(name: str) -> Iterator[None]:
-    """In the block a module is not found, as where it is not installed, unless it is loaded."""
-    if name in sys.modules:
-        yield
-        return
-    sys.modules[name] = None  # pyright: ignore[reportArgumentType]
-    try:
-        yield
-    finally:
-        del sys.modules[name]
-
-
-with _hidden("torch"):  # where it is installed tensorboardX imports it: seconds, for nothing here
+with hidden("torch"):  # where it is installed tensorboardX imports it: seconds, for nothing here
     from tensorboardX import summary
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto import event_pb2

@@ -3,7 +3,8 @@
 import dataclasses
 
 from common_jax.cli.command_line import one_line
-from tuco_jax.weights.options import AdapterOptions, WeightOptions
+from tuco_jax.weights.options import AdapterOptions, WeightOptions, check_sources
+from tuco_jax.weights.orbax.target import check_target
 
 __all__ = ["Config", "run"]
 
@@ -25,12 +26,14 @@ class Config(AdapterOptions, WeightOptions):
 
 def run(config: Config) -> None:
     """Read, write the store, and say where it is."""
+    check_target(config.out)
+    check_sources(config.model, config.tuned)
+
     from common_jax.mesh import mesh_for
     from tuco_jax.models.sharding import placement
     from tuco_jax.weights import load
     from tuco_jax.weights.orbax import store
 
-    store.check_target(config.out)
     mesh = mesh_for(dataclasses.asdict(config.mesh))
     if config.tuned is None:
         where = placement(mesh) if mesh else None

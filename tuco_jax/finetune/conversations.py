@@ -8,16 +8,18 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Int
-from transformers import PreTrainedTokenizerBase
 
 from common_jax.errors import InputError
 from tuco_jax.prompts.messages import Message
 from tuco_jax.prompts.read import read_prompts
 from tuco_jax.prompts.render import Renderer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Conversation", "Example", "read_conversations", "tokenize"]
 
@@ -70,7 +72,7 @@ def read_conversations(path: str | pathlib.Path) -> list[Conversation]:
 
 
 def tokenize(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     conversations: Sequence[Conversation],
     *,
     max_tokens: int,
@@ -91,7 +93,7 @@ def tokenize(
 
 
 def _example(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     renderer: Renderer,
     conversation: Conversation,
     max_tokens: int,
@@ -137,7 +139,7 @@ def _example(
     return Example(tokens, answer)
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> np.ndarray:
     added = tokenizer.added_tokens_decoder  # pyright: ignore[reportAttributeAccessIssue]
     return np.asarray([*tokenizer.all_special_ids, *(i for i, t in added.items() if t.special)])
 

@@ -12,13 +12,12 @@ length.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
-from transformers import PreTrainedTokenizerBase
 
 from common_jax.errors import InputError
 from tuco_jax.core.tokens import check_row
@@ -33,6 +32,9 @@ from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.messages import Message
 from tuco_jax.prompts.read import Prompt, as_prompts
 from tuco_jax.prompts.render import render
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Response", "end_tokens", "generate", "generate_tokens", "respond"]
 
@@ -183,7 +185,7 @@ def _until_switch(pair: Pair, length: int) -> int:
     return min(switches) - length + 1 if switches else 1 << 30
 
 
-def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def end_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     """Ids that end an answer: the tokenizer's EOS and what its chat template ends a turn with."""
     eos = tokenizer.eos_token_id
     ends: set[int] = {eos} if isinstance(eos, int) else set()
@@ -217,7 +219,7 @@ class Response:
 
 def generate(
     pair: Pair,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[str | Sequence[Message] | Prompt],
     alpha: Any = 1.0,
     **options: Any,
@@ -239,7 +241,7 @@ def generate(
 
 def respond(
     pair: Pair,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[str | Sequence[Message] | Prompt],
     alpha: Any = 1.0,
     *,

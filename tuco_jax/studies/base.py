@@ -34,7 +34,7 @@ from tuco_jax.core.checksum import weights_checksum
 from tuco_jax.datasets.assets import fetch
 from tuco_jax.datasets.prompt_sources import DATA
 from tuco_jax.models.pair import Pair
-from tuco_jax.weights.options import PairOptions
+from tuco_jax.weights.options import PairOptions, check_sources
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,6 +106,7 @@ class Study(Generic[Config, Inputs, Measured]):
         """
         started = time.perf_counter()
         self._check_folder(config)
+        check_sources(config.base, config.tuned)
         inputs = self.prepare(config)
         with self._held(config):
             measured, facts, settings = None, {}, self._settings(config)

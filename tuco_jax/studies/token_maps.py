@@ -1,9 +1,9 @@
 """TuCo of every token of a prompt, for the heat map of the demo's report."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from tuco_jax.models.pair import Pair
 from tuco_jax.prompts.encode import encode
@@ -12,11 +12,14 @@ from tuco_jax.prompts.read import Prompt
 from tuco_jax.scoring.token_tuco import pieces, token_tuco
 from tuco_jax.studies.demo_report import Token, TokenMap
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 __all__ = ["token_maps"]
 
 
 def token_maps(
-    pair: Pair, tokenizer: PreTrainedTokenizerBase, chosen: Sequence[tuple[str, float, Prompt]]
+    pair: Pair, tokenizer: "PreTrainedTokenizerBase", chosen: Sequence[tuple[str, float, Prompt]]
 ) -> list[TokenMap]:
     """A map for each chosen (group, tuco, prompt): the texts and TuCo of its tokens."""
     tokens = encode(tokenizer, [prompt for _, _, prompt in chosen])
@@ -29,7 +32,7 @@ def token_maps(
 
 
 def _tokens(
-    tokenizer: PreTrainedTokenizerBase, ids: np.ndarray, values: np.ndarray, prompt: Prompt
+    tokenizer: "PreTrainedTokenizerBase", ids: np.ndarray, values: np.ndarray, prompt: Prompt
 ) -> list[Token]:
     """A prompt's tokens; those outside the user's own text are marked as special."""
     first, last = _content(tokenizer, ids, prompt)
@@ -38,7 +41,7 @@ def _tokens(
 
 
 def _content(
-    tokenizer: PreTrainedTokenizerBase, ids: np.ndarray, prompt: Prompt
+    tokenizer: "PreTrainedTokenizerBase", ids: np.ndarray, prompt: Prompt
 ) -> tuple[int, int]:
     """Range (first, end) of the tokens of the user's own text."""
     if prompt.messages is None:

@@ -8,7 +8,14 @@ from typing import Literal
 from common_jax.cli.options import DeviceOption
 from common_jax.errors import InputError
 
-__all__ = ["AdapterOptions", "BaseOptions", "PairOptions", "WeightOptions", "check_source"]
+__all__ = [
+    "AdapterOptions",
+    "BaseOptions",
+    "PairOptions",
+    "WeightOptions",
+    "check_source",
+    "check_sources",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,3 +75,10 @@ def check_source(source: str) -> None:
         raise InputError(f"{source}: no such file; name a .gguf file that is there")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
         raise InputError(f"{source}: no such directory, nor is it a hub id (owner/name)")
+
+
+def check_sources(*sources: str | None) -> None:
+    """`check_source` of each that is given."""
+    for source in sources:
+        if source is not None:
+            check_source(source)

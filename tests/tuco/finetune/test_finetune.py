@@ -20,8 +20,9 @@ from common_jax.run import Run
 from tests.tuco.tiny import save_tiny, tiny_tokenizer
 from tests.tuco.weights.gguf import writer as gguf_writer
 from tuco_jax.finetune import finetune
-from tuco_jax.finetune.finetune import FinetuneConfig, run_finetune
+from tuco_jax.finetune.finetune import run_finetune
 from tuco_jax.finetune.lora import LoraOptions
+from tuco_jax.finetune.options import FinetuneConfig
 from tuco_jax.finetune.step import OptimizerOptions
 from tuco_jax.generation.generate import end_tokens
 from tuco_jax.models import decoder

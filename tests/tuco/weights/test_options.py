@@ -12,7 +12,7 @@ from common_jax.errors import InputError
 from tuco_jax import cli
 from tuco_jax.commands import study
 from tuco_jax.evaluation.refusals import RefusalConfig
-from tuco_jax.finetune.finetune import FinetuneConfig
+from tuco_jax.finetune.options import FinetuneConfig
 from tuco_jax.studies.base import StudiedPairOptions
 from tuco_jax.weights.options import AdapterOptions, BaseOptions, PairOptions, WeightOptions
 

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import shutil
 import time
@@ -36,6 +35,7 @@ from tuco_jax.weights.assemble import DTYPES, Placement
 from tuco_jax.weights.hf.model import read_config as read_huggingface
 from tuco_jax.weights.hf.model import read_tokenizer
 from tuco_jax.weights.model import Model, OpenModel
+from tuco_jax.weights.orbax.target import DESCRIPTION, check_target
 
 __all__ = [
     "OpenPair",
@@ -49,14 +49,14 @@ __all__ = [
     "save_pair",
 ]
 
-_DESCRIPTION, _FORMAT = "store.json", "tuco_jax store, version 2"
+_FORMAT = "tuco_jax store, version 2"
 # Of the first, layers do not lie in chunks of their own: one is read alone, but not as quickly.
 _READ = (_FORMAT, "tuco_jax store, version 1")
 
 
 def is_store(directory: str | pathlib.Path) -> bool:
     """Whether a directory is a store, of a model or of a pair."""
-    return (pathlib.Path(directory) / _DESCRIPTION).is_file()
+    return (pathlib.Path(directory) / DESCRIPTION).is_file()
 
 
 def holds_pair(directory: str | pathlib.Path) -> bool:
@@ -169,19 +169,6 @@ _BRANCHES = "base", "tuned", "lora"
 _MOST_PACKED = 100  # weights hardly compress: what is more than so many times its files is none
 
 
-def check_target(directory: str | pathlib.Path, *, overwrite: bool = False) -> None:
-    """InputError where a store could not be written, before any work is done for it."""
-    final = pathlib.Path(directory).absolute()
-    if final.exists():
-        if not overwrite:
-            raise InputError(f"{directory}: exists; name a new directory, or allow overwriting")
-        if not is_store(final):
-            raise InputError(f"{directory}: exists and is not a store, so it is not overwritten")
-    folder = next(path for path in final.parents if path.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"{directory}: {folder} cannot be written to; name another directory")
-
-
 def _write(
     directory: str | pathlib.Path,
     description: dict[str, Any],
@@ -200,7 +187,7 @@ def _write(
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
                 text = json.dumps({"format": _FORMAT} | description, indent=1) + "\n"
-                (partial / _DESCRIPTION).write_text(text, encoding="utf-8")
+                (partial / DESCRIPTION).write_text(text, encoding="utf-8")
                 if tokenizer is not None:
                     tokenizer.save_pretrained(str(partial / "tokenizer"))
                 if hf_config is not None:
@@ -285,7 +272,7 @@ class _Arrays:
 
 
 def _describe(directory: str | pathlib.Path) -> dict[str, Any]:
-    path = pathlib.Path(directory) / _DESCRIPTION
+    path = pathlib.Path(directory) / DESCRIPTION
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(description, dict) or description.get("format") not in _READ:
@@ -318,7 +305,7 @@ def _config(fields: dict[str, Any]) -> ModelConfig:
         return config
     except (KeyError, TypeError, AttributeError, ValueError, InputError) as error:
         raise InputError(
-            f"the store's {_DESCRIPTION} describes no model of this version ({error}); "
+            f"the store's {DESCRIPTION} describes no model of this version ({error}); "
             "import the model again"
         ) from None
 
