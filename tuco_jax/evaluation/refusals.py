@@ -8,19 +8,27 @@ The lists, the GCG paper's and ours, are in `datasets/refusal_strings.py`.
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common_jax.cli.ranges import PositiveInt, check_ranges
 from common_jax.errors import InputError
 from common_jax.io.files import check_writable, write_json
 from common_jax.mesh import mesh_for
+from tuco_jax.core.checksum import weights_checksum
 from tuco_jax.datasets.refusal_strings import GCG_STRINGS, is_refusal
 from tuco_jax.evaluation.statistics import wilson_interval
 from tuco_jax.generation.generate import end_tokens, generate_tokens
 from tuco_jax.models.pair import Pair
 from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.read import Prompt, read_prompts
-from tuco_jax.scoring.output import FORMATS, write_table
+from tuco_jax.scoring.output import (
+    FORMATS,
+    check_made,
+    held,
+    meta_path,
+    prompts_checksum,
+    write_table,
+)
 from tuco_jax.weights.options import PairOptions
 
 if TYPE_CHECKING:
@@ -121,12 +129,10 @@ class RefusalConfig(PairOptions):
 
 
 def run(config: RefusalConfig) -> dict[float, list[RefusalRate]]:
-    """Evaluate, print a table, write rates and answers."""
-    from rich.console import Console
-    from rich.table import Table
+    """Evaluate, print a table, write rates and answers.
 
-    from tuco_jax.weights.load import load_pair
-
+    Raises InputError as `generate_file` does for files that another run has written, or writes.
+    """
     check_ranges(config)
     files = (
         [config.prompts] if config.prompts.suffix == ".jsonl" else config.prompts.glob("*.jsonl")
@@ -136,10 +142,35 @@ def run(config: RefusalConfig) -> dict[float, list[RefusalRate]]:
         raise InputError(f"{config.prompts}: no .jsonl files of prompts; make them first")
     sets = {f.stem: read_prompts(f) for f in files}
     answers_file = check_writable(config.out.with_suffix(".answers.jsonl"), FORMATS)
+    outputs = [config.out, answers_file]
+    settings = {
+        "prompts": {name: prompts_checksum(rows) for name, rows in sets.items()},
+        "alphas": config.alphas,
+        "max_new_tokens": config.max_new_tokens,
+        "dtype": config.dtype,
+    }
+    with held(outputs, settings):
+        return _run(config, sets, outputs, settings)
+
+
+def _run(
+    config: RefusalConfig,
+    sets: Mapping[str, list[Prompt]],
+    outputs: Sequence[pathlib.Path],
+    settings: Mapping[str, Any],
+) -> dict[float, list[RefusalRate]]:
+    from rich.console import Console
+    from rich.table import Table
+
+    from tuco_jax.weights.load import load_pair
+
     mesh = mesh_for(dataclasses.asdict(config.mesh))
     pair, tokenizer = load_pair(
         config.base, config.tuned, dtype=config.dtype, mesh=mesh, adapter=config.adapter
     )
+    made = {**settings, "weights": weights_checksum(pair)}
+    for own in outputs:
+        check_made(own, made)
     rates, answers = refusal_rates(
         pair, tokenizer, sets, alphas=config.alphas, max_new_tokens=config.max_new_tokens
     )
@@ -160,6 +191,8 @@ def run(config: RefusalConfig) -> dict[float, list[RefusalRate]]:
             ),
         )
     Console().print(table)
+    for own in outputs:
+        write_json(meta_path(own), {"settings": made})
     write_json(config.out, {str(a): [dataclasses.asdict(r) for r in rates[a]] for a in rates})
     rows = [
         (alpha, name, prompt.id, text, is_refusal(text))
@@ -168,7 +201,7 @@ def run(config: RefusalConfig) -> dict[float, list[RefusalRate]]:
         for prompt, text in zip(sets[name], texts, strict=True)
     ]
     columns = ("alpha", "set", "id", "answer", "refusal")
-    write_table(answers_file, dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True)))
+    write_table(outputs[1], dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True)))
     return rates
 
 

@@ -3,7 +3,6 @@
 `tuco-jax generate` runs this. Outputs, prompts and settings are checked before any model is read.
 """
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -19,11 +18,10 @@ from common_jax.cli.command_line import one_line
 from common_jax.errors import InputError
 from common_jax.io.files import atomic, check_writable, write_json
 from common_jax.report import page as pages
-from common_jax.resume import lock
 from tuco_jax.generation.options import AnswerOptions, GenerationOptions, check_turns
 from tuco_jax.prompts.messages import text_of
 from tuco_jax.prompts.read import Prompt, read_prompts
-from tuco_jax.scoring.output import check_made, meta_path, prompts_checksum
+from tuco_jax.scoring.output import check_made, held, meta_path, prompts_checksum
 from tuco_jax.scoring.score_file import provenance
 from tuco_jax.weights.options import check_source
 
@@ -84,12 +82,8 @@ def generate_file(options: AnswerOptions) -> list[Answer]:
     for model in (options.base, options.tuned):
         check_source(model)
     settings = _settings(options, rows)
-    with contextlib.ExitStack() as held:
-        outputs = [own for own in (path, page_path) if own is not None]
-        for own in outputs:  # no second run of it, and none of other settings, loads its models
-            taken = f"{own}: another run is writing this output"
-            held.enter_context(lock(own.with_name(f".{own.name}.lock"), taken))
-            check_made(own, settings)
+    outputs = [own for own in (path, page_path) if own is not None]
+    with held(outputs, settings):  # no second run, and none of other settings, loads its models
         answers, facts, special = _answers(options, rows, outputs)
         for own in outputs:
             made = settings | {"weights": facts["weights"]}

@@ -29,6 +29,7 @@ __all__ = [
     "Entry",
     "Journal",
     "check_made",
+    "held",
     "meta_path",
     "prompts_checksum",
     "write_table",
@@ -257,6 +258,17 @@ def check_made(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
             f"{path}: holds the results of another run: it has {differs}; give the same prompts, "
             "models and options, or name another output"
         )
+
+
+@contextlib.contextmanager
+def held(paths: Sequence[pathlib.Path], settings: Mapping[str, Any]) -> Iterator[None]:
+    """Hold outputs for this run alone, each of which `check_made` finds to be of it, or free."""
+    with contextlib.ExitStack() as stack:
+        for path in paths:
+            taken = f"{path}: another run is writing this output"
+            stack.enter_context(resume.lock(path.with_name(f".{path.name}.lock"), taken))
+            check_made(path, settings)
+        yield
 
 
 def meta_path(path: pathlib.Path) -> pathlib.Path:

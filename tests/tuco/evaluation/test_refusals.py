@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -7,6 +8,7 @@ import pytest
 import safetensors
 
 from common_jax.errors import InputError
+from tests.tuco.cli_pair import save_pair, write_jsonl
 from tests.tuco.random_models import adapter_pair, config
 from tests.tuco.tiny import VOCAB, tiny_tokenizer
 from tuco_jax.datasets import prompt_sources
@@ -65,3 +67,30 @@ def test_no_prompts_is_an_input_error(tmp_path):
             RefusalConfig(base="base", tuned="tuned", prompts=tmp_path, out=tmp_path / "out.json")
         )
     assert not (tmp_path / "out.json").exists()
+
+
+def test_rates_of_another_run_are_kept(tmp_path):
+    base, tuned = save_pair(tmp_path)
+    write_jsonl(tmp_path / "a.jsonl", [{"prompt": "one"}])
+    config = RefusalConfig(
+        base=base,
+        tuned=tuned,
+        prompts=tmp_path / "a.jsonl",
+        out=tmp_path / "out.json",
+        alphas=(1.0,),
+        max_new_tokens=2,
+    )
+    config.out.write_text("{}")
+    with pytest.raises(InputError, match=r"out.json: is there, and out.json.meta.json, .*; move"):
+        refusals.run(config)
+    config.out.unlink()
+    refusals.run(config)
+    before = {p.name: p.read_bytes() for p in tmp_path.glob("out*")}
+    assert len(before) == 4
+    for changes, message in (
+        ({"alphas": (0.0,)}, r"alphas \[1.0\], not \[0.0\]"),
+        ({"tuned": base}, "other weights"),
+    ):
+        with pytest.raises(InputError, match=f"out.json: holds the results of .*{message}"):
+            refusals.run(dataclasses.replace(config, **changes))
+    assert {p.name: p.read_bytes() for p in tmp_path.glob("out*")} == before
