@@ -5,6 +5,7 @@ name. Reading every weight once, on the devices that hold it, is: about as long 
 """
 
 import dataclasses
+import functools
 import hashlib
 from typing import Any, cast
 
@@ -15,10 +16,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Shaped, UInt32
 
 from tuco_jax.core.layer import PairLayer
-from tuco_jax.core.walk import Source, as_source
+from tuco_jax.core.walk import Source, source_of
 from tuco_jax.models.pair import Pair
 
 __all__ = ["weights_checksum"]
+
+_BLOCK = 1 << 20  # numbers of a large array that are summed at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +37,7 @@ def weights_checksum(pair: Pair | Source) -> str:
     It does not depend on the source. Layers that stream are each read once for it, and so checked
     before any is used.
     """
-    source = as_source(pair)
+    source = source_of(pair)
     ends = source.ends
     trees = {"base": ends.base, "tuned": ends.tuned, "lora": ends.lora}
     flat = flatten_dict(_described(trees)) | _layers(source)
@@ -47,7 +50,19 @@ def weights_checksum(pair: Pair | Source) -> str:
 
 def _described(tree: Any) -> Any:
     # One after another: for its sums XLA's CPU backend takes as much memory again.
-    return jax.tree.map(lambda x: _Leaf(x.shape, str(x.dtype), np.uint32(_checksum(x))), tree)
+    return jax.tree.map(lambda x: _Leaf(x.shape, str(x.dtype), _whole_checksum(x)), tree)
+
+
+def _whole_checksum(x: Shaped[Array, "..."]) -> np.uint32:
+    """`_checksum`, of a large array a block of rows at a time, which takes little memory."""
+    if x.ndim < 2 or x.size <= _BLOCK or len(x.devices()) > 1:
+        return np.uint32(_checksum(x))
+    rows = max(1, _BLOCK * len(x) // x.size)
+    whole = len(x) - len(x) % rows
+    found = sum(int(_block_checksum(x, start, rows)) for start in range(0, whole, rows))
+    if whole < len(x):
+        found += int(_block_checksum(x, whole, len(x) - whole))
+    return np.uint32(found % 2**32)
 
 
 def _layers(source: Source) -> dict[tuple[str, ...], _Leaf]:
@@ -71,11 +86,21 @@ def _layer(layer: PairLayer) -> dict[tuple[str, ...], _Leaf]:
 
 
 @jax.jit
-def _checksum(x: Shaped[Array, "..."]) -> UInt32[Array, ""]:
-    """A sum of an array's bits, weighted by their place; computed on its own devices."""
+def _checksum(x: Shaped[Array, "..."], first: Any = 0) -> UInt32[Array, ""]:
+    """A sum of an array's bits, weighted by their place; computed on its own devices.
+
+    first: the place of the first row.
+    """
     bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
     bits = bits.astype(jnp.uint32)
     while bits.ndim:  # an axis at a time: ten times as fast as one weight for each place
         odd = 2 * jax.lax.broadcasted_iota(jnp.uint32, bits.shape, bits.ndim - 1) + 1
+        if bits.ndim == 1:
+            odd += 2 * jnp.uint32(first)
         bits = jnp.sum(bits * odd, axis=-1, dtype=jnp.uint32)
     return bits
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _block_checksum(x: Shaped[Array, "..."], start: int, rows: int) -> UInt32[Array, ""]:
+    return _checksum(jax.lax.dynamic_slice_in_dim(x, start, rows), start)

@@ -4,8 +4,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tests.tuco import random_models as rm
+from tuco_jax.core import checksum
 from tuco_jax.core.checksum import weights_checksum
 from tuco_jax.models.pair import single
 
@@ -29,3 +31,14 @@ def test_every_weight_counts_by_its_place():
         single(CONFIG, pair.base),
     ]
     assert len({key, *map(weights_checksum, others)}) == 1 + len(others)
+
+
+def test_a_checksum_in_blocks_is_that_of_the_whole(monkeypatch):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(13, 4, 5)), jnp.bfloat16)
+    for value in (x, x[:, 0], x.astype(jnp.float32)):
+        whole = checksum._whole_checksum(value)
+        assert whole == checksum._checksum(value)
+        for block in (1, 40, 64):
+            monkeypatch.setattr(checksum, "_BLOCK", block)
+            assert checksum._whole_checksum(value) == whole
+        monkeypatch.undo()
