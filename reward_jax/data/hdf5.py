@@ -10,10 +10,9 @@ as zeros.
 Legend: M steps, E episodes; O, A, G: widths of observations, actions and goals.
 """
 
+import io
 import json
-import os
 import pathlib
-import tempfile
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -22,7 +21,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from common_jax import extras
 from common_jax.errors import InputError
-from common_jax.io.files import parse_json
+from common_jax.io.files import atomic, parse_json, writing
 from reward_jax.data.episodes import (
     Episodes,
     check_flags,
@@ -146,20 +145,16 @@ def write(
     notes = {"about": json.dumps(episodes.about)}
     if run is not None:
         notes["run"] = json.dumps(run)
-    try:
+    memory = io.BytesIO()  # where a disk is full, HDF5's library may end the process by signal 11
+    with h5py.File(memory, "w") as file:
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array, compression="gzip", shuffle=True)
+        for name, text in notes.items():
+            file[f"metadata/{name}"] = text
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-            whole = pathlib.Path(scratch) / path.name
-            with h5py.File(whole, "w") as file:
-                for name, array in arrays.items():
-                    file.create_dataset(name, data=array, compression="gzip", shuffle=True)
-                for name, text in notes.items():
-                    file[f"metadata/{name}"] = text
-            os.replace(whole, path)
-    except (OSError, RuntimeError) as error:  # h5py raises either for a full disk
-        raise InputError(
-            f"{path}: cannot be written ({_first_line(error)}); give another path"
-        ) from None
+    with atomic(path) as temporary:
+        temporary.write_bytes(memory.getbuffer())
 
 
 def _array(path: pathlib.Path, file: Any, name: str) -> Shaped[np.ndarray, "..."] | None:

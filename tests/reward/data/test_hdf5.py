@@ -1,5 +1,7 @@
 """Own files there and back, and files as D4RL publishes them."""
 
+import subprocess
+import sys
 from typing import Any
 
 import h5py
@@ -188,7 +190,7 @@ def test_what_is_not_known_is_not_written(tmp_path):
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
     hdf5.write(tmp_path / "a.h5", steps_of([2]))
-    with pytest.raises(InputError, match="a.h5/b.h5: cannot be written .*; give another path"):
+    with pytest.raises(InputError, match="a.h5/b.h5: cannot be written: File exists"):
         hdf5.write(tmp_path / "a.h5" / "b.h5", steps_of([2]))
 
 
@@ -241,3 +243,28 @@ def test_lengths_whose_sum_wraps_around(tmp_path):
     d4rl(tmp_path / "a.hdf5", metadata__about="[" * 9000)
     with pytest.raises(InputError, match="metadata/about is no JSON object"):
         hdf5.read(tmp_path / "a.hdf5")
+
+
+FULL = """
+import resource, sys
+import numpy as np
+from common_jax.errors import InputError
+from reward_jax.data import hdf5
+from reward_jax.data.episodes import Episodes
+rows = np.random.default_rng(0).normal(size=(50_000, 4)).astype(np.float32)
+found = Episodes(rows, rows[:, :2], np.array([len(rows)]), {})
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    hdf5.write(sys.argv[1], found)
+except InputError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_left(tmp_path):
+    """The limit on a file's size stands for the disk. HDF5's library dies of it: signal 11."""
+    path = tmp_path / "disk" / "d.h5"
+    done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True)
+    line = f"{path}: cannot be written: File too large; make room, or name another place\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, line, "")
+    assert not list(path.parent.iterdir())
