@@ -8,19 +8,21 @@ figures and numbers are copied to OUT/PAIR/STUDY; the page is OUT/README.md.
 """
 
 import dataclasses
-import json
 import pathlib
 import shutil
 from collections.abc import Mapping
 from typing import Any
 
 from common_jax.errors import InputError
-from common_jax.io.files import atomic, make_folder
+from common_jax.io.files import atomic, make_folder, read_json
 from common_jax.report.findings import markdown_table
 from tuco_jax.studies.catalog import STUDIES
 
 __all__ = ["CollectConfig", "run"]
 
+# What the page takes of a study's results.
+_CLAIM = dict.fromkeys(("text", "paper", "measured", "verdict"))
+_WANTED = {"title": None, "facts": dict.fromkeys(("command", "run time")), "claims": [_CLAIM]}
 _COPIED = ("report.md", "results.json", "*.svg")
 
 
@@ -65,7 +67,7 @@ def _results(pair: pathlib.Path) -> dict[str, dict[str, Any]]:
     found = {}
     for study in STUDIES:
         for path in sorted(pair.glob(f"{study}*/results.json")):
-            found[path.parent.name] = json.loads(path.read_text("utf-8"))
+            found[path.parent.name] = read_json(path, _WANTED, "run the study again")
     if not found:
         raise InputError(
             f"{pair}: holds no results; run `tuco-jax study NAME --out {pair}/NAME` first"
@@ -107,7 +109,7 @@ def _page(found: Mapping[str, Mapping[str, dict[str, Any]]]) -> str:
         claims: dict[tuple[str, str], dict[str, str]] = {}
         for pair, results in per_pair.items():
             for claim in results["claims"]:
-                row = claims.setdefault((claim["text"], claim["paper"]), {})
+                row = claims.setdefault((str(claim["text"]), str(claim["paper"])), {})
                 row[pair] = f"{claim['measured']}: **{claim['verdict']}**"
         rows = [(*key, *(row.get(pair, "-") for pair in per_pair)) for key, row in claims.items()]
         parts.append(markdown_table(("claim", "the paper", *per_pair), rows))

@@ -5,6 +5,7 @@ import pytest
 from common_jax.errors import InputError
 from common_jax.report.figures import draw
 from common_jax.report.findings import Claim, Figure, Findings, write
+from tests.hostile import check_json
 from tuco_jax.studies.collect import CollectConfig, run
 
 
@@ -46,6 +47,16 @@ def test_claims_stand_side_by_side(tmp_path):
         "two/web-chat/report.md",
         "two/web-chat/results.json",
     ]
+
+
+def test_results_that_are_damaged(tmp_path):
+    """Whatever stands in place of any part: a page, or one line that names the file."""
+    write(tmp_path / "one" / "web-chat", findings("0.1", "not clear"), 0.0, "run")
+    path = tmp_path / "one/web-chat/results.json"
+    check_json(path, lambda: run(CollectConfig((tmp_path / "one",), tmp_path / "docs")))
+    path.write_text("{")
+    with pytest.raises(InputError, match=r"web-chat/results.json: is damaged or cut short; run"):
+        run(CollectConfig((tmp_path / "one",), tmp_path / "docs"))
 
 
 def test_two_pairs_of_one_name_are_refused(tmp_path):
