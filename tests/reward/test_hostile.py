@@ -3,6 +3,7 @@
 Each kind of file is made whole, then spoilt in ways that hypothesis chooses, always the same.
 """
 
+import functools
 import io
 import json
 import pathlib
@@ -28,6 +29,7 @@ from reward_jax.data.checkpoint import load_guide, load_model, save_guide, save_
 from reward_jax.data.episodes import Episodes
 from reward_jax.data.files import read_episodes
 from reward_jax.data.trajectory.space import TrajectorySpace
+from reward_jax.studies.maze.report import _reward_map
 from reward_jax.torch_import.from_torch import Kind, load_torch
 from tests.hostile import CHANGES, bounded, check_json, fuzzed, spoil
 from tests.reward.cli_runs import model, reward
@@ -313,3 +315,11 @@ def test_models_of_ours(kind, tmp_path):
         read()
 
     check_json(text, with_header, settings(fuzzed, max_examples=100))
+
+
+def test_maps_of_a_reward(tmp_path):
+    for name, save in (("plain", np.savez), ("packed", np.savez_compressed)):
+        folder = tmp_path / name
+        folder.mkdir()
+        save(folder / "maps.npz", reward=np.zeros((4, 5)))
+        check_bytes(folder / "maps.npz", functools.partial(_reward_map, folder), [60], 100)

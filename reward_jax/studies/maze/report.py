@@ -6,6 +6,7 @@ Reads the folder that `studies/maze/run.py` fills; measures nothing.
 import importlib.metadata
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -207,12 +208,16 @@ def _maps(out: pathlib.Path, layout: Maze, results: Sequence[Mapping[str, Any]])
     )
 
 
+# What numpy raises for a file that is no archive of arrays, or a damaged one.
+_DAMAGED = (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
 def _reward_map(folder: pathlib.Path) -> np.ndarray:
     path = folder / "maps.npz"
     try:
         with np.load(path) as stored:
             return stored["reward"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (*_DAMAGED, OSError) as error:
         raise InputError(
             f"{path}: is missing or damaged; delete {folder / 'result.json'}, and both are made "
             "again"
