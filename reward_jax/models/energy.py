@@ -17,7 +17,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, PyTree
 
 from common_jax.errors import InputError
-from reward_jax.diffusion.denoiser import Denoiser
+from reward_jax.diffusion.denoiser import Denoiser, Score
 from reward_jax.diffusion.process import Prediction, check_shape, convert
 from reward_jax.diffusion.schedule import make_schedule
 
@@ -64,24 +64,20 @@ class EnergyDifference(nn.Module):
 
 
 def energy_of(
-    base: Denoiser, expert: Denoiser, *, actions: int | None = None
+    base: Score, expert: Score, *, actions: int | None = None
 ) -> tuple[EnergyDifference, PyTree[Float[Array, "..."]]]:
     """The difference of two denoisers' energies, and the parameters to begin with: their own.
 
-    actions: see `EnergyDifference`. Raises InputError for denoisers that clip their estimates (a
-    clipped one has no gradient), or whose schedule is none of those by name.
+    actions: see `EnergyDifference`. Where a denoiser clips its estimate of x_0, the energy is of
+    the estimate before that, which has a gradient. Raises InputError for what is no denoiser, and
+    for a schedule that is none of those by name.
     """
-    for name, one in (("base", base), ("expert", expert)):
-        if not isinstance(one, Denoiser):
-            raise InputError(
-                f"{name} is no denoiser in the base's own coordinates, of which an energy could "
-                "be made: train the expert from the base (--init)"
-            )
-        if one.clip is not None:
-            raise InputError(
-                f"{name} clips its estimates of x_0, where an energy has no gradient: train both "
-                "with clip_x0 0"
-            )
+    if not (isinstance(base, Denoiser) and isinstance(expert, Denoiser)):
+        name = "expert" if isinstance(base, Denoiser) else "base"
+        raise InputError(
+            f"{name} is no denoiser in the base's own coordinates, of which an energy could be "
+            "made: train the expert from the base (--init)"
+        )
     schedule = base.schedule
     named = make_schedule(schedule.name, schedule.steps)
     if float(jnp.abs(named.alphas_cumprod - schedule.alphas_cumprod).max()) > 1e-6:

@@ -11,20 +11,26 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from common_jax.cli.ranges import NonNegativeInt, PositiveInt
+from common_jax.cli.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
 from common_jax.errors import InputError
 from reward_jax.data.episodes import Episodes
 from reward_jax.data.model import Space, SpaceGuide, SpaceModel
 from reward_jax.data.trajectory.space import TrajectorySpace
 from reward_jax.data.trajectory.windows import Padding
 from reward_jax.diffusion.denoiser import Score
+from reward_jax.diffusion.process import action_weights
+from reward_jax.diffusion.schedule import Schedule
 from reward_jax.diffusion.sources import Source
+from reward_jax.models.energy import energy_of
 from reward_jax.models.reward_nets import Cut, HalfUnet, Head, Reduce, WindowMLP
 from reward_jax.models.temporal.layers import Activation
 from reward_jax.planning.fit import AdamOptions, Network, RunContext, optimizer
 from reward_jax.reward.diagnostics import antisymmetric_part, explained_fraction, seed_agreement
 from reward_jax.reward.extract import RelativeReward, extract_reward, init_params
-from reward_jax.reward.targets import ExtractionOptions, Target, draw_targets
+from reward_jax.reward.gradients import ScoreDifference
+from reward_jax.reward.guide import GuidanceOptions
+from reward_jax.reward.paths import draw_path_targets, joined
+from reward_jax.reward.targets import ExtractionOptions, Target, draw_targets, unit
 
 __all__ = ["Matching", "RewardOptions", "diagnose", "fit_reward", "hold_out"]
 
@@ -33,10 +39,11 @@ S = TypeVar("S", bound=Space)
 
 @dataclasses.dataclass(frozen=True)
 class RewardOptions:
-    """The reward network: the fields of both kinds that a user chooses, with their defaults.
+    """The reward network: the fields of all kinds that a user chooses, with their defaults.
 
     Args:
-        kind: window (a network over windows of the trajectory) or half_unet.
+        kind: window (a network over windows of the trajectory), half_unet, or energy (the
+            difference of both denoisers' energies, which begins as they are: dear, and best).
         window: time steps of a window, a divisor of the horizon; 0 for the whole trajectory.
         widths: hidden layers of a window's network.
         act: activation. The gradient is what is trained: piecewise linear ones fail (the authors
@@ -50,7 +57,7 @@ class RewardOptions:
         head: window: linear, or activated: one more activation and scale (the authors').
     """
 
-    kind: Literal["window", "half_unet"] = "window"
+    kind: Literal["window", "half_unet", "energy"] = "window"
     window: NonNegativeInt = 0
     widths: tuple[PositiveInt, ...] = WindowMLP.widths
     act: Activation = WindowMLP.act
@@ -63,7 +70,7 @@ class RewardOptions:
     head: Head = WindowMLP.head
 
     def make(self, space: TrajectorySpace) -> Any:
-        """The module; raises InputError for options that do not fit the space."""
+        """The module, but for an energy; InputError for options that do not fit the space."""
         if self.kind == "half_unet":
             channels = [self.dim * m for m in self.multipliers]
             groups = self.groups or 1  # the last blocks have half and a quarter of the channels
@@ -109,6 +116,11 @@ class Matching(ExtractionOptions, AdamOptions):
         pin: impose the first state on x_t (the authors do not).
         draws: targets that are computed once, before training; 0: new ones at every step.
         seeds: rewards trained at once.
+        action_weight: weight of the first action, which is executed, in the error.
+        path_draws: targets on guided paths, besides: where samples go that a guide moves, and a
+            reward of noised data alone is wrong. The raw difference of the scores guides them, or
+            the reward to begin with.
+        path_scale: guidance scale of these paths.
     """
 
     steps: PositiveInt = 1500
@@ -118,6 +130,14 @@ class Matching(ExtractionOptions, AdamOptions):
     pin: bool = True
     draws: NonNegativeInt = 20000
     seeds: PositiveInt = 3
+    action_weight: NonNegativeFloat = 1.0
+    path_draws: NonNegativeInt = 0
+    path_scale: NonNegativeFloat = 1.0
+
+    def check(self) -> None:
+        """Raise InputError for options that do not go together."""
+        if self.path_draws and not self.draws:
+            raise InputError("matching.path_draws needs matching.draws, to which they are added")
 
 
 def fit_reward(
@@ -129,48 +149,98 @@ def fit_reward(
     matching: Matching,
     *,
     seed: int,
+    begin: RelativeReward | None = None,
     context: RunContext | None = None,
 ) -> SpaceGuide[S]:
     """Extract the reward of an expert relative to a base.
 
     expert: its score in the base's coordinates (`expert_in_base_coordinates`). source: of x_0.
-    space: the base's, with the expert's `about` (its goal). options: of the reward network.
+    space: the base's, with the expert's `about` (its goal). options: of the reward network. begin:
+    a reward to begin with, whose network, target and seeds are taken over. Raises InputError for
+    options that do not fit one another, or these models.
     """
+    matching.check()
     context = context or RunContext()
     key, schedule = jax.random.key(seed), base.denoiser.schedule
-    reward = options.make(space)
+    start = begin or _beginning(base, expert, space, options, matching, key)
     shared: dict[str, Any] = dict(
-        target=matching.target,
+        target=start.target,
         pin=space.pin if matching.pin else None,
         options=matching,
         mesh=context.mesh,
     )
     batches: Any = source
+    both = base.denoiser, expert
     if matching.draws:
-        batches = draw_targets(
-            base.denoiser, expert, source, schedule, count=matching.draws, key=key, **shared
+        batches = draw_targets(*both, source, schedule, count=matching.draws, key=key, **shared)
+    if matching.path_draws:
+        paths = draw_path_targets(
+            *both,
+            source,
+            schedule,
+            guide=begin or ScoreDifference(*both),
+            count=matching.path_draws,
+            key=jax.random.fold_in(key, 2),
+            guidance=GuidanceOptions(scale=matching.path_scale),
+            **shared,
         )
-    params = init_params(reward, key, jnp.zeros((1, *space.shape)), matching.seeds)
+        batches = joined(batches, paths)
     params, _ = extract_reward(
-        base.denoiser,
-        expert,
-        reward,
-        params,
+        *both,
+        start.reward,
+        start.params,
         batches,
         schedule,
         optimizer(matching),
         steps=matching.steps,
         key=jax.random.fold_in(key, 1),
-        weighting=matching.weighting or None,
-        seeds=matching.seeds,
+        weighting=_weighting(matching, start.target, schedule),
+        entries=_entries(matching, space),
+        seeds=start.seeds,
         on_step=context.on_step,
         checkpoints=context.checkpoints,
         save_every=context.save_every,
         **shared,
     )
-    params = jax.tree.map(np.asarray, params)
-    found = RelativeReward(params, schedule, reward, matching.target, matching.seeds)
+    found = dataclasses.replace(start, params=jax.tree.map(np.asarray, params))
     return SpaceGuide(found, space, schedule)
+
+
+def _beginning(
+    base: SpaceModel[S],
+    expert: Score,
+    space: S,
+    options: Network[S],
+    matching: Matching,
+    key: Array,
+) -> RelativeReward:
+    """A reward that is not yet trained: of random parameters, or an energy of the denoisers'."""
+    schedule, seeds = base.denoiser.schedule, matching.seeds
+    if getattr(options, "kind", None) == "energy":
+        actions = None
+        if isinstance(space, TrajectorySpace) and matching.pin:
+            actions = space.actions
+        network, own = energy_of(base.denoiser, expert, actions=actions)
+        params = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * seeds), own)
+        return RelativeReward(params, schedule, network, "score", seeds)
+    network = options.make(space)
+    params = init_params(network, key, jnp.zeros((1, *space.shape)), seeds)
+    return RelativeReward(params, schedule, network, matching.target, seeds)
+
+
+def _weighting(matching: Matching, own: Target, schedule: Schedule) -> Any:
+    """w(t), so that errors count in the unit of matching.target, whatever the network's own is."""
+    if matching.weighting or own == matching.target:
+        return matching.weighting or None
+    return jnp.square(unit(schedule, matching.target) / unit(schedule, own))
+
+
+def _entries(matching: Matching, space: Any) -> Float[np.ndarray, "H D"] | None:
+    if matching.action_weight == 1:
+        return None
+    if not (isinstance(space, TrajectorySpace) and space.actions):
+        raise InputError("matching.action_weight is of trajectories with actions: leave it out")
+    return action_weights(*space.shape, space.actions, matching.action_weight)
 
 
 def diagnose(

@@ -18,20 +18,27 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from common_jax.checksum import checksum
 from common_jax.cli.options import RunOptions
 from common_jax.cli.ranges import HalfAtMost, PositiveInt, check_ranges
 from common_jax.errors import InputError
 from common_jax.io.files import read_json, write_json
 from common_jax.mesh import mesh_for
 from common_jax.run import check_directory
-from reward_jax.data.checkpoint import load_model, save_guide
+from reward_jax.data.checkpoint import load_guide, load_model, save_guide
 from reward_jax.data.trajectory.convert import expert_in_base_coordinates
-from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel, TrajectorySpace
+from reward_jax.data.trajectory.space import (
+    TrajectoryGuide,
+    TrajectoryModel,
+    TrajectorySpace,
+    check_steers,
+)
 from reward_jax.diffusion.denoiser import Score
 from reward_jax.diffusion.sources import Mixed
-from reward_jax.planning.extract import diagnose, fit_reward, hold_out
+from reward_jax.planning.extract import RewardOptions, diagnose, fit_reward, hold_out
 from reward_jax.planning.fit import open_run, window_source
 from reward_jax.planning.options import CutOption, PairOption, RewardNetOption
+from reward_jax.reward.extract import RelativeReward
 from reward_jax.tasks.find import read
 
 __all__ = [
@@ -49,11 +56,14 @@ class RewardRunOptions(RunOptions, RewardNetOption, CutOption, PairOption):
     """Extract a relative reward from two diffusion models.
 
     Args:
+        init: a reward to begin with, a file or a run: its network, target and seeds are taken
+            over, and matching.path_draws are on its own paths.
         data: the base's episodes, for matching.x_t mixed or base: x_t is noised data.
         expert_data: the expert's episodes, for matching.x_t mixed or expert.
         held_out: share of the episodes that the diagnostics are measured on, and nothing else.
     """
 
+    init: str | None = None
     data: str | None = None
     expert_data: str | None = None
     held_out: HalfAtMost = 0.05
@@ -79,7 +89,8 @@ class Extraction:
     """Two models that fit each other, and the windows that their scores are compared at.
 
     expert_score: in the base's coordinates. space: the base's, with the expert's `about`. source:
-    of windows to train on. held_out: of those for diagnostics. notes: what a user should know.
+    of windows to train on. held_out: of those for diagnostics. begin: a reward to begin with.
+    notes: what a user should know.
     """
 
     base: TrajectoryModel
@@ -87,6 +98,7 @@ class Extraction:
     space: TrajectorySpace
     source: Mixed
     held_out: Mixed
+    begin: RelativeReward | None
     mesh: Mesh | None
     notes: tuple[str, ...]
 
@@ -113,12 +125,15 @@ def load_extraction(options: RewardRunOptions) -> Extraction:
     """
     check_ranges(options)
     options.check_data()
+    options.matching.check()
     check_directory(options.out, resume=options.resume)
     mesh = mesh_for(dataclasses.asdict(options.mesh))
     base, expert = (load_model(path, TrajectorySpace) for path in (options.base, options.expert))
     expert_score, notes = expert_in_base_coordinates(base, expert, pin=options.matching.pin)
     space = dataclasses.replace(base.space, about=expert.space.about)
-    options.reward.make(space)
+    begin = _begin(options, base) if options.init else None
+    if options.reward.kind != "energy":
+        options.reward.make(space)
     padding = options.cut.padding
     names = [name for name in (options.data, options.expert_data) if name]
     episodes = [read(name, ends=options.cut.ends, env=options.env) for name in names]
@@ -128,7 +143,20 @@ def load_extraction(options: RewardRunOptions) -> Extraction:
     )
     if options.held_out and any(p[0] is p[1] for p in parts):
         notes.append("too few episodes to hold some out: diagnostics are of those trained on")
-    return Extraction(base, expert_score, space, source, held_out, mesh, tuple(notes))
+    return Extraction(base, expert_score, space, source, held_out, begin, mesh, tuple(notes))
+
+
+def _begin(options: RewardRunOptions, base: TrajectoryModel) -> RelativeReward:
+    """The reward to begin with; InputError for one that does not steer this base."""
+    guide = load_guide(options.init or "", TrajectorySpace)
+    if not isinstance(guide.guide, RelativeReward):
+        raise InputError(f"{options.init}: holds a discriminator; a reward is wanted (init)")
+    check_steers("base and the reward to begin with", base, guide)
+    if options.reward != RewardOptions():
+        raise InputError(
+            "the network is that of the reward to begin with (init): leave reward out"
+        )
+    return guide.guide
 
 
 def run_extraction(extraction: Extraction, options: RewardRunOptions) -> Extracted:
@@ -145,6 +173,7 @@ def run_extraction(extraction: Extraction, options: RewardRunOptions) -> Extract
         options.matching.steps,
         save_every=options.save_every,
         mesh=e.mesh,
+        inputs={"init": checksum(e.begin)} if e.begin else None,
     ) as context:
         guide = fit_reward(
             e.base,
@@ -154,6 +183,7 @@ def run_extraction(extraction: Extraction, options: RewardRunOptions) -> Extract
             options.reward,
             options.matching,
             seed=options.seed,
+            begin=e.begin,
             context=context,
         )
     rows = e.held_out.sample(jax.random.key(options.seed + 2), 256)

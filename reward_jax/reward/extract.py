@@ -213,6 +213,7 @@ def extract_reward(
     key: Key[Array, ""],
     target: Target = "epsilon",
     weighting: Weighting = None,
+    entries: Float[Array, "..."] | Float[np.ndarray, "..."] | None = None,
     seeds: int | None = None,
     on_step: OnStep | None = None,
     options: ExtractionOptions | None = None,
@@ -245,6 +246,8 @@ def extract_reward(
         weighting: w(t) of the loss: None for 1, [T] values, a function of t [T], or "standardise":
             one over the target's mean square at each t, or over a thousandth of the mean of all
             where that is more. Relative errors then count alike at every t; accuracy falls.
+        entries: weights of the squared error of each entry of x, broadcastable to a row; such as
+            `action_weights`, for the action that is executed. None for 1.
         seeds: S, to train as many rewards at once. They share x_t and the teachers' scores,
             which are computed once; only their initial parameters differ.
         on_step: called with (steps done, metrics of the last call) after each compiled call.
@@ -275,6 +278,7 @@ def extract_reward(
     feed = Feed(batches)
     check_seeds(params, seeds)
     weights = _weights(weighting, teachers, schedule, feed, key, o.batch_size)
+    by_entry = _by_entry(entries, feed)
     moments = begin(params, optimizer=optimizer, seeds=seeds is not None)
     state = (jax.tree.map(jnp.array, params), moments)  # a copy: the state is donated
     learn = functools.partial(
@@ -285,7 +289,7 @@ def extract_reward(
         source, fed = feed.take(first, count)
         measured = []
         for targets in teachers.in_parts(key, source, jnp.arange(first, first + count), fed):
-            state, metrics = learn(state, weights, targets)
+            state, metrics = learn(state, weights, by_entry, targets)
             measured.append(metrics)
         if len(measured) > 1:
             return state, jax.tree.map(lambda *x: jnp.concatenate(x), *measured)
@@ -301,6 +305,7 @@ def extract_reward(
             "gradient_at": settings.gradient_at,
             "key": np.asarray(jax.random.key_data(key)).tolist(),
             "weights": [float(f"{w:.6g}") for w in np.asarray(weights)],
+            "entries": checksum(by_entry),
             "seeds": seeds,
             "params": checksum(params),
             "reward": model_checksum(
@@ -331,6 +336,7 @@ def extract_reward(
 def _learn(
     state: tuple[PyTree[Float[Array, "..."]], Any],
     weights: Float[Array, " T"],
+    by_entry: Float[Array, "..."] | None,
     targets: Targets,
     *,
     reward: Any,
@@ -345,9 +351,11 @@ def _learn(
         if pin:
             gradient = pin(targets.x).free(gradient)
         error = jnp.square(gradient - targets.value)
-        error = jnp.mean(error.reshape(error.shape[0], -1), axis=1)
-        size = jnp.mean(jnp.square(targets.value))
-        return jnp.mean(weights[targets.t] * error), 1 - jnp.mean(error) / size
+        of_rows = jnp.mean(error.reshape(error.shape[0], -1), axis=1)
+        explained = 1 - jnp.mean(of_rows) / jnp.mean(jnp.square(targets.value))
+        if by_entry is not None:
+            of_rows = jnp.mean((by_entry * error).reshape(error.shape[0], -1), axis=1)
+        return jnp.mean(weights[targets.t] * of_rows), explained
 
     def update(params: Any, moments: Any, targets: Targets):
         (loss, explained), grads = jax.value_and_grad(loss_of, has_aux=True)(params, targets)
@@ -360,6 +368,22 @@ def _learn(
         return (params, moments), {"loss": loss, "explained": explained}
 
     return jax.lax.scan(one, state, targets)
+
+
+def _by_entry(entries: Any, feed: Feed) -> Float[Array, "..."] | None:
+    """Weights of entries with an axis of rows, float32; InputError where they do not fit a row."""
+    if entries is None:
+        return None
+    example = feed.example()
+    x = example.x if isinstance(example, Targets) else split_batch(example)[0]
+    found = jnp.asarray(entries, jnp.float32)
+    sound = bool((jnp.isfinite(found) & (found >= 0)).all()) and found.ndim == x.ndim - 1
+    if not sound or any(a not in (1, b) for a, b in zip(found.shape, x.shape[1:], strict=True)):
+        raise InputError(
+            f"entries are of shape {list(found.shape)}, below 0 or not finite: give a weight for "
+            f"each entry of a row, {list(x.shape[1:])}"
+        )
+    return found[None]
 
 
 def _weights(

@@ -21,6 +21,7 @@ MEANINGS = {
     "expert": 3,  # a file; one that may be left out; the training of a study's experts
     "data": 2,  # a file; one that may be left out
     "reward": 4,  # a file, a run, a file that may be left out; a network
+    "init": 2,  # a denoiser to begin with; a reward
     "goal": 2,  # what an expert wants; what outcomes are measured against
     "episodes": 2,  # of one file; of the demo's two
     "out": 5,  # a run, a file, a folder of findings; the demo's and a study's

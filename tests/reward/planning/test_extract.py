@@ -1,12 +1,20 @@
 """What a run of an extraction is made of: its network, and diagnostics of its own matching."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from common_jax.errors import InputError
+from reward_jax.diffusion.sources import Rows
+from reward_jax.models.energy import energy_of
 from reward_jax.models.reward_nets import HalfUnet, WindowMLP
 from reward_jax.planning import extract
+from reward_jax.reward.diagnostics import explained_fraction
+from reward_jax.reward.extract import RelativeReward
+from reward_jax.reward.gradients import ScoreDifference
 from tests.reward.cli_runs import model, reward, space
 
 
@@ -48,3 +56,77 @@ def test_options_make_their_network():
 def test_options_that_do_not_fit_the_space(options, said):
     with pytest.raises(InputError, match=said):
         extract.RewardOptions(**options).make(space(horizon=8))
+
+
+ROWS = Rows(jax.random.normal(jax.random.key(5), (50, 8, 4)))
+MATCHING = extract.Matching(
+    steps=60, steps_per_call=30, batch_size=16, draws=160, seeds=2, learning_rate=3e-3, decay=False
+)
+
+
+def pair():
+    """A base and an expert with one action."""
+    return model(0, actions=1), model(1, actions=1).denoiser
+
+
+def found_of(options, matching, **given) -> RelativeReward:
+    base, expert = pair()
+    found = extract.fit_reward(
+        base, expert, ROWS, base.space, options, matching, seed=0, **given
+    ).guide
+    assert isinstance(found, RelativeReward)
+    return found
+
+
+@pytest.mark.slow
+def test_an_energy_begins_as_the_denoisers_are_and_is_tuned():
+    base, expert = pair()
+    options = extract.RewardOptions("energy")
+    raw = energy_of(base.denoiser, expert, actions=1)
+    before = RelativeReward(raw[1], base.denoiser.schedule, raw[0], "score")
+    slow = dataclasses.replace(MATCHING, learning_rate=6e-4, draws=800)
+    found = found_of(options, slow)
+    assert found.target == "score" and found.seeds == 2 and found.reward == raw[0]
+    where = explained_fraction, (base.denoiser, expert, ROWS.rows, base.denoiser.schedule)
+    shares = [
+        np.asarray(where[0](one, *where[1], key=jax.random.key(1), pin=base.space.pin))
+        for one in (before, found)
+    ]
+    assert shares[0].mean() > 0.3
+    # Where errors are largest in the unit of epsilon, in which they count.
+    assert (shares[1][:4] > shares[0][:4] + 0.02).all()
+    apart = found.seed(0).params, found.seed(1).params
+    jax.tree.map(np.testing.assert_array_equal, *apart)  # alike: they begin alike
+
+
+def test_errors_count_in_the_target_s_unit_whatever_the_network_s_own():
+    """With r of a score's unit, the loss of epsilon is that of score with sigma^2 for weights."""
+    schedule = pair()[0].denoiser.schedule
+    weights = extract._weighting(MATCHING, "score", schedule)
+    np.testing.assert_allclose(weights, 1 - schedule.alphas_cumprod, rtol=1e-5)
+    assert extract._weighting(MATCHING, "epsilon", schedule) is None
+
+
+def test_guided_paths_and_the_first_action(monkeypatch):
+    """Paths of the raw difference, or of the reward to begin with, are matched, too."""
+    options, guides, given = extract.RewardOptions(widths=(8,)), [], []
+    draw, match = extract.draw_path_targets, extract.extract_reward
+    monkeypatch.setattr(
+        extract, "draw_path_targets", lambda *a, **k: guides.append(k["guide"]) or draw(*a, **k)
+    )
+    monkeypatch.setattr(
+        extract, "extract_reward", lambda *a, **k: given.append((a[4], k)) or match(*a, **k)
+    )
+    matching = dataclasses.replace(MATCHING, path_draws=128, action_weight=10.0)
+    first = found_of(options, matching)
+    second = found_of(options, matching, begin=first)
+    assert isinstance(guides[0], ScoreDifference) and guides[1] is first
+    for targets, more in given:
+        assert len(targets.t) == 160 + 128
+        assert more["entries"][0, 0] == 10 and more["entries"].sum() == 8 * 4 + 9
+    assert second.reward == first.reward and second.seeds == first.seeds
+    with pytest.raises(InputError, match="path_draws needs matching.draws"):
+        found_of(options, dataclasses.replace(matching, draws=0))
+    base = model(0)
+    with pytest.raises(InputError, match="action_weight is of trajectories with actions"):
+        extract.fit_reward(base, model(1).denoiser, ROWS, base.space, options, matching, seed=0)

@@ -249,6 +249,25 @@ def test_weightings():
         extract(fresh(), iter([DATA]), steps=1, weighting="standardise")
 
 
+def test_entries_are_weighted():
+    """Ones change nothing; else the loss is the weighted error, by hand."""
+    weights = np.ones((H, D), np.float32)
+    plain, _ = extract(fresh(), DATA, steps=3)
+    same, _ = extract(fresh(), DATA, steps=3, entries=weights)
+    assert_close(plain, same, 1e-6)
+    weights[0, 0] = 10
+    weights[2] = 0
+    start = fresh()
+    targets = draw_from(BASE, EXPERT, DATA, SCHEDULE, count=B, key=KEY, batch_size=B)
+    _, by_hand = extract(start, iter([targets]), steps=1, entries=weights)
+    gradient = reward_gradient(NET, start, targets.x, targets.t)
+    error = np.square(np.asarray(gradient - targets.value)) * weights
+    np.testing.assert_allclose(by_hand.loss[0], error.mean(), rtol=1e-5)
+    for bad in (np.ones(D), np.ones((H, D + 1)), -weights, weights * np.nan):
+        with pytest.raises(InputError, match="entries are of shape .* give a weight for each"):
+            extract(fresh(), DATA, steps=1, entries=bad)
+
+
 # What it is fed
 
 
@@ -509,9 +528,9 @@ def test_a_call_in_parts_is_the_same_run(six, monkeypatch, fed):
     counts = []
     learn = reward_jax.reward.extract._learn
 
-    def counted(state, weights, targets, **options):
+    def counted(state, weights, by_entry, targets, **options):
         counts.append(len(targets.t))
-        return learn(state, weights, targets, **options)
+        return learn(state, weights, by_entry, targets, **options)
 
     monkeypatch.setattr(reward_jax.reward.extract, "_learn", counted)
     of_two = 2 * 2 * 4 * B * (H * D + 1)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from common_jax.errors import InputError
-from reward_jax.data.checkpoint import load_model
+from reward_jax.data.checkpoint import load_guide, load_model
 from reward_jax.data.files import read_episodes
 from reward_jax.data.trajectory.space import TrajectorySpace
+from reward_jax.reward.extract import RelativeReward
 from reward_jax.tasks import find
 from reward_jax.tasks.locomotion import policies
 from tests.reward.cli_runs import MATCHING, STEPS, run
@@ -48,6 +49,10 @@ def made(tmp_path_factory):
     go("expert", "train", "--data", data[1], "--out", expert, "--init", base, *STEPS, *more)
     both = ["--data", data[0], "--expert_data", data[1], "--cut.padding", "repeat"]
     go("extract", "extract", "--base", base, "--expert", expert, *both, "--out", reward, *MATCHING)
+    models = ["extract", "--base", base, "--expert", expert, *both]
+    small = [m for m in MATCHING if m not in ("--reward.widths", "[8]")]
+    onward = ["--init", reward, "--matching.path_draws", 60, "--matching.action_weight", 10]
+    go("again", *models, "--out", folder / "again", *small, *onward)
     acts = ["--plans", 3, "--rollout.steps", 12]
     steered = ["--base", base, "--reward", reward, *acts]
     go("steer", "steer", *steered, "--out", folder / "steer", "--rollout.execute", 2)
@@ -70,6 +75,23 @@ def test_data_and_models(made):
     space = load_model(folder / "expert", TrajectorySpace).space
     assert (space.shape, space.actions, space.stride) == ((4, 14), 3, 1)
     assert space.about["goal"] == "expert" and space.normaliser.kind == "gaussian"
+
+
+@pytest.mark.slow
+def test_a_reward_is_matched_on_where_it_is(made, capsys):
+    folder, printed = made
+    assert any(line.startswith("explained fraction of the target") for line in printed["again"])
+    one, two = (load_guide(folder / d, TrajectorySpace).guide for d in ("reward", "again"))
+    assert isinstance(one, RelativeReward) and isinstance(two, RelativeReward)
+    assert (one.reward, one.seeds) == (two.reward, two.seeds)
+    models = ["extract", "--base", folder / "base", "--expert", folder / "expert"]
+    models += ["--data", folder / "base.hdf5", "--expert_data", folder / "expert-v0"]
+    models += ["--init", folder / "reward", "--out", folder / "none"]
+    assert run(*models, "--reward.widths", "[9]") == 2
+    assert "reward to begin with (init): leave reward out" in capsys.readouterr().err
+    assert run(*models, "--matching.draws", 0, "--matching.path_draws", 9) == 2
+    assert "matching.path_draws needs matching.draws" in capsys.readouterr().err
+    assert not (folder / "none").exists()
 
 
 @pytest.mark.slow
