@@ -104,7 +104,7 @@ def test_what_is_clipped_has_the_energy_of_what_was_not():
 def test_denoisers_that_have_no_energy():
     base = denoiser(ResidualMLP(12, 1, 8), 1, "x0")
     with pytest.raises(InputError, match="expert is no denoiser in the base's own coordinates"):
-        energy_of(base, lambda x, t: x)
+        energy_of(base, lambda x, t, cond=None: x)
     other = from_betas(np.asarray(linear_schedule(T).betas, np.float64), "cosine")
     with pytest.raises(InputError, match="the schedule 'cosine' of the base is not the one"):
         energy_of(base.replace(schedule=other), base)  # pyright: ignore
