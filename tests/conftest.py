@@ -11,6 +11,7 @@ import functools
 import gc
 import os
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -80,3 +81,10 @@ def _room_for_programs():
     if resident > _PAGES or len(maps.read_bytes().splitlines()) > _MAPS:
         jax.clear_caches()
         gc.collect()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Names of tests are the same in every process, or they cannot be shared among some."""
+    addresses = [item.nodeid for item in items if re.search(r"\b0x[0-9a-f]{8,}", item.nodeid)]
+    if addresses:
+        raise pytest.UsageError(f"an address is in the name of a test: {addresses[0]}")

@@ -349,7 +349,7 @@ def test_arrays_are_data(ten):
         (dict(weights=np.ones(5)), "weights have shape [5], which does not fit x_0 of"),
         (dict(weights=np.ones((3, 1, 1, 1))), "weights have shape [3, 1, 1, 1], which does not"),
     ],
-    ids=str,
+    ids=lambda given: given if isinstance(given, str) else "-".join(given),  # no addresses
 )
 def test_bad_input(given, said):
     with pytest.raises(InputError, match=re.escape(said)):
