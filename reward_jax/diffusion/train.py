@@ -100,25 +100,34 @@ def init_state(
     if params is None:
         x, cond = split_batch(x)
         check_key(key)
-        t = jnp.zeros(x.shape[0], jnp.int32)
-
-        def init(key: Key[Array, ""]) -> Any:
-            return model.init(key, x, t, *_conditions(cond))["params"]
-
-        many = jax.vmap(init)
-        params = jax.jit(init if seeds is None else many)(
-            key if seeds is None else jax.random.split(key, seeds)
-        )
+        keys = key if seeds is None else jax.random.split(key, seeds)
+        params = _init(model, keys, x, cond, many=seeds is not None)
     params = jax.tree.map(jnp.array, params)
     moments = begin(params, optimizer=optimizer, seeds=seeds is not None)
     return TrainState(params, jax.tree.map(jnp.copy, params), moments)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "many"))
+def _init(model: Any, keys: Key[Array, "..."], x: Any, cond: Any, *, many: bool) -> Any:
+    t = jnp.zeros(x.shape[0], jnp.int32)
+
+    def init(key: Key[Array, ""]) -> Any:
+        return model.init(key, x, t, *_conditions(cond))["params"]
+
+    return (jax.vmap(init) if many else init)(keys)
+
+
+def _own(options: TrainingOptions) -> TrainingOptions:
+    """These alone: what a subclass has besides, such as a number of steps, compiles nothing."""
+    fields = dataclasses.fields(TrainingOptions)
+    return TrainingOptions(**{field.name: getattr(options, field.name) for field in fields})
 
 
 class _Static(NamedTuple):
     """What the compiled step depends on besides arrays."""
 
     model: Any
-    optimizer: optax.GradientTransformation
+    update: optax.TransformUpdateFn
     options: TrainingOptions
     drop_condition: float
     pin: Any
@@ -195,7 +204,9 @@ def train_denoiser(
     )
     if jax.tree.structure(made) != jax.tree.structure(state.optimizer):
         raise InputError("state was made with another optimizer: give init_state this one")
-    static = _Static(model, optimizer, o, drop_condition, pin, seeds, per_expert, mesh)
+    static = _Static(
+        model, optimizer.update, _own(o), drop_condition, pin, seeds, per_expert, mesh
+    )
     run = functools.partial(_run, static=static)
     source, weights = as_source(batches), jnp.asarray(weights, jnp.float32)
 
@@ -303,7 +314,7 @@ def _run(
         draw, rest = jax.random.split(jax.random.fold_in(key, step))
         batch = source.sample(draw, o.batch_size)
         loss, grads = jax.value_and_grad(loss_of)(state.params, batch, rest)
-        updates, moments = static.optimizer.update(grads, state.optimizer, state.params)
+        updates, moments = static.update(grads, state.optimizer, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         # Counted as the authors count: the step that begins is number `step`, from 0.
         keep = jnp.where(step < o.ema.begin, 0.0, o.ema.decay)

@@ -13,13 +13,14 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PyTree
 
 from common_jax import resume
 from common_jax.cli.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -217,17 +218,54 @@ def open_run(
 
 
 def optimizer(options: AdamOptions, *, clip: float = 0.0) -> optax.GradientTransformation:
-    """Adam. clip: largest norm of a gradient; 0 for none."""
+    """Adam. clip: largest norm of a gradient; 0 for none.
+
+    The number of steps and the learning rate stand in its state, so that others compile no step
+    anew: `update` is one function for all.
+    """
     return _adam(options.steps, options.learning_rate, options.decay, clip)
 
 
-@functools.cache  # compiled steps are cached by their optimizer: one object for each setting
+@functools.cache
 def _adam(
     steps: int, learning_rate: float, decay: bool, clip: float
 ) -> optax.GradientTransformation:
-    rate = optax.cosine_decay_schedule(learning_rate, steps, 0.02) if decay else learning_rate
-    adam = optax.adam(rate)
-    return optax.chain(optax.clip_by_global_norm(clip), adam) if clip else adam
+    rule = _rule(clip)
+
+    def init(params: PyTree[Float[Array, "..."]]) -> "_AdamState":
+        rate, total = jnp.float32(learning_rate), jnp.float32(steps if decay else jnp.inf)
+        return _AdamState(rate, total, jnp.int32(0), rule.inner.init(params))
+
+    return optax.GradientTransformation(init, rule.update)
+
+
+class _AdamState(NamedTuple):
+    """rate: at the first step. total: steps until it has decayed, inf for never. count: so far."""
+
+    rate: Float[Array, ""]
+    total: Float[Array, ""]
+    count: Int[Array, ""]
+    inner: Any
+
+
+class _Rule(NamedTuple):
+    inner: optax.GradientTransformation
+    update: Any
+
+
+@functools.cache  # compiled steps are cached by it: one object for each setting
+def _rule(clip: float) -> _Rule:
+    adam = optax.scale_by_adam()
+    inner = optax.chain(optax.clip_by_global_norm(clip), adam) if clip else adam
+
+    def update(updates: Any, state: _AdamState, params: Any = None) -> tuple[Any, _AdamState]:
+        updates, moments = inner.update(updates, state.inner, params)
+        done = jnp.minimum(state.count.astype(jnp.float32) / state.total, 1.0)
+        rate = state.rate * (0.98 * 0.5 * (1 + jnp.cos(jnp.pi * done)) + 0.02)
+        updates = jax.tree.map(lambda x: -rate.astype(x.dtype) * x, updates)
+        return updates, state._replace(count=state.count + 1, inner=moments)
+
+    return _Rule(inner, update)
 
 
 def space_of(

@@ -80,7 +80,7 @@ class _Static(NamedTuple):
     """What the compiled step depends on besides arrays."""
 
     model: Any
-    optimizer: optax.GradientTransformation
+    update: optax.TransformUpdateFn
     batch_size: int
     pin: Any
 
@@ -121,7 +121,7 @@ def train_discriminator(
     if kinds[0] != kinds[1]:
         raise InputError(f"base has rows of {kinds[0]}, expert of {kinds[1]}: give data alike")
     state = (jax.tree.map(jnp.array, params), begin(params, optimizer=optimizer, seeds=False))
-    run = functools.partial(_run, static=_Static(model, optimizer, o.batch_size, pin))
+    run = functools.partial(_run, static=_Static(model, optimizer.update, o.batch_size, pin))
 
     def call(state: Any, first: int, count: int) -> Any:
         return run(state, base, expert, schedule, key, jnp.arange(first, first + count))
@@ -188,7 +188,7 @@ def _run(
         (loss, right), grads = jax.value_and_grad(loss_of, has_aux=True)(
             params, x_t, t, *(() if cond is None else (cond,))
         )
-        updates, moments = static.optimizer.update(grads, moments, params)
+        updates, moments = static.update(grads, moments, params)
         state = optax.apply_updates(params, updates), moments
         return state, {"loss": loss, "accuracy": right}
 

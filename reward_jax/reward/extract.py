@@ -282,7 +282,7 @@ def extract_reward(
     moments = begin(params, optimizer=optimizer, seeds=seeds is not None)
     state = (jax.tree.map(jnp.array, params), moments)  # a copy: the state is donated
     learn = functools.partial(
-        _learn, reward=reward, optimizer=optimizer, pin=pin, seeds=seeds is not None
+        _learn, reward=reward, rule=optimizer.update, pin=pin, seeds=seeds is not None
     )
 
     def call(state: Any, first: int, count: int) -> Any:
@@ -332,7 +332,7 @@ def extract_reward(
     return trained, History(np.arange(steps - len(loss), steps) + 1, loss, explained, target)
 
 
-@quick_jit(static_argnames=("reward", "optimizer", "pin", "seeds"), donate_argnums=0)
+@quick_jit(static_argnames=("reward", "rule", "pin", "seeds"), donate_argnums=0)
 def _learn(
     state: tuple[PyTree[Float[Array, "..."]], Any],
     weights: Float[Array, " T"],
@@ -340,7 +340,7 @@ def _learn(
     targets: Targets,
     *,
     reward: Any,
-    optimizer: optax.GradientTransformation,
+    rule: optax.TransformUpdateFn,
     pin: Any,
     seeds: bool,
 ) -> tuple[Any, dict[str, Float[Array, "steps ..."]]]:
@@ -359,7 +359,7 @@ def _learn(
 
     def update(params: Any, moments: Any, targets: Targets):
         (loss, explained), grads = jax.value_and_grad(loss_of, has_aux=True)(params, targets)
-        updates, moments = optimizer.update(grads, moments, params)
+        updates, moments = rule(grads, moments, params)
         return optax.apply_updates(params, updates), moments, loss, explained
 
     def one(state: Any, targets: Targets):

@@ -1,5 +1,7 @@
 """What a fit is made of: spaces, windows, optimizers, networks."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,11 +10,25 @@ import pytest
 
 from common_jax.errors import InputError
 from reward_jax.data.episodes import transitions
+from reward_jax.diffusion.schedule import cosine_schedule
+from reward_jax.diffusion.train import EMA
 from reward_jax.models.reward_nets import WindowMLP
 from reward_jax.models.temporal.mlp import ResidualMLP
 from reward_jax.models.temporal.unet import TemporalUnet
-from reward_jax.planning.fit import AdamOptions, NetworkOptions, optimizer, space_of, window_source
+from reward_jax.planning.fit import (
+    AdamOptions,
+    NetworkOptions,
+    Training,
+    Untrained,
+    fit,
+    optimizer,
+    space_of,
+    window_source,
+)
+from tests.compiled import compilations
 from tests.reward.cli_runs import episodes, space
+
+TINY = NetworkOptions(kind="mlp", width=8, blocks=1)
 
 
 @pytest.mark.parametrize("actions", [False, True])
@@ -47,6 +63,25 @@ def test_adam_decays_and_clips_as_said(decay):
         a, ours = optimizer(options, clip=1.0).update(params, ours, params)
         b, theirs = reference.update(params, theirs, params)
         np.testing.assert_allclose(a["w"], b["w"], rtol=1e-6)  # pyright: ignore
+
+
+def test_other_steps_and_rates_compile_nothing_anew():
+    data = episodes(steps=40)
+    made = space_of(data, horizon=8, stride=3, actions=False)
+    source, begin = window_source(data, made), Untrained(cosine_schedule(4), TINY)
+
+    def train(**changes):
+        given: dict[str, Any] = dict(steps=4, steps_per_call=2, batch_size=4, ema=EMA(0.5, 1, 0))
+        training = Training(**(given | changes))
+        return fit(source, made, begin, training, seed=0).denoiser.params
+
+    first = train()
+    with compilations() as compiled:
+        more, other, still = train(steps=6), train(learning_rate=1e-2), train(decay=False)
+    assert set(compiled) <= {"jit(begin)"}  # the optimizer's own state, zeros
+    for changed in (more, other, still):
+        gap = jax.tree.map(lambda a, b: np.abs(a - b).max(), first, changed)
+        assert max(jax.tree.leaves(gap)) > 1e-5
 
 
 def test_networks_and_what_they_cannot_be():

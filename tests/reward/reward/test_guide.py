@@ -1,9 +1,7 @@
 """Steered sampling, with each sampler: Diffuser's step in PyTorch, and known distributions."""
 
-import contextlib
 import functools
 import re
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import jax
@@ -22,6 +20,7 @@ from reward_jax.models.reward_nets import WindowMLP
 from reward_jax.reward.extract import RelativeReward, init_params
 from reward_jax.reward.gradients import ScoreDifference, ValueGuide, gradient_of
 from reward_jax.reward.guide import GuidanceOptions, guided_sample, sweep
+from tests.compiled import compilations
 from tests.reward import torch_reference as ref
 from tests.reward.closed_forms import LogRatio, Mixture, mixture
 
@@ -109,20 +108,6 @@ def steered(
         warm=warm,
         chain=chain,
     )
-
-
-@contextlib.contextmanager
-def compilations() -> Iterator[list[str]]:
-    """The names of the programs that are compiled meanwhile."""
-    found: list[str] = []
-
-    def listen(event: str, duration_secs: float, **facts: str | int) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            found.append(str(facts["fun_name"]))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield found
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @each_sampler
