@@ -15,15 +15,23 @@ if TYPE_CHECKING:
     from reward_jax.diffusion.schedule import cosine_schedule, linear_schedule
     from reward_jax.diffusion.sources import Mixed, Rows
     from reward_jax.diffusion.train import EMA, TrainingOptions, init_state, train_denoiser
+    from reward_jax.models.energy import energy_of
     from reward_jax.reward.diagnostics import (
         antisymmetric_part,
         explained_fraction,
+        explained_of,
         seed_agreement,
     )
     from reward_jax.reward.discriminator import DiscriminatorGuide, train_discriminator
-    from reward_jax.reward.extract import RelativeReward, extract_reward, init_params
+    from reward_jax.reward.extract import (
+        RelativeReward,
+        SeedBlocks,
+        extract_reward,
+        init_params,
+    )
     from reward_jax.reward.gradients import Guide, ScoreDifference, ValueGuide
     from reward_jax.reward.guide import GuidanceOptions, guided_sample, sweep
+    from reward_jax.reward.paths import draw_path_targets, join_targets
     from reward_jax.reward.targets import ExtractionOptions, draw_targets
 
 _HOMES = {
@@ -34,11 +42,18 @@ _HOMES = {
     "diffusion.schedule": ("cosine_schedule", "linear_schedule"),
     "diffusion.sources": ("Mixed", "Rows"),
     "diffusion.train": ("EMA", "TrainingOptions", "init_state", "train_denoiser"),
-    "reward.diagnostics": ("antisymmetric_part", "explained_fraction", "seed_agreement"),
+    "models.energy": ("energy_of",),
+    "reward.diagnostics": (
+        "antisymmetric_part",
+        "explained_fraction",
+        "explained_of",
+        "seed_agreement",
+    ),
     "reward.discriminator": ("DiscriminatorGuide", "train_discriminator"),
-    "reward.extract": ("RelativeReward", "extract_reward", "init_params"),
+    "reward.extract": ("RelativeReward", "SeedBlocks", "extract_reward", "init_params"),
     "reward.gradients": ("Guide", "ScoreDifference", "ValueGuide"),
     "reward.guide": ("GuidanceOptions", "guided_sample", "sweep"),
+    "reward.paths": ("draw_path_targets", "join_targets"),
     "reward.targets": ("ExtractionOptions", "draw_targets"),
 }
 
@@ -59,17 +74,22 @@ __all__ = [
     "Rows",
     "Sampler",
     "ScoreDifference",
+    "SeedBlocks",
     "TrainingOptions",
     "ValueGuide",
     "antisymmetric_part",
     "cosine_schedule",
+    "draw_path_targets",
     "draw_targets",
+    "energy_of",
     "explained_fraction",
+    "explained_of",
     "extract_reward",
     "first_state",
     "guided_sample",
     "init_params",
     "init_state",
+    "join_targets",
     "linear_schedule",
     "score_from",
     "seed_agreement",

@@ -74,6 +74,8 @@ def in_words(name: str) -> str:
 
 def check_ranges(options: Any, prefix: str = "") -> None:
     """Raise InputError naming the first option of a dataclass, also nested, beyond its range."""
+    if not dataclasses.is_dataclass(options) or isinstance(options, type):
+        raise InputError(f"options are {options!r}: give an object of the class of options")
     hints = typing.get_type_hints(type(options))
     for field in dataclasses.fields(options):
         value, name = getattr(options, field.name), f"{prefix}{field.name}"

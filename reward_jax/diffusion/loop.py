@@ -29,8 +29,10 @@ __all__ = [
     "LoopOptions",
     "OnStep",
     "begin",
+    "check_applies",
     "check_finite",
     "check_key",
+    "check_pin",
     "check_run",
     "check_seeds",
     "model_checksum",
@@ -147,6 +149,31 @@ def check_run(
     check_key(key)
 
 
+def check_applies(what: str, function: Callable[..., Any], *given: Any) -> Any:
+    """The shapes of what a user's function gives; nothing is computed.
+
+    what: it is, in the message. Raises InputError with the first line of whatever it raises.
+    """
+    try:
+        return jax.eval_shape(function, *given)
+    except InputError:
+        raise
+    except Exception as error:  # it is the user's: anything
+        said = next(iter(str(error).strip().splitlines()), "")[:200]
+        raise InputError(f"{what}: {said or type(error).__name__}") from error
+
+
+def check_pin(pin: Any, x_0: Float[Array, "B ..."]) -> None:
+    """Raise InputError for a pin of x_0 that gives no `Pinned`."""
+    if pin is None:
+        return
+    made = check_applies(f"pin cannot be applied to x_0 of {list(x_0.shape)}", pin, x_0)
+    if not isinstance(made, Pinned):
+        raise InputError(
+            f"pin gives a {type(made).__name__}: it must give a Pinned, as FirstState() does"
+        )
+
+
 def check_key(key: Any) -> None:
     """Raise InputError for what is no key of `jax.random`, new or old."""
     if not isinstance(key, jax.Array | np.ndarray) or not (
@@ -192,6 +219,8 @@ def run_loop(
     Raises InputError when the loss is no longer finite, or the parameters that would be saved or
     returned are not, naming the step; the checkpoints before it stay as they are.
     """
+    if on_step is not None and not callable(on_step):
+        raise InputError(f"on_step is a {type(on_step).__name__}: give a function")
     if steps < 1 or per_call < 1:
         raise InputError(f"steps and steps per call must be 1 or more, not {steps} and {per_call}")
     if save_every is not None and save_every < 1:

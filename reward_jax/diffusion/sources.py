@@ -56,6 +56,12 @@ def as_source(batches: Any) -> Any:
     array of finite floating numbers.
     """
     if hasattr(batches, "sample"):
+        for leaf in jax.tree.leaves(batches):
+            if not isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float):
+                raise InputError(
+                    f"{type(batches).__name__} is no pytree of arrays: make the source one, such "
+                    "as a flax.struct.dataclass"
+                )
         return batches
     if not isinstance(batches, tuple | np.ndarray | jax.Array):
         raise InputError(
@@ -66,6 +72,8 @@ def as_source(batches: Any) -> Any:
     if len(sizes) != 1 or (0,) in sizes:
         found = [size[0] if size else "no" for size in sizes]
         raise InputError(f"batches: arrays of one data set have {found} rows")
+    if any(isinstance(x, np.ma.MaskedArray) for x in jax.tree.leaves(batches)):
+        raise InputError("batches: an array is masked: fill it, or leave its rows out")
     x_0, _ = split_batch(batches)
     if not (fine := jnp.isfinite(x_0).reshape(len(x_0), -1).all(axis=1)).all():
         raise InputError(

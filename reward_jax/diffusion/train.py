@@ -24,7 +24,9 @@ from reward_jax.diffusion.loop import (
     LoopOptions,
     OnStep,
     begin,
+    check_applies,
     check_key,
+    check_pin,
     check_run,
     check_seeds,
     model_checksum,
@@ -189,13 +191,15 @@ def train_denoiser(
     naming the step. More than eight parameters, since arrays, functions and folders are not
     options.
     """
-    o = options or TrainingOptions()
+    o = TrainingOptions() if options is None else options
     check_ranges(o)
     if not 0 <= drop_condition <= 1:
         raise InputError(f"drop_condition must be 0 to 1, not {drop_condition}")
     if drop_condition and null is None:
         raise InputError("drop_condition needs null, the condition that a dropped one becomes")
     check_run(model, schedule, optimizer, steps, key, pin)
+    if not isinstance(state, TrainState):
+        raise InputError(f"state is a {type(state).__name__}: give one of init_state")
     check_seeds(state.params, seeds)
     if per_expert and seeds is None:
         raise InputError("per_expert needs seeds: as many as there are data sets")
@@ -209,6 +213,8 @@ def train_denoiser(
     )
     run = functools.partial(_run, static=static)
     source, weights = as_source(batches), jnp.asarray(weights, jnp.float32)
+    _check_fit(model, state, source, pin, seeds=seeds, per_expert=per_expert)
+    state = jax.tree.map(jnp.array, state)  # a copy: the state is donated
 
     def call(state: Any, first: int, count: int) -> Any:
         span = jnp.arange(first, first + count)
@@ -249,6 +255,37 @@ def train_denoiser(
         directory=checkpoints,
         save_every=save_every,
         settings=settings,
+    )
+
+
+def _check_fit(
+    model: Any, state: TrainState, source: Any, pin: Any, *, seeds: int | None, per_expert: bool
+) -> None:
+    """Raise InputError where model, parameters, data and pin do not fit one another."""
+    params = state.params
+    if per_expert:
+        sizes = {x.shape[0] if x.ndim else 0 for x in jax.tree.leaves(source)}
+        if sizes != {seeds}:
+            raise InputError(
+                f"per_expert with seeds={seeds}, but the batches' leading axes are "
+                f"{sorted(sizes)}: give a data set for each"
+            )
+        source = jax.tree.map(lambda x: x[0], source)
+    if seeds is not None:
+        params = jax.tree.map(lambda x: x[0], params)
+    x_0, cond = split_batch(example(source))
+    check_pin(pin, x_0)
+
+    def apply(params: Any, x: Any) -> Any:
+        t = jnp.zeros(x.shape[0], jnp.int32)
+        return model.apply({"params": params}, x, t, *_conditions(cond))
+
+    shape = list(x_0.shape[1:])
+    check_applies(
+        f"the model cannot be applied to the state's params and rows of {shape}",
+        apply,
+        params,
+        x_0,
     )
 
 

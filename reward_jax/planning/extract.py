@@ -29,7 +29,7 @@ from reward_jax.reward.diagnostics import antisymmetric_part, explained_fraction
 from reward_jax.reward.extract import RelativeReward, extract_reward, init_params
 from reward_jax.reward.gradients import ScoreDifference
 from reward_jax.reward.guide import GuidanceOptions
-from reward_jax.reward.paths import draw_path_targets, joined
+from reward_jax.reward.paths import draw_path_targets, join_targets
 from reward_jax.reward.targets import ExtractionOptions, Target, draw_targets, unit
 
 __all__ = ["Matching", "RewardOptions", "diagnose", "fit_reward", "hold_out"]
@@ -184,7 +184,7 @@ def fit_reward(
             guidance=GuidanceOptions(scale=matching.path_scale),
             **shared,
         )
-        batches = joined(batches, paths)
+        batches = join_targets(batches, paths)
     params, _ = extract_reward(
         *both,
         start.reward,

@@ -3,6 +3,7 @@
 Legend: B plans, H horizon, D transition width, O observation width, N windows.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float, Key
 from common_jax.mesh import constrain
 from reward_jax.data.trajectory.space import Plans, TrajectoryModel
 from reward_jax.diffusion.process import first_state
-from reward_jax.reward.guide import guided_sample, sweep
+from reward_jax.reward.guide import GuidanceOptions, guided_sample, sweep
 from reward_jax.tasks.base import Planner, WarmPlanner
 
 __all__ = ["plan", "plan_sweep", "planner", "precomputed", "score_windows"]
@@ -47,8 +48,10 @@ def plan_sweep(
     return sweep(d, d.schedule, shape, key=key, pinned=pinned, **options)
 
 
-def planner(model: TrajectoryModel, **options: Any) -> WarmPlanner:
-    """A planner, for a task to execute, of a model's plans; options: as of `plan`.
+def planner(
+    model: TrajectoryModel, *, options: GuidanceOptions | None = None, **given: Any
+) -> WarmPlanner:
+    """A planner, for a task to execute, of a model's plans; options, given: as of `plan`.
 
     Given the last plans and how many of their rows were executed, it begins with what is left of
     them (a warm start: see `guided_sample`), their last row again in place of what is missing.
@@ -60,11 +63,14 @@ def planner(model: TrajectoryModel, **options: Any) -> WarmPlanner:
         previous: Plans | None = None,
         executed: int = 0,
     ) -> Plans:
-        warm = None
-        if previous is not None:
+        warm, how = None, options or GuidanceOptions()
+        if previous is None:
+            how = dataclasses.replace(how, skip=0)
+        else:
             rows = np.minimum(np.arange(model.space.horizon) + executed, model.space.horizon - 1)
             warm = jnp.asarray(model.space.rows(previous)[:, rows])
-        return model.space.plans(plan(model, observations, key=key, warm=warm, **options))
+        made = plan(model, observations, key=key, warm=warm, options=how, **given)
+        return model.space.plans(made)
 
     return planned
 

@@ -138,6 +138,8 @@ def load_steering(options: SteeringOptions) -> Steering:
     """Read models; InputError, before anything is written, where they do not fit one another."""
     check_ranges(options)
     options.guidance.made_sampler()
+    if options.guidance.skip and not options.rollout.warm_start:
+        raise InputError("guidance.skip is of warm starts: give --rollout.warm_start, too")
     if (options.reward is None) == (options.expert is None):
         raise InputError("give --reward, or --expert for the raw difference of the scores")
     base = load_model(options.base, TrajectorySpace)

@@ -108,7 +108,7 @@ def train_discriminator(
     they are many: as of `extract_reward`, and so are errors. Returns the parameters, and metrics:
     loss, accuracy.
     """
-    o = options or LoopOptions()
+    o = LoopOptions() if options is None else options
     check_ranges(o)
     if o.batch_size % 2:
         raise InputError(

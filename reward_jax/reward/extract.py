@@ -28,6 +28,8 @@ from reward_jax.diffusion.denoiser import Condition, Score, steps_of
 from reward_jax.diffusion.loop import (
     OnStep,
     begin,
+    check_applies,
+    check_pin,
     check_run,
     check_seeds,
     model_checksum,
@@ -270,13 +272,14 @@ def extract_reward(
 
     More than eight parameters, since arrays, functions and folders are not options.
     """
-    o = options or ExtractionOptions()
+    o = ExtractionOptions() if options is None else options
     check_ranges(o)
     settings = TargetSettings(target, o.gradient_at, pin, o.batch_size, mesh)
     check_run(reward, schedule, optimizer, steps, key, pin)
     teachers = Teachers(base_score, expert_score, schedule, settings)
     feed = Feed(batches)
     check_seeds(params, seeds)
+    _check_fit(reward, params, teachers, feed, pin, seeds=seeds)
     weights = _weights(weighting, teachers, schedule, feed, key, o.batch_size)
     by_entry = _by_entry(entries, feed)
     moments = begin(params, optimizer=optimizer, seeds=seeds is not None)
@@ -370,18 +373,46 @@ def _learn(
     return jax.lax.scan(one, state, targets)
 
 
+def _check_fit(
+    reward: Any, params: Any, teachers: Teachers, feed: Feed, pin: Any, *, seeds: int | None
+) -> None:
+    """Raise InputError where reward, parameters, scores, data and pin do not fit one another."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise InputError(f"params: {name} is {jnp.result_type(leaf)}, not floating numbers")
+    batch = feed.example()
+    x = batch.x if isinstance(batch, Targets) else split_batch(batch)[0]
+    check_pin(pin, x)
+    if not isinstance(batch, Targets):
+        teachers.check(*split_batch(batch))
+    one = params if seeds is None else jax.tree.map(lambda leaf: leaf[0], params)
+    shape = list(x.shape[1:])
+    check_applies(
+        f"the reward cannot be applied to its params and rows of {shape}",
+        functools.partial(reward_gradient, reward),
+        one,
+        x,
+        jnp.zeros(x.shape[0], jnp.int32),
+    )
+
+
 def _by_entry(entries: Any, feed: Feed) -> Float[Array, "..."] | None:
     """Weights of entries with an axis of rows, float32; InputError where they do not fit a row."""
     if entries is None:
         return None
     example = feed.example()
     x = example.x if isinstance(example, Targets) else split_batch(example)[0]
-    found = jnp.asarray(entries, jnp.float32)
-    sound = bool((jnp.isfinite(found) & (found >= 0)).all()) and found.ndim == x.ndim - 1
+    try:
+        found = jnp.asarray(entries, jnp.float32)
+    except (TypeError, ValueError):
+        raise InputError(f"entries are {entries!r}: give a weight for each entry") from None
+    fine = bool((jnp.isfinite(found) & (found >= 0)).all() & (found > 0).any())
+    sound = fine and found.ndim == x.ndim - 1
     if not sound or any(a not in (1, b) for a, b in zip(found.shape, x.shape[1:], strict=True)):
         raise InputError(
-            f"entries are of shape {list(found.shape)}, below 0 or not finite: give a weight for "
-            f"each entry of a row, {list(x.shape[1:])}"
+            f"entries are of shape {list(found.shape)}, below 0, all 0 or not finite: give a "
+            f"weight for each entry of a row, {list(x.shape[1:])}"
         )
     return found[None]
 

@@ -30,16 +30,23 @@ Legend: B samples, T diffusion steps, S steps of the sampler; x has any shape of
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from common_jax.cli.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
+from common_jax.cli.ranges import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    check_range,
+)
 from common_jax.errors import InputError
 from common_jax.mesh import constrain
 from reward_jax.diffusion.denoiser import (
@@ -169,11 +176,10 @@ def guided_sample(
     another schedule. Eleven parameters: what is sampled, what it begins with, and what is
     returned, are no options of guidance.
     """
-    o = options or GuidanceOptions()
+    o = GuidanceOptions() if options is None else options
+    _check_options(o)
     if o.step not in get_args(Step):
         raise InputError(f"step {o.step!r} is unknown; known are {', '.join(get_args(Step))}")
-    if o.n_guide_steps < 1:
-        raise InputError(f"n_guide_steps must be 1 or more, not {o.n_guide_steps}")
     if guide is not None and not isinstance(guide, Guide):
         raise InputError(
             f"{type(guide).__name__} is no guide, for it has no gradient(x_t, t, cond); a scalar "
@@ -181,11 +187,11 @@ def guided_sample(
         )
     check_key(key)
     check_score("base_score", base_score)
-    if not (shape and all(isinstance(n, int | np.integer) and n > 0 for n in shape)):
+    whole = isinstance(shape, tuple | list) and all(isinstance(n, int | np.integer) for n in shape)
+    if not (whole and shape and min(shape) > 0):
         raise InputError(f"shape is {shape}: give that of the samples, (B, ...), each 1 or more")
     check_schedules(schedule, base_score=base_score, guide=guide)
-    if warm is not None and warm.shape != tuple(shape):
-        raise InputError(f"warm has the shape {warm.shape}, the samples {tuple(shape)}")
+    _check_warm(warm, shape, o.skip)
     sampler = o.made_sampler()
     if warm is not None and o.skip >= (count := len(sampler.timesteps(schedule))):
         raise InputError(f"skip {o.skip} leaves none of the sampler's {count} steps: lower it")
@@ -216,6 +222,38 @@ def guided_sample(
             mesh,
         ),
     )
+
+
+def _check_options(options: Any) -> None:
+    """Raise InputError for a number beyond its range; arrays are not looked into."""
+    if not isinstance(options, GuidanceOptions):
+        raise InputError(f"options are {options!r}: give GuidanceOptions(...)")
+    hints = get_type_hints(GuidanceOptions)
+    for field in dataclasses.fields(options):
+        value, name = getattr(options, field.name), field.name
+        named = name in (
+            "step",
+            "sampler",
+            "sampling_steps",
+        )  # these say themselves what they take
+        if named or value is None or hasattr(value, "shape"):
+            continue
+        if name in ("scale", "temperature", "eta"):
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise InputError(f"{name} must be a finite number, not {value!r}")
+        check_range(hints[name], value, name)
+
+
+def _check_warm(warm: Any, shape: tuple[int, ...], skip: int) -> None:
+    if warm is None:
+        if skip:
+            raise InputError(f"skip {skip} is of a warm start: give warm, or leave skip out")
+        return
+    if not isinstance(warm, jax.Array | np.ndarray) or warm.shape != tuple(shape):
+        found = getattr(warm, "shape", type(warm).__name__)
+        raise InputError(f"warm has the shape {found}, the samples {tuple(shape)}")
+    if not isinstance(warm, Tracer) and not np.isfinite(np.asarray(warm)).all():
+        raise InputError("warm is not finite: give estimates of x_0")
 
 
 def sweep(

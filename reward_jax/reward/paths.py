@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
+from common_jax.cli.ranges import check_ranges
 from common_jax.errors import InputError
 from reward_jax.diffusion.denoiser import Score
 from reward_jax.diffusion.process import Pinned
@@ -24,9 +25,16 @@ from reward_jax.diffusion.schedule import Schedule
 from reward_jax.diffusion.sources import as_source, split_batch
 from reward_jax.reward.gradients import Guide
 from reward_jax.reward.guide import GuidanceOptions, guided_sample
-from reward_jax.reward.targets import ExtractionOptions, Target, Targets, TargetSettings, Teachers
+from reward_jax.reward.targets import (
+    ExtractionOptions,
+    Target,
+    Targets,
+    TargetSettings,
+    Teachers,
+    check_draws,
+)
 
-__all__ = ["draw_path_targets", "joined"]
+__all__ = ["draw_path_targets", "join_targets"]
 
 
 def draw_path_targets(
@@ -50,8 +58,10 @@ def draw_path_targets(
     are not used). guide, guidance: what steers the chains, and how. count: how many, rounded up to
     whole chains of whole batches. Twelve parameters: those of `draw_targets`, and two of guidance.
     """
-    o = options or ExtractionOptions()
-    g = guidance or GuidanceOptions()
+    o = ExtractionOptions() if options is None else options
+    g = GuidanceOptions() if guidance is None else guidance
+    check_draws(count, key)
+    check_ranges(o)
     settings = TargetSettings(target, o.gradient_at, pin, o.batch_size, mesh)
     teachers = Teachers(base_score, expert_score, schedule, settings)
     source = as_source(batches)
@@ -81,7 +91,7 @@ def draw_path_targets(
     return made
 
 
-def joined(*parts: Targets) -> Targets:
+def join_targets(*parts: Targets) -> Targets:
     """Targets of several draws as one, such as of q(x_t) and of paths.
 
     Raises InputError for targets of different units.

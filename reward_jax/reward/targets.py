@@ -37,7 +37,7 @@ from reward_jax.diffusion.denoiser import (
     check_score,
     score_and_x0,
 )
-from reward_jax.diffusion.loop import LoopOptions, check_key, quick_jit
+from reward_jax.diffusion.loop import LoopOptions, check_applies, check_key, quick_jit
 from reward_jax.diffusion.process import Pinned, draw_noise, posterior_mean, q_sample
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.diffusion.sources import Rows, as_source, example, source_checksum, split_batch
@@ -50,6 +50,7 @@ __all__ = [
     "TargetSettings",
     "Targets",
     "Teachers",
+    "check_draws",
     "check_gradient_at",
     "draw_targets",
     "mean_square",
@@ -162,6 +163,13 @@ class Teachers:
             fed_part = jax.tree.map(lambda x: x[part], fed)  # noqa: B023
             yield self.targets(key, source, steps[part], fed_part)
 
+    def check(self, x_0: Float[Array, "B ..."], cond: Condition | None) -> None:
+        """Raise InputError where a score cannot be called with rows like these."""
+        given = self._schedule, x_0, jnp.zeros(x_0.shape[0], jnp.int32), cond
+        for name, model in (("base_score", self._base), ("expert_score", self._expert)):
+            what = f"{name} cannot be called with x_t of {list(x_0.shape)} and t"
+            check_applies(what, score_and_x0, model, *given)
+
     def checksums(self, feed: "Feed") -> dict[str, str]:
         """Checksums of both models; none where targets are given, for these stand for them."""
         batch = feed.example()
@@ -265,17 +273,22 @@ def draw_targets(
     its data and fsdp axes. What the models give on the way is held for a part of the draws at a
     time. Ten parameters, as `extract_reward` has them.
     """
-    if not isinstance(count, int | np.integer) or count < 1:
-        raise InputError(f"count must be a whole number, 1 or more, not {count!r}")
-    check_key(key)
+    check_draws(count, key)
     source = as_source(batches)
-    o = options or ExtractionOptions()
+    o = ExtractionOptions() if options is None else options
     check_ranges(o)
     settings = TargetSettings(target, o.gradient_at, pin, o.batch_size, mesh)
     teachers = Teachers(base_score, expert_score, schedule, settings)
     steps = jnp.arange(-(-count // o.batch_size))
     found = list(teachers.in_parts(key, source, steps, None))
     return jax.tree.map(lambda *x: jnp.concatenate(x).reshape(-1, *x[0].shape[2:]), *found)
+
+
+def check_draws(count: Any, key: Any) -> None:
+    """Raise InputError for no number of draws, or no key."""
+    if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 1:
+        raise InputError(f"count must be a whole number, 1 or more, not {count!r}")
+    check_key(key)
 
 
 def _check_unit(targets: Targets, settings: TargetSettings) -> None:

@@ -354,3 +354,24 @@ def test_arrays_are_data(ten):
 def test_bad_input(given, said):
     with pytest.raises(InputError, match=re.escape(said)):
         train(state=fresh(), steps=1, **given)
+
+
+def test_a_state_may_be_trained_from_twice():
+    """It is not used up: training donates a copy."""
+    state = fresh()
+    one, two = (train(state=state, steps=3)[0] for _ in range(2))
+    assert_equal(one, two)
+    jax.block_until_ready(jax.tree.map(lambda x: x + 0, state.params))
+
+
+def test_models_states_and_data_that_do_not_fit():
+    wide = jnp.zeros((8, *DATA.rows.shape[1:-1], DATA.rows.shape[-1] + 1))
+    cases: Any = (
+        (dict(batches=wide), "the model cannot be applied to the state's params and rows of ["),
+        (dict(pin=lambda x: x), "pin gives a ShapeDtypeStruct: it must give a Pinned"),
+    )
+    for given, said in cases:
+        with pytest.raises(InputError, match=re.escape(said)):
+            train(state=fresh(), steps=1, **given)
+    with pytest.raises(InputError, match="state is a NoneType: give one of init_state"):
+        train(state=None, steps=1)

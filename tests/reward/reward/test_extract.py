@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import re
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+from flax import struct
 
 import reward_jax.reward.extract
 import reward_jax.reward.targets
@@ -546,10 +548,12 @@ def test_a_call_in_parts_is_the_same_run(six, monkeypatch, fed):
 def test_another_student_finds_the_teachers_compiled():
     teacher = Linear()
     base, expert = (score_from(teacher, m, "x0", SCHEDULE) for m in MATRICES[:2])
+    traces = []
     for rate in (1e-2, 2e-2):
         adam = optax.adam(rate)
         match(base, expert, NET, fresh(), DATA, SCHEDULE, adam, steps=2, key=KEY, batch_size=B)
-    assert teacher.traces == 1
+        traces.append(teacher.traces)
+    assert traces == [2, 2]  # once to check that it can be called, once for the program
 
 
 @pytest.mark.parametrize("layout", [(8, 1, 1), (2, 4, 1)], ids=str)
@@ -609,3 +613,53 @@ def test_seeds_steer_blocks_of_rows_apart():
     for bad, rows in ((reward, 7), (reward.seed(0), 8)):
         with pytest.raises(InputError, match=rf"{rows} rows cannot be \d blocks of one seed each"):
             SeedBlocks(bad).gradient(x[:rows], t[:rows])
+
+
+@struct.dataclass
+class Odd:
+    """A source of rows of another width than the network was made for."""
+
+    def sample(self, key, count):
+        return jax.random.normal(key, (count, H, D + 1))
+
+
+class Plain:
+    """A source that is no pytree."""
+
+    def sample(self, key, count):
+        return DATA[:count]
+
+
+def as_integers(params):
+    return jax.tree.map(lambda x: x.astype(jnp.int32), params)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(batches=Odd()), "base_score cannot be called with x_t of [2, 4, 4] and t: "),
+        (dict(params={}), "the reward cannot be applied to its params and rows of [4, 3]: "),
+        (dict(params=None), "the reward cannot be applied to its params and rows of [4, 3]: "),
+        (dict(params=as_integers), "params: head/bias is int32, not floating numbers"),
+        (dict(pin=lambda x: x), "pin gives a ShapeDtypeStruct: it must give a Pinned"),
+        (dict(pin=lambda x: x.nothing), "pin cannot be applied to x_0 of [2, 4, 3]: "),
+        (dict(batches=Plain()), "Plain is no pytree of arrays: make the source one"),
+        (dict(batches=np.ma.masked_array(DATA, False)), "batches: an array is masked: fill it"),
+        (dict(on_step=3), "on_step is a int: give a function"),
+        (dict(entries="a"), "entries are 'a': give a weight for each entry"),
+        (dict(entries=np.zeros((H, D))), "below 0, all 0 or not finite"),
+        (dict(base_score=lambda x: x), "base_score cannot be called with x_t of [2, 4, 3] and t"),
+        (dict(options=3), "options are 3: give an object of the class of options"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "-".join(given),
+)
+def test_what_does_not_fit_is_said_in_our_words(changes, said):
+    given: dict[str, Any] = dict(
+        base_score=BASE, expert_score=EXPERT, reward=NET, params=fresh(), batches=DATA,
+        schedule=SCHEDULE, optimizer=ADAM, steps=1, key=KEY,
+    )  # fmt: skip
+    if callable(changes.get("params")):
+        changes = {"params": changes["params"](fresh())}
+    with pytest.raises(InputError, match=re.escape(said)) as raised:
+        extract_reward(**(given | changes))
+    assert "\n" not in str(raised.value)

@@ -468,9 +468,40 @@ def test_a_warm_start_is_the_rest_of_a_chain(base, reward, sampler):
     assert np.abs(zero - steered(base, reward, scale=0.0, **sampler)).max() > 1e-4
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (dict(skip=-3, warm=True), "skip must be 0 or more, not -3"),
+        (dict(skip=5), "skip 5 is of a warm start: give warm, or leave skip out"),
+        (dict(temperature=-1.0), "temperature must be 0 or more, not -1.0"),
+        (dict(scale=float("nan")), "scale must be a finite number, not nan"),
+        (dict(scale="a"), "scale must be a finite number, not 'a'"),
+        (dict(t_stopgrad=2.7), "t_stopgrad must be 0 or more, not 2.7"),
+        (dict(n_guide_steps=1.5), "n_guide_steps must be 1 or more, not 1.5"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "-".join(given),
+)
+def test_numbers_beyond_their_range(base, options, said):
+    warm = jnp.zeros(SHAPE) if options.pop("warm", False) else None
+    with pytest.raises(InputError, match=re.escape(said)):
+        steered(base, warm=warm, **options)
+
+
+def test_what_are_no_options_and_no_shape(base):
+    key = jax.random.key(0)
+    with pytest.raises(InputError, match=r"options are \{\}: give GuidanceOptions"):
+        guided_sample(base, SCHEDULE, SHAPE, key=key, options={})  # pyright: ignore
+    with pytest.raises(InputError, match="shape is 4: give that of the samples"):
+        guided_sample(base, SCHEDULE, 4, key=key)  # pyright: ignore
+
+
 @each_sampler
 def test_warm_starts_that_cannot_be(base, sampler):
     warm = jnp.zeros(SHAPE)
+    with pytest.raises(InputError, match="warm is not finite: give estimates of x_0"):
+        steered(base, warm=warm * jnp.nan, **sampler)
+    with pytest.raises(InputError, match="warm has the shape list, the samples"):
+        steered(base, warm=[1.0], **sampler)
     with pytest.raises(InputError, match=r"leaves none of the sampler's \d+ steps: lower it"):
         steered(base, warm=warm, skip=T, **sampler)
     with pytest.raises(InputError, match=r"warm has the shape \(2, 4, 5\), the samples \(6, 4, 5"):

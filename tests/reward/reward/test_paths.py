@@ -17,7 +17,7 @@ from reward_jax.reward.diagnostics import explained_fraction, explained_of
 from reward_jax.reward.extract import RelativeReward, extract_reward, init_params
 from reward_jax.reward.gradients import ScoreDifference
 from reward_jax.reward.guide import GuidanceOptions, guided_sample
-from reward_jax.reward.paths import draw_path_targets, joined
+from reward_jax.reward.paths import draw_path_targets, join_targets
 from reward_jax.reward.targets import ExtractionOptions, draw_targets, unit
 
 H, D, A, T = 4, 5, 2, 6
@@ -79,7 +79,7 @@ def test_a_reward_is_matched_to_both_kinds():
     noised = draw_targets(
         BASE, EXPERT, DATA, SCHEDULE, count=64, key=jax.random.key(4), options=OPTIONS, pin=PIN
     )
-    both = joined(noised, paths)
+    both = join_targets(noised, paths)
     assert len(both.t) == len(noised.t) + len(paths.t)
     net, adam = WindowMLP(None, (32,)), optax.adam(1e-2)
     params = init_params(net, jax.random.key(5), DATA[:1])
@@ -93,7 +93,7 @@ def test_a_reward_is_matched_to_both_kinds():
         found[name] = np.asarray(explained_of(reward, paths, SCHEDULE, pin=PIN))
     assert found["both"].mean() > found["noised"].mean() + 0.05
     with pytest.raises(InputError, match="targets of 2 units cannot be joined"):
-        joined(noised, drawn(target="score"))
+        join_targets(noised, drawn(target="score"))
 
 
 def test_what_targets_explain_is_what_their_points_do():
@@ -121,3 +121,19 @@ def test_what_targets_explain_is_what_their_points_do():
 def test_chains_that_run_away_are_named():
     with pytest.raises(InputError, match="guided chains are not finite: lower guidance.scale"):
         drawn(guidance=GuidanceOptions(scale=1e38))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(count=0), "count must be a whole number, 1 or more, not 0"),
+        (dict(count=1.5), "count must be a whole number, 1 or more, not 1.5"),
+        (dict(count=True), "count must be a whole number, 1 or more, not True"),
+        (dict(key=0), "key is 0: give one key"),
+        (dict(options=3), "options are 3: give an object of the class of options"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "-".join(given),
+)
+def test_draws_that_cannot_be(changes, said):
+    with pytest.raises(InputError, match=said):
+        drawn(**changes)
