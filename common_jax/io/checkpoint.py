@@ -111,7 +111,9 @@ class Checkpoints:
         except InputError:
             raise
         except Exception as error:  # of any kind, from its own threads
+            whole = any(p.name.isdigit() for p in self._directory.glob("*"))  # others are begun
+            newest = "the newest whole one is kept, and --resume goes on from it"
             raise InputError(
-                f"{self._directory}: checkpoints cannot be written: {why_not_written(error)}; the "
-                "newest whole one is kept, and --resume goes on from it"
+                f"{self._directory}: checkpoints cannot be written: {why_not_written(error)}; "
+                f"{newest if whole else 'none is whole yet'}"
             ) from error

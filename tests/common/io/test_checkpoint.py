@@ -1,5 +1,6 @@
 """A run goes on where it stopped."""
 
+import shutil
 import subprocess
 import sys
 
@@ -120,6 +121,26 @@ def test_what_is_no_full_disk_is_not_called_one(tree, tmp_path, monkeypatch):
         monkeypatch.setattr(made._manager, "save", fails)
         made.save(1, tree)
     assert str(raised.value) == (
-        f"{tmp_path}/run: checkpoints cannot be written: no such thing; the newest whole one is "
-        "kept, and --resume goes on from it"
+        f"{tmp_path}/run: checkpoints cannot be written: no such thing; none is whole yet"
     )
+
+
+def test_a_checkpoint_is_kept_only_where_one_is_whole(tree, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        (tmp_path / "run" / "2.orbax-checkpoint-tmp").mkdir()
+        raise ValueError("no such thing")
+
+    for whole, line in (
+        (False, "none is whole yet$"),
+        (True, "the newest whole one is kept, and"),
+    ):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        with (
+            pytest.raises(InputError, match=line),
+            checkpoint.Checkpoints(tmp_path / "run") as one,
+        ):
+            if whole:
+                one.save(1, tree)
+                one._manager.wait_until_finished()
+            monkeypatch.setattr(one._manager, "save", fails)
+            one.save(2, tree)
