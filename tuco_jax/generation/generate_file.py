@@ -102,26 +102,16 @@ def generate_file(options: AnswerOptions) -> list[Answer]:
 
 
 def _settings(options: AnswerOptions, rows: Sequence[Prompt]) -> dict[str, Any]:
-    """What rows of the output depend on."""
+    """What rows of the output depend on, but for weights, and so not where models are."""
     names = {f.name for f in dataclasses.fields(GenerationOptions)} - {"batch_size", "stop"}
-    found = {
-        name: getattr(options, name) for name in ("adapter", "alpha", "dtype", *sorted(names))
-    }
-    models = {name: _where(getattr(options, name)) for name in ("base", "tuned")}
+    found = {name: getattr(options, name) for name in ("alpha", "dtype", *sorted(names))}
     tuco = options.tuco or options.page is not None
     return {
         "prompts": prompts_checksum(rows),
-        **models,
         **found,
         "stop": options.stops,
         "tuco": tuco,
     }
-
-
-def _where(model: str) -> str:
-    """A model's name; of a folder or file, its whole path."""
-    path = pathlib.Path(model)
-    return str(path.resolve()) if path.exists() else model
 
 
 def _answers(

@@ -58,7 +58,6 @@ def test_another_run_s_answers_are_kept(options, tmp_path, monkeypatch):
             ({"alpha": 0.5}, "alpha 1.0, not 0.5"),
             ({"seed": 3}, "seed 0, not 3"),
             ({"stop": ["a"]}, r"stop \[\], not \['a'\]"),
-            ({"tuned": options().base}, "tuned '"),
             ({"prompts": other}, "prompts '"),
             ({"chat": True}, "prompts '"),
             ({"tuco": True}, "tuco False, not True"),
@@ -71,7 +70,7 @@ def test_another_run_s_answers_are_kept(options, tmp_path, monkeypatch):
 
 
 def test_a_page_and_answers_of_other_weights_are_kept(options, tmp_path):
-    """A page says what made it, too; a folder that holds another model now is another model."""
+    """A page says what made it, too; weights make a model another, not the folder's name."""
     base = tmp_path / "base"
     shutil.copytree(options().base, base)
     given = dict(tuned=str(base), out=None, page=str(tmp_path / "o.html"))
@@ -79,7 +78,10 @@ def test_a_page_and_answers_of_other_weights_are_kept(options, tmp_path):
     before = (tmp_path / "o.html").read_bytes()
     with pytest.raises(InputError, match="o.html: holds the results of .* alpha 1.0, not 0.5"):
         generate_file(options(**given, alpha=0.5))
-    shutil.rmtree(base)
+    moved = base.rename(tmp_path / "moved")
+    generate_file(options(**given | {"tuned": str(moved)}))
+    assert (tmp_path / "o.html").read_bytes() != before  # it names the model
+    before = (tmp_path / "o.html").read_bytes()
     shutil.copytree(options().tuned, base)
     with pytest.raises(InputError, match="o.html: holds the results of .* has other weights"):
         generate_file(options(**given))
