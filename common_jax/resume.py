@@ -88,13 +88,15 @@ def difference(found: Settings, wanted: Settings, *, free: Collection[str] = ())
 
     found: as stored. wanted: of this start. Nested settings are named with dots, training.steps. A
     name that `found` lacks is an option newer than that run: no difference. A name that only
-    `found` has, in a group that is given, is an option that was removed: a difference.
+    `found` has, in a group that is given, is an option that was removed: a difference. What a name
+    says in brackets explains it, in words that may change: "rows (their checksum)" is "rows".
     """
     before = _flat({k: v for k, v in _plain(found).items() if k not in free})
     now = _flat({k: v for k, v in _plain(wanted).items() if k not in free})
+    stored = {_bare(name): value for name, value in before.items()}
     for name, value in now.items():
-        if before.get(name, value) != value:
-            return f"{name} {before[name]!r}, not {value!r}"
+        if (old := stored.get(_bare(name), value)) != value:
+            return f"{name} {old!r}, not {value!r}"
     for name in before.keys() - now.keys():
         group, dot, _ = name.partition(".")
         if dot and isinstance(wanted.get(group), Mapping):
@@ -169,6 +171,10 @@ def _is(path: pathlib.Path, descriptor: int) -> bool:
 def _plain(settings: Settings) -> dict[str, Any]:
     """Settings as JSON gives them back: tuples are lists, paths are texts."""
     return json.loads(json.dumps(dict(settings), default=str))
+
+
+def _bare(name: str) -> str:
+    return name.partition(" (")[0]
 
 
 def _flat(settings: Settings, prefix: str = "") -> dict[str, Any]:

@@ -72,6 +72,14 @@ def test_an_option_that_is_newer_than_the_run_is_no_difference(tmp_path):
         pass
 
 
+def test_a_name_is_the_same_however_its_brackets_explain_it():
+    begun = {"steps": 3, "rows of tokens (their digest)": "aa"}
+    same, other = ({"steps": 3, "rows of tokens (their checksum)": v} for v in ("aa", "bb"))
+    assert resume.difference(begun, same) is None
+    line = "rows of tokens (their checksum) 'aa', not 'bb'"
+    assert resume.difference(begun, other) == line
+
+
 @pytest.mark.parametrize("text", ["", '{"seed": 0', "[]", b"\xff", "[" * 9000])
 def test_damaged_settings_are_named(tmp_path, text):
     path = tmp_path / "settings.json"

@@ -190,7 +190,8 @@ def _settings(pair: Pair, layouts: Sequence[Layout], options: Options) -> dict[s
     """All that a search's result follows from."""
     prompts = json.dumps([piece.tolist() for own in layouts for piece in own.pieces])
     return dataclasses.asdict(options) | {
-        "weights (their checksum)": weights_checksum(pair),
+        # Under "weights" older runs have a checksum of another kind.
+        "both models' weights (their checksum)": weights_checksum(pair),
         "prompts (their checksum)": hashlib.sha256(prompts.encode()).hexdigest(),
     }
 

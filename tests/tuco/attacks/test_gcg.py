@@ -159,9 +159,16 @@ def test_a_killed_run_goes_on_to_the_same_end(model, tokenizer, tmp_path):
         attack(model, tokenizer, GOALS[::-1], SMALL, checkpoint=path)
     other = dataclasses.replace(model, lora={})
     with pytest.raises(
-        InputError, match=r"there has weights \(their checksum\) .*; give the same settings"
+        InputError, match=r"there has both models' weights \(their checksum\) .*; give the same"
     ):
         attack(other, tokenizer, GOALS, SMALL, checkpoint=path)
+    stored = json.loads((path / "settings.json").read_text())  # as it was named before
+    stored["prompts (their digest)"] = stored.pop("prompts (their checksum)")
+    stored["weights (their digest)"] = stored.pop("both models' weights (their checksum)")[::-1]
+    (path / "settings.json").write_text(json.dumps(stored))
+    assert attack(model, tokenizer, GOALS, SMALL, checkpoint=path) == whole
+    with pytest.raises(InputError, match=r"there has prompts \(their checksum\) "):
+        attack(model, tokenizer, GOALS[::-1], SMALL, checkpoint=path)
     (path / "search.json").write_text("{}")
     with pytest.raises(
         InputError, match=r"it has no tokens; delete it, and the search begins anew"
