@@ -148,7 +148,10 @@ class Renderer:
                 written = self._run(replaced, opened, continued).lower()
             except InputError:  # it wants to read something: each piece is tried by itself
                 written = ""
-            lacking += [p for p in found if not any(mark in written for mark in marks[p])]
+            # A schema without descriptions has no mark: it is tried by itself.
+            lacking += [
+                p for p in found if not marks[p] or any(m not in written for m in marks[p])
+            ]
         for piece in dict.fromkeys(lacking):
             if self._leaves_out(text, talk, piece, opened, continued):
                 self._refuse_or_note(piece, talk, names(template))
@@ -173,7 +176,8 @@ class Renderer:
                 f"{talk['messages'][turn]['role']}'s; remove it, or name a template that takes it"
             )
         name = piece.path[-1]
-        if not (piece.links or (name in _THOUGHTS and name in read)):
+        thoughts = len(piece.path) == 3 and name in _THOUGHTS and name in read
+        if not (piece.links or thoughts):
             field = "tools" if piece.path[0] == "tools" else Piece(piece.path[:3]).field
             raise InputError(
                 f"the chat template does not take `{field}`; remove it, or name a template that "

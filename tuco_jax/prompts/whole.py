@@ -1,15 +1,14 @@
 """What a conversation says, piece by piece, and which pieces a text of it lacks.
 
 A piece is what a chat template takes or leaves as one: a turn's content, or each part of it; a
-field of a turn; the name, the arguments and the id of a call; a tool. All are replaced by marks at
-once, and the marks looked for in the text: one more text for conversations of one shape, however
-many turns they have.
+field of a turn; the name and the id of a call, and each of its arguments; the name, the
+description and the schema of a tool. All are replaced by marks at once, and the marks looked for
+in the text: one more text for conversations of one shape, however many turns they have.
 
 Some pieces only say how others belong together (`links`), and may go unread: the ids of calls, and
 the names of tools beside what they returned, which follow from the order of turns.
 """
 
-import copy
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,8 +46,15 @@ def pieces(talk: Talk) -> list[Piece]:
 
 
 def _pieces(talk: Talk) -> Iterator[Piece]:
-    for i in range(len(talk["tools"] or ())):
-        yield Piece(("tools", i))
+    for i, tool in enumerate(talk["tools"] or ()):
+        path, own = ("tools", i), tool
+        if isinstance(tool.get("function"), Mapping):
+            path, own = ("tools", i, "function"), tool["function"]
+        names = [name for name in ("name", "description", "parameters") if name in own]
+        # A schema of no parameters, {"type": "object", "properties": {}}, says nothing.
+        if "parameters" in names and not any(_leaves(_besides_type(own["parameters"]))):
+            names.remove("parameters")
+        yield from (Piece((*path, name)) for name in names) if names else [Piece(("tools", i))]
     for turn, message in enumerate(talk["messages"]):
         for name, value in message.items():
             path = "messages", turn, name
@@ -58,12 +64,28 @@ def _pieces(talk: Talk) -> Iterator[Piece]:
                 for i, call in enumerate(value):
                     for key, inner in call.items():
                         if key == "function" and isinstance(inner, Mapping):
-                            yield from (Piece((*path, i, key, own)) for own in inner)
+                            for own, given in inner.items():
+                                yield from _each(given, (*path, i, key, own))
                         elif key != "type":
                             yield Piece((*path, i, key), links=key in ("id", "index"))
             elif name != "role":
                 of_tool = name == "name" and message["role"] == "tool"
                 yield Piece(path, links=of_tool or name == "tool_call_id")
+
+
+def _each(value: Any, path: tuple[str | int, ...]) -> Iterator[Piece]:
+    """The pieces of what is said by one thing after another."""
+    if isinstance(value, Mapping | list):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, inner in items:
+            yield from _each(inner, (*path, key))
+    else:
+        yield Piece(path)
+
+
+def _besides_type(schema: Any) -> Any:
+    keep = schema.keys() - {"type"} if isinstance(schema, Mapping) else ()
+    return {k: schema[k] for k in keep} if keep else None
 
 
 def _are_calls(value: Any) -> bool:
@@ -88,7 +110,7 @@ def marked(talk: Talk, found: Sequence[Piece]) -> tuple[Talk, dict[Piece, list[s
 
     Marks are nine letters and digits, as some templates want ids to be.
     """
-    talk, numbers = copy.deepcopy(talk), itertools.count()
+    talk, numbers = _copy(talk), itertools.count()
     marks: dict[Piece, list[str]] = {piece: [] for piece in found}
 
     def mark(value: Any, own: list[str], key: Any = None) -> Any:
@@ -102,7 +124,7 @@ def marked(talk: Talk, found: Sequence[Piece]) -> tuple[Talk, dict[Piece, list[s
         return own[-1]
 
     def describe(tool: Any, own: list[str]) -> Any:
-        """Of a tool, names and descriptions alone: templates branch on the rest of a schema."""
+        """Of a schema, names and descriptions alone: templates branch on the rest."""
         if not isinstance(tool, Mapping):
             return tool
         texts = {k for k, v in tool.items() if k in ("name", "description") and v}
@@ -113,7 +135,8 @@ def marked(talk: Talk, found: Sequence[Piece]) -> tuple[Talk, dict[Piece, list[s
 
     for piece, own in marks.items():
         *path, last = piece.path
-        change = describe if piece.path[0] == "tools" else mark
+        texts = piece.path[0] != "tools" or last in ("name", "description")
+        change = mark if texts else describe
         holder = _at(talk, path)
         holder[last] = change(holder[last], own)
     return talk, marks
@@ -121,7 +144,7 @@ def marked(talk: Talk, found: Sequence[Piece]) -> tuple[Talk, dict[Piece, list[s
 
 def without(talk: Talk, piece: Piece) -> Talk:
     """The conversation without a piece."""
-    talk = copy.deepcopy(talk)
+    talk = _copy(talk)
     *path, last = piece.path
     del _at(talk, path)[last]
     if not talk["tools"]:
@@ -136,10 +159,17 @@ def said(talk: Talk, piece: Piece) -> str:
 
 def longer(talk: Talk, piece: Piece, word: str) -> Talk:
     """The conversation with one more word in a piece of content."""
-    talk = copy.deepcopy(talk)
+    talk = _copy(talk)
     *path, last = piece.path
     _at(talk, path)[last] += f" {word}"
     return talk
+
+
+def _copy(value: Any) -> Any:
+    """A copy in which nothing is shared: of two turns that are one object, one can be changed."""
+    if isinstance(value, Mapping):
+        return {k: _copy(v) for k, v in value.items()}
+    return [_copy(v) for v in value] if isinstance(value, list) else value
 
 
 def _at(talk: Talk, path: Sequence[str | int]) -> Any:

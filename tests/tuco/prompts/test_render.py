@@ -202,6 +202,62 @@ def test_pieces_of_a_turn_are_looked_for_one_by_one():
         render(tokenizer(one_tool), [USER], tools=[TOOL, TOOL])
 
 
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
+WEATHER = {"name": "weather", "description": "Of a city.", "parameters": SCHEMA}
+
+
+@pytest.mark.parametrize("described", [False, True])
+@pytest.mark.parametrize(
+    ("written", "taken"),
+    [
+        ("tool.function.name", False),
+        ("tool.function.name }}{{ tool.function.description", False),
+        ("tool.function.name }}{{ tool.function.parameters", False),
+        ("tool.function.description }}{{ tool.function.parameters", False),
+        ("tool.function.name }}{{ tool.function.description }}{{ tool.function.parameters", True),
+        ("tool | tojson(indent=4)", True),  # as Llama's and Qwen's
+        (  # as Mistral's
+            "tool.type }}{% for k, v in tool.function.items() if k != 'return' %}{{ k }}: "
+            "{{ v if v is string else v | tojson }}{% endfor %}{{ ''",
+            True,
+        ),
+        ("tool.function | upper", True),
+    ],
+)
+def test_all_that_describes_a_tool_is_looked_for(written, taken, described):
+    """Its schema, too, with descriptions in it or without."""
+    tools = f"{{% for tool in tools or [] %}}[{{{{ {written} }}}}]{{% endfor %}}"
+    city = {"type": "string"} | ({"description": "Its name."} if described else {})
+    schema = {"type": "object", "properties": {"city": city}}
+    tool = {"type": "function", "function": WEATHER | {"parameters": schema}}
+    own = Renderer(tokenizer(tools + "{% for m in messages %}{{ m.content }}{% endfor %}"))
+    if taken:
+        assert own.text([USER], tools=[tool])
+        return
+    with pytest.raises(InputError, match="the chat template does not take `tools`; remove it"):
+        own.text([USER], tools=[tool])
+
+
+def test_a_schema_of_no_parameters_may_be_left_out():
+    named = "{{ tools[0].function.name }}{{ messages[0].content }}"
+    for schema in ({"type": "object"}, {"type": "object", "properties": {}, "required": []}):
+        tool = {"type": "function", "function": {"name": "now", "parameters": schema}}
+        assert render(tokenizer(named), [USER], tools=[tool])
+
+
+@pytest.mark.parametrize("unit", ["F", 3, ["F"], {"name": "F"}])
+def test_each_argument_of_a_call_is_looked_for(unit):
+    call = {"name": "weather", "arguments": {"city": "Oslo", "thinking": unit}}
+    talk = [USER, CALLS | {"tool_calls": [{"type": "function", "function": call}]}]
+    city = QWEN.replace("arguments | tojson", "arguments.city")
+    with pytest.raises(InputError, match=r"take `messages\[1\].tool_calls`; remove it"):
+        render(tokenizer(city + "{# thinking #}{{ messages[0].thinking }}"), talk)
+    assert render(tokenizer(QWEN), talk)
+    each = "{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }}{% endfor %}"
+    items = QWEN.replace("{{- c.function.arguments | tojson }}", each)
+    assert render(tokenizer(items), talk)
+
+
 def test_pieces_are_looked_for_once_a_shape(monkeypatch):
     runs = []
     run = Renderer._run
