@@ -209,14 +209,11 @@ _IN_SPACE = "horizon", "stride", "actions", "normaliser", "about"
 def _of_format_1(header: Mapping[str, Any]) -> dict[str, Any]:
     """A header of the first format, with its trajectories' space in one place.
 
-    All its tensors are parameters, mazes are its only tasks, and no discriminator has a condition.
+    All its tensors are parameters, and no discriminator has a condition.
     """
     space: dict[str, Any] = {"kind": "trajectories"} | {name: header[name] for name in _IN_SPACE}
-    about = dict(space["about"])
-    if "maze" in about:
-        about["task"] = about.pop("maze")
     rest = {name: value for name, value in header.items() if name not in _IN_SPACE}
-    return {"conditional": False} | rest | {"format": _FORMAT, "space": space | {"about": about}}
+    return {"conditional": False} | rest | {"format": _FORMAT, "space": space}
 
 
 @contextlib.contextmanager

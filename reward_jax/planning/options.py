@@ -8,7 +8,7 @@ default sets it, and inherits the words. Of several bases the last one's options
 import dataclasses
 import pathlib
 
-from common_jax.cli.ranges import PositiveInt
+from common_jax.cli.ranges import NonNegativeInt, PositiveInt
 from reward_jax.data.trajectory.windows import CutOptions
 from reward_jax.planning.extract import Matching, RewardOptions
 from reward_jax.planning.fit import NetworkOptions
@@ -32,6 +32,7 @@ __all__ = [
     "RolloutOption",
     "ScalesOption",
     "SteeredOption",
+    "StopsOption",
 ]
 
 STEERED = GuidanceOptions(scale=2.0)  # where nothing is swept: the scale that served best
@@ -157,6 +158,17 @@ class ScalesOption:
     """
 
     scales: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StopsOption:
+    """Until when samples are steered.
+
+    Args:
+        t_stopgrads: diffusion steps below which there is no guidance, each of which is tried.
+    """
+
+    t_stopgrads: tuple[NonNegativeInt, ...] = (0, 2, 5, 10)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

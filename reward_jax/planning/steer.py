@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from common_jax.cli.options import DeviceOption, SeedOption
-from common_jax.cli.ranges import NonNegativeInt, check_ranges
+from common_jax.cli.ranges import check_ranges
 from common_jax.errors import InputError
 from common_jax.mesh import mesh_for
 from reward_jax.data.checkpoint import load_guide, load_model
@@ -37,6 +37,7 @@ from reward_jax.planning.options import (
     GuidanceOption,
     RolloutOption,
     ScalesOption,
+    StopsOption,
 )
 from reward_jax.planning.plan import plan_sweep, planner, precomputed
 from reward_jax.reward.discriminator import DiscriminatorGuide
@@ -185,15 +186,13 @@ def both_outcomes(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SweepOptions(ScalesOption):
+class SweepOptions(StopsOption, ScalesOption):
     """What is swept: every guidance scale with every t_stopgrad.
 
     Args:
-        t_stopgrads: diffusion steps below which there is no guidance.
         execute: in the world, too, and not in plans alone.
     """
 
-    t_stopgrads: tuple[NonNegativeInt, ...] = (0, 2, 5, 10)
     execute: bool = False
 
     def check(self) -> None:

@@ -17,9 +17,23 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any, Generic, Protocol, TypeVar
 
 from common_jax import resume
+from common_jax.cli.ranges import PositiveInt
 from common_jax.run import check_directory, note_run
 
-__all__ = ["Part", "Study"]
+__all__ = ["AmountOption", "Part", "Study"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AmountOption:
+    """How much data a study records.
+
+    Args:
+        base_episodes: of a base's data.
+        expert_episodes: of an expert's.
+    """
+
+    base_episodes: PositiveInt = 2000
+    expert_episodes: PositiveInt = 600
 
 
 class _HasOut(Protocol):

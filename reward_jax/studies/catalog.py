@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 __all__ = ["STUDIES", "load_study"]
 
 STUDIES = {
+    "locomotion": "robots: returns of every arm, steered and unsteered (section 5.2)",
     "maze": "four mazes, eight goals each: a reward and a map for every goal (section 5.1)",
 }
 

@@ -85,7 +85,7 @@ def read(source: str | pathlib.Path, *, ends: str = "auto", env: str | None = No
 
 
 def _name(about: Mapping[str, Any]) -> str | None:
-    if about.get("task"):
-        return about["task"]
+    if named := about.get("task") or about.get("maze"):  # as files of the first format call it
+        return named
     environment = about.get("environment")
     return next((name for known in _KNOWN if environment and (name := known(environment))), None)

@@ -19,12 +19,13 @@ MEANINGS = {
     "env": 2,  # whose data are recorded; whose data are read
     "base": 2,  # a file; the training of a study's bases
     "expert": 3,  # a file; one that may be left out; the training of a study's experts
+    "expert_data": 2,  # a file; the name of a set
     "data": 2,  # a file; one that may be left out
     "reward": 4,  # a file, a run, a file that may be left out; a network
     "init": 2,  # a denoiser to begin with; a reward
     "goal": 2,  # what an expert wants; what outcomes are measured against
     "episodes": 2,  # of one file; of the demo's two
-    "out": 5,  # a run, a file, a folder of findings; the demo's and a study's
+    "out": 6,  # a run, a file, a folder of findings; the demo's and two studies'
 }
 
 

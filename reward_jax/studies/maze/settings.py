@@ -16,6 +16,7 @@ from reward_jax.planning.options import (
     RewardNetOption,
     ScalesOption,
 )
+from reward_jax.studies.base import AmountOption
 from reward_jax.tasks.plane import BinsOption, MapOptions
 
 __all__ = ["STRIDES", "Config", "check"]
@@ -35,6 +36,7 @@ class Config(
     NetworkOption,
     DiffusionOption,
     HorizonOption,
+    AmountOption,
 ):
     """Extract a reward for every goal of every maze; windows have the strides of their maze.
 
@@ -46,8 +48,6 @@ class Config(
         base_steps: steps of a maze's base, where they are not base.steps: long walks through
             narrow halls take longer to learn.
         expert: training of the experts, which begin as their base.
-        base_episodes: of the base's data.
-        expert_episodes: of an expert's data.
         map_windows: windows of the base's held-out data that make a heat map.
         headline_scale: the guidance scale that the summary tells of.
     """
@@ -64,8 +64,6 @@ class Config(
             steps=1500, learning_rate=5e-4, ema=EMA(decay=0.99, every=1, begin=0)
         )
     )
-    base_episodes: PositiveInt = 2000
-    expert_episodes: PositiveInt = 600
     map_windows: PositiveInt = MapOptions.windows
     scales: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
     headline_scale: float = 2.0

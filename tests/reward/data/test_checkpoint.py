@@ -20,6 +20,7 @@ from reward_jax.diffusion.schedule import cosine_schedule, from_betas
 from reward_jax.models.reward_nets import HalfUnet
 from reward_jax.reward.discriminator import DiscriminatorGuide
 from reward_jax.reward.extract import RelativeReward
+from reward_jax.tasks.find import task_of
 from tests.reward.cli_runs import model, parameters, reward, space
 
 X = jax.random.normal(jax.random.key(7), (5, 8, 4))
@@ -146,7 +147,7 @@ def test_files_of_the_first_format_are_read():
         np.testing.assert_allclose(function(x, t), wanted[name], rtol=2e-5, atol=1e-5)
     for found in (denoiser.space, reward.space, judge.space):
         assert (found.horizon, found.stride, found.actions) == (8, 2, 1)
-        assert found.about["task"] == "open" and "maze" not in found.about
+        assert task_of(found.about).name == "open"
         assert found.about["goal"] == [0.5, -1.0] and found.normaliser.kind == "limits"
         np.testing.assert_array_equal(found.normaliser.offset, [0, 1, -1, 0.5])
     assert reward.guide.target == "posterior_mean" and reward.schedule.steps == 6

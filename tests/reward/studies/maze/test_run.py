@@ -19,6 +19,7 @@ from reward_jax.data.trajectory.space import TrajectorySpace
 from reward_jax.diffusion.train import EMA
 from reward_jax.planning.extract import Matching, RewardOptions
 from reward_jax.planning.fit import NetworkOptions, Training, window_source
+from reward_jax.studies import workshop
 from reward_jax.studies.maze import work as study
 from reward_jax.studies.maze.report import write_report
 from reward_jax.studies.maze.run import STUDY, Config
@@ -55,6 +56,7 @@ def times(folder):
     return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
 
+MAKERS = (study, "fit"), (study, "fit_reward"), (workshop, "train_discriminator")
 MODELS = ("base", "null_base", "null_reward") + tuple(
     f"goal_0/{name}" for name in ("expert", "reward", "discriminator")
 )
@@ -159,8 +161,8 @@ def test_report(done):
 def test_a_second_start_makes_nothing_anew(done, monkeypatch):
     config, summary = done
     before = times(config.out / "umaze")
-    for name in ("fit", "fit_reward", "train_discriminator"):
-        monkeypatch.setattr(study, name, None)
+    for module, name in MAKERS:
+        monkeypatch.setattr(module, name, None)
     monkeypatch.setattr(MazeTask, "record", None)
     assert STUDY.run(config) == summary
     assert times(config.out / "umaze") == before
@@ -186,9 +188,8 @@ def test_a_study_that_was_stopped_goes_on(done, monkeypatch):
     monkeypatch.setattr(
         study, "diagnose", lambda *a, **o: held.append((a[3], o)) or diagnose(*a, **o)
     )
-    monkeypatch.setattr(study, "fit", None)
-    monkeypatch.setattr(study, "fit_reward", None)
-    monkeypatch.setattr(study, "train_discriminator", None)
+    for module, name in MAKERS:
+        monkeypatch.setattr(module, name, None)
     again = STUDY.run(config)
 
     def timeless(result):

@@ -1,0 +1,53 @@
+"""The locomotion study: what a strong robot wants that a weak one does not (section 5.2).
+
+For each robot a base model of weak policies' episodes; an expert, the base trained further on a
+strong policy's; the reward of the two, with several seeds; a discriminator. Then returns of every
+arm on one set of seeds, each arm's guidance chosen on others: unsteered, at lower temperatures,
+steered by the discriminator, by the raw difference of the scores, by the reward, and the expert's
+own plans. The same guides then steer a base of data that none of them has seen.
+
+    out/ROBOT/{base,expert,unseen,reward_N,discriminator}.safetensors, result.json, shown.npz
+    out/ROBOT/base/, ...   metrics of each model's training
+    out/results.json, out/report/
+
+What is there is not made again; several processes may take a robot each.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+from reward_jax.studies.base import Part, Study
+from reward_jax.studies.locomotion.report import write_report
+from reward_jax.studies.locomotion.settings import Config, check
+from reward_jax.studies.locomotion.summary import read_results, summarise
+from reward_jax.studies.locomotion.work import RobotWork
+from reward_jax.tasks.locomotion.policies import policies
+
+__all__ = ["STUDY", "Config"]
+
+
+def _check(config: Config) -> None:
+    check(config)
+    for name in config.robots:
+        policies(name)
+    read_results(config)  # hours before `summarise` does
+
+
+def _parts(config: Config) -> Iterator[Part]:
+    for name in config.robots:
+        yield Part(name, functools.partial(_robot, config, name))
+
+
+def _robot(config: Config, name: str) -> None:
+    RobotWork(config, name).run()
+
+
+def _summarise(config: Config) -> dict[str, Any]:
+    found = summarise(config)
+    page = write_report(config, found)
+    print(f"report: {page.resolve()}", flush=True)
+    return found
+
+
+STUDY = Study(Config, _check, _parts, _summarise, free=("out", "save_every"))

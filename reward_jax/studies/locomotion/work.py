@@ -1,0 +1,261 @@
+"""What the locomotion study makes for one robot; see `run`."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from common_jax.io.files import write_arrays, write_json
+from reward_jax.data.episodes import Episodes
+from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel
+from reward_jax.diffusion.schedule import cosine_schedule
+from reward_jax.diffusion.sources import Mixed, Strided
+from reward_jax.planning.extract import diagnose, fit_reward
+from reward_jax.planning.fit import RunContext, Untrained, fit, space_of, window_source
+from reward_jax.reward.diagnostics import explained_of
+from reward_jax.reward.extract import RelativeReward, SeedBlocks
+from reward_jax.reward.gradients import ScoreDifference
+from reward_jax.reward.guide import GuidanceOptions
+from reward_jax.reward.paths import draw_path_targets
+from reward_jax.reward.targets import ExtractionOptions
+from reward_jax.studies.locomotion.arms import Arm, World, choose, compared, returns, summary
+from reward_jax.studies.locomotion.settings import Config
+from reward_jax.studies.workshop import Clock, Workshop
+from reward_jax.tasks.locomotion.task import LocomotionTask
+
+__all__ = ["RobotWork"]
+
+_PADDING = "repeat"  # a window may begin at every step
+_GUIDED = ("discriminator", "raw_difference", "reward")
+
+
+class RobotWork:
+    """The models and results of one robot, made where they are not there."""
+
+    def __init__(self, config: Config, name: str) -> None:
+        self.config, self.own, self.task = config, config.robots[name], LocomotionTask(name)
+        self.shop = Workshop(config.out, name, save_every=config.save_every)
+
+    def run(self) -> None:
+        """Train, choose, roll out, write."""
+        path = self.shop.folder / "result.json"
+        if path.exists():
+            return
+        clock = Clock()
+        models = {"base": self.base, "expert": self.expert}
+        clock.lap("base and expert")
+        reward = self.reward
+        clock.lap("reward")
+        judge = self.judge
+        clock.lap("discriminator")
+        found: dict[str, Any] = {"gap": self._gap()}
+        arms, shown = self._arms(models, reward, judge)
+        found |= {"arms": arms}
+        clock.lap("rollouts")
+        if self.config.unseen_data:
+            unseen = {"base": self.unseen, "expert": self.expert}
+            found["unseen"], _ = self._arms(unseen, reward, judge)
+            clock.lap("unseen base")
+        found |= {"diagnostics": self._diagnostics(reward), "seconds": clock.seconds}
+        write_arrays(self.shop.folder / "shown.npz", **shown)
+        write_json(path, found)
+        self._say(json.dumps(clock.seconds))
+
+    @functools.cached_property
+    def base_data(self) -> Episodes:
+        return self._record(self.config.base_data, self.config.base_episodes, 0)
+
+    @functools.cached_property
+    def expert_data(self) -> Episodes:
+        return self._record(self.config.expert_data, self.config.expert_episodes, 1)
+
+    @functools.cached_property
+    def base(self) -> TrajectoryModel:
+        """The base, in a space of its own: a Gaussian normaliser, nothing clipped."""
+        space = space_of(
+            self.base_data, horizon=self.own.horizon, stride=1, actions=True, normaliser="gaussian"
+        )
+        source, c = window_source(self.base_data, space, _PADDING), self.own
+        begin = Untrained(cosine_schedule(c.diffusion_steps), c.network, None)
+
+        def make(context: RunContext) -> TrajectoryModel:
+            seed = self.config.seed
+            return fit(source, space, begin, c.base_training, seed=seed, context=context)
+
+        return self.shop.model("base", c.base_training.steps, make)
+
+    @functools.cached_property
+    def expert(self) -> TrajectoryModel:
+        """The base, trained further on the expert's data, in the base's space."""
+        training = self.own.expert_training
+
+        def make(context: RunContext) -> TrajectoryModel:
+            source = self._windows(self.expert_data)
+            space = dataclasses.replace(self.base.space, about=dict(self.expert_data.about))
+            seed = self.config.seed + 1
+            return fit(source, space, self.base, training, seed=seed, context=context)
+
+        return self.shop.model("expert", training.steps, make)
+
+    @functools.cached_property
+    def unseen(self) -> TrajectoryModel:
+        """A base of other data, from nothing, under the first one's normaliser."""
+        training, old = self.own.base_training, self.base.denoiser
+
+        def make(context: RunContext) -> TrajectoryModel:
+            c = self.config
+            episodes = self._record(c.unseen_data, c.base_episodes, 2)
+            space = dataclasses.replace(self.base.space, about=dict(episodes.about))
+            begin = Untrained(old.schedule, self.own.network, old.clip)
+            source = self._windows(episodes)
+            return fit(source, space, begin, training, seed=c.seed + 2, context=context)
+
+        return self.shop.model("unseen", training.steps, make)
+
+    @functools.cached_property
+    def reward(self) -> RelativeReward:
+        """The reward of the last round."""
+        own, found = self.own, None
+        for index in range(own.rounds):
+            begin = found
+
+            def make(
+                context: RunContext, index: int = index, begin: RelativeReward | None = begin
+            ) -> TrajectoryGuide:
+                return fit_reward(
+                    self.base,
+                    self.expert.denoiser,
+                    self._both(),
+                    self.expert.space,
+                    own.reward,
+                    own.matching,
+                    seed=self.config.seed + 10 + index,
+                    begin=begin,
+                    context=context,
+                )
+
+            guide = self.shop.guide(f"reward_{index}", own.matching.steps, make).guide
+            assert isinstance(guide, RelativeReward)
+            found = guide
+        assert found is not None
+        return found
+
+    @functools.cached_property
+    def judge(self) -> TrajectoryGuide:
+        """The discriminator, of the reward's network (a window's, where that is an energy)."""
+        like = TrajectoryGuide(self.reward, self.expert.space, self.base.denoiser.schedule)
+        options = self.own.reward
+        if options.kind == "energy":
+            options = dataclasses.replace(options, kind="window")
+        sources = self._windows(self.base_data), self._windows(self.expert_data)
+        seed = self.config.seed + 20
+        return self.shop.discriminator(
+            "discriminator", like, sources, options, self.own.matching, seed=seed
+        )
+
+    def _record(self, which: str, count: int, seed: int) -> Episodes:
+        seed = self.config.seed + 100 + seed
+        return self.task.record(episodes=count, span=self.own.horizon, seed=seed, goal=which)
+
+    def _windows(self, episodes: Episodes) -> Strided:
+        return window_source(episodes, self.base.space, _PADDING)
+
+    def _both(self) -> Mixed:
+        return Mixed((self._windows(self.base_data), self._windows(self.expert_data)))
+
+    def _arms(
+        self, models: Mapping[str, TrajectoryModel], reward: RelativeReward, judge: TrajectoryGuide
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Every arm's returns on the test seeds, and frames of three episodes of each."""
+        c, base = self.config, models["base"]
+        arms = {
+            "unsteered": Arm(base),
+            **{f"temperature {t:g}": Arm(base) for t in c.temperatures},
+            "discriminator": Arm(base, judge.guide),
+            "raw_difference": Arm(base, ScoreDifference(self.base.denoiser, self.expert.denoiser)),
+            "reward": Arm(base, SeedBlocks(reward), reward.seeds or 1),
+            "expert": Arm(models["expert"]),
+        }
+        test = World(self.task, c.rollout, c.seed + 1000)
+        validation = World(self.task, c.rollout, c.seed + 2000)
+        candidates = [
+            GuidanceOptions(scale=scale, t_stopgrad=stop)
+            for scale in c.scales
+            for stop in c.t_stopgrads
+        ]
+        found, shown, swept = {}, {}, {}
+        for name, arm in arms.items():
+            options = GuidanceOptions()
+            if name in _GUIDED:
+                count = max(1, c.validation // arm.seeds)
+                options, swept[name] = choose(arm, validation, count, candidates)
+            elif name.startswith("temperature"):
+                options = GuidanceOptions(temperature=float(name.split()[1]))
+            outcome = returns(arm, test, c.environments, options)
+            found[name] = summary(arm, outcome, self.task, options)
+            shown[name] = outcome.shown[:3]
+            one = found[name]
+            self._say(f"{name}: {one['mean']:.1f} ({one['standard_error']:.1f})")
+        for one in found.values():
+            one["over_unsteered"] = compared(one, found["unsteered"])
+            one["over_discriminator"] = compared(one, found["discriminator"])
+        for name, rows in swept.items():
+            found[name]["validation"] = rows
+        return found, shown
+
+    def _gap(self) -> dict[str, Any]:
+        """Whether the expert's plans beat the base's by two standard errors."""
+        c = self.config
+        world = World(self.task, c.rollout, c.seed + 2000)
+        options = GuidanceOptions()
+        base, expert = (
+            summary(arm, returns(arm, world, c.validation, options), self.task, options)
+            for arm in (Arm(self.base), Arm(self.expert))
+        )
+        gap = compared(expert, base)
+        beats = gap["mean"] > 2 * gap["standard_error"]
+        if not beats:
+            self._say(
+                f"the expert's plans return {gap['mean']:.1f} ({gap['standard_error']:.1f}) more "
+                "than the base's: there is no reward to learn"
+            )
+        return gap | {"expert_beats_base": bool(beats)}
+
+    def _diagnostics(self, reward: RelativeReward) -> dict[str, Any]:
+        """What the reward explains of held-out data and on guided paths, by t."""
+        c, base, expert = self.config, self.base.denoiser, self.expert.denoiser
+        fresh = [
+            self._record(which, max(4, count // 10), 50 + index)
+            for index, (which, count) in enumerate(
+                ((c.base_data, c.base_episodes), (c.expert_data, c.expert_episodes))
+            )
+        ]
+        held = Mixed((self._windows(fresh[0]), self._windows(fresh[1])))
+        rows = held.sample(jax.random.key(c.seed + 3), 256)
+        guide = TrajectoryGuide(reward, self.expert.space, base.schedule)
+        found = diagnose(guide, base, expert, jnp.asarray(rows), matching=self.own.matching)
+        pin = self.base.space.pin if self.own.matching.pin else None
+        for name, by in (("raw", ScoreDifference(base, expert)), ("own", reward)):
+            targets = draw_path_targets(
+                base,
+                expert,
+                held,
+                base.schedule,
+                guide=by,
+                count=64 * base.schedule.steps,
+                key=jax.random.key(c.seed + 4),
+                target=reward.target,
+                options=ExtractionOptions(batch_size=64),
+                pin=pin,
+            )
+            on_paths = explained_of(reward, targets, base.schedule, pin=pin)
+            found[f"explained_on_{name}_paths"] = np.asarray(on_paths, np.float64).tolist()
+        return found
+
+    def _say(self, line: str) -> None:
+        print(f"{self.task.name}: {line}", flush=True)

@@ -1,0 +1,122 @@
+"""Where a study's models are made: each in a run's directory of its own, where it is not there.
+
+    FOLDER/NAME.safetensors     a denoiser, a reward or a discriminator
+    FOLDER/NAME/                metrics of its training, and checkpoints until it is there
+
+A training that was killed goes on from its last checkpoint.
+"""
+
+import contextlib
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from reward_jax.data.checkpoint import load_guide, load_model, save_guide, save_model
+from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel, TrajectorySpace
+from reward_jax.diffusion.sources import Source
+from reward_jax.planning.extract import Matching, RewardOptions
+from reward_jax.planning.fit import RunContext, open_run, optimizer
+from reward_jax.reward.discriminator import DiscriminatorGuide, train_discriminator
+
+__all__ = ["Clock", "Workshop"]
+
+
+class Workshop:
+    """Models of one part of a study. out: the study's folder; part: the part's name in it."""
+
+    def __init__(self, out: pathlib.Path, part: str, *, save_every: int) -> None:
+        self.folder = out / part
+        self._out, self._part, self._save_every = out, part, save_every
+
+    def model(
+        self, name: str, steps: int, make: Callable[[RunContext], TrajectoryModel]
+    ) -> TrajectoryModel:
+        """The denoiser of a name, made where it is not there; steps: of its training."""
+        path = self.folder / f"{name}.safetensors"
+        with self._training(path, steps) as context:
+            if context:
+                save_model(path, make(context))
+        return load_model(path, TrajectorySpace)
+
+    def guide(
+        self, name: str, steps: int, make: Callable[[RunContext], TrajectoryGuide]
+    ) -> TrajectoryGuide:
+        """The reward or discriminator of a name, likewise."""
+        path = self.folder / f"{name}.safetensors"
+        with self._training(path, steps) as context:
+            if context:
+                save_guide(path, make(context))
+        return load_guide(path, TrajectorySpace)
+
+    def discriminator(
+        self,
+        name: str,
+        like: TrajectoryGuide,
+        sources: tuple[Source, Source],
+        options: RewardOptions,
+        matching: Matching,
+        *,
+        seed: int,
+    ) -> TrajectoryGuide:
+        """A reward's network, trained as long and on as many rows, to tell two data sets apart.
+
+        like: a guide of the space and schedule. sources: the base's data, the expert's.
+        """
+        space, key = like.space, jax.random.key(seed)
+        network = options.make(space)
+        rows = jnp.zeros((1, *space.shape)), jnp.zeros(1, jnp.int32)
+
+        def make(context: RunContext) -> TrajectoryGuide:
+            params, _ = train_discriminator(
+                network,
+                network.init(key, *rows)["params"],
+                *sources,
+                like.schedule,
+                optimizer(matching),
+                steps=matching.steps,
+                key=key,
+                options=matching,
+                pin=space.pin,
+                on_step=context.on_step,
+                checkpoints=context.checkpoints,
+                save_every=context.save_every,
+            )
+            return TrajectoryGuide(DiscriminatorGuide(params, network), space, like.schedule)
+
+        return self.guide(name, matching.steps, make)
+
+    @contextlib.contextmanager
+    def _training(self, path: pathlib.Path, steps: int) -> Iterator[RunContext | None]:
+        """What a training of the model to be at `path` is given; None where the model is there.
+
+        It is logged in a run's directory beside the model; its checkpoints are gone once the model
+        is there.
+        """
+        folder = path.with_suffix("")
+        if path.exists():
+            yield None
+        else:
+            name = f"{self._part} {path.stem}"
+            about: dict[str, Any] = {"out": str(self._out), "model": name}
+            with open_run(folder, about, name, steps, save_every=self._save_every) as run:
+                yield run
+        # A start that was killed between the model's writing and here left them, too.
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+class Clock:
+    """Seconds of each lap of a part's work."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._begun = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """End a lap of this name."""
+        now = time.perf_counter()
+        self.seconds[name], self._begun = round(now - self._begun, 1), now

@@ -1,0 +1,184 @@
+"""The locomotion study at its smallest: one robot, policies of random weights."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from common_jax.errors import InputError
+from reward_jax.data.checkpoint import load_guide, load_model
+from reward_jax.data.trajectory.space import TrajectorySpace
+from reward_jax.diffusion.train import EMA
+from reward_jax.planning.extract import Matching, RewardOptions
+from reward_jax.planning.fit import NetworkOptions, Training
+from reward_jax.studies.locomotion import arms, run, work
+from reward_jax.studies.locomotion.report import write_report
+from reward_jax.studies.locomotion.run import STUDY, Config
+from reward_jax.studies.locomotion.settings import RobotSettings
+from reward_jax.studies.locomotion.summary import MAIN
+from reward_jax.tasks.base import Rollout
+from reward_jax.tasks.locomotion import policies
+from reward_jax.tasks.locomotion.task import LocomotionTask
+from tests.reward.tasks.locomotion.conftest import random_policy
+
+TRAINING = Training(
+    steps=20, batch_size=8, ema=EMA(begin=0, every=1), steps_per_call=10, action_weight=10
+)
+OWN = RobotSettings(
+    horizon=4,
+    diffusion_steps=6,
+    network=NetworkOptions(kind="mlp", width=16, blocks=1),
+    base_training=TRAINING,
+    expert_training=TRAINING,
+    reward=RewardOptions(widths=(8,)),
+    matching=Matching(
+        steps=10,
+        batch_size=8,
+        draws=64,
+        path_draws=48,
+        seeds=2,
+        steps_per_call=10,
+        action_weight=5,
+    ),
+    rounds=2,
+)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    shipped = tmp_path_factory.mktemp("policies")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policies, "SHIPPED", shipped)
+        policies.policies.cache_clear()
+        stages = ("early", "late", "medium", "expert")
+        made = {stage: random_policy("hopper", i) for i, stage in enumerate(stages)}
+        policies.write_policies(shipped / "hopper.safetensors", made)
+        config = Config(
+            out=tmp_path_factory.mktemp("study"),
+            robots={"hopper": OWN},
+            base_episodes=12,
+            expert_episodes=8,
+            environments=3,
+            validation=2,
+            scales=(0.5, 4.0),
+            temperatures=(0.5,),
+            rollout=Rollout(steps=8, execute=2),
+        )
+        found = STUDY.run(config)
+    policies.policies.cache_clear()
+    return config, found
+
+
+@pytest.mark.slow
+def test_results(done):
+    config, found = done
+    assert json.loads((config.out / "results.json").read_text()) == found
+    for base in ("environments", "unseen"):
+        one = found[base]["Hopper-v5"]
+        assert set(one) == {*MAIN, "temperature 0.5"}
+        for name in MAIN:
+            arm = one[name]
+            episodes = 6 if name == "reward" else 3
+            assert arm["episodes"] == episodes and len(arm["returns"]) == 3
+            assert arm["mean"] == pytest.approx(np.mean(arm["seed_returns"]), abs=1e-2)
+            robot = LocomotionTask("hopper").robot
+            assert arm["normalized"] == pytest.approx(robot.normalized(np.array(arm["mean"])))
+        assert one["unsteered"]["over_unsteered"] == {"mean": 0.0, "standard_error": 0.0}
+        for name in ("discriminator", "raw_difference", "reward"):
+            rows = one[name]["validation"]
+            assert [row["scale"] for row in rows] == [0.5, 4.0]
+            best = max(rows, key=lambda row: row["return"])["scale"]
+            assert one[name]["settings"]["scale"] == best
+        assert len(one["reward"]["seed_returns"]) == 2
+        assert one["reward"]["seed_standard_error"] is not None
+        assert one["expert"]["mean"] != one["unsteered"]["mean"]
+    own = found["robots"]["hopper"]
+    for key in ("explained", "explained_on_raw_paths", "explained_on_own_paths"):
+        assert len(own["diagnostics"][key]) == 6
+    assert set(own["gap"]) == {"mean", "standard_error", "expert_beats_base"}
+    assert found["settings"]["robots"]["hopper"]["rounds"] == 2
+
+
+@pytest.mark.slow
+def test_models(done):
+    config, _ = done
+    folder = config.out / "hopper"
+    base, unseen = (
+        load_model(folder / f"{n}.safetensors", TrajectorySpace) for n in ("base", "unseen")
+    )
+    assert base.space.about["goal"] == "medium-replay" and unseen.space.about["goal"] == "medium"
+    assert base.space.normaliser.same_as(unseen.space.normaliser)
+    assert (
+        load_guide(folder / "reward_1.safetensors", TrajectorySpace).space.about["goal"]
+        == "expert"
+    )
+    assert not list(folder.glob("*/checkpoints"))
+
+
+@pytest.mark.slow
+def test_the_report(done):
+    config, found = done
+    page = write_report(config, found)
+    text = (page.parent / "report.md").read_text()
+    assert "| Hopper-v5 | reward | " in text and "24.67" in text
+    assert "no renderer" not in text and (page.parent / "strips_hopper.svg").exists()
+
+
+@pytest.mark.slow
+def test_a_second_start_makes_nothing_anew(done, monkeypatch):
+    config, found = done
+    for module, name in ((work, "fit"), (work, "fit_reward"), (work, "returns")):
+        monkeypatch.setattr(module, name, None)
+    monkeypatch.setattr(LocomotionTask, "record", None)
+    monkeypatch.setattr(run, "policies", lambda name: None)
+    assert STUDY.run(config) == found
+
+
+def test_robots_without_policies_are_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(policies, "SHIPPED", tmp_path)
+    policies.policies.cache_clear()
+    config = Config(out=tmp_path / "study", robots={"hopper": OWN})
+    with pytest.raises(InputError, match="hopper.safetensors: no such file; give one that"):
+        STUDY.run(config)
+    policies.policies.cache_clear()
+    assert not (tmp_path / "study").exists()
+
+
+def test_paired_differences_and_errors():
+    one, other = {"returns": [3.0, 5.0, 4.0]}, {"returns": [1.0, 2.0, 3.0]}
+    found = arms.compared(one, other)
+    assert found["mean"] == 2.0
+    assert found["standard_error"] == pytest.approx(1 / np.sqrt(3))
+    assert arms.error_of(np.array([2.0])) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"robots": {}}, "robots is empty: give one of halfcheetah"),
+        ({"robots": {"ant": OWN}}, "robots: 'ant' is none; there are halfcheetah, hopper"),
+        ({"base_data": "good"}, "base_data is 'good': give one of expert, medium"),
+        ({"scales": ()}, "scales and t_stopgrads need a number each"),
+        (
+            {"robots": {"hopper": dataclasses.replace(OWN, matching=Matching(x_t="base"))}},
+            "robots.hopper.matching.x_t is base",
+        ),
+        (
+            {
+                "robots": {
+                    "hopper": dataclasses.replace(
+                        OWN, expert_training=Training(prediction="epsilon")
+                    )
+                }
+            },
+            "expert_training.prediction must be base_training.prediction",
+        ),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "-".join(given),
+)
+def test_what_could_not_be_studied_is_refused_at_once(tmp_path, changes, said):
+    config = dataclasses.replace(Config(out=tmp_path / "study", robots={"hopper": OWN}), **changes)
+    with pytest.raises(InputError, match=said):
+        STUDY.run(config)
+    assert not (tmp_path / "study").exists()
