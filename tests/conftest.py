@@ -12,6 +12,7 @@ import gc
 import os
 import pathlib
 import re
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import jax
 import optax
 import pytest
+
+# A shell's background job ignores Ctrl-C, and so would every program that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # In this process alone: what a test starts in another one runs as users run it.
 jax.config.update("jax_numpy_rank_promotion", "raise")
