@@ -99,6 +99,7 @@ def learn(options: LearnOptions) -> Learned:
     free = ("out", "resume", "save_every", "steps")
     with resume.hold(out, settings, free=free), quiet():
         learner, done = _learner(sbx, name, options, out)
+        saved = done
         evaluated = out / "evaluated.safetensors"
         found = read_policies(evaluated, name) if done else {}
         found = {stage: p for stage, p in found.items() if p.about["steps"] <= done}
@@ -120,8 +121,9 @@ def learn(options: LearnOptions) -> Learned:
                 write_policies(evaluated, found)
                 run.log(done, facts)
                 shown.update(done, f"return {facts['return']:.0f}")
-                if done % options.save_every == 0 or done >= options.steps:
+                if done - saved >= options.save_every or done >= options.steps:
                     _save(learner, out)
+                    saved = done
     path = out / "policies.safetensors"
     write_policies(path, chosen := choose(found))
     return Learned(path, chosen)

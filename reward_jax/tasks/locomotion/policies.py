@@ -57,8 +57,17 @@ class Policy:
 
 @functools.cache
 def policies(name: str) -> dict[str, Policy]:
-    """The policies of a robot that are shipped, by stage, the least trained first."""
-    return read_policies(SHIPPED / f"{name}.safetensors", name)
+    """The policies of a robot that are shipped, by stage, the least trained first.
+
+    Raises InputError where there are none.
+    """
+    path = SHIPPED / f"{name}.safetensors"
+    if not path.is_file():
+        raise InputError(
+            f"no policies of {name} are shipped: learn them (reward-jax policy --env {name} --out "
+            f"RUN) and copy RUN/policies.safetensors to {path}, or take data of D4RL or Minari"
+        )
+    return read_policies(path, name)
 
 
 def read_policies(path: str | pathlib.Path, name: str) -> dict[str, Policy]:

@@ -119,11 +119,12 @@ def quiet() -> Iterator[None]:
     with extras.named():
         mujoco: Any = importlib.import_module("mujoco")
 
+    before = mujoco.get_mju_user_warning()  # a caller's own, or that of a block around this one
     mujoco.set_mju_user_warning(_ignore)
     try:
         yield
     finally:
-        mujoco.set_mju_user_warning(None)
+        mujoco.set_mju_user_warning(before)
 
 
 def _ignore(message: str) -> None:

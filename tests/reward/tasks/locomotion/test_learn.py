@@ -55,7 +55,14 @@ def test_a_run_goes_on(tmp_path, capsys, lenient):
     out = tmp_path / "run"
     argv = ["policy", "--env", "Hopper-v5", "--out", out, "--hidden", "[8, 8]", "--begin", 50]
     argv += ["--evaluate_every", 100, "--evaluate_episodes", 2, "--save_every", 100]
-    assert run(*argv, "--steps", 300) == 2  # too few evaluations for stages: all is kept
+    argv[-1] = 150  # no multiple of the evaluations': at the next one
+    saved, save = [], learn._save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            learn, "_save", lambda one, out: saved.append(one.num_timesteps) or save(one, out)
+        )
+        assert run(*argv, "--steps", 300) == 2  # too few evaluations for stages: all is kept
+    assert saved == [200, 300]
     assert "3 evaluations are too few for stages: give more steps" in capsys.readouterr().err
     assert run(*argv, "--steps", 500) == 2
     assert "holds a run already; go on with it by --resume" in capsys.readouterr().err

@@ -1,11 +1,12 @@
 """Constants of robots against Gymnasium's environments, and D4RL's references."""
 
+import importlib
 from typing import Any
 
 import numpy as np
 import pytest
 
-from reward_jax.tasks.locomotion.robots import ROBOTS, environment, robot_of
+from reward_jax.tasks.locomotion.robots import ROBOTS, environment, quiet, robot_of
 
 
 @pytest.mark.parametrize("name", ROBOTS)
@@ -43,3 +44,20 @@ def test_normalized_scores():
 )
 def test_names_of_others(given, name):
     assert robot_of(given) == name
+
+
+def test_quiet_blocks_may_stand_in_one_another():
+    """The outer one stays quiet after an inner one, and a caller's own handler comes back."""
+    mujoco: Any = importlib.import_module("mujoco")
+    said = []
+    mujoco.set_mju_user_warning(said.append)
+    try:
+        own = mujoco.get_mju_user_warning()
+        with quiet():
+            ours = mujoco.get_mju_user_warning()
+            with quiet():
+                pass
+            assert mujoco.get_mju_user_warning() is ours is not own
+        assert mujoco.get_mju_user_warning() is own
+    finally:
+        mujoco.set_mju_user_warning(None)
