@@ -62,7 +62,7 @@ class Simulator:
         self.dt = float(model.opt.timestep * self.robot.frame_skip)
         self.actions = int(model.nu)
         self.active = np.ones(len(observations), bool)
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._threads = threads or _processors()
         self._step: Any = mujoco.mj_step
         self._states: list[Any] = [mujoco.MjData(model) for _ in observations]
         with quiet():
@@ -117,6 +117,13 @@ class Simulator:
             state.ctrl[:] = actions[row]
             self._step(self._model, state, nstep=self.robot.frame_skip)
             self.positions[row], self.velocities[row] = state.qpos, state.qvel
+
+
+def _processors() -> int:
+    """Those that this process may use, where the system says; else all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """Robots stepped together against Gymnasium's own environments, to the last bit."""
 
 import importlib
+import os
 from typing import Any
 
 import numpy as np
@@ -74,3 +75,10 @@ def test_nothing_is_printed_or_left(tmp_path, monkeypatch, capfd):
         simulator = Simulator(name, resets(name, 2, seed=0))
         simulator.step(np.zeros((2, simulator.actions)))
     assert capfd.readouterr() == ("", "") and not list(tmp_path.iterdir())
+
+
+def test_a_system_without_affinity_has_all_processors(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    simulator = Simulator("hopper", resets("hopper", 2, seed=0))
+    assert simulator._threads == os.cpu_count()
+    simulator.step(np.zeros((2, 3)))
