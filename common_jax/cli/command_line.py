@@ -114,9 +114,11 @@ def parse(program: str, about: str, options_class: type, argv: Sequence[str]) ->
     parser = ArgumentParser(prog=program, description=about, exit_on_error=False)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file; flags go on top")
     parser.add_class_arguments(options_class, fail_untyped=True)
-    every = [o for a in parser._actions for o in a.option_strings]
+    # Jsonargparse adds --robots.help for a mapping of dataclasses, which is no group of options.
+    actions = [a for a in parser._actions if not a.dest.endswith(".help")]
+    every = [o for a in actions for o in a.option_strings]
     known, helps = [], {}
-    for action in parser._actions:
+    for action in actions:
         if any(o.startswith(f"{own}.") for own in action.option_strings for o in every):
             action.help = SUPPRESS  # --mesh FILE: --config has groups, too
         else:
@@ -287,6 +289,9 @@ def _explain(message: str) -> str:
     """Jsonargparse's message as one line in the terms of the command line."""
     text = one_line(message)
     text = re.sub(r"^Parser key \"([^\"]+)\":", r"option --\1:", text)
+    text = re.sub(r"Problem with given class_path '[^']+': ", "", text)  # a mapping's value
+    text = re.sub(r"Option '(\w+)' is not accepted", r"unknown key '\1'", text)
+    text = re.sub(r"Parser key \"([^\"]+)\"", r"\1", text)
     text = _OR_NULL.sub(r"\1\2", text)
     text = _RANGE.sub(lambda m: f" must be {in_words(m[1])}, not {m[2]}", text)
     text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "")

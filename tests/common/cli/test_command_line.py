@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from common_jax.cli.command_line import parse, run, run_alone
 from common_jax.cli.commands import Command, Group
 from common_jax.cli.options import MeshOptions
+from common_jax.cli.ranges import PositiveInt
 from common_jax.errors import InputError
 from reward_jax import cli as reward_jax
 from tests.hostile import bounded, fuzzed
@@ -180,6 +181,43 @@ def test_a_key_is_named_with_its_file(program, error, tmp_path):
     bad.write_text("mesh:\n  dat: 2\n")
     assert program("draw", "--config", good, "--config", bad) == 2
     assert error() == f"artist: error: {bad}: unknown key 'mesh.dat'; did you mean mesh.data?"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pen:
+    width: PositiveInt = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Pens:
+    """Pens.
+
+    Args:
+        pens: by name.
+    """
+
+    pens: dict[str, Pen] = dataclasses.field(default_factory=dict)
+
+
+def test_a_mapping_of_dataclasses_comes_from_a_config(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("pens:\n  blue:\n    width: 3\n")
+    found = parse("artist", "", Pens, ["--config", str(path)])
+    assert found == Pens({"blue": Pen(3)})
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("wdth: 3", "option --pens: unknown key 'wdth'"),
+        ("width: 0", "option --pens: width must be 1 or more, not 0"),
+    ],
+)
+def test_a_mapping_of_dataclasses_is_checked(tmp_path, line, said):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"pens:\n  blue:\n    {line}\n")
+    with pytest.raises(InputError, match=f"^{said} "):
+        parse("artist", "", Pens, ["--config", str(path)])
 
 
 def test_errors_of_a_command_are_one_line_unless_debugged(program, error):
