@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         extract_reward,
         init_params,
     )
-    from reward_jax.reward.gradients import Guide, ScoreDifference, ValueGuide
+    from reward_jax.reward.gradients import Guide, ScoreDifference, SteeredScore, ValueGuide
     from reward_jax.reward.guide import GuidanceOptions, guided_sample, sweep
     from reward_jax.reward.paths import draw_path_targets, join_targets
     from reward_jax.reward.targets import ExtractionOptions, draw_targets
@@ -51,7 +51,7 @@ _HOMES = {
     ),
     "reward.discriminator": ("DiscriminatorGuide", "train_discriminator"),
     "reward.extract": ("RelativeReward", "SeedBlocks", "extract_reward", "init_params"),
-    "reward.gradients": ("Guide", "ScoreDifference", "ValueGuide"),
+    "reward.gradients": ("Guide", "ScoreDifference", "SteeredScore", "ValueGuide"),
     "reward.guide": ("GuidanceOptions", "guided_sample", "sweep"),
     "reward.paths": ("draw_path_targets", "join_targets"),
     "reward.targets": ("ExtractionOptions", "draw_targets"),
@@ -74,6 +74,7 @@ __all__ = [
     "Rows",
     "Sampler",
     "ScoreDifference",
+    "SteeredScore",
     "SeedBlocks",
     "TrainingOptions",
     "ValueGuide",

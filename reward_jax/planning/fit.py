@@ -120,11 +120,14 @@ class AdamOptions:
         steps: optimizer steps.
         learning_rate: of Adam.
         decay: whether the learning rate decays to 2% along a cosine.
+        weight_decay: decoupled from the gradient (AdamW); its share of a weight goes with each
+            step, times the learning rate.
     """
 
     steps: PositiveInt
     learning_rate: PositiveFloat = 1e-3
     decay: bool = True
+    weight_decay: NonNegativeFloat = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,30 +223,34 @@ def open_run(
 def optimizer(options: AdamOptions, *, clip: float = 0.0) -> optax.GradientTransformation:
     """Adam. clip: largest norm of a gradient; 0 for none.
 
-    The number of steps and the learning rate stand in its state, so that others compile no step
-    anew: `update` is one function for all.
+    The number of steps, the learning rate and the weights' decay stand in its state, so that
+    others compile no step anew: `update` is one function for all.
     """
-    return _adam(options.steps, options.learning_rate, options.decay, clip)
+    return _adam(options.steps, options.learning_rate, options.decay, options.weight_decay, clip)
 
 
 @functools.cache
 def _adam(
-    steps: int, learning_rate: float, decay: bool, clip: float
+    steps: int, learning_rate: float, decay: bool, weight_decay: float, clip: float
 ) -> optax.GradientTransformation:
     rule = _rule(clip)
 
     def init(params: PyTree[Float[Array, "..."]]) -> "_AdamState":
         rate, total = jnp.float32(learning_rate), jnp.float32(steps if decay else jnp.inf)
-        return _AdamState(rate, total, jnp.int32(0), rule.inner.init(params))
+        shrink = jnp.float32(weight_decay)
+        return _AdamState(rate, total, shrink, jnp.int32(0), rule.inner.init(params))
 
     return optax.GradientTransformation(init, rule.update)
 
 
 class _AdamState(NamedTuple):
-    """rate: at the first step. total: steps until it has decayed, inf for never. count: so far."""
+    """rate: at the first step. total: steps until it has decayed, inf for never. shrink: decay of
+    weights. count: so far.
+    """
 
     rate: Float[Array, ""]
     total: Float[Array, ""]
+    shrink: Float[Array, ""]
     count: Int[Array, ""]
     inner: Any
 
@@ -258,11 +265,15 @@ def _rule(clip: float) -> _Rule:
     adam = optax.scale_by_adam()
     inner = optax.chain(optax.clip_by_global_norm(clip), adam) if clip else adam
 
-    def update(updates: Any, state: _AdamState, params: Any = None) -> tuple[Any, _AdamState]:
+    def update(updates: Any, state: _AdamState, params: Any) -> tuple[Any, _AdamState]:
         updates, moments = inner.update(updates, state.inner, params)
         done = jnp.minimum(state.count.astype(jnp.float32) / state.total, 1.0)
         rate = state.rate * (0.98 * 0.5 * (1 + jnp.cos(jnp.pi * done)) + 0.02)
-        updates = jax.tree.map(lambda x: -rate.astype(x.dtype) * x, updates)
+
+        def move(x: Float[Array, "..."], weight: Float[Array, "..."]) -> Float[Array, "..."]:
+            return -rate.astype(x.dtype) * (x + state.shrink.astype(x.dtype) * weight)
+
+        updates = jax.tree.map(move, updates, params)
         return updates, state._replace(count=state.count + 1, inner=moments)
 
     return _Rule(inner, update)

@@ -2,7 +2,7 @@
 
 The best guide is the difference of two scores. `ValueGuide` makes a guide of a scalar function;
 `ScoreDifference` is the difference itself, which needs no training: the baseline of every learned
-reward.
+reward. `SteeredScore` makes a score of a guide, and so an expert.
 
 Legend: B batch; x_t has any shape of a row.
 """
@@ -19,7 +19,14 @@ from common_jax.errors import InputError
 from reward_jax.diffusion.denoiser import Condition
 from reward_jax.diffusion.process import check_shape
 
-__all__ = ["Guide", "ScoreDifference", "ValueGuide", "gradient_of", "one_a_row"]
+__all__ = [
+    "Guide",
+    "ScoreDifference",
+    "SteeredScore",
+    "ValueGuide",
+    "gradient_of",
+    "one_a_row",
+]
 
 
 @runtime_checkable
@@ -93,3 +100,23 @@ class ScoreDifference:
             for name, score in (("expert", self.expert), ("base", self.base))
         )
         return expert - base
+
+
+@struct.dataclass
+class SteeredScore:
+    """base(x_t, t[, cond]) + the guide's gradient: the score that guidance of scale 1 follows.
+
+    As the expert of `extract_reward` it distils the guide, such as a dear reward, into a reward
+    of another network.
+    """
+
+    base: Any
+    guide: Guide
+
+    def __call__(
+        self, x_t: Float[Array, "B ..."], t: Int[Array, " B"], cond: Condition | None = None
+    ) -> Float[Array, "B ..."]:
+        """The steered score; InputError where base or guide has another shape than x_t."""
+        given = () if cond is None else (cond,)
+        base = check_shape("the base's score", self.base(x_t, t, *given), x_t)
+        return base + check_shape("the guide's gradient", self.guide.gradient(x_t, t, cond), x_t)

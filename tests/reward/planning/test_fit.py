@@ -51,12 +51,12 @@ def test_data_of_another_task_are_refused():
         window_source(episodes(), space(about={"task": "large"}))
 
 
-@pytest.mark.parametrize("decay", [False, True])
-def test_adam_decays_and_clips_as_said(decay):
-    options = AdamOptions(steps=10, learning_rate=0.5, decay=decay)
+@pytest.mark.parametrize(("decay", "shrink"), [(False, 0.0), (True, 0.0), (True, 0.3)])
+def test_adam_decays_and_clips_as_said(decay, shrink):
+    options = AdamOptions(steps=10, learning_rate=0.5, decay=decay, weight_decay=shrink)
     assert optimizer(options, clip=1.0) is optimizer(options, clip=1.0)  # compiled steps are kept
     rate = optax.cosine_decay_schedule(0.5, 10, 0.02) if decay else 0.5
-    reference = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+    reference = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=shrink))
     params = {"w": jnp.array([3.0, -4.0])}
     ours, theirs = (o.init(params) for o in (optimizer(options, clip=1.0), reference))
     for _ in range(3):

@@ -13,7 +13,12 @@ from common_jax.errors import InputError
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.reward.discriminator import DiscriminatorGuide, train_discriminator
 from reward_jax.reward.extract import RelativeReward, extract_reward, init_params
-from reward_jax.reward.gradients import ScoreDifference, ValueGuide, gradient_of
+from reward_jax.reward.gradients import (
+    ScoreDifference,
+    SteeredScore,
+    ValueGuide,
+    gradient_of,
+)
 
 SCHEDULE = cosine_schedule(5)
 KEY = jax.random.key(0)
@@ -42,6 +47,56 @@ def test_a_difference_is_never_broadcast(side, flat, found):
     said = rf"the {side}'s score gives {found} for x_t of \[6, 3\]: its output must have the shape"
     with pytest.raises(InputError, match=said):
         ScoreDifference(**scores).gradient(X, T)
+
+
+def test_a_steered_score_is_the_base_s_and_the_guide_s():
+    guide = ScoreDifference(lambda x, t: x, lambda x, t: 3 * x)
+    steered = SteeredScore(lambda x, t: -x, guide)
+    np.testing.assert_allclose(steered(X, T), X, rtol=1e-5)
+    again = ScoreDifference(lambda x, t: -x, steered)
+    np.testing.assert_allclose(again.gradient(X, T), guide.gradient(X, T), rtol=1e-5)
+    with pytest.raises(InputError, match=r"the guide's gradient gives \[6\] for x_t of \[6, 3\]"):
+        SteeredScore(lambda x, t: x, Flat())(X, T)
+
+
+class Flat:
+    """A guide of another shape."""
+
+    def gradient(self, x_t, t, cond=None):
+        return x_t[:, 0]
+
+
+def test_a_reward_is_distilled_into_another_network():
+    dear = RelativeReward(init_params(Bowl(), KEY, X), SCHEDULE, Bowl(), "score")
+    base = lambda x, t: -x  # noqa: E731
+    network = Bowl(two=True)
+    params, history = extract_reward(
+        base,
+        SteeredScore(base, dear),
+        network,
+        init_params(network, jax.random.key(1), X),
+        jax.random.normal(KEY, (256, 3)),
+        SCHEDULE,
+        optax.adam(0.02),
+        steps=300,
+        key=KEY,
+        target="score",
+    )
+    assert history.explained[-1] > 0.99
+    cheap = RelativeReward(params, SCHEDULE, network, "score")
+    np.testing.assert_allclose(cheap.gradient(X, T), dear.gradient(X, T), atol=0.1)
+
+
+class Bowl(nn.Module):
+    """A quadratic: of one matrix, or of a product of two."""
+
+    two: bool = False
+
+    @nn.compact
+    def __call__(self, x, t):
+        y = nn.Dense(3, use_bias=False)(x)
+        y = nn.Dense(3, use_bias=False)(y) if self.two else y
+        return (x * y).sum(1)
 
 
 class Column(nn.Module):
