@@ -244,8 +244,10 @@ def _adam(
 
 
 class _AdamState(NamedTuple):
-    """rate: at the first step. total: steps until it has decayed, inf for never. shrink: decay of
-    weights. count: so far.
+    """How far it is.
+
+    rate: at the first step. total: steps until it has decayed, inf for never. shrink: the decay of
+    weights. count: of steps so far.
     """
 
     rate: Float[Array, ""]

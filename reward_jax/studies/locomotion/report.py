@@ -16,6 +16,7 @@ from common_jax.report.findings import Claim, Figure, Findings, Table, Verdict, 
 from common_jax.run import environment
 from reward_jax.studies.locomotion.settings import Config
 from reward_jax.studies.locomotion.summary import MAIN
+from reward_jax.studies.locomotion.work import ABLATED
 from reward_jax.tasks.locomotion.robots import ROBOTS
 from reward_jax.tasks.locomotion.task import LocomotionTask
 
@@ -46,6 +47,7 @@ def write_report(config: Config, found: Mapping[str, Any]) -> pathlib.Path:
                 else []
             ),
             _explained(found["robots"]),
+            *([_ablations(found)] if found["ablations"] else []),
         ],
         figures=[_strips(config, name) for name in found["robots"]],
         method=METHOD,
@@ -139,6 +141,31 @@ def _explained(robots: Mapping[str, Any]) -> Table:
     return Table("Explained", (*columns, "first third of t", "second", "last"), rows)
 
 
+def _ablations(found: Mapping[str, Any]) -> Table:
+    """Each change beside what it was changed from."""
+    rows = []
+    settings = found["settings"]["ablations"]
+    robots = list(dict.fromkeys(settings[name]["robot"] for name in found["ablations"]))
+    for robot in robots:
+        identifier = ROBOTS[robot].environment
+        every = {"as above": found["environments"][identifier]} | {
+            f"{name} ({', '.join(f'{k} {v:g}' for k, v in one['change'].items())})": one
+            for name, one in found["ablations"].items()
+            if settings[name]["robot"] == robot
+        }
+        for name, arms in every.items():
+            share = _share(arms, "reward", "raw_difference")
+            rows.append((identifier, name, *(_arm(arms[arm]) for arm in ABLATED), f"{share:.2f}"))
+    names = (arm.replace("_", " ") for arm in ABLATED)
+    columns = ("environment", "change", *names, "reward's gain / raw difference's")
+    return Table("Ablations", columns, rows, "One change each, on the same test seeds.")
+
+
+def _share(arms: Mapping[str, Any], arm: str, of: str) -> float:
+    """An arm's gain over the unsteered base, as a share of another's."""
+    return arms[arm]["over_unsteered"]["mean"] / arms[of]["over_unsteered"]["mean"]
+
+
 def _gains(environments: Mapping[str, Any], arm: str) -> list[float]:
     """Relative gains over the unsteered base, of the normalized score."""
     return [
@@ -168,9 +195,11 @@ def _claims(environments: Mapping[str, Any]) -> list[Claim]:
     names = ", ".join(environments)
     gain = float(np.mean(_gains(environments, "reward")))
     over = [arms["reward"]["over_unsteered"] for arms in environments.values()]
-    closer = [
-        arms["reward"]["over_unsteered"]["mean"] / arms["raw_difference"]["over_unsteered"]["mean"]
+    closer = [_share(arms, "reward", "raw_difference") for arms in environments.values()]
+    distilled = [
+        _share(arms, "distilled", "reward")
         for arms in environments.values()
+        if "distilled" in arms
     ]
     mean = {
         name: float(np.mean([arms[name]["normalized"] for arms in environments.values()]))
@@ -195,6 +224,18 @@ def _claims(environments: Mapping[str, Any]) -> list[Claim]:
             "",
             ", ".join(f"{share:.2f}" for share in closer),
             "reproduced" if min(closer) >= 0.8 else "not clear",
+        ),
+        *(
+            [
+                Claim(
+                    "A cheap network distilled from the reward gains as much (not in the paper)",
+                    "",
+                    ", ".join(f"{share:.2f} of the reward's gain" for share in distilled),
+                    "reproduced" if min(distilled) >= 0.9 else "not clear",
+                )
+            ]
+            if distilled
+            else []
         ),
     ]
 

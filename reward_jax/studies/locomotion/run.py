@@ -4,10 +4,13 @@ For each robot a base model of weak policies' episodes; an expert, the base trai
 strong policy's; the reward of the two, with several seeds; a discriminator. Then returns of every
 arm on one set of seeds, each arm's guidance chosen on others: unsteered, at lower temperatures,
 steered by the discriminator, by the raw difference of the scores, by the reward, and the expert's
-own plans. The same guides then steer a base of data that none of them has seen.
+own plans. The same guides then steer a base of data that none of them has seen. Ablations change
+one thing each, and measure the reward between its bounds.
 
-    out/ROBOT/{base,expert,unseen,reward_N,discriminator}.safetensors, result.json, shown.npz
+    out/ROBOT/{base,expert,unseen,reward_N,distilled,discriminator}.safetensors
     out/ROBOT/base/, ...   metrics of each model's training
+    out/ROBOT/result.json, shown.npz
+    out/ablations/NAME/    what a change makes anew, likewise
     out/results.json, out/report/
 
 What is there is not made again; several processes may take a robot each.
@@ -20,8 +23,8 @@ from typing import Any
 from reward_jax.studies.base import Part, Study
 from reward_jax.studies.locomotion.report import write_report
 from reward_jax.studies.locomotion.settings import Config, check
-from reward_jax.studies.locomotion.summary import read_results, summarise
-from reward_jax.studies.locomotion.work import RobotWork
+from reward_jax.studies.locomotion.summary import read_ablations, read_results, summarise
+from reward_jax.studies.locomotion.work import RobotWork, ablation_part
 from reward_jax.tasks.locomotion.policies import policies
 
 __all__ = ["STUDY", "Config"]
@@ -31,16 +34,22 @@ def _check(config: Config) -> None:
     check(config)
     for name in config.robots:
         policies(name)
-    read_results(config)  # hours before `summarise` does
+    read_results(config), read_ablations(config)  # hours before `summarise` does
 
 
 def _parts(config: Config) -> Iterator[Part]:
     for name in config.robots:
         yield Part(name, functools.partial(_robot, config, name))
+    for name in config.ablations:
+        yield Part(ablation_part(name), functools.partial(_ablation, config, name))
 
 
 def _robot(config: Config, name: str) -> None:
     RobotWork(config, name).run()
+
+
+def _ablation(config: Config, name: str) -> None:
+    RobotWork(config, config.ablations[name].robot).run_ablation(name)
 
 
 def _summarise(config: Config) -> dict[str, Any]:

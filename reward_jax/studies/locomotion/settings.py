@@ -2,11 +2,19 @@
 
 import dataclasses
 import pathlib
+import re
 
 from common_jax.cli.options import CheckpointOption, SeedOption
-from common_jax.cli.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, check_ranges
+from common_jax.cli.ranges import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    check_ranges,
+)
 from common_jax.errors import InputError
 from reward_jax.data.trajectory.windows import HorizonOption
+from reward_jax.planning.extract import Matching, RewardOptions
 from reward_jax.planning.fit import Training
 from reward_jax.planning.options import (
     DiffusionOption,
@@ -20,7 +28,20 @@ from reward_jax.studies.base import AmountOption
 from reward_jax.tasks.locomotion.collect import SETS
 from reward_jax.tasks.locomotion.task import TASKS
 
-__all__ = ["Config", "RobotSettings", "check"]
+__all__ = ["Ablation", "Config", "Distillation", "RobotSettings", "changed", "check"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """A reward of a cheap network, matched to the gradient of the reward that was extracted.
+
+    Args:
+        reward: the cheap network.
+        matching: how it is matched; path_draws are on paths that the dear reward guides.
+    """
+
+    reward: RewardOptions = dataclasses.field(default_factory=RewardOptions)
+    matching: Matching = dataclasses.field(default_factory=Matching)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +52,7 @@ class RobotSettings(RewardNetOption, NetworkOption, DiffusionOption, HorizonOpti
         base_training: of the base, and of the unseen one.
         expert_training: of the expert, which begins as the base.
         rounds: of matching; after the first, paths are those of the reward at hand.
+        distilled: of the reward, into a cheap network; null for none.
     """
 
     horizon: PositiveInt = 8
@@ -38,6 +60,36 @@ class RobotSettings(RewardNetOption, NetworkOption, DiffusionOption, HorizonOpti
     base_training: Training = dataclasses.field(default_factory=Training)
     expert_training: Training = dataclasses.field(default_factory=Training)
     rounds: PositiveInt = 1
+    distilled: Distillation | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """One change to a robot's study, all else the same; null keeps what stands there.
+
+    Args:
+        robot: whose.
+        base_episodes: of the base's data.
+        expert_episodes: of the expert's data.
+        seed: of data and models.
+        learning_rate: of matching.
+        weight_decay: of matching.
+        execute: steps of a plan that are executed.
+    """
+
+    robot: str = "halfcheetah"
+    base_episodes: PositiveInt | None = None
+    expert_episodes: PositiveInt | None = None
+    seed: NonNegativeInt | None = None
+    learning_rate: PositiveFloat | None = None
+    weight_decay: NonNegativeFloat | None = None
+    execute: PositiveInt | None = None
+
+
+def changed(ablation: Ablation) -> dict[str, int | float]:
+    """What an ablation changes, by name."""
+    every = dataclasses.asdict(ablation)
+    return {name: value for name, value in every.items() if name != "robot" and value is not None}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +107,7 @@ class Config(SeedOption, CheckpointOption, RolloutOption, StopsOption, ScalesOpt
         validation: episodes for each scale and t_stopgrad, on seeds of their own, of which an
             arm's best are chosen.
         temperatures: of the unsteered base, as controls.
+        ablations: a name -> one change, of which only the reward and its bounds are measured.
     """
 
     out: pathlib.Path = pathlib.Path("runs/locomotion-study")
@@ -71,6 +124,7 @@ class Config(SeedOption, CheckpointOption, RolloutOption, StopsOption, ScalesOpt
     scales: tuple[float, ...] = (0.5, 1.0, 2.0)
     t_stopgrads: tuple[NonNegativeInt, ...] = (0,)
     temperatures: tuple[NonNegativeFloat, ...] = (0.0, 0.5)
+    ablations: dict[str, Ablation] = dataclasses.field(default_factory=dict)
 
 
 def check(config: Config) -> None:
@@ -82,17 +136,34 @@ def check(config: Config) -> None:
         if name not in TASKS:
             raise InputError(f"robots: {name!r} is none; there are {', '.join(TASKS)}")
         own.network.check(own.horizon)
-        own.matching.check()
-        if own.matching.x_t != "mixed":
-            raise InputError(
-                f"robots.{name}.matching.x_t is {own.matching.x_t}, but the study matches on "
-                "windows of both models: leave it out, or set mixed"
-            )
+        for where, matching in (
+            ("matching", own.matching),
+            *([("distilled.matching", own.distilled.matching)] if own.distilled else []),
+        ):
+            matching.check()
+            if matching.x_t != "mixed":
+                raise InputError(
+                    f"robots.{name}.{where}.x_t is {matching.x_t}, but the study matches on "
+                    "windows of both models: leave it out, or set mixed"
+                )
         if own.expert_training.prediction != own.base_training.prediction:
             raise InputError(
                 f"robots.{name}: expert_training.prediction must be base_training.prediction, for "
                 "experts begin as their base"
             )
+    for name, ablation in config.ablations.items():
+        if not re.fullmatch(r"[a-z0-9][a-z0-9 _.-]*", name):
+            raise InputError(
+                f"ablations: {name!r} names a folder: give small letters, digits and spaces"
+            )
+        if ablation.robot not in config.robots:
+            raise InputError(
+                f"ablations.{name}.robot is {ablation.robot!r}: give one of "
+                + ", ".join(config.robots)
+            )
+        if not changed(ablation):
+            options = [field.name for field in dataclasses.fields(Ablation)][1:]
+            raise InputError(f"ablations.{name} changes nothing: give one of {', '.join(options)}")
     for option in ("base_data", "expert_data", "unseen_data"):
         given = getattr(config, option)
         if given not in SETS and not (option == "unseen_data" and not given):

@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from common_jax.errors import InputError
 from common_jax.io.files import read_json, write_json
-from reward_jax.studies.locomotion.settings import Config
+from reward_jax.studies.locomotion.settings import Config, changed
+from reward_jax.studies.locomotion.work import ABLATED, ablation_part
 from reward_jax.tasks.locomotion.robots import ROBOTS
 
-__all__ = ["MAIN", "read_results", "summarise"]
+__all__ = ["MAIN", "read_ablations", "read_results", "summarise"]
 
 MAIN = ("unsteered", "discriminator", "raw_difference", "reward", "expert")
 _ARM = dict.fromkeys(("mean", "standard_error", "normalized", "episodes", "returns", "settings"))
@@ -21,7 +23,17 @@ def read_results(config: Config) -> dict[str, dict[str, Any]]:
     wanted = {"arms": arms, "gap": {"mean": None}, "diagnostics": {}, "seconds": {}}
     if config.unseen_data:
         wanted["unseen"] = arms
-    paths = {name: config.out / name / "result.json" for name in config.robots}
+    return _read(config, {name: name for name in config.robots}, wanted)
+
+
+def read_ablations(config: Config) -> dict[str, dict[str, Any]]:
+    """Results by ablation, of those that are done; InputError for a damaged file."""
+    wanted = {"arms": dict.fromkeys(ABLATED, _ARM), "seconds": {}}
+    return _read(config, {name: ablation_part(name) for name in config.ablations}, wanted)
+
+
+def _read(config: Config, parts: Mapping[str, str], wanted: Any) -> dict[str, dict[str, Any]]:
+    paths = {name: config.out / part / "result.json" for name, part in parts.items()}
     return {name: read_json(path, wanted) for name, path in paths.items() if path.exists()}
 
 
@@ -29,7 +41,7 @@ def summarise(config: Config) -> dict[str, Any]:
     """The study's figures from what is there; also written to results.json.
 
     environments -> id -> arm -> mean, standard_error, normalized, episodes, with every setting
-    beside.
+    beside; ablations -> name -> arm, likewise.
     """
     results = read_results(config)
     if not results:
@@ -43,6 +55,10 @@ def summarise(config: Config) -> dict[str, Any]:
         "robots": {
             name: {key: result[key] for key in ("gap", "diagnostics", "seconds")}
             for name, result in results.items()
+        },
+        "ablations": {
+            name: result["arms"] | {"change": changed(config.ablations[name])}
+            for name, result in read_ablations(config).items()
         },
         "settings": settings,
     }

@@ -1,14 +1,15 @@
 """What the locomotion study makes for one robot; see `run`."""
 
-import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from common_jax.io.files import write_arrays, write_json
 from reward_jax.data.episodes import Episodes
@@ -19,7 +20,7 @@ from reward_jax.planning.extract import diagnose, fit_reward
 from reward_jax.planning.fit import RunContext, Untrained, fit, space_of, window_source
 from reward_jax.reward.diagnostics import explained_of
 from reward_jax.reward.extract import RelativeReward, SeedBlocks
-from reward_jax.reward.gradients import ScoreDifference
+from reward_jax.reward.gradients import ScoreDifference, SteeredScore
 from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.reward.paths import draw_path_targets
 from reward_jax.reward.targets import ExtractionOptions
@@ -28,18 +29,20 @@ from reward_jax.studies.locomotion.settings import Config
 from reward_jax.studies.workshop import Clock, Workshop
 from reward_jax.tasks.locomotion.task import LocomotionTask
 
-__all__ = ["RobotWork"]
+__all__ = ["ABLATED", "RobotWork", "ablation_part"]
 
 _PADDING = "repeat"  # a window may begin at every step
-_GUIDED = ("discriminator", "raw_difference", "reward")
+_GUIDED = ("discriminator", "raw_difference", "reward", "distilled")
+ABLATED = ("unsteered", "raw_difference", "reward", "expert")
 
 
 class RobotWork:
     """The models and results of one robot, made where they are not there."""
 
-    def __init__(self, config: Config, name: str) -> None:
+    def __init__(self, config: Config, name: str, part: str = "") -> None:
         self.config, self.own, self.task = config, config.robots[name], LocomotionTask(name)
-        self.shop = Workshop(config.out, name, save_every=config.save_every)
+        self.part, self.world_seed = part or name, config.seed
+        self.shop = Workshop(config.out, self.part, save_every=config.save_every)
 
     def run(self) -> None:
         """Train, choose, roll out, write."""
@@ -47,24 +50,52 @@ class RobotWork:
         if path.exists():
             return
         clock = Clock()
-        models = {"base": self.base, "expert": self.expert}
-        clock.lap("base and expert")
-        reward = self.reward
-        clock.lap("reward")
-        judge = self.judge
-        clock.lap("discriminator")
+        for name in ("base", "expert", "reward", "distilled", "judge"):
+            getattr(self, name)
+            clock.lap(name)
         found: dict[str, Any] = {"gap": self._gap()}
-        arms, shown = self._arms(models, reward, judge)
-        found |= {"arms": arms}
+        found["arms"], shown = self._measured(self._arms(), self.base)
         clock.lap("rollouts")
         if self.config.unseen_data:
-            unseen = {"base": self.unseen, "expert": self.expert}
-            found["unseen"], _ = self._arms(unseen, reward, judge)
+            found["unseen"], _ = self._measured(self._arms(), self.unseen)
             clock.lap("unseen base")
-        found |= {"diagnostics": self._diagnostics(reward), "seconds": clock.seconds}
+        found["diagnostics"] = self._diagnostics(self.reward)
+        clock.lap("diagnostics")
+        found["seconds"] = clock.seconds
         write_arrays(self.shop.folder / "shown.npz", **shown)
         write_json(path, found)
         self._say(json.dumps(clock.seconds))
+
+    def run_ablation(self, name: str) -> None:
+        """The reward and its bounds with one thing changed."""
+        path = self.config.out / ablation_part(name) / "result.json"
+        if path.exists():
+            return
+        work, clock = self._ablated(name), Clock()
+        found, _ = work._measured(ABLATED, work.base)
+        clock.lap("all")
+        write_json(path, {"arms": found, "seconds": clock.seconds})
+
+    def _ablated(self, name: str) -> "RobotWork":
+        """The work of an ablation; what its change does not touch is this one's."""
+        c, a = self.config, self.config.ablations[name]
+        episodes = _given(base_episodes=a.base_episodes, expert_episodes=a.expert_episodes)
+        models = episodes | _given(seed=a.seed)
+        matching = _given(learning_rate=a.learning_rate, weight_decay=a.weight_decay)
+        own = replace(self.own, matching=replace(self.own.matching, **matching), distilled=None)
+        config = replace(
+            c,
+            robots={self.task.name: own},
+            rollout=replace(c.rollout, **_given(execute=a.execute)),
+            **models,
+        )
+        work = RobotWork(config, self.task.name, ablation_part(name))
+        work.world_seed = self.world_seed  # returns are of the same starts and noise
+        kept = [] if models else ["base", "expert"]
+        kept += [] if models or matching else ["reward"]
+        # `cached_property` takes what stands in the object already.
+        vars(work).update({one: getattr(self, one) for one in kept})
+        return work
 
     @functools.cached_property
     def base_data(self) -> Episodes:
@@ -96,7 +127,7 @@ class RobotWork:
 
         def make(context: RunContext) -> TrajectoryModel:
             source = self._windows(self.expert_data)
-            space = dataclasses.replace(self.base.space, about=dict(self.expert_data.about))
+            space = replace(self.base.space, about=dict(self.expert_data.about))
             seed = self.config.seed + 1
             return fit(source, space, self.base, training, seed=seed, context=context)
 
@@ -110,7 +141,7 @@ class RobotWork:
         def make(context: RunContext) -> TrajectoryModel:
             c = self.config
             episodes = self._record(c.unseen_data, c.base_episodes, 2)
-            space = dataclasses.replace(self.base.space, about=dict(episodes.about))
+            space = replace(self.base.space, about=dict(episodes.about))
             begin = Untrained(old.schedule, self.own.network, old.clip)
             source = self._windows(episodes)
             return fit(source, space, begin, training, seed=c.seed + 2, context=context)
@@ -146,12 +177,34 @@ class RobotWork:
         return found
 
     @functools.cached_property
+    def distilled(self) -> RelativeReward | None:
+        """The reward in a cheap network; None where the settings have none."""
+        if (cheap := self.own.distilled) is None:
+            return None
+
+        def make(context: RunContext) -> TrajectoryGuide:
+            return fit_reward(
+                self.base,
+                SteeredScore(self.base.denoiser, self.reward),
+                self._both(),
+                self.expert.space,
+                cheap.reward,
+                cheap.matching,
+                seed=self.config.seed + 30,
+                context=context,
+            )
+
+        guide = self.shop.guide("distilled", cheap.matching.steps, make).guide
+        assert isinstance(guide, RelativeReward)
+        return guide
+
+    @functools.cached_property
     def judge(self) -> TrajectoryGuide:
         """The discriminator, of the reward's network (a window's, where that is an energy)."""
         like = TrajectoryGuide(self.reward, self.expert.space, self.base.denoiser.schedule)
         options = self.own.reward
         if options.kind == "energy":
-            options = dataclasses.replace(options, kind="window")
+            options = replace(options, kind="window")
         sources = self._windows(self.base_data), self._windows(self.expert_data)
         seed = self.config.seed + 20
         return self.shop.discriminator(
@@ -168,29 +221,40 @@ class RobotWork:
     def _both(self) -> Mixed:
         return Mixed((self._windows(self.base_data), self._windows(self.expert_data)))
 
-    def _arms(
-        self, models: Mapping[str, TrajectoryModel], reward: RelativeReward, judge: TrajectoryGuide
-    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Every arm's returns on the test seeds, and frames of three episodes of each."""
-        c, base = self.config, models["base"]
-        arms = {
-            "unsteered": Arm(base),
-            **{f"temperature {t:g}": Arm(base) for t in c.temperatures},
-            "discriminator": Arm(base, judge.guide),
-            "raw_difference": Arm(base, ScoreDifference(self.base.denoiser, self.expert.denoiser)),
-            "reward": Arm(base, SeedBlocks(reward), reward.seeds or 1),
-            "expert": Arm(models["expert"]),
-        }
-        test = World(self.task, c.rollout, c.seed + 1000)
-        validation = World(self.task, c.rollout, c.seed + 2000)
+    def _arms(self) -> list[str]:
+        """The names of all arms, in the order of tables."""
+        temperatures = [f"temperature {t:g}" for t in self.config.temperatures]
+        cheap = ["distilled"] if self.own.distilled else []
+        guided = ["discriminator", "raw_difference", "reward", *cheap]
+        return ["unsteered", *temperatures, *guided, "expert"]
+
+    def _arm(self, name: str, base: TrajectoryModel) -> Arm:
+        """An arm, of a base: the one that the reward is of, or another."""
+        if name == "discriminator":
+            return Arm(base, self.judge.guide)
+        if name == "raw_difference":
+            return Arm(base, ScoreDifference(self.base.denoiser, self.expert.denoiser))
+        if name in ("reward", "distilled"):
+            reward = self.reward if name == "reward" else self.distilled
+            assert reward is not None
+            return Arm(base, SeedBlocks(reward), reward.seeds or 1)
+        return Arm(self.expert if name == "expert" else base)
+
+    def _measured(
+        self, names: Iterable[str], base: TrajectoryModel
+    ) -> tuple[dict[str, Any], dict[str, Float[np.ndarray, "..."]]]:
+        """Arms' returns on the test seeds, and frames of three episodes of each."""
+        c = self.config
+        test = World(self.task, c.rollout, self.world_seed + 1000)
+        validation = World(self.task, c.rollout, self.world_seed + 2000)
         candidates = [
             GuidanceOptions(scale=scale, t_stopgrad=stop)
             for scale in c.scales
             for stop in c.t_stopgrads
         ]
         found, shown, swept = {}, {}, {}
-        for name, arm in arms.items():
-            options = GuidanceOptions()
+        for name in names:
+            arm, options = self._arm(name, base), GuidanceOptions()
             if name in _GUIDED:
                 count = max(1, c.validation // arm.seeds)
                 options, swept[name] = choose(arm, validation, count, candidates)
@@ -201,9 +265,10 @@ class RobotWork:
             shown[name] = outcome.shown[:3]
             one = found[name]
             self._say(f"{name}: {one['mean']:.1f} ({one['standard_error']:.1f})")
-        for one in found.values():
-            one["over_unsteered"] = compared(one, found["unsteered"])
-            one["over_discriminator"] = compared(one, found["discriminator"])
+        for other in ("unsteered", "discriminator"):
+            for one in found.values():
+                if other in found:
+                    one[f"over_{other}"] = compared(one, found[other])
         for name, rows in swept.items():
             found[name]["validation"] = rows
         return found, shown
@@ -211,7 +276,7 @@ class RobotWork:
     def _gap(self) -> dict[str, Any]:
         """Whether the expert's plans beat the base's by two standard errors."""
         c = self.config
-        world = World(self.task, c.rollout, c.seed + 2000)
+        world = World(self.task, c.rollout, self.world_seed + 2000)
         options = GuidanceOptions()
         base, expert = (
             summary(arm, returns(arm, world, c.validation, options), self.task, options)
@@ -258,4 +323,13 @@ class RobotWork:
         return found
 
     def _say(self, line: str) -> None:
-        print(f"{self.task.name}: {line}", flush=True)
+        print(f"{self.part}: {line}", flush=True)
+
+
+def ablation_part(name: str) -> str:
+    """The part of the study that an ablation is."""
+    return f"ablations/{name.replace(' ', '-')}"
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

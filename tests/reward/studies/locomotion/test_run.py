@@ -15,8 +15,9 @@ from reward_jax.planning.fit import NetworkOptions, Training
 from reward_jax.studies.locomotion import arms, run, work
 from reward_jax.studies.locomotion.report import write_report
 from reward_jax.studies.locomotion.run import STUDY, Config
-from reward_jax.studies.locomotion.settings import RobotSettings
+from reward_jax.studies.locomotion.settings import Ablation, Distillation, RobotSettings
 from reward_jax.studies.locomotion.summary import MAIN
+from reward_jax.studies.locomotion.work import ABLATED
 from reward_jax.tasks.base import Rollout
 from reward_jax.tasks.locomotion import policies
 from reward_jax.tasks.locomotion.task import LocomotionTask
@@ -42,6 +43,10 @@ OWN = RobotSettings(
         action_weight=5,
     ),
     rounds=2,
+    distilled=Distillation(
+        reward=RewardOptions(widths=(6,)),
+        matching=Matching(steps=10, batch_size=8, draws=64, seeds=2, steps_per_call=10),
+    ),
 )
 
 
@@ -64,6 +69,11 @@ def done(tmp_path_factory):
             scales=(0.5, 4.0),
             temperatures=(0.5,),
             rollout=Rollout(steps=8, execute=2),
+            ablations={
+                "slower": Ablation(robot="hopper", learning_rate=1e-4, weight_decay=0.1),
+                "one step": Ablation(robot="hopper", execute=1),
+                "less data": Ablation(robot="hopper", base_episodes=6),
+            },
         )
         found = STUDY.run(config)
     policies.policies.cache_clear()
@@ -76,7 +86,7 @@ def test_results(done):
     assert json.loads((config.out / "results.json").read_text()) == found
     for base in ("environments", "unseen"):
         one = found[base]["Hopper-v5"]
-        assert set(one) == {*MAIN, "temperature 0.5"}
+        assert set(one) == {*MAIN, "temperature 0.5", "distilled"}
         for name in MAIN:
             arm = one[name]
             episodes = 6 if name == "reward" else 3
@@ -101,6 +111,30 @@ def test_results(done):
 
 
 @pytest.mark.slow
+def test_ablations(done):
+    """What a change does not touch is the study's own; the rest is made anew."""
+    config, found = done
+    whole = found["environments"]["Hopper-v5"]
+    changed = {"slower": {"reward"}, "one step": set(ABLATED), "less data": set(ABLATED)}
+    for name, wanted in changed.items():
+        one = found["ablations"][name]
+        assert set(one) == {*ABLATED, "change"}
+        differs = {arm for arm in ABLATED if one[arm]["returns"] != whole[arm]["returns"]}
+        assert differs == wanted, name
+    made = {
+        p.parent.name: {f.stem for f in p.parent.glob("*.safetensors")}
+        for p in (config.out / "ablations").glob("*/result.json")
+    }
+    rewards = {"reward_0", "reward_1"}
+    assert made == {
+        "slower": rewards,
+        "one-step": set(),
+        "less-data": {"base", "expert", *rewards},
+    }
+    assert found["ablations"]["less data"]["change"] == {"base_episodes": 6}
+
+
+@pytest.mark.slow
 def test_models(done):
     config, _ = done
     folder = config.out / "hopper"
@@ -122,6 +156,7 @@ def test_the_report(done):
     page = write_report(config, found)
     text = (page.parent / "report.md").read_text()
     assert "| Hopper-v5 | reward | " in text and "24.67" in text
+    assert "| Hopper-v5 | less data (base_episodes 6) | " in text
     assert "no renderer" not in text and (page.parent / "strips_hopper.svg").exists()
 
 
@@ -159,6 +194,18 @@ def test_paired_differences_and_errors():
     ("changes", "said"),
     [
         ({"robots": {}}, "robots is empty: give one of halfcheetah"),
+        (
+            {"ablations": {"../x": Ablation(seed=1)}},
+            "ablations: '../x' names a folder: give small",
+        ),
+        (
+            {"ablations": {"x": Ablation(seed=1)}},
+            "ablations.x.robot is 'halfcheetah': give one of",
+        ),
+        (
+            {"ablations": {"x": Ablation(robot="hopper")}},
+            "ablations.x changes nothing: give one of",
+        ),
         ({"robots": {"ant": OWN}}, "robots: 'ant' is none; there are halfcheetah, hopper"),
         ({"base_data": "good"}, "base_data is 'good': give one of expert, medium"),
         ({"scales": ()}, "scales and t_stopgrads need a number each"),
