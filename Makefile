@@ -9,7 +9,7 @@ REWARDS := $(VENV)/.installed-rewards
 DEV := $(VENV)/.installed-dev
 SOURCES := common_jax tuco_jax reward_jax tests benchmarks examples
 
-.PHONY: demo demo-reward test test-quick bench adapter gemma-pair studies check format clean
+.PHONY: demo demo-reward test test-quick bench adapter gemma-pair studies study-locomotion check format clean
 .DEFAULT_GOAL := demo
 .NOTPARALLEL:
 
@@ -60,6 +60,12 @@ studies: $(LANGUAGE)
 	done
 	$(BIN)/python -m tuco_jax.studies.collect \
 	  --pairs '[runs/studies/smollm2, runs/studies/gemma]' --out docs/results/tuco
+
+# Relative rewards of robots that walk: tiny is HalfCheetah in minutes, cpu all three with ablations
+# in hours, paper the paper's sizes, for a GPU.
+SIZE ?= tiny
+study-locomotion: $(REWARDS)
+	$(BIN)/reward-jax study locomotion --config configs/reward/study_locomotion_$(SIZE).yaml
 
 bench: $(REWARDS) $(DEV)
 	$(BIN)/python -m benchmarks.tuco

@@ -75,6 +75,8 @@ class Ablation:
         learning_rate: of matching.
         weight_decay: of matching.
         execute: steps of a plan that are executed.
+        sampling_steps: of DDIM, in place of the ancestral sampler.
+        skip: of them that a plan leaves out, which begins with what is left of the last one.
     """
 
     robot: str = "halfcheetah"
@@ -84,6 +86,8 @@ class Ablation:
     learning_rate: PositiveFloat | None = None
     weight_decay: NonNegativeFloat | None = None
     execute: PositiveInt | None = None
+    sampling_steps: PositiveInt | None = None
+    skip: PositiveInt | None = None
 
 
 def changed(ablation: Ablation) -> dict[str, int | float]:

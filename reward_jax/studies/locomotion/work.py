@@ -42,6 +42,7 @@ class RobotWork:
     def __init__(self, config: Config, name: str, part: str = "") -> None:
         self.config, self.own, self.task = config, config.robots[name], LocomotionTask(name)
         self.part, self.world_seed = part or name, config.seed
+        self.sampling = GuidanceOptions()  # but for what an arm sets
         self.shop = Workshop(config.out, self.part, save_every=config.save_every)
 
     def run(self) -> None:
@@ -83,13 +84,18 @@ class RobotWork:
         models = episodes | _given(seed=a.seed)
         matching = _given(learning_rate=a.learning_rate, weight_decay=a.weight_decay)
         own = replace(self.own, matching=replace(self.own.matching, **matching), distilled=None)
+        acts = _given(execute=a.execute, warm_start=True if a.skip else None)
         config = replace(
-            c,
-            robots={self.task.name: own},
-            rollout=replace(c.rollout, **_given(execute=a.execute)),
-            **models,
+            c, robots={self.task.name: own}, rollout=replace(c.rollout, **acts), **models
         )
         work = RobotWork(config, self.task.name, ablation_part(name))
+        if a.sampling_steps:
+            work.sampling = replace(
+                work.sampling,
+                sampler="ddim",
+                sampling_steps=a.sampling_steps,
+                **_given(skip=a.skip),
+            )
         work.world_seed = self.world_seed  # returns are of the same starts and noise
         kept = [] if models else ["base", "expert"]
         kept += [] if models or matching else ["reward"]
@@ -248,18 +254,18 @@ class RobotWork:
         test = World(self.task, c.rollout, self.world_seed + 1000)
         validation = World(self.task, c.rollout, self.world_seed + 2000)
         candidates = [
-            GuidanceOptions(scale=scale, t_stopgrad=stop)
+            replace(self.sampling, scale=scale, t_stopgrad=stop)
             for scale in c.scales
             for stop in c.t_stopgrads
         ]
         found, shown, swept = {}, {}, {}
         for name in names:
-            arm, options = self._arm(name, base), GuidanceOptions()
+            arm, options = self._arm(name, base), self.sampling
             if name in _GUIDED:
                 count = max(1, c.validation // arm.seeds)
                 options, swept[name] = choose(arm, validation, count, candidates)
             elif name.startswith("temperature"):
-                options = GuidanceOptions(temperature=float(name.split()[1]))
+                options = replace(options, temperature=float(name.split()[1]))
             outcome = returns(arm, test, c.environments, options)
             found[name] = summary(arm, outcome, self.task, options)
             shown[name] = outcome.shown[:3]

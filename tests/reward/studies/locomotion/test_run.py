@@ -72,6 +72,7 @@ def done(tmp_path_factory):
             ablations={
                 "slower": Ablation(robot="hopper", learning_rate=1e-4, weight_decay=0.1),
                 "one step": Ablation(robot="hopper", execute=1),
+                "warm": Ablation(robot="hopper", sampling_steps=4, skip=2),
                 "less data": Ablation(robot="hopper", base_episodes=6),
             },
         )
@@ -115,7 +116,9 @@ def test_ablations(done):
     """What a change does not touch is the study's own; the rest is made anew."""
     config, found = done
     whole = found["environments"]["Hopper-v5"]
-    changed = {"slower": {"reward"}, "one step": set(ABLATED), "less data": set(ABLATED)}
+    changed = dict.fromkeys(("one step", "warm", "less data"), set(ABLATED)) | {
+        "slower": {"reward"}
+    }
     for name, wanted in changed.items():
         one = found["ablations"][name]
         assert set(one) == {*ABLATED, "change"}
@@ -129,6 +132,7 @@ def test_ablations(done):
     assert made == {
         "slower": rewards,
         "one-step": set(),
+        "warm": set(),
         "less-data": {"base", "expert", *rewards},
     }
     assert found["ablations"]["less data"]["change"] == {"base_episodes": 6}
@@ -155,7 +159,7 @@ def test_the_report(done):
     config, found = done
     page = write_report(config, found)
     text = (page.parent / "report.md").read_text()
-    assert "| Hopper-v5 | reward | " in text and "24.67" in text
+    assert "| Hopper-v5 | reward | " in text and "24.67" in text and "58.80" in text
     assert "| Hopper-v5 | less data (base_episodes 6) | " in text
     assert "no renderer" not in text and (page.parent / "strips_hopper.svg").exists()
 
