@@ -1,7 +1,9 @@
-"""Models that come with the package: a base and an expert of one task, which their files name."""
+"""What comes with the package: a base and an expert of one task, and policies of others."""
 
 import pathlib
 
-__all__ = ["PAIR"]
+__all__ = ["PAIR", "POLICIES"]
 
-PAIR = pathlib.Path(__file__).parent / "pair"  # base.safetensors, expert.safetensors
+_HERE = pathlib.Path(__file__).parent
+PAIR = _HERE / "pair"  # base.safetensors, expert.safetensors
+POLICIES = _HERE / "policies"  # TASK.safetensors, each of several stages

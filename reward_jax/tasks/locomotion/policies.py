@@ -1,8 +1,8 @@
 """Policies that were trained here, at several stages, and what they do.
 
 A policy is a Gaussian that tanh squashes (Haarnoja et al. 2018, appendix C), as sbx-rl's TQC and
-SAC train it: two hidden layers with ReLU, then a mean and a log standard deviation. `policies/`
-holds a file for each robot, float16, with every stage and its return;
+SAC train it: two hidden layers with ReLU, then a mean and a log standard deviation. A file of each
+robot comes with the package, float16, with every stage and its return;
 `configs/reward/policy_*.yaml` are the commands that made them.
 
 Legend: B rows, O observation width, A action width.
@@ -21,11 +21,11 @@ from jaxtyping import Float
 
 from common_jax.errors import InputError
 from common_jax.io.files import atomic, parse_json
+from reward_jax.shipped import POLICIES
 from reward_jax.tasks.locomotion.robots import ROBOTS, environment
 
 __all__ = ["Policy", "policies", "read_policies", "write_policies"]
 
-SHIPPED = pathlib.Path(__file__).parent / "policies"
 LOG_STD = (-20.0, 2.0)  # sbx-rl's bounds
 
 
@@ -61,7 +61,7 @@ def policies(name: str) -> dict[str, Policy]:
 
     Raises InputError where there are none.
     """
-    path = SHIPPED / f"{name}.safetensors"
+    path = POLICIES / f"{name}.safetensors"
     if not path.is_file():
         raise InputError(
             f"no policies of {name} are shipped: learn them (reward-jax policy --env {name} --out "

@@ -54,7 +54,7 @@ OWN = RobotSettings(
 def done(tmp_path_factory):
     shipped = tmp_path_factory.mktemp("policies")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(policies, "SHIPPED", shipped)
+        patch.setattr(policies, "POLICIES", shipped)
         policies.policies.cache_clear()
         stages = ("early", "late", "medium", "expert")
         made = {stage: random_policy("hopper", i) for i, stage in enumerate(stages)}
@@ -175,7 +175,7 @@ def test_a_second_start_makes_nothing_anew(done, monkeypatch):
 
 
 def test_robots_without_policies_are_refused_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(policies, "SHIPPED", tmp_path)
+    monkeypatch.setattr(policies, "POLICIES", tmp_path)
     policies.policies.cache_clear()
     config = Config(out=tmp_path / "study", robots={"hopper": OWN})
     with pytest.raises(

@@ -31,7 +31,7 @@ def random_policy(name, seed, width=16):
 @pytest.fixture
 def shipped(tmp_path, monkeypatch):
     """name -> its policies, written and taken for those that are shipped."""
-    monkeypatch.setattr(policies, "SHIPPED", tmp_path)
+    monkeypatch.setattr(policies, "POLICIES", tmp_path)
     policies.policies.cache_clear()
 
     def ship(name):

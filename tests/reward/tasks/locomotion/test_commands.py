@@ -29,7 +29,7 @@ def made(tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             lines = []
             patch.setattr("builtins.print", lambda *a, **_: lines.append(" ".join(map(str, a))))
-            patch.setattr(policies, "SHIPPED", folder)
+            patch.setattr(policies, "POLICIES", folder)
             assert run(*argv) == 0, lines
         printed[name] = "\n".join(lines).splitlines()
 
