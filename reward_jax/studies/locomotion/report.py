@@ -86,7 +86,9 @@ CAVEATS = (
 
 
 def _arm(one: Mapping[str, Any]) -> str:
-    return f"{one['mean']:.0f} +- {one['standard_error']:.0f}"
+    seeds = one["seed_standard_error"]
+    apart = "" if seeds is None else f" (seeds +- {seeds:.0f})"
+    return f"{one['mean']:.0f} +- {one['standard_error']:.0f}{apart}"
 
 
 def _table(title: str, environments: Mapping[str, Any]) -> Table:

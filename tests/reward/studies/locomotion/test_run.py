@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -160,6 +161,7 @@ def test_the_report(done):
     page = write_report(config, found)
     text = (page.parent / "report.md").read_text()
     assert "| Hopper-v5 | reward | " in text and "24.67" in text and "58.80" in text
+    assert re.search(r"reward \| -?\d+ \+- \d+ \(seeds \+- \d+\)", text)
     assert "| Hopper-v5 | less data (base_episodes 6) | " in text
     assert "no renderer" not in text and (page.parent / "strips_hopper.svg").exists()
 
