@@ -34,7 +34,8 @@ def _check(config: Config) -> None:
     check(config)
     for name in config.robots:
         policies(name)
-    read_results(config), read_ablations(config)  # hours before `summarise` does
+    for read in (read_results, read_ablations):  # hours before `summarise` does
+        read(config)
 
 
 def _parts(config: Config) -> Iterator[Part]:

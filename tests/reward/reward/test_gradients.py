@@ -68,7 +68,7 @@ class Flat:
 
 def test_a_reward_is_distilled_into_another_network():
     dear = RelativeReward(init_params(Bowl(), KEY, X), SCHEDULE, Bowl(), "score")
-    base = lambda x, t: -x  # noqa: E731
+    base = lambda x, t, cond=None: -x  # noqa: E731
     network = Bowl(two=True)
     params, history = extract_reward(
         base,
