@@ -97,10 +97,10 @@ class RobotWork:
                 **_given(skip=a.skip),
             )
         work.world_seed = self.world_seed  # returns are of the same starts and noise
-        kept = [] if models else ["base", "expert"]
-        kept += [] if models or matching else ["reward"]
+        untouched = [] if models else ["base", "expert"]
+        untouched += [] if models or matching else ["reward"]
         # `cached_property` takes what stands in the object already.
-        vars(work).update({one: getattr(self, one) for one in kept})
+        vars(work).update({one: getattr(self, one) for one in untouched})
         return work
 
     @functools.cached_property
