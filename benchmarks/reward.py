@@ -35,13 +35,9 @@ from reward_jax.diffusion.process import FirstState, action_weights, first_state
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.diffusion.sources import Rows
 from reward_jax.diffusion.train import EMA, TrainingOptions, init_state, train_denoiser
-from reward_jax.reward.extract import (
-    ExtractionOptions,
-    RelativeReward,
-    init_params,
-    reward_gradient,
-)
+from reward_jax.reward.extract import ExtractionOptions, init_params
 from reward_jax.reward.guide import GuidanceOptions, guided_sample
+from reward_jax.reward.relative import RelativeReward, reward_gradient
 from reward_jax.torch_import.from_torch import load_torch
 from reward_jax.torch_import.torch_state import Part
 

@@ -23,15 +23,11 @@ if TYPE_CHECKING:
         seed_agreement,
     )
     from reward_jax.reward.discriminator import DiscriminatorGuide, train_discriminator
-    from reward_jax.reward.extract import (
-        RelativeReward,
-        SeedBlocks,
-        extract_reward,
-        init_params,
-    )
+    from reward_jax.reward.extract import extract_reward, init_params
     from reward_jax.reward.gradients import Guide, ScoreDifference, SteeredScore, ValueGuide
     from reward_jax.reward.guide import GuidanceOptions, guided_sample, sweep
     from reward_jax.reward.paths import draw_path_targets, join_targets
+    from reward_jax.reward.relative import RelativeReward, SeedBlocks
     from reward_jax.reward.targets import ExtractionOptions, draw_targets
 
 _HOMES = {
@@ -50,10 +46,11 @@ _HOMES = {
         "seed_agreement",
     ),
     "reward.discriminator": ("DiscriminatorGuide", "train_discriminator"),
-    "reward.extract": ("RelativeReward", "SeedBlocks", "extract_reward", "init_params"),
+    "reward.extract": ("extract_reward", "init_params"),
     "reward.gradients": ("Guide", "ScoreDifference", "SteeredScore", "ValueGuide"),
     "reward.guide": ("GuidanceOptions", "guided_sample", "sweep"),
     "reward.paths": ("draw_path_targets", "join_targets"),
+    "reward.relative": ("RelativeReward", "SeedBlocks"),
     "reward.targets": ("ExtractionOptions", "draw_targets"),
 }
 

@@ -27,7 +27,7 @@ from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.schedule import Schedule, make_schedule
 from reward_jax.models import catalog
 from reward_jax.reward.discriminator import DiscriminatorGuide
-from reward_jax.reward.extract import RelativeReward
+from reward_jax.reward.relative import RelativeReward
 
 __all__ = ["load_guide", "load_model", "save_guide", "save_model"]
 

@@ -14,7 +14,7 @@ from reward_jax.diffusion.denoiser import Denoiser
 from reward_jax.diffusion.process import Pinned
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.reward.discriminator import DiscriminatorGuide
-from reward_jax.reward.extract import RelativeReward
+from reward_jax.reward.relative import RelativeReward
 
 __all__ = ["Space", "SpaceGuide", "SpaceModel"]
 

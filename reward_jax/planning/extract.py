@@ -26,10 +26,11 @@ from reward_jax.models.reward_nets import Cut, HalfUnet, Head, Reduce, WindowMLP
 from reward_jax.models.temporal.layers import Activation
 from reward_jax.planning.fit import AdamOptions, Network, RunContext, optimizer
 from reward_jax.reward.diagnostics import antisymmetric_part, explained_fraction, seed_agreement
-from reward_jax.reward.extract import RelativeReward, extract_reward, init_params
+from reward_jax.reward.extract import extract_reward, init_params
 from reward_jax.reward.gradients import ScoreDifference
 from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.reward.paths import draw_path_targets, join_targets
+from reward_jax.reward.relative import RelativeReward
 from reward_jax.reward.targets import ExtractionOptions, Target, draw_targets, unit
 
 __all__ = ["Matching", "RewardOptions", "diagnose", "fit_reward", "hold_out"]

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from common_jax.errors import InputError
 from reward_jax.data.trajectory.space import TrajectoryGuide
 from reward_jax.planning.plan import score_windows
-from reward_jax.reward.extract import RelativeReward
+from reward_jax.reward.relative import RelativeReward
 from reward_jax.tasks.base import Task
 from reward_jax.tasks.plane import HeatMap, Plane
 

@@ -38,7 +38,7 @@ from reward_jax.diffusion.sources import Mixed
 from reward_jax.planning.extract import RewardOptions, diagnose, fit_reward, hold_out
 from reward_jax.planning.fit import open_run, window_source
 from reward_jax.planning.options import CutOption, PairOption, RewardNetOption
-from reward_jax.reward.extract import RelativeReward
+from reward_jax.reward.relative import RelativeReward
 from reward_jax.tasks.find import read
 
 __all__ = [

@@ -27,7 +27,7 @@ from reward_jax.planning.maps import each_seed, map_of
 from reward_jax.planning.options import RolloutOption, SteeredOption
 from reward_jax.planning.plan import plan, planner
 from reward_jax.planning.steer import outcomes
-from reward_jax.reward.extract import RelativeReward
+from reward_jax.reward.relative import RelativeReward
 from reward_jax.tasks.base import Outcome, Planner, Task
 from reward_jax.tasks.find import task_and_goal
 from reward_jax.tasks.plane import HeatMap, MapOptions, Peak, Plane

@@ -27,8 +27,8 @@ from reward_jax.diffusion.denoiser import (
 from reward_jax.diffusion.process import Pinned, draw_noise, posterior_mean, q_sample
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.diffusion.sources import split_batch
-from reward_jax.reward.extract import RelativeReward
 from reward_jax.reward.gradients import Guide
+from reward_jax.reward.relative import RelativeReward
 from reward_jax.reward.targets import GradientAt, Targets, check_gradient_at, unit
 
 Data = Float[Array, "B ..."] | tuple[Float[Array, "B ..."], Condition]

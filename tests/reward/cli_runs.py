@@ -24,7 +24,7 @@ from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.schedule import make_schedule
 from reward_jax.models.reward_nets import WindowMLP
 from reward_jax.models.temporal.unet import TemporalUnet
-from reward_jax.reward.extract import RelativeReward
+from reward_jax.reward.relative import RelativeReward
 
 ROOT = pathlib.Path(__file__).parents[2]
 

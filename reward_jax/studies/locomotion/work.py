@@ -19,10 +19,10 @@ from reward_jax.diffusion.sources import Mixed, Strided
 from reward_jax.planning.extract import diagnose, fit_reward
 from reward_jax.planning.fit import RunContext, Untrained, fit, space_of, window_source
 from reward_jax.reward.diagnostics import explained_of
-from reward_jax.reward.extract import RelativeReward, SeedBlocks
 from reward_jax.reward.gradients import ScoreDifference, SteeredScore
 from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.reward.paths import draw_path_targets
+from reward_jax.reward.relative import RelativeReward, SeedBlocks
 from reward_jax.reward.targets import ExtractionOptions
 from reward_jax.studies.locomotion.arms import Arm, World, choose, compared, returns, summary
 from reward_jax.studies.locomotion.settings import Config

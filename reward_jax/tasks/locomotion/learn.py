@@ -132,17 +132,18 @@ def learn(options: LearnOptions) -> Learned:
 def choose(evaluated: Mapping[str, Policy]) -> dict[str, Policy]:
     """The stages of policies that were evaluated, in the order of their training.
 
-    expert: the best. medium: the first, but for two, whose return is a third of the best's above
-    that of the first of all, which hardly knows more than a random policy. early, late: those at
-    a third and two thirds of the way to medium. Raises InputError for fewer than four.
+    expert: the best, but for the first three. medium: of those before it, but for the first two,
+    the one whose return is nearest to a third of the expert's above the first one's, which hardly
+    knows more than a random policy. early, late: those at a third and two thirds of the way to
+    medium. Raises InputError for fewer than four.
     """
     found = list(evaluated.values())
     if len(found) < 4:
         raise InputError(f"{len(found)} evaluations are too few for stages: give more steps")
     scores = np.array([policy.about["return"] for policy in found])
-    best = int(scores.argmax())
+    best = 3 + int(scores[3:].argmax())
     wanted = scores[0] + MEDIUM * (scores[best] - scores[0])
-    medium = max(2, int((scores >= wanted).argmax()))
+    medium = 2 + int(np.abs(scores[2:best] - wanted).argmin())
     places = {
         "early": medium // 3,
         "late": max(medium // 3 + 1, 2 * medium // 3),

@@ -19,7 +19,7 @@ from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectorySpace, c
 from reward_jax.diffusion.schedule import cosine_schedule, from_betas
 from reward_jax.models.reward_nets import HalfUnet
 from reward_jax.reward.discriminator import DiscriminatorGuide
-from reward_jax.reward.extract import RelativeReward
+from reward_jax.reward.relative import RelativeReward
 from reward_jax.tasks.find import task_of
 from tests.reward.cli_runs import model, parameters, reward, space
 

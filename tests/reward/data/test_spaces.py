@@ -20,7 +20,7 @@ from reward_jax.diffusion.sources import Rows
 from reward_jax.models import catalog
 from reward_jax.planning.extract import Matching, diagnose, fit_reward
 from reward_jax.planning.fit import Training, Untrained, fit
-from reward_jax.reward.extract import RelativeReward
+from reward_jax.reward.relative import RelativeReward
 from tests.reward.cli_runs import model as trajectory_model
 
 SCHEDULE = cosine_schedule(6)

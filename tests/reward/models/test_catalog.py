@@ -20,7 +20,7 @@ from reward_jax.models.reward_nets import HalfUnet, WindowMLP
 from reward_jax.models.temporal.mlp import ResidualMLP
 from reward_jax.models.temporal.unet import TemporalUnet
 from reward_jax.reward.discriminator import DiscriminatorGuide
-from reward_jax.reward.extract import RelativeReward
+from reward_jax.reward.relative import RelativeReward
 from tests.reward.cli_runs import space
 
 SCHEDULE = cosine_schedule(3)

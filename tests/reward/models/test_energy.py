@@ -15,7 +15,7 @@ from reward_jax.diffusion.schedule import cosine_schedule, from_betas, linear_sc
 from reward_jax.models.energy import energy_of
 from reward_jax.models.temporal.mlp import ResidualMLP
 from reward_jax.models.temporal.unet import TemporalUnet
-from reward_jax.reward.extract import RelativeReward, reward_gradient
+from reward_jax.reward.relative import RelativeReward, reward_gradient
 
 T = 8
 SCHEDULE = cosine_schedule(T)

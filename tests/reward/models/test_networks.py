@@ -15,8 +15,9 @@ from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.diffusion.train import init_state, train_denoiser
 from reward_jax.models.reward_nets import HalfUnet, WindowMLP
 from reward_jax.models.temporal.unet import TemporalUnet
-from reward_jax.reward.extract import RelativeReward, extract_reward, init_params
+from reward_jax.reward.extract import extract_reward, init_params
 from reward_jax.reward.guide import guided_sample
+from reward_jax.reward.relative import RelativeReward
 from tests.reward import torch_reference as ref
 
 TINY = functools.partial(TemporalUnet, 3, dim=8, multipliers=(1, 2))

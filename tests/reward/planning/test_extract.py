@@ -13,8 +13,8 @@ from reward_jax.models.energy import energy_of
 from reward_jax.models.reward_nets import HalfUnet, WindowMLP
 from reward_jax.planning import extract
 from reward_jax.reward.diagnostics import explained_fraction
-from reward_jax.reward.extract import RelativeReward
 from reward_jax.reward.gradients import ScoreDifference
+from reward_jax.reward.relative import RelativeReward
 from tests.reward.cli_runs import model, reward, space
 
 

@@ -12,8 +12,8 @@ from common_jax.errors import InputError
 from reward_jax.diffusion.process import FirstState, x0_to_score
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.reward.diagnostics import antisymmetric_part, explained_fraction, seed_agreement
-from reward_jax.reward.extract import RelativeReward
 from reward_jax.reward.gradients import ScoreDifference, ValueGuide
+from reward_jax.reward.relative import RelativeReward
 from reward_jax.reward.targets import unit
 from tests.reward.closed_forms import LinearScore, LogRatio, mixture
 

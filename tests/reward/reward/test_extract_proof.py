@@ -17,7 +17,8 @@ from scipy.linalg import solve_continuous_lyapunov
 
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.models.reward_nets import WindowMLP
-from reward_jax.reward.extract import RelativeReward, extract_reward, init_params, reward_gradient
+from reward_jax.reward.extract import extract_reward, init_params
+from reward_jax.reward.relative import RelativeReward, reward_gradient
 from reward_jax.reward.targets import ExtractionOptions, draw_targets
 from tests.reward.closed_forms import LinearScore, LogRatio, at_level, both, mixture
 

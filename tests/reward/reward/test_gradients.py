@@ -12,13 +12,14 @@ from flax import linen as nn
 from common_jax.errors import InputError
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.reward.discriminator import DiscriminatorGuide, train_discriminator
-from reward_jax.reward.extract import RelativeReward, extract_reward, init_params
+from reward_jax.reward.extract import extract_reward, init_params
 from reward_jax.reward.gradients import (
     ScoreDifference,
     SteeredScore,
     ValueGuide,
     gradient_of,
 )
+from reward_jax.reward.relative import RelativeReward
 
 SCHEDULE = cosine_schedule(5)
 KEY = jax.random.key(0)

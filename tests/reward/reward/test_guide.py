@@ -17,9 +17,10 @@ from reward_jax.diffusion.process import Pinned, first_state, q_sample
 from reward_jax.diffusion.samplers import DDIM, Ancestral
 from reward_jax.diffusion.schedule import cosine_schedule, linear_schedule
 from reward_jax.models.reward_nets import WindowMLP
-from reward_jax.reward.extract import RelativeReward, init_params
+from reward_jax.reward.extract import init_params
 from reward_jax.reward.gradients import ScoreDifference, ValueGuide, gradient_of
 from reward_jax.reward.guide import GuidanceOptions, guided_sample, sweep
+from reward_jax.reward.relative import RelativeReward
 from tests.compiled import compilations
 from tests.reward import torch_reference as ref
 from tests.reward.closed_forms import LogRatio, Mixture, mixture

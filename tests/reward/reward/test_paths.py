@@ -14,10 +14,11 @@ from reward_jax.diffusion.process import FirstState
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.models.reward_nets import WindowMLP
 from reward_jax.reward.diagnostics import explained_fraction, explained_of
-from reward_jax.reward.extract import RelativeReward, extract_reward, init_params
+from reward_jax.reward.extract import extract_reward, init_params
 from reward_jax.reward.gradients import ScoreDifference
 from reward_jax.reward.guide import GuidanceOptions, guided_sample
 from reward_jax.reward.paths import draw_path_targets, join_targets
+from reward_jax.reward.relative import RelativeReward
 from reward_jax.reward.targets import ExtractionOptions, draw_targets, unit
 
 H, D, A, T = 4, 5, 2, 6

@@ -22,8 +22,8 @@ from reward_jax.diffusion.process import (
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.models.reward_nets import HalfUnet, WindowMLP
 from reward_jax.models.temporal.unet import TemporalUnet
-from reward_jax.reward.extract import RelativeReward, reward_gradient
 from reward_jax.reward.guide import GuidanceOptions, guided_sample
+from reward_jax.reward.relative import RelativeReward, reward_gradient
 from reward_jax.reward.targets import ExtractionOptions, draw_targets
 from reward_jax.torch_import.from_torch import load_torch
 from tests.reward import torch_reference as reference

@@ -10,7 +10,7 @@ from common_jax.errors import InputError
 from reward_jax.data.checkpoint import load_guide, load_model
 from reward_jax.data.files import read_episodes
 from reward_jax.data.trajectory.space import TrajectorySpace
-from reward_jax.reward.extract import RelativeReward
+from reward_jax.reward.relative import RelativeReward
 from reward_jax.tasks import find
 from reward_jax.tasks.locomotion import policies
 from tests.reward.cli_runs import MATCHING, STEPS, run

@@ -21,10 +21,14 @@ def evaluated(*returns):
 def test_stages():
     found = learn.choose(evaluated(0, 10, 5, 20, 30, 45, 40, 90, 120, 110))
     assert {k: p.about["steps"] for k, p in found.items()} == {
-        "early": 1, "late": 3, "medium": 5, "expert": 8,
+        "early": 2, "late": 4, "medium": 6, "expert": 8,
     }  # fmt: skip
-    found = learn.choose(evaluated(0, 90, 80, 100))  # medium at once: the first three
-    assert [p.about["steps"] for p in found.values()] == [0, 1, 2, 3]
+    # A leap to the best: what is nearest to a third of it is before it.
+    found = learn.choose(evaluated(300, 500, 700, 400, 1200, 3300))
+    assert [p.about["steps"] for p in found.values()] == [1, 2, 4, 5]
+    for scores in ((0, 90, 80, 100), (0, 200, 80, 100)):
+        found = learn.choose(evaluated(*scores))
+        assert [p.about["steps"] for p in found.values()] == [0, 1, 2, 3]
     with pytest.raises(InputError, match="3 evaluations are too few"):
         learn.choose(evaluated(1, 2, 3))
 
