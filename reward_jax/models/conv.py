@@ -1,23 +1,33 @@
 """Convolutions over time, in the form that is quickest on the backend; it is chosen here alone.
 
 XLA's convolutions are right on GPU and TPU, but many times slower than a matrix product on the CPU
-at these sizes. There, a convolution is one product over shifted copies of the input, without the
-taps that meet nothing but padding: at one time step, one of five is left.
+at these sizes. There, a convolution to few time steps is a product for each of them, over the rows
+that its taps meet, and so are its derivatives: what lies on padding (at 4 steps 6 of 20 taps) is
+neither copied nor multiplied. One to many time steps is a product over shifted copies.
 
 Legend, channels last: B batch, T and U time steps of input and output, C and F channels of input
 and output, K taps of the kernel.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-__all__ = ["Method", "conv1d", "conv1d_transpose"]
+__all__ = ["Method", "chosen", "conv1d", "conv1d_transpose"]
 
 Method = Literal["auto", "matmul", "lax"]
+_FEW = 4  # time steps of the output: for more, second derivatives compile too slowly
+
+
+def chosen(method: Method) -> Method:
+    """The method that "auto" stands for: "matmul" on the CPU, "lax" elsewhere."""
+    if method == "auto":
+        return "matmul" if jax.default_backend() == "cpu" else "lax"
+    return method
 
 
 def conv1d(
@@ -36,13 +46,29 @@ def conv1d(
     out = (length + 2 * padding - size) // stride + 1
     if size == 1 and stride == 1 and padding == 0:
         return x @ kernel[0]
-    if _chosen(method) == "lax":
+    if chosen(method) == "lax":
         return jax.lax.conv_general_dilated(
             x, kernel, (stride,), [(padding, padding)], dimension_numbers=("NWC", "WIO", "NWC")
         )
+    if out <= _FEW:
+        return _by_place(x, [(stride * place - padding, kernel) for place in range(out)])
     if stride == 1 and out == length:
         return _same(x, kernel, padding)
     return _of_copies(x, kernel, stride, padding)
+
+
+def _by_place(
+    x: Float[Array, "B T C"], places: Sequence[tuple[int, Float[Array, "_ C F"]]]
+) -> Float[Array, "B U F"]:
+    """A product for each time step of the output: where its first tap lies in x, and its taps."""
+    rows, length, _ = x.shape
+    made = []
+    for start, taps in places:
+        first = max(0, start)
+        last = max(first, min(length, start + len(taps)))
+        met = taps[first - start : last - start]
+        made.append(x[:, first:last].reshape(rows, -1) @ met.reshape(-1, taps.shape[2]))
+    return jnp.stack(made, 1)
 
 
 def _of_copies(
@@ -95,7 +121,7 @@ def conv1d_transpose(
     out[o] = sum over i of x[i] kernel[o + 1 - 2 i].
     """
     length = x.shape[1]
-    if _chosen(method) == "lax":
+    if chosen(method) == "lax":
         return jax.lax.conv_general_dilated(
             x,
             kernel[::-1],
@@ -104,14 +130,11 @@ def conv1d_transpose(
             lhs_dilation=(2,),
             dimension_numbers=("NWC", "WIO", "NWC"),
         )
+    if 2 * length <= _FEW:
+        even, odd = kernel[3::-2], kernel[2::-2]
+        return _by_place(x, [p for i in range(length) for p in ((i - 1, even), (i, odd))])
     padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
     pairs = jnp.concatenate([padded[:, :-1], padded[:, 1:]], -1)  # (x[i - 1], x[i]), i = 0 .. T
     even = pairs[:, :-1] @ jnp.concatenate([kernel[3], kernel[1]])
     odd = pairs[:, 1:] @ jnp.concatenate([kernel[2], kernel[0]])
     return jnp.stack([even, odd], 2).reshape(x.shape[0], 2 * length, -1)
-
-
-def _chosen(method: Method) -> Method:
-    if method == "auto":
-        return "matmul" if jax.default_backend() == "cpu" else "lax"
-    return method

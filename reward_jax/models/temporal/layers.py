@@ -14,7 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from common_jax.errors import InputError
-from reward_jax.models.conv import Method, conv1d, conv1d_transpose
+from reward_jax.models.conv import Method, chosen, conv1d, conv1d_transpose
 
 __all__ = [
     "Activation",
@@ -140,24 +140,34 @@ class GroupNorm(nn.Module):
     """Group norm over time and the channels of a group, with the parameters of flax's own.
 
     Flax's repeats the statistics to every channel, which, differentiated twice, is a good part of
-    what XLA has to compile. Here they stay [B, 1, groups, 1].
+    what XLA has to compile. Here they stay [B, 1, groups, 1], or, where a CPU would sum a few
+    channels at a time, are sums over time, then products with the groups' membership.
     """
 
     groups: int
     epsilon: float = 1e-5
+    method: Method = "auto"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
-        if x.shape[-1] % self.groups:
+        channels = x.shape[-1]
+        if channels % self.groups:
             raise InputError(
-                f"a layer of {x.shape[-1]} channels has no {self.groups} equal groups: give the "
+                f"a layer of {channels} channels has no {self.groups} equal groups: give the "
                 f"network a dim that {self.groups} divides"
             )
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        y = x.reshape(*x.shape[:2], self.groups, -1)
-        y = y - y.mean((1, 3), keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean((1, 3), keepdims=True) + self.epsilon)
+        width = channels // self.groups
+        if chosen(self.method) == "matmul" and width < 16:
+            member = jnp.repeat(jnp.eye(self.groups, dtype=x.dtype), width, 0)  # [C, groups]
+            y = x - (x.mean(1) @ member / width @ member.T)[:, None]
+            variance = jnp.square(y).mean(1) @ member / width
+            y = y * (jax.lax.rsqrt(variance + self.epsilon) @ member.T)[:, None]
+        else:
+            y = x.reshape(*x.shape[:2], self.groups, -1)
+            y = y - y.mean((1, 3), keepdims=True)
+            y = y * jax.lax.rsqrt(jnp.square(y).mean((1, 3), keepdims=True) + self.epsilon)
         return y.reshape(x.shape) * scale[None, None] + bias[None, None]
 
 
@@ -177,7 +187,7 @@ class ConvBlock(nn.Module):
             self.features, self.size, 1, self.size // 2, self.use_bias, self.method, name="conv"
         )(x)
         if self.groups is not None:
-            x = GroupNorm(self.groups, name="norm")(x)
+            x = GroupNorm(self.groups, method=self.method, name="norm")(x)
         return activation(self.act)(x)
 
 

@@ -24,8 +24,12 @@ def test_mish_to_the_second_derivative():
         activation("gelu")  # pyright: ignore[reportArgumentType]
 
 
-def test_group_norm_is_flax_s_twice_differentiated():
-    ours, theirs = GroupNorm(4), nn.GroupNorm(4, epsilon=1e-5, use_fast_variance=False)
+@pytest.mark.parametrize("method", ["matmul", "lax"])
+def test_group_norm_is_flax_s_twice_differentiated(method):
+    ours, theirs = (
+        GroupNorm(4, method=method),
+        nn.GroupNorm(4, epsilon=1e-5, use_fast_variance=False),
+    )
     x = 3 + jax.random.normal(jax.random.key(0), (2, 5, 12))
     keys = jax.random.split(jax.random.key(1))
     params = {n: jax.random.normal(k, (12,)) for n, k in zip(("scale", "bias"), keys, strict=True)}
