@@ -36,8 +36,8 @@ from reward_jax.diffusion.process import draw_noise
 from reward_jax.models.reward_nets import WindowMLP
 from reward_jax.models.temporal.mlp import ResidualMLP
 from reward_jax.planning.plan import planner
-from reward_jax.reward.extract import RelativeReward
 from reward_jax.reward.guide import GuidanceOptions
+from reward_jax.reward.relative import RelativeReward
 
 SIZE = SIZES["hopper"]
 STEPS, SKIP = 5, 1  # of DDIM, and what a warm start leaves out of them
