@@ -15,12 +15,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, Shaped
 
+from common_jax.distributed import beat, count
 from common_jax.errors import InputError
 
-__all__ = ["AXES", "batch_sharding", "constrain", "make_mesh", "mesh_for", "pmap", "replicate"]
+__all__ = [
+    "AXES",
+    "batch_sharding",
+    "constrain",
+    "fetch",
+    "make_mesh",
+    "mesh_for",
+    "pmap",
+    "on_all_devices",
+    "put",
+    "replicate",
+]
 
 AXES = ("data", "fsdp", "tensor")  # rows are sharded over the first two
 
@@ -63,11 +76,20 @@ def make_mesh(
 def mesh_for(sizes: Mapping[str, int] | None) -> Mesh | None:
     """`make_mesh(**sizes)`, or None for one device, whose programs need no mesh.
 
-    Sizes that are not given are 1.
+    Sizes that are not given are 1. Over several processes a mesh takes all devices of all of them:
+    along data, where no size is given.
     """
+    many = count() > 1
     if sizes is None or set(sizes.values()) <= {1}:
-        return None
+        if not many:
+            return None
+        sizes = {"data": -1}
     mesh = make_mesh(sizes.get("data", 1), sizes.get("fsdp", 1), sizes.get("tensor", 1))
+    if many and mesh.size != len(jax.devices()):
+        raise InputError(
+            f"mesh {' x '.join(map(str, mesh.devices.shape))} (data x fsdp x tensor): over "
+            f"{count()} processes it takes all of their {len(jax.devices())} devices"
+        )
     return mesh if mesh.size > 1 else None
 
 
@@ -77,6 +99,50 @@ def batch_sharding(mesh: Mesh, rows: int | None = None) -> NamedSharding:
     while rows is not None and rows % math.prod(mesh.shape[axis] for axis in axes):
         axes = axes[:-1]
     return NamedSharding(mesh, PartitionSpec(axes or None))
+
+
+def put(tree: PyTree[Any], shardings: PyTree[Any]) -> PyTree[Shaped[Array, "..."]]:
+    """Arrays on their shards; of several processes, each fills those of its own devices alone.
+
+    tree: arrays that are the same in every process, or lie over all of their devices already.
+    shardings: one for all, or a tree of them.
+    """
+    if count() == 1:
+        return jax.device_put(tree, shardings)
+
+    def place(x: Any, where: Any) -> Any:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return jax.device_put(x, where)
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+
+    return jax.tree.map(place, tree, jax.tree.broadcast(shardings, tree))
+
+
+def on_all_devices() -> NamedSharding:
+    """A copy on every device of every process."""
+    return NamedSharding(make_mesh(data=-1), PartitionSpec())
+
+
+def fetch(tree: PyTree[Any]) -> PyTree[Any]:
+    """Arrays on the host, whole in every process; as `jax.device_get` in one."""
+    beat()
+    if count() > 1:
+        tree = jax.tree.map(_whole, tree)
+    return jax.device_get(tree)
+
+
+def _whole(x: Any) -> Any:
+    """An array that is spread over processes, with all of it in each."""
+    if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+        return x
+    assert isinstance(x.sharding, NamedSharding)
+    return _replicated(NamedSharding(x.sharding.mesh, PartitionSpec()))(x)
+
+
+@functools.lru_cache(maxsize=8)
+def _replicated(where: NamedSharding) -> Callable[[Any], Any]:
+    return jax.jit(lambda x: x, out_shardings=where)
 
 
 def constrain(

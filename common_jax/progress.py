@@ -5,6 +5,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from common_jax.distributed import beat, is_first
+
 __all__ = ["Bar", "bar"]
 
 
@@ -25,6 +27,7 @@ class Bar:
         note: a text to show, such as a loss. The first units include compilation: `speed` is that
         of the units after them. Until there are such, the bar shows that of the first.
         """
+        beat()
         now = time.perf_counter()
         self._first = self._first or (now, done)
         if done > self._first[1]:
@@ -47,7 +50,7 @@ def bar(
 
     start: units done before, in a resumed run. show: False for no bar, even on a terminal.
     """
-    if not (show and sys.stderr.isatty()):
+    if not (show and is_first() and sys.stderr.isatty()):
         yield Bar(lambda *_: None, unit, start)
         return
     # Not above: programs that draw no bar start sooner.

@@ -15,6 +15,7 @@ import pathlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, BinaryIO
 
+from common_jax.distributed import by_first
 from common_jax.errors import InputError
 from common_jax.io.files import make_folder, parse_json, write_json
 
@@ -40,10 +41,7 @@ Settings = Mapping[str, Any]
 def hold(
     folder: str | pathlib.Path, settings: Settings, *, free: Collection[str] = ()
 ) -> Iterator[None]:
-    """Hold `folder`, made if it is not there, for this process `alone`, and `settle` its settings.
-
-    In a distributed run, one process holds it.
-    """
+    """Hold `folder`, made if it is not there, for this run `alone`, and `settle` its settings."""
     with alone(folder):
         settle(folder, settings, free=free)
         yield
@@ -114,9 +112,13 @@ def alone(folder: str | pathlib.Path) -> Iterator[None]:
 def check_alone(folder: str | pathlib.Path) -> None:
     """Raise InputError while another process holds `folder`, long before `alone` would."""
     path = pathlib.Path(folder) / LOCK
-    if path.exists():  # left by a run that was killed, or held
-        with lock(path, _taken(folder)):
-            pass
+
+    def look() -> None:
+        if path.exists():  # left by a run that was killed, or held
+            with lock(path, _taken(folder)):
+                pass
+
+    by_first(look)
 
 
 def _taken(folder: str | pathlib.Path) -> str:
@@ -125,13 +127,18 @@ def _taken(folder: str | pathlib.Path) -> str:
 
 @contextlib.contextmanager
 def lock(path: pathlib.Path, taken: str) -> Iterator[None]:
-    """Hold the lock file `path`; raises InputError with the text `taken` where it is held."""
-    file = open_alone(path, taken)
+    """Hold the lock file `path`; raises InputError with the text `taken` where it is held.
+
+    Of several processes of one run, process 0 holds it for all.
+    """
+    held: list[BinaryIO] = []
+    by_first(lambda: held.append(open_alone(path, taken)))
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is held
-        file.close()
+        for file in held:
+            path.unlink(missing_ok=True)  # while it is held
+            file.close()
 
 
 def open_alone(path: pathlib.Path, taken: str) -> BinaryIO:
@@ -157,8 +164,7 @@ def open_alone(path: pathlib.Path, taken: str) -> BinaryIO:
 
 def check_free(path: pathlib.Path, taken: str) -> None:
     """Raise InputError with the text `taken` while another process holds `path`."""
-    if path.exists():
-        open_alone(path, taken).close()
+    by_first(lambda: open_alone(path, taken).close() if path.exists() else None)
 
 
 def _is(path: pathlib.Path, descriptor: int) -> bool:

@@ -23,6 +23,7 @@ import jax
 import yaml
 
 from common_jax import resume as resuming
+from common_jax.distributed import beat, by_first, is_first
 from common_jax.errors import InputError
 from common_jax.io.files import atomic, cannot_write, make_folder, parse_json, writing
 
@@ -82,7 +83,7 @@ def held_run(
             yield
         finally:
             noted = {resuming.SETTINGS, resuming.LOCK, "config.yaml", "environment.json"}
-            if {p.name for p in path.iterdir()} <= noted:
+            if is_first() and {p.name for p in path.iterdir()} <= noted:
                 (path / resuming.SETTINGS).unlink()
 
 
@@ -118,7 +119,10 @@ def _note(directory: str | pathlib.Path, config: Mapping[str, Any]) -> None:
 
 
 class Run:
-    """An open run directory. Use as a context: leaving it closes the files."""
+    """An open run directory. Use as a context: leaving it closes the files.
+
+    Of several processes, process 0 writes them.
+    """
 
     def __init__(
         self, directory: str | pathlib.Path, config: Mapping[str, Any], *, start: int = 0
@@ -129,12 +133,16 @@ class Run:
         steps after the last checkpoint, are removed: those steps are run, and logged, again.
         """
         self.directory, self.start = pathlib.Path(directory), start
+        self._metrics: Any = None
+        self._board: Any = None
         from common_jax.io.board import Board  # not above: commands that draw none start sooner
 
         path, board = self.directory / "metrics.jsonl", self.directory / "tensorboard"
         _note(directory, config)
+        by_first(lambda: self._keep_until(start))
+        if not is_first():
+            return
         with writing(path):
-            self._keep_until(start)
             self._metrics = path.open("a", encoding="utf-8")
         with writing(board):
             self._board = Board(board, start)
@@ -145,7 +153,8 @@ class Run:
     def __exit__(self, kind: object, *_: object) -> None:
         for path, close in (("metrics.jsonl", self._metrics), ("tensorboard", self._board)):
             try:
-                close.close()
+                if close is not None:
+                    close.close()
             except OSError as error:  # a full disk, once more
                 if kind is None:
                     raise cannot_write(self.directory / path, error) from error
@@ -155,6 +164,9 @@ class Run:
 
         Raises InputError where they cannot be written, as on a full disk.
         """
+        beat()
+        if self._metrics is None or self._board is None:
+            return
         with writing(self.directory / "metrics.jsonl"):
             line = json.dumps({"step": step, **metrics}, ensure_ascii=False)
             self._metrics.write(line + "\n")

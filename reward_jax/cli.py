@@ -28,8 +28,12 @@ _HELP = {
     "policy": "learn policies that record data, by reinforcement learning",
     "demo": "extract a reward from the shipped models and write a report",
 }
+_ALONE = ("data", "report", "policy", "demo")  # several processes would do the same work
 COMMANDS = {
-    **{name: of_module(help, f"reward_jax.commands.{name}") for name, help in _HELP.items()},
+    **{
+        name: of_module(help, f"reward_jax.commands.{name}", alone=name in _ALONE)
+        for name, help in _HELP.items()
+    },
     "study": Group("repeat an experiment of the paper", _studies),
 }
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "import": of_module(
         "write a model, or a base and its adapter, into a store that loads fast",
         "tuco_jax.commands.import_",
+        alone=True,
     ),
     "finetune": of_module(
         "make a tuned model, LoRA or full, and watch TuCo while it trains",
@@ -39,6 +40,7 @@ COMMANDS = {
     "demo": of_module(
         "score a real pair on five kinds of prompts and write an HTML report",
         "tuco_jax.commands.demo",
+        alone=True,
     ),
     "study": Group("repeat an experiment of the paper on any pair", _studies),
 }

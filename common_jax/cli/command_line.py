@@ -19,7 +19,9 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser  # pyri
 from common_jax import extras
 from common_jax.cli.commands import Commands, Group
 from common_jax.cli.interrupts import came, interruptible
+from common_jax.cli.options import ProcessOptions
 from common_jax.cli.ranges import in_words, plain
+from common_jax.distributed import joined
 from common_jax.errors import InputError
 
 __all__ = ["one_line", "parse", "run", "run_alone"]
@@ -90,7 +92,7 @@ def _run(program: str, about: str, commands: Commands, argv: list[str]) -> None:
     elif isinstance(chosen := commands[name], Group):
         _run(f"{program} {name}", chosen.help, chosen.load(), argv[1:])
     else:
-        _call(f"{program} {name}", chosen.help, *chosen.load(), argv[1:])
+        _call(f"{program} {name}", chosen.help, *chosen.load(), argv[1:], alone=chosen.alone)
 
 
 def _call(
@@ -99,21 +101,33 @@ def _call(
     options_class: type,
     command: Callable[[Any], Any],
     argv: list[str],
+    *,
+    alone: bool = False,
 ) -> None:
     """Run one command on the options of its command line."""
-    options = parse(program, about, options_class, argv)
-    from common_jax.io import compile_cache  # imports jax
+    options, processes = _parse(program, about, options_class, argv)
+    with joined(program, alone=alone, **dataclasses.asdict(processes)) as takes_part:
+        if not takes_part:
+            return
+        from common_jax.io import compile_cache  # imports jax
 
-    compile_cache.enable()
-    with interruptible():
-        command(options)
+        compile_cache.enable()
+        with interruptible():
+            command(options)
 
 
 def parse(program: str, about: str, options_class: type, argv: Sequence[str]) -> Any:
     """An instance of `options_class` from flags over --config files over its defaults."""
+    return _parse(program, about, options_class, argv)[0]
+
+
+def _parse(
+    program: str, about: str, options_class: type, argv: Sequence[str]
+) -> tuple[Any, ProcessOptions]:
     parser = ArgumentParser(prog=program, description=about, exit_on_error=False)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file; flags go on top")
-    parser.add_class_arguments(options_class, fail_untyped=True)
+    for one in (options_class, ProcessOptions):
+        parser.add_class_arguments(one, fail_untyped=True)
     # Jsonargparse adds --robots.help for a mapping of dataclasses, which is no group of options.
     actions = [a for a in parser._actions if not a.dest.endswith(".help")]
     every = [o for a in actions for o in a.option_strings]
@@ -141,11 +155,13 @@ def parse(program: str, about: str, options_class: type, argv: Sequence[str]) ->
         found = parser.instantiate(parser.parse_args(argv))
     except ArgumentError as error:
         raise InputError(f"{_explain(str(error))} (see {program} --help)") from error
-    given = {f.name: plain(found[f.name]) for f in dataclasses.fields(options_class)}
-    options = options_class(**given)
-    for name in _empty(options):
+    options, processes = (
+        one(**{f.name: plain(found[f.name]) for f in dataclasses.fields(one)})
+        for one in (options_class, ProcessOptions)
+    )
+    for name in (*_empty(options), *_empty(processes)):
         raise InputError(f"option --{name} is empty: give a value, or leave the option out")
-    return options
+    return options, processes
 
 
 def _empty(options: Any, prefix: str = "") -> Iterator[str]:
@@ -268,7 +284,11 @@ def _meant(name: str, known: list[str], helps: Mapping[str, str]) -> str:
     return f"; the options are {', '.join(names)}"
 
 
-_OF_EVERY_COMMAND = ("--help", "--print_config")
+_OF_EVERY_COMMAND = (
+    "--help",
+    "--print_config",
+    *(f"--{field.name}" for field in dataclasses.fields(ProcessOptions)),
+)
 
 
 # Jsonargparse's message about a number beyond its range, or about what is not a number.

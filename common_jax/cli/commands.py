@@ -10,20 +10,24 @@ __all__ = ["Command", "Commands", "Group", "of_module", "of_study"]
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """help: one line. load: imports the command; returns its options class and its function."""
+    """help: one line. load: imports the command; returns its options class and its function.
+
+    alone: of several processes, process 0 alone runs it.
+    """
 
     help: str
     load: Callable[[], tuple[type, Callable[[Any], Any]]]
+    alone: bool = False
 
 
-def of_module(help: str, module: str) -> Command:
+def of_module(help: str, module: str, *, alone: bool = False) -> Command:
     """The command of a module, which has `Config`, its options, and `run`, which takes one."""
 
     def load() -> tuple[type, Callable[[Any], Any]]:
         found = importlib.import_module(module)
         return found.Config, found.run
 
-    return Command(help, load)
+    return Command(help, load, alone)
 
 
 def of_study(help: str, load: Callable[[], Any]) -> Command:

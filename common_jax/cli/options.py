@@ -6,13 +6,14 @@ default where they need one.
 
 import dataclasses
 
-from common_jax.cli.ranges import MeshSize, PositiveInt, Seed
+from common_jax.cli.ranges import MeshSize, NonNegativeFloat, NonNegativeInt, PositiveInt, Seed
 
 __all__ = [
     "CheckpointOption",
     "DeviceOption",
     "DirectoryOption",
     "MeshOptions",
+    "ProcessOptions",
     "RunOptions",
     "SeedOption",
 ]
@@ -31,6 +32,24 @@ class MeshOptions:
     data: MeshSize = 1
     fsdp: MeshSize = 1
     tensor: MeshSize = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProcessOptions:
+    """Options of every command, for several processes (docs/pods.md); Slurm and TPU pods set them.
+
+    Args:
+        coordinator: HOST:PORT of process 0, at which all meet; the port is any free one.
+        processes: how many run this command.
+        process: which of them this is, from 0.
+        patience: seconds without a step after which a process counts as stuck, and all end; 0 for
+            no end.
+    """
+
+    coordinator: str | None = None
+    processes: PositiveInt | None = None
+    process: NonNegativeInt | None = None
+    patience: NonNegativeFloat = 1800.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from common_jax.distributed import by_first, is_first
 from common_jax.errors import InputError
 
 __all__ = [
@@ -49,13 +50,17 @@ def check_writable(path: str | pathlib.Path, formats: Collection[str]) -> pathli
 def make_folder(path: str | pathlib.Path) -> pathlib.Path:
     """The folder, made if it is not there; raises InputError where it cannot be written to."""
     path = pathlib.Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
-    except OSError as error:
-        raise InputError(
-            f"{path}: no folder that can be written to ({error.strerror}); name another"
-        ) from error
+
+    def make() -> None:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path).close()
+        except OSError as error:
+            raise InputError(
+                f"{path}: no folder that can be written to ({error.strerror}); name another"
+            ) from error
+
+    by_first(make)
     return path
 
 
@@ -99,12 +104,16 @@ def writing(path: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary path beside `path`, moved onto it when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """A temporary path beside `path`, moved onto it when the block ends without an error.
+
+    Of several processes, all run the block, and the file is what process 0 writes.
+    """
+    folder = path.parent if is_first() else pathlib.Path(tempfile.gettempdir())
+    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
     try:
         with writing(path):
             yield temporary
-            os.replace(temporary, path)
+            by_first(lambda: os.replace(temporary, path))
     finally:
         temporary.unlink(missing_ok=True)
 

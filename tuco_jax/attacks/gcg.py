@@ -32,6 +32,7 @@ from common_jax import resume
 from common_jax.cli.ranges import NonNegativeInt, PositiveInt, Seed, check_ranges
 from common_jax.errors import InputError
 from common_jax.io.files import read_json, write_json
+from common_jax.mesh import fetch
 from common_jax.progress import bar
 from tuco_jax.attacks.layout import (
     Goal,
@@ -159,7 +160,7 @@ def _all_losses(
     for first in range(0, len(candidates), chunk):
         rows = candidates[first : first + chunk]
         filled = np.concatenate([rows, np.repeat(rows[:1], chunk - len(rows), axis=0)])
-        loss, greedy = jax.device_get(
+        loss, greedy = fetch(
             candidate_losses(pair, cached, put_rows(jnp.asarray(filled), mesh), mesh=mesh)
         )
         losses.append(loss[: len(rows)])

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from common_jax.errors import InputError
+from common_jax.mesh import fetch
 from tuco_jax.core.budget import default_budget
 from tuco_jax.core.places import pick
 from tuco_jax.core.residual import share
@@ -96,7 +97,7 @@ def baselines_of_tokens(
     for batch in pack(lengths, default_budget(), batch_width(mesh)):
         rows = put_rows(batch.arrays(tokens), mesh)
         streams = final_streams(source, rows["tokens"], rows["mask"], rows["segments"], mesh=mesh)
-        values = np.asarray(_measured(source.ends, *streams, rows, perplexity=perplexity))
+        values = fetch(_measured(source.ends, *streams, rows, perplexity=perplexity))
         found[:, batch.prompts] = batch.unpack(values.transpose(1, 2, 0)).T
     base, tuned, output_co = found
     return Baselines(np.asarray(lengths), base, tuned, output_co)

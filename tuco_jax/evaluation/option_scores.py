@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from common_jax.errors import InputError
+from common_jax.mesh import fetch
 from tuco_jax.core.alpha_grid import Prefix, grid_logits, prefix_caches
 from tuco_jax.core.budget import default_budget
 from tuco_jax.datasets.multiple_choice import LETTERS, Question, Task
@@ -173,7 +174,7 @@ def option_scores(
     for batch in batching.by_length([len(row) for row in rest], most, batch_width(mesh)):
         tokens, mask = put_rows(batching.pad(rest, batch), mesh)
         scores = _scores(pair, tokens, mask, alone, prefix, jnp.asarray(options), mesh)
-        found[:, list(batch.rows)] = np.asarray(scores)[:, : len(batch.rows)]
+        found[:, list(batch.rows)] = fetch(scores)[:, : len(batch.rows)]
     return found
 
 

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from common_jax.errors import InputError
+from common_jax.mesh import fetch
 from tuco_jax.core.tokens import check_row
 from tuco_jax.core.walk import Source, source_of
 from tuco_jax.generation.decoding import Request, begin, resume
@@ -141,8 +142,8 @@ def _run(
     steps = room if finished is None else _CHECK_EVERY
     progress = begin(source, request, tokens, mask, room=room, mesh=mesh)
     while True:
-        new, counts = np.asarray(progress.tokens), np.asarray(progress.counts)
-        stopped = np.array(progress.stopped)
+        new, counts, stopped = fetch((progress.tokens, progress.counts, progress.stopped))
+        stopped = stopped.copy()
         if finished is not None:
             for row, old in enumerate(earlier):
                 stopped[row] |= finished(np.concatenate([old, new[row, : counts[row]]]))

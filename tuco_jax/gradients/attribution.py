@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from common_jax.cli.ranges import PositiveInt, check_range
 from common_jax.errors import InputError
 from common_jax.io.files import atomic, check_writable
-from common_jax.mesh import constrain
+from common_jax.mesh import constrain, fetch
 from common_jax.report import page
 from tuco_jax.core.budget import default_budget
 from tuco_jax.core.last_token import tuco
@@ -183,7 +183,7 @@ def attribute_prompts(
     for batch in batching.by_length([row.size for row in ids], most, batch_width(mesh)):
         tokens, mask = batching.pad(ids, batch)
         inputs = put_rows((jnp.asarray(tokens), jnp.asarray(mask)), mesh)
-        got = jax.device_get(attribute(pair, *inputs, points=points, mesh=mesh))
+        got = fetch(attribute(pair, *inputs, points=points, mesh=mesh))
         for place, row in enumerate(batch.rows):
             real = mask[place].astype(bool)
             found[row] = PromptAttribution(

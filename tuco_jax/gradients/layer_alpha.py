@@ -30,6 +30,7 @@ from common_jax.cli.ranges import (
     check_ranges,
 )
 from common_jax.errors import InputError
+from common_jax.mesh import fetch
 from tuco_jax.core.alpha_grid import PAPER_GRID
 from tuco_jax.core.decompose import decompose
 from tuco_jax.core.places import last_column
@@ -245,7 +246,7 @@ def cross_validate_layer_alpha(
     def evaluate(alpha: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         alphas = jnp.broadcast_to(jnp.float32(alpha), (depth,))
         losses, hits = _evaluate(pair, placed, alphas, mesh=mesh)
-        return np.asarray(losses), np.asarray(hits)
+        return fetch((losses, hits))
 
     by_grid = [evaluate(alpha) for alpha in grid]
     one = evaluate(1.0)

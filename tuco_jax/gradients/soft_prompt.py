@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from common_jax.cli.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Seed, check_ranges
 from common_jax.errors import InputError
+from common_jax.mesh import fetch
 from tuco_jax.core.last_token import tuco
 from tuco_jax.models import decoder
 from tuco_jax.models.pair import Pair
@@ -226,8 +227,7 @@ def fit_soft_prompt(
     def evaluate(rows: Tokens) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         without = plain(pair, *rows, norm=options.norm, mesh=mesh)
         found = without, whole(start, rows), whole(vectors, rows)
-        a, b, c = (np.asarray(x) for x in found)
-        return a, b, c
+        return fetch(found)
 
     others = evaluate(held_out) if held_out is not None else None
     return SoftPrompt(vectors, np.asarray(history), *evaluate(prompts), others)

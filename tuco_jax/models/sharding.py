@@ -18,7 +18,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, Shaped
 
-from common_jax.mesh import AXES, batch_sharding
+from common_jax.mesh import AXES, batch_sharding, put
 
 __all__ = [
     "batch_width",
@@ -91,7 +91,7 @@ def shardings(tree: PyTree[Any], mesh: Mesh) -> PyTree[NamedSharding]:
 
 def place(tree: PyTree[Shaped[Array, "..."]], mesh: Mesh) -> PyTree[Shaped[Array, "..."]]:
     """A tree of parameters, such as a `Pair`, moved to its shards."""
-    return jax.device_put(tree, shardings(tree, mesh))
+    return put(tree, shardings(tree, mesh))
 
 
 def batch_width(mesh: Mesh | None) -> int:
@@ -103,7 +103,7 @@ def put_rows(rows: PyTree[Any], mesh: Mesh | None) -> PyTree[Any]:
     """A tree of arrays [B, ...], sharded over data and fsdp; without a mesh as they are."""
     if mesh is None:
         return rows
-    return jax.tree.map(lambda x: jax.device_put(x, batch_sharding(mesh, x.shape[0])), rows)
+    return jax.tree.map(lambda x: put(x, batch_sharding(mesh, x.shape[0])), rows)
 
 
 def mesh_of(tree: PyTree[Any]) -> Mesh | None:

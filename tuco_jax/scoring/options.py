@@ -5,6 +5,7 @@ import os
 from typing import TYPE_CHECKING, Literal
 
 from common_jax.cli.ranges import NonNegativeFloat, PositiveInt, check_ranges
+from common_jax.distributed import count
 from common_jax.errors import InputError
 from tuco_jax.weights.options import PairOptions
 
@@ -65,6 +66,10 @@ class ScoringOptions:
         if self.parallel == "pmap" and mesh is not None and mesh.shape["data"] != mesh.size:
             raise InputError(
                 "pmap is for data alone: set mesh.fsdp and mesh.tensor to 1, or use jit"
+            )
+        if self.parallel == "pmap" and count() > 1:
+            raise InputError(
+                "pmap has the devices of one process: over several, leave out parallel"
             )
         if streams and (mesh is not None or self.parallel != "jit"):
             raise InputError("a pair that streams runs on one device: leave out mesh and parallel")

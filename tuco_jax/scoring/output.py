@@ -10,12 +10,13 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Shaped
 
 from common_jax import resume
+from common_jax.distributed import by_first, meet
 from common_jax.errors import InputError
 from common_jax.io.files import atomic
 from tuco_jax.prompts.packing import Packed
@@ -116,7 +117,7 @@ class Journal:
     Its first line holds the run's settings and a fingerprint of prompts, pair and options: what
     another run has left is refused, never overwritten. A last line cut short by the kill is
     removed. The file is locked while it is open, so that two runs do not share it; the lock ends
-    with its process. Use as a context, or close it.
+    with its process. Use as a context, or close it. Of several processes, process 0 writes it.
     """
 
     def __init__(self, path: pathlib.Path, settings: Mapping[str, Any] | None = None):
@@ -124,16 +125,23 @@ class Journal:
         self.path = path
         self.entries: list[Entry] = []
         self._settings = dict(settings or {})
-        self._file = resume.open_alone(path, f"{path}: another run is writing this output")
+        self._file: BinaryIO | None = None  # process 0's alone
+        self._found, self._header = by_first(self._open)
+
+    def _open(self) -> tuple[dict[str, Any] | None, int]:
+        """Hold the file; returns what its first line holds, and that line's length."""
+        file = resume.open_alone(self.path, f"{self.path}: another run is writing this output")
         try:
-            self._found, self._header = self._read_header()
-            if self._found:
-                differs = resume.difference(self._found.get("settings", {}), self._settings)
+            found, length = self._read_header(file)
+            if found:
+                differs = resume.difference(found.get("settings", {}), self._settings)
                 if differs:
                     raise self._another(f"it has {differs}")
         except BaseException:
-            self._file.close()
+            file.close()
             raise
+        self._file = file
+        return found, length
 
     def __enter__(self) -> "Journal":
         return self
@@ -147,14 +155,14 @@ class Journal:
             "that run again to end it, or name another output"
         )
 
-    def _read_header(self) -> tuple[dict[str, Any] | None, int]:
+    def _read_header(self, file: BinaryIO) -> tuple[dict[str, Any] | None, int]:
         """What the first line holds, and its length; None where no batch follows it."""
-        self._file.seek(0)
-        start = self._file.read(len(_START))
+        file.seek(0)
+        start = file.read(len(_START))
         if start and not _START.startswith(start):
             raise InputError(f"{self.path}: is not a journal of ours; name another output")
-        self._file.seek(0)
-        line, more = self._file.readline(_LONGEST_HEADER), self._file.read(1)
+        file.seek(0)
+        line, more = file.readline(_LONGEST_HEADER), file.read(1)
         if not more:
             return None, 0
         try:
@@ -171,23 +179,29 @@ class Journal:
         shape: N and L, which entries must fit. Raises InputError for another run's entries.
         """
         if self._found is None:
-            self._file.truncate(0)
+            if self._file is not None:
+                self._file.truncate(0)
             header = {"fingerprint": fingerprint, "settings": self._settings}
             self._write(json.dumps(header).encode() + b"\n")
             return
         if self._found.get("fingerprint") != fingerprint:
             raise self._another("it has other weights or tokens, or is of another version")
         keep = self._header
-        self._file.seek(keep)
-        for line in self._file:
-            entry = _entry(line, shape)
-            if entry is None:  # cut short, or damaged: the rest is computed again
-                break
-            self.entries.append(entry)
-            keep += len(line)
-        self._file.truncate(keep)
+        with self.path.open("rb") as file:
+            file.seek(keep)
+            for line in file:
+                entry = _entry(line, shape)
+                if entry is None:  # cut short, or damaged: the rest is computed again
+                    break
+                self.entries.append(entry)
+                keep += len(line)
+        meet()  # all have read it
+        if self._file is not None:
+            self._file.truncate(keep)
 
     def _write(self, data: bytes) -> None:
+        if self._file is None:
+            return
         try:
             self._file.write(data)
             self._file.flush()  # to the kernel: outlives the process, not the machine
@@ -205,6 +219,8 @@ class Journal:
 
     def close(self) -> None:
         """Close the file, and leave it for the next run if it holds any batch."""
+        if self._file is None:
+            return
         if not self._file.closed and self._found is None and not self.entries:
             self.path.unlink(missing_ok=True)
         # What could not be written before cannot be written now, and has been told.
@@ -213,8 +229,9 @@ class Journal:
 
     def remove(self) -> None:
         """Delete the file, after a complete run."""
-        self.path.unlink(missing_ok=True)
-        self._file.close()
+        if self._file is not None:
+            self.path.unlink(missing_ok=True)
+            self._file.close()
 
 
 _START = b'{"fingerprint": "'

@@ -258,7 +258,7 @@ def _entries(
     """Results of each batch, fetched after the next one was sent to the device."""
 
     def fetched(batch: Packed, result: Result) -> Entry:
-        entry = Entry.of(batch, *jax.device_get(result))
+        entry = Entry.of(batch, *mesh_module.fetch(result))
         watch.advance(batch)
         return entry
 
@@ -286,7 +286,9 @@ def _raise_for_prompt(
     affected = [i for i, good in zip(entry.rows, _finite(entry), strict=True) if not good]
     alone = (Packed(((i,),), width, -(-tokens[i].size // 64) * 64, 1) for i in affected)
     found = (
-        batch for batch in alone if not _finite(Entry.of(batch, *run(batch.arrays(tokens)))).all()
+        batch
+        for batch in alone
+        if not _finite(Entry.of(batch, *mesh_module.fetch(run(batch.arrays(tokens))))).all()
     )
     culprit = next((batch.prompts[0] for batch in found), affected[0])
     raise InputError(

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from common_jax.errors import InputError
+from common_jax.mesh import fetch
 from tuco_jax.core.budget import default_budget
 from tuco_jax.core.decompose import decompose
 from tuco_jax.core.residual import share
@@ -79,7 +80,7 @@ def token_tuco(
         found = decompose(
             source, tokens, mask, jnp.asarray(by_token), segments=segments, mesh=mesh
         )
-        values = np.asarray(_share(found.ptc, found.ftc))
+        values = fetch(_share(found.ptc, found.ftc))
         for i, row, columns in batch.spans(ids):
             out[i] = values[row, columns]
             if not np.isfinite(out[i]).all():

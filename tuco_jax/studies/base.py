@@ -25,6 +25,7 @@ import jax
 from common_jax import resume
 from common_jax.cli.options import SeedOption
 from common_jax.cli.ranges import check_ranges
+from common_jax.distributed import is_first
 from common_jax.errors import InputError
 from common_jax.io.files import read_json
 from common_jax.mesh import mesh_for
@@ -147,7 +148,10 @@ class Study(Generic[Config, Inputs, Measured]):
             try:
                 yield
             finally:
-                if {p.name for p in config.out.iterdir()} <= {resume.SETTINGS, resume.LOCK}:
+                if is_first() and {p.name for p in config.out.iterdir()} <= {
+                    resume.SETTINGS,
+                    resume.LOCK,
+                }:
                     (config.out / resume.SETTINGS).unlink(missing_ok=True)
 
 

@@ -25,6 +25,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedTokenizerBase
 
 from common_jax.errors import InputError
+from common_jax.mesh import fetch
 from tuco_jax.models.config import ModelConfig, Rope
 from tuco_jax.models.families import from_huggingface
 from tuco_jax.models.pair import Pair
@@ -222,7 +223,7 @@ def _row_squares(old: jax.Array, new: jax.Array) -> Iterator[tuple[np.ndarray, n
     rows = min(_ROWS, count)
     for start in range(0, count, rows):
         first = min(start, count - rows)  # the last block is as large as the others
-        moved, size = map(np.asarray, _block_squares(old, new, first, rows))
+        moved, size = fetch(_block_squares(old, new, first, rows))
         yield moved[start - first :], size[start - first :]
 
 

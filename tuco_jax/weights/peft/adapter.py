@@ -26,6 +26,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from common_jax.errors import InputError
+from common_jax.mesh import put as on_shards
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.decoder import Params
 from tuco_jax.weights.assemble import Placement, TensorSource
@@ -103,7 +104,7 @@ class Adapter:
 
         def put(prefix: str, path: str, value: np.ndarray) -> jax.Array:
             where = placement(f"{prefix}/{path}", value.shape) if placement else None
-            return jax.device_put(value, where)
+            return jax.device_put(value) if where is None else on_shards(value, where)
 
         lora = {}
         for path in self._factored:

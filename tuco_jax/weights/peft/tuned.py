@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from common_jax.errors import InputError
+from common_jax.mesh import fetch
 from tuco_jax.weights.assemble import TensorSource
 from tuco_jax.weights.peft.places import EMBED, HEAD, Place, Places
 
@@ -73,7 +74,7 @@ class Tuned:
                 continue
             for path in place.row.paths:  # layers that stay keep the base's values
                 if path not in out:
-                    out[path] = np.array(base[path], dtype)
+                    out[path] = np.array(fetch(base[path]), dtype)
             at = place.layer if place.is_layered else ...
             old = {path: out[path][at] for path in place.row.paths}
             for path, part in self._parts(place, old):
@@ -162,8 +163,8 @@ class Tuned:
             if place in self._whole
         }
         tied = self._places.model.tied_head
-        old = np.asarray(base[EMBED])
-        old_head = old if tied else np.asarray(base[HEAD]).T
+        old = np.asarray(fetch(base[EMBED]))
+        old_head = old if tied else np.asarray(fetch(base[HEAD])).T
         own = stored
         if tied:
             unsaved = (value for path, value in stored.items() if path not in self._saved)

@@ -1,0 +1,417 @@
+"""Several processes that run one command as one program, over `jax.distributed`.
+
+Every process runs the same host program, step for step: reads the same inputs, makes the same
+batches, calls the same compiled programs over one mesh of all devices, of which each fills the
+shards of its own devices alone. Process 0 writes: what changes files goes through `by_first`,
+before which all meet, so that all see the same files at the same point of the program. Files lie
+where all processes see them. With one process nothing here does anything.
+
+Who is gone, who stands still. JAX tells neither who was lost nor, in time, that someone was: a
+process that is stopped goes on being waited for. So each process says every two seconds that it
+lives, and how many steps it has done, in the key-value store of JAX's coordination service, which
+process 0 carries; each looks at what the others say. After half a minute of silence the
+others end with a line that says whose it was. A process that lives but makes no step for
+`patience` seconds is stuck, and ends them, too.
+
+Before the first run of a compiled program all meet: collectives over gloo (CPUs) fail where one
+process arrives 30 s after another, which compiling alone may take (jax issue 40831).
+"""
+
+import atexit
+import concurrent.futures
+import contextlib
+import ctypes
+import itertools
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from common_jax.errors import InputError
+
+__all__ = ["beat", "by_first", "count", "is_first", "joined", "meet"]
+
+_PACE = 2.0  # seconds between two signs of life
+_SILENT = 15  # looks in a row at which a process has said nothing new: it is lost
+_FOREVER = 7 * 24 * 3600 * 1000  # ms: who waits is ended by the watch, not by a limit of time
+_FAREWELL = 15.0  # seconds in which the others read what process 0 has said before it leaves
+_AGAIN = "start all processes again, and the run goes on"
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+
+_world: "_World | None" = None
+
+
+def count() -> int:
+    """How many processes run this program."""
+    return _world.count if _world else 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return _world is None or _world.index == 0
+
+
+def beat() -> None:
+    """Note a step of the work, for the watch of steps."""
+    if _world:
+        _world.beats += 1
+
+
+def meet() -> None:
+    """Wait for all processes; they call it at the same point of the program."""
+    if _world and not _world.alone:
+        _world.meet()
+
+
+def by_first(act: Callable[[], Any]) -> Any:
+    """What `act` returns in process 0, where alone it is called, once all are here.
+
+    The value is what JSON holds. Its InputError is raised in every process. All call it at the
+    same point of the program; within `act`, process 0 is alone.
+    """
+    return _world.by_first(act) if _world and not _world.alone else act()
+
+
+@contextlib.contextmanager
+def joined(
+    program: str,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    *,
+    patience: float = 0,
+    alone: bool = False,
+) -> Iterator[bool]:
+    """Run the block as one of several processes; yields whether this one has anything to do.
+
+    The three say where process 0 is, HOST:PORT, how many there are and which this is; without
+    them Slurm, a TPU pod or mpirun does, or there is one process. patience: seconds without a step
+    after which a process counts as stuck, 0 for no end. alone: the command is for one process:
+    process 0 runs it without the others.
+
+    Raises InputError for options of which some are missing. Ends the process, exit code 1, where
+    another is lost.
+    """
+    given = coordinator, processes, process
+    if any(x is not None for x in given):
+        if coordinator is None or processes is None or process is None:
+            raise InputError(
+                "--coordinator, --processes and --process go together: give all three"
+            )
+        if process >= processes:
+            raise InputError(
+                f"--process {process} of --processes {processes}: they count from 0 to "
+                f"{processes - 1}"
+            )
+        if not coordinator.rpartition(":")[2].isdigit() or ":" not in coordinator:
+            raise InputError(f"--coordinator {coordinator}: give HOST:PORT, of process 0")
+    elif (found := _launched(os.environ)) is not None:
+        processes, process = found
+    if processes in (None, 1):
+        yield True
+        return
+    if alone:
+        if process:
+            print(f"{program}: process 0 runs this command alone", file=sys.stderr)
+        elif "TPU_WORKER_HOSTNAMES" in os.environ:  # its chips wait for those of the others
+            os.environ["JAX_PLATFORMS"] = "cpu"
+        yield not process
+        return
+    with _initialized(program, coordinator, processes, process, patience):
+        yield True
+
+
+def _launched(environment: Mapping[str, str]) -> tuple[int, int] | None:
+    """How many processes a launcher started, and which this is; None where none did.
+
+    JAX finds the rest out by itself. Names are those that JAX looks for.
+    """
+    for size, rank, mark in (
+        ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"),
+        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ):
+        if mark in environment and environment.get(size, "").isdigit():
+            return int(environment[size]), int(environment.get(rank, "0"))
+    hosts = environment.get("TPU_WORKER_HOSTNAMES", "")
+    if "," in hosts:
+        own = int(environment.get("TPU_WORKER_ID", "0"))
+        slices = int(environment.get("MEGASCALE_NUM_SLICES", "1"))
+        each = hosts.count(",") + 1
+        return slices * each, int(environment.get("MEGASCALE_SLICE_ID", "0")) * each + own
+    return None
+
+
+@contextlib.contextmanager
+def _initialized(
+    program: str,
+    coordinator: str | None,
+    processes: int | None,
+    process: int | None,
+    patience: float,
+) -> Iterator[None]:
+    global _world
+    import jax
+
+    # SIGTERM, with which Slurm and Kubernetes announce an end, ends the process as ever.
+    jax.config.update("jax_enable_preemption_service", False)
+    by_hand: Any = {} if coordinator is None else {"cluster_detection_method": "deactivate"}
+    if coordinator is None:
+        processes = process = None  # JAX's own count holds
+    # Our watch is the first to speak: JAX's heartbeats would end the process without a name.
+    jax.distributed.initialize(
+        coordinator, processes, process, heartbeat_timeout_seconds=100, **by_hand
+    )
+    world = _World(program, jax.process_index(), jax.process_count(), patience)
+    with world.watched():
+        _world = world
+        try:
+            with _printing(world):
+                yield
+                world.meet()  # no one leaves while another works
+        finally:
+            _world = None
+    jax.distributed.shutdown()
+
+
+@contextlib.contextmanager
+def _printing(world: "_World") -> Iterator[None]:
+    """What a command prints, process 0 does; others say once where it goes.
+
+    What gloo prints goes to stderr: it would stand among the command's own lines.
+    """
+    sys.stdout.flush()
+    if world.index:
+        print(f"{world}: process 0 writes and prints the results", file=sys.stderr, flush=True)
+    own = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with open(os.devnull if world.index else os.dup(own), "w") as out:
+            with contextlib.redirect_stdout(out):
+                yield
+    finally:
+        os.dup2(own, 1)
+        os.close(own)
+
+
+class _World:
+    """This process among the others. alone: in what `by_first` calls."""
+
+    def __init__(self, program: str, index: int, count: int, patience: float) -> None:
+        from jax._src.distributed import global_state  # the store has no public name
+
+        self._program, self.index, self.count = program, index, count
+        self._store: Any = global_state.client
+        self.beats, self.alone = 0, False
+        self._meetings, self._said = itertools.count(), itertools.count()
+        self._waiting = concurrent.futures.ThreadPoolExecutor(1)
+        self._watch = _Watch(self._store, index, count, patience, self._end)
+        self._leaving, self._code = False, 1
+        self._aborting = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)
+
+    def __str__(self) -> str:
+        return f"{self._program}: process {self.index} of {self.count}"
+
+    def meet(self) -> None:
+        self.beats += 1
+        self._wait(self._store.wait_at_barrier, f"tuco_reward/meet/{next(self._meetings)}")
+
+    def _wait(self, call: Callable[[str, int], Any], key: str) -> Any:
+        """A call that waits for others, in a thread, so that this one answers to Ctrl-C."""
+        return self._waiting.submit(call, key, _FOREVER).result()
+
+    def by_first(self, act: Callable[[], Any]) -> Any:
+        self.meet()
+        number = next(self._said)
+        key = f"tuco_reward/said/{number}"
+        if self.index:
+            said = json.loads(self._wait(self._store.blocking_key_value_get, key))
+            if "error" in said:
+                raise InputError(said["error"])
+            return said["value"]
+        if number:
+            self._store.key_value_delete(f"tuco_reward/said/{number - 1}")  # all have read it
+        self.alone = True
+        try:
+            said = {"value": act()}
+            return said["value"]
+        except InputError as error:
+            said = {"error": str(error)}
+            raise
+        finally:
+            self.alone = False
+            if "said" in locals():
+                self._store.key_value_set(key, json.dumps(said))
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Look after the others, and let them know how this one ends."""
+        import jax.monitoring
+
+        jax.monitoring.register_event_duration_secs_listener(self._compiled)
+        signal_of = ctypes.CDLL(None).signal
+        signal_of.restype, signal_of.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
+        before = signal_of(signal.SIGABRT, ctypes.cast(self._aborting, ctypes.c_void_p))
+        self._watch.start(lambda: self.beats)
+        try:
+            yield
+        except BaseException as error:
+            if _of_another(error):
+                time.sleep(4 * _SILENT * _PACE)  # the watch says who it was
+            self._leaving, self._code = True, 2 if _told(error) else 1
+            atexit.unregister(jax.distributed.shutdown)  # it would wait for those that are left
+            self._watch.tell(f"{type(error).__name__}: {error}", self._code)
+            raise
+        else:
+            signal_of(signal.SIGABRT, before)
+        finally:
+            self._leaving = True
+            self._watch.stop()
+            jax.monitoring.unregister_event_duration_listener(self._compiled)
+
+    def _compiled(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        """Once a program is compiled, and before it runs, wait for who still compiles it."""
+        mine = threading.current_thread() is threading.main_thread()
+        if event == _COMPILED and mine and not self.alone and not self._leaving:
+            self.meet()
+
+    def _aborted(self, _: int) -> None:
+        """JAX's client aborts where the service is gone: its line, with a name."""
+        if not self._leaving:  # for a reason that has been told
+            self._print(f"process 0, which the others meet at, was lost; {_AGAIN}")
+        os._exit(self._code)
+
+    def _end(self, what: str, code: int) -> None:
+        """End this process, because of another; process 0 once the others know why."""
+        if self._leaving:  # it ends by itself
+            return
+        self._print(what)
+        self._watch.tell(None, code)
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        os._exit(code)
+
+    def _print(self, what: str) -> None:
+        os.write(2, f"{self}: {what}\n".encode())
+
+
+def _told(error: BaseException) -> bool:
+    return isinstance(error, InputError)
+
+
+def _of_another(error: BaseException) -> bool:
+    """Whether an error may be what the loss of another process looks like here."""
+    signs = ("Gloo", "gloo", "coordination", "Connection closed", "NCCL", "barrier")
+    return (
+        isinstance(error, Exception) and not _told(error) and any(w in str(error) for w in signs)
+    )
+
+
+class _Watch:
+    """Signs of life: this process's own, and those of the others.
+
+    end: called with what to say of another process, and the exit code.
+    """
+
+    def __init__(
+        self, store: Any, index: int, count: int, patience: float, end: Callable[[str, int], None]
+    ) -> None:
+        self._store, self._index, self._count = store, index, count
+        self._patience, self._end = patience, end
+        self._rounds, self._stopped = 0, threading.Event()
+        self._alive: dict[int, tuple[int, int]] = {}  # process: signs of life, steps
+        self._lost = 0
+        self._ended: dict[int, tuple[str | None, int]] = {}
+
+    def start(self, beats: Callable[[], int]) -> None:
+        for loop in (lambda: self._speak(beats), self._look):
+            threading.Thread(target=loop, daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def tell(self, what: str | None, code: int) -> None:
+        """Let the others know that this process ends; process 0 waits until they do.
+
+        what: None where another process is why.
+        """
+        with contextlib.suppress(Exception):  # the service may be what is gone
+            text = json.dumps([what and " ".join(what.split())[:500], code])
+            self._store.key_value_set(f"tuco_reward/ended/{self._index}", text, True)
+        until = time.monotonic() + _FAREWELL
+        while (
+            self._index == 0
+            and len(self._ended) < self._count - self._lost
+            and time.monotonic() < until
+        ):
+            time.sleep(0.2)
+            self._read()
+
+    def _read(self) -> None:
+        with contextlib.suppress(Exception):
+            for key, text in self._store.key_value_dir_get("tuco_reward/ended/"):
+                self._ended[int(key.rpartition("/")[2])] = tuple(json.loads(text))
+
+    def _speak(self, beats: Callable[[], int]) -> None:
+        """Say that this process lives, and read what the others say, over and over."""
+        while not self._stopped.wait(_PACE):
+            try:
+                own = f"tuco_reward/alive/{self._index}"
+                self._store.key_value_set(own, f"{self._rounds} {beats()}", True)
+                for key, text in self._store.key_value_dir_get("tuco_reward/alive/"):
+                    signs, steps = map(int, text.split())
+                    self._alive[int(key.rpartition("/")[2])] = signs, steps
+                self._read()
+            except Exception:  # the service is gone, and this process aborts, or will
+                continue
+            self._rounds += 1
+
+    def _look(self) -> None:
+        """Count looks at which a process has said nothing new.
+
+        Looks, and no time: on a machine that stood still, or is too busy, they come late as well.
+        """
+        before: dict[int, tuple[int, int]] = {}
+        silent = dict.fromkeys(range(self._count), 0)
+        still = dict.fromkeys(range(self._count), 0)
+        rounds, dumb = -1, 0
+        while not self._stopped.wait(_PACE):
+            dumb, rounds = (dumb + 1, rounds) if rounds == self._rounds else (0, self._rounds)
+            if dumb >= _SILENT and self._index:  # the store does not answer
+                self._end(_silence([0]), 1)
+            if dumb:
+                continue
+            now = {i: self._alive.get(i, (-1, -1)) for i in range(self._count)}
+            for i, (signs, steps) in now.items():
+                old = before.get(i, (-2, -2))
+                silent[i] = 0 if signs != old[0] else silent[i] + 1
+                still[i] = 0 if steps != old[1] else still[i] + 1
+            before = now
+            for i, (what, code) in dict(self._ended).items():
+                if i != self._index and what is not None:
+                    self._end(f"process {i} ended ({what})", code)
+            if lost := [i for i in now if silent[i] >= _SILENT and i not in self._ended]:
+                self._lost = len(lost)
+                self._end(_silence(lost), 1)
+            least = min((steps for _, steps in now.values()), default=0)
+            stuck = [i for i in now if now[i][1] == least and still[i] * _PACE >= self._patience]
+            if self._patience and stuck:
+                what = f"made no step for {self._patience:g} s (--patience)"
+                if len(stuck) < self._count:
+                    self._end(f"{_names(stuck)} {what}, and the others wait; {_AGAIN}", 1)
+                self._end(f"the processes {what}; {_AGAIN}", 1)
+
+
+def _silence(lost: list[int]) -> str:
+    seconds = _SILENT * _PACE
+    return (
+        f"{_names(lost)} was lost: not a sign of life for {seconds:g} s (killed, or stopped); "
+        f"{_AGAIN}"
+    )
+
+
+def _names(some: list[int]) -> str:
+    return f"process {some[0]}" if len(some) == 1 else f"processes {', '.join(map(str, some))}"

@@ -1,0 +1,92 @@
+"""Real processes: what they agree on, and how the others end when one is lost."""
+
+import contextlib
+import signal
+
+import pytest
+
+from common_jax.distributed import by_first, count, is_first, joined, meet
+from common_jax.errors import InputError
+from tests.processes import collect, start, together
+
+MEMBER = "tests.common.member"
+
+
+def test_one_process_needs_none_of_it(monkeypatch):
+    for name in ("SLURM_LOCALID", "TPU_WORKER_HOSTNAMES", "OMPI_COMM_WORLD_LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    with joined("program") as takes_part:
+        assert takes_part and count() == 1 and is_first() and by_first(lambda: 3) == 3
+        meet()
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (("host:1", 2, None), "go together: give all three"),
+        ((None, None, 0), "go together: give all three"),
+        (("host:1", 2, 2), "--process 2 of --processes 2: they count from 0 to 1"),
+        (("host", 2, 0), "--coordinator host: give HOST:PORT, of process 0"),
+    ],
+)
+def test_options_that_say_too_little(given, message):
+    with pytest.raises(InputError, match=message), joined("program", *given):
+        pass
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"SLURM_LOCALID": "0", "SLURM_NTASKS": "4", "SLURM_PROCID": "1"},
+        {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"},
+        {
+            "TPU_WORKER_HOSTNAMES": "a,b",
+            "TPU_WORKER_ID": "0",
+            "MEGASCALE_NUM_SLICES": "2",
+            "MEGASCALE_SLICE_ID": "1",
+        },
+    ],
+)
+def test_a_command_for_one_process_is_process_0_s(environment, monkeypatch, capsys):
+    """A launcher's environment says which process this is."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with joined("program", alone=True) as takes_part:
+        assert not takes_part
+    assert capsys.readouterr().err == "program: process 0 runs this command alone\n"
+
+
+def test_what_is_printed_is_process_0_s():
+    found = together(MEMBER, ["--act", "end"])
+    assert [one.out for one in found] == ["done\n", ""]
+
+
+def test_others_end_and_say_why():
+    """Each case is a group of two; they run side by side, for most of the time is waiting."""
+    cases = {
+        "killed": (["--act", ""], "process 1 was lost: not a sign of life for 30 s", 1),
+        "stopped": (["--act", ""], "process 1 was lost: not a sign of life for 30 s", 1),
+        "first killed": (["--act", ""], "process 0, which the others meet at, was lost", 1),
+        "stuck": (
+            ["--act", "stick", "--patience", 30],
+            "process 1 made no step for 30 s (--patience), and the others wait",
+            1,
+        ),
+        "refuse alone": (["--act", "refuse alone"], "process 1 ended (InputError: no such", 2),
+        "refuse": (["--act", "refuse"], "member: error: no such file", 2),
+    }
+    with contextlib.ExitStack() as stack:
+        groups = {k: stack.enter_context(start(MEMBER, v[0], 2)) for k, v in cases.items()}
+        for name, group in groups.items():
+            for one in group:
+                one.wait_for("ready")
+            if name == "killed":
+                group[1].process.kill()
+            if name == "stopped":
+                group[1].process.send_signal(signal.SIGSTOP)
+            if name == "first killed":
+                group[0].process.kill()
+        for name, (_, message, code) in cases.items():
+            survivor = groups[name][1 if name == "first killed" else 0]
+            (left,) = collect([survivor])
+            assert message in left.err and left.code == code, f"{name}: {left}"

@@ -1,0 +1,93 @@
+"""Several real processes of one command, joined over `jax.distributed`, one CPU device each."""
+
+import contextlib
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+__all__ = ["LIMIT", "ROOT", "Ended", "Running", "collect", "free_port", "start", "together"]
+
+ROOT = pathlib.Path(__file__).parents[1]
+LIMIT = 900.0  # seconds: no test waits longer, however busy the machine is
+
+
+class Ended(NamedTuple):
+    """What a process left."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Running(NamedTuple):
+    """A process, and the folder with what it prints."""
+
+    process: subprocess.Popen
+    folder: pathlib.Path
+
+    def said(self, name: str) -> str:
+        """What it has printed so far on "out" or "err"."""
+        return (self.folder / name).read_text("utf-8")
+
+    def wait_for(self, line: str) -> None:
+        """Wait until it has printed a text on stderr."""
+        until = time.monotonic() + LIMIT
+        while line not in self.said("err"):
+            assert self.process.poll() is None and time.monotonic() < until, self.said("err")
+            time.sleep(0.05)
+
+
+def free_port() -> int:
+    """A port that nobody has at this moment."""
+    with contextlib.closing(socket.socket()) as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+@contextlib.contextmanager
+def start(module: str, argv: Sequence[Any], count: int) -> Iterator[list[Running]]:
+    """`python -m MODULE ARGV...` as `count` processes; those still there at the end are killed."""
+    flags = re.sub(r"(device_count)=\d+", r"\1=1", os.environ["XLA_FLAGS"])
+    port, begun = free_port(), []
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for i in range(count):
+                own = pathlib.Path(folder) / str(i)
+                own.mkdir()
+                where = ["--coordinator", f"localhost:{port}", "--processes", count, "--process"]
+                with (own / "out").open("wb") as out, (own / "err").open("wb") as err:
+                    process = subprocess.Popen(
+                        [sys.executable, "-m", module, *map(str, [*argv, *where, i])],
+                        cwd=ROOT,
+                        env=os.environ | {"XLA_FLAGS": flags},
+                        stdout=out,
+                        stderr=err,
+                    )
+                begun.append(Running(process, own))
+            yield begun
+        finally:
+            for one in begun:
+                one.process.kill()
+                one.process.wait()
+
+
+def collect(begun: Sequence[Running]) -> list[Ended]:
+    """Wait for all of them."""
+    return [Ended(one.process.wait(LIMIT), one.said("out"), one.said("err")) for one in begun]
+
+
+def together(module: str, argv: Sequence[Any], count: int = 2) -> list[Ended]:
+    """What the processes left; AssertionError with what they said where one failed."""
+    with start(module, argv, count) as begun:
+        found = collect(begun)
+    assert not any(one.code for one in found), "\n".join(
+        f"{o.code}: {o.err[-3000:]}" for o in found
+    )
+    return found

@@ -1,0 +1,59 @@
+"""Commands over several processes give what one process gives."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from tests.processes import together
+from tests.tuco.cli_pair import file_options, read_jsonl, save_pair
+from tests.tuco.studies.test_over_a_mesh import assert_same
+from tuco_jax.cli import main
+
+ROWS = [{"id": f"p{i}", "prompt": "ab c" * (1 + i * 5 % 13)} for i in range(11)]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return save_pair(tmp_path_factory.mktemp("pair"))
+
+
+def argv(options: dict, **more) -> list:
+    return [x for k, v in {**options, **more}.items() for x in (f"--{k}", v)]
+
+
+@pytest.mark.parametrize("count, mesh", [(2, {}), (4, {"mesh.fsdp": 2, "mesh.data": 2})])
+def test_score(pair, tmp_path, count, mesh):
+    options = file_options(pair, tmp_path, ROWS, layers="true", token_budget=256)
+    alone = tmp_path / "alone.jsonl"
+    assert main(["score", *map(str, argv(options, out=alone))]) == 0
+    found = together("tuco_jax.cli", ["score", *argv(options, **mesh)], count)
+    assert [bool(one.out) for one in found] == [True] + [False] * (count - 1)
+    assert f"process 1 of {count}: process 0 writes and prints the results" in found[1].err
+    assert "Gloo" not in found[0].out
+    compare(pathlib.Path(options["out"]), alone)
+    meta = json.loads(pathlib.Path(options["out"] + ".meta.json").read_text())
+    assert meta["device"]["count"] == count and np.prod(list(meta["mesh"].values())) == count
+    assert not list(tmp_path.glob(".*")) + list(tmp_path.glob("*.journal"))
+
+
+def test_generate(pair, tmp_path):
+    """With each token's TuCo, which the full decomposition gives."""
+    options = file_options(pair, tmp_path, ROWS, alpha=0.6, tuco="true", max_new_tokens=6)
+    options |= {"stop": '["q"]', "batch_size": 4, "temperature": 0.7}
+    alone = tmp_path / "alone.jsonl"
+    assert main(["generate", *map(str, argv(options, out=alone))]) == 0
+    together("tuco_jax.cli", ["generate", *argv(options, page=tmp_path / "page.html")])
+    compare(pathlib.Path(options["out"]), alone)
+    assert "TuCo along the answers" in (tmp_path / "page.html").read_text("utf-8")
+
+
+def compare(path: pathlib.Path, other: pathlib.Path) -> None:
+    """Equal rows in the same order, numbers within 1e-5."""
+    mine, theirs = read_jsonl(path), read_jsonl(other)
+    assert len(mine) == len(theirs)
+    for a, b in zip(mine, theirs, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            assert_same(a[name], b[name], name)
