@@ -30,7 +30,7 @@ from benchmarks.reward import HERE, SIZES, Ours, matmul_case, ours_of, products
 from benchmarks.torch_plan import Planning
 from benchmarks.torch_reward import Models, Size, make
 from reward_jax.data.trajectory.normalisers import Normaliser
-from reward_jax.data.trajectory.space import Plans, TrajectoryModel, TrajectorySpace
+from reward_jax.data.trajectory.space import TrajectoryModel, TrajectorySpace
 from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.process import draw_noise
 from reward_jax.models.reward_nets import WindowMLP
@@ -110,22 +110,16 @@ def cases(
         return lambda: made(observations)
 
     few = dict(sampler="ddim", sampling_steps=STEPS)
-    last: dict[str, Plans] = {}
 
     def planned(network: Any, warm: bool, **given: Any) -> Callable[[], Any]:
         model, guide = network(ours, space)
         skip = SKIP if warm else 0
         make_plans = planner(model, guide=guide, options=options(size, skip=skip, **given))
-
-        def case() -> Plans:
-            if not warm:
-                return make_plans(observations, key)
-            name = network.__name__
-            last.setdefault(name, make_plans(observations, key))
-            last[name] = make_plans(observations, key, last[name], 1)
-            return last[name]
-
-        return case
+        if not warm:
+            return lambda: make_plans(observations, key)
+        rows = np.random.default_rng(2).normal(size=(many, *model.space.shape))
+        last = model.space.plans(rows)
+        return lambda: make_plans(observations, key, last, 1)
 
     return {
         "torch": torched(False),
