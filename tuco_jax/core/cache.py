@@ -18,7 +18,7 @@ from tuco_jax.models.layers import KeysValues
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.positions import Positions
 
-__all__ = ["Cache", "LayerCache"]
+__all__ = ["Cache", "LayerCache", "behind"]
 
 LayerCache = Sequence[KeysValues]  # what a cache holds of one layer: keys and values of M models
 
@@ -28,9 +28,10 @@ class Cache:
     """Keys and values of earlier tokens, and their positions.
 
     keys_values: M pairs of arrays with layers on axis 0, or a list of M pairs for each of L
-    layers: [.., B, K, S, h] of each row, or, where `shared`, [.., K, P, h] of a prefix.
-    at: index and mask of the columns, [B, S] or [1, P]; a column that is not written yet has a
-    later position than any query. filled: how many columns are written.
+    layers: [.., B, K, S, h] of each row, or, where `shared`, [.., K, P, h] of a prefix ([.., B, K,
+    P, h] where rows have different ones). at: index and mask of the columns, [B, S], [1, P] or
+    [B, P]; a column that is not written yet has a later position than any query. filled: how many
+    columns are written, for `write`.
     """
 
     keys_values: Any
@@ -84,13 +85,7 @@ class Cache:
 
     def join(self, held: KeysValues, own: KeysValues) -> KeysValues:
         """All that tokens attend to in one layer: what the cache holds, and their own."""
-        if not self.shared:
-            return self.write(held, own)
-        keys, values = (
-            jnp.concatenate([jnp.broadcast_to(old, (len(new), *old.shape)), new], axis=-2)
-            for old, new in zip(held, own, strict=True)
-        )
-        return keys, values
+        return behind(held, own) if self.shared else self.write(held, own)
 
     def write(self, held: Any, own: Any) -> Any:
         """A tree of [.., S, h], the columns [.., T, h] written into it from `filled` on."""
@@ -101,3 +96,12 @@ class Cache:
             held,
             own,
         )
+
+
+def behind(prefix: KeysValues, own: KeysValues) -> KeysValues:
+    """Rows' own keys and values, [B, K, T, h], behind those of a prefix, [K, P, h] or a row's."""
+    keys, values = (
+        jnp.concatenate([jnp.broadcast_to(old, (*new.shape[:2], *old.shape[-2:])), new], axis=-2)
+        for old, new in zip(prefix, own, strict=True)
+    )
+    return keys, values

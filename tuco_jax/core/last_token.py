@@ -10,6 +10,7 @@ Legend: B rows, T tokens, C last tokens of a row (1, or as many as prompts are p
 residual width, L layers.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped
 
 from common_jax.mesh import constrain
+from tuco_jax.core.cache import LayerCache, behind
 from tuco_jax.core.engine import Phase, run
 from tuco_jax.core.layer import PairLayer
 from tuco_jax.core.places import Places, pick
@@ -35,6 +37,7 @@ __all__ = [
     "LastTokens",
     "last_token",
     "last_tokens",
+    "summed_up",
     "tuco",
 ]
 
@@ -75,13 +78,14 @@ class LastTokenStep:
     """The step of one layer; returns beta_l, of the sums up to it.
 
     full: move the stream at every token; False at the last layer, after which only last tokens
-    matter.
+    matter. before: keys and values, of the tuned model and of the base, of what rows follow.
     """
 
     places: Places
     full: bool = struct.field(pytree_node=False)
     norm: int = struct.field(pytree_node=False)
     mesh: Mesh | None = struct.field(pytree_node=False)
+    before: LayerCache | None = None
 
     def __call__(
         self, carry: Carry, layer: PairLayer, _: None
@@ -90,13 +94,18 @@ class LastTokenStep:
         x, first, last, sums = carry
         places = self.places
         assert places.columns is not None
-        pt = layer.base.selected(last, x, places.base)[0]
+        tuned, base = (
+            (functools.partial(behind, own) for own in self.before)
+            if self.before
+            else (None, None)
+        )
+        pt = layer.base.selected(last, x, places.base, base)[0]
         if self.full:
-            everywhere = layer.tuned.whole(x, places.tuned)
+            everywhere = layer.tuned.added(x, places.tuned, join=tuned)[0]
             ft = Delta(*(pick(part, places.columns) for part in everywhere))
             x = x + everywhere.total
         else:
-            ft = layer.tuned.selected(last, x, places.tuned)[0]
+            ft = layer.tuned.selected(last, x, places.tuned, tuned)[0]
         own = (pt.total, ft.total - pt.total, ft.attention - pt.attention, ft.mlp - pt.mlp)
         # The step of the stream at the last tokens, so that `last` equals x there.
         x, last, own = constrain((x, last + ft.total, own), self.mesh)
@@ -138,12 +147,17 @@ class LastTokens:
 
     def finish(self, ends: Pair, carry: Carry, outs: Sequence[Float[Array, "_ B C"]]) -> LastToken:
         """The result; outs: beta_l."""
-        by_layer: Any = jnp.concatenate(outs)
-        ptc, ftc, attention, mlp = carry.sums
-        error = jnp.max(jnp.abs(carry.last - carry.first - ptc - ftc), axis=-1)
-        largest = jnp.max(jnp.abs(carry.last), axis=-1)
-        error = error / jnp.where(largest == 0, 1, largest)
-        return LastToken(by_layer[-1], by_layer, ptc, ftc, attention, mlp, error)
+        return summed_up(carry, outs)
+
+
+def summed_up(carry: Carry, outs: Sequence[Float[Array, "_ ..."]]) -> LastToken:
+    """The result of a last carry, whatever stands before its axis D; outs: beta_l."""
+    by_layer: Any = jnp.concatenate(outs)
+    ptc, ftc, attention, mlp = carry.sums
+    error = jnp.max(jnp.abs(carry.last - carry.first - ptc - ftc), axis=-1)
+    largest = jnp.max(jnp.abs(carry.last), axis=-1)
+    error = error / jnp.where(largest == 0, 1, largest)
+    return LastToken(by_layer[-1], by_layer, ptc, ftc, attention, mlp, error)
 
 
 def last_tokens(

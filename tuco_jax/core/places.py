@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from tuco_jax.core.cache import Cache
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.pair import Pair
-from tuco_jax.models.positions import Positions
+from tuco_jax.models.positions import EVERY, Positions
 
 __all__ = ["ModelPlaces", "Places", "last_column", "pick"]
 
@@ -70,13 +70,15 @@ class Places:
         mask: Bool[Array, "B T"],
         *,
         columns: Int[Array, "B C"] | None = None,
-        lengths: Int[Array, " B"] | None = None,
+        segments: Int[Array, "B T"] | None = None,
+        lengths: Int[Array, " B"] | Int[Array, "B T"] | None = None,
     ) -> "Places":
         """Places of tokens that attend to earlier columns, too.
 
         cache: with a column for each of the tokens; or a shared prefix, which their own columns
-        follow. Its keys and values are not looked at. index: the tokens' positions. lengths: of
-        the rows by now. columns: of selected tokens, or None.
+        follow. Its keys and values are not looked at. index: the tokens' positions. segments:
+        prompts that follow a shared prefix, each for itself. lengths: of the rows (or segments) by
+        now. columns: of selected tokens, or None.
         """
         rows = mask.shape[0]
         if lengths is None:
@@ -85,16 +87,19 @@ class Places:
         if cache.shared:
 
             def joined(
-                earlier: Shaped[Array, "1 P"], own: Shaped[Array, "B T"]
+                earlier: Shaped[Array, "_ P"], own: Shaped[Array, "B T"]
             ) -> Shaped[Array, "B S"]:
                 earlier = jnp.broadcast_to(earlier, (rows, earlier.shape[1]))
                 return jnp.concatenate([earlier, own], axis=1)
 
             key_index, key_mask = joined(key.index, index), joined(key.mask, mask)
-            key = Positions(key_index, key_mask, None, None, None)
+            of = None
+            if segments is not None:
+                of = joined(jnp.full_like(key.index, EVERY), segments)
+            key = Positions(key_index, key_mask, of, None, None)
 
         def at(config: ModelConfig) -> ModelPlaces:
-            query = Positions.at(config, index, mask, None, lengths)
+            query = Positions.at(config, index, mask, segments, lengths)
             return ModelPlaces(query, key, None if columns is None else query.pick(columns))
 
         return cls(at(pair.tuned_config), at(pair.base_config), columns)

@@ -33,7 +33,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tuco_jax.models.attention_kernels import cudnn, cudnn_width, splash
 from tuco_jax.models.numerics import matmul, softcap
-from tuco_jax.models.positions import Positions
+from tuco_jax.models.positions import EVERY, Positions
 
 __all__ = ["attend", "kernels"]
 
@@ -169,7 +169,8 @@ def _visible(query: Positions, key: Positions, window: Int[Array, ""]) -> Bool[A
     visible = (distance >= 0) & key.mask[:, None, :]
     visible &= (window == 0) | (distance < window)
     if query.segments is not None and key.segments is not None:
-        visible &= query.segments[:, :, None] == key.segments[:, None, :]
+        own = query.segments[:, :, None] == key.segments[:, None, :]
+        visible &= own | (key.segments == EVERY)[:, None, :]
     return visible
 
 
@@ -274,8 +275,9 @@ def _any_visible(query: Positions, key: Positions, window: Int[Array, ""]) -> Bo
     # Written so that nothing overflows where a chunk is all padding.
     seen &= (window == 0) | (jnp.min(query.index, axis=1) < most(key.index) + window)
     if query.segments is not None and key.segments is not None:
-        seen &= jnp.max(query.segments, axis=1) >= least(key.segments)
-        seen &= jnp.min(query.segments, axis=1) <= most(key.segments)
+        own = jnp.max(query.segments, axis=1) >= least(key.segments)
+        own &= jnp.min(query.segments, axis=1) <= most(key.segments)
+        seen &= own | jnp.any(key.segments == EVERY, axis=1)
     return jnp.any(seen)
 
 

@@ -40,6 +40,12 @@ class Rope:
         """Number of leading features of a head that are rotated."""
         return 2 * len(self.frequencies)
 
+    def kind(self, length: int) -> int:
+        """A number that is the same for rows of the same frequencies; length: of a row."""
+        if self.dynamic_factor:
+            return max(length, self.switch)
+        return int(bool(self.long_frequencies) and length > self.switch)
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:

@@ -13,7 +13,9 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from tuco_jax.models.config import ModelConfig, Rope
 
-__all__ = ["LayerInfo", "Positions", "layer_infos", "rotate"]
+__all__ = ["EVERY", "LayerInfo", "Positions", "layer_infos", "rotate", "spans"]
+
+EVERY = -1  # the segment of keys that queries of every segment see: those of a shared prefix
 
 
 class LayerInfo(NamedTuple):
@@ -60,19 +62,8 @@ class Positions:
         segment's tokens are contiguous and real.
         """
         mask = mask.astype(bool)
-        index = jnp.cumsum(mask, axis=1) - 1
-        if segments is not None:
-            changes = segments[:, 1:] != segments[:, :-1]
-            edge = jnp.ones_like(mask[:, :1])
-            starts = jnp.concatenate([edge, changes], axis=1)
-            index = index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
-            if lengths is None:
-                column = jnp.broadcast_to(jnp.arange(mask.shape[1]), mask.shape)
-                ends = jnp.concatenate([changes, edge], axis=1)
-                last = jnp.where(ends, column, mask.shape[1])
-                lengths = index + jax.lax.cummin(last, axis=1, reverse=True) - column + 1
-        elif lengths is None:
-            lengths = index.max(axis=1) + 1
+        index, own = spans(mask, segments)
+        lengths = own if lengths is None else lengths
         return cls.at(config, index, mask, segments, lengths)
 
     @classmethod
@@ -107,6 +98,23 @@ class Positions:
             None if self.cos is None else take_table(self.cos),
             None if self.sin is None else take_table(self.sin),
         )
+
+
+def spans(
+    mask: Bool[Array, "B T"], segments: Int[Array, "B T"] | None
+) -> tuple[Int[Array, "B T"], Int[Array, " B"] | Int[Array, "B T"]]:
+    """Positions cumsum(mask) - 1, restarted at each segment; lengths of rows, or of segments."""
+    index = jnp.cumsum(mask, axis=1) - 1
+    if segments is None:
+        return index, index.max(axis=1) + 1
+    changes = segments[:, 1:] != segments[:, :-1]
+    edge = jnp.ones_like(mask[:, :1])
+    starts = jnp.concatenate([edge, changes], axis=1)
+    index = index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+    column = jnp.broadcast_to(jnp.arange(mask.shape[1]), mask.shape)
+    ends = jnp.concatenate([changes, edge], axis=1)
+    last = jnp.where(ends, column, mask.shape[1])
+    return index, index + jax.lax.cummin(last, axis=1, reverse=True) - column + 1
 
 
 def _rotary_table(

@@ -22,9 +22,9 @@ __all__ = ["Packed", "best_fit", "pack", "padding", "segments_of"]
 
 # Cost of one more shape, in tokens: on a CPU it compiles in the time of about a thousand tokens of
 # a small model.
-_SHAPE = 1024
+SHAPE = 1024
 # Attention's cost grows with the row: at this length it equals that of the rest of a layer.
-_LONG = 8192
+LONG = 8192
 _SAMPLE = 1000  # prompts by which a shape is chosen
 
 
@@ -44,6 +44,20 @@ class Packed:
     def prompts(self) -> list[int]:
         """Numbers of all prompts, row by row."""
         return list(itertools.chain(*self.rows))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """All that a program is compiled for: B, T and C first."""
+        return self.size, self.length, self.most
+
+    @property
+    def computed(self) -> int:
+        """Tokens that are computed, padding included."""
+        return self.size * self.length
+
+    def real(self, lengths: Sequence[int]) -> int:
+        """Tokens that are computed and no padding; lengths: of all prompts."""
+        return sum(lengths[i] for i in self.prompts)
 
     def arrays(
         self, tokens: Sequence[Int[np.ndarray, " n"]]
@@ -102,7 +116,7 @@ def pack(
             for part in parts
         ]
         plans.append(list(zip(shapes, parts, strict=True)))
-    best = min(plans, key=lambda plan: sum(shape.cost + _SHAPE for shape, _ in plan))
+    best = min(plans, key=lambda plan: sum(shape.cost + SHAPE for shape, _ in plan))
     return [
         batch
         for shape, part in best
@@ -141,7 +155,7 @@ class _Shape:
                 count = len(rows) * len(sizes) / len(some)
                 if len(some) == len(sizes):
                     count = _row_count(len(rows), length, budget, multiple)
-                own = length * (1 + length / _LONG) + (most if last_tokens else 0)
+                own = length * (1 + length / LONG) + (most if last_tokens else 0)
                 shapes.append(cls(length, most, count * own))
                 if most >= max(map(len, rows)) * 2 or most >= len(some):
                     break
@@ -213,16 +227,11 @@ def _row_count(rows: int, length: int, budget: int, multiple: int) -> int:
     return -(-rows // size) * size
 
 
-def _computed(batches: Sequence[Packed]) -> int:
-    """Tokens that are computed, padding included."""
-    return sum(b.size * b.length for b in batches)
-
-
 def padding(batches: Sequence[Packed], lengths: Sequence[int]) -> float:
-    """Share of the computed tokens that is padding."""
-    return 1 - sum(lengths) / _computed(batches)
+    """Share of the computed tokens that is padding; lengths: of all prompts."""
+    return 1 - sum(b.real(lengths) for b in batches) / sum(b.computed for b in batches)
 
 
 def segments_of(rows: Mapping[str, Any]) -> Any:
-    """The segments [B, T] of a batch's arrays; None where each row holds one prompt."""
-    return None if rows["columns"].shape[1] == 1 else rows["segments"]
+    """The segments of a batch's arrays; None where each row holds one prompt."""
+    return None if rows["columns"].shape[-1] == 1 else rows["segments"]

@@ -50,6 +50,8 @@ class ScoringOptions:
         truncate: keep the last tokens of prompts beyond the model's context; else an error.
         continue_final: leave an assistant's turn at a conversation's end open, as one that is
             being written; else the template closes it.
+        share_prefixes: compute what prompts begin with in common (a system prompt, examples, a
+            template) once, where that pays; pmap does not.
         passes: of a streamed pair.
     """
 
@@ -58,6 +60,7 @@ class ScoringOptions:
     parallel: Parallel = "jit"
     truncate: bool = False
     continue_final: bool = False
+    share_prefixes: bool = True
     passes: PassOptions = dataclasses.field(default_factory=PassOptions)
 
     def check(self, mesh: "Mesh | None", streams: bool = False) -> None:

@@ -22,16 +22,18 @@ from jaxtyping import Array, Bool, Float, Int
 from common_jax import mesh as mesh_module
 from common_jax.errors import InputError
 from common_jax.progress import bar
+from tuco_jax.core import engine
 from tuco_jax.core.budget import default_budget
-from tuco_jax.core.last_token import last_tokens
 from tuco_jax.core.tokens import check_row
 from tuco_jax.core.walk import Source, as_source, source_of
 from tuco_jax.models import sharding
 from tuco_jax.models.pair import Pair
 from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.messages import Message
-from tuco_jax.prompts.packing import Packed, pack, padding, segments_of
+from tuco_jax.prompts.packing import Packed, pack, padding
+from tuco_jax.prompts.prefixes import pack_shared
 from tuco_jax.prompts.read import Prompt, as_prompts
+from tuco_jax.scoring.engine import engine_of
 from tuco_jax.scoring.options import ScoringOptions
 from tuco_jax.scoring.output import Entry, Journal
 from tuco_jax.scoring.streamed import stream_entries
@@ -52,7 +54,8 @@ class Scores:
     telescoping: max |x_L - x_0 - PTC - FTC| / max |x_L|, the rounding error of the decomposition.
     seconds: "compile" (tracing, compiling, or reading the cache), "run", and "first", from the
     start to the first score. shapes: the (B, T) compiled. padding: share of the computed tokens
-    that was padding. resumed: how many scores came from a journal.
+    that was padding. shared: share of the prompts' tokens that was not computed, since they begin
+    as another prompt does. resumed: how many scores came from a journal.
     """
 
     ids: list[str | int]
@@ -63,6 +66,7 @@ class Scores:
     seconds: dict[str, float]
     shapes: list[tuple[int, int]]
     padding: float
+    shared: float = 0.0
     resumed: int = 0
 
     @property
@@ -94,7 +98,7 @@ def score(
             data and fsdp.
         progress: show a progress bar on stderr, if that is a terminal.
         options: fields of `ScoringOptions`: norm, token_budget, parallel, truncate,
-            continue_final, passes.
+            continue_final, share_prefixes, passes.
 
     Scores do not depend on batches, packing, order or devices (1e-5). Raises InputError naming the
     prompt, also where a score is not finite. Warns of assistants' turns that the template closes.
@@ -155,8 +159,9 @@ def score_tokens(
     started = time.perf_counter()
     lengths = [row.size for row in tokens]
     run, width = _runner(source, how, mesh)
-    batches = pack(lengths, how.token_budget or default_budget(), width)
+    batches = _plan(tokens, source.ends, how, width)
     waste = padding(batches, lengths)
+    computed = sum(batch.real(lengths) for batch in batches)
 
     results = _Results(len(tokens), source.ends.base_config.depth)
     for entry in journal.entries if journal else ():
@@ -191,8 +196,21 @@ def score_tokens(
         seconds=seconds,
         shapes=sorted({(b.size, b.length) for b in batches}),
         padding=waste,
+        shared=1 - computed / max(sum(lengths), 1),
         resumed=len(done),
     )
+
+
+def _plan(
+    tokens: Sequence[np.ndarray], ends: Pair, options: ScoringOptions, width: int
+) -> list[Packed]:
+    """Batches of all prompts; `pmap` splits all that it is given by rows, and shares nothing."""
+    budget = options.token_budget or default_budget()
+    if not options.share_prefixes or options.parallel == "pmap":
+        return pack([row.size for row in tokens], budget, width)
+    ropes = ends.base_config.ropes + ends.tuned_config.ropes
+    kinds = [tuple(rope.kind(row.size) for rope in ropes) for row in tokens]
+    return pack_shared(tokens, budget, width, kinds=kinds)
 
 
 class _Results:
@@ -216,15 +234,7 @@ Run = Callable[[Rows], Result]
 
 
 def _result(norm: int, mesh: Mesh | None, source: Source, rows: Rows) -> Result:
-    out = last_tokens(
-        source,
-        rows["tokens"],
-        rows["mask"],
-        columns=rows["columns"],
-        segments=segments_of(rows),
-        norm=norm,
-        mesh=mesh,
-    )
+    out = engine.run(engine_of(rows, norm, mesh), source)
     return out.tuco, jnp.moveaxis(out.layers, 0, -1), out.telescoping
 
 
@@ -267,7 +277,7 @@ def _entries(
         rows = batch.arrays(tokens)
         start = time.perf_counter()
         result = run(rows)
-        watch.called((batch.size, batch.length, batch.most), time.perf_counter() - start)
+        watch.called(batch.shape, time.perf_counter() - start)
         if sent:
             yield fetched(*sent)
         sent = batch, result

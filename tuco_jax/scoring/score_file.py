@@ -228,5 +228,6 @@ def _metadata(
         if computed and not scores.resumed
         else None,
         "padding": round(scores.padding, 4),
+        "shared": round(scores.shared, 4),
         "shapes": [list(shape) for shape in scores.shapes],
     } | provenance()

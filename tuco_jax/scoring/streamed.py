@@ -10,8 +10,7 @@ of a prompt.
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -19,9 +18,9 @@ from jaxtyping import Int
 from tuco_jax.core.budget import pass_budget
 from tuco_jax.core.carry_store import CarryStore
 from tuco_jax.core.engine import run_each
-from tuco_jax.core.last_token import LastTokens
 from tuco_jax.core.walk import Source
-from tuco_jax.prompts.packing import Packed, segments_of
+from tuco_jax.prompts.packing import Packed
+from tuco_jax.scoring.engine import engine_of
 from tuco_jax.scoring.options import PassOptions, ScoringOptions
 from tuco_jax.scoring.output import Entry
 from tuco_jax.scoring.watch import Watch
@@ -40,11 +39,11 @@ def stream_entries(
     config = source.ends.base_config
     memory, folder = _memory(options.passes), _folder(options.passes)
     for some in passes_of(batches, config.width, options.passes):
-        engines = [_engine(batch.arrays(tokens), options.norm) for batch in some]
+        engines = [engine_of(batch.arrays(tokens), options.norm) for batch in some]
 
         def on_step(phase: int, index: int, took: float, some: list[Packed] = some) -> None:
             batch = some[index]
-            watch.called((phase, batch.size, batch.length, batch.most), took)
+            watch.called((phase, *batch.shape), took)
             watch.advance(batch, 1 / config.depth)
 
         with contextlib.closing(CarryStore(len(some), memory, folder)) as carries:
@@ -52,12 +51,6 @@ def stream_entries(
             for batch, out in zip(some, results, strict=True):
                 layers = np.moveaxis(np.asarray(out.layers), 0, -1)
                 yield Entry.of(batch, out.tuco, layers, out.telescoping)
-
-
-def _engine(rows: Mapping[str, Any], norm: int) -> LastTokens:
-    """The scores of a batch; rows: its `Packed.arrays`."""
-    columns, segments = rows["columns"], segments_of(rows)
-    return LastTokens(rows["tokens"], rows["mask"], columns, segments, norm=norm)
 
 
 def passes_of(
@@ -72,7 +65,7 @@ def passes_of(
     some: list[Packed] = []
     held = 0
     for batch in batches:
-        tokens = batch.size * batch.length
+        tokens = batch.computed
         if some and held + tokens > most:
             yield some
             some, held = [], 0

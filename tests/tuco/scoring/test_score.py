@@ -25,7 +25,8 @@ from tuco_jax.prompts.read import (
     Prompt,
     as_prompts,
 )
-from tuco_jax.scoring.score import score
+from tuco_jax.scoring.output import Journal
+from tuco_jax.scoring.score import score, score_tokens
 
 CONFIG = rm.config(vocab_size=272, max_positions=64)
 TOLERANCE = 1e-5
@@ -118,6 +119,45 @@ def test_meshes(pair, tokenizer, expected, layout):
 def test_pmap(pair, tokenizer, expected, mesh):
     mesh = mesh and make_mesh(*mesh)
     assert_same(score(pair, tokenizer, some_prompts(), mesh=mesh, parallel="pmap"), expected)
+
+
+def alike(count=90, head=50):
+    """Texts behind one header, and a few of their own."""
+    rng = np.random.default_rng(2)
+    header = "".join(map(chr, rng.integers(97, 123, head)))
+    tails = ["".join(map(chr, rng.integers(97, 123, n))) for n in rng.integers(1, 12, count)]
+    return [*(header + tail for tail in tails), "of its own", "and so is this"]
+
+
+@pytest.mark.parametrize("options", [{}, {"norm": 2, "token_budget": 100}, {"mesh": (4, 1, 2)}])
+def test_what_prompts_share_is_computed_once(pair, tokenizer, options):
+    if "mesh" in options:
+        options = options | {"mesh": make_mesh(*options["mesh"])}
+    together = score(pair, tokenizer, alike(), **options)
+    apart = score(pair, tokenizer, alike(), share_prefixes=False, **options)
+    np.testing.assert_allclose(together.tuco, apart.tuco, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(together.layers, apart.layers, rtol=0, atol=TOLERANCE)
+    assert together.telescoping.max() < 1e-5
+    assert together.shared > 0.6 and apart.shared == 0
+    assert 0 <= together.padding < 0.7 and together.ids == apart.ids
+
+
+def test_prompts_that_share_resume(pair, tokenizer, tmp_path):
+    """A batch behind a prefix is kept, and not computed again."""
+    prompts = as_prompts(alike())
+    tokens = encode(tokenizer, prompts)
+    whole = score_tokens(pair, tokens, prompts, token_budget=60)
+    with Journal(tmp_path / "journal") as journal:
+        journal.begin("key")
+        score_tokens(pair, tokens, prompts, token_budget=60, journal=journal)
+    written = (tmp_path / "journal").read_bytes().splitlines(keepends=True)
+    assert len(written) > 3
+    (tmp_path / "journal").write_bytes(b"".join(written[:2]))
+    with Journal(tmp_path / "journal") as journal:
+        journal.begin("key")
+        again = score_tokens(pair, tokens, prompts, token_budget=60, journal=journal)
+    assert 0 < again.resumed < len(prompts)
+    np.testing.assert_allclose(again.tuco, whole.tuco, rtol=0, atol=1e-6)
 
 
 def test_adapter_and_norm_2(tokenizer):

@@ -75,6 +75,17 @@ def test_every_source(where, base, tuned):
     equal(score(streamed, again, TEXTS, passes=options, token_budget=40), want)
 
 
+def test_prompts_that_begin_alike(where):
+    names = str(where / "base"), str(where / "adapter")
+    pair, tokenizer = load_pair(*names)
+    streamed, _ = stream_pair(*names)
+    texts = [*("a header that many share: " + text[:9] for text in TEXTS * 6), "of its own"]
+    want = score(pair, tokenizer, texts, share_prefixes=False)
+    got = score(streamed, tokenizer, texts, passes=PassOptions(memory=0))
+    assert got.shared > 0.5
+    equal(got, want)
+
+
 def test_gguf(where):
     names = str(where / "base.gguf"), str(where / "tuned.gguf")
     tokens = [np.arange(3, 3 + n, dtype=np.int32) for n in (4, 9, 1)]

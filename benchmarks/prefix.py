@@ -1,0 +1,121 @@
+"""Prompts that begin alike: what sharing their beginning gains, in the score and over alphas.
+
+    python -m benchmarks.prefix [--rounds 3] [--tokens 200] [--prompts 200] [--depth 2]
+
+All cases stand in one process and take turns; the figure is the ratio of medians of the
+processor's seconds, which other programs on the machine change less than the clock's. Nine
+tenths of each prompt are common to all (a few-shot header, say). The floor of tokens is what the
+ratio would be if time were tokens computed, padding included. Prints a table and keeps a JSON.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.machine import machine
+from benchmarks.tuco import first_run
+from tuco_jax.core.budget import default_budget
+from tuco_jax.evaluation.option_scores import option_scores
+from tuco_jax.models import decoder
+from tuco_jax.models.config import ModelConfig, Rope
+from tuco_jax.models.pair import Pair
+from tuco_jax.prompts.packing import pack
+from tuco_jax.prompts.prefixes import pack_shared
+from tuco_jax.prompts.read import Prompt
+from tuco_jax.scoring.score import score_tokens
+
+HERE = pathlib.Path(__file__).parent
+ALPHAS = (0.9, 1.0, 1.1)
+
+
+def random_pair(depth: int, width: int) -> Pair:
+    """Two random models with a Llama's block."""
+    dim = 64
+    frequencies = tuple((1e4 ** (-np.arange(0, dim, 2) / dim)).tolist())
+    config = ModelConfig(
+        family="llama",
+        vocab_size=4096,
+        width=width,
+        depth=depth,
+        heads=width // dim,
+        kv_heads=width // dim // 2,
+        head_dim=dim,
+        mlp_width=3 * width,
+        max_positions=8192,
+        ropes=(Rope(frequencies),),
+    )
+    rng = np.random.default_rng(0)
+
+    def leaf(shape: tuple[int, ...]) -> Any:
+        made = rng.normal(size=shape).astype(np.float32) / np.float32(shape[-1] ** 0.5)
+        return jnp.asarray(made)
+
+    shapes = decoder.param_shapes(config)
+    base, tuned = (jax.tree.map(lambda s: leaf(s.shape), shapes) for _ in range(2))
+    return Pair(base, tuned, {}, config, config)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What sharing the beginning of prompts gains.")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--depth", type=int, default=2)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--out", type=pathlib.Path, default=HERE / "results")
+    args = parser.parse_args()
+
+    pair = random_pair(args.depth, args.width)
+    rng = np.random.default_rng(0)
+    head = rng.integers(0, 4096, round(0.9 * args.tokens))
+    rows = [
+        np.concatenate([head, rng.integers(0, 4096, args.tokens - head.size)]).astype(np.int32)
+        for _ in range(args.prompts)
+    ]
+    names = [Prompt(id=i, prompt="", messages=None, label=None, line=i) for i in range(len(rows))]
+    few, options = rows[: len(rows) // 4], np.asarray([5, 6], np.int32)
+    cases: dict[str, Callable[[], Any]] = {
+        "score": lambda: score_tokens(pair, rows, names).tuco,
+        "score, apart": lambda: score_tokens(pair, rows, names, share_prefixes=False).tuco,
+        "alphas": lambda: option_scores(pair, few, options, ALPHAS),
+        "alphas, apart": lambda: option_scores(pair, few, options, ALPHAS, share=False),
+    }
+    results = {name: first_run(name, case) for name, case in cases.items()}
+    gap = np.abs(results["score"] - results["score, apart"]).max()
+    print(f"scores agree within {gap:.1e}")
+    assert gap < 1e-5
+    taken: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(args.rounds):
+        for name, case in cases.items():
+            start = time.process_time()
+            case()
+            taken[name].append(time.process_time() - start)
+    times = {name: statistics.median(seconds) for name, seconds in taken.items()}
+    budget = default_budget()
+    computed = [
+        sum(batch.computed for batch in batches)
+        for batches in (pack([row.size for row in rows], budget), pack_shared(rows, budget))
+    ]
+    figures = {
+        "score: apart / shared (asked: 3)": times["score, apart"] / times["score"],
+        "score: tokens apart / shared": computed[0] / computed[1],
+        "alphas: apart / shared (asked: 3)": times["alphas, apart"] / times["alphas"],
+    }
+    for name, value in figures.items():
+        print(f"{value:8.2f}  {name}")
+    args.out.mkdir(exist_ok=True)
+    found = {"machine": machine(), "arguments": [args.prompts, args.tokens], "seconds": taken}
+    with (args.out / "prefix.json").open("w") as file:
+        json.dump(found | {"figures": figures}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

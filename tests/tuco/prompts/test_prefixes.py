@@ -1,0 +1,130 @@
+"""Groups save the most tokens that one level of sharing can; batches hold every prompt once."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tuco_jax.prompts.packing import pack, padding
+from tuco_jax.prompts.prefixes import Behind, Group, groups_of, pack_shared
+
+
+def row(*ids):
+    return np.asarray(ids, np.int32)
+
+
+def headed(rng, head, tail):
+    return np.concatenate([head, rng.integers(0, 99, tail)]).astype(np.int32)
+
+
+def many(seed=0, prompts=60, heads=(90, 60, 33), longest=30):
+    """Prompts behind one of several beginnings, shuffled."""
+    rng = np.random.default_rng(seed)
+    made = [rng.integers(0, 99, n) for n in heads]
+    rows = [headed(rng, made[i % len(made)], rng.integers(1, longest)) for i in range(prompts)]
+    rng.shuffle(rows)
+    return rows
+
+
+def saving(groups):
+    return sum((len(g.prompts) - 1) * g.length for g in groups)
+
+
+def test_a_tree_of_beginnings():
+    """Two headers within one template: each header is a group, longer than what both share."""
+    template, left, right = range(20), range(100, 140), range(200, 240)
+    rows = [row(*template, *part, i) for i in range(4) for part in (left, right)]
+    assert groups_of(rows) == [Group(60, (0, 2, 4, 6)), Group(60, (1, 3, 5, 7))]
+
+
+def test_the_whole_rather_than_its_parts():
+    """What a few share beyond the others does not pay for leaving the others."""
+    rows = [row(*range(60), i) for i in range(6)] + [row(*range(60), 70, 71, i) for i in range(2)]
+    assert groups_of(rows) == [Group(60, tuple(range(8)))]
+
+
+def test_equal_prompts_and_those_within_others_leave_a_token_each():
+    rows = [row(*range(40)), row(*range(40)), row(*range(50))]
+    assert groups_of(rows) == [Group(39, (0, 1, 2))]
+
+
+def test_kinds_stay_apart():
+    rows = [row(*range(40), i) for i in range(4)]
+    assert groups_of(rows, ["a", "b", "a", "b"]) == [Group(40, (0, 2)), Group(40, (1, 3))]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=40), min_size=1, max_size=12)
+)
+def test_groups_share_what_they_say_and_no_other_prefix_saves_more(rows):
+    rows = [row(*([7] * 20), *r) for r in rows]
+    groups = groups_of(rows)
+    inside = [i for g in groups for i in g.prompts]
+    assert len(set(inside)) == len(inside)
+    for g in groups:
+        assert len({rows[i][: g.length].tobytes() for i in g.prompts}) == 1
+        assert all(rows[i].size > g.length for i in g.prompts) and len(g.prompts) > 1
+    # One group for any prefix of any prompt that is not too short: never better.
+    for r in rows:
+        for n in range(16, r.size):
+            count = sum(o.size > n and (o[:n] == r[:n]).all() for o in rows)
+            assert (count - 1) * n <= saving(groups) + 16
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 99),
+    heads=st.lists(st.integers(1, 200), min_size=1, max_size=5),
+    budget=st.sampled_from([1, 200, 1024]),
+    multiple=st.sampled_from([1, 4]),
+)
+def test_every_prompt_once_behind_its_own_prefix(seed, heads, budget, multiple):
+    rows = many(seed, heads=heads)
+    batches = pack_shared(rows, budget, multiple)
+    assert sorted(i for b in batches for i in b.prompts) == list(range(len(rows)))
+    for b in batches:
+        arrays = b.arrays(rows)
+        if not isinstance(b, Behind):
+            continue
+        assert b.size % (multiple * b.chunks) == 0 and len(b.ahead) <= b.count
+        flat = {k: arrays[k].reshape(b.size, -1) for k in ("tokens", "mask", "segments")}
+        follows = arrays["follows"].reshape(-1)
+        for r, prompts in enumerate(b.rows):
+            prefix = arrays["prefixes"][follows[r]][arrays["real"][follows[r]]]
+            for segment, i in enumerate(prompts, start=1):
+                own = flat["tokens"][r][flat["segments"][r] == segment]
+                np.testing.assert_array_equal(np.concatenate([prefix, own]), rows[i])
+
+
+@pytest.mark.parametrize("count", [200, 2000])
+def test_nine_tenths_in_common_are_computed_about_once(count):
+    rng = np.random.default_rng(0)
+    head = rng.integers(0, 99, 900)
+    rows = [headed(rng, head, 100) for _ in range(count)]
+    batches = pack_shared(rows, 1024)
+    lengths = [1000] * count
+    computed = sum(b.computed for b in batches)
+    assert computed < 1.3 * (900 + 100 * count) and padding(batches, lengths) < 0.2
+    assert len({b.shape for b in batches}) == 1
+
+
+def test_many_headers_of_few_prompts_share_batches():
+    rows = many(heads=[300] * 20, prompts=200)
+    batches = pack_shared(rows, 4096)
+    assert sum(b.computed for b in batches) < 0.4 * sum(r.size for r in rows)
+    assert max(len(b.ahead) for b in batches if isinstance(b, Behind)) > 1
+
+
+@pytest.mark.parametrize("head", [0, 3])
+def test_prompts_that_share_little_are_packed_as_before(head):
+    rows = many(heads=(head,), longest=200)
+    assert pack_shared(rows, 1024) == pack([r.size for r in rows], 1024)
+
+
+def test_prompts_of_their_own_stand_beside_groups():
+    rows = many(prompts=100) + [row(*range(50, 50 + n)) for n in (3, 9, 31)]
+    batches = pack_shared(rows, 1024)
+    assert {isinstance(b, Behind) for b in batches} == {True, False}
+    alone = [i for b in batches if not isinstance(b, Behind) for i in b.prompts]
+    assert {100, 101, 102} <= set(alone)
