@@ -22,6 +22,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.tree_util import default_registry
 
 from common_jax.errors import InputError
+from common_jax.mesh import fetch
 
 __all__ = ["checksum", "program_checksum"]
 
@@ -56,7 +57,7 @@ def _parts(value: Any) -> Iterator[bytes | memoryview]:
         yield f"key {value.dtype}".encode()
         value = jax.random.key_data(value)
     if isinstance(value, np.ndarray | np.generic | jax.Array):
-        array = np.asarray(value)
+        array = np.asarray(fetch(value))
         yield f"array {array.dtype} {array.shape}".encode()
         if array.dtype.hasobject:
             yield from _parts(array.tolist())

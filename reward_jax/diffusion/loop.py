@@ -19,8 +19,10 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from common_jax import resume
 from common_jax.checksum import program_checksum
 from common_jax.cli.ranges import PositiveInt
+from common_jax.distributed import count
 from common_jax.errors import InputError
 from common_jax.io.checkpoint import Checkpoints
+from common_jax.mesh import fetch, on_all_devices, put
 from reward_jax.diffusion.process import Pinned
 from reward_jax.diffusion.schedule import check_schedule
 
@@ -225,6 +227,8 @@ def run_loop(
         raise InputError(f"steps and steps per call must be 1 or more, not {steps} and {per_call}")
     if save_every is not None and save_every < 1:
         raise InputError(f"save_every must be 1 or more, not {save_every}")
+    if count() > 1:
+        state = put(state, on_all_devices())  # as it comes out of a call: one program for all
     if directory is None:
         return _steps(call, state, 0, steps, per_call, on_step, None, None)
     with resume.hold(directory, settings()), Checkpoints(directory) as checkpoints:
@@ -262,7 +266,7 @@ def _steps(
     while done < steps:
         count = min(per_call, steps - done)
         state, metrics = call(state, done, count)
-        metrics = {name: np.asarray(value) for name, value in metrics.items()}
+        metrics = fetch(metrics)
         check_finite(metrics, done, saved if save else None)
         done += count
         due = done == steps or (save_every and done - saved >= save_every)
@@ -300,7 +304,7 @@ def check_finite(
 
 def _check_parameters(parameters: Any, done: int, saved: int | None) -> None:
     # On the host: a program for every parameter's shape would take half a second to compile.
-    if not all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(parameters)):
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves(fetch(parameters))):
         raise _diverged(f"the parameters are not finite after step {done}", saved)
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from common_jax.cli.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
 from common_jax.errors import InputError
+from common_jax.mesh import fetch
 from reward_jax.data.episodes import Episodes
 from reward_jax.data.model import Space, SpaceGuide, SpaceModel
 from reward_jax.data.trajectory.space import TrajectorySpace
@@ -203,7 +204,7 @@ def fit_reward(
         save_every=context.save_every,
         **shared,
     )
-    found = dataclasses.replace(start, params=jax.tree.map(np.asarray, params))
+    found = dataclasses.replace(start, params=fetch(params))
     return SpaceGuide(found, space, schedule)
 
 
@@ -280,7 +281,7 @@ def diagnose(
         found["seed_agreement"] = seed_agreement(
             reward, held_out, key=key, pin=pinned, base_score=at
         )
-    return {name: np.asarray(value, np.float64).tolist() for name, value in found.items()}
+    return {name: np.asarray(value, np.float64).tolist() for name, value in fetch(found).items()}
 
 
 def hold_out(

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from common_jax import resume
 from common_jax.cli.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
 from common_jax.errors import InputError
+from common_jax.mesh import fetch
 from common_jax.progress import bar
 from common_jax.run import Run
 from reward_jax.data.episodes import Episodes, transitions
@@ -363,7 +364,7 @@ def fit(
         save_every=context.save_every,
         mesh=context.mesh,
     )
-    average = jax.tree.map(np.asarray, state.average)
+    average = fetch(state.average)
     denoiser = score_from(model, average, training.prediction, schedule, clip=clip_x0)
     return SpaceModel(denoiser, space)
 

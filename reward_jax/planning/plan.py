@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
-from common_jax.mesh import constrain
+from common_jax.mesh import constrain, fetch
 from reward_jax.data.trajectory.space import Plans, TrajectoryModel
 from reward_jax.diffusion.process import first_state
 from reward_jax.reward.guide import GuidanceOptions, guided_sample, sweep
@@ -70,7 +70,7 @@ def planner(
             rows = np.minimum(np.arange(model.space.horizon) + executed, model.space.horizon - 1)
             warm = jnp.asarray(model.space.rows(previous)[:, rows])
         made = plan(model, observations, key=key, warm=warm, options=how, **given)
-        return model.space.plans(made)
+        return model.space.plans(fetch(made))
 
     return planned
 
@@ -110,7 +110,7 @@ def score_windows(
         rows = jnp.asarray(x_0[start : start + batch])
         missing = min(batch, len(x_0)) - len(rows)  # one shape, one program
         padded = jnp.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1))
-        parts.append(np.asarray(_score(guide, padded, t, mesh=mesh))[: len(rows)])
+        parts.append(fetch(_score(guide, padded, t, mesh=mesh))[: len(rows)])
     return np.concatenate(parts)
 
 

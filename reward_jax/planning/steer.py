@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Key
 from common_jax.cli.options import DeviceOption, SeedOption
 from common_jax.cli.ranges import check_ranges
 from common_jax.errors import InputError
-from common_jax.mesh import mesh_for
+from common_jax.mesh import fetch, mesh_for
 from reward_jax.data.checkpoint import load_guide, load_model
 from reward_jax.data.model import SpaceModel
 from reward_jax.data.trajectory.convert import expert_in_base_coordinates
@@ -258,5 +258,5 @@ def _planners(
         options=steering.options,
         mesh=steering.mesh,
     )
-    for scale, row in zip(scales, swept, strict=True):
+    for scale, row in zip(scales, fetch(swept), strict=True):
         yield scale, [precomputed(steering.base.space.plans(x)) for x in row]

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Key
 
 from common_jax.cli.ranges import check_ranges
 from common_jax.errors import InputError
+from common_jax.mesh import fetch
 from reward_jax.diffusion.denoiser import Score
 from reward_jax.diffusion.process import Pinned
 from reward_jax.diffusion.schedule import Schedule
@@ -85,7 +86,7 @@ def draw_path_targets(
         t = jnp.broadcast_to(levels[:, None], chain.shape[:2])
         found.append(teachers.at(chain, t, cond))
     made = jax.tree.map(lambda *x: jnp.concatenate(x).reshape(-1, *x[0].shape[2:]), *found)
-    finite = np.isfinite(np.asarray(made.x)).reshape(len(made.x), -1).all(axis=1)
+    finite = np.isfinite(fetch(made.x)).reshape(len(made.x), -1).all(axis=1)
     if not finite.all():
         raise InputError("guided chains are not finite: lower guidance.scale")
     return made

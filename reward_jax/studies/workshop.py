@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from common_jax.distributed import by_first
 from reward_jax.data.checkpoint import load_guide, load_model, save_guide, save_model
 from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel, TrajectorySpace
 from reward_jax.diffusion.sources import Source
@@ -106,7 +107,7 @@ class Workshop:
             with open_run(folder, about, name, steps, save_every=self._save_every) as run:
                 yield run
         # A start that was killed between the model's writing and here left them, too.
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        by_first(lambda: shutil.rmtree(folder / "checkpoints", ignore_errors=True))
 
 
 class Clock:

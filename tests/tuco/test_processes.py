@@ -5,9 +5,10 @@ import pathlib
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from tests.processes import together
-from tests.tuco.cli_pair import file_options, read_jsonl, save_pair
+from tests.tuco.cli_pair import file_options, read_jsonl, save_pair, write_jsonl
 from tests.tuco.studies.test_over_a_mesh import assert_same
 from tuco_jax.cli import main
 
@@ -47,6 +48,28 @@ def test_generate(pair, tmp_path):
     together("tuco_jax.cli", ["generate", *argv(options, page=tmp_path / "page.html")])
     compare(pathlib.Path(options["out"]), alone)
     assert "TuCo along the answers" in (tmp_path / "page.html").read_text("utf-8")
+
+
+def test_finetune(pair, tmp_path):
+    """50 steps, over fsdp; at this learning rate Adam makes 2e-5 of what rounding changes."""
+    turns = [{"role": r, "content": c} for r, c in (("user", "ab c?"), ("assistant", "ba"))]
+    data = write_jsonl(tmp_path / "rows.jsonl", [{"messages": turns}] * 8)
+    options = {"base": pair[0], "data": data, "batch": 4, "length": 32, "packing": "false"}
+    options |= {"steps": 50, "save_every": 25, "optimizer.learning_rate": 0.01, "lora.rank": 2}
+    alone, out = tmp_path / "alone", tmp_path / "two"
+    assert main(["finetune", *map(str, argv(options, out=alone))]) == 0
+    together("tuco_jax.cli", ["finetune", *argv(options, out=out, **{"mesh.fsdp": 2})])
+    check_finetuned(out, alone)
+
+
+def check_finetuned(out: pathlib.Path, alone: pathlib.Path) -> None:
+    losses = [[row["loss"] for row in read_jsonl(p / "metrics.jsonl")] for p in (out, alone)]
+    assert len(losses[0]) == 50
+    np.testing.assert_allclose(*losses, atol=1e-5)
+    got, want = (load_file(p / "adapter/adapter_model.safetensors") for p in (out, alone))
+    assert got.keys() == want.keys()
+    for name in want:
+        np.testing.assert_allclose(got[name], want[name], atol=1e-4, err_msg=name)
 
 
 def compare(path: pathlib.Path, other: pathlib.Path) -> None:

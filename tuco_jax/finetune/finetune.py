@@ -25,9 +25,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from common_jax import resume
+from common_jax.distributed import by_first, count, is_first
 from common_jax.errors import InputError
 from common_jax.io.checkpoint import Checkpoints
-from common_jax.mesh import make_mesh
+from common_jax.mesh import fetch, mesh_for, put
 from common_jax.progress import bar
 from common_jax.run import Run
 from tuco_jax.core.checksum import weights_checksum
@@ -75,12 +76,11 @@ def run_finetune(config: FinetuneConfig) -> pathlib.Path:
     is not finite any more, naming the step and the last good checkpoint.
     """
     check(config)
-    sizes = make_mesh(**dataclasses.asdict(config.mesh))
-    mesh = sizes if sizes.size > 1 else None
-    if config.batch % (sizes.shape["data"] * sizes.shape["fsdp"]):
+    mesh = mesh_for(dataclasses.asdict(config.mesh))
+    if mesh is not None and config.batch % sharding.batch_width(mesh):
         raise InputError(
-            f"batch: {config.batch} rows cannot be sharded over {sizes.shape['data']} x "
-            f"{sizes.shape['fsdp']} devices (data x fsdp); choose a multiple"
+            f"batch: {config.batch} rows cannot be sharded over {mesh.shape['data']} x "
+            f"{mesh.shape['fsdp']} devices (data x fsdp); choose a multiple"
         )
     named = config.chat_template
     template = None if named is None else read_template(named)
@@ -231,7 +231,7 @@ def _put(batch: Batch, mesh: Mesh | None, *, micro: bool = True) -> Batch:
         return jax.device_put(batch)
     rows = ("data", "fsdp")
     spec = PartitionSpec(None, rows) if micro else PartitionSpec(rows)
-    return jax.device_put(batch, NamedSharding(mesh, spec))
+    return put(batch, NamedSharding(mesh, spec))
 
 
 @dataclasses.dataclass
@@ -321,29 +321,38 @@ def _export(
     trained: Params,
     template: str | None,
 ) -> pathlib.Path:
-    """Write the result under another name, then replace what may be there."""
+    """Write the result under another name, then replace what may be there.
+
+    Of several processes process 0 writes it, from its host's memory; a store, all of them.
+    """
     directory = pathlib.Path(config.out) / ("adapter" if config.method == "lora" else "model")
     scratch = directory.with_name(f".{directory.name}")
-    shutil.rmtree(scratch, ignore_errors=True)
+    by_first(lambda: shutil.rmtree(scratch, ignore_errors=True))
     dtype = jnp.dtype(config.export_dtype)
-    try:
-        if config.method == "lora":
-            factors = low_rank.fold_scale(trained, config.lora.scale)
-            factors = jax.tree.map(lambda x: np.asarray(x.astype(dtype)), factors)
-            peft.save(
-                scratch, model.config, factors, base_name=config.base, chat_template=template
-            )
-        else:
-            params = jax.tree.map(lambda x: x.astype(dtype), trained)
-            if model.hf_config is None:  # a GGUF that is like no Hugging Face model
-                store.save(scratch, model._replace(params=params))
-            else:
-                tokenizer, known = model.tokenizer, model.hf_config
-                ends = end_tokens(tokenizer) if tokenizer else ()
-                huggingface.export(scratch, model.config, params, tokenizer, known, ends=ends)
+
+    def cast(tree: Params) -> Params:
+        return jax.tree.map(lambda x: x.astype(dtype), tree)
+
+    def replace() -> None:
         shutil.rmtree(directory, ignore_errors=True)
         scratch.replace(directory)
+
+    try:
+        if config.method == "lora":
+            factors = fetch(cast(low_rank.fold_scale(trained, config.lora.scale)))
+            about = {"base_name": config.base, "chat_template": template}
+            by_first(lambda: peft.save(scratch, model.config, factors, **about))
+        elif model.hf_config is None:  # a GGUF that is like no Hugging Face model
+            store.save(scratch, model._replace(params=cast(trained)))
+        else:
+            params, tokenizer = cast(trained), model.tokenizer
+            params = fetch(params) if count() > 1 else params
+            ends = end_tokens(tokenizer) if tokenizer else ()
+            given = model.config, params, tokenizer, model.hf_config
+            by_first(lambda: huggingface.export(scratch, *given, ends=ends))
+        by_first(replace)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if is_first():
+            shutil.rmtree(scratch, ignore_errors=True)
     print(f"{'adapter' if config.method == 'lora' else 'model'}: {directory}")
     return directory

@@ -70,9 +70,10 @@ class ScoringOptions:
             raise InputError(
                 "pmap is for data alone: set mesh.fsdp and mesh.tensor to 1, or use jit"
             )
-        if self.parallel == "pmap" and count() > 1:
+        if count() > 1 and (streams or self.parallel == "pmap"):
             raise InputError(
-                "pmap has the devices of one process: over several, leave out parallel"
+                "a pair that streams, and pmap, have the devices of one process: leave out "
+                "stream and parallel, or give one process"
             )
         if streams and (mesh is not None or self.parallel != "jit"):
             raise InputError("a pair that streams runs on one device: leave out mesh and parallel")

@@ -18,12 +18,12 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from common_jax.cli.ranges import check_ranges
+from common_jax.distributed import by_first, is_first
 from common_jax.errors import InputError
 from common_jax.io.files import writing
 from tuco_jax.models.config import ModelConfig, Rope
@@ -180,27 +180,31 @@ def _write(
     check_target(directory, overwrite=overwrite)
     final = pathlib.Path(directory).absolute()
     partial = final.with_name(f".{final.name}.partial")
-    first = jax.process_index() == 0
+
+    def begin() -> None:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        text = json.dumps({"format": _FORMAT} | description, indent=1) + "\n"
+        (partial / DESCRIPTION).write_text(text, encoding="utf-8")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(partial / "tokenizer"))
+        if hf_config is not None:
+            hf_config.save_pretrained(str(partial))
+
+    def end() -> None:
+        old = final.with_name(f".{final.name}.old")
+        if final.exists():
+            final.rename(old)
+        partial.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+
     try:
         with writing(pathlib.Path(directory)):
-            if first:
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-                text = json.dumps({"format": _FORMAT} | description, indent=1) + "\n"
-                (partial / DESCRIPTION).write_text(text, encoding="utf-8")
-                if tokenizer is not None:
-                    tokenizer.save_pretrained(str(partial / "tokenizer"))
-                if hf_config is not None:
-                    hf_config.save_pretrained(str(partial))
-            arrays.save(partial / "params", tree)
-            if first:
-                old = final.with_name(f".{final.name}.old")
-                if final.exists():
-                    final.rename(old)
-                partial.rename(final)
-                shutil.rmtree(old, ignore_errors=True)
+            by_first(begin)
+            arrays.save(partial / "params", tree)  # by all processes
+            by_first(end)
     finally:
-        if first:
+        if is_first():
             _remove(partial)
 
 
