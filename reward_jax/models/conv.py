@@ -1,9 +1,10 @@
 """Convolutions over time, in the form that is quickest on the backend; it is chosen here alone.
 
 XLA's convolutions are right on GPU and TPU, but many times slower than a matrix product on the CPU
-at these sizes. There, a convolution to few time steps is a product for each of them, over the rows
-that its taps meet, and so are its derivatives: what lies on padding (at 4 steps 6 of 20 taps) is
-neither copied nor multiplied. One to many time steps is a product over shifted copies.
+at these sizes. There, a convolution is one product over shifted copies of the input, without the
+taps that meet nothing but padding: at one time step, one of five is left. Of many rows, one to few
+time steps is a product for each of them, over the steps that its taps meet: what lies on padding
+(at 4 steps 6 of 20 taps) is neither copied nor multiplied, nor is it in derivatives.
 
 Legend, channels last: B batch, T and U time steps of input and output, C and F channels of input
 and output, K taps of the kernel.
@@ -17,9 +18,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-__all__ = ["Method", "chosen", "conv1d", "conv1d_transpose"]
+__all__ = ["MANY", "Method", "chosen", "conv1d", "conv1d_transpose"]
 
 Method = Literal["auto", "matmul", "lax"]
+MANY = 256  # rows from which such products pay: with 32, a training step was slower by half
 _FEW = 4  # time steps of the output: for more, second derivatives compile too slowly
 
 
@@ -50,7 +52,7 @@ def conv1d(
         return jax.lax.conv_general_dilated(
             x, kernel, (stride,), [(padding, padding)], dimension_numbers=("NWC", "WIO", "NWC")
         )
-    if out <= _FEW:
+    if out <= _FEW and x.shape[0] >= MANY:
         return _by_place(x, [(stride * place - padding, kernel) for place in range(out)])
     if stride == 1 and out == length:
         return _same(x, kernel, padding)
@@ -130,7 +132,7 @@ def conv1d_transpose(
             lhs_dilation=(2,),
             dimension_numbers=("NWC", "WIO", "NWC"),
         )
-    if 2 * length <= _FEW:
+    if 2 * length <= _FEW and x.shape[0] >= MANY:
         even, odd = kernel[3::-2], kernel[2::-2]
         return _by_place(x, [p for i in range(length) for p in ((i - 1, even), (i, odd))])
     padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from common_jax.errors import InputError
-from reward_jax.models.conv import Method, chosen, conv1d, conv1d_transpose
+from reward_jax.models.conv import MANY, Method, chosen, conv1d, conv1d_transpose
 
 __all__ = [
     "Activation",
@@ -159,7 +159,7 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
         width = channels // self.groups
-        if chosen(self.method) == "matmul" and width < 16:
+        if chosen(self.method) == "matmul" and width < 16 and x.shape[0] >= MANY:
             member = jnp.repeat(jnp.eye(self.groups, dtype=x.dtype), width, 0)  # [C, groups]
             y = x - (x.mean(1) @ member / width @ member.T)[:, None]
             variance = jnp.square(y).mean(1) @ member / width

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from reward_jax.models.conv import conv1d, conv1d_transpose
+from reward_jax.models.conv import MANY, conv1d, conv1d_transpose
 
 SHAPES = [
     (length, size, stride, padding)
@@ -60,8 +60,9 @@ def assert_close(got, wanted):
     jax.tree.map(check, got, wanted)
 
 
-def test_matmul_is_torch_is_lax():
-    x = [normal(i, 2, shape[0], 3) for i, shape in enumerate(SHAPES)]
+@pytest.mark.parametrize("rows", [2, MANY])
+def test_matmul_is_torch_is_lax(rows):
+    x = [normal(i, rows, shape[0], 3) for i, shape in enumerate(SHAPES)]
     kernels = [normal(100 + i, shape[1], 3, 4) for i, shape in enumerate(SHAPES)]
 
     @jax.jit
@@ -86,12 +87,15 @@ def test_matmul_is_torch_is_lax():
             np.testing.assert_allclose(got, theirs, atol=1e-5, err_msg=str(shape))
 
 
-@pytest.mark.parametrize("length", [1, 2, 5, 9])
-@pytest.mark.parametrize("size, stride", [(5, 1), (3, 2), (1, 2)])
-def test_derivatives_agree(length, size, stride):
-    x, kernel = normal(0, 2, length, 2), normal(1, size, 2, 3)
+@pytest.mark.parametrize(
+    "rows, length, size, stride",
+    [(2, n, *kind) for n in (1, 2, 5, 9) for kind in ((5, 1), (3, 2), (1, 2))]
+    + [(MANY, 4, 5, 1), (MANY, 4, 3, 2)],
+)
+def test_derivatives_agree(rows, length, size, stride):
+    x, kernel = normal(0, rows, length, 2), normal(1, size, 2, 3)
     padding = size // 2
-    probe = normal(2, 2, (length + 2 * padding - size) // stride + 1, 3)
+    probe = normal(2, rows, (length + 2 * padding - size) // stride + 1, 3)
 
     @jax.jit
     def orders(x, kernel):
@@ -110,9 +114,10 @@ def test_derivatives_agree(length, size, stride):
     assert np.abs(wanted[2][1]).max() > 1e-3
 
 
-@pytest.mark.parametrize("length", [1, 2, 5])
-def test_transpose_is_torchs_to_the_second_derivative(length):
-    x, kernel, probe = normal(3, 2, length, 3), normal(4, 4, 3, 2), normal(5, 2, 2 * length, 2)
+@pytest.mark.parametrize("rows, length", [(2, 1), (2, 2), (2, 5), (MANY, 1), (MANY, 2)])
+def test_transpose_is_torchs_to_the_second_derivative(rows, length):
+    x, kernel = normal(3, rows, length, 3), normal(4, 4, 3, 2)
+    probe = normal(5, rows, 2 * length, 2)
     a, k, p = torch.from_numpy(x), torch.from_numpy(kernel), torch.from_numpy(probe)
     a, k = a.requires_grad_(), k.requires_grad_()
     y = torch.nn.functional.conv_transpose1d(a.mT, k.permute(1, 2, 0), stride=2, padding=1).mT
@@ -134,7 +139,7 @@ def test_transpose_is_torchs_to_the_second_derivative(length):
 @pytest.mark.parametrize(("length", "taps"), [(1, 1), (2, 4), (4, 14)])
 def test_taps_that_meet_only_padding_are_left_out(length, taps):
     """Of a kernel of 5, at few time steps."""
-    x, kernel = jnp.ones((2, length, 8)), jnp.ones((5, 8, 8))
+    x, kernel = jnp.ones((MANY, length, 8)), jnp.ones((5, 8, 8))
     program = jax.make_jaxpr(lambda x, k: conv1d(x, k, padding=2, method="matmul"))(x, kernel)
     products = [e.invars[0].aval.shape for e in program.eqns if e.primitive.name == "dot_general"]
     assert sum(inner for _, inner in products) == taps * 8
