@@ -48,8 +48,8 @@ def engine(batch: Packed, mesh: Any = None):
 def close(got: Any, batch: Packed, pair: Any):
     for r, row in enumerate(batch.rows):
         for c, i in enumerate(row):
-            whole = prompts()[i][None]
-            want = last_tokens(pair, whole, np.ones(whole.shape, bool))
+            whole = jnp.asarray(prompts()[i][None])
+            want = last_tokens(pair, whole, jnp.ones(whole.shape, bool))
             for name in ("tuco", "layers", "ptc", "ftc"):
                 a, b = getattr(got, name), getattr(want, name)
                 a = a[:, r, c] if name == "layers" else a[r, c]
