@@ -2,12 +2,13 @@
 
 import json
 import pathlib
+import time
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.processes import together
+from tests.processes import collect, start, together
 from tests.tuco.cli_pair import file_options, read_jsonl, save_pair, write_jsonl
 from tests.tuco.studies.test_over_a_mesh import assert_same
 from tuco_jax.cli import main
@@ -70,6 +71,27 @@ def check_finetuned(out: pathlib.Path, alone: pathlib.Path) -> None:
     assert got.keys() == want.keys()
     for name in want:
         np.testing.assert_allclose(got[name], want[name], atol=1e-4, err_msg=name)
+
+
+def test_scores_go_on_with_another_number_of_processes(pair, tmp_path):
+    """One of two is killed; the other says which, and one process ends the work."""
+    rows = [{"id": i, "prompt": "ab c" * (1 + i * 5 % 13)} for i in range(600)]
+    options = file_options(pair, tmp_path, rows, token_budget=128)
+    journal = pathlib.Path(options["out"] + ".journal")
+    with start("tuco_jax.cli", ["score", *argv(options)], 2) as begun:
+        while not journal.exists() or len(journal.read_bytes().splitlines()) < 3:
+            assert begun[1].process.poll() is None
+            time.sleep(0.01)
+        begun[1].process.kill()
+        (left,) = collect(begun[:1])
+    assert left.code == 1 and "process 1 was lost" in left.err
+    written = len(journal.read_bytes().splitlines()) - 1
+    assert main(["score", *map(str, argv(options))]) == 0
+    meta = json.loads(pathlib.Path(options["out"] + ".meta.json").read_text())
+    assert written > 1 and meta["rows"] == len(rows) and meta["resumed_rows"] >= written
+    alone = tmp_path / "alone.jsonl"
+    assert main(["score", *map(str, argv(options, out=alone))]) == 0
+    compare(pathlib.Path(options["out"]), alone)
 
 
 def compare(path: pathlib.Path, other: pathlib.Path) -> None:
