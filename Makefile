@@ -71,6 +71,8 @@ bench: $(REWARDS) $(DEV)
 	$(BIN)/python -m benchmarks.tuco
 	$(BIN)/python -m benchmarks.steer
 	$(BIN)/python -m benchmarks.reward
+	$(BIN)/python -m benchmarks.plan
+	$(BIN)/python -m benchmarks.prefix
 	$(BIN)/python -m benchmarks.attention
 	$(BIN)/python -m benchmarks.stream
 

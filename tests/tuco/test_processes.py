@@ -52,11 +52,11 @@ def test_generate(pair, tmp_path):
 
 
 def test_finetune(pair, tmp_path):
-    """50 steps, over fsdp; at this learning rate Adam makes 2e-5 of what rounding changes."""
+    """50 steps, over fsdp."""
     turns = [{"role": r, "content": c} for r, c in (("user", "ab c?"), ("assistant", "ba"))]
     data = write_jsonl(tmp_path / "rows.jsonl", [{"messages": turns}] * 8)
     options = {"base": pair[0], "data": data, "batch": 4, "length": 32, "packing": "false"}
-    options |= {"steps": 50, "save_every": 25, "optimizer.learning_rate": 0.01, "lora.rank": 2}
+    options |= {"steps": 50, "save_every": 25, "optimizer.learning_rate": 0.001, "lora.rank": 2}
     alone, out = tmp_path / "alone", tmp_path / "two"
     assert main(["finetune", *map(str, argv(options, out=alone))]) == 0
     together("tuco_jax.cli", ["finetune", *argv(options, out=out, **{"mesh.fsdp": 2})])
@@ -66,11 +66,11 @@ def test_finetune(pair, tmp_path):
 def check_finetuned(out: pathlib.Path, alone: pathlib.Path) -> None:
     losses = [[row["loss"] for row in read_jsonl(p / "metrics.jsonl")] for p in (out, alone)]
     assert len(losses[0]) == 50
-    np.testing.assert_allclose(*losses, atol=1e-5)
+    np.testing.assert_allclose(losses[0], losses[1], atol=1e-5)
     got, want = (load_file(p / "adapter/adapter_model.safetensors") for p in (out, alone))
     assert got.keys() == want.keys()
     for name in want:
-        np.testing.assert_allclose(got[name], want[name], atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(got[name], want[name], atol=1e-5, err_msg=name)
 
 
 def test_scores_go_on_with_another_number_of_processes(pair, tmp_path):

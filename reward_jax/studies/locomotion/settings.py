@@ -105,7 +105,7 @@ class Config(SeedOption, CheckpointOption, RolloutOption, StopsOption, ScalesOpt
         robots: a robot's name -> its models; those that are studied.
         base_data: the set that bases learn from.
         expert_data: the set that experts learn from.
-        unseen_data: the set of a base that no reward has seen, in whose steering it is tried; ""
+        unseen_data: the set of a base that no reward has seen, in whose steering it is tried; null
             for none.
         environments: test episodes of every arm; of the reward, for each of its seeds.
         validation: episodes for each scale and t_stopgrad, on seeds of their own, of which an
@@ -120,7 +120,7 @@ class Config(SeedOption, CheckpointOption, RolloutOption, StopsOption, ScalesOpt
     )
     base_data: str = "medium-replay"
     expert_data: str = "expert"
-    unseen_data: str = "medium"
+    unseen_data: str | None = "medium"
     base_episodes: PositiveInt = 200
     expert_episodes: PositiveInt = 100
     environments: PositiveInt = 64
@@ -170,7 +170,7 @@ def check(config: Config) -> None:
             raise InputError(f"ablations.{name} changes nothing: give one of {', '.join(options)}")
     for option in ("base_data", "expert_data", "unseen_data"):
         given = getattr(config, option)
-        if given not in SETS and not (option == "unseen_data" and not given):
+        if given not in SETS and not (option == "unseen_data" and given is None):
             raise InputError(f"{option} is {given!r}: give one of {', '.join(SETS)}")
     if not config.scales or not config.t_stopgrads:
         raise InputError("scales and t_stopgrads need a number each, or more")

@@ -146,6 +146,7 @@ class RobotWork:
 
         def make(context: RunContext) -> TrajectoryModel:
             c = self.config
+            assert c.unseen_data is not None  # else nothing asks for it
             episodes = self._record(c.unseen_data, c.base_episodes, 2)
             space = replace(self.base.space, about=dict(episodes.about))
             begin = Untrained(old.schedule, self.own.network, old.clip)
