@@ -1,9 +1,7 @@
-"""What comes with the package: a base and an expert of one task, and policies of others."""
+"""Models that come with the package: a base and an expert of one task, which their files name."""
 
 import pathlib
 
-__all__ = ["PAIR", "POLICIES"]
+__all__ = ["PAIR"]
 
-_HERE = pathlib.Path(__file__).parent
-PAIR = _HERE / "pair"  # base.safetensors, expert.safetensors
-POLICIES = _HERE / "policies"  # TASK.safetensors, each of several stages
+PAIR = pathlib.Path(__file__).parent / "pair"  # base.safetensors, expert.safetensors

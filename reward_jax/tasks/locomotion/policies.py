@@ -21,11 +21,11 @@ from jaxtyping import Float
 
 from common_jax.errors import InputError
 from common_jax.io.files import atomic, parse_json
-from reward_jax.shipped import POLICIES
 from reward_jax.tasks.locomotion.robots import ROBOTS, environment
 
 __all__ = ["Policy", "policies", "read_policies", "write_policies"]
 
+POLICIES = pathlib.Path(__file__).parent / "policies"
 LOG_STD = (-20.0, 2.0)  # sbx-rl's bounds
 
 
