@@ -22,7 +22,7 @@ from reward_jax.diffusion.denoiser import Score
 from reward_jax.diffusion.process import action_weights
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.diffusion.sources import Source
-from reward_jax.models.energy import energy_of
+from reward_jax.models.energy import EnergyDifference, energy_of
 from reward_jax.models.reward_nets import Cut, HalfUnet, Head, Reduce, WindowMLP
 from reward_jax.models.temporal.layers import Activation
 from reward_jax.planning.fit import AdamOptions, Network, RunContext, optimizer
@@ -168,7 +168,7 @@ def fit_reward(
     shared: dict[str, Any] = dict(
         target=start.target,
         pin=space.pin if matching.pin else None,
-        options=matching,
+        options=dataclasses.replace(matching, apart=True) if _alike(start) else matching,
         mesh=context.mesh,
     )
     batches: Any = source
@@ -228,6 +228,11 @@ def _beginning(
     network = options.make(space)
     params = init_params(network, key, jnp.zeros((1, *space.shape)), seeds)
     return RelativeReward(params, schedule, network, matching.target, seeds)
+
+
+def _alike(start: RelativeReward) -> bool:
+    """Whether seeds begin alike, so that nothing but the rows that they see sets them apart."""
+    return (start.seeds or 1) > 1 and isinstance(start.reward, EnergyDifference)
 
 
 def _weighting(matching: Matching, own: Target, schedule: Schedule) -> Any:

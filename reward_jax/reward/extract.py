@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from common_jax.checksum import checksum
 from common_jax.cli.ranges import check_ranges
@@ -145,7 +145,7 @@ def extract_reward(
         entries: weights of the squared error of each entry of x, broadcastable to a row; such as
             `action_weights`, for the action that is executed. None for 1.
         seeds: S, to train as many rewards at once. They share x_t and the teachers' scores,
-            which are computed once; only their initial parameters differ.
+            which are computed once, unless options.apart; only their initial parameters differ.
         on_step: called with (steps done, metrics of the last call) after each compiled call.
         options: by default `ExtractionOptions()`.
         pin: x_0 -> `Pinned`, such as `FirstState`: entries imposed on x_t, and not matched.
@@ -168,7 +168,9 @@ def extract_reward(
     """
     o = ExtractionOptions() if options is None else options
     check_ranges(o)
-    settings = TargetSettings(target, o.gradient_at, pin, o.batch_size, mesh)
+    apart = o.apart and seeds is not None
+    rows = o.batch_size * (seeds if apart and seeds else 1)
+    settings = TargetSettings(target, o.gradient_at, pin, rows, mesh)
     check_run(reward, schedule, optimizer, steps, key, pin)
     teachers = Teachers(base_score, expert_score, schedule, settings)
     feed = Feed(batches)
@@ -179,7 +181,12 @@ def extract_reward(
     moments = begin(params, optimizer=optimizer, seeds=seeds is not None)
     state = (jax.tree.map(jnp.array, params), moments)  # a copy: the state is donated
     learn = functools.partial(
-        _learn, reward=reward, rule=optimizer.update, pin=pin, seeds=seeds is not None
+        _learn,
+        reward=reward,
+        rule=optimizer.update,
+        pin=pin,
+        seeds=seeds is not None,
+        apart=apart,
     )
 
     def call(state: Any, first: int, count: int) -> Any:
@@ -204,6 +211,7 @@ def extract_reward(
             "weights": [float(f"{w:.6g}") for w in np.asarray(weights)],
             "entries": checksum(by_entry),
             "seeds": seeds,
+            **({"apart": True} if apart else {}),
             "params": checksum(params),
             "reward": model_checksum(
                 functools.partial(reward_gradient, reward), params, *given, seeds=many
@@ -229,7 +237,7 @@ def extract_reward(
     return trained, History(np.arange(steps - len(loss), steps) + 1, loss, explained, target)
 
 
-@quick_jit(static_argnames=("reward", "rule", "pin", "seeds"), donate_argnums=0)
+@quick_jit(static_argnames=("reward", "rule", "pin", "seeds", "apart"), donate_argnums=0)
 def _learn(
     state: tuple[PyTree[Float[Array, "..."]], Any],
     weights: Float[Array, " T"],
@@ -240,6 +248,7 @@ def _learn(
     rule: optax.TransformUpdateFn,
     pin: Any,
     seeds: bool,
+    apart: bool,
 ) -> tuple[Any, dict[str, Float[Array, "steps ..."]]]:
     """A step for each batch of targets [steps, B, ...]."""
 
@@ -260,11 +269,26 @@ def _learn(
         return optax.apply_updates(params, updates), moments, loss, explained
 
     def one(state: Any, targets: Targets):
-        each: Any = jax.vmap(update, in_axes=(0, 0, None)) if seeds else update
+        each: Any = update
+        if apart:
+            count = jax.tree.leaves(state[0])[0].shape[0]
+            targets = jax.tree.map(functools.partial(_blocks, count), targets)
+        if seeds:
+            each = jax.vmap(update, in_axes=(0, 0, 0 if apart else None))
         params, moments, loss, explained = each(state[0], state[1], targets)
         return (params, moments), {"loss": loss, "explained": explained}
 
     return jax.lax.scan(one, state, targets)
+
+
+def _blocks(count: int, x: Shaped[Array, "B ..."]) -> Shaped[Array, "S n ..."]:
+    """Rows of each seed; InputError where they cannot be of one number."""
+    if x.shape[0] % count:
+        raise InputError(
+            f"a batch of {x.shape[0]} rows cannot be cut into {count} seeds' own: give a "
+            "multiple, or leave out apart"
+        )
+    return x.reshape(count, -1, *x.shape[1:])
 
 
 def _check_fit(

@@ -99,9 +99,12 @@ class ExtractionOptions(LoopOptions):
 
     Args:
         gradient_at: where grad r is taken: x_t, or the base's posterior mean, as the authors do.
+        apart: each seed has rows of its own in a batch, of which there are as many times more;
+            seeds that begin alike, as an energy's do, would else be one.
     """
 
     gradient_at: GradientAt = "x_t"
+    apart: bool = False
 
     def __post_init__(self) -> None:
         check_gradient_at(self.gradient_at)

@@ -79,6 +79,11 @@ def read(source: str | pathlib.Path, *, ends: str = "auto", env: str | None = No
                 f"{source}: has {widths[0]} observations and {widths[1]} actions, but "
                 f"{task.environment} has {task.widths[0]} and {task.widths[1]}: give data of it"
             )
+        if task.terminates and episodes.terminations is None:
+            raise InputError(
+                f"{source}: has no flags of terminal states, which {task.environment} has: "
+                "windows would go on beyond a fall; give data with `terminals`"
+            )
     if task is not None and not task.terminates:
         episodes = without_terminations(episodes)
     return dataclasses.replace(episodes, about=episodes.about | {"task": name})

@@ -7,6 +7,7 @@ Legend: N episodes, S reward seeds.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from common_jax.errors import InputError
 from reward_jax.data.trajectory.space import TrajectoryModel
 from reward_jax.planning.plan import planner
 from reward_jax.reward.gradients import Guide
@@ -21,7 +23,7 @@ from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.tasks.base import Outcome, Rollout
 from reward_jax.tasks.locomotion.task import LocomotionTask
 
-__all__ = ["Arm", "World", "choose", "compared", "returns", "summary"]
+__all__ = ["Arm", "World", "choose", "compared", "exceeds", "returns", "summary"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,13 +65,20 @@ def choose(
     """The guidance of the highest mean return on a world's seeds, and what each came to."""
     found = []
     for options in candidates:
-        mean = float(returns(arm, world, count, options).measured["return"].mean())  # pyright: ignore[reportOptionalMemberAccess]
-        row = {"scale": options.scale, "t_stopgrad": options.t_stopgrad, "return": mean}
+        row = {"scale": options.scale, "t_stopgrad": options.t_stopgrad}
+        try:
+            total = np.asarray(returns(arm, world, count, options).measured["return"])
+            row["return"] = float(total.mean())
+            said = f"{row['return']:.0f}"
+        except InputError as error:  # plans that are not finite, at a scale that is too high
+            row["return"], said = None, str(error)
         found.append(row)
         if done:
-            done(f"scale {options.scale:g}, t_stopgrad {options.t_stopgrad}: {mean:.0f}")
-    best = max(range(len(found)), key=lambda index: found[index]["return"])
-    return candidates[best], found
+            done(f"scale {options.scale:g}, t_stopgrad {options.t_stopgrad}: {said}")
+    lived = [index for index, row in enumerate(found) if row["return"] is not None]
+    if not lived:
+        raise InputError(f"plans of every scale fail: {said}; give lower scales")
+    return candidates[max(lived, key=lambda index: found[index]["return"])], found
 
 
 def summary(
@@ -88,23 +97,32 @@ def summary(
         "steps": float(np.asarray(outcome.measured["steps"], np.float64).mean()),
         "returns": each.round(3).tolist(),
         "seed_returns": by_seed.mean(axis=1).round(3).tolist(),
-        "settings": {
-            "scale": options.scale if arm.guide else 0.0,
-            "t_stopgrad": options.t_stopgrad,
-            "temperature": options.temperature,
-            "sampler": options.sampler,
-        },
+        "settings": dataclasses.asdict(options) | ({} if arm.guide else {"scale": 0.0}),
         "seconds": {name: round(value, 2) for name, value in outcome.seconds.items()},
     }
 
 
-def compared(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
-    """How much more one arm returns than another, environment by environment, and its error."""
+def compared(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float | None]:
+    """How much more one arm returns than another, and its errors, over environments and seeds.
+
+    Environments are compared one by one; an arm of several seeds by its mean over them.
+    """
     gap = np.asarray(one["returns"]) - np.asarray(other["returns"])
-    return {"mean": float(gap.mean()), "standard_error": error_of(gap)}
+    errors = [arm["seed_standard_error"] for arm in (one, other)]
+    seeds = None if errors == [None, None] else math.hypot(*(e or 0.0 for e in errors))
+    return {
+        "mean": float(gap.mean()),
+        "standard_error": error_of(gap),
+        "seed_standard_error": seeds,
+    }
+
+
+def exceeds(gap: dict[str, Any]) -> bool:
+    """Whether a difference of `compared` is above 0 by two standard errors, of both kinds."""
+    error = math.hypot(gap["standard_error"], gap["seed_standard_error"] or 0.0)
+    return gap["mean"] > 2 * error > 0
 
 
 def error_of(values: Float[np.ndarray, " N"]) -> float:
-    """The standard error of a mean; 0 for one value."""
-    values = np.asarray(values, np.float64)
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+    """The standard error of a mean of two values or more."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values)))

@@ -1,6 +1,7 @@
 """Settings of the locomotion study, and what could not be studied with them."""
 
 import dataclasses
+import math
 import pathlib
 import re
 
@@ -140,6 +141,20 @@ def check(config: Config) -> None:
         if name not in TASKS:
             raise InputError(f"robots: {name!r} is none; there are {', '.join(TASKS)}")
         own.network.check(own.horizon)
+        if own.reward.kind == "window" and own.horizon % (own.reward.window or own.horizon):
+            raise InputError(
+                f"robots.{name}.reward.window is {own.reward.window}: give a divisor of the "
+                f"horizon, {own.horizon}, or 0 for all of it"
+            )
+        if own.distilled and own.distilled.reward.kind == "energy":
+            raise InputError(
+                f"robots.{name}.distilled.reward.kind is energy, the dear one: give window"
+            )
+        if own.matching.batch_size % 2:
+            raise InputError(
+                f"robots.{name}.matching.batch_size is {own.matching.batch_size}: give an even "
+                "number, for a discriminator sees as many rows of each data set"
+            )
         for where, matching in (
             ("matching", own.matching),
             *([("distilled.matching", own.distilled.matching)] if own.distilled else []),
@@ -165,6 +180,15 @@ def check(config: Config) -> None:
                 f"ablations.{name}.robot is {ablation.robot!r}: give one of "
                 + ", ".join(config.robots)
             )
+        steps = config.robots[ablation.robot].diffusion_steps
+        if (ablation.sampling_steps or 0) > steps:
+            raise InputError(
+                f"ablations.{name}.sampling_steps is {ablation.sampling_steps}: there are {steps}"
+            )
+        if ablation.skip and ablation.skip >= (ablation.sampling_steps or 0):
+            raise InputError(
+                f"ablations.{name}.skip is {ablation.skip}: give sampling_steps, too, and more"
+            )
         if not changed(ablation):
             options = [field.name for field in dataclasses.fields(Ablation)][1:]
             raise InputError(f"ablations.{name} changes nothing: give one of {', '.join(options)}")
@@ -174,3 +198,14 @@ def check(config: Config) -> None:
             raise InputError(f"{option} is {given!r}: give one of {', '.join(SETS)}")
     if not config.scales or not config.t_stopgrads:
         raise InputError("scales and t_stopgrads need a number each, or more")
+    if not all(math.isfinite(scale) and scale > 0 for scale in config.scales):
+        raise InputError(f"scales are {', '.join(map(str, config.scales))}: give numbers above 0")
+    if config.environments < 2 or config.validation < 2:
+        raise InputError("environments and validation must be 2 or more: errors are of several")
+    for which, option in (("base_data", "base_episodes"), ("expert_data", "expert_episodes")):
+        parts = len(SETS[getattr(config, which)])
+        if getattr(config, option) < parts:
+            raise InputError(
+                f"{option} is {getattr(config, option)}: the set {getattr(config, which)} has "
+                f"{parts} parts; record as many"
+            )

@@ -11,16 +11,21 @@ from reward_jax.studies.locomotion.settings import Config, changed
 from reward_jax.studies.locomotion.work import ABLATED, ablation_part
 from reward_jax.tasks.locomotion.robots import ROBOTS
 
-__all__ = ["MAIN", "read_ablations", "read_results", "summarise"]
+__all__ = ["EXPLAINED", "MAIN", "read_ablations", "read_results", "summarise"]
 
 MAIN = ("unsteered", "discriminator", "raw_difference", "reward", "expert")
-_ARM = dict.fromkeys(("mean", "standard_error", "normalized", "episodes", "returns", "settings"))
+_ARM = dict.fromkeys(
+    ("mean", "standard_error", "seed_standard_error", "normalized", "episodes", "returns")
+) | {"settings": dict.fromkeys(("scale", "t_stopgrad")), "over": {}, "seconds": {}}
+EXPLAINED = ("explained", "explained_on_raw_paths", "explained_on_own_paths")
 
 
 def read_results(config: Config) -> dict[str, dict[str, Any]]:
     """Results by robot, of those that are done; InputError for a damaged file."""
     arms: dict[str, Any] = dict.fromkeys(MAIN, _ARM)
-    wanted = {"arms": arms, "gap": {"mean": None}, "diagnostics": {}, "seconds": {}}
+    gap = dict.fromkeys(("mean", "standard_error", "expert_beats_base"))
+    wanted: dict[str, Any] = {"arms": arms, "gap": gap, "seconds": {}}
+    wanted["diagnostics"] = dict.fromkeys(EXPLAINED)
     if config.unseen_data:
         wanted["unseen"] = arms
     return _read(config, {name: name for name in config.robots}, wanted)

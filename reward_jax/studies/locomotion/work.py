@@ -24,7 +24,15 @@ from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.reward.paths import draw_path_targets
 from reward_jax.reward.relative import RelativeReward, SeedBlocks
 from reward_jax.reward.targets import ExtractionOptions
-from reward_jax.studies.locomotion.arms import Arm, World, choose, compared, returns, summary
+from reward_jax.studies.locomotion.arms import (
+    Arm,
+    World,
+    choose,
+    compared,
+    exceeds,
+    returns,
+    summary,
+)
 from reward_jax.studies.locomotion.settings import Config
 from reward_jax.studies.workshop import Clock, Workshop
 from reward_jax.tasks.locomotion.task import LocomotionTask
@@ -50,11 +58,14 @@ class RobotWork:
         path = self.shop.folder / "result.json"
         if path.exists():
             return
-        clock = Clock()
-        for name in ("base", "expert", "reward", "distilled", "judge"):
+        clock, found = Clock(), {}
+        for name in ("base", "expert"):
             getattr(self, name)
             clock.lap(name)
-        found: dict[str, Any] = {"gap": self._gap()}
+        found["gap"] = self._gap()
+        for name in ("reward", "distilled", "judge"):
+            getattr(self, name)
+            clock.lap(name)
         found["arms"], shown = self._measured(self._arms(), self.base)
         clock.lap("rollouts")
         if self.config.unseen_data:
@@ -230,10 +241,13 @@ class RobotWork:
 
     def _arms(self) -> list[str]:
         """The names of all arms, in the order of tables."""
-        temperatures = [f"temperature {t:g}" for t in self.config.temperatures]
+        temperatures = self._temperatures()
         cheap = ["distilled"] if self.own.distilled else []
         guided = ["discriminator", "raw_difference", "reward", *cheap]
         return ["unsteered", *temperatures, *guided, "expert"]
+
+    def _temperatures(self) -> dict[str, float]:
+        return {f"temperature {t:g}": t for t in self.config.temperatures}
 
     def _arm(self, name: str, base: TrajectoryModel) -> Arm:
         """An arm, of a base: the one that the reward is of, or another."""
@@ -259,23 +273,24 @@ class RobotWork:
             for scale in c.scales
             for stop in c.t_stopgrads
         ]
+        temperatures = self._temperatures()
         found, shown, swept = {}, {}, {}
         for name in names:
             arm, options = self._arm(name, base), self.sampling
             if name in _GUIDED:
                 count = max(1, c.validation // arm.seeds)
-                options, swept[name] = choose(arm, validation, count, candidates)
-            elif name.startswith("temperature"):
-                options = replace(options, temperature=float(name.split()[1]))
+                say = functools.partial(self._say_of, name)
+                options, swept[name] = choose(arm, validation, count, candidates, say)
+            elif name in temperatures:
+                options = replace(options, temperature=temperatures[name])
             outcome = returns(arm, test, c.environments, options)
             found[name] = summary(arm, outcome, self.task, options)
             shown[name] = outcome.shown[:3]
             one = found[name]
             self._say(f"{name}: {one['mean']:.1f} ({one['standard_error']:.1f})")
-        for other in ("unsteered", "discriminator"):
-            for one in found.values():
-                if other in found:
-                    one[f"over_{other}"] = compared(one, found[other])
+        controls = [n for n in found if n in ("unsteered", "discriminator") or n in temperatures]
+        for one in found.values():
+            one["over"] = {other: compared(one, found[other]) for other in controls}
         for name, rows in swept.items():
             found[name]["validation"] = rows
         return found, shown
@@ -290,13 +305,13 @@ class RobotWork:
             for arm in (Arm(self.base), Arm(self.expert))
         )
         gap = compared(expert, base)
-        beats = gap["mean"] > 2 * gap["standard_error"]
+        beats = exceeds(gap)
         if not beats:
             self._say(
                 f"the expert's plans return {gap['mean']:.1f} ({gap['standard_error']:.1f}) more "
                 "than the base's: there is no reward to learn"
             )
-        return gap | {"expert_beats_base": bool(beats)}
+        return gap | {"expert_beats_base": beats}
 
     def _diagnostics(self, reward: RelativeReward) -> dict[str, Any]:
         """What the reward explains of held-out data and on guided paths, by t."""
@@ -328,6 +343,9 @@ class RobotWork:
             on_paths = explained_of(reward, targets, base.schedule, pin=pin)
             found[f"explained_on_{name}_paths"] = np.asarray(on_paths, np.float64).tolist()
         return found
+
+    def _say_of(self, arm: str, line: str) -> None:
+        self._say(f"{arm}, on validation seeds: {line}")
 
     def _say(self, line: str) -> None:
         print(f"{self.part}: {line}", flush=True)

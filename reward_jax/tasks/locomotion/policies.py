@@ -100,10 +100,10 @@ def read_policies(path: str | pathlib.Path, name: str) -> dict[str, Policy]:
     for stage, policy in found.items():
         shapes = [kernel.shape for kernel, _ in policy.layers]
         width = widths[0]
-        sound = len(shapes) > 2
+        sound = len(shapes) > 2 and all(len(shape) == 2 for shape in shapes)
         for shape, (_, bias) in zip(shapes, policy.layers, strict=True):
             sound &= shape == (width, *bias.shape)
-            width = width if shape is shapes[-2] else shape[-1]
+            width = width if not sound or shape is shapes[-2] else shape[-1]
         if not sound or {shapes[-1][-1], shapes[-2][-1]} != {widths[1]}:
             raise InputError(
                 f"{path}: its policy {stage!r} has layers {shapes}, which are not of "

@@ -95,8 +95,9 @@ def test_an_energy_begins_as_the_denoisers_are_and_is_tuned():
     assert shares[0].mean() > 0.3
     # Where errors are largest in the unit of epsilon, in which they count.
     assert (shares[1][:4] > shares[0][:4] + 0.02).all()
-    apart = found.seed(0).params, found.seed(1).params
-    jax.tree.map(np.testing.assert_array_equal, *apart)  # alike: they begin alike
+    # Seeds begin alike, and are set apart by the rows that they see.
+    kernels = [jax.tree.leaves(found.seed(i).params)[-1] for i in range(2)]
+    assert not np.array_equal(*kernels)
 
 
 def test_errors_count_in_the_target_s_unit_whatever_the_network_s_own():

@@ -289,6 +289,23 @@ def test_seeds_are_single_runs_that_share_what_is_drawn():
     assert away(*(jax.tree.map(lambda x, i=i: x[i], got) for i in (0, 1))) > 0.1
 
 
+def test_seeds_that_begin_alike_are_set_apart_by_their_rows():
+    alike = jax.tree.map(lambda x: jnp.stack([x] * 3), fresh())
+    one, _ = extract(alike, DATA, steps=4, seeds=3)
+    other, history = extract(alike, DATA, steps=4, seeds=3, apart=True)
+    assert history.loss.shape == (4, 3)
+    for found, least in ((one, 0.0), (other, 1e-3)):
+        each = [jax.tree.map(lambda x, i=i: x[i], found) for i in range(3)]
+        assert all(away(a, b) >= least for a, b in itertools.combinations(each, 2))
+    assert away(*(jax.tree.map(lambda x, i=i: x[i], one) for i in (0, 2))) == 0
+    # Together they see the rows of one run of three times the batch.
+    _, whole = extract(fresh(), DATA, steps=1, batch_size=3 * B)
+    np.testing.assert_allclose(history.loss[0].mean(), whole.loss[0], rtol=1e-5)
+    assert np.ptp(history.loss[0]) > 1e-3 * whole.loss[0]
+    with pytest.raises(InputError, match="a batch of 16 rows cannot be cut into 3 seeds' own"):
+        extract(alike, iter([DATA[:16]] * 4), steps=4, seeds=3, apart=True)
+
+
 def test_every_form_of_batches_is_the_same_run(six):
     """An array, a source, a callable, an iterable, a list, targets: with the same rows in them."""
     by_source, _ = extract(fresh(), Rows(DATA), steps=6)

@@ -1,8 +1,10 @@
 """The locomotion study at its smallest: one robot, policies of random weights."""
 
 import dataclasses
+import functools
 import json
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +15,14 @@ from reward_jax.data.trajectory.space import TrajectorySpace
 from reward_jax.diffusion.train import EMA
 from reward_jax.planning.extract import Matching, RewardOptions
 from reward_jax.planning.fit import NetworkOptions, Training
-from reward_jax.studies.locomotion import arms, run, work
+from reward_jax.reward.guide import GuidanceOptions
+from reward_jax.studies.locomotion import arms, report, run, work
 from reward_jax.studies.locomotion.report import write_report
 from reward_jax.studies.locomotion.run import STUDY, Config
 from reward_jax.studies.locomotion.settings import Ablation, Distillation, RobotSettings
 from reward_jax.studies.locomotion.summary import MAIN
 from reward_jax.studies.locomotion.work import ABLATED
-from reward_jax.tasks.base import Rollout
+from reward_jax.tasks.base import Outcome, Rollout
 from reward_jax.tasks.locomotion import policies
 from reward_jax.tasks.locomotion.task import LocomotionTask
 from tests.reward.tasks.locomotion.conftest import random_policy
@@ -96,7 +99,12 @@ def test_results(done):
             assert arm["mean"] == pytest.approx(np.mean(arm["seed_returns"]), abs=1e-2)
             robot = LocomotionTask("hopper").robot
             assert arm["normalized"] == pytest.approx(robot.normalized(np.array(arm["mean"])))
-        assert one["unsteered"]["over_unsteered"] == {"mean": 0.0, "standard_error": 0.0}
+        assert one["unsteered"]["over"]["unsteered"] == {
+            "mean": 0.0, "standard_error": 0.0, "seed_standard_error": None,
+        }  # fmt: skip
+        over = one["reward"]["over"]
+        assert set(over) == {"unsteered", "discriminator", "temperature 0.5"}
+        assert over["unsteered"]["seed_standard_error"] == one["reward"]["seed_standard_error"]
         for name in ("discriminator", "raw_difference", "reward"):
             rows = one[name]["validation"]
             assert [row["scale"] for row in rows] == [0.5, 4.0]
@@ -108,7 +116,8 @@ def test_results(done):
     own = found["robots"]["hopper"]
     for key in ("explained", "explained_on_raw_paths", "explained_on_own_paths"):
         assert len(own["diagnostics"][key]) == 6
-    assert set(own["gap"]) == {"mean", "standard_error", "expert_beats_base"}
+    errors = {"standard_error", "seed_standard_error"}
+    assert set(own["gap"]) == {"mean", "expert_beats_base", *errors}
     assert found["settings"]["robots"]["hopper"]["rounds"] == 2
 
 
@@ -160,7 +169,8 @@ def test_the_report(done):
     config, found = done
     page = write_report(config, found)
     text = (page.parent / "report.md").read_text()
-    assert "| Hopper-v5 | reward | " in text and "24.67" in text and "58.80" in text
+    assert "| Hopper-v5 | reward | " in text
+    assert "24.67" not in text and "normalized |" not in text  # of 1,000 steps, these are of 8
     assert re.search(r"reward \| -?\d+ \+- \d+ \(seeds \+- \d+\)", text)
     assert "| Hopper-v5 | less data (base_episodes 6) | " in text
     assert "no renderer" not in text and (page.parent / "strips_hopper.svg").exists()
@@ -189,17 +199,85 @@ def test_robots_without_policies_are_refused_at_once(tmp_path, monkeypatch):
 
 
 def test_paired_differences_and_errors():
-    one, other = {"returns": [3.0, 5.0, 4.0]}, {"returns": [1.0, 2.0, 3.0]}
+    one = {"returns": [3.0, 5.0, 4.0], "seed_standard_error": 0.3}
+    other = {"returns": [1.0, 2.0, 3.0], "seed_standard_error": None}
     found = arms.compared(one, other)
     assert found["mean"] == 2.0
     assert found["standard_error"] == pytest.approx(1 / np.sqrt(3))
-    assert arms.error_of(np.array([2.0])) == 0.0
+    assert found["seed_standard_error"] == pytest.approx(0.3)
+    assert arms.compared(other, other)["seed_standard_error"] is None
+    # 2 is above twice either error, and above twice both, which is 1.3; not above an error of .9.
+    assert arms.exceeds(found) and not arms.exceeds(found | {"seed_standard_error": 0.9})
+    assert not arms.exceeds(arms.compared(other, one))
+
+
+def test_a_scale_that_fails_is_not_chosen(monkeypatch):
+    def returns(arm, world, count, options):
+        if options.scale > 1:
+            raise InputError("actions are not finite: lower the guidance scale")
+        return Outcome({"return": np.full(count, 10.0 * options.scale)}, np.zeros(0))
+
+    monkeypatch.setattr(arms, "returns", returns)
+    lines = []
+    candidates = [GuidanceOptions(scale=scale) for scale in (0.5, 1.0, 4.0)]
+    choose: Any = functools.partial(arms.choose, None, None, 3)
+    best, rows = choose(candidates, lines.append)
+    assert best.scale == 1.0 and [row["return"] for row in rows] == [5.0, 10.0, None]
+    assert lines[-1] == "scale 4, t_stopgrad 0: actions are not finite: lower the guidance scale"
+    with pytest.raises(InputError, match="plans of every scale fail: actions are not finite"):
+        choose(candidates[2:])
+
+
+def arm(mean, error=1.0, over=None):
+    over = {} if over is None else {"unsteered": over}
+    gap = {name: {"mean": v, "standard_error": error, "seed_standard_error": None}
+           for name, v in over.items()}  # fmt: skip
+    return {"mean": mean, "normalized": mean / 10, "over": gap}
+
+
+def test_a_share_of_no_gain_is_none():
+    """A loss over a loss is no share, and a gain over a base below 0 no relative one."""
+    arms_of = {"reward": arm(10, over=-90), "raw_difference": arm(0, over=-100)}
+    assert report._share(arms_of, "reward", "raw_difference") is None
+    arms_of = {"reward": arm(10, over=80), "raw_difference": arm(0, over=100)}
+    assert report._share(arms_of, "reward", "raw_difference") == pytest.approx(0.8)
+    for base, wanted in ((100, 0.5), (0, None), (-50, None)):
+        assert report._gain({"unsteered": arm(base), "x": arm(150)}, "x", "mean") == wanted
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"robots": {}}, "robots is empty: give one of halfcheetah"),
+        ({"scales": (0.5, float("nan"))}, "scales are 0.5, nan: give numbers above 0"),
+        ({"environments": 1}, "environments and validation must be 2 or more"),
+        ({"base_episodes": 2}, "base_episodes is 2: the set medium-replay has 4 parts"),
+        (
+            {"ablations": {"x": Ablation(robot="hopper", sampling_steps=9)}},
+            "ablations.x.sampling_steps is 9: there are 6",
+        ),
+        (
+            {"ablations": {"x": Ablation(robot="hopper", skip=3)}},
+            "ablations.x.skip is 3: give sampling_steps, too, and more",
+        ),
+        (
+            {"robots": {"hopper": dataclasses.replace(OWN, reward=RewardOptions(window=3))}},
+            "robots.hopper.reward.window is 3: give a divisor of the horizon, 4",
+        ),
+        (
+            {"robots": {"hopper": dataclasses.replace(OWN, matching=Matching(batch_size=9))}},
+            "robots.hopper.matching.batch_size is 9: give an even number",
+        ),
+        (
+            {
+                "robots": {
+                    "hopper": dataclasses.replace(
+                        OWN, distilled=Distillation(reward=RewardOptions("energy"))
+                    )
+                }
+            },
+            "robots.hopper.distilled.reward.kind is energy, the dear one: give window",
+        ),
         (
             {"ablations": {"../x": Ablation(seed=1)}},
             "ablations: '../x' names a folder: give small",

@@ -148,3 +148,19 @@ def test_d4rl_s_files_by_the_task_that_is_named(tmp_path):
         del file["timeouts"]
     with pytest.raises(InputError, match="has neither 'timeouts' nor 'infos/goal'"):
         find.read(given, env="halfcheetah")
+
+
+def test_data_of_a_robot_that_falls_must_say_where(tmp_path):
+    """Else windows would go on beyond a fall."""
+    given = tmp_path / "hopper.hdf5"
+    rows = np.random.default_rng(0).normal(size=(40, 14)).astype(np.float32)
+    timeouts = np.zeros(40, bool)
+    timeouts[[19, 39]] = True
+    with h5py.File(given, "w") as file:
+        file["observations"], file["actions"] = rows[:, :11], rows[:, 11:]
+        file["rewards"], file["timeouts"] = rows[:, 0], timeouts
+    with pytest.raises(InputError, match="no flags of terminal states, which Hopper-v5 has: .*"):
+        find.read(given, env="hopper")
+    with h5py.File(given, "r+") as file:
+        file["terminals"] = np.zeros(40, bool)
+    assert find.read(given, env="hopper").lengths.tolist() == [20, 20]

@@ -60,3 +60,8 @@ def test_files_that_are_none(shipped, tmp_path):
     policies.write_policies(path, {"expert": broken})
     with pytest.raises(InputError, match="'expert' is not finite"):
         policies.read_policies(path, "hopper")
+    flat = policies.Policy(((kernel[0, 0], bias), *policy.layers[1:]), policy.about)
+    for odd in (flat, policies.Policy(policy.layers[:1], policy.about)):
+        policies.write_policies(path, {"expert": odd})
+        with pytest.raises(InputError, match="its policy 'expert' has layers .* not of Hopper-v5"):
+            policies.read_policies(path, "hopper")
