@@ -220,7 +220,8 @@ def test_a_scale_that_fails_is_not_chosen(monkeypatch):
     monkeypatch.setattr(arms, "returns", returns)
     lines = []
     candidates = [GuidanceOptions(scale=scale) for scale in (0.5, 1.0, 4.0)]
-    choose: Any = functools.partial(arms.choose, None, None, 3)
+    nothing: Any = None
+    choose = functools.partial(arms.choose, nothing, nothing, 3)
     best, rows = choose(candidates, lines.append)
     assert best.scale == 1.0 and [row["return"] for row in rows] == [5.0, 10.0, None]
     assert lines[-1] == "scale 4, t_stopgrad 0: actions are not finite: lower the guidance scale"
