@@ -128,14 +128,25 @@ def joined(
 def _launched(environment: Mapping[str, str]) -> tuple[int, int] | None:
     """How many processes a launcher started, and which this is; None where none did.
 
-    JAX finds the rest out by itself. Names are those that JAX looks for.
+    JAX finds the rest out by itself, where the names are there that it looks for: a script that
+    Slurm runs without srun, say, is one process, though Slurm counts the tasks that it may start.
     """
-    for size, rank, mark in (
-        ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"),
-        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    ):
-        if mark in environment and environment.get(size, "").isdigit():
-            return int(environment[size]), int(environment.get(rank, "0"))
+    slurm = (
+        "SLURM_NTASKS",
+        "SLURM_PROCID",
+        "SLURM_LOCALID",
+        "SLURM_JOB_ID",
+        "SLURM_STEP_NODELIST",
+    )
+    mpi = (
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_MCA_orte_hnp_uri",
+    )
+    for size, rank, *others in (slurm, mpi):
+        if all(name in environment for name in (size, rank, *others)):
+            return int(environment[size]), int(environment[rank])
     hosts = environment.get("TPU_WORKER_HOSTNAMES", "")
     if "," in hosts:
         own = int(environment.get("TPU_WORKER_ID", "0"))
@@ -162,9 +173,17 @@ def _initialized(
     if coordinator is None:
         processes = process = None  # JAX's own count holds
     # Our watch is the first to speak: JAX's heartbeats would end the process without a name.
-    jax.distributed.initialize(
-        coordinator, processes, process, heartbeat_timeout_seconds=100, **by_hand
-    )
+    try:
+        jax.distributed.initialize(
+            coordinator, processes, process, heartbeat_timeout_seconds=100, **by_hand
+        )
+    except Exception as error:  # a port that is taken, a host that is none, processes that lack
+        where = f" at {coordinator}" if coordinator else ""
+        why = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"the processes could not meet{where} ({why}): start all of them within five minutes, "
+            "at a host and a port that process 0 has free"
+        ) from error
     world = _World(program, jax.process_index(), jax.process_count(), patience)
     with world.watched():
         _world = world
@@ -235,6 +254,7 @@ class _World:
         if number:
             self._store.key_value_delete(f"tuco_reward/said/{number - 1}")  # all have read it
         self.alone = True
+        said = None
         try:
             said = {"value": act()}
             return said["value"]
@@ -243,7 +263,7 @@ class _World:
             raise
         finally:
             self.alone = False
-            if "said" in locals():
+            if said is not None:
                 self._store.key_value_set(key, json.dumps(said))
 
     @contextlib.contextmanager
@@ -260,7 +280,7 @@ class _World:
             yield
         except BaseException as error:
             if _of_another(error):
-                time.sleep(4 * _SILENT * _PACE)  # the watch says who it was
+                time.sleep((_SILENT + 5) * _PACE)  # the watch says who it was
             self._leaving, self._code = True, 2 if _told(error) else 1
             atexit.unregister(jax.distributed.shutdown)  # it would wait for those that are left
             self._watch.tell(f"{type(error).__name__}: {error}", self._code)

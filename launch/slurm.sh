@@ -21,5 +21,10 @@ if [ $# -eq 0 ]; then
   echo "usage: sbatch launch/slurm.sh COMMAND ..." >&2
   exit 2
 fi
+# JAX would give the one process of a node its first GPU alone.
+if [ "${SLURM_GPUS_ON_NODE:-0}" -gt 1 ]; then
+  JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((SLURM_GPUS_ON_NODE - 1)))
+  export JAX_LOCAL_DEVICE_IDS
+fi
 # A process that is lost ends the others, and Slurm says which it was.
 exec srun --kill-on-bad-exit=1 "$@"

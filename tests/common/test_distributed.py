@@ -34,10 +34,21 @@ def test_options_that_say_too_little(given, message):
         pass
 
 
+SLURM = {"SLURM_LOCALID": "0", "SLURM_NTASKS": "4", "SLURM_PROCID": "1", "SLURM_JOB_ID": "7"}
+
+
+def test_a_script_that_slurm_runs_without_srun_is_one_process(monkeypatch):
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_STEP_NODELIST", raising=False)
+    with joined("program", alone=True) as takes_part:
+        assert takes_part and count() == 1
+
+
 @pytest.mark.parametrize(
     "environment",
     [
-        {"SLURM_LOCALID": "0", "SLURM_NTASKS": "4", "SLURM_PROCID": "1"},
+        SLURM | {"SLURM_STEP_NODELIST": "node[1-4]"},
         {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"},
         {
             "TPU_WORKER_HOSTNAMES": "a,b",
