@@ -25,6 +25,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -172,6 +173,8 @@ def _initialized(
     by_hand: Any = {} if coordinator is None else {"cluster_detection_method": "deactivate"}
     if coordinator is None:
         processes = process = None  # JAX's own count holds
+    if coordinator is not None and process == 0:
+        _check_port(coordinator)
     # Our watch is the first to speak: JAX's heartbeats would end the process without a name.
     try:
         jax.distributed.initialize(
@@ -194,6 +197,20 @@ def _initialized(
         finally:
             _world = None
     jax.distributed.shutdown()
+
+
+def _check_port(coordinator: str) -> None:
+    """InputError where the port is not free here: JAX's service would crash."""
+    port = int(coordinator.rpartition(":")[2])
+    try:
+        with socket.socket() as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind(("", port))
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"--coordinator {coordinator}: process 0 cannot meet others at port {port} ({error}); "
+            "give one that is free on its host"
+        ) from error
 
 
 @contextlib.contextmanager

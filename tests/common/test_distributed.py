@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import socket
 
 import pytest
 
@@ -32,6 +33,18 @@ def test_one_process_needs_none_of_it(monkeypatch):
 def test_options_that_say_too_little(given, message):
     with pytest.raises(InputError, match=message), joined("program", *given):
         pass
+
+
+@pytest.mark.parametrize("port", ["taken", "70000"])
+def test_a_port_that_process_0_cannot_have(port):
+    """JAX's service died of signal 11."""
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1] if port == "taken" else port
+        said = f"--coordinator localhost:{port}: process 0 cannot meet others at port {port} "
+        with pytest.raises(InputError, match=said), joined("p", f"localhost:{port}", 2, 0):
+            pass
 
 
 SLURM = {"SLURM_LOCALID": "0", "SLURM_NTASKS": "4", "SLURM_PROCID": "1", "SLURM_JOB_ID": "7"}

@@ -13,7 +13,7 @@ one thing each, and measure the reward between its bounds.
     out/ablations/NAME/    what a change makes anew, likewise
     out/results.json, out/report/
 
-What is there is not made again; several processes may take a robot each.
+What is there is not made again.
 """
 
 import functools

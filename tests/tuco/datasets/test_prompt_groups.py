@@ -4,21 +4,7 @@ import pytest
 
 from common_jax.errors import InputError
 from tuco_jax.datasets import prompt_sources
-from tuco_jax.datasets.prompt_groups import PromptGroup, prompt_groups
-
-TEXTS = ["hello", "a b c", "one & two", "na\u00efve \u2603", "tea?", "<script>"]
-
-
-@pytest.fixture(scope="module")
-def groups() -> list[PromptGroup]:
-    names = ["x", "x", "y", "y", "z", "z"]
-    inside = [f"do: {t}" for t in TEXTS]
-    return [
-        PromptGroup("chat", "Chat.", TEXTS, True),
-        PromptGroup("plain text", "Plain.", TEXTS, False),
-        PromptGroup("harmful", "Harm.", [t + "!" for t in TEXTS], True),
-        PromptGroup("jailbreak", "Attack.", inside, True, names),
-    ]
+from tuco_jax.datasets.prompt_groups import prompt_groups
 
 
 def test_groups_hold_the_same_requests_bare_and_in_templates(monkeypatch):

@@ -1,12 +1,8 @@
 """Token maps show each token's own share."""
 
-import jax
-import numpy as np
 import pytest
 
-from tests.tuco.tiny import save_tiny
-from tuco_jax.core.decompose import decompose
-from tuco_jax.core.residual import share
+from tests.tuco.studies.demo_groups import save_models, shares
 from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.read import (
     Prompt,
@@ -17,23 +13,7 @@ from tuco_jax.weights.load import load_pair
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    save_tiny(folder / "base", "llama", 0, max_position_embeddings=128)
-    save_tiny(folder / "tuned", "llama", 1, max_position_embeddings=128)
-    return str(folder / "base"), str(folder / "tuned")
-
-
-@jax.jit
-def _shares(pair, tokens, mask):
-    out = decompose(pair, tokens, mask)
-    return share(out.ptc, out.ftc)
-
-
-def shares(pair, ids: np.ndarray) -> np.ndarray:
-    """TuCo of each token, from the full form on one row, padded to one shape."""
-    tokens = np.zeros((1, 64), np.int32)
-    tokens[0, : ids.size] = ids
-    return np.asarray(_shares(pair, tokens, np.arange(64)[None] < ids.size))[0, : ids.size]
+    return save_models(tmp_path_factory.mktemp("models"))
 
 
 def test_token_maps_show_each_token_s_own_share(models):
