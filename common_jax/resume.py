@@ -102,6 +102,10 @@ def difference(found: Settings, wanted: Settings, *, free: Collection[str] = ())
     return None
 
 
+class Taken(InputError):
+    """Another process holds what is asked for."""
+
+
 @contextlib.contextmanager
 def alone(folder: str | pathlib.Path) -> Iterator[None]:
     """Hold `folder`, made if it is not there; raises InputError while another process does."""
@@ -156,7 +160,7 @@ def open_alone(path: pathlib.Path, taken: str) -> BinaryIO:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.close()
-            raise InputError(taken) from error
+            raise Taken(taken) from error
         if _is(path, file.fileno()):
             return file
         file.close()  # its holder removed it meanwhile: there may be a new file of that name

@@ -18,6 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from common_jax import resume
 from common_jax.cli.ranges import PositiveInt
+from common_jax.errors import InputError
 from common_jax.run import check_directory, note_run
 
 __all__ = ["AmountOption", "Part", "Study"]
@@ -70,9 +71,10 @@ class Study(Generic[Config]):
     def run(self, config: Config) -> dict[str, Any]:
         """Do what is not done yet; writes and returns the summary.
 
-        Raises InputError before anything is written, for what `check` refuses and where the folder
-        holds something else, or the study of other settings; and while another process holds a
-        part that is to be done.
+        Parts that another process is at are left to it; where it is not done when all others are,
+        InputError says so, for there is no summary yet. Raises InputError before anything is
+        written, for what `check` refuses and where the folder holds something else, or the study
+        of other settings.
         """
         settings = _plain(config)
         check_directory(config.out, resume=True)
@@ -80,9 +82,19 @@ class Study(Generic[Config]):
         self.check(config)
         note_run(config.out, settings)
         resume.settle(config.out, settings, free=self.free)
+        held = []
         for part in self.parts(config):
-            with resume.alone(config.out / part.name):
-                part.run()
+            try:
+                with resume.alone(config.out / part.name):
+                    part.run()
+            except resume.Taken:
+                held.append(part.name)
+                print(f"{part.name}: another process is at it", flush=True)
+        if held:
+            raise InputError(
+                f"{config.out}: another process is at {', '.join(held)}, all else is done; the "
+                "same command, when that is done, too, writes the summary"
+            )
         return self.summarise(config)
 
 

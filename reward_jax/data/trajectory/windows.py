@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from common_jax.cli.ranges import PositiveInt
 from common_jax.errors import InputError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CutOptions", "HorizonOption", "Padding", "WindowSize", "Windows", "windows"]
 
-Padding = Literal["none", "repeat", "zeros"]
+Padding = Literal["none", "repeat", "zeros", "terminal"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,8 @@ class CutOptions:
         ends: where episodes of an HDF5 file end: at its marks, where the goal changes, nowhere
             (none: the file is one stream, as some of D4RL's are), or auto.
         padding: none: windows start where they fit; else at every row of an episode, and beyond
-            its end stands its last row again (repeat), or zeros, as in Diffuser.
+            its end stands its last row again (repeat), or zeros, as in Diffuser; terminal: the
+            last row again beyond terminal states, such as a fall, and none beyond other ends.
     """
 
     ends: EpisodeEnds = "auto"
@@ -109,7 +110,9 @@ def windows(
     short, and a window starts at every offset up to the arrival, or up to the last row. The added
     rows are the last row again ("repeat": all stands still), or zeros in the world's own units
     ("zeros": Diffuser's `use_padding`, which fills a buffer of zeros and then normalises; it
-    starts no window at the last row, nor pads episodes that fill its buffer).
+    starts no window at the last row, nor pads episodes that fill its buffer). "terminal" is
+    "repeat" for episodes that end in a terminal state, and lets windows of others end with them:
+    how an episode goes on that was cut is not known.
 
     actions: False for observations alone, with a normaliser of as many dimensions.
     """
@@ -131,6 +134,10 @@ def windows(
         last = lengths - 1
         if until is not None and episodes.arrivals is not None:
             last = np.minimum(np.floor(until * np.asarray(episodes.arrivals)).astype(int), last)
+        if padding == "terminal":
+            last = np.where(_ends_terminal(episodes), last, np.minimum(last, lengths - span))
+            if last.max() < 0:
+                raise InputError(f"{size}, but no episode has as many: lower horizon or stride")
         rows, first = _padded(rows, episodes, span - 1, padding)
     counts = np.maximum(last + 1, 0)
     # Every offset 0 .. last of every episode, without a loop over episodes.
@@ -138,6 +145,14 @@ def windows(
     starts = np.repeat(first, counts) + offsets
     flat = np.asarray(normaliser.normalise(rows), np.float32)
     return Windows(flat, starts.astype(np.int32), horizon, stride)
+
+
+def _ends_terminal(episodes: Episodes) -> Bool[np.ndarray, " E"]:
+    """Whether each episode ends in a terminal state; none does where that is not known."""
+    ends = episodes.starts + np.asarray(episodes.lengths) - 1
+    if episodes.terminations is None:
+        return np.zeros(len(ends), bool)
+    return np.asarray(episodes.terminations)[ends]
 
 
 def _last_that_fit(

@@ -18,7 +18,7 @@ from common_jax.run import environment
 from reward_jax.studies.locomotion.arms import compared, exceeds
 from reward_jax.studies.locomotion.settings import Config
 from reward_jax.studies.locomotion.summary import EXPLAINED, MAIN
-from reward_jax.studies.locomotion.work import ABLATED
+from reward_jax.studies.locomotion.work import ABLATED, PLAIN, slug
 from reward_jax.tasks.locomotion.collect import STEPS
 from reward_jax.tasks.locomotion.robots import ROBOTS
 from reward_jax.tasks.locomotion.task import LocomotionTask
@@ -31,7 +31,6 @@ PAPER = {
     "Hopper-v5": {"unsteered": 24.67, "discriminator": 25.12, "reward": 27.04},
     "Walker2d-v5": {"unsteered": 28.20, "discriminator": 27.98, "reward": 38.40},
 }
-PLAIN = ("unsteered", "discriminator")
 PAPER_UNSEEN = {  # medium, on which no reward was trained
     "HalfCheetah-v5": {"unsteered": 59.41, "reward": 69.32},
     "Hopper-v5": {"unsteered": 58.80, "reward": 64.97},
@@ -187,7 +186,7 @@ def _ablations(found: Mapping[str, Any]) -> Table:
         whole = found["environments"].get(identifier)
         every = {"as above": whole} if whole else {}
         every |= {
-            f"{name} ({', '.join(f'{k} {v:g}' for k, v in one['change'].items())})": one
+            f"{name} ({', '.join(f'{k} {v}' for k, v in one['change'].items())})": one
             for name, one in found["ablations"].items()
             if settings[name]["robot"] == robot
         }
@@ -294,10 +293,12 @@ def _claims(found: Mapping[str, Any], *, whole: bool) -> list[Claim]:
 
 def _strips(config: Config, name: str) -> Figure | None:
     """An episode of each main arm, side by side in time; None where the frames are gone."""
-    task, path = LocomotionTask(name), config.out / name / "shown.npz"
+    task, shown, path = LocomotionTask(name), {}, config.out
     try:
-        with np.load(path) as stored:
-            shown = {arm: stored[arm] for arm in ("unsteered", "reward", "expert")}
+        for arm in ("unsteered", "reward", "expert"):
+            path = config.out / name / "arms" / f"{slug(arm)}.npz"
+            with np.load(path) as stored:
+                shown[arm] = stored["frames"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         print(f"{path}: cannot be read; the report has no strips of {name}", flush=True)
         return None

@@ -9,7 +9,8 @@ one thing each, and measure the reward between its bounds.
 
     out/ROBOT/{base,expert,unseen,reward_N,distilled,discriminator}.safetensors
     out/ROBOT/base/, ...   metrics of each model's training
-    out/ROBOT/result.json, shown.npz
+    out/ROBOT/arms/, unseen_arms/   returns of each arm, and frames of three of its episodes
+    out/ROBOT/result.json
     out/ablations/NAME/    what a change makes anew, likewise
     out/results.json, out/report/
 

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import pathlib
 import re
+from typing import Any, Literal
 
 from common_jax.cli.options import CheckpointOption, SeedOption
 from common_jax.cli.ranges import (
@@ -75,6 +76,11 @@ class Ablation:
         seed: of data and models.
         learning_rate: of matching.
         weight_decay: of matching.
+        path_draws: of matching.
+        action_weight: of matching.
+        rounds: of matching.
+        kind: of the reward.
+        widths: of the reward's network.
         execute: steps of a plan that are executed.
         sampling_steps: of DDIM, in place of the ancestral sampler.
         skip: of them that a plan leaves out, which begins with what is left of the last one.
@@ -86,12 +92,17 @@ class Ablation:
     seed: NonNegativeInt | None = None
     learning_rate: PositiveFloat | None = None
     weight_decay: NonNegativeFloat | None = None
+    path_draws: NonNegativeInt | None = None
+    action_weight: NonNegativeFloat | None = None
+    rounds: PositiveInt | None = None
+    kind: Literal["window", "half_unet", "energy"] | None = None
+    widths: tuple[PositiveInt, ...] | None = None
     execute: PositiveInt | None = None
     sampling_steps: PositiveInt | None = None
     skip: PositiveInt | None = None
 
 
-def changed(ablation: Ablation) -> dict[str, int | float]:
+def changed(ablation: Ablation) -> dict[str, Any]:
     """What an ablation changes, by name."""
     every = dataclasses.asdict(ablation)
     return {name: value for name, value in every.items() if name != "robot" and value is not None}

@@ -8,15 +8,13 @@ from typing import Any
 from common_jax.errors import InputError
 from common_jax.io.files import read_json, write_json
 from reward_jax.studies.locomotion.settings import Config, changed
-from reward_jax.studies.locomotion.work import ABLATED, ablation_part
+from reward_jax.studies.locomotion.work import ABLATED, ARM, ablation_part
 from reward_jax.tasks.locomotion.robots import ROBOTS
 
 __all__ = ["EXPLAINED", "MAIN", "read_ablations", "read_results", "summarise"]
 
 MAIN = ("unsteered", "discriminator", "raw_difference", "reward", "expert")
-_ARM = dict.fromkeys(
-    ("mean", "standard_error", "seed_standard_error", "normalized", "episodes", "returns")
-) | {"settings": dict.fromkeys(("scale", "t_stopgrad")), "over": {}, "seconds": {}}
+_ARM = ARM | {"over": {}}
 EXPLAINED = ("explained", "explained_on_raw_paths", "explained_on_own_paths")
 
 

@@ -2,16 +2,16 @@
 
 import functools
 import json
-from collections.abc import Iterable
+import pathlib
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
-from common_jax.io.files import write_arrays, write_json
+from common_jax.io.files import read_json, write_arrays, write_json
 from reward_jax.data.episodes import Episodes
 from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel
 from reward_jax.diffusion.schedule import cosine_schedule
@@ -37,11 +37,15 @@ from reward_jax.studies.locomotion.settings import Config
 from reward_jax.studies.workshop import Clock, Workshop
 from reward_jax.tasks.locomotion.task import LocomotionTask
 
-__all__ = ["ABLATED", "RobotWork", "ablation_part"]
+__all__ = ["ABLATED", "ARM", "PLAIN", "RobotWork", "ablation_part", "slug"]
 
-_PADDING = "repeat"  # a window may begin at every step
+_PADDING = "terminal"  # what follows a recovery that was cut out is not known
 _GUIDED = ("discriminator", "raw_difference", "reward", "distilled")
 ABLATED = ("unsteered", "raw_difference", "reward", "expert")
+PLAIN = ("unsteered", "discriminator")  # what every arm is compared to, besides temperatures
+ARM = dict.fromkeys(
+    ("mean", "standard_error", "seed_standard_error", "normalized", "episodes", "returns")
+) | {"settings": dict.fromkeys(("scale", "t_stopgrad")), "seconds": {}}
 
 
 class RobotWork:
@@ -66,15 +70,14 @@ class RobotWork:
         for name in ("reward", "distilled", "judge"):
             getattr(self, name)
             clock.lap(name)
-        found["arms"], shown = self._measured(self._arms(), self.base)
+        found["arms"] = self._measured(self._arms(), self.base, "arms")
         clock.lap("rollouts")
         if self.config.unseen_data:
-            found["unseen"], _ = self._measured(self._arms(), self.unseen)
+            found["unseen"] = self._measured(self._arms(), self.unseen, "unseen_arms")
             clock.lap("unseen base")
-        found["diagnostics"] = self._diagnostics(self.reward)
+        found["diagnostics"] = self._diagnostics(found["arms"])
         clock.lap("diagnostics")
         found["seconds"] = clock.seconds
-        write_arrays(self.shop.folder / "shown.npz", **shown)
         write_json(path, found)
         self._say(json.dumps(clock.seconds))
 
@@ -84,7 +87,7 @@ class RobotWork:
         if path.exists():
             return
         work, clock = self._ablated(name), Clock()
-        found, _ = work._measured(ABLATED, work.base)
+        found = work._measured(ABLATED, work.base, "arms")
         clock.lap("all")
         write_json(path, {"arms": found, "seconds": clock.seconds})
 
@@ -93,8 +96,20 @@ class RobotWork:
         c, a = self.config, self.config.ablations[name]
         episodes = _given(base_episodes=a.base_episodes, expert_episodes=a.expert_episodes)
         models = episodes | _given(seed=a.seed)
-        matching = _given(learning_rate=a.learning_rate, weight_decay=a.weight_decay)
-        own = replace(self.own, matching=replace(self.own.matching, **matching), distilled=None)
+        matching = _given(
+            learning_rate=a.learning_rate,
+            weight_decay=a.weight_decay,
+            path_draws=a.path_draws,
+            action_weight=a.action_weight,
+        )
+        network, rounds = _given(kind=a.kind, widths=a.widths), _given(rounds=a.rounds)
+        own = replace(
+            self.own,
+            reward=replace(self.own.reward, **network),
+            matching=replace(self.own.matching, **matching),
+            distilled=None,
+            **rounds,
+        )
         acts = _given(execute=a.execute, warm_start=True if a.skip else None)
         config = replace(
             c, robots={self.task.name: own}, rollout=replace(c.rollout, **acts), **models
@@ -109,33 +124,34 @@ class RobotWork:
             )
         work.world_seed = self.world_seed  # returns are of the same starts and noise
         untouched = [] if models else ["base", "expert"]
-        untouched += [] if models or matching else ["reward"]
+        untouched += [] if models or matching or network or rounds else ["reward"]
         # `cached_property` takes what stands in the object already.
         vars(work).update({one: getattr(self, one) for one in untouched})
         return work
 
     @functools.cached_property
     def base_data(self) -> Episodes:
-        return self._record(self.config.base_data, self.config.base_episodes, 0)
+        return self._record(self.config.base_data, self.config.base_episodes, "base data")
 
     @functools.cached_property
     def expert_data(self) -> Episodes:
-        return self._record(self.config.expert_data, self.config.expert_episodes, 1)
+        return self._record(self.config.expert_data, self.config.expert_episodes, "expert data")
 
     @functools.cached_property
     def base(self) -> TrajectoryModel:
         """The base, in a space of its own: a Gaussian normaliser, nothing clipped."""
-        space = space_of(
-            self.base_data, horizon=self.own.horizon, stride=1, actions=True, normaliser="gaussian"
-        )
-        source, c = window_source(self.base_data, space, _PADDING), self.own
-        begin = Untrained(cosine_schedule(c.diffusion_steps), c.network, None)
+        own, seed = self.own, self._seed("base")
 
         def make(context: RunContext) -> TrajectoryModel:
-            seed = self.config.seed
-            return fit(source, space, begin, c.base_training, seed=seed, context=context)
+            data = self.base_data
+            space = space_of(
+                data, horizon=own.horizon, stride=1, actions=True, normaliser="gaussian"
+            )
+            source = window_source(data, space, _PADDING)
+            begin = Untrained(cosine_schedule(own.diffusion_steps), own.network, None)
+            return fit(source, space, begin, own.base_training, seed=seed, context=context)
 
-        return self.shop.model("base", c.base_training.steps, make)
+        return self.shop.model("base", own.base_training.steps, make)
 
     @functools.cached_property
     def expert(self) -> TrajectoryModel:
@@ -145,7 +161,7 @@ class RobotWork:
         def make(context: RunContext) -> TrajectoryModel:
             source = self._windows(self.expert_data)
             space = replace(self.base.space, about=dict(self.expert_data.about))
-            seed = self.config.seed + 1
+            seed = self._seed("expert")
             return fit(source, space, self.base, training, seed=seed, context=context)
 
         return self.shop.model("expert", training.steps, make)
@@ -158,11 +174,11 @@ class RobotWork:
         def make(context: RunContext) -> TrajectoryModel:
             c = self.config
             assert c.unseen_data is not None  # else nothing asks for it
-            episodes = self._record(c.unseen_data, c.base_episodes, 2)
+            episodes = self._record(c.unseen_data, c.base_episodes, "unseen data")
             space = replace(self.base.space, about=dict(episodes.about))
             begin = Untrained(old.schedule, self.own.network, old.clip)
             source = self._windows(episodes)
-            return fit(source, space, begin, training, seed=c.seed + 2, context=context)
+            return fit(source, space, begin, training, seed=self._seed("unseen"), context=context)
 
         return self.shop.model("unseen", training.steps, make)
 
@@ -183,7 +199,7 @@ class RobotWork:
                     self.expert.space,
                     own.reward,
                     own.matching,
-                    seed=self.config.seed + 10 + index,
+                    seed=self._seed(f"reward {index}"),
                     begin=begin,
                     context=context,
                 )
@@ -208,7 +224,7 @@ class RobotWork:
                 self.expert.space,
                 cheap.reward,
                 cheap.matching,
-                seed=self.config.seed + 30,
+                seed=self._seed("distilled"),
                 context=context,
             )
 
@@ -224,13 +240,18 @@ class RobotWork:
         if options.kind == "energy":
             options = replace(options, kind="window")
         sources = self._windows(self.base_data), self._windows(self.expert_data)
-        seed = self.config.seed + 20
+        seed = self._seed("discriminator")
         return self.shop.discriminator(
             "discriminator", like, sources, options, self.own.matching, seed=seed
         )
 
-    def _record(self, which: str, count: int, seed: int) -> Episodes:
-        seed = self.config.seed + 100 + seed
+    def _seed(self, purpose: str, seed: int | None = None) -> int:
+        """A seed of its own for each purpose, of the study's: no two share random numbers."""
+        words = [self.config.seed if seed is None else seed, *purpose.encode()]
+        return int(np.random.SeedSequence(words).generate_state(1)[0]) >> 1
+
+    def _record(self, which: str, count: int, purpose: str) -> Episodes:
+        seed = self._seed(purpose)
         return self.task.record(episodes=count, span=self.own.horizon, seed=seed, goal=which)
 
     def _windows(self, episodes: Episodes) -> Strided:
@@ -261,44 +282,45 @@ class RobotWork:
             return Arm(base, SeedBlocks(reward), reward.seeds or 1)
         return Arm(self.expert if name == "expert" else base)
 
-    def _measured(
-        self, names: Iterable[str], base: TrajectoryModel
-    ) -> tuple[dict[str, Any], dict[str, Float[np.ndarray, "..."]]]:
-        """Arms' returns on the test seeds, and frames of three episodes of each."""
-        c = self.config
-        test = World(self.task, c.rollout, self.world_seed + 1000)
-        validation = World(self.task, c.rollout, self.world_seed + 2000)
-        candidates = [
-            replace(self.sampling, scale=scale, t_stopgrad=stop)
-            for scale in c.scales
-            for stop in c.t_stopgrads
-        ]
-        temperatures = self._temperatures()
-        found, shown, swept = {}, {}, {}
-        for name in names:
-            arm, options = self._arm(name, base), self.sampling
-            if name in _GUIDED:
-                count = max(1, c.validation // arm.seeds)
-                say = functools.partial(self._say_of, name)
-                options, swept[name] = choose(arm, validation, count, candidates, say)
-            elif name in temperatures:
-                options = replace(options, temperature=temperatures[name])
-            outcome = returns(arm, test, c.environments, options)
-            found[name] = summary(arm, outcome, self.task, options)
-            shown[name] = outcome.shown[:3]
-            one = found[name]
-            self._say(f"{name}: {one['mean']:.1f} ({one['standard_error']:.1f})")
-        controls = [n for n in found if n in ("unsteered", "discriminator") or n in temperatures]
+    def _measured(self, names: Iterable[str], base: TrajectoryModel, where: str) -> dict[str, Any]:
+        """Arms' returns on the test seeds; each stands in a file of `where`, and is made once."""
+        found = {name: self._measure(name, base, self.shop.folder / where) for name in names}
+        controls = [name for name in found if name in PLAIN or name in self._temperatures()]
         for one in found.values():
             one["over"] = {other: compared(one, found[other]) for other in controls}
-        for name, rows in swept.items():
-            found[name]["validation"] = rows
-        return found, shown
+        return found
+
+    def _measure(self, name: str, base: TrajectoryModel, folder: pathlib.Path) -> dict[str, Any]:
+        """One arm: NAME.json, and beside it frames of three of its episodes."""
+        path = folder / f"{slug(name)}.json"
+        if path.exists():
+            return read_json(path, ARM)
+        c = self.config
+        test = World(self.task, c.rollout, self._seed("test", self.world_seed))
+        validation = World(self.task, c.rollout, self._seed("validation", self.world_seed))
+        arm, options, rows = self._arm(name, base), self.sampling, None
+        if name in _GUIDED:
+            candidates = [
+                replace(self.sampling, scale=scale, t_stopgrad=stop)
+                for scale in c.scales
+                for stop in c.t_stopgrads
+            ]
+            say = functools.partial(self._say_of, name)
+            options, rows = choose(arm, validation, c.validation, candidates, say)
+        elif name in self._temperatures():
+            options = replace(options, temperature=self._temperatures()[name])
+        outcome = returns(arm, test, c.environments, options)
+        found = summary(arm, outcome, self.task, options) | ({"validation": rows} if rows else {})
+        self._say(f"{name}: {found['mean']:.1f} ({found['standard_error']:.1f})")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_arrays(path.with_suffix(".npz"), frames=outcome.shown[:3])
+        write_json(path, found)
+        return found
 
     def _gap(self) -> dict[str, Any]:
         """Whether the expert's plans beat the base's by two standard errors."""
         c = self.config
-        world = World(self.task, c.rollout, self.world_seed + 2000)
+        world = World(self.task, c.rollout, self._seed("validation", self.world_seed))
         options = GuidanceOptions()
         base, expert = (
             summary(arm, returns(arm, world, c.validation, options), self.task, options)
@@ -313,21 +335,26 @@ class RobotWork:
             )
         return gap | {"expert_beats_base": beats}
 
-    def _diagnostics(self, reward: RelativeReward) -> dict[str, Any]:
-        """What the reward explains of held-out data and on guided paths, by t."""
-        c, base, expert = self.config, self.base.denoiser, self.expert.denoiser
+    def _diagnostics(self, arms: Mapping[str, Any]) -> dict[str, Any]:
+        """What the reward explains of held-out data and on the paths of two arms, by t."""
+        c, reward = self.config, self.reward
+        base, expert = self.base.denoiser, self.expert.denoiser
         fresh = [
-            self._record(which, max(4, count // 10), 50 + index)
-            for index, (which, count) in enumerate(
-                ((c.base_data, c.base_episodes), (c.expert_data, c.expert_episodes))
+            self._record(which, max(4, count // 10), f"held-out {which} data")
+            for which, count in (
+                (c.base_data, c.base_episodes),
+                (c.expert_data, c.expert_episodes),
             )
         ]
         held = Mixed((self._windows(fresh[0]), self._windows(fresh[1])))
-        rows = held.sample(jax.random.key(c.seed + 3), 256)
+        rows = held.sample(jax.random.key(self._seed("held-out rows")), 256)
         guide = TrajectoryGuide(reward, self.expert.space, base.schedule)
         found = diagnose(guide, base, expert, jnp.asarray(rows), matching=self.own.matching)
         pin = self.base.space.pin if self.own.matching.pin else None
-        for name, by in (("raw", ScoreDifference(base, expert)), ("own", reward)):
+        for name, arm, by in (
+            ("raw", "raw_difference", ScoreDifference(base, expert)),
+            ("own", "reward", reward),
+        ):
             targets = draw_path_targets(
                 base,
                 expert,
@@ -335,8 +362,9 @@ class RobotWork:
                 base.schedule,
                 guide=by,
                 count=64 * base.schedule.steps,
-                key=jax.random.key(c.seed + 4),
+                key=jax.random.key(self._seed("paths")),
                 target=reward.target,
+                guidance=replace(self.sampling, scale=arms[arm]["settings"]["scale"]),
                 options=ExtractionOptions(batch_size=64),
                 pin=pin,
             )
@@ -353,7 +381,12 @@ class RobotWork:
 
 def ablation_part(name: str) -> str:
     """The part of the study that an ablation is."""
-    return f"ablations/{name.replace(' ', '-')}"
+    return f"ablations/{slug(name)}"
+
+
+def slug(name: str) -> str:
+    """A name as files have it."""
+    return name.replace(" ", "-")
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -45,10 +45,13 @@ def test_what_is_refused_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_part_that_another_process_holds_is_refused(tmp_path):
+def test_a_part_that_another_process_is_at_is_left_to_it(tmp_path, capsys):
     done: list[str] = []
+    one, out = study(done), Config(tmp_path / "out", names=("a", "b", "c"))
     with resume.alone(tmp_path / "out" / "b"):
         (tmp_path / "out" / "config.yaml").touch()
-        with pytest.raises(InputError, match="b: another run is writing there"):
-            study(done).run(Config(tmp_path / "out"))
-    assert done == ["a"]
+        said = "another process is at b, all else is done; the same command"
+        with pytest.raises(InputError, match=said):
+            one.run(out)
+    assert done == ["a", "c"] and "b: another process is at it" in capsys.readouterr().out
+    assert one.run(out) == {"made": ["a", "c", "a", "b", "c"]}

@@ -1,5 +1,6 @@
 """Windows against a loop over episodes."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,22 @@ def test_padding_lets_every_row_begin_a_window(lengths, arrivals, horizon, strid
         assert len(got) == sum(lengths)
     assert len(got) == len(expected) and got.flat.dtype == np.float32
     np.testing.assert_allclose(got.take(np.arange(len(got))), expected, atol=1e-5)
+
+
+def test_windows_go_on_beyond_terminal_states_alone():
+    """Episodes of 6, 9 and 2 rows: the first falls, the others are cut; the last is too short."""
+    episodes = random_episodes([6, 9, 2])
+    ends = np.zeros(17, bool)
+    ends[5] = True
+    fallen = dataclasses.replace(episodes, terminations=ends)
+    fitted = gaussian(transitions(episodes))
+    options: dict[str, Any] = dict(horizon=4, stride=1, until=None)
+    got = windows(fallen, fitted, padding="terminal", **options)
+    first = windows(episodes, fitted, padding="repeat", **options).take(np.arange(6))
+    rest = windows(episodes, fitted, **options).take(np.arange(3, 9))
+    np.testing.assert_array_equal(got.take(np.arange(len(got))), np.concatenate([first, rest]))
+    with pytest.raises(InputError, match="but no episode has as many: lower horizon or stride"):
+        windows(episodes, fitted, padding="terminal", horizon=12, stride=1, until=None)
 
 
 def test_observations_alone():

@@ -75,6 +75,7 @@ def done(tmp_path_factory):
             rollout=Rollout(steps=8, execute=2),
             ablations={
                 "slower": Ablation(robot="hopper", learning_rate=1e-4, weight_decay=0.1),
+                "narrow": Ablation(robot="hopper", rounds=1, path_draws=0, widths=(5,)),
                 "one step": Ablation(robot="hopper", execute=1),
                 "warm": Ablation(robot="hopper", sampling_steps=4, skip=2),
                 "less data": Ablation(robot="hopper", base_episodes=6),
@@ -126,9 +127,8 @@ def test_ablations(done):
     """What a change does not touch is the study's own; the rest is made anew."""
     config, found = done
     whole = found["environments"]["Hopper-v5"]
-    changed = dict.fromkeys(("one step", "warm", "less data"), set(ABLATED)) | {
-        "slower": {"reward"}
-    }
+    changed: dict[str, set[str]] = dict.fromkeys(("one step", "warm", "less data"), set(ABLATED))
+    changed |= dict.fromkeys(("slower", "narrow"), {"reward"})
     for name, wanted in changed.items():
         one = found["ablations"][name]
         assert set(one) == {*ABLATED, "change"}
@@ -141,6 +141,7 @@ def test_ablations(done):
     rewards = {"reward_0", "reward_1"}
     assert made == {
         "slower": rewards,
+        "narrow": {"reward_0"},
         "one-step": set(),
         "warm": set(),
         "less-data": {"base", "expert", *rewards},
