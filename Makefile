@@ -62,7 +62,7 @@ studies: $(LANGUAGE)
 	  --pairs '[runs/studies/smollm2, runs/studies/gemma]' --out docs/results/tuco
 
 # Relative rewards of robots that walk: tiny is HalfCheetah in minutes, cpu all three in an hour or two,
-# ablations what the reward hangs on, paper the paper's sizes, for a GPU.
+# ablations what the reward hangs on, energy the dear reward and one distilled from it, paper the paper's sizes, for a GPU.
 SIZE ?= tiny
 study-locomotion: $(REWARDS)
 	$(BIN)/reward-jax study locomotion --config configs/reward/study_locomotion_$(SIZE).yaml

@@ -31,7 +31,10 @@ __all__ = [
     "write",
 ]
 
-Verdict = Literal["reproduced", "not reproduced", "not clear", "not testable here"]
+# "reached" and its negation are of figures that we ask of ourselves, not of a paper's claim.
+Verdict = Literal[
+    "reproduced", "not reproduced", "reached", "not reached", "not clear", "not testable here"
+]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -113,6 +113,8 @@ class Matching(ExtractionOptions, AdamOptions):
     Args:
         target: epsilon, score or posterior_mean (the authors').
         weighting: "" for none, or standardise: one over the target's mean square at each t.
+        t_weights: weights of the error by t, one for each step of diffusion, beside `weighting`'s
+            unit; empty for 1.
         x_t: whose data are noised: mixed, base or expert. The expert's alone (the authors') leave
             out the places in which the two models differ.
         pin: impose the first state on x_t (the authors do not).
@@ -128,6 +130,7 @@ class Matching(ExtractionOptions, AdamOptions):
     steps: PositiveInt = 1500
     target: Target = "epsilon"
     weighting: Literal["", "standardise"] = ""
+    t_weights: tuple[NonNegativeFloat, ...] = ()
     x_t: Literal["mixed", "base", "expert"] = "mixed"
     pin: bool = True
     draws: NonNegativeInt = 20000
@@ -136,10 +139,17 @@ class Matching(ExtractionOptions, AdamOptions):
     path_draws: NonNegativeInt = 0
     path_scale: NonNegativeFloat = 1.0
 
-    def check(self) -> None:
-        """Raise InputError for options that do not go together."""
+    def check(self, steps: int) -> None:
+        """Raise InputError for options that do not go together, for so many steps of diffusion."""
         if self.path_draws and not self.draws:
             raise InputError("matching.path_draws needs matching.draws, to which they are added")
+        if self.t_weights and self.weighting:
+            raise InputError("matching.t_weights and matching.weighting: give one of them")
+        if self.t_weights and (len(self.t_weights) != steps or not any(self.t_weights)):
+            raise InputError(
+                f"matching.t_weights are {len(self.t_weights)}: give one for each of the {steps} "
+                "steps of diffusion, some above 0"
+            )
 
 
 def fit_reward(
@@ -161,9 +171,9 @@ def fit_reward(
     a reward to begin with, whose network, target and seeds are taken over. Raises InputError for
     options that do not fit one another, or these models.
     """
-    matching.check()
     context = context or RunContext()
     key, schedule = jax.random.key(seed), base.denoiser.schedule
+    matching.check(schedule.steps)
     start = begin or _beginning(base, expert, space, options, matching, key)
     shared: dict[str, Any] = dict(
         target=start.target,
@@ -237,9 +247,13 @@ def _alike(start: RelativeReward) -> bool:
 
 def _weighting(matching: Matching, own: Target, schedule: Schedule) -> Any:
     """w(t), so that errors count in the unit of matching.target, whatever the network's own is."""
-    if matching.weighting or own == matching.target:
-        return matching.weighting or None
-    return jnp.square(unit(schedule, matching.target) / unit(schedule, own))
+    if matching.weighting:
+        return matching.weighting
+    given = jnp.asarray(matching.t_weights) if matching.t_weights else None
+    if own == matching.target:
+        return given
+    same = jnp.square(unit(schedule, matching.target) / unit(schedule, own))
+    return same if given is None else same * given
 
 
 def _entries(matching: Matching, space: Any) -> Float[np.ndarray, "H D"] | None:

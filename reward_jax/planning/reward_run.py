@@ -125,10 +125,10 @@ def load_extraction(options: RewardRunOptions) -> Extraction:
     """
     check_ranges(options)
     options.check_data()
-    options.matching.check()
     check_directory(options.out, resume=options.resume)
     mesh = mesh_for(dataclasses.asdict(options.mesh))
     base, expert = (load_model(path, TrajectorySpace) for path in (options.base, options.expert))
+    options.matching.check(base.denoiser.schedule.steps)
     expert_score, notes = expert_in_base_coordinates(base, expert, pin=options.matching.pin)
     space = dataclasses.replace(base.space, about=expert.space.about)
     begin = _begin(options, base) if options.init else None

@@ -8,7 +8,8 @@ Legend: N episodes, S reward seeds.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -59,26 +60,40 @@ def choose(
     arm: Arm,
     world: World,
     count: int,
-    candidates: Sequence[GuidanceOptions],
+    options: GuidanceOptions,
+    scales: Sequence[float],
+    stops: Sequence[int],
     done: Callable[[str], None] | None = None,
 ) -> tuple[GuidanceOptions, list[dict[str, Any]]]:
-    """The guidance of the highest mean return on a world's seeds, and what each came to."""
-    found = []
-    for options in candidates:
-        row = {"scale": options.scale, "t_stopgrad": options.t_stopgrad}
-        try:
-            total = np.asarray(returns(arm, world, count, options).measured["return"])
-            row["return"] = float(total.mean())
-            said = f"{row['return']:.0f}"
-        except InputError as error:  # plans that are not finite, at a scale that is too high
-            row["return"], said = None, str(error)
-        found.append(row)
-        if done:
-            done(f"scale {options.scale:g}, t_stopgrad {options.t_stopgrad}: {said}")
-    lived = [index for index, row in enumerate(found) if row["return"] is not None]
-    if not lived:
-        raise InputError(f"plans of every scale fail: {said}; give lower scales")
-    return candidates[max(lived, key=lambda index: found[index]["return"])], found
+    """The guidance of the highest mean return on a world's seeds, and what each came to.
+
+    Every scale is tried at the first t_stopgrad, then the other stops at the best scale.
+    """
+    rows: list[dict[str, Any]] = []
+
+    def best_of(candidates: Iterable[GuidanceOptions]) -> GuidanceOptions | None:
+        for one in candidates:
+            row = {"scale": one.scale, "t_stopgrad": one.t_stopgrad}
+            try:
+                total = np.asarray(returns(arm, world, count, one).measured["return"])
+                row["return"] = float(total.mean())
+                said = f"{row['return']:.0f}"
+            except InputError as error:  # plans that are not finite, at a scale that is too high
+                row["return"], said = None, str(error)
+                row["failed"] = said
+            rows.append(row)
+            if done:
+                done(f"scale {one.scale:g}, t_stopgrad {one.t_stopgrad}: {said}")
+        lived = [row for row in rows if row["return"] is not None]
+        if not lived:
+            return None
+        best = max(lived, key=lambda row: row["return"])
+        return replace(options, scale=best["scale"], t_stopgrad=best["t_stopgrad"])
+
+    best = best_of(replace(options, scale=scale, t_stopgrad=stops[0]) for scale in scales)
+    if best is None:
+        raise InputError(f"plans of every scale fail: {rows[-1]['failed']}; give lower scales")
+    return best_of(replace(best, t_stopgrad=stop) for stop in stops[1:]) or best, rows
 
 
 def summary(

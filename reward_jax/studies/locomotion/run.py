@@ -14,13 +14,14 @@ one thing each, and measure the reward between its bounds.
     out/ablations/NAME/    what a change makes anew, likewise
     out/results.json, out/report/
 
-What is there is not made again.
+What is there is not made again, and several processes may take a robot or an ablation each.
 """
 
 import functools
 from collections.abc import Iterator
 from typing import Any
 
+from common_jax import resume
 from reward_jax.studies.base import Part, Study
 from reward_jax.studies.locomotion.report import write_report
 from reward_jax.studies.locomotion.settings import Config, check
@@ -51,7 +52,11 @@ def _robot(config: Config, name: str) -> None:
 
 
 def _ablation(config: Config, name: str) -> None:
-    RobotWork(config, config.ablations[name].robot).run_ablation(name)
+    robot = config.ablations[name].robot
+    if not (config.out / robot / "result.json").exists():  # another process is at it, or was
+        with resume.alone(config.out / robot):
+            _robot(config, robot)
+    RobotWork(config, robot).run_ablation(name)
 
 
 def _summarise(config: Config) -> dict[str, Any]:

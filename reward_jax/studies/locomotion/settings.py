@@ -1,6 +1,7 @@
 """Settings of the locomotion study, and what could not be studied with them."""
 
 import dataclasses
+import json
 import math
 import pathlib
 import re
@@ -30,7 +31,16 @@ from reward_jax.studies.base import AmountOption
 from reward_jax.tasks.locomotion.collect import SETS
 from reward_jax.tasks.locomotion.task import TASKS
 
-__all__ = ["Ablation", "Config", "Distillation", "RobotSettings", "changed", "check"]
+__all__ = [
+    "Ablation",
+    "Config",
+    "Distillation",
+    "RobotSettings",
+    "ablated",
+    "changed",
+    "check",
+    "given",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,10 +84,13 @@ class Ablation:
         base_episodes: of the base's data.
         expert_episodes: of the expert's data.
         seed: of data and models.
+        steps: of matching.
+        batch_size: of matching.
         learning_rate: of matching.
         weight_decay: of matching.
         path_draws: of matching.
         action_weight: of matching.
+        t_weights: of matching.
         rounds: of matching.
         kind: of the reward.
         widths: of the reward's network.
@@ -90,10 +103,13 @@ class Ablation:
     base_episodes: PositiveInt | None = None
     expert_episodes: PositiveInt | None = None
     seed: NonNegativeInt | None = None
+    steps: PositiveInt | None = None
+    batch_size: PositiveInt | None = None
     learning_rate: PositiveFloat | None = None
     weight_decay: NonNegativeFloat | None = None
     path_draws: NonNegativeInt | None = None
     action_weight: NonNegativeFloat | None = None
+    t_weights: tuple[NonNegativeFloat, ...] | None = None
     rounds: PositiveInt | None = None
     kind: Literal["window", "half_unet", "energy"] | None = None
     widths: tuple[PositiveInt, ...] | None = None
@@ -102,9 +118,45 @@ class Ablation:
     skip: PositiveInt | None = None
 
 
+def ablated(config: "Config", name: str) -> "Config":
+    """The settings of an ablation: of its robot alone, with one thing changed."""
+    a = config.ablations[name]
+    own = config.robots[a.robot]
+    network = given(kind=a.kind, widths=a.widths)
+    matching = given(
+        steps=a.steps,
+        batch_size=a.batch_size,
+        learning_rate=a.learning_rate,
+        weight_decay=a.weight_decay,
+        path_draws=a.path_draws,
+        action_weight=a.action_weight,
+        t_weights=a.t_weights,
+    )
+    own = dataclasses.replace(
+        own,
+        reward=dataclasses.replace(own.reward, **network),
+        matching=dataclasses.replace(own.matching, **matching),
+        distilled=None,
+        **given(rounds=a.rounds),
+    )
+    acts = given(execute=a.execute, warm_start=True if a.skip else None)
+    return dataclasses.replace(
+        config,
+        robots={a.robot: own},
+        rollout=dataclasses.replace(config.rollout, **acts),
+        ablations={},
+        **given(base_episodes=a.base_episodes, expert_episodes=a.expert_episodes, seed=a.seed),
+    )
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """Those that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def changed(ablation: Ablation) -> dict[str, Any]:
-    """What an ablation changes, by name."""
-    every = dataclasses.asdict(ablation)
+    """What an ablation changes, by name, as JSON holds it."""
+    every = json.loads(json.dumps(dataclasses.asdict(ablation)))
     return {name: value for name, value in every.items() if name != "robot" and value is not None}
 
 
@@ -120,8 +172,8 @@ class Config(SeedOption, CheckpointOption, RolloutOption, StopsOption, ScalesOpt
         unseen_data: the set of a base that no reward has seen, in whose steering it is tried; null
             for none.
         environments: test episodes of every arm; of the reward, for each of its seeds.
-        validation: episodes for each scale and t_stopgrad, on seeds of their own, of which an
-            arm's best are chosen.
+        validation: episodes for each scale, then for each t_stopgrad at the best one, on seeds of
+            their own, of which an arm's best are chosen.
         temperatures: of the unsteered base, as controls.
         ablations: a name -> one change, of which only the reward and its bounds are measured.
     """
@@ -170,7 +222,7 @@ def check(config: Config) -> None:
             ("matching", own.matching),
             *([("distilled.matching", own.distilled.matching)] if own.distilled else []),
         ):
-            matching.check()
+            matching.check(own.diffusion_steps)
             if matching.x_t != "mixed":
                 raise InputError(
                     f"robots.{name}.{where}.x_t is {matching.x_t}, but the study matches on "
@@ -203,6 +255,10 @@ def check(config: Config) -> None:
         if not changed(ablation):
             options = [field.name for field in dataclasses.fields(Ablation)][1:]
             raise InputError(f"ablations.{name} changes nothing: give one of {', '.join(options)}")
+        try:
+            check(ablated(config, name))
+        except InputError as error:
+            raise InputError(f"ablations.{name}: {error}") from None
     for option in ("base_data", "expert_data", "unseen_data"):
         given = getattr(config, option)
         if given not in SETS and not (option == "unseen_data" and given is None):

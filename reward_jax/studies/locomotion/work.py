@@ -33,14 +33,14 @@ from reward_jax.studies.locomotion.arms import (
     returns,
     summary,
 )
-from reward_jax.studies.locomotion.settings import Config
+from reward_jax.studies.locomotion.settings import Config, ablated, given
 from reward_jax.studies.workshop import Clock, Workshop
 from reward_jax.tasks.locomotion.task import LocomotionTask
 
 __all__ = ["ABLATED", "ARM", "PLAIN", "RobotWork", "ablation_part", "slug"]
 
 _PADDING = "terminal"  # what follows a recovery that was cut out is not known
-_GUIDED = ("discriminator", "raw_difference", "reward", "distilled")
+_GUIDED = ("discriminator", "raw_difference", "reward", "ensemble", "distilled")
 ABLATED = ("unsteered", "raw_difference", "reward", "expert")
 PLAIN = ("unsteered", "discriminator")  # what every arm is compared to, besides temperatures
 ARM = dict.fromkeys(
@@ -55,6 +55,7 @@ class RobotWork:
         self.config, self.own, self.task = config, config.robots[name], LocomotionTask(name)
         self.part, self.world_seed = part or name, config.seed
         self.sampling = GuidanceOptions()  # but for what an arm sets
+        self.measured: pathlib.Path | None = None  # where arms stand that no reward moves
         self.shop = Workshop(config.out, self.part, save_every=config.save_every)
 
     def run(self) -> None:
@@ -82,7 +83,7 @@ class RobotWork:
         self._say(json.dumps(clock.seconds))
 
     def run_ablation(self, name: str) -> None:
-        """The reward and its bounds with one thing changed."""
+        """The reward and its bounds with one thing changed, of a robot whose own work is done."""
         path = self.config.out / ablation_part(name) / "result.json"
         if path.exists():
             return
@@ -92,39 +93,25 @@ class RobotWork:
         write_json(path, {"arms": found, "seconds": clock.seconds})
 
     def _ablated(self, name: str) -> "RobotWork":
-        """The work of an ablation; what its change does not touch is this one's."""
-        c, a = self.config, self.config.ablations[name]
-        episodes = _given(base_episodes=a.base_episodes, expert_episodes=a.expert_episodes)
-        models = episodes | _given(seed=a.seed)
-        matching = _given(
-            learning_rate=a.learning_rate,
-            weight_decay=a.weight_decay,
-            path_draws=a.path_draws,
-            action_weight=a.action_weight,
-        )
-        network, rounds = _given(kind=a.kind, widths=a.widths), _given(rounds=a.rounds)
-        own = replace(
-            self.own,
-            reward=replace(self.own.reward, **network),
-            matching=replace(self.own.matching, **matching),
-            distilled=None,
-            **rounds,
-        )
-        acts = _given(execute=a.execute, warm_start=True if a.skip else None)
-        config = replace(
-            c, robots={self.task.name: own}, rollout=replace(c.rollout, **acts), **models
-        )
+        """The work of an ablation; what its change does not touch is this one's, arms included."""
+        a, config = self.config.ablations[name], ablated(self.config, name)
         work = RobotWork(config, self.task.name, ablation_part(name))
         if a.sampling_steps:
             work.sampling = replace(
                 work.sampling,
                 sampler="ddim",
                 sampling_steps=a.sampling_steps,
-                **_given(skip=a.skip),
+                **given(skip=a.skip),
             )
         work.world_seed = self.world_seed  # returns are of the same starts and noise
-        untouched = [] if models else ["base", "expert"]
-        untouched += [] if models or matching or network or rounds else ["reward"]
+        models = ("base_episodes", "expert_episodes", "seed")
+        untouched = []
+        if all(getattr(config, name) == getattr(self.config, name) for name in models):
+            untouched = ["base", "expert"]
+            if work.sampling == self.sampling and config.rollout == self.config.rollout:
+                work.measured = self.shop.folder / "arms"
+            if replace(work.own, distilled=None) == replace(self.own, distilled=None):
+                untouched += ["reward"]
         # `cached_property` takes what stands in the object already.
         vars(work).update({one: getattr(self, one) for one in untouched})
         return work
@@ -247,8 +234,8 @@ class RobotWork:
 
     def _seed(self, purpose: str, seed: int | None = None) -> int:
         """A seed of its own for each purpose, of the study's: no two share random numbers."""
-        words = [self.config.seed if seed is None else seed, *purpose.encode()]
-        return int(np.random.SeedSequence(words).generate_state(1)[0]) >> 1
+        entropy = [self.config.seed if seed is None else seed, *purpose.encode()]
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0]) >> 1
 
     def _record(self, which: str, count: int, purpose: str) -> Episodes:
         seed = self._seed(purpose)
@@ -263,7 +250,7 @@ class RobotWork:
     def _arms(self) -> list[str]:
         """The names of all arms, in the order of tables."""
         temperatures = self._temperatures()
-        cheap = ["distilled"] if self.own.distilled else []
+        cheap = ["ensemble", "distilled"] if self.own.distilled else []
         guided = ["discriminator", "raw_difference", "reward", *cheap]
         return ["unsteered", *temperatures, *guided, "expert"]
 
@@ -276,6 +263,8 @@ class RobotWork:
             return Arm(base, self.judge.guide)
         if name == "raw_difference":
             return Arm(base, ScoreDifference(self.base.denoiser, self.expert.denoiser))
+        if name == "ensemble":  # the mean over seeds, which `distilled` learns
+            return Arm(base, self.reward)
         if name in ("reward", "distilled"):
             reward = self.reward if name == "reward" else self.distilled
             assert reward is not None
@@ -292,6 +281,8 @@ class RobotWork:
 
     def _measure(self, name: str, base: TrajectoryModel, folder: pathlib.Path) -> dict[str, Any]:
         """One arm: NAME.json, and beside it frames of three of its episodes."""
+        if self.measured and name != "reward":
+            folder = self.measured
         path = folder / f"{slug(name)}.json"
         if path.exists():
             return read_json(path, ARM)
@@ -300,13 +291,9 @@ class RobotWork:
         validation = World(self.task, c.rollout, self._seed("validation", self.world_seed))
         arm, options, rows = self._arm(name, base), self.sampling, None
         if name in _GUIDED:
-            candidates = [
-                replace(self.sampling, scale=scale, t_stopgrad=stop)
-                for scale in c.scales
-                for stop in c.t_stopgrads
-            ]
             say = functools.partial(self._say_of, name)
-            options, rows = choose(arm, validation, c.validation, candidates, say)
+            swept = self.sampling, c.scales, c.t_stopgrads
+            options, rows = choose(arm, validation, c.validation, *swept, say)
         elif name in self._temperatures():
             options = replace(options, temperature=self._temperatures()[name])
         outcome = returns(arm, test, c.environments, options)
@@ -387,7 +374,3 @@ def ablation_part(name: str) -> str:
 def slug(name: str) -> str:
     """A name as files have it."""
     return name.replace(" ", "-")
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}

@@ -106,6 +106,19 @@ def test_errors_count_in_the_target_s_unit_whatever_the_network_s_own():
     weights = extract._weighting(MATCHING, "score", schedule)
     np.testing.assert_allclose(weights, 1 - schedule.alphas_cumprod, rtol=1e-5)
     assert extract._weighting(MATCHING, "epsilon", schedule) is None
+    by_t = dataclasses.replace(MATCHING, t_weights=tuple(np.linspace(0, 2, schedule.steps)))
+    np.testing.assert_allclose(extract._weighting(by_t, "epsilon", schedule), by_t.t_weights)
+    np.testing.assert_allclose(
+        extract._weighting(by_t, "score", schedule), weights * np.array(by_t.t_weights), rtol=1e-5
+    )
+    by_t.check(schedule.steps)
+    for wrong, said in (
+        (dataclasses.replace(by_t, weighting="standardise"), "give one of them"),
+        (dataclasses.replace(by_t, t_weights=(1.0,)), "are 1: give one for each"),
+        (dataclasses.replace(by_t, t_weights=(0.0,) * schedule.steps), "some above 0"),
+    ):
+        with pytest.raises(InputError, match=said):
+            wrong.check(schedule.steps)
 
 
 def test_guided_paths_and_the_first_action(monkeypatch):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common_jax import resume
 from common_jax.errors import InputError
 from reward_jax.data.checkpoint import load_guide, load_model
 from reward_jax.data.trajectory.space import TrajectorySpace
@@ -79,6 +80,7 @@ def done(tmp_path_factory):
                 "one step": Ablation(robot="hopper", execute=1),
                 "warm": Ablation(robot="hopper", sampling_steps=4, skip=2),
                 "less data": Ablation(robot="hopper", base_episodes=6),
+                "low t": Ablation(robot="hopper", t_weights=(2.0, 1.0, 0.5, 0.1, 0.0, 0.0)),
             },
         )
         found = STUDY.run(config)
@@ -92,7 +94,7 @@ def test_results(done):
     assert json.loads((config.out / "results.json").read_text()) == found
     for base in ("environments", "unseen"):
         one = found[base]["Hopper-v5"]
-        assert set(one) == {*MAIN, "temperature 0.5", "distilled"}
+        assert set(one) == {*MAIN, "temperature 0.5", "ensemble", "distilled"}
         for name in MAIN:
             arm = one[name]
             episodes = 6 if name == "reward" else 3
@@ -128,7 +130,7 @@ def test_ablations(done):
     config, found = done
     whole = found["environments"]["Hopper-v5"]
     changed: dict[str, set[str]] = dict.fromkeys(("one step", "warm", "less data"), set(ABLATED))
-    changed |= dict.fromkeys(("slower", "narrow"), {"reward"})
+    changed |= dict.fromkeys(("slower", "narrow", "low t"), {"reward"})
     for name, wanted in changed.items():
         one = found["ablations"][name]
         assert set(one) == {*ABLATED, "change"}
@@ -142,6 +144,7 @@ def test_ablations(done):
     assert made == {
         "slower": rewards,
         "narrow": {"reward_0"},
+        "low-t": rewards,
         "one-step": set(),
         "warm": set(),
         "less-data": {"base", "expert", *rewards},
@@ -174,6 +177,7 @@ def test_the_report(done):
     assert "24.67" not in text and "normalized |" not in text  # of 1,000 steps, these are of 8
     assert re.search(r"reward \| -?\d+ \+- \d+ \(seeds \+- \d+\)", text)
     assert "| Hopper-v5 | less data (base_episodes 6) | " in text
+    assert "| Hopper-v5 | narrow (path_draws 0, rounds 1, widths 5) | " in text
     assert "no renderer" not in text and (page.parent / "strips_hopper.svg").exists()
 
 
@@ -185,6 +189,20 @@ def test_a_second_start_makes_nothing_anew(done, monkeypatch):
     monkeypatch.setattr(LocomotionTask, "record", None)
     monkeypatch.setattr(run, "policies", lambda name: None)
     assert STUDY.run(config) == found
+
+
+def test_an_ablation_waits_for_its_robot(tmp_path, monkeypatch):
+    """It begins with the robot's models: where another process makes those, it is left, too."""
+    ablations = {"slower": Ablation(robot="hopper", learning_rate=1e-4)}
+    config = Config(out=tmp_path / "study", robots={"hopper": OWN}, ablations=ablations)
+    monkeypatch.setattr(work.RobotWork, "run", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        STUDY.run(config)  # it has begun
+    with (
+        resume.alone(config.out / "hopper"),
+        pytest.raises(InputError, match="another process is at hopper, ablations/slower, all"),
+    ):
+        STUDY.run(config)
 
 
 def test_robots_without_policies_are_refused_at_once(tmp_path, monkeypatch):
@@ -216,18 +234,20 @@ def test_a_scale_that_fails_is_not_chosen(monkeypatch):
     def returns(arm, world, count, options):
         if options.scale > 1:
             raise InputError("actions are not finite: lower the guidance scale")
-        return Outcome({"return": np.full(count, 10.0 * options.scale)}, np.zeros(0))
+        more = {0: 0.0, 3: 3.0, 5: -5.0}[options.t_stopgrad]
+        return Outcome({"return": np.full(count, 10.0 * options.scale + more)}, np.zeros(0))
 
     monkeypatch.setattr(arms, "returns", returns)
     lines = []
-    candidates = [GuidanceOptions(scale=scale) for scale in (0.5, 1.0, 4.0)]
     nothing: Any = None
-    choose = functools.partial(arms.choose, nothing, nothing, 3)
-    best, rows = choose(candidates, lines.append)
-    assert best.scale == 1.0 and [row["return"] for row in rows] == [5.0, 10.0, None]
-    assert lines[-1] == "scale 4, t_stopgrad 0: actions are not finite: lower the guidance scale"
+    choose = functools.partial(arms.choose, nothing, nothing, 3, GuidanceOptions())
+    best, rows = choose((0.5, 1.0, 4.0), (0, 3, 5), lines.append)
+    assert (best.scale, best.t_stopgrad) == (1.0, 3)
+    assert [row["return"] for row in rows] == [5.0, 10.0, None, 13.0, 5.0]
+    assert [row["scale"] for row in rows[3:]] == [1.0, 1.0]
+    assert lines[2] == "scale 4, t_stopgrad 0: actions are not finite: lower the guidance scale"
     with pytest.raises(InputError, match="plans of every scale fail: actions are not finite"):
-        choose(candidates[2:])
+        choose((4.0,), (0,))
 
 
 def arm(mean, error=1.0, over=None):
@@ -287,6 +307,14 @@ def test_a_share_of_no_gain_is_none():
         (
             {"ablations": {"x": Ablation(seed=1)}},
             "ablations.x.robot is 'halfcheetah': give one of",
+        ),
+        (
+            {"ablations": {"x": Ablation(robot="hopper", batch_size=9)}},
+            "ablations.x: robots.hopper.matching.batch_size is 9: give an even number",
+        ),
+        (
+            {"ablations": {"x": Ablation(robot="hopper", t_weights=(1.0, 0.0))}},
+            "ablations.x: matching.t_weights are 2: give one for each of the 6 steps",
         ),
         (
             {"ablations": {"x": Ablation(robot="hopper")}},

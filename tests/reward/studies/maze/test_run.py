@@ -170,7 +170,10 @@ def test_a_second_start_makes_nothing_anew(done, monkeypatch):
 
 def test_a_maze_that_another_process_works_on_is_refused(done):
     config, _ = done
-    with resume.alone(config.out / "umaze"), pytest.raises(InputError, match="umaze: another run"):
+    with (
+        resume.alone(config.out / "umaze"),
+        pytest.raises(InputError, match="another process is at umaze"),
+    ):
         STUDY.run(config)
 
 
