@@ -24,6 +24,7 @@ import ctypes
 import itertools
 import json
 import os
+import pathlib
 import signal
 import socket
 import sys
@@ -32,9 +33,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from common_jax.errors import InputError
+from common_jax.errors import InputError, Taken
 
-__all__ = ["beat", "by_first", "count", "is_first", "joined", "meet"]
+__all__ = ["beat", "by_first", "count", "is_first", "joined", "meet", "there"]
 
 _PACE = 2.0  # seconds between two signs of life
 _SILENT = 15  # looks in a row at which a process has said nothing new: it is lost
@@ -71,10 +72,15 @@ def meet() -> None:
 def by_first(act: Callable[[], Any]) -> Any:
     """What `act` returns in process 0, where alone it is called, once all are here.
 
-    The value is what JSON holds. Its InputError is raised in every process. All call it at the
-    same point of the program; within `act`, process 0 is alone.
+    The value is what JSON holds. Its InputError (or `Taken`) is raised in every process. All call
+    it at the same point of the program; within `act`, process 0 is alone.
     """
     return _world.by_first(act) if _world and not _world.alone else act()
+
+
+def there(path: pathlib.Path) -> bool:
+    """Whether a file is there, in the eyes of process 0: all take the same way from here."""
+    return by_first(path.exists)
 
 
 @contextlib.contextmanager
@@ -266,7 +272,7 @@ class _World:
         if self.index:
             said = json.loads(self._wait(self._store.blocking_key_value_get, key))
             if "error" in said:
-                raise InputError(said["error"])
+                raise (Taken if said["taken"] else InputError)(said["error"])
             return said["value"]
         if number:
             self._store.key_value_delete(f"tuco_reward/said/{number - 1}")  # all have read it
@@ -276,7 +282,7 @@ class _World:
             said = {"value": act()}
             return said["value"]
         except InputError as error:
-            said = {"error": str(error)}
+            said = {"error": str(error), "taken": isinstance(error, Taken)}
             raise
         finally:
             self.alone = False

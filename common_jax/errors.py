@@ -1,6 +1,6 @@
-"""The one exception for bad input, which a user can mend."""
+"""The exceptions for bad input, which a user can mend."""
 
-__all__ = ["InputError"]
+__all__ = ["InputError", "Taken"]
 
 
 class InputError(Exception):
@@ -8,3 +8,7 @@ class InputError(Exception):
 
     Command lines print it and exit with code 2; nothing that it concerns has been written.
     """
+
+
+class Taken(InputError):
+    """Another run holds what is asked for."""

@@ -15,8 +15,8 @@ import pathlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, BinaryIO
 
-from common_jax.distributed import by_first
-from common_jax.errors import InputError
+from common_jax.distributed import by_first, there
+from common_jax.errors import InputError, Taken
 from common_jax.io.files import make_folder, parse_json, write_json
 
 __all__ = [
@@ -51,7 +51,7 @@ def settle(folder: str | pathlib.Path, settings: Settings, *, free: Collection[s
     """`check`, and store the settings in `folder`, which exists, for later starts to check."""
     check(folder, settings, free=free)
     path = pathlib.Path(folder) / SETTINGS
-    if not path.exists():
+    if not there(path):
         write_json(path, _plain({k: v for k, v in settings.items() if k not in free}))
 
 
@@ -60,6 +60,10 @@ def check(folder: str | pathlib.Path, settings: Settings, *, free: Collection[st
 
     settings: all of them must be the same in a resumed run, except the names in `free`.
     """
+    by_first(lambda: _check(folder, settings, free))
+
+
+def _check(folder: str | pathlib.Path, settings: Settings, free: Collection[str]) -> None:
     path = pathlib.Path(folder) / SETTINGS
     if not path.exists():
         return
@@ -100,10 +104,6 @@ def difference(found: Settings, wanted: Settings, *, free: Collection[str] = ())
         if dot and isinstance(wanted.get(group), Mapping):
             return f"{name} {before[name]!r}, which is not given now"
     return None
-
-
-class Taken(InputError):
-    """Another process holds what is asked for."""
 
 
 @contextlib.contextmanager

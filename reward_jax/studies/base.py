@@ -17,8 +17,10 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any, Generic, Protocol, TypeVar
 
 from common_jax import resume
+from common_jax.cli.options import MeshOptions
 from common_jax.cli.ranges import PositiveInt
-from common_jax.errors import InputError
+from common_jax.errors import InputError, Taken
+from common_jax.mesh import mesh_for
 from common_jax.run import check_directory, note_run
 
 __all__ = ["AmountOption", "Part", "Study"]
@@ -37,12 +39,14 @@ class AmountOption:
     expert_episodes: PositiveInt = 600
 
 
-class _HasOut(Protocol):
+class _Options(Protocol):
     @property
     def out(self) -> pathlib.Path: ...
+    @property
+    def mesh(self) -> MeshOptions: ...
 
 
-Config = TypeVar("Config", bound=_HasOut)
+Config = TypeVar("Config", bound=_Options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,16 +61,16 @@ class Part:
 class Study(Generic[Config]):
     """One experiment.
 
-    config: class of its options, a dataclass with the folder `out`. check, parts, summarise: see
-    the module; check sees a folder that is empty or of the same settings. free: settings that may
-    change from start to start.
+    config: class of its options, a dataclass with the folder `out` and a `mesh`. check, parts,
+    summarise: see the module; check sees a folder that is empty or of the same settings. free:
+    settings that may change from start to start.
     """
 
     config: type[Config]
     check: Callable[[Config], None]
     parts: Callable[[Config], Iterable[Part]]
     summarise: Callable[[Config], dict[str, Any]]
-    free: Collection[str] = ("out",)
+    free: Collection[str] = ("out", "mesh")
 
     def run(self, config: Config) -> dict[str, Any]:
         """Do what is not done yet; writes and returns the summary.
@@ -80,6 +84,7 @@ class Study(Generic[Config]):
         check_directory(config.out, resume=True)
         resume.check(config.out, settings, free=self.free)
         self.check(config)
+        mesh_for(dataclasses.asdict(config.mesh))
         note_run(config.out, settings)
         resume.settle(config.out, settings, free=self.free)
         held = []
@@ -87,7 +92,7 @@ class Study(Generic[Config]):
             try:
                 with resume.alone(config.out / part.name):
                     part.run()
-            except resume.Taken:
+            except Taken:
                 held.append(part.name)
                 print(f"{part.name}: another process is at it", flush=True)
         if held:

@@ -15,8 +15,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from common_jax.distributed import by_first
+from common_jax.distributed import by_first, there
 from reward_jax.data.checkpoint import load_guide, load_model, save_guide, save_model
 from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel, TrajectorySpace
 from reward_jax.diffusion.sources import Source
@@ -28,11 +29,16 @@ __all__ = ["Clock", "Workshop"]
 
 
 class Workshop:
-    """Models of one part of a study. out: the study's folder; part: the part's name in it."""
+    """Models of one part of a study.
 
-    def __init__(self, out: pathlib.Path, part: str, *, save_every: int) -> None:
+    out: the study's folder; part: the part's name in it. mesh: batches are sharded over it.
+    """
+
+    def __init__(
+        self, out: pathlib.Path, part: str, *, save_every: int, mesh: Mesh | None = None
+    ) -> None:
         self.folder = out / part
-        self._out, self._part, self._save_every = out, part, save_every
+        self._out, self._part, self._save_every, self._mesh = out, part, save_every, mesh
 
     def model(
         self, name: str, steps: int, make: Callable[[RunContext], TrajectoryModel]
@@ -99,12 +105,13 @@ class Workshop:
         is there.
         """
         folder = path.with_suffix("")
-        if path.exists():
+        if there(path):
             yield None
         else:
             name = f"{self._part} {path.stem}"
             about: dict[str, Any] = {"out": str(self._out), "model": name}
-            with open_run(folder, about, name, steps, save_every=self._save_every) as run:
+            how: dict[str, Any] = {"save_every": self._save_every, "mesh": self._mesh}
+            with open_run(folder, about, name, steps, **how) as run:
                 yield run
         # A start that was killed between the model's writing and here left them, too.
         by_first(lambda: shutil.rmtree(folder / "checkpoints", ignore_errors=True))

@@ -1,11 +1,13 @@
 """One of several processes that steps along with the others until its test ends it."""
 
 import argparse
+import contextlib
+import pathlib
 import sys
 import time
 
-from common_jax.distributed import by_first, is_first, joined, meet
-from common_jax.errors import InputError
+from common_jax.distributed import by_first, is_first, joined, meet, there
+from common_jax.errors import InputError, Taken
 
 
 def main() -> int:
@@ -42,6 +44,10 @@ def work(act: str) -> None:
         assert total == host.sum()
         if number == 2:
             assert by_first(lambda: [own, is_first()]) == [0, True]
+            assert there(pathlib.Path("/")) and not there(pathlib.Path(f"/no such file {own}"))
+            with contextlib.suppress(Taken):  # in both, so that both go on without it
+                by_first(take)
+                raise AssertionError("taken by process 0 alone")
             print("ready", file=sys.stderr, flush=True)
         if number == 3 and act == "end":
             print("done")
@@ -54,6 +60,10 @@ def work(act: str) -> None:
             time.sleep(1_000_000)
         meet()
         time.sleep(0.05)
+
+
+def take() -> None:
+    raise Taken("another run is there")
 
 
 def refuse() -> None:

@@ -66,6 +66,39 @@ def test_extract(made, tmp_path):
     close(*[load_guide(path, TrajectorySpace).guide.params for path in found])  # pyright: ignore[reportAttributeAccessIssue]
 
 
+STUDY = """
+robots:
+  hopper:
+    horizon: 4
+    diffusion_steps: 6
+    network: {kind: mlp, width: 16, blocks: 1}
+    base_training: {steps: 20, batch_size: 8, prediction: x0, ema: {begin: 0, every: 1}}
+    expert_training: {steps: 20, batch_size: 8, prediction: x0, ema: {begin: 0, every: 1}}
+    reward: {widths: [8]}
+    matching: {steps: 10, batch_size: 8, draws: 64, path_draws: 48, seeds: 2}
+unseen_data: null
+base_episodes: 8
+expert_episodes: 8
+environments: 4
+validation: 2
+scales: [0.5]
+temperatures: []
+rollout: {steps: 6}
+"""
+
+
+def test_a_study(made, tmp_path):
+    """Models are trained, and plans made, over both; what each acts out is what one does."""
+    (tmp_path / "study.yaml").write_text(STUDY)
+    found = both(tmp_path, "study", "locomotion", "--config", tmp_path / "study.yaml")
+    one, two = (json.loads((path / "results.json").read_text()) for path in found)
+    for arm, result in one["environments"]["Hopper-v5"].items():
+        other = two["environments"]["Hopper-v5"][arm]
+        np.testing.assert_allclose(other["returns"], result["returns"], atol=2e-3)
+    pages = [(path / "report" / "report.md").read_text() for path in found]
+    assert all("| Hopper-v5 | reward | " in page for page in pages)
+
+
 def test_steer(made, tmp_path):
     argv = ["--base", made / "base.safetensors", "--reward", made / "reward.safetensors"]
     found = both(tmp_path, "steer", *argv, "--plans", 4)

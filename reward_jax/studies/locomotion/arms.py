@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float
 
 from common_jax.errors import InputError
@@ -41,17 +42,21 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """Where arms act. seed: of starts and noise."""
+    """Where arms act.
+
+    seed: of starts and noise. mesh: plans are sharded over it; every process acts all of them out.
+    """
 
     task: LocomotionTask
     rollout: Rollout
     seed: int
+    mesh: Mesh | None = None
 
 
 def returns(arm: Arm, world: World, count: int, options: GuidanceOptions) -> Outcome:
     """Episodes of an arm: `count` for each seed of its guide, each set from the same starts."""
     starts = np.tile(world.task.starts(count, world.seed), (arm.seeds, 1))
-    acts = planner(arm.model, guide=arm.guide, options=options)
+    acts = planner(arm.model, guide=arm.guide, options=options, mesh=world.mesh)
     key = jax.random.key(world.seed)
     return world.task.execute(acts, starts, key=key, goal=None, rollout=world.rollout)
 

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from common_jax import resume
+from common_jax.distributed import there
 from reward_jax.studies.base import Part, Study
 from reward_jax.studies.locomotion.report import write_report
 from reward_jax.studies.locomotion.settings import Config, check
@@ -53,7 +54,7 @@ def _robot(config: Config, name: str) -> None:
 
 def _ablation(config: Config, name: str) -> None:
     robot = config.ablations[name].robot
-    if not (config.out / robot / "result.json").exists():  # another process is at it, or was
+    if not there(config.out / robot / "result.json"):  # another process is at it, or was
         with resume.alone(config.out / robot):
             _robot(config, robot)
     RobotWork(config, robot).run_ablation(name)
@@ -66,4 +67,4 @@ def _summarise(config: Config) -> dict[str, Any]:
     return found
 
 
-STUDY = Study(Config, _check, _parts, _summarise, free=("out", "save_every"))
+STUDY = Study(Config, _check, _parts, _summarise, free=("out", "save_every", "mesh"))

@@ -7,7 +7,7 @@ import pathlib
 import re
 from typing import Any, Literal
 
-from common_jax.cli.options import CheckpointOption, SeedOption
+from common_jax.cli.options import CheckpointOption, DeviceOption, SeedOption
 from common_jax.cli.ranges import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -161,7 +161,15 @@ def changed(ablation: Ablation) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(SeedOption, CheckpointOption, RolloutOption, StopsOption, ScalesOption, AmountOption):
+class Config(
+    SeedOption,
+    DeviceOption,
+    CheckpointOption,
+    RolloutOption,
+    StopsOption,
+    ScalesOption,
+    AmountOption,
+):
     """Steer weak robots by what a strong one wants: returns of every arm, on one set of seeds.
 
     Args:

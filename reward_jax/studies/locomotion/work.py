@@ -4,14 +4,16 @@ import functools
 import json
 import pathlib
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from common_jax.distributed import there
 from common_jax.io.files import read_json, write_arrays, write_json
+from common_jax.mesh import mesh_for
 from reward_jax.data.episodes import Episodes
 from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel
 from reward_jax.diffusion.schedule import cosine_schedule
@@ -56,12 +58,13 @@ class RobotWork:
         self.part, self.world_seed = part or name, config.seed
         self.sampling = GuidanceOptions()  # but for what an arm sets
         self.measured: pathlib.Path | None = None  # where arms stand that no reward moves
-        self.shop = Workshop(config.out, self.part, save_every=config.save_every)
+        self.mesh = mesh_for(asdict(config.mesh))
+        self.shop = Workshop(config.out, self.part, save_every=config.save_every, mesh=self.mesh)
 
     def run(self) -> None:
         """Train, choose, roll out, write."""
         path = self.shop.folder / "result.json"
-        if path.exists():
+        if there(path):
             return
         clock, found = Clock(), {}
         for name in ("base", "expert"):
@@ -85,7 +88,7 @@ class RobotWork:
     def run_ablation(self, name: str) -> None:
         """The reward and its bounds with one thing changed, of a robot whose own work is done."""
         path = self.config.out / ablation_part(name) / "result.json"
-        if path.exists():
+        if there(path):
             return
         work, clock = self._ablated(name), Clock()
         found = work._measured(ABLATED, work.base, "arms")
@@ -284,11 +287,11 @@ class RobotWork:
         if self.measured and name != "reward":
             folder = self.measured
         path = folder / f"{slug(name)}.json"
-        if path.exists():
+        if there(path):
             return read_json(path, ARM)
         c = self.config
-        test = World(self.task, c.rollout, self._seed("test", self.world_seed))
-        validation = World(self.task, c.rollout, self._seed("validation", self.world_seed))
+        test = self._world("test")
+        validation = self._world("validation")
         arm, options, rows = self._arm(name, base), self.sampling, None
         if name in _GUIDED:
             say = functools.partial(self._say_of, name)
@@ -307,7 +310,7 @@ class RobotWork:
     def _gap(self) -> dict[str, Any]:
         """Whether the expert's plans beat the base's by two standard errors."""
         c = self.config
-        world = World(self.task, c.rollout, self._seed("validation", self.world_seed))
+        world = self._world("validation")
         options = GuidanceOptions()
         base, expert = (
             summary(arm, returns(arm, world, c.validation, options), self.task, options)
@@ -358,6 +361,10 @@ class RobotWork:
             on_paths = explained_of(reward, targets, base.schedule, pin=pin)
             found[f"explained_on_{name}_paths"] = np.asarray(on_paths, np.float64).tolist()
         return found
+
+    def _world(self, purpose: str) -> World:
+        seed = self._seed(purpose, self.world_seed)
+        return World(self.task, self.config.rollout, seed, self.mesh)
 
     def _say_of(self, arm: str, line: str) -> None:
         self._say(f"{arm}, on validation seeds: {line}")

@@ -54,4 +54,6 @@ def _summarise(config: Config) -> dict[str, Any]:
     return summary
 
 
-STUDY = Study(Config, _check, _parts, _summarise, free=("mazes", "goals", "out", "save_every"))
+STUDY = Study(
+    Config, _check, _parts, _summarise, free=("mazes", "goals", "out", "save_every", "mesh")
+)

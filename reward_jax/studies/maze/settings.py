@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 
-from common_jax.cli.options import CheckpointOption, SeedOption
+from common_jax.cli.options import CheckpointOption, DeviceOption, SeedOption
 from common_jax.cli.ranges import PositiveInt, check_ranges
 from common_jax.errors import InputError
 from reward_jax.data.trajectory.windows import HorizonOption
@@ -28,6 +28,7 @@ STRIDES = {"open": 10, "umaze": 10, "medium": 16, "large": 28}
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(
     SeedOption,
+    DeviceOption,
     CheckpointOption,
     ScalesOption,
     PlansOption,

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from common_jax.distributed import there
 from common_jax.io.files import write_arrays, write_json
+from common_jax.mesh import mesh_for
 from reward_jax.data.episodes import Episodes
 from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel
 from reward_jax.diffusion.schedule import cosine_schedule
@@ -39,7 +41,8 @@ class MazeWork:
 
     def __init__(self, config: Config, task: MazeTask) -> None:
         self.config, self.task = config, task
-        self.shop = Workshop(config.out, task.name, save_every=config.save_every)
+        mesh = mesh_for(dataclasses.asdict(config.mesh))
+        self.shop = Workshop(config.out, task.name, save_every=config.save_every, mesh=mesh)
         self.stride = STRIDES[task.name]
 
     def record(self, goal: Any, count: int, seed: int) -> Episodes:
@@ -73,7 +76,7 @@ class MazeWork:
     def null(self) -> None:
         """Two checkpoints of one base: where does the map of their "reward" peak?"""
         path = self.shop.folder / "null.json"
-        if path.exists():
+        if there(path):
             return
         c = self.config
         base, source, rows = self.base
@@ -95,7 +98,7 @@ class MazeWork:
         """Expert, reward, map, steering and the discriminator of one goal."""
         name = f"goal_{index}"
         folder = self.shop.folder / name
-        if (folder / "result.json").exists():
+        if there(folder / "result.json"):
             return
         c, task, place = self.config, self.task, self.task.goals()[index]
         base, base_source, rows = self.base

@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from common_jax import resume
+from common_jax.cli.options import MeshOptions
 from common_jax.errors import InputError
 from reward_jax.studies.base import Part, Study
 
@@ -15,6 +16,7 @@ class Config:
     out: pathlib.Path
     size: int = 2
     names: tuple[str, ...] = ("a", "b")
+    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
 
 def study(done: list[str]) -> Study[Config]:
@@ -42,6 +44,12 @@ def test_parts_are_done_in_order_and_settings_kept(tmp_path):
 def test_what_is_refused_writes_nothing(tmp_path):
     with pytest.raises(InputError, match="size must be 1 or more"):
         study([]).run(Config(tmp_path / "out", size=0))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mesh_that_cannot_be_is_refused_too(tmp_path):
+    with pytest.raises(InputError, match="mesh 3000 x 1 x 1 .* wants 3000 devices"):
+        study([]).run(Config(tmp_path / "out", mesh=MeshOptions(data=3000)))
     assert not list(tmp_path.iterdir())
 
 
