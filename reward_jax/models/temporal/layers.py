@@ -234,6 +234,21 @@ class LinearAttention(nn.Module):
         y = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="norm")(x)
         y = nn.Dense(3 * self.heads * self.width, use_bias=False, name="qkv")(y)
         q, k, v = jnp.moveaxis(y.reshape(*y.shape[:2], 3, self.heads, self.width), 2, 0)
-        context = jnp.einsum("bthd,bthe->bhde", jax.nn.softmax(k, axis=1), v)
-        out = jnp.einsum("bhde,bthd->bthe", context, q * self.width**-0.5)
+        out = _attended(jax.nn.softmax(k, axis=1), v, q * self.width**-0.5)
         return x + nn.Dense(x.shape[-1], name="out")(out.reshape(*x.shape[:2], -1))
+
+
+def _attended(
+    k: Float[Array, "B T N W"], v: Float[Array, "B T N W"], q: Float[Array, "B T N W"]
+) -> Float[Array, "B T N W"]:
+    """Of N heads, W wide: sum over s of (q_t . k_s) v_s, linear in T by summing k_s v_s first.
+
+    Of a few steps, pairs of them are fewer operations than the W x W sums, and as sums in loops
+    quicker than as products of such small matrices (on Zen 4, 512 rows: a fourth of the time at 4
+    steps, a tenth at 2; with derivatives half to nine tenths; from 8 steps on, slower).
+    """
+    if k.shape[1] <= 4:
+        pairs = jnp.sum(q[:, :, None] * k[:, None], axis=-1, keepdims=True)
+        return jnp.sum(pairs * v[:, None], axis=2)
+    context = jnp.einsum("bthd,bthe->bhde", k, v)
+    return jnp.einsum("bhde,bthd->bthe", context, q)

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from common_jax.errors import InputError
 from reward_jax.models.conv import MANY
-from reward_jax.models.temporal.layers import GroupNorm, activation, mish
+from reward_jax.models.temporal.layers import GroupNorm, _attended, activation, mish
 
 
 def test_mish_to_the_second_derivative():
@@ -50,3 +50,16 @@ def test_group_norm_is_flax_s_twice_differentiated(rows):
             f(ours, params),
             f(theirs, params),
         )
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 5, 8])
+def test_linear_attention_by_pairs_of_steps_or_by_sums(steps):
+    """Few steps are summed in another order; both are the formula, in double precision."""
+    rng = np.random.default_rng(steps)
+    k, v, q = rng.normal(size=(3, 6, steps, 2, 7))
+    wanted = np.zeros_like(q)
+    for t in range(steps):
+        for s in range(steps):
+            wanted[:, t] += np.sum(q[:, t] * k[:, s], axis=-1, keepdims=True) * v[:, s]
+    got = _attended(*(jnp.asarray(x, jnp.float32) for x in (k, v, q)))
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
