@@ -182,6 +182,33 @@ def test_the_report(done):
 
 
 @pytest.mark.slow
+def test_a_report_of_two_robots_of_which_one_has_a_cheap_network(done, tmp_path, capsys):
+    """And frames that are gone, or cut short, cost their picture alone."""
+    config, found = done
+    other = dataclasses.replace(OWN, distilled=None)
+    config = dataclasses.replace(
+        config, out=tmp_path, robots=config.robots | {"walker2d": other}, ablations={}
+    )
+    both = json.loads(json.dumps(found)) | {"ablations": {}}
+    both["robots"]["walker2d"] = both["robots"]["hopper"]
+    for base in ("environments", "unseen"):
+        arms_of = dict(both[base]["Hopper-v5"])
+        for name in ("ensemble", "distilled"):
+            del arms_of[name]
+        both[base]["Walker2d-v5"] = arms_of
+    (tmp_path / "hopper" / "arms").mkdir(parents=True)
+    (tmp_path / "hopper" / "arms" / "unsteered.npz").write_bytes(b"PK cut short")
+    text = (write_report(config, both).parent / "report.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| Walker2d-v5 |")]
+    assert any("| reward |" in row for row in rows)
+    assert not any("| distilled |" in row for row in rows)
+    assert "(Hopper-v5), " in text and "(Walker2d-v5)" in text
+    said = capsys.readouterr().out
+    for name in ("hopper", "walker2d"):
+        assert f"{name}/arms/unsteered.npz: cannot be read; the report has no strips" in said
+
+
+@pytest.mark.slow
 def test_a_second_start_makes_nothing_anew(done, monkeypatch):
     config, found = done
     for module, name in ((work, "fit"), (work, "fit_reward"), (work, "returns")):
