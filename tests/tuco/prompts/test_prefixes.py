@@ -109,6 +109,18 @@ def test_nine_tenths_in_common_are_computed_about_once(count):
     assert len({b.shape for b in batches}) == 1
 
 
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_what_rows_see_is_bounded_behind_a_long_prefix(multiple):
+    """Each row of a chunk has the prefix's keys and values of its own."""
+    rng, budget = np.random.default_rng(1), 1024
+    head = rng.integers(0, 99, 4000)
+    rows = [headed(rng, head, rng.integers(8, 24)) for _ in range(100)]
+    (batch,) = [b for b in pack_shared(rows, budget, multiple) if isinstance(b, Behind)]
+    side = batch.size // batch.chunks
+    assert side % multiple == 0 and batch.width == 4000
+    assert side == multiple or side * (batch.width + batch.length) <= 8 * budget
+
+
 def test_many_headers_of_few_prompts_share_batches():
     rows = many(heads=[300] * 20, prompts=200)
     batches = pack_shared(rows, 4096)
