@@ -125,7 +125,9 @@ def joined(
         if process:
             print(f"{program}: process 0 runs this command alone", file=sys.stderr)
         elif "TPU_WORKER_HOSTNAMES" in os.environ:  # its chips wait for those of the others
-            os.environ["JAX_PLATFORMS"] = "cpu"
+            import jax
+
+            jax.config.update("jax_platforms", "cpu")  # a variable is read when jax is imported
         yield not process
         return
     with _initialized(program, coordinator, processes, process, patience):
@@ -324,7 +326,10 @@ class _World:
     def _aborted(self, _: int) -> None:
         """JAX's client aborts where the service is gone: its line, with a name."""
         if not self._leaving:  # for a reason that has been told
-            self._print(f"process 0, which the others meet at, was lost; {_AGAIN}")
+            lost = (
+                "aborted" if self.index == 0 else "process 0, which the others meet at, was lost"
+            )
+            self._print(f"{lost} (the lines above are JAX's own); {_AGAIN}")
         os._exit(self._code)
 
     def _end(self, what: str, code: int) -> None:

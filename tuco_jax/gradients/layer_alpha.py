@@ -189,7 +189,7 @@ def fit_layer_alpha(
     if weights.shape != choices.answers.shape or not float(weights.sum()) > 0:
         raise InputError("weights: give one a question, above 0 in sum")
     alpha, history = _fit(pair, choices, weights, options or LayerAlphaOptions())
-    return alpha, np.asarray(history)
+    return alpha, fetch(history)
 
 
 def check_choices(pair: Pair, choices: Choices) -> None:

@@ -230,4 +230,4 @@ def fit_soft_prompt(
         return fetch(found)
 
     others = evaluate(held_out) if held_out is not None else None
-    return SoftPrompt(vectors, np.asarray(history), *evaluate(prompts), others)
+    return SoftPrompt(vectors, fetch(history), *evaluate(prompts), others)

@@ -19,6 +19,7 @@ from jaxtyping import Float
 
 from common_jax.cli.ranges import PositiveInt
 from common_jax.errors import InputError
+from common_jax.mesh import fetch
 from common_jax.report.figures import PALETTE, draw
 from common_jax.report.findings import Claim, Figure, Findings, Table
 from tuco_jax.datasets.prompt_groups import CONTRASTS, PromptGroup, prompt_groups
@@ -84,7 +85,7 @@ def random_change(pair: Pair, seed: int = 0) -> Pair:
     new = tree.flatten_up_to(merge(pair.base["layers"], merged_layers(pair)))
     changed = []
     for a, b in zip(old, new, strict=True):
-        before, after = (np.asarray(x, np.float32) for x in (a, b))
+        before, after = (np.asarray(x, np.float32) for x in fetch((a, b)))
         axes = tuple(range(1, a.ndim))
         norm = np.sqrt(np.square(after - before).sum(axis=axes, keepdims=True))
         noise = rng.standard_normal(a.shape, np.float32)
