@@ -58,8 +58,8 @@ def lora(config: ModelConfig, seed: int, rank: int = 3, scale: float = 0.3):
 
     def factors(tree):
         if "kernel" in tree:
-            depth, rows, columns = tree["kernel"].shape
-            return {"a": normal(depth, rows, rank), "b": normal(depth, rank, columns)}
+            *stacked, rows, columns = tree["kernel"].shape
+            return {"a": normal(*stacked, rows, rank), "b": normal(*stacked, rank, columns)}
         return {k: factors(v) for k, v in tree.items() if isinstance(v, dict) and "scale" not in v}
 
     return {"layers": factors(layers)}

@@ -66,6 +66,17 @@ _FIELDS: dict[str, dict[str, Any]] = {
     ),
     "phi3": dict(sliding_window=5, partial_rotary_factor=0.5),
     "olmo2": dict(attention_bias=True),
+    "mixtral": dict(head_dim=16, sliding_window=5, num_local_experts=5, num_experts_per_tok=2),
+    "qwen3_moe": dict(
+        head_dim=16,
+        attention_bias=True,
+        use_sliding_window=True,
+        sliding_window=4,
+        moe_intermediate_size=20,
+        num_experts=7,
+        num_experts_per_tok=3,
+        norm_topk_prob=False,
+    ),
     "gpt2": dict(n_inner=48, num_key_value_heads=None, intermediate_size=None),
     "gpt_neox": dict(partial_rotary_factor=0.5, rotary_pct=0.5, num_key_value_heads=None),
 }
@@ -97,7 +108,7 @@ def tiny_hf(
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             noise = torch.randn(tensor.shape, generator=generator)
-            if tensor.dim() == 2:
+            if tensor.dim() >= 2:
                 tensor.copy_(noise * 1.5 / tensor.shape[-1] ** 0.5)
             elif name.endswith(".weight"):
                 tensor.copy_(0.3 * noise + (1.0 if plain_norms else 0.0))

@@ -1,6 +1,7 @@
 """Low-rank factors for training: target layers, initial values, scale.
 
-Legend: L layers, r rank. W + scale A B, A [L, in, r], B [L, r, out]. As in the PEFT library, A
+Legend: L layers, r rank. W + scale A B, A [L, in, r], B [L, r, out]; each expert of a mixture has
+factors of its own, A [L, E, in, r], B [L, E, r, out]. As in the PEFT library, A
 starts uniform in +-1/sqrt(in) (Kaiming's, a = sqrt(5)), B starts at zero, and the scale is not
 part of what is trained, so that learning rates mean the same as there.
 """
@@ -31,7 +32,8 @@ class LoraOptions:
         rank: r, columns of A and rows of B.
         alpha: the update's scale is alpha / rank.
         rslora: make it alpha / sqrt(rank), which keeps updates of one size at high ranks.
-        targets: all linear layers, or a list of q, k, v, o, gate, up, down.
+        targets: all linear layers, or a list of q, k, v, o, gate, up, down; gate, up and down of
+            every expert, where there are some, and their router.
     """
 
     rank: PositiveInt = 8
@@ -73,11 +75,11 @@ def init(config: ModelConfig, options: LoraOptions, key: Key[Array, ""]) -> Para
     factors = {}
     paths = targets(config, options.targets)
     for path, own in zip(paths, jax.random.split(key, len(paths)), strict=True):
-        depth, rows, columns = shapes[f"{path}/kernel"].shape
+        *stacked, rows, columns = shapes[f"{path}/kernel"].shape
         bound = 1 / math.sqrt(rows)
-        shape = (depth, rows, options.rank)
+        shape = (*stacked, rows, options.rank)
         factors[f"{path}/a"] = jax.random.uniform(own, shape, minval=-bound, maxval=bound)
-        factors[f"{path}/b"] = jnp.zeros((depth, options.rank, columns))
+        factors[f"{path}/b"] = jnp.zeros((*stacked, options.rank, columns))
     return unflatten_dict(factors, sep="/")
 
 

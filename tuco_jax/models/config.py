@@ -14,6 +14,7 @@ _SIZES = ("vocab_size", "width", "depth", "heads", "kv_heads", "head_dim", "mlp_
 _SIZES += ("max_positions",)
 # No model has more; tuples are made of as many layers, and tables of as many features.
 _MOST = dict.fromkeys(_SIZES, 2**31) | {"depth": 10_000, "head_dim": 65_536}
+_MOST_EXPERTS = 2048  # of a layer
 _SCALES = ("norm_eps", "norm_offset", "query_scale", "embed_scale")
 _SCALES += ("attention_softcap", "logit_softcap")
 
@@ -70,6 +71,9 @@ class ModelConfig:
 
     activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
     gated: bool = True
+    experts: int = 0  # MLPs of a layer, each of mlp_width; 0: one, without a router
+    experts_used: int = 0  # of them at a token
+    experts_normed: bool = True  # weights of those used add up to 1
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
@@ -86,6 +90,8 @@ class ModelConfig:
     tied_head: bool = False
 
     def __post_init__(self) -> None:
+        if self.experts > _MOST_EXPERTS:
+            raise ValueError(f"experts is {self.experts}, more than any model has")
         for name in _SIZES:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -107,6 +113,10 @@ class ModelConfig:
             raise ValueError(
                 f"rope_index and windows need one entry for each of {self.depth} layers"
             )
+        if self.experts < 0 or not min(self.experts, 1) <= self.experts_used <= self.experts:
+            raise ValueError(f"{self.experts_used} of {self.experts} experts cannot be used")
+        if self.experts and (self.mlp_bias or not self.gated):
+            raise ValueError("experts have gates, and no biases")
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"{self.heads} query heads cannot share {self.kv_heads} key/value heads evenly"

@@ -211,6 +211,39 @@ def _qwen3(c: PreTrainedConfig) -> Fields:
     return _common(c) | dict(qkv_bias=bias, out_bias=bias, windows=windows, qk_norm="head")
 
 
+def _mixtral(c: PreTrainedConfig) -> Fields:
+    if c.head_dim is None:
+        c = copy.deepcopy(c)
+        c.head_dim = c.hidden_size // c.num_attention_heads
+    return _mistral(c) | dict(experts=_experts(c), experts_used=c.num_experts_per_tok)
+
+
+def _qwen3_moe(c: PreTrainedConfig) -> Fields:
+    if c.mlp_only_layers or c.decoder_sparse_step != 1:
+        field = "mlp_only_layers" if c.mlp_only_layers else "decoder_sparse_step"
+        raise InputError(
+            f"{field} is {getattr(c, field)}: layers without experts beside layers with them are "
+            "not supported"
+        )
+    bias = c.attention_bias
+    return _common(c) | dict(
+        qkv_bias=bias,
+        out_bias=bias,
+        qk_norm="head",
+        mlp_width=c.moe_intermediate_size,
+        windows=_windows(c, None),
+        experts=_experts(c),
+        experts_used=c.num_experts_per_tok,
+        experts_normed=bool(c.norm_topk_prob),
+    )
+
+
+def _experts(c: PreTrainedConfig) -> int:
+    if c.num_experts < 1:
+        raise InputError(f"num_experts is {c.num_experts}; {c.model_type} has 1 or more")
+    return c.num_experts
+
+
 def _gemma(c: PreTrainedConfig, **common: Any) -> Fields:
     if c.use_bidirectional_attention:
         raise InputError("use_bidirectional_attention: only causal models are supported")
@@ -316,8 +349,10 @@ def _gpt_neox(c: PreTrainedConfig) -> Fields:
 _MAPPINGS: dict[str, Callable[[PreTrainedConfig], Fields]] = {
     "llama": _llama,
     "mistral": _mistral,
+    "mixtral": _mixtral,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
+    "qwen3_moe": _qwen3_moe,
     "gemma": _gemma,
     "gemma2": _gemma2,
     "gemma3_text": _gemma3,

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from tuco_jax.models.attention import attend
 from tuco_jax.models.config import ModelConfig
+from tuco_jax.models.experts import PerExpert, by_expert
 from tuco_jax.models.numerics import along_last, matmul
 from tuco_jax.models.positions import LayerInfo, Positions, rotate
 
@@ -181,6 +182,47 @@ class MLP(nn.Module):
         return Linear(c.width, c.mlp_bias, name="down")(y)
 
 
+class _PerExpert(nn.Module):
+    """One linear layer of every expert, with low-rank factors where there are some."""
+
+    shape: tuple[int, int, int]  # [E, in, out]
+
+    @nn.compact
+    def __call__(self) -> PerExpert:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(batch_axis=(0,)), self.shape)
+        if not self.has_variable("lora", "a"):
+            return PerExpert(kernel, None)
+        return PerExpert(kernel, (self.get_variable("lora", "a"), self.get_variable("lora", "b")))
+
+
+class Mixture(nn.Module):
+    """A few gated MLPs at each token, chosen and weighted by a router.
+
+    Each model of a pair has a router of its own. The pre-trained block routes the stream that the
+    tuned model makes by the pre-trained router, since f_PT(x, l) is all of that block: FTC holds
+    what comes of another choice of experts, too, beside what comes of other experts. Where two
+    experts are all but tied for the last place, rounding decides, and what the block adds jumps.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B Q D"]) -> Float[Array, "B Q D"]:
+        c = self.config
+        rows = x.reshape(-1, c.width)
+        shares = jax.nn.softmax(Linear(c.experts, name="router")(rows), axis=-1)
+        weights, chosen = jax.lax.top_k(shares, c.experts_used)
+        if c.experts_normed:
+            weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+        layers = {
+            "gate": _PerExpert((c.experts, c.width, c.mlp_width), name="gate")(),
+            "up": _PerExpert((c.experts, c.width, c.mlp_width), name="up")(),
+            "down": _PerExpert((c.experts, c.mlp_width, c.width), name="down")(),
+        }
+        y = by_expert(_ACTIVATIONS[c.activation], rows, chosen, layers)
+        return jnp.sum(y * weights[..., None], axis=1).reshape(x.shape)
+
+
 class Block(nn.Module):
     """One decoder layer: f(x, l) of the paper, in two steps or at once.
 
@@ -193,7 +235,7 @@ class Block(nn.Module):
     def setup(self) -> None:
         c = self.config
         self.attention = Attention(c)
-        self.mlp = MLP(c)
+        self.mlp = Mixture(c) if c.experts else MLP(c)
         if c.pre_norm:
             self.attention_norm = make_norm(c)
             self.mlp_norm = make_norm(c)

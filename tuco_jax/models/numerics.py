@@ -1,13 +1,13 @@
 """Matrix products and soft caps that every layer shares; float32 here means float32.
 
-Legend: n the last axis of x, and of a vector.
+Legend: n the last axis of x, and of a vector; m rows, E kernels.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-__all__ = ["along_last", "matmul", "softcap"]
+__all__ = ["along_last", "matmul", "ragged_matmul", "softcap"]
 
 _PRECISION = jax.lax.Precision.HIGHEST  # no TF32 on GPU, no single bfloat16 pass on TPU
 
@@ -16,6 +16,19 @@ def matmul(x: Float[Array, "... n"], kernel: Float[Array, "... n out"]) -> Float
     """The product of operands of the kernel's type, accumulated in float32."""
     return jnp.matmul(
         x.astype(kernel.dtype), kernel, precision=_PRECISION, preferred_element_type=jnp.float32
+    )
+
+
+def ragged_matmul(
+    x: Float[Array, "m n"], kernels: Float[Array, "E n out"], sizes: Int[Array, " E"]
+) -> Float[Array, "m out"]:
+    """`matmul` of the first sizes[0] rows with the first kernel, of the next with the second."""
+    return jax.lax.ragged_dot(
+        x.astype(kernels.dtype),
+        kernels,
+        sizes,
+        precision=_PRECISION,
+        preferred_element_type=jnp.float32,
     )
 
 

@@ -3,8 +3,8 @@
 A mesh is `common_jax.mesh.make_mesh`'s: data, fsdp, tensor. Matrices that read the residual stream
 (q, k, v, gate, up, head) are sharded by columns over "tensor", those that write to it (o, down) by
 rows, so that a block sums over devices twice; the other side of each is sharded over "fsdp" and
-gathered when used. Layers (axis 0) are never sharded: the scan runs over them. An axis whose size
-the mesh's does not divide stays whole.
+gathered when used. So is each expert's of a mixture. Layers (axis 0) are never sharded: the scan
+runs over them. An axis whose size the mesh's does not divide stays whole.
 
 Legend: B batch.
 """
@@ -36,6 +36,7 @@ _RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"positions/table", (None, "fsdp")),
     (r"(q|k|v|gate|up|head)/kernel", ("fsdp", "tensor")),
     (r"(q|k|v|gate|up|head)/bias", ("tensor",)),
+    (r"router/(kernel|a)", ("fsdp", None)),
     (r"(q|k|v|gate|up|head)/a", ("fsdp", None)),
     (r"(q|k|v|gate|up|head)/b", (None, "tensor")),
     (r"(o|down)/kernel", ("tensor", "fsdp")),

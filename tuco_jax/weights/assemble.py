@@ -7,6 +7,7 @@ already on the devices; a CPU device takes over the host's memory without a copy
 """
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,7 +22,7 @@ from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.decoder import Params, param_shapes
 from tuco_jax.weights.arrays import Placement, host_array, place
 
-__all__ = ["DTYPES", "Checkpoint", "Key", "KeyTable", "Placement", "TensorSource"]
+__all__ = ["DTYPES", "Checkpoint", "Key", "KeyTable", "Placement", "TensorSource", "stored_names"]
 
 DTYPES = ("float32", "bfloat16", "float16")
 # Numbers read at a time from a tensor that can be read in rows. Few: dequantised they are held
@@ -50,7 +51,9 @@ class TensorSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """Where one parameter comes from: a tensor's name, `{l}` standing for the layer, and how.
+    """Where one parameter comes from: a tensor's name, and how.
+
+    In the name `{l}` stands for the layer and `{e}` for the expert (`stored_names`).
 
     `transform` turns the tensor that was read into one layer's parameter (transpose, a slice of a
     fused projection, ...). Several keys may read one tensor. `rows` is the parameter's axis along
@@ -63,6 +66,20 @@ class Key:
         lambda a, _: a
     )
     rows: Literal[0, 1] | None = None
+
+
+def stored_names(
+    tensor: str, path: str, config: ModelConfig
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Every name that a key's `tensor` stands for, and what part of its parameter it holds.
+
+    Outside the layers that is (), all of it; else (layer,), or (layer, expert).
+    """
+    layers = range(config.depth) if path.startswith("layers/") else (None,)
+    experts = range(config.experts) if "{e}" in tensor else (None,)
+    for layer, expert in itertools.product(layers, experts):
+        at = tuple(i for i in (layer, expert) if i is not None)
+        yield tensor.format(l=layer, e=expert), at
 
 
 KeyTable = Mapping[str, Key]  # our path, such as "layers/attention/q/kernel", to its key
@@ -102,8 +119,8 @@ class Checkpoint:
         sizes: dict[str, int] = {}
         first: dict[str, tuple[str, tuple[int, ...]]] = {}
         for path, spec in self._wanted.items():
-            shape = spec.shape[1:] if path.startswith("layers/") else spec.shape
-            for tensor in _tensors(self.config, path, self._table[path]):
+            for tensor, at in stored_names(self._table[path].tensor, path, self.config):
+                shape = spec.shape[len(at) :]
                 sizes[tensor] = sizes.get(tensor, 0) + math.prod(shape)
                 first.setdefault(tensor, (path, shape))
         for tensor, size in sizes.items():
@@ -125,8 +142,8 @@ class Checkpoint:
             if stacked and not layers:
                 continue
             host = host_array(spec.shape, self._dtype)
-            for layer in range(self.config.depth) if stacked else (0,):
-                self._fill(host[layer] if stacked else host, path, layer)
+            for tensor, at in stored_names(self._table[path].tensor, path, self.config):
+                self._fill(host[at], path, tensor)
             where = placement(path, spec.shape) if placement else None
             params[path] = place(host, where)
         return unflatten_dict(params, sep="/")
@@ -137,14 +154,15 @@ class Checkpoint:
         for path, spec in self._wanted.items():
             if path.startswith("layers/"):
                 host = host_array(spec.shape[1:], self._dtype)
-                self._fill(host, path, index)
+                for tensor, at in stored_names(self._table[path].tensor, path, self.config):
+                    if at[0] == index:
+                        self._fill(host[at[1:]], path, tensor)
                 params[path.removeprefix("layers/")] = host
         return unflatten_dict(params, sep="/")
 
-    def _fill(self, target: np.ndarray, path: str, layer: int) -> None:
-        """Read one tensor into one layer's parameter, in blocks where the key allows it."""
-        key = self._table[path]
-        tensor, source = key.tensor.format(l=layer), self._source
+    def _fill(self, target: np.ndarray, path: str, tensor: str) -> None:
+        """Read one tensor into its part of a parameter, in blocks where the key allows it."""
+        key, source = self._table[path], self._source
         shape = self._stored[tensor]
         misshaped = self._misshaped(tensor, path, target.shape)
         if key.rows is not None and shape != (target.shape if key.rows == 0 else target.T.shape):
@@ -179,7 +197,7 @@ def _check_names(
     for path in wanted:
         if path not in table:
             raise InputError(f"{name}: family {config.family!r} has no key for {path}")
-        expected |= set(_tensors(config, path, table[path]))
+        expected |= {tensor for tensor, _ in stored_names(table[path].tensor, path, config)}
     missing = sorted(expected - set(shapes))
     unknown = [t for t in sorted(set(shapes) - expected) if not _matches(t, ignore)]
     if missing:
@@ -201,13 +219,6 @@ def _and_more(names: list[str]) -> str:
 
 def _matches(tensor: str, patterns: Iterable[str]) -> bool:
     return any(re.fullmatch(p, tensor) for p in patterns)
-
-
-def _tensors(config: ModelConfig, path: str, key: Key) -> list[str]:
-    """The source tensors of one parameter: one a layer, or one."""
-    if path.startswith("layers/"):
-        return [key.tensor.format(l=layer) for layer in range(config.depth)]
-    return [key.tensor]
 
 
 def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:

@@ -18,6 +18,7 @@ from common_jax.io.wrapped_names import unwrapped
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.families import check_supported, from_huggingface
 from tuco_jax.weights.assemble import Checkpoint
+from tuco_jax.weights.experts import one_by_one
 from tuco_jax.weights.keys import FAMILIES
 from tuco_jax.weights.model import OpenModel
 from tuco_jax.weights.names import Renamed
@@ -51,7 +52,8 @@ def open_model(source: Any, *, dtype: str = "float32") -> OpenModel:
     held = _hold(source)
     config = from_huggingface(held.config)
     family = FAMILIES[config.family]
-    tensors = Renamed(_Tensors(_base_tensors(held.tensors), held.name), config, family)
+    stored = one_by_one(_Tensors(_base_tensors(held.tensors), held.name), config)
+    tensors = Renamed(stored, config, family)
     weights = Checkpoint(config, tensors, family.table(), dtype=dtype)
     return OpenModel(config, weights, None, held.name, copy.deepcopy(held.config))
 

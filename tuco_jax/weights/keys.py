@@ -2,19 +2,20 @@
 
 A table is used in both directions: a stored tensor is split into parameters (import), and the
 parameters are joined into the tensor (export). Paths are those of `models/decoder.py`; `{l}` is
-the layer. Rows that a config does not need (biases, query/key norms) are skipped.
+the layer, `{e}` the expert. Rows that a config does not need (biases, query/key norms) are
+skipped.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Shaped
 
 from tuco_jax.models.config import ModelConfig
-from tuco_jax.weights.assemble import Key, KeyTable
+from tuco_jax.weights.assemble import Key, KeyTable, stored_names
 
 __all__ = ["FAMILIES", "Family", "Layout", "Stored"]
 
@@ -41,6 +42,10 @@ class Stored:
     tensor: str
     paths: tuple[str, ...]
     layout: Layout
+
+    def names(self, config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Its name in every layer (and expert), and what part of the parameters it holds there."""
+        return stored_names(self.tensor, self.paths[0], config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,13 +148,16 @@ _ENDS = (
     *_norm("model.norm", "final_norm"),
     *_one("lm_head.weight", "head/kernel", _TRANSPOSED),
 )
-_SEPARATE = (
+_ATTENTION = (
     *_linear(f"{_LAYER}.self_attn.q_proj", _Q),
     *_linear(f"{_LAYER}.self_attn.k_proj", _K),
     *_linear(f"{_LAYER}.self_attn.v_proj", _V),
     *_linear(f"{_LAYER}.self_attn.o_proj", _O),
     *_norm(f"{_LAYER}.self_attn.q_norm", "layers/attention/q_norm"),
     *_norm(f"{_LAYER}.self_attn.k_norm", "layers/attention/k_norm"),
+)
+_SEPARATE = (
+    *_ATTENTION,
     *_linear(f"{_LAYER}.mlp.gate_proj", _GATE),
     *_linear(f"{_LAYER}.mlp.up_proj", _UP),
     *_linear(f"{_LAYER}.mlp.down_proj", _DOWN),
@@ -169,6 +177,16 @@ _SANDWICH_NORMS = (
 )
 _ROTARY_BUFFER = (r".*\.rotary_emb\.inv_freq",)
 
+
+def _mixture(module: str, gate: str, up: str, down: str) -> tuple[Stored, ...]:
+    """A router and its experts, stored one by one; none has biases."""
+    names = {gate: _GATE, up: _UP, down: _DOWN}
+    return _one(f"{module}.gate.weight", "layers/mlp/router/kernel", _TRANSPOSED) + tuple(
+        Stored(f"{module}.experts.{{e}}.{name}.weight", (f"{path}/kernel",), _TRANSPOSED)
+        for name, path in names.items()
+    )
+
+
 _LLAMA = Family(_ENDS + _SEPARATE + _PRE_NORMS, ignore=_ROTARY_BUFFER)
 _GEMMA2 = Family(_ENDS + _SEPARATE + _SANDWICH_NORMS, ignore=_ROTARY_BUFFER)
 _GEMMA3 = Family(  # a multimodal checkpoint's text model, too
@@ -185,6 +203,24 @@ _PHI3 = Family(
         *_fused(f"{_LAYER}.mlp.gate_up_proj", (_GATE, _UP), _FUSED_GATE_UP),
         *_linear(f"{_LAYER}.mlp.down_proj", _DOWN),
         *_PRE_NORMS,
+    ),
+    ignore=_ROTARY_BUFFER,
+)
+_MIXTRAL = Family(
+    (
+        *_ENDS,
+        *_ATTENTION,
+        *_PRE_NORMS,
+        *_mixture(f"{_LAYER}.block_sparse_moe", gate="w1", up="w3", down="w2"),
+    ),
+    ignore=_ROTARY_BUFFER,
+)
+_QWEN3_MOE = Family(
+    (
+        *_ENDS,
+        *_ATTENTION,
+        *_PRE_NORMS,
+        *_mixture(f"{_LAYER}.mlp", gate="gate_proj", up="up_proj", down="down_proj"),
     ),
     ignore=_ROTARY_BUFFER,
 )
@@ -224,8 +260,10 @@ _GPT_NEOX = Family(
 FAMILIES = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
+    "mixtral": _MIXTRAL,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    "qwen3_moe": _QWEN3_MOE,
     "gemma": _LLAMA,
     "gemma2": _GEMMA2,
     "gemma3_text": _GEMMA3,

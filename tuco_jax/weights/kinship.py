@@ -24,7 +24,7 @@ from tuco_jax.models.decoder import Params
 __all__ = ["matrices", "notes"]
 
 _UNRELATED = 0.1  # correlation; far above that of strangers, far below that of any tuning
-# A matrix's name, and it in the base and in the tuned model, [..., O, I].
+# A matrix's name, and it in the base and in the tuned model, [..., O, I]; all experts' is one.
 Matrices = Iterable[tuple[str, Any, Any]]
 
 
@@ -36,20 +36,20 @@ def matrices(base: Params, tuned: Params) -> Matrices:
             yield ".".join(key.key for key in path[:-1]), old, changed[path]
 
 
-def notes(layer: Callable[[int], Matrices], depth: int) -> list[str]:
+def notes(layer: Callable[[int], Matrices], depth: int, *, stacked: bool = False) -> list[str]:
     """A note on two models that seem to be no pair, or to be one and the same.
 
-    layer: gives the `matrices` of the layer of an index; where they are stacked, those of all
-    layers. The first, middle and last layer are compared.
+    layer: gives the `matrices` of the layer of an index; with `stacked`, those of all layers. The
+    first, middle and last layer are compared.
     """
     looked_at = sorted({0, depth // 2, depth - 1})
     sums: dict[str, np.ndarray] = {}
     for index in looked_at:
         for name, old, new in layer(index):
             # Stacked layers are not cut apart, which would hold each of them twice.
-            at = index if old.ndim > 2 else None
+            at = index if stacked else None
             found = jax.device_get(_sums(old, new, at))
-            size = old.size // (len(old) if old.ndim > 2 else 1)
+            size = old.size // (len(old) if stacked else 1)
             sums[name] = sums.get(name, 0) + np.asarray([*found, size], np.float64)
     where = f"in layers {', '.join(str(i) for i in looked_at)}"
     total = sum(sums.values(), np.zeros(5))

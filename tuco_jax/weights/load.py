@@ -176,7 +176,7 @@ class _TwoModels:
                 return kinship.matrices(old.params["layers"], new.params["layers"])
             return kinship.matrices(*self.layer(index)[:2])
 
-        notes += kinship.notes(compared, new.config.depth)
+        notes += kinship.notes(compared, new.config.depth, stacked=layers)
         return dataclasses.replace(pair, notes=Notes(notes)), tokenizer
 
     def layer(self, index: int) -> tuple[Params, Params, Params]:

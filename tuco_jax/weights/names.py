@@ -35,9 +35,7 @@ class Renamed:
         self.name, self._source, self._family = source.name, source, family
         self._stored: dict[str, str] = {}  # the family's name -> the stored one
         spelling = {
-            family.bare(name): name
-            for row in family.rows
-            for name in (row.tensor.format(l=layer) for layer in range(config.depth))
+            family.bare(name): name for row in family.rows for name, _ in row.names(config)
         }
         plain = {stored: unwrapped(stored) for stored in source.shapes()}
         holder = self._holder(plain.values())

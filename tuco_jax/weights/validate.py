@@ -48,6 +48,7 @@ _SHAPE = (
     "post_norm",
     "parallel",
     "gated",
+    "experts",
     "qkv_bias",
     "out_bias",
     "mlp_bias",

@@ -77,6 +77,16 @@ VALUES = dict(
     reorder_and_upcast_attn=True,
     add_cross_attention=True,
     use_parallel_residual=False,
+    num_experts=5,
+    num_local_experts=4,
+    num_experts_per_tok=1,
+    moe_intermediate_size=12,
+    norm_topk_prob=True,
+    decoder_sparse_step=2,
+    mlp_only_layers=[1],
+    output_router_logits=True,
+    router_aux_loss_coef=0.5,
+    router_jitter_noise=0.5,
     is_decoder=True,
     is_causal=False,
     # Of families that are not here, so that nobody reads them.
@@ -84,7 +94,6 @@ VALUES = dict(
     logit_scale=0.1,
     embedding_multiplier=7.0,
     residual_multiplier=7.0,
-    num_local_experts=2,
     no_rope_layers=[0, 0, 0],
 )
 LIMIT = "max_position_embeddings"  # also the longest row that is read here
@@ -92,6 +101,7 @@ LIMIT = "max_position_embeddings"  # also the longest row that is read here
 UNDECLARED = {
     "head_dim",
     "is_causal",
+    "num_local_experts",
     "original_max_position_embeddings",
     "partial_rotary_factor",
     "rope_theta",
@@ -216,6 +226,12 @@ REFUSED = [
     ("gemma2", dict(query_pre_attn_scalar=-4), "query_pre_attn_scalar is -4"),
     ("llama", dict(rope_parameters=LINEAR | PARTIAL), "would rotate 8 features of heads of 16"),
     ("qwen2", dict(is_causal=False), "is_causal: only causal"),
+    ("qwen3_moe", dict(mlp_only_layers=[1]), r"mlp_only_layers is \[1\]: layers without experts"),
+    ("qwen3_moe", dict(decoder_sparse_step=2), "decoder_sparse_step is 2: layers without experts"),
+    ("qwen3_moe", dict(num_experts=0), "num_experts is 0; qwen3_moe has 1 or more"),
+    ("mixtral", dict(num_experts_per_tok=6), "6 of 5 experts cannot be used; mend the config"),
+    ("mixtral", dict(num_experts_per_tok=0), "0 of 5 experts cannot be used"),
+    ("mixtral", dict(num_local_experts=10**9), "experts is 1000000000, more than any model has"),
     (
         "qwen3",
         dict(per_layer_config={"1": {"intermediate_size": 40}}),

@@ -20,7 +20,7 @@ from tuco_jax.weights.load import load_model, load_pair
 TOKENIZER = tiny_tokenizer()
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "phi3"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "phi3", "mixtral", "qwen3_moe"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_transformers_model_is_what_it_would_be_from_disk(family, dtype, tmp_path):
     model, _ = tiny_hf(family)

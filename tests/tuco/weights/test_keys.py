@@ -16,7 +16,7 @@ def test_parts_of_a_tensor_join_into_it(name):
     tensors = {family.bare(key): value.numpy() for key, value in model.state_dict().items()}
     found = 0
     for row in family.rows:
-        tensor = tensors.get(family.bare(row.tensor.format(l=1)))
+        tensor = tensors.get(family.bare(row.tensor.format(l=1, e=2)))
         if tensor is not None:
             parts = row.layout.split(tensor, config)
             assert len(parts) == len(row.paths)

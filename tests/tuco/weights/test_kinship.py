@@ -29,7 +29,8 @@ def notes(base, tuned):
         return kinship.matrices(*jax.tree.map(lambda x: x[index], params))
 
     found = kinship.notes(layer, CONFIG.depth)
-    assert found == kinship.notes(lambda index: kinship.matrices(*params), CONFIG.depth)
+    whole = kinship.notes(lambda _: kinship.matrices(*params), CONFIG.depth, stacked=True)
+    assert found == whole
     return found
 
 

@@ -26,6 +26,7 @@ from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.decoder import Params
 from tuco_jax.models.families import check_supported, from_huggingface
 from tuco_jax.weights.assemble import Checkpoint, Placement
+from tuco_jax.weights.experts import one_by_one
 from tuco_jax.weights.hf.safetensors_files import SafetensorsFile, SafetensorsTensors
 from tuco_jax.weights.keys import FAMILIES
 from tuco_jax.weights.model import Model, OpenModel
@@ -71,7 +72,8 @@ _Flat = dict[str, Any]  # path to array
 _MALFORMED = (OSError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError)
 _MALFORMED += (RecursionError,)  # brackets in brackets
 # No model is larger; transformers makes lists of as many layers as a config says.
-_MOST = {"num_hidden_layers": 10_000, "n_layer": 10_000, "head_dim": 65_536} | dict.fromkeys(
+_MOST = {"num_hidden_layers": 10_000, "n_layer": 10_000, "head_dim": 65_536}
+_MOST |= {"num_experts": 2048, "num_local_experts": 2048} | dict.fromkeys(
     ("hidden_size", "n_embd", "intermediate_size", "n_inner", "num_attention_heads", "n_head"),
     2**24,
 )
@@ -105,7 +107,7 @@ def open_model(source: str, *, dtype: str = "float32", tokenizer: bool = True) -
     own_tokenizer = read_tokenizer(directory) if tokenizer else None
     family = FAMILIES[config.family]
     stored = SafetensorsTensors(str(directory), _files(directory))
-    tensors = Renamed(stored, config, family)
+    tensors = Renamed(one_by_one(stored, config), config, family)
     weights = Checkpoint(config, tensors, family.table(), dtype=dtype)
     return OpenModel(config, weights, own_tokenizer, source, hf_config)
 
@@ -295,10 +297,9 @@ def _stored_tensors(config: ModelConfig, flat: _Flat) -> Iterator[tuple[str, np.
     for row in FAMILIES[config.family].rows:
         if row.paths[0] not in flat:
             continue
-        stacked = row.paths[0].startswith("layers/")
-        for layer in range(config.depth) if stacked else (0,):
-            parts = [np.asarray(flat[p][layer] if stacked else flat[p]) for p in row.paths]
-            yield row.tensor.format(l=layer), row.layout.join(parts, config)
+        for name, at in row.names(config):
+            parts = [np.asarray(flat[path][at] if at else flat[path]) for path in row.paths]
+            yield name, row.layout.join(parts, config)
 
 
 def _write_weights(

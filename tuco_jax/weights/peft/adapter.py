@@ -3,7 +3,8 @@
 LoRA (and AdaLoRA, with E on its diagonal) stores A [r, in] and B [out, r] of each adapted module
 under its Hugging Face name; the module then computes W x + s B A x. Here such a module is a pair
 "a" [L, in, r], "b" [L, r, out], with s folded into b, ranks padded to the largest of that module's
-layers, zeros for untouched layers. A module that Hugging Face fuses (q, k and v of Phi-3, GPT-2,
+layers, zeros for untouched layers; of the experts of a mixture "a" [L, E, in, r] and "b"
+[L, E, r, out]. A module that Hugging Face fuses (q, k and v of Phi-3, GPT-2,
 GPT-NeoX) shares its A between our parts, and B's rows go to the parts that they feed.
 
 Whatever is no low-rank sum (`peft/merge.py`), and what the adapter replaces (`modules_to_save`,
@@ -13,7 +14,7 @@ trained biases, rows of the embedding, a resized vocabulary), becomes a tuned we
 Which modules are adapted follows from the tensors in the file; `target_modules`,
 `layers_to_transform` and the like only mattered when it was trained.
 
-Legend: L layers, r rank.
+Legend: L layers, E experts, r rank.
 """
 
 import functools
@@ -73,7 +74,9 @@ class Adapter:
         for name, tensor in whole.items():
             saved = self._config.saves(name.rpartition(".")[0])
             self._tuned.add_whole(self._place(name, tensor), tensor, saved=saved)
-        self._factored: dict[str, dict[int, str]] = {}  # low rank: path -> layer -> module
+        self._factored: dict[
+            str, dict[tuple[int, ...], str]
+        ] = {}  # low rank: path -> at -> module
         places = {
             module: self._place(f"{module}.weight", next(iter(parts.values())))
             for module, parts in self._parts.items()
@@ -185,8 +188,7 @@ class Adapter:
             self._edit(place, functools.partial(self._low_rank, module))
         elif self._stored[parts["lora_A"]][0]:  # AdaLoRA prunes some modules to nothing
             for path in place.row.paths:
-                layers = self._factored.setdefault(path.removesuffix("/kernel"), {})
-                layers[place.layer] = module
+                self._factored.setdefault(path.removesuffix("/kernel"), {})[place.at] = module
         if _BIAS in parts:
             rank = self._stored[parts["lora_A"]][0]
 
@@ -231,9 +233,9 @@ class Adapter:
             )
 
     def _factors(self, path: str) -> tuple[np.ndarray, np.ndarray]:
-        """A parameter's factors in float32: a [L, in, r], b [L, r, out]; without L outside."""
+        """A parameter's factors in float32: a [L, .., in, r], b [L, .., r, out]; no L outside."""
         if not path.startswith("layers/"):
-            return self._module_factors(self._factored[path][0], path)
+            return self._module_factors(self._factored[path][()], path)
         a, b = self._layer_factors(path, 0)
         stacked = tuple(np.empty((self._model.depth, *x.shape), x.dtype) for x in (a, b))
         for layer in range(self._model.depth):
@@ -242,16 +244,18 @@ class Adapter:
         return stacked[0], stacked[1]
 
     def _layer_factors(self, path: str, layer: int) -> tuple[np.ndarray, np.ndarray]:
-        """One layer's factors, a [in, r] and b [r, out]; r is the largest of any layer."""
+        """One layer's factors, a [.., in, r] and b [.., r, out]; r is the largest of any layer."""
         modules = self._factored[path]
         rank = max(self._stored[self._parts[m]["lora_A"]][0] for m in modules.values())
         inputs, outputs = self._places.shape(f"{path}/kernel")
-        a = np.zeros((inputs, rank), np.float32)
-        b = np.zeros((rank, outputs), np.float32)
-        if layer in modules:
-            own_a, own_b = self._module_factors(modules[layer], path)
-            a[:, : len(own_b)] = own_a
-            b[: len(own_b)] = own_b
+        experts = (self._model.experts,) * (len(next(iter(modules))) - 1)
+        a = np.zeros((*experts, inputs, rank), np.float32)
+        b = np.zeros((*experts, rank, outputs), np.float32)
+        for at, module in modules.items():
+            if at[0] == layer:
+                own_a, own_b = self._module_factors(module, path)
+                a[at[1:]][:, : len(own_b)] = own_a
+                b[at[1:]][: len(own_b)] = own_b
         return a, b
 
     def _module_factors(self, module: str, path: str) -> tuple[np.ndarray, np.ndarray]:

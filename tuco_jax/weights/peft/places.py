@@ -14,24 +14,19 @@ EMBED, HEAD = "embed/table", "head/kernel"
 
 
 class Place(NamedTuple):
-    """The row of the family's key table that a parameter has, and its layer."""
+    """The row of the family's key table that a parameter has, and where in it.
+
+    name: what transformers calls the tensor. at: (layer,), (layer, expert), or () outside layers.
+    """
 
     row: Stored
-    layer: int
-
-    @property
-    def name(self) -> str:
-        """What transformers calls the tensor."""
-        return self.row.tensor.format(l=self.layer)
+    name: str
+    at: tuple[int, ...]
 
     @property
     def is_end(self) -> bool:
         """Whether it is the embedding or the head."""
         return self.row.paths[0] in (EMBED, HEAD)
-
-    @property
-    def is_layered(self) -> bool:
-        return self.row.paths[0].startswith("layers/")
 
 
 class Places:
@@ -45,10 +40,11 @@ class Places:
         self._family = FAMILIES[model.family]
         self._shapes: dict[str, Any] = flatten_dict(param_shapes(model), sep="/")  # pyright: ignore[reportAttributeAccessIssue]
         self._places = {
-            self._family.bare(row.tensor.format(l=layer)): Place(row, layer)
+            self._family.bare(name): Place(row, name, at)
             for row in self._family.rows
-            for layer in (range(model.depth) if row.paths[0].startswith("layers/") else (0,))
+            for name, at in row.names(model)
         }
+        self._axes = {path: len(p.at) for p in self._places.values() for path in p.row.paths}
 
     def find(self, name: str) -> Place | None:
         """The place of a parameter of that Hugging Face name, if the base has it.
@@ -61,10 +57,9 @@ class Places:
         return place
 
     def shape(self, path: str) -> tuple[int, ...]:
-        """One layer's shape of a parameter, by its path."""
+        """The shape of what one tensor holds of a parameter, by its path."""
         if path == HEAD:
             return self.model.width, self.rows
         if path == EMBED:
             return self.rows, self.model.width
-        shape = self._shapes[path].shape
-        return shape[1:] if path.startswith("layers/") else shape
+        return self._shapes[path].shape[self._axes[path] :]

@@ -56,7 +56,7 @@ class Tuned:
     @functools.cached_property
     def _layered(self) -> list[str]:
         """Paths in a layer of the parameters that some layer replaces."""
-        changed = (place for place in self._places_changed if place.is_layered)
+        changed = (place for place in self._places_changed if place.at)
         paths = {path for place in changed for path in place.row.paths}
         return sorted(path.removeprefix("layers/") for path in paths)
 
@@ -70,15 +70,14 @@ class Tuned:
         """
         out: dict[str, np.ndarray] = {}
         for place in self._places_changed:
-            if place.is_end or (place.is_layered and not layers):
+            if place.is_end or (place.at and not layers):
                 continue
             for path in place.row.paths:  # layers that stay keep the base's values
                 if path not in out:
                     out[path] = np.array(fetch(base[path]), dtype)
-            at = place.layer if place.is_layered else ...
-            old = {path: out[path][at] for path in place.row.paths}
+            old = {path: out[path][place.at] for path in place.row.paths}
             for path, part in self._parts(place, old):
-                out[path][at] = part
+                out[path][place.at] = part
         return out | self._ends(base, dtype)
 
     def layer(
@@ -87,8 +86,9 @@ class Tuned:
         """One layer of what `stacked` gives; base: that layer of the base."""
         out = {path: np.array(base[path], dtype) for path in self._layered}
         for place in self._places_changed:
-            if place.is_layered and place.layer == index:
-                old = {path: out[path.removeprefix("layers/")] for path in place.row.paths}
+            if place.at[:1] == (index,):
+                held = {path: out[path.removeprefix("layers/")] for path in place.row.paths}
+                old = {path: value[place.at[1:]] for path, value in held.items()}
                 for path, part in self._parts(place, old):
                     old[path][...] = part
         return out

@@ -61,12 +61,12 @@ def save(
             continue
         a, b, conv1d = _fuse(row, own, config)
         module = modules.get(row.tensor, row.tensor).removesuffix(".weight")
-        ranks[module.partition("{l}.")[2] or module] = a.shape[-1]
+        ranks[re.split(r"\{[le]\}\.", module)[-1]] = a.shape[-1]
         transposed |= conv1d
-        for layer in range(config.depth) if a.ndim == 3 else (...,):
-            name = PREFIX + module.format(l=layer)
-            tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(a[layer].T)
-            tensors[f"{name}.lora_B.weight"] = np.ascontiguousarray(b[layer].T)
+        for tensor, at in row.names(config):
+            name = PREFIX + modules.get(tensor, tensor).removesuffix(".weight")
+            tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(a[at].T)
+            tensors[f"{name}.lora_B.weight"] = np.ascontiguousarray(b[at].T)
     if not tensors:
         raise ValueError("lora holds no factors")
     rank = max(ranks.values())

@@ -7,7 +7,7 @@ from tuco_jax.weights.peft.places import HEAD, Places
 def test_places_and_shapes():
     places = Places(rm.config(tied_head=True))
     up = places.find("model.layers.2.mlp.up_proj.weight")
-    assert up is not None and up.is_layered and up.layer == 2
+    assert up is not None and up.at == (2,)
     assert up.name == "model.layers.2.mlp.up_proj.weight"
     assert places.shape(up.row.paths[0]) == (24, 40)
     assert places.find("model.layers.3.mlp.up_proj.weight") is None

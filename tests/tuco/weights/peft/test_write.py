@@ -16,7 +16,9 @@ from tuco_jax.weights.hf import model as huggingface
 from tuco_jax.weights.peft import write as peft
 
 
-@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "gpt_neox", "gemma3_text"])
+@pytest.mark.parametrize(
+    "family", ["llama", "phi3", "gpt2", "gpt_neox", "gemma3_text", "mixtral", "qwen3_moe"]
+)
 def test_saved_factors_load_in_peft(family, tmp_path):
     """Factors as training makes them, each part with an "a" of its own, also those that fuse."""
     model, hf_config = tiny_hf(family)
@@ -26,12 +28,14 @@ def test_saved_factors_load_in_peft(family, tmp_path):
 
     def factors(tree, rank):
         if "kernel" in tree:
-            depth, rows, columns = tree["kernel"].shape
+            *stacked, rows, columns = tree["kernel"].shape
             return {
-                "a": jnp.asarray(rng.normal(size=(depth, rows, rank)) * 0.3, jnp.float32),
-                "b": jnp.asarray(rng.normal(size=(depth, rank, columns)) * 0.3, jnp.float32),
+                "a": jnp.asarray(rng.normal(size=(*stacked, rows, rank)) * 0.3, jnp.float32),
+                "b": jnp.asarray(rng.normal(size=(*stacked, rank, columns)) * 0.3, jnp.float32),
             }
-        return {k: factors(v, 2 + i) for i, (k, v) in enumerate(tree.items()) if "scale" not in v}
+        step = 0 if base.config.experts else 1  # of experts PEFT takes one rank alone
+        linear = (k for k, v in tree.items() if "scale" not in v)
+        return {k: factors(tree[k], 2 + step * i) for i, k in enumerate(linear)}
 
     layers = {k: factors(base.params["layers"][k], 2) for k in ("attention", "mlp")}
     width = base.config.width

@@ -1,0 +1,151 @@
+"""The gated MLPs of a mixture of experts, each at the tokens that it was chosen for, no others.
+
+    form    where                  what it computes
+    blocks  CPU; GPU in float32    rows of one expert, a block after another
+    ragged  elsewhere              all rows, sorted by expert, in one ragged product
+
+XLA on a CPU, and on a GPU in float32, writes a ragged product out as every expert at every row.
+
+Legend: N tokens, U experts used for one, E experts, D residual width, F MLP width, n rows, b rows
+of a block.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from tuco_jax.models.numerics import matmul, ragged_matmul
+
+__all__ = ["PerExpert", "by_expert"]
+
+# Taking out a block's kernels costs XLA's CPU backend as much as this many rows of the block.
+_COPY = 40
+
+
+class PerExpert(NamedTuple):
+    """One linear layer of every expert: kernel [E, in, out], factors [E, in, r], [E, r, out]."""
+
+    kernel: Float[Array, "E inputs outputs"]
+    lora: tuple[Float[Array, "E inputs r"], Float[Array, "E r outputs"]] | None
+
+
+Layers = Mapping[str, PerExpert]  # gate and up: D -> F; down: F -> D
+Activation = Callable[[Float[Array, "n F"]], Float[Array, "n F"]]
+Product = Callable[
+    [Float[Array, "n inputs"], Float[Array, "E inputs outputs"]], Float[Array, "n outputs"]
+]
+
+
+def by_expert(
+    act: Activation,
+    x: Float[Array, "N D"],
+    chosen: Int[Array, "N U"],
+    layers: Layers,
+) -> Float[Array, "N U D"]:
+    """down(act(gate x) * up x) of each token, by each expert chosen for it; float32."""
+    # Each form is recomputed when differentiated: what one would save for its derivative, every
+    # other would have to hold, as zeros, on its own platform.
+    blocks, ragged = (jax.checkpoint(functools.partial(form, act)) for form in (_blocks, _ragged))
+    forms = {"cpu": blocks, "default": ragged}
+    if layers["gate"].kernel.dtype == jnp.float32:
+        forms["cuda"] = blocks
+    return jax.lax.platform_dependent(x, chosen, layers, **forms)
+
+
+def _gated(
+    act: Activation, product: Product, x: Float[Array, "n D"], layers: Layers
+) -> Float[Array, "n D"]:
+    def linear(x: Array, name: str) -> Array:
+        layer = layers[name]
+        y = product(x, layer.kernel)
+        if layer.lora is not None:
+            y += product(product(x, layer.lora[0]), layer.lora[1])
+        return y
+
+    return linear(act(linear(x, "gate")) * linear(x, "up"), "down")
+
+
+def _sorted(
+    chosen: Int[Array, "N U"], experts: int
+) -> tuple[Int[Array, " n"], Int[Array, " n"], Int[Array, " E"]]:
+    """Sorted by expert: which of the n = N U choices stands where, and where each one; counts."""
+    flat = chosen.reshape(-1)
+    order = jnp.argsort(flat, stable=True)
+    place = jnp.zeros_like(order).at[order].set(jnp.arange(flat.size), unique_indices=True)
+    return order, place, jnp.zeros(experts, jnp.int32).at[flat].add(1)
+
+
+def _ragged(
+    act: Activation, x: Float[Array, "N D"], chosen: Int[Array, "N U"], layers: Layers
+) -> Float[Array, "N U D"]:
+    order, place, sizes = _sorted(chosen, len(layers["gate"].kernel))
+
+    def product(rows: Array, kernel: Array) -> Array:
+        return ragged_matmul(rows, kernel, sizes)
+
+    out = _gated(act, product, x[order // chosen.shape[1]], layers)
+    return out[place].reshape(*chosen.shape, -1)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _blocks(
+    act: Activation, x: Float[Array, "N D"], chosen: Int[Array, "N U"], layers: Layers
+) -> Float[Array, "N U D"]:
+    """As many blocks as the choices need; derivatives are of as many as there may be."""
+    return _block_by_block(act, x, chosen, layers, most=False)
+
+
+@_blocks.defjvp
+def _tangents(act: Activation, primals: Any, tangents: Any) -> Any:
+    x, chosen, layers = primals
+
+    def most(x: Array, layers: Layers) -> Array:
+        return _block_by_block(act, x, chosen, layers, most=True)
+
+    _, moved = jax.jvp(most, (x, layers), tangents[::2])
+    return _blocks(act, *primals), moved
+
+
+def _block_by_block(
+    act: Activation,
+    x: Float[Array, "N D"],
+    chosen: Int[Array, "N U"],
+    layers: Layers,
+    *,
+    most: bool,
+) -> Float[Array, "N U D"]:
+    """Blocks of sorted rows, each of which begins with rows of one expert.
+
+    If it ends with others', these are wrong, until the blocks of those experts overwrite them.
+    most: go through as many blocks as there may be, which is differentiable in every mode; those
+    too many write beyond the last row.
+    """
+    experts, count = len(layers["gate"].kernel), chosen.size
+    order, place, sizes = _sorted(chosen, experts)
+    # The least of copies and of rows for nothing, where experts are used alike.
+    block = min(count, math.ceil(math.sqrt(2 * _COPY * count / experts)))
+    needed = -(-sizes // block)
+    ends, first = jnp.cumsum(needed), jnp.cumsum(sizes) - sizes
+
+    @jax.checkpoint  # or the kernels of every block would be kept for the derivative
+    def one(expert: Array, start: Array) -> Array:
+        def product(rows: Array, kernel: Array) -> Array:
+            return matmul(rows, jax.lax.dynamic_index_in_dim(kernel, expert, keepdims=False))
+
+        at = jnp.minimum(start + jnp.arange(block), count - 1)
+        return _gated(act, product, x[order[at] // chosen.shape[1]], layers)
+
+    def visit(number: Array, out: Array) -> Array:
+        expert = jnp.minimum(jnp.searchsorted(ends, number, side="right"), experts - 1)
+        start = first[expert] + (number - (ends - needed)[expert]) * block
+        return jax.lax.dynamic_update_slice_in_dim(out, one(expert, start), start, axis=0)
+
+    stop = min(count, count // block + experts) if most else ends[-1]
+    out = jnp.zeros((count + block, x.shape[1]), jnp.float32)
+    out = jax.lax.fori_loop(0, stop, visit, out)
+    return out[place].reshape(*chosen.shape, -1)
