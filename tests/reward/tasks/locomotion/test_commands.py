@@ -1,5 +1,6 @@
 """Every command on a robot: data in both formats, models with actions, plans made on the way."""
 
+import dataclasses
 import json
 
 import h5py
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from common_jax.errors import InputError
-from reward_jax.data.checkpoint import load_guide, load_model
+from reward_jax.data.checkpoint import load_guide, load_model, save_model
 from reward_jax.data.files import read_episodes
 from reward_jax.data.trajectory.space import TrajectorySpace
 from reward_jax.reward.relative import RelativeReward
@@ -164,3 +165,17 @@ def test_data_of_a_robot_that_falls_must_say_where(tmp_path):
     with h5py.File(given, "r+") as file:
         file["terminals"] = np.zeros(40, bool)
     assert find.read(given, env="hopper").lengths.tolist() == [20, 20]
+
+
+@pytest.mark.slow
+def test_a_model_of_another_robot_is_not_trained_further(made, capsys):
+    """Shapes do not always tell: two robots have 17 observations and 6 actions."""
+    folder, _ = made
+    model = load_model(folder / "base", TrajectorySpace)
+    about = dict(model.space.about) | {"task": "halfcheetah"}
+    other = dataclasses.replace(model, space=dataclasses.replace(model.space, about=about))
+    save_model(folder / "other.safetensors", other)
+    begin = ["--init", folder / "other.safetensors", "--cut.padding", "repeat", *STEPS]
+    assert run("train", "--data", folder / "base.hdf5", "--out", folder / "no", *begin) == 2
+    assert "the data are of hopper, the model is of halfcheetah" in capsys.readouterr().err
+    assert not (folder / "no").exists()

@@ -94,3 +94,15 @@ def test_what_cannot_be_learned(tmp_path, monkeypatch, capsys):
     assert run("policy", "--env", "hopper", "--out", out) == 2
     assert "sbx is not installed: install tuco-reward-jax[rl]" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_learner_that_cannot_be_read(tmp_path):
+    class Broken:
+        class TQC:
+            @staticmethod
+            def load(path, env):
+                raise EOFError
+
+    (tmp_path / "learner.zip").write_bytes(b"PK")
+    with pytest.raises(InputError, match="learner.zip and replay.pkl cannot be read .EOFError."):
+        learn._learner(Broken, "hopper", learn.LearnOptions(env="hopper", out=tmp_path), tmp_path)

@@ -54,6 +54,9 @@ def test_files_that_are_none(shipped, tmp_path):
         path.write_bytes(bad)
         with pytest.raises(InputError, match="holds no policies"):
             policies.read_policies(path, "hopper")
+    policies.write_policies(path, {"expert": random_policy("walker2d", 1)}, "halfcheetah")
+    with pytest.raises(InputError, match="its policies are of halfcheetah, not walker2d: give"):
+        policies.read_policies(path, "walker2d")  # both are of 17 and 6
     policy = random_policy("hopper", 1)
     kernel, bias = policy.layers[0]
     broken = policies.Policy(((kernel * np.nan, bias), *policy.layers[1:]), policy.about)
