@@ -71,8 +71,8 @@ class RewardOptions:
     use_bias: bool = HalfUnet.use_bias
     head: Head = WindowMLP.head
 
-    def make(self, space: TrajectorySpace) -> Any:
-        """The module, but for an energy; InputError for options that do not fit the space."""
+    def check(self, horizon: int) -> None:
+        """InputError for options that do not fit one another, or windows of this length."""
         if self.kind == "half_unet":
             channels = [self.dim * m for m in self.multipliers]
             groups = self.groups or 1  # the last blocks have half and a quarter of the channels
@@ -83,6 +83,16 @@ class RewardOptions:
                     f"reward.multipliers multiples of {groups}, the last of {4 * groups}; not "
                     f"{channels}"
                 )
+        elif self.kind == "window" and horizon % (self.window or horizon):
+            raise InputError(
+                f"reward.window {self.window} does not divide the horizon {horizon}: choose one "
+                "that does, or 0 for the whole trajectory"
+            )
+
+    def make(self, space: TrajectorySpace) -> Any:
+        """The module, but for an energy; InputError for options that do not fit the space."""
+        self.check(space.horizon)
+        if self.kind == "half_unet":
             return HalfUnet(
                 self.dim,
                 tuple(self.multipliers),
@@ -90,14 +100,8 @@ class RewardOptions:
                 groups=self.groups or None,
                 use_bias=self.use_bias,
             )
-        window = self.window or space.horizon
-        if space.horizon % window:
-            raise InputError(
-                f"reward.window {window} does not divide the horizon {space.horizon}: choose one "
-                "that does, or 0 for the whole trajectory"
-            )
         return WindowMLP(
-            window,
+            self.window or space.horizon,
             tuple(self.widths),
             act=self.act,
             cut=self.cut,

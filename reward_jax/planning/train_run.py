@@ -108,7 +108,7 @@ def load_training(options: TrainOptions) -> Prepared:
         check_taken_over(options, init)
     episodes = read(options.data, ends=options.cut.ends, env=options.env)
     if init:
-        begin, space = init, dataclasses.replace(init.space, about=dict(episodes.about))
+        begin, space = init, init.space
     else:
         space = space_of(
             episodes,
@@ -119,7 +119,9 @@ def load_training(options: TrainOptions) -> Prepared:
         )
         schedule = make_schedule(options.schedule, options.diffusion_steps)
         begin = Untrained(schedule, options.network, options.clip_x0 or None)
-    return Prepared(begin, space, window_source(episodes, space, options.cut.padding), mesh)
+    source = window_source(episodes, space, options.cut.padding)  # of the space's task, or refused
+    space = dataclasses.replace(space, about=dict(episodes.about))
+    return Prepared(begin, space, source, mesh)
 
 
 def run_training(prepared: Prepared, options: TrainOptions) -> Trained:

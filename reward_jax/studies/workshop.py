@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from common_jax.distributed import by_first, there
+from common_jax.io.files import read_json, write_json
 from reward_jax.data.checkpoint import load_guide, load_model, save_guide, save_model
 from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel, TrajectorySpace
 from reward_jax.diffusion.sources import Source
@@ -69,10 +70,12 @@ class Workshop:
         matching: Matching,
         *,
         seed: int,
+        rounds: int = 1,
     ) -> TrajectoryGuide:
         """A reward's network, trained as long and on as many rows, to tell two data sets apart.
 
-        like: a guide of the space and schedule. sources: the base's data, the expert's.
+        like: a guide of the space and schedule. sources: the base's data, the expert's. rounds: of
+        matching, of whose steps it is trained for all.
         """
         space, key = like.space, jax.random.key(seed)
         network = options.make(space)
@@ -85,7 +88,7 @@ class Workshop:
                 *sources,
                 like.schedule,
                 optimizer(matching),
-                steps=matching.steps,
+                steps=rounds * matching.steps,
                 key=key,
                 options=matching,
                 pin=space.pin,
@@ -95,7 +98,7 @@ class Workshop:
             )
             return TrajectoryGuide(DiscriminatorGuide(params, network), space, like.schedule)
 
-        return self.guide(name, matching.steps, make)
+        return self.guide(name, rounds * matching.steps, make)
 
     @contextlib.contextmanager
     def _training(self, path: pathlib.Path, steps: int) -> Iterator[RunContext | None]:
@@ -118,13 +121,18 @@ class Workshop:
 
 
 class Clock:
-    """Seconds of each lap of a part's work."""
+    """Seconds of each lap of a part's work, of all starts together: they stand in `path`.
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._begun = time.perf_counter()
+    A lap that a kill cut short is lost, as what it did after its last checkpoint is.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._path, self._begun = path, time.perf_counter()
+        self.seconds: dict[str, float] = read_json(path, {}) if there(path) else {}
 
     def lap(self, name: str) -> None:
         """End a lap of this name."""
         now = time.perf_counter()
-        self.seconds[name], self._begun = round(now - self._begun, 1), now
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self._begun, 1)
+        self._begun = now
+        write_json(self._path, self.seconds)

@@ -25,7 +25,7 @@ from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.tasks.base import Outcome, Rollout
 from reward_jax.tasks.locomotion.task import LocomotionTask
 
-__all__ = ["Arm", "World", "choose", "compared", "exceeds", "returns", "summary"]
+__all__ = ["Arm", "World", "best_of", "choose", "compared", "exceeds", "returns", "summary"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,10 +73,11 @@ def choose(
     """The guidance of the highest mean return on a world's seeds, and what each came to.
 
     Every scale is tried at the first t_stopgrad, then the other stops at the best scale.
+    count: episodes of each.
     """
     rows: list[dict[str, Any]] = []
 
-    def best_of(candidates: Iterable[GuidanceOptions]) -> GuidanceOptions | None:
+    def tried(candidates: Iterable[GuidanceOptions]) -> GuidanceOptions | None:
         for one in candidates:
             row = {"scale": one.scale, "t_stopgrad": one.t_stopgrad}
             try:
@@ -89,16 +90,21 @@ def choose(
             rows.append(row)
             if done:
                 done(f"scale {one.scale:g}, t_stopgrad {one.t_stopgrad}: {said}")
-        lived = [row for row in rows if row["return"] is not None]
-        if not lived:
-            return None
-        best = max(lived, key=lambda row: row["return"])
-        return replace(options, scale=best["scale"], t_stopgrad=best["t_stopgrad"])
+        return best_of(rows, options)
 
-    best = best_of(replace(options, scale=scale, t_stopgrad=stops[0]) for scale in scales)
+    best = tried(replace(options, scale=scale, t_stopgrad=stops[0]) for scale in scales)
     if best is None:
         raise InputError(f"plans of every scale fail: {rows[-1]['failed']}; give lower scales")
-    return best_of(replace(best, t_stopgrad=stop) for stop in stops[1:]) or best, rows
+    return tried(replace(best, t_stopgrad=stop) for stop in stops[1:]) or best, rows
+
+
+def best_of(rows: Sequence[dict[str, Any]], options: GuidanceOptions) -> GuidanceOptions | None:
+    """Options with scale and t_stopgrad of the highest return; None where all have failed."""
+    lived = [row for row in rows if row["return"] is not None]
+    if not lived:
+        return None
+    best = max(lived, key=lambda row: row["return"])
+    return replace(options, scale=best["scale"], t_stopgrad=best["t_stopgrad"])
 
 
 def summary(

@@ -27,6 +27,7 @@ from reward_jax.planning.options import (
     ScalesOption,
     StopsOption,
 )
+from reward_jax.reward.targets import GradientAt, Target
 from reward_jax.studies.base import AmountOption
 from reward_jax.tasks.locomotion.collect import SETS
 from reward_jax.tasks.locomotion.task import TASKS
@@ -90,12 +91,15 @@ class Ablation:
         weight_decay: of matching.
         path_draws: of matching.
         action_weight: of matching.
+        target: of matching.
+        gradient_at: of matching.
         t_weights: of matching.
         rounds: of matching.
         kind: of the reward.
         widths: of the reward's network.
         execute: steps of a plan that are executed.
         sampling_steps: of DDIM, in place of the ancestral sampler.
+        scales: of which the guides' are chosen.
         skip: of them that a plan leaves out, which begins with what is left of the last one.
     """
 
@@ -109,12 +113,15 @@ class Ablation:
     weight_decay: NonNegativeFloat | None = None
     path_draws: NonNegativeInt | None = None
     action_weight: NonNegativeFloat | None = None
+    target: Target | None = None
+    gradient_at: GradientAt | None = None
     t_weights: tuple[NonNegativeFloat, ...] | None = None
     rounds: PositiveInt | None = None
     kind: Literal["window", "half_unet", "energy"] | None = None
     widths: tuple[PositiveInt, ...] | None = None
     execute: PositiveInt | None = None
     sampling_steps: PositiveInt | None = None
+    scales: tuple[PositiveFloat, ...] | None = None
     skip: PositiveInt | None = None
 
 
@@ -130,6 +137,8 @@ def ablated(config: "Config", name: str) -> "Config":
         weight_decay=a.weight_decay,
         path_draws=a.path_draws,
         action_weight=a.action_weight,
+        target=a.target,
+        gradient_at=a.gradient_at,
         t_weights=a.t_weights,
     )
     own = dataclasses.replace(
@@ -212,15 +221,23 @@ def check(config: Config) -> None:
         if name not in TASKS:
             raise InputError(f"robots: {name!r} is none; there are {', '.join(TASKS)}")
         own.network.check(own.horizon)
-        if own.reward.kind == "window" and own.horizon % (own.reward.window or own.horizon):
+        if config.rollout.execute > own.horizon:
             raise InputError(
-                f"robots.{name}.reward.window is {own.reward.window}: give a divisor of the "
-                f"horizon, {own.horizon}, or 0 for all of it"
+                f"rollout.execute is {config.rollout.execute}, but a plan of {name} has "
+                f"{own.horizon} steps (its horizon): give as many or fewer"
             )
         if own.distilled and own.distilled.reward.kind == "energy":
             raise InputError(
                 f"robots.{name}.distilled.reward.kind is energy, the dear one: give window"
             )
+        nets = {"reward": own.reward} | (
+            {"distilled.reward": own.distilled.reward} if own.distilled else {}
+        )
+        for where, net in nets.items():
+            try:
+                net.check(own.horizon)
+            except InputError as error:
+                raise InputError(f"robots.{name}.{where}: {error}") from None
         if own.matching.batch_size % 2:
             raise InputError(
                 f"robots.{name}.matching.batch_size is {own.matching.batch_size}: give an even "

@@ -8,7 +8,7 @@ from typing import Any
 from common_jax.errors import InputError
 from common_jax.io.files import read_json, write_json
 from reward_jax.studies.locomotion.settings import Config, changed
-from reward_jax.studies.locomotion.work import ABLATED, ARM, ablation_part
+from reward_jax.studies.locomotion.work import ARM, ablation_part
 from reward_jax.tasks.locomotion.robots import ROBOTS
 
 __all__ = ["EXPLAINED", "MAIN", "read_ablations", "read_results", "summarise"]
@@ -31,7 +31,7 @@ def read_results(config: Config) -> dict[str, dict[str, Any]]:
 
 def read_ablations(config: Config) -> dict[str, dict[str, Any]]:
     """Results by ablation, of those that are done; InputError for a damaged file."""
-    wanted = {"arms": dict.fromkeys(ABLATED, _ARM), "seconds": {}}
+    wanted = {"arms": dict.fromkeys(MAIN, _ARM), "seconds": {}}
     return _read(config, {name: ablation_part(name) for name in config.ablations}, wanted)
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common_jax.distributed import there
+from common_jax.errors import InputError
 from common_jax.io.files import read_json, write_arrays, write_json
 from common_jax.mesh import mesh_for
 from reward_jax.data.episodes import Episodes
@@ -29,6 +30,7 @@ from reward_jax.reward.targets import ExtractionOptions
 from reward_jax.studies.locomotion.arms import (
     Arm,
     World,
+    best_of,
     choose,
     compared,
     exceeds,
@@ -37,13 +39,13 @@ from reward_jax.studies.locomotion.arms import (
 )
 from reward_jax.studies.locomotion.settings import Config, ablated, given
 from reward_jax.studies.workshop import Clock, Workshop
+from reward_jax.tasks.base import Outcome
 from reward_jax.tasks.locomotion.task import LocomotionTask
 
-__all__ = ["ABLATED", "ARM", "PLAIN", "RobotWork", "ablation_part", "slug"]
+__all__ = ["ARM", "PLAIN", "RobotWork", "ablation_part", "slug"]
 
 _PADDING = "terminal"  # what follows a recovery that was cut out is not known
 _GUIDED = ("discriminator", "raw_difference", "reward", "ensemble", "distilled")
-ABLATED = ("unsteered", "raw_difference", "reward", "expert")
 PLAIN = ("unsteered", "discriminator")  # what every arm is compared to, besides temperatures
 ARM = dict.fromkeys(
     ("mean", "standard_error", "seed_standard_error", "normalized", "episodes", "returns")
@@ -57,6 +59,7 @@ class RobotWork:
         self.config, self.own, self.task = config, config.robots[name], LocomotionTask(name)
         self.part, self.world_seed = part or name, config.seed
         self.sampling = GuidanceOptions()  # but for what an arm sets
+        self.scales = config.scales
         self.measured: pathlib.Path | None = None  # where arms stand that no reward moves
         self.mesh = mesh_for(asdict(config.mesh))
         self.shop = Workshop(config.out, self.part, save_every=config.save_every, mesh=self.mesh)
@@ -66,7 +69,7 @@ class RobotWork:
         path = self.shop.folder / "result.json"
         if there(path):
             return
-        clock, found = Clock(), {}
+        clock, found = Clock(path.with_name("seconds.json")), {}
         for name in ("base", "expert"):
             getattr(self, name)
             clock.lap(name)
@@ -90,8 +93,8 @@ class RobotWork:
         path = self.config.out / ablation_part(name) / "result.json"
         if there(path):
             return
-        work, clock = self._ablated(name), Clock()
-        found = work._measured(ABLATED, work.base, "arms")
+        work, clock = self._ablated(name), Clock(path.with_name("seconds.json"))
+        found = work._measured(work._arms(), work.base, "arms")
         clock.lap("all")
         write_json(path, {"arms": found, "seconds": clock.seconds})
 
@@ -99,6 +102,7 @@ class RobotWork:
         """The work of an ablation; what its change does not touch is this one's, arms included."""
         a, config = self.config.ablations[name], ablated(self.config, name)
         work = RobotWork(config, self.task.name, ablation_part(name))
+        work.scales = a.scales or config.scales
         if a.sampling_steps:
             work.sampling = replace(
                 work.sampling,
@@ -110,8 +114,11 @@ class RobotWork:
         models = ("base_episodes", "expert_episodes", "seed")
         untouched = []
         if all(getattr(config, name) == getattr(self.config, name) for name in models):
-            untouched = ["base", "expert"]
-            if work.sampling == self.sampling and config.rollout == self.config.rollout:
+            untouched = ["base", "expert", "judge"]
+            same = "sampling", "scales"
+            if config.rollout == self.config.rollout and all(
+                getattr(work, name) == getattr(self, name) for name in same
+            ):
                 work.measured = self.shop.folder / "arms"
             if replace(work.own, distilled=None) == replace(self.own, distilled=None):
                 untouched += ["reward"]
@@ -224,15 +231,22 @@ class RobotWork:
 
     @functools.cached_property
     def judge(self) -> TrajectoryGuide:
-        """The discriminator, of the reward's network (a window's, where that is an energy)."""
+        """The discriminator: the reward's network, trained for as many steps in all.
+
+        An energy begins as the denoisers are; beside it stands the cheap network that it is
+        distilled into, or a window's.
+        """
         like = TrajectoryGuide(self.reward, self.expert.space, self.base.denoiser.schedule)
-        options = self.own.reward
-        if options.kind == "energy":
+        own, rounds = self.own, self.own.rounds
+        options, matching = own.reward, own.matching
+        if own.distilled and options.kind == "energy":
+            options, matching, rounds = own.distilled.reward, own.distilled.matching, 1
+        elif options.kind == "energy":
             options = replace(options, kind="window")
         sources = self._windows(self.base_data), self._windows(self.expert_data)
         seed = self._seed("discriminator")
         return self.shop.discriminator(
-            "discriminator", like, sources, options, self.own.matching, seed=seed
+            "discriminator", like, sources, options, matching, seed=seed, rounds=rounds
         )
 
     def _seed(self, purpose: str, seed: int | None = None) -> int:
@@ -278,7 +292,10 @@ class RobotWork:
         """Arms' returns on the test seeds; each stands in a file of `where`, and is made once."""
         found = {name: self._measure(name, base, self.shop.folder / where) for name in names}
         controls = [name for name in found if name in PLAIN or name in self._temperatures()]
+        error = self.task.robot.normalized_error
         for one in found.values():
+            one["normalized_standard_error"] = error(one["standard_error"])
+            one["normalized_seed_standard_error"] = error(one["seed_standard_error"])
             one["over"] = {other: compared(one, found[other]) for other in controls}
         return found
 
@@ -292,20 +309,40 @@ class RobotWork:
         c = self.config
         test = self._world("test")
         validation = self._world("validation")
-        arm, options, rows = self._arm(name, base), self.sampling, None
+        arm, options, rows = self._arm(name, base), self.sampling, []
         if name in _GUIDED:
             say = functools.partial(self._say_of, name)
-            swept = self.sampling, c.scales, c.t_stopgrads
-            options, rows = choose(arm, validation, c.validation, *swept, say)
+            # As many episodes of each guide: one of several seeds has `validation` for each.
+            count = c.validation * (self.reward.seeds or 1) // arm.seeds
+            swept = self.sampling, self.scales, c.t_stopgrads
+            options, rows = choose(arm, validation, count, *swept, say)
         elif name in self._temperatures():
             options = replace(options, temperature=self._temperatures()[name])
-        outcome = returns(arm, test, c.environments, options)
+        outcome, options = self._tested(arm, test, options, rows)
         found = summary(arm, outcome, self.task, options) | ({"validation": rows} if rows else {})
         self._say(f"{name}: {found['mean']:.1f} ({found['standard_error']:.1f})")
         folder.mkdir(parents=True, exist_ok=True)
         write_arrays(path.with_suffix(".npz"), frames=outcome.shown[:3])
         write_json(path, found)
         return found
+
+    def _tested(
+        self, arm: Arm, test: World, options: GuidanceOptions, rows: list[dict[str, Any]]
+    ) -> tuple[Outcome, GuidanceOptions]:
+        """Test episodes with the guidance that was chosen, or the next best where that fails."""
+        while True:
+            try:
+                return returns(arm, test, self.config.environments, options), options
+            except InputError as error:  # plans that are not finite, of a start not seen before
+                for row in rows:
+                    if (row["scale"], row["t_stopgrad"]) == (options.scale, options.t_stopgrad):
+                        row |= {"return": None, "failed": f"on test seeds: {error}"}
+                        self._say(
+                            f"scale {row['scale']:g} {row['failed']}; the next best is taken"
+                        )
+                if (another := best_of(rows, options)) is None:
+                    raise
+                options = another
 
     def _gap(self) -> dict[str, Any]:
         """Whether the expert's plans beat the base's by two standard errors."""
@@ -354,7 +391,11 @@ class RobotWork:
                 count=64 * base.schedule.steps,
                 key=jax.random.key(self._seed("paths")),
                 target=reward.target,
-                guidance=replace(self.sampling, scale=arms[arm]["settings"]["scale"]),
+                guidance=replace(
+                    self.sampling,
+                    scale=arms[arm]["settings"]["scale"],
+                    t_stopgrad=arms[arm]["settings"]["t_stopgrad"],
+                ),
                 options=ExtractionOptions(batch_size=64),
                 pin=pin,
             )

@@ -102,7 +102,7 @@ class MazeWork:
             return
         c, task, place = self.config, self.task, self.task.goals()[index]
         base, base_source, rows = self.base
-        clock = Clock()
+        clock = Clock(folder / "seconds.json")
 
         seed = c.seed + 1000 + 10 * index
         episodes = self.record(place, c.expert_episodes, seed)

@@ -118,14 +118,14 @@ def learn(options: LearnOptions) -> Learned:
                     "standard_error": float(scores.std() / np.sqrt(max(1, len(scores) - 1))),
                 }
                 found[f"{done:08d}"] = dataclasses.replace(policy, about={"steps": done, **facts})
-                write_policies(evaluated, found)
+                write_policies(evaluated, found, name)
                 run.log(done, facts)
                 shown.update(done, f"return {facts['return']:.0f}")
                 if done - saved >= options.save_every or done >= options.steps:
                     _save(learner, out)
                     saved = done
     path = out / "policies.safetensors"
-    write_policies(path, chosen := choose(found))
+    write_policies(path, chosen := choose(found), name)
     return Learned(path, chosen)
 
 
@@ -172,8 +172,15 @@ def _learner(sbx: Any, name: str, options: LearnOptions, out: pathlib.Path) -> t
     env = gymnasium.make(ROBOTS[name].environment)
     saved = out / "learner.zip"
     if saved.exists():
-        learner = sbx.TQC.load(saved, env=env)
-        learner.load_replay_buffer(out / "replay.pkl")
+        try:
+            learner = sbx.TQC.load(saved, env=env)
+            learner.load_replay_buffer(out / "replay.pkl")
+        except Exception as error:  # of zip, pickle, torch and numpy
+            said = " ".join(str(error).split())[:200] or type(error).__name__
+            raise InputError(
+                f"{out}: learner.zip and replay.pkl cannot be read ({said}); remove both, and "
+                "learning begins anew"
+            ) from None
         return learner, int(learner.num_timesteps)
     learner = sbx.TQC(
         "MlpPolicy",

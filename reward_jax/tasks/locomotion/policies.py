@@ -80,7 +80,8 @@ def read_policies(path: str | pathlib.Path, name: str) -> dict[str, Policy]:
         raise InputError(f"{path}: no such file; give one that `reward-jax policy` wrote")
     try:
         with safetensors.safe_open(path, "np") as file:
-            stages = parse_json((file.metadata() or {})["policies"])
+            metadata = file.metadata() or {}
+            stages, robot = parse_json(metadata["policies"]), metadata.get("robot", name)
             arrays = {key: file.get_tensor(key).astype(np.float32) for key in file.keys()}
         found = {
             stage: Policy(
@@ -95,6 +96,10 @@ def read_policies(path: str | pathlib.Path, name: str) -> dict[str, Policy]:
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         said = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: holds no policies ({said}); write it anew") from None
+    if robot != name:  # shapes do not always tell
+        raise InputError(
+            f"{path}: its policies are of {robot}, not {name}: give that robot's file"
+        )
     made: Any = environment(name)
     widths = made.observation_space.shape[0], made.action_space.shape[0]
     for stage, policy in found.items():
@@ -115,8 +120,13 @@ def read_policies(path: str | pathlib.Path, name: str) -> dict[str, Policy]:
     return found
 
 
-def write_policies(path: str | pathlib.Path, stages: Mapping[str, Policy]) -> None:
-    """Write policies to a safetensors file, float16; it appears whole or not at all."""
+def write_policies(
+    path: str | pathlib.Path, stages: Mapping[str, Policy], name: str | None = None
+) -> None:
+    """Write policies to a safetensors file, float16; it appears whole or not at all.
+
+    name: of the robot, which the file then says.
+    """
     from safetensors.numpy import save
 
     arrays, about = {}, {}
@@ -126,4 +136,5 @@ def write_policies(path: str | pathlib.Path, stages: Mapping[str, Policy]) -> No
             arrays[f"{stage}/{i}/kernel"] = np.asarray(kernel, np.float16)
             arrays[f"{stage}/{i}/bias"] = np.asarray(bias, np.float16)
     with atomic(pathlib.Path(path)) as temporary:
-        temporary.write_bytes(save(arrays, {"policies": json.dumps(about)}))
+        metadata = {"policies": json.dumps(about)} | ({"robot": name} if name else {})
+        temporary.write_bytes(save(arrays, metadata))

@@ -77,6 +77,10 @@ class Robot:
         """D4RL's normalized score of returns of whole episodes: 0 random, 100 expert."""
         return 100 * (np.asarray(returns, np.float64) - self.low) / (self.high - self.low)
 
+    def normalized_error(self, error: float | None) -> float | None:
+        """The standard error of a normalized score, of its return's; None of None."""
+        return None if error is None else 100 * error / (self.high - self.low)
+
 
 ROBOTS = {
     "halfcheetah": Robot("HalfCheetah-v5", 5, 0.1, -280.178953, 12135.0),
