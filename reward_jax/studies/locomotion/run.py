@@ -7,7 +7,7 @@ steered by the discriminator, by the raw difference of the scores, by the reward
 own plans. The same guides then steer a base of data that none of them has seen. Ablations change
 one thing each, and measure the reward between its bounds.
 
-    out/ROBOT/{base,expert,unseen,reward_N,distilled,discriminator}.safetensors
+    out/ROBOT/{base,expert,unseen,reward_N,distilled_N,discriminator}.safetensors
     out/ROBOT/base/, ...   metrics of each model's training
     out/ROBOT/arms/, unseen_arms/   returns of each arm, and frames of three of its episodes
     out/ROBOT/result.json

@@ -17,7 +17,6 @@ from common_jax.cli.ranges import (
 )
 from common_jax.errors import InputError
 from reward_jax.data.trajectory.windows import HorizonOption
-from reward_jax.planning.extract import Matching, RewardOptions
 from reward_jax.planning.fit import Training
 from reward_jax.planning.options import (
     DiffusionOption,
@@ -35,7 +34,7 @@ from reward_jax.tasks.locomotion.task import TASKS
 __all__ = [
     "Ablation",
     "Config",
-    "Distillation",
+    "Rounds",
     "RobotSettings",
     "ablated",
     "changed",
@@ -45,26 +44,23 @@ __all__ = [
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Distillation:
-    """A reward of a cheap network, matched to the gradient of the reward that was extracted.
+class Rounds(RewardNetOption):
+    """How a reward is matched; a cheap one likewise, to the gradient of the extracted one.
 
     Args:
-        reward: the cheap network.
-        matching: how it is matched; path_draws are on paths that the dear reward guides.
+        rounds: of matching; after the first, paths are those of the reward at hand.
     """
 
-    reward: RewardOptions = dataclasses.field(default_factory=RewardOptions)
-    matching: Matching = dataclasses.field(default_factory=Matching)
+    rounds: PositiveInt = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RobotSettings(RewardNetOption, NetworkOption, DiffusionOption, HorizonOption):
+class RobotSettings(Rounds, NetworkOption, DiffusionOption, HorizonOption):
     """What one robot's models are.
 
     Args:
         base_training: of the base, and of the unseen one.
         expert_training: of the expert, which begins as the base.
-        rounds: of matching; after the first, paths are those of the reward at hand.
         distilled: of the reward, into a cheap network; null for none.
     """
 
@@ -72,8 +68,7 @@ class RobotSettings(RewardNetOption, NetworkOption, DiffusionOption, HorizonOpti
     diffusion_steps: PositiveInt = 20
     base_training: Training = dataclasses.field(default_factory=Training)
     expert_training: Training = dataclasses.field(default_factory=Training)
-    rounds: PositiveInt = 1
-    distilled: Distillation | None = None
+    distilled: Rounds | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

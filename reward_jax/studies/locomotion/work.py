@@ -17,6 +17,7 @@ from common_jax.io.files import read_json, write_arrays, write_json
 from common_jax.mesh import mesh_for
 from reward_jax.data.episodes import Episodes
 from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel
+from reward_jax.diffusion.denoiser import Score
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.diffusion.sources import Mixed, Strided
 from reward_jax.planning.extract import diagnose, fit_reward
@@ -37,7 +38,7 @@ from reward_jax.studies.locomotion.arms import (
     returns,
     summary,
 )
-from reward_jax.studies.locomotion.settings import Config, ablated, given
+from reward_jax.studies.locomotion.settings import Config, Rounds, ablated, given
 from reward_jax.studies.workshop import Clock, Workshop
 from reward_jax.tasks.base import Outcome
 from reward_jax.tasks.locomotion.task import LocomotionTask
@@ -182,8 +183,20 @@ class RobotWork:
     @functools.cached_property
     def reward(self) -> RelativeReward:
         """The reward of the last round."""
-        own, found = self.own, None
-        for index in range(own.rounds):
+        return self._matched("reward", self.expert.denoiser, self.own)
+
+    @functools.cached_property
+    def distilled(self) -> RelativeReward | None:
+        """The reward in a cheap network; None where the settings have none."""
+        if self.own.distilled is None:
+            return None
+        steered = SteeredScore(self.base.denoiser, self.reward)
+        return self._matched("distilled", steered, self.own.distilled)
+
+    def _matched(self, name: str, expert: Score, how: Rounds) -> RelativeReward:
+        """A reward relative to the base; a round is on the paths of the one before it."""
+        found = None
+        for index in range(how.rounds):
             begin = found
 
             def make(
@@ -191,43 +204,21 @@ class RobotWork:
             ) -> TrajectoryGuide:
                 return fit_reward(
                     self.base,
-                    self.expert.denoiser,
+                    expert,
                     self._both(),
                     self.expert.space,
-                    own.reward,
-                    own.matching,
-                    seed=self._seed(f"reward {index}"),
+                    how.reward,
+                    how.matching,
+                    seed=self._seed(f"{name} {index}"),
                     begin=begin,
                     context=context,
                 )
 
-            guide = self.shop.guide(f"reward_{index}", own.matching.steps, make).guide
+            guide = self.shop.guide(f"{name}_{index}", how.matching.steps, make).guide
             assert isinstance(guide, RelativeReward)
             found = guide
         assert found is not None
         return found
-
-    @functools.cached_property
-    def distilled(self) -> RelativeReward | None:
-        """The reward in a cheap network; None where the settings have none."""
-        if (cheap := self.own.distilled) is None:
-            return None
-
-        def make(context: RunContext) -> TrajectoryGuide:
-            return fit_reward(
-                self.base,
-                SteeredScore(self.base.denoiser, self.reward),
-                self._both(),
-                self.expert.space,
-                cheap.reward,
-                cheap.matching,
-                seed=self._seed("distilled"),
-                context=context,
-            )
-
-        guide = self.shop.guide("distilled", cheap.matching.steps, make).guide
-        assert isinstance(guide, RelativeReward)
-        return guide
 
     @functools.cached_property
     def judge(self) -> TrajectoryGuide:
@@ -237,16 +228,13 @@ class RobotWork:
         distilled into, or a window's.
         """
         like = TrajectoryGuide(self.reward, self.expert.space, self.base.denoiser.schedule)
-        own, rounds = self.own, self.own.rounds
-        options, matching = own.reward, own.matching
-        if own.distilled and options.kind == "energy":
-            options, matching, rounds = own.distilled.reward, own.distilled.matching, 1
-        elif options.kind == "energy":
-            options = replace(options, kind="window")
+        own: Rounds = self.own
+        if own.reward.kind == "energy":
+            own = self.own.distilled or replace(own, reward=replace(own.reward, kind="window"))
         sources = self._windows(self.base_data), self._windows(self.expert_data)
         seed = self._seed("discriminator")
         return self.shop.discriminator(
-            "discriminator", like, sources, options, matching, seed=seed, rounds=rounds
+            "discriminator", like, sources, own.reward, own.matching, seed=seed, rounds=own.rounds
         )
 
     def _seed(self, purpose: str, seed: int | None = None) -> int:

@@ -20,7 +20,7 @@ from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.studies.locomotion import arms, run, work
 from reward_jax.studies.locomotion.report import write_report
 from reward_jax.studies.locomotion.run import STUDY, Config
-from reward_jax.studies.locomotion.settings import Ablation, Distillation, RobotSettings
+from reward_jax.studies.locomotion.settings import Ablation, RobotSettings, Rounds
 from reward_jax.studies.locomotion.summary import MAIN
 from reward_jax.tasks.base import Outcome, Rollout
 from reward_jax.tasks.locomotion import policies
@@ -47,7 +47,7 @@ OWN = RobotSettings(
         action_weight=5,
     ),
     rounds=2,
-    distilled=Distillation(
+    distilled=Rounds(
         reward=RewardOptions(widths=(6,)),
         matching=Matching(steps=10, batch_size=8, draws=64, seeds=2, steps_per_call=10),
     ),
@@ -319,7 +319,7 @@ def test_a_scale_that_fails_is_not_chosen(monkeypatch):
             {
                 "robots": {
                     "hopper": dataclasses.replace(
-                        OWN, distilled=Distillation(reward=RewardOptions("energy"))
+                        OWN, distilled=Rounds(reward=RewardOptions("energy"))
                     )
                 }
             },
