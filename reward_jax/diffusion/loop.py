@@ -227,8 +227,8 @@ def run_loop(
         raise InputError(f"steps and steps per call must be 1 or more, not {steps} and {per_call}")
     if save_every is not None and save_every < 1:
         raise InputError(f"save_every must be 1 or more, not {save_every}")
-    if count() > 1:
-        state = put(state, on_all_devices())  # as it comes out of a call: one program for all
+    if count() > 1:  # as it comes out of a call: one program for all
+        state = jax.tree.map(_everywhere, state)
     if directory is None:
         return _steps(call, state, 0, steps, per_call, on_step, None, None)
     with resume.hold(directory, settings()), Checkpoints(directory) as checkpoints:
@@ -241,6 +241,12 @@ def run_loop(
         if done:
             state = checkpoints.restore(done, like=state)
         return _steps(call, state, done, steps, per_call, on_step, checkpoints.save, save_every)
+
+
+def _everywhere(x: Any) -> Any:
+    """An array that is not yet spread over all processes, on every device of them."""
+    spread = isinstance(x, jax.Array) and not x.is_fully_addressable
+    return x if spread else put(x, on_all_devices())
 
 
 def steps_done(directory: str | pathlib.Path) -> int:

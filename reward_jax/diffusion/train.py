@@ -6,6 +6,7 @@ Legend: B batch, N rows, S seeds or experts trained at once, T diffusion steps.
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from common_jax.checksum import checksum
 from common_jax.cli.ranges import BelowOne, NonNegativeInt, PositiveInt, check_ranges
 from common_jax.errors import InputError
 from common_jax.mesh import constrain
+from reward_jax import sharding
 from reward_jax.diffusion.denoiser import Condition, null_like
 from reward_jax.diffusion.loop import (
     LoopOptions,
@@ -44,7 +46,14 @@ from reward_jax.diffusion.sources import (
     split_batch,
 )
 
-__all__ = ["EMA", "TrainState", "TrainingOptions", "init_state", "train_denoiser"]
+__all__ = [
+    "EMA",
+    "TrainState",
+    "TrainingOptions",
+    "init_state",
+    "steps_of",
+    "train_denoiser",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +147,22 @@ class _Static(NamedTuple):
     mesh: Mesh | None
 
 
+def steps_of(
+    model: Any,
+    optimizer: optax.GradientTransformation,
+    options: TrainingOptions,
+    *,
+    pin: Any = None,
+    mesh: Mesh | None = None,
+) -> Callable[..., tuple[TrainState, dict[str, Float[Array, "steps ..."]]]]:
+    """The program of `train_denoiser`, for who compiles it without running it.
+
+    It takes (state, source, schedule, weights of the error, null, key, numbers of its steps).
+    """
+    static = _Static(model, optimizer.update, _own(options), 0.0, pin, None, False, mesh)
+    return functools.partial(_run, static=static)
+
+
 def train_denoiser(
     model: Any,
     state: TrainState,
@@ -184,7 +209,8 @@ def train_denoiser(
         checkpoints: folder of checkpoints, from which a run resumes exactly; InputError where it
             is of another model, data, optimizer or option.
         save_every: steps between checkpoints; by default there is one at the end.
-        mesh: batches are sharded over its data and fsdp axes.
+        mesh: batches are sharded over its data and fsdp axes, parameters over fsdp and tensor
+            (`reward_jax/sharding.py`).
 
     Raises InputError for options that do not fit, for data that are no floating numbers, for a
     model whose output has not the shape of its input, and when the loss is no longer finite,
@@ -214,7 +240,8 @@ def train_denoiser(
     run = functools.partial(_run, static=static)
     source, weights = as_source(batches), jnp.asarray(weights, jnp.float32)
     _check_fit(model, state, source, pin, seeds=seeds, per_expert=per_expert)
-    state = jax.tree.map(jnp.array, state)  # a copy: the state is donated
+    given = state
+    state = sharding.place(jax.tree.map(jnp.array, state), mesh)  # a copy: it is donated
 
     def call(state: Any, first: int, count: int) -> Any:
         span = jnp.arange(first, first + count)
@@ -225,10 +252,10 @@ def train_denoiser(
         if per_expert:
             one = jax.tree.map(lambda x: x[0], source)
         x_0, cond = split_batch(example(one))
-        given = x_0, jnp.zeros(2, jnp.int32), *_conditions(cond)
+        rows = x_0, jnp.zeros(2, jnp.int32), *_conditions(cond)
 
-        def apply(params: Any, *given: Any) -> Any:
-            return model.apply({"params": params}, *given)
+        def apply(params: Any, *rows: Any) -> Any:
+            return model.apply({"params": params}, *rows)
 
         return {
             "prediction": o.prediction,
@@ -237,12 +264,12 @@ def train_denoiser(
             "drop_condition": drop_condition,
             "key": np.asarray(jax.random.key_data(key)).tolist(),
             "seeds": seeds,
-            "params": checksum(state.params),
-            "model": model_checksum(apply, state.params, *given, seeds=many),
+            "params": checksum(given.params),
+            "model": model_checksum(apply, given.params, *rows, seeds=many),
             "pin": pin_checksum(pin, x_0),
             "data": source_checksum(source, o.batch_size, many=per_expert),
             "schedule": checksum(schedule),
-            "optimizer": update_checksum(optimizer, state.params, state.optimizer, seeds=many),
+            "optimizer": update_checksum(optimizer, given.params, given.optimizer, seeds=many),
             "other": checksum((weights, null, per_expert)),
         }
 
@@ -323,6 +350,7 @@ def _run(
     o = static.options
 
     def loss_of(params: Any, batch: Any, key: Key[Array, ""]) -> Float[Array, ""]:
+        params = sharding.gathered(params, static.mesh)
         for_t, for_noise = jax.random.split(key)
         x_0, cond = split_batch(constrain(batch, static.mesh))
         if static.drop_condition:
@@ -360,10 +388,12 @@ def _run(
         return TrainState(params, average, moments), {"loss": loss}
 
     def one(state: TrainState, step: Int[Array, ""]):
-        if static.seeds is None:
-            return update(state, source, key, step)
-        keys = jax.random.split(key, static.seeds)
-        axes = (0, 0 if static.per_expert else None, 0, None)
-        return jax.vmap(update, in_axes=axes)(state, source, keys, step)
+        each: Any = update
+        keys = key
+        if static.seeds is not None:
+            keys = jax.random.split(key, static.seeds)
+            each = jax.vmap(update, in_axes=(0, 0 if static.per_expert else None, 0, None))
+        state, metrics = each(state, source, keys, step)
+        return sharding.keep(state, static.mesh), metrics
 
     return jax.lax.scan(one, state, steps)

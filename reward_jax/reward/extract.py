@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 from common_jax.checksum import checksum
 from common_jax.cli.ranges import check_ranges
 from common_jax.errors import InputError
+from reward_jax import sharding
 from reward_jax.diffusion.denoiser import Score
 from reward_jax.diffusion.loop import (
     OnStep,
@@ -56,6 +57,7 @@ __all__ = [
     "History",
     "extract_reward",
     "init_params",
+    "learn",
 ]
 
 Weighting = (
@@ -154,7 +156,8 @@ def extract_reward(
             callable gives, the first batch is compared; a resumed run is exact where a callable
             gives the same batch whenever it is asked for a step.
         save_every: steps between checkpoints; by default there is one at the end.
-        mesh: batches are sharded over its data and fsdp axes.
+        mesh: batches are sharded over its data and fsdp axes, parameters, the models' too, over
+            fsdp and tensor (`reward_jax/sharding.py`).
 
     Returns:
         The trained parameters, of the shapes given, and the `History`.
@@ -180,20 +183,22 @@ def extract_reward(
     by_entry = _by_entry(entries, feed)
     moments = begin(params, optimizer=optimizer, seeds=seeds is not None)
     state = (jax.tree.map(jnp.array, params), moments)  # a copy: the state is donated
-    learn = functools.partial(
-        _learn,
+    state = sharding.place(state, mesh)
+    step = functools.partial(
+        learn,
         reward=reward,
         rule=optimizer.update,
         pin=pin,
         seeds=seeds is not None,
         apart=apart,
+        mesh=mesh,
     )
 
     def call(state: Any, first: int, count: int) -> Any:
         source, fed = feed.take(first, count)
         measured = []
         for targets in teachers.in_parts(key, source, jnp.arange(first, first + count), fed):
-            state, metrics = learn(state, weights, by_entry, targets)
+            state, metrics = step(state, weights, by_entry, targets)
             measured.append(metrics)
         if len(measured) > 1:
             return state, jax.tree.map(lambda *x: jnp.concatenate(x), *measured)
@@ -237,8 +242,8 @@ def extract_reward(
     return trained, History(np.arange(steps - len(loss), steps) + 1, loss, explained, target)
 
 
-@quick_jit(static_argnames=("reward", "rule", "pin", "seeds", "apart"), donate_argnums=0)
-def _learn(
+@quick_jit(static_argnames=("reward", "rule", "pin", "seeds", "apart", "mesh"), donate_argnums=0)
+def learn(
     state: tuple[PyTree[Float[Array, "..."]], Any],
     weights: Float[Array, " T"],
     by_entry: Float[Array, "..."] | None,
@@ -249,10 +254,16 @@ def _learn(
     pin: Any,
     seeds: bool,
     apart: bool,
+    mesh: Mesh | None,
 ) -> tuple[Any, dict[str, Float[Array, "steps ..."]]]:
-    """A step for each batch of targets [steps, B, ...]."""
+    """The program of `extract_reward`: a step for each batch of targets [steps, B, ...].
+
+    state: parameters and moments. by_entry: weights of entries, with an axis of rows. rule: the
+    optimizer's update.
+    """
 
     def loss_of(params: Any, targets: Targets) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        params = sharding.gathered(params, mesh)
         gradient = reward_gradient(reward, params, targets.x, targets.t)
         if pin:
             gradient = pin(targets.x).free(gradient)
@@ -276,7 +287,7 @@ def _learn(
         if seeds:
             each = jax.vmap(update, in_axes=(0, 0, 0 if apart else None))
         params, moments, loss, explained = each(state[0], state[1], targets)
-        return (params, moments), {"loss": loss, "explained": explained}
+        return sharding.keep((params, moments), mesh), {"loss": loss, "explained": explained}
 
     return jax.lax.scan(one, state, targets)
 

@@ -29,6 +29,7 @@ from common_jax.checksum import checksum, program_checksum
 from common_jax.cli.ranges import check_ranges
 from common_jax.errors import InputError
 from common_jax.mesh import constrain
+from reward_jax import sharding
 from reward_jax.diffusion.denoiser import (
     Condition,
     Score,
@@ -129,7 +130,9 @@ class Teachers:
         check_schedules(schedule, base_score=base, expert_score=expert)
         check_score("base_score", base)
         check_score("expert_score", expert)
-        self._base, self._expert = as_argument(base), as_argument(expert)
+        self._base, self._expert = (
+            sharding.place(as_argument(model), settings.mesh) for model in (base, expert)
+        )
         self._schedule, self._settings = schedule, settings
 
     def targets(
@@ -150,7 +153,10 @@ class Teachers:
         return self._at(_Draws(x_t, t, cond))
 
     def _at(self, draws: "_Draws") -> Targets:
-        scores = [_evaluate(model, self._schedule, draws) for model in (self._base, self._expert)]
+        scores = [
+            _evaluate(model, self._schedule, draws, mesh=self._settings.mesh)
+            for model in (self._base, self._expert)
+        ]
         return _difference(self._schedule, draws, scores, settings=self._settings)
 
     def in_parts(
@@ -224,14 +230,17 @@ def _draw(
     return jax.lax.scan(one, None, (steps, fed))[1]
 
 
-@quick_jit()
+@quick_jit(static_argnames="mesh")
 def _evaluate(
-    model: Any, schedule: Schedule, draws: _Draws
+    model: Any, schedule: Schedule, draws: _Draws, *, mesh: Mesh | None
 ) -> tuple[Float[Array, "steps B ..."], Float[Array, "steps B ..."]]:
     """One teacher's scores and estimates of x_0, a step at a time."""
-    return jax.lax.map(
-        lambda given: score_and_x0(model, schedule, given.x_t, given.t, given.cond), draws
-    )
+
+    def one(given: _Draws) -> tuple[Float[Array, "B ..."], Float[Array, "B ..."]]:
+        whole = sharding.gathered(model, mesh)
+        return score_and_x0(whole, schedule, given.x_t, given.t, given.cond)
+
+    return jax.lax.map(one, draws)
 
 
 @functools.partial(jax.jit, static_argnames="settings")

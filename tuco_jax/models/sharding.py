@@ -4,13 +4,12 @@ A mesh is `common_jax.mesh.make_mesh`'s: data, fsdp, tensor. Matrices that read 
 (q, k, v, gate, up, head) are sharded by columns over "tensor", those that write to it (o, down) by
 rows, so that a block sums over devices twice; the other side of each is sharded over "fsdp" and
 gathered when used. So is each expert's of a mixture. Layers (axis 0) are never sharded: the scan
-runs over them. An axis whose size the mesh's does not divide stays whole.
+runs over them.
 
 Legend: B batch.
 """
 
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +17,12 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, Shaped
 
+from common_jax import partition
 from common_jax.mesh import AXES, batch_sharding, put
+from common_jax.partition import Rules
 
 __all__ = [
+    "RULES",
     "batch_width",
     "gathered",
     "mesh_of",
@@ -30,40 +32,24 @@ __all__ = [
     "shardings",
 ]
 
-# (end of a parameter's path, axes of the mesh for its last dimensions); the first match counts.
-_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"embed/table", ("tensor", "fsdp")),
-    (r"positions/table", (None, "fsdp")),
-    (r"(q|k|v|gate|up|head)/kernel", ("fsdp", "tensor")),
-    (r"(q|k|v|gate|up|head)/bias", ("tensor",)),
-    (r"router/(kernel|a)", ("fsdp", None)),
-    (r"(q|k|v|gate|up|head)/a", ("fsdp", None)),
-    (r"(q|k|v|gate|up|head)/b", (None, "tensor")),
-    (r"(o|down)/kernel", ("tensor", "fsdp")),
-    (r"(o|down)/a", ("tensor", None)),
-    (r"(o|down)/b", (None, "fsdp")),
+# See `common_jax/partition.py`.
+RULES: Rules = (
+    (r"embed/table", PartitionSpec("tensor", "fsdp")),
+    (r"positions/table", PartitionSpec(None, "fsdp")),
+    (r"(q|k|v|gate|up|head)/kernel", PartitionSpec("fsdp", "tensor")),
+    (r"(q|k|v|gate|up|head)/bias", PartitionSpec("tensor")),
+    (r"router/(kernel|a)", PartitionSpec("fsdp", None)),
+    (r"(q|k|v|gate|up|head)/a", PartitionSpec("fsdp", None)),
+    (r"(q|k|v|gate|up|head)/b", PartitionSpec(None, "tensor")),
+    (r"(o|down)/kernel", PartitionSpec("tensor", "fsdp")),
+    (r"(o|down)/a", PartitionSpec("tensor", None)),
+    (r"(o|down)/b", PartitionSpec(None, "fsdp")),
 )
 
 
 def placement(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
-    """(path, shape) -> where that parameter lives on `mesh`.
-
-    A path is "layers/attention/q/kernel" with or without a prefix such as "tuned" or "lora", so
-    that pairs, gradients and optimizer states follow the same rules.
-    """
-
-    def sharding(path: str, shape: tuple[int, ...]) -> NamedSharding:
-        for pattern, axes in _RULES:
-            if re.search(rf"(^|/){pattern}$", path) and len(shape) >= len(axes):
-                axes = (None,) * (len(shape) - len(axes)) + axes
-                fits = (
-                    axis if axis and size % mesh.shape[axis] == 0 else None
-                    for axis, size in zip(axes, shape, strict=True)
-                )
-                return NamedSharding(mesh, PartitionSpec(*fits))
-        return NamedSharding(mesh, PartitionSpec())
-
-    return sharding
+    """(path, shape) -> where that parameter of a decoder, or of a pair, lies on `mesh`."""
+    return partition.placement(RULES, mesh)
 
 
 def gathered(
@@ -74,25 +60,17 @@ def gathered(
     The compiler does so by itself for products, but not for lookups in a table: rows that are cut
     by fsdp would be made, and cut anew by the batch's rows, for which it copies them all.
     """
-    if mesh is None:
-        return parameter
-    axes = placement(mesh)(path, parameter.shape).spec
-    where = PartitionSpec(*(None if axis == "fsdp" else axis for axis in axes))
-    return jax.lax.with_sharding_constraint(parameter, NamedSharding(mesh, where))
+    return partition.gathered({path: parameter}, RULES, mesh)[path]
 
 
 def shardings(tree: PyTree[Any], mesh: Mesh) -> PyTree[NamedSharding]:
     """The sharding of every leaf of a tree of parameters (or of `jax.ShapeDtypeStruct`)."""
-    where = placement(mesh)
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: where(jax.tree_util.keystr(path, simple=True, separator="/"), x.shape),
-        tree,
-    )
+    return partition.shardings(tree, RULES, mesh)
 
 
 def place(tree: PyTree[Shaped[Array, "..."]], mesh: Mesh) -> PyTree[Shaped[Array, "..."]]:
     """A tree of parameters, such as a `Pair`, moved to its shards."""
-    return put(tree, shardings(tree, mesh))
+    return partition.place(tree, RULES, mesh)
 
 
 def batch_width(mesh: Mesh | None) -> int:

@@ -14,12 +14,14 @@ from flax import linen as nn
 
 from common_jax.errors import InputError
 from common_jax.mesh import make_mesh
+from common_jax.partition import shardings
 from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.process import FirstState
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.diffusion.sources import Rows, Strided
 from reward_jax.diffusion.train import EMA, TrainingOptions, init_state, train_denoiser
 from reward_jax.models.temporal.layers import TimeEmbedding
+from reward_jax.sharding import RULES
 from tests.reward.closed_forms import at_level, mixture
 
 SCHEDULE = cosine_schedule(10)
@@ -193,9 +195,15 @@ def test_fine_tuning_begins_from_given_parameters():
     assert away(trained.params, params) < 0.02  # the given ones are still there: not donated
 
 
-@pytest.mark.parametrize("layout", [(8, 1, 1), (2, 4, 1)], ids=str)
+def lies(x, where) -> bool:
+    return x.sharding.is_equivalent_to(where, x.ndim)
+
+
+@pytest.mark.parametrize("layout", [(8, 1, 1), (2, 4, 1), (2, 2, 2)], ids=str)
 def test_eight_devices_give_what_one_does(ten, layout):
     state, metrics = train(state=fresh(), steps=10, mesh=make_mesh(*layout))
+    where = shardings(state, RULES, make_mesh(*layout))
+    assert all(jax.tree.leaves(jax.tree.map(lies, state, where)))
     np.testing.assert_allclose(metrics["loss"], ten[1]["loss"], rtol=2e-4)
     assert_close(state.params, ten[0].params, 1e-3)
 

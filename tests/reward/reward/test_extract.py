@@ -18,6 +18,7 @@ import reward_jax.reward.extract
 import reward_jax.reward.targets
 from common_jax.errors import InputError
 from common_jax.mesh import make_mesh, pmap
+from common_jax.partition import shardings
 from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.process import FirstState, q_sample
 from reward_jax.diffusion.schedule import cosine_schedule
@@ -26,6 +27,7 @@ from reward_jax.models.reward_nets import WindowMLP
 from reward_jax.reward.extract import extract_reward, init_params
 from reward_jax.reward.relative import RelativeReward, reward_gradient
 from reward_jax.reward.targets import ExtractionOptions, draw_targets, unit
+from reward_jax.sharding import RULES
 from tests.reward import torch_reference as ref
 
 H, D, A, T, B = 4, 3, 1, 10, 16
@@ -540,13 +542,13 @@ def test_a_call_in_parts_is_the_same_run(six, monkeypatch, fed):
     """Where the targets of a call would be too large to hold."""
     batches = [drawn(step)[0] for step in range(6)] if fed else DATA
     counts = []
-    learn = reward_jax.reward.extract._learn
+    learn = reward_jax.reward.extract.learn
 
     def counted(state, weights, by_entry, targets, **options):
         counts.append(len(targets.t))
         return learn(state, weights, by_entry, targets, **options)
 
-    monkeypatch.setattr(reward_jax.reward.extract, "_learn", counted)
+    monkeypatch.setattr(reward_jax.reward.extract, "learn", counted)
     of_two = 2 * 2 * 4 * B * (H * D + 1)
     for held, wanted in ((0, [1] * 6), (of_two, [2] * 3), (2**28, [6])):
         monkeypatch.setattr(reward_jax.reward.targets, "_BYTES_AT_ONCE", held + 1)
@@ -568,7 +570,7 @@ def test_another_student_finds_the_teachers_compiled():
     assert traces == [2, 2]  # once to check that it can be called, once for the program
 
 
-@pytest.mark.parametrize("layout", [(8, 1, 1), (2, 4, 1)], ids=str)
+@pytest.mark.parametrize("layout", [(8, 1, 1), (2, 4, 1), (2, 2, 2)], ids=str)
 def test_eight_devices_give_what_one_does(six, layout):
     mesh = make_mesh(*layout)
     base, expert = (score_from(Linear(), m, "x0", SCHEDULE) for m in MATRICES[:2])
@@ -577,6 +579,9 @@ def test_eight_devices_give_what_one_does(six, layout):
     assert len(spread.t.sharding.device_set) == 8
     assert_close(spread, one, 1e-5)
     got, history = extract(fresh(), DATA, steps=6, mesh=mesh)
+    where = shardings(got, RULES, mesh)
+    same = jax.tree.map(lambda x, to: x.sharding.is_equivalent_to(to, x.ndim), got, where)
+    assert all(jax.tree.leaves(same))
     np.testing.assert_allclose(history.loss, six[1].loss, rtol=2e-4)
     assert_close(got, six[0], 1e-3)
 
