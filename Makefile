@@ -74,6 +74,7 @@ bench: $(REWARDS) $(DEV)
 	$(BIN)/python -m benchmarks.plan
 	$(BIN)/python -m benchmarks.prefix
 	$(BIN)/python -m benchmarks.attention
+	$(BIN)/python -m benchmarks.load
 	$(BIN)/python -m benchmarks.stream
 
 check: $(REWARDS) $(DEV)

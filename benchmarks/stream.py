@@ -36,14 +36,14 @@ def shapes() -> dict[str, tuple[int, ...]]:
     return square | mlp | {"mlp.down_proj": (WIDTH, HIDDEN)} | norms
 
 
-def write_model(folder: pathlib.Path, rng: np.random.Generator) -> int:
+def write_model(folder: pathlib.Path, rng: np.random.Generator, depth: int = DEPTH) -> int:
     """A random model in float32, a shard a layer; returns its bytes."""
     folder.mkdir()
     config = LlamaConfig(
         vocab_size=WORDS,
         hidden_size=WIDTH,
         intermediate_size=HIDDEN,
-        num_hidden_layers=DEPTH,
+        num_hidden_layers=depth,
         num_attention_heads=WIDTH // 64,
         num_key_value_heads=WIDTH // 64,
         max_position_embeddings=512,
@@ -57,7 +57,7 @@ def write_model(folder: pathlib.Path, rng: np.random.Generator) -> int:
     ends = {"model.embed_tokens.weight": (WORDS, WIDTH), "model.norm.weight": (WIDTH,)}
     parts = [
         {f"model.layers.{layer}.{name}.weight": shape for name, shape in shapes().items()}
-        for layer in range(DEPTH)
+        for layer in range(depth)
     ]
     index, total = {}, 0
     for number, part in enumerate([ends, *parts]):
@@ -67,7 +67,7 @@ def write_model(folder: pathlib.Path, rng: np.random.Generator) -> int:
             else rng.standard_normal(shape, np.float32) * np.float32(0.7 * shape[1] ** -0.5)
             for name, shape in part.items()
         }
-        file = f"model-{number + 1:05d}-of-{DEPTH + 1:05d}.safetensors"
+        file = f"model-{number + 1:05d}-of-{depth + 1:05d}.safetensors"
         save_file(tensors, folder / file, metadata={"format": "pt"})
         index |= dict.fromkeys(tensors, file)
         total += sum(x.nbytes for x in tensors.values())

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from common_jax.cost import collectives
 from common_jax.mesh import batch_sharding, constrain, make_mesh, pmap, replicate
 from tests.tuco import random_models as rm
 from tuco_jax.core.decompose import decompose
@@ -235,3 +236,17 @@ def test_research_extensions_run_where_the_pair_lies(name):
     choices = Choices(tokens, right, jnp.tile(jnp.arange(4), (8, 1)), jnp.arange(8) % 4)
     alphas = [fit_layer_alpha(p, choices, LayerAlphaOptions(2, 0.05))[0] for p in (placed, pair)]
     assert_close(alphas[0], alphas[1], 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [(1, 8, 1), (1, 1, 8), (2, 2, 2)], ids=str)
+def test_no_stacked_weight_is_ever_whole(layout):
+    """What devices exchange is of one layer: fsdp gathers each where it is used."""
+    pair, mesh = PAIRS["full"](), make_mesh(*layout)
+    batch = jax.device_put(rm.batch(rows=8, vocab=64), batch_sharding(mesh))
+    lowered = jax.jit(lambda *a: tuco(*a, mesh=mesh)).lower(place(pair, mesh), *batch)
+    found = collectives(str(lowered.compile().as_text()))
+    stacked = {x.shape for x in jax.tree.leaves(pair.base["layers"])}
+    assert not [one for one in found if stacked & set(one.shapes)]
+    gathered = [one for one in found if one.kind == "all-gather" and one.times > 1]
+    assert bool(gathered) == (layout[1] > 1)

@@ -1,4 +1,7 @@
-"""Arrays between disk and devices, without a second copy: a CPU device adopts the host's memory.
+"""Arrays between disk and devices, each device's shard without the others.
+
+`assemble` puts an array on its devices a layer at a time: the host holds one layer of what its own
+devices take. A CPU device adopts the host's memory, without a second copy.
 
 `save` writes a tree through orbax. `Stored` reads it a chunk at a time, each device its own
 shards: orbax itself reads every array before it places the first, which takes twice the memory of
@@ -13,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
@@ -21,7 +25,16 @@ from jaxtyping import Array, Shaped
 
 from common_jax.io.orbax_noise import quiet
 
-__all__ = ["Placement", "Stored", "host_array", "is_layered", "place", "save"]
+__all__ = [
+    "Bounds",
+    "Fill",
+    "Placement",
+    "Stored",
+    "assemble",
+    "host_array",
+    "is_layered",
+    "save",
+]
 
 # Where an array goes: (path, shape) -> a sharding, or None for the default device.
 Placement = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
@@ -36,7 +49,7 @@ def host_array(shape: tuple[int, ...], dtype: Any) -> Shaped[np.ndarray, "..."]:
     A large one goes back to the system when it is let go: the allocator would keep what layers
     that stream past leave behind, for each thread.
     """
-    kind = np.dtype(jax.numpy.dtype(dtype))
+    kind = np.dtype(jnp.dtype(dtype))
     size = int(np.prod(shape)) * kind.itemsize
     if size >= _LARGE:
         raw = np.frombuffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
@@ -46,13 +59,92 @@ def host_array(shape: tuple[int, ...], dtype: Any) -> Shaped[np.ndarray, "..."]:
     return raw[start : start + size].view(kind).reshape(shape)
 
 
-def place(
-    host: Shaped[np.ndarray, "*shape"], sharding: jax.sharding.Sharding | None
-) -> Shaped[Array, "*shape"]:
-    """The array on its devices; None: the default one. The host's array must not be used again."""
-    if sharding is None:
-        return jax.device_put(host)
-    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+# First and last index, beyond it, along each axis.
+Bounds = tuple[tuple[int, int], ...]
+# (layer, parts): writes the numbers within the bounds of each part, of that layer, into its array.
+Fill = Callable[[int, list[tuple[Bounds, np.ndarray]]], None]
+
+
+def assemble(
+    shape: tuple[int, ...],
+    dtype: Any,
+    where: jax.sharding.Sharding | None,
+    fill: Fill,
+    *,
+    layered: bool,
+) -> Shaped[Array, "..."]:
+    """An array on its devices (None: the default one), of which the host holds a layer at a time.
+
+    layered: axis 0 is that of layers, of which parts and their bounds have none; else there is one
+    layer, 0, of all axes. Of several processes each fills its own devices' shards alone.
+    """
+    places: dict[Any, Bounds] = {None: tuple((0, size) for size in shape)}
+    if where is not None:
+        places = {
+            device: tuple(s.indices(n)[:2] for s, n in zip(index or (), shape, strict=True))
+            for device, index in where.addressable_devices_indices_map(shape).items()
+        }
+    devices = jax.devices() if where is None else places
+    on_host = all(device.platform == "cpu" for device in devices)
+    shards = (_adopted if on_host else _sent)(places, dtype, fill, layered)
+    if where is None:
+        return shards[0]
+    return jax.make_array_from_single_device_arrays(shape, where, shards)
+
+
+def _layers(bounds: Bounds, layered: bool) -> tuple[range, Bounds]:
+    """The layers within bounds, and the bounds of one."""
+    return (range(*bounds[0]), bounds[1:]) if layered else (range(1), bounds)
+
+
+def _size(bounds: Bounds) -> tuple[int, ...]:
+    return tuple(stop - start for start, stop in bounds)
+
+
+def _adopted(
+    places: dict[Any, Bounds], dtype: Any, fill: Fill, layered: bool
+) -> list[Shaped[Array, "..."]]:
+    """The shards of CPU devices: memory of the host, which devices with one shard share."""
+    held = {bounds: host_array(_size(bounds), dtype) for bounds in places.values()}
+    parts: dict[int, list[tuple[Bounds, np.ndarray]]] = {}
+    for bounds, host in held.items():
+        layers, own = _layers(bounds, layered)
+        for row, layer in enumerate(layers):
+            parts.setdefault(layer, []).append((own, host[row] if layered else host))
+    for layer, some in parts.items():
+        fill(layer, some)
+    return [jax.device_put(held[bounds], device) for device, bounds in places.items()]
+
+
+def _sent(
+    places: dict[Any, Bounds], dtype: Any, fill: Fill, layered: bool
+) -> list[Shaped[Array, "..."]]:
+    """The shards of devices with memory of their own, each layer written into them in place."""
+    shards = {
+        device: jnp.zeros(_size(bounds), dtype, device=device) for device, bounds in places.items()
+    }
+    for layer in sorted({n for bounds in places.values() for n in _layers(bounds, layered)[0]}):
+        parts: dict[Bounds, np.ndarray] = {}
+        for bounds in places.values():
+            layers, own = _layers(bounds, layered)
+            if layer in layers and bounds not in parts:
+                parts[bounds] = host_array(_size(own), dtype)
+        fill(layer, [(_layers(bounds, layered)[1], part) for bounds, part in parts.items()])
+        jax.block_until_ready(list(shards.values()))  # the host lets go of the layer before
+        for device, bounds in places.items():
+            if bounds in parts:
+                part = jax.device_put(parts[bounds], device)
+                row = layer - bounds[0][0] if layered else None
+                shards[device] = _written(shards[device], part, row)
+    return list(shards.values())
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _written(
+    shard: Shaped[Array, "..."], part: Shaped[Array, "..."], row: Any
+) -> Shaped[Array, "..."]:
+    """A shard with one of its layers written in place; row: None for all of it."""
+    return part if row is None else jax.lax.dynamic_update_index_in_dim(shard, part, row, 0)
 
 
 # Bytes that are written, and read, as one: of larger chunks the allocator keeps what is freed.
@@ -143,21 +235,27 @@ class Stored:
 
     def _placed(self, path: str, where: jax.sharding.Sharding | None) -> jax.Array:
         array = self._arrays[path]
+        chunk = array.chunk_layout.read_chunk.shape or (1,)
+        layered = is_layered(path) and chunk[0] == 1  # else a chunk would be read for each layer
 
-        @functools.cache  # devices that hold the same part share one reading
-        def part(*bounds: tuple[int, int]) -> np.ndarray:
-            return self._part(path, bounds)
+        def fill(layer: int, parts: list[tuple[Bounds, np.ndarray]]) -> None:
+            for bounds, part in parts:
+                self._fill(
+                    path,
+                    ((layer, layer + 1), *bounds) if layered else bounds,
+                    part[None] if layered else part,
+                )
 
-        def shard(index: Any) -> np.ndarray:
-            return part(*(s.indices(n)[:2] for s, n in zip(index, array.shape, strict=True)))
+        return assemble(tuple(array.shape), self._dtypes[path], where, fill, layered=layered)
 
-        if where is None:
-            return jax.device_put(shard((slice(None),) * array.rank))
-        return jax.make_array_from_callback(array.shape, where, shard)
+    def _part(self, path: str, bounds: Bounds) -> np.ndarray:
+        host = host_array(_size(bounds), self._dtypes[path])
+        self._fill(path, bounds, host)
+        return host
 
-    def _part(self, path: str, bounds: Sequence[tuple[int, int]]) -> np.ndarray:
+    def _fill(self, path: str, bounds: Bounds, host: np.ndarray) -> None:
+        """Read what is within bounds."""
         array = self._arrays[path]
-        host = host_array(tuple(stop - start for start, stop in bounds), self._dtypes[path])
         cells = _cells(bounds, array.chunk_layout.read_chunk.shape or ())
         while some := list(itertools.islice(cells, _AT_ONCE)):
             for (_, inside), value in zip(some, [array[c].read() for c, _ in some], strict=True):
@@ -165,7 +263,6 @@ class Stored:
                     host[inside] = value.result()
                 if self._check:
                     self._check(path, host[inside])
-        return host
 
 
 def _described(directory: str | pathlib.Path) -> Any:

@@ -1,12 +1,14 @@
 """Build the parameter tree from the named tensors of a file, one tensor at a time.
 
 A family's key table says where each of our parameters comes from. A tensor that is unknown,
-missing, of a wrong shape or not finite is an error that names it. At any moment the host holds one
-stacked parameter and one source tensor (or a block of rows of a large one), besides what is
-already on the devices; a CPU device takes over the host's memory without a copy.
+missing, of a wrong shape or not finite is an error that names it. At any moment the host holds, of
+one layer of one parameter, what its devices take, and one source tensor (or a block of rows of a
+large one), besides what is already on the devices; a CPU device takes over the host's memory
+without a copy. Of several processes each reads what its own devices take.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 import re
@@ -20,7 +22,7 @@ from jaxtyping import Float
 from common_jax.errors import InputError
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.decoder import Params, param_shapes
-from tuco_jax.weights.arrays import Placement, host_array, place
+from tuco_jax.weights.arrays import Bounds, Placement, assemble, host_array
 
 __all__ = ["DTYPES", "Checkpoint", "Key", "KeyTable", "Placement", "TensorSource", "stored_names"]
 
@@ -44,8 +46,13 @@ class TensorSource(Protocol):
         """The file that holds the tensor, for error messages."""
         ...
 
-    def read(self, tensor: str, rows: slice = slice(None)) -> Float[np.ndarray, "..."]:
-        """The tensor, or those rows of its first axis; float32, float16 or bfloat16."""
+    def read(
+        self, tensor: str, rows: slice = slice(None), columns: slice = slice(None)
+    ) -> Float[np.ndarray, "..."]:
+        """The tensor, or those rows of its first axis; float32, float16 or bfloat16.
+
+        columns: of a matrix, those of its second axis.
+        """
         ...
 
 
@@ -57,8 +64,8 @@ class Key:
 
     `transform` turns the tensor that was read into one layer's parameter (transpose, a slice of a
     fused projection, ...). Several keys may read one tensor. `rows` is the parameter's axis along
-    which the tensor's rows run, if `transform` works row by row: large tensors are then read in
-    blocks. None: the tensor is read whole.
+    which the tensor's rows run, if `transform` works entry by entry: tensors are then read in
+    blocks, of the rows and columns that are wanted. None: the tensor is read whole.
     """
 
     tensor: str
@@ -141,11 +148,9 @@ class Checkpoint:
             stacked = path.startswith("layers/")
             if stacked and not layers:
                 continue
-            host = host_array(spec.shape, self._dtype)
-            for tensor, at in stored_names(self._table[path].tensor, path, self.config):
-                self._fill(host[at], path, tensor)
             where = placement(path, spec.shape) if placement else None
-            params[path] = place(host, where)
+            fill = functools.partial(self._fill, path)
+            params[path] = assemble(spec.shape, self._dtype, where, fill, layered=stacked)
         return unflatten_dict(params, sep="/")
 
     def layer(self, index: int) -> Params:
@@ -154,35 +159,66 @@ class Checkpoint:
         for path, spec in self._wanted.items():
             if path.startswith("layers/"):
                 host = host_array(spec.shape[1:], self._dtype)
-                for tensor, at in stored_names(self._table[path].tensor, path, self.config):
-                    if at[0] == index:
-                        self._fill(host[at[1:]], path, tensor)
+                self._fill(path, index, [(tuple((0, size) for size in host.shape), host)])
                 params[path.removeprefix("layers/")] = host
         return unflatten_dict(params, sep="/")
 
-    def _fill(self, target: np.ndarray, path: str, tensor: str) -> None:
-        """Read one tensor into its part of a parameter, in blocks where the key allows it."""
+    def _fill(self, path: str, layer: int, parts: list[tuple[Bounds, np.ndarray]]) -> None:
+        """Read one layer's parameter into parts of it.
+
+        parts: bounds within that layer's parameter, and the array of what is there.
+        """
+        inside = path.startswith("layers/")
+        for tensor, at in stored_names(self._table[path].tensor, path, self.config):
+            if inside and at[0] != layer:
+                continue
+            own = parts
+            for index in at[inside:]:  # an expert's
+                own = [
+                    (bounds[1:], part[index - bounds[0][0]])
+                    for bounds, part in own
+                    if bounds[0][0] <= index < bounds[0][1]
+                ]
+            if own:
+                self._fill_from(tensor, path, self._wanted[path].shape[len(at) :], own)
+
+    def _fill_from(
+        self,
+        tensor: str,
+        path: str,
+        shape: tuple[int, ...],
+        parts: list[tuple[Bounds, np.ndarray]],
+    ) -> None:
+        """Read one tensor, which gives that shape, into parts of it.
+
+        Where the key allows it, in blocks: each is read once for all parts, and what none of them
+        holds is not read.
+        """
         key, source = self._table[path], self._source
-        shape = self._stored[tensor]
-        misshaped = self._misshaped(tensor, path, target.shape)
-        if key.rows is not None and shape != (target.shape if key.rows == 0 else target.T.shape):
+        stored, misshaped = self._stored[tensor], self._misshaped(tensor, path, shape)
+        if key.rows is not None and stored != (shape if key.rows == 0 else shape[::-1]):
             raise misshaped
-        for rows in _blocks(shape) if key.rows is not None else (slice(None),):
-            value = source.read(tensor, rows)
+        for box in _boxes(shape, key.rows, [bounds for bounds, _ in parts]):
+            along = [slice(*ends) for ends in (box[::-1] if key.rows == 1 else box)]
+            value = source.read(tensor, *(() if key.rows is None else along[:2]))
             try:
                 value = key.transform(value, self.config)
             except ValueError:  # a fused tensor that does not split as the config says
                 raise misshaped from None
-            part = target if key.rows is None else target[(slice(None),) * key.rows + (rows,)]
-            if value.shape != part.shape:
+            if value.shape != tuple(stop - start for start, stop in box):
                 raise misshaped
-            with np.errstate(over="ignore"):
-                _copy(part, value)
-            if not np.isfinite(part).all():
-                flaw = "holds NaN or infinity"
-                if np.isfinite(value.astype(np.float32)).all():
-                    flaw = f"holds numbers too large for {part.dtype}; load it in another dtype"
-                raise InputError(f"{source.file(tensor)}: tensor {tensor} {flaw}")
+            for bounds, part in parts:
+                there, here = _overlap(bounds, box), _overlap(box, bounds)
+                target, own = part[there], value[here]
+                with np.errstate(over="ignore"):
+                    _copy(target, own)
+                if not np.isfinite(target).all():
+                    flaw = "holds NaN or infinity"
+                    if np.isfinite(own.astype(np.float32)).all():
+                        flaw = (
+                            f"holds numbers too large for {part.dtype}; load it in another dtype"
+                        )
+                    raise InputError(f"{source.file(tensor)}: tensor {tensor} {flaw}")
 
 
 def _check_names(
@@ -221,16 +257,38 @@ def _matches(tensor: str, patterns: Iterable[str]) -> bool:
     return any(re.fullmatch(p, tensor) for p in patterns)
 
 
-def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Slices of the first axis, of about `_BLOCK` numbers each."""
-    step = max(1, _BLOCK // max(1, int(np.prod(shape[1:]))))
-    for start in range(0, shape[0], step):
-        yield slice(start, min(start + step, shape[0]))
+def _boxes(shape: tuple[int, ...], rows: int | None, wanted: list[Bounds]) -> Iterator[Bounds]:
+    """Bounds of what is read at a time, in a parameter of that shape.
+
+    rows: the axis along which a tensor's rows run; None: all is read as one. Else blocks of rows,
+    of about `_BLOCK` numbers, and of a matrix the columns, that the wanted parts lie in.
+    """
+    whole = tuple((0, size) for size in shape)
+    if rows is None:
+        yield whole
+        return
+    spans = [
+        (min(start for start, _ in ends), max(stop for _, stop in ends))
+        for ends in zip(*wanted, strict=True)
+    ]
+    box = list(spans if len(shape) == 2 else whole)
+    step = max(1, _BLOCK * shape[rows] // max(1, math.prod(shape)))
+    for start in range(*spans[rows], step):
+        box[rows] = start, min(start + step, spans[rows][1])
+        yield tuple(box)
+
+
+def _overlap(inside: Bounds, other: Bounds) -> tuple[slice, ...]:
+    """Where the overlap of two bounds lies, counted from the start of the first."""
+    return tuple(
+        slice(max(a, c) - a, max(min(b, d), max(a, c)) - a)
+        for (a, b), (c, d) in zip(inside, other, strict=True)
+    )
 
 
 def _copy(target: np.ndarray, value: np.ndarray) -> None:
     """target[...] = value, quickly where value is a transposed view."""
-    if value.ndim != 2 or value.flags.c_contiguous:
+    if value.ndim != 2 or value.strides[0] >= value.strides[1]:
         target[...] = value
         return
     for start in range(0, value.shape[1], _STRIP):

@@ -99,12 +99,15 @@ class _OneByOne:
     def file(self, tensor: str) -> str:
         return self._source.file(self._places[tensor][0])
 
-    def read(self, tensor: str, rows: slice = slice(None)) -> Float[np.ndarray, "..."]:
+    def read(
+        self, tensor: str, rows: slice = slice(None), columns: slice = slice(None)
+    ) -> Float[np.ndarray, "..."]:
         stored, expert, own = self._places[tensor]
         if expert is None:
-            return self._source.read(stored, rows)
+            return self._source.read(stored, rows, columns)
         if self._held[0] != (stored, expert):  # read once for all blocks of its rows
             self._held = None, None
             whole = self._source.read(stored, slice(expert, expert + 1))[0]
             self._held = (stored, expert), whole
-        return self._held[1][own][rows]
+        value = self._held[1][own][rows]
+        return value if columns == slice(None) else value[:, columns]

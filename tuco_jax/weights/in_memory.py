@@ -158,10 +158,14 @@ class _Tensors:
     def file(self, tensor: str) -> str:
         return self.name
 
-    def read(self, tensor: str, rows: slice = slice(None)) -> Float[np.ndarray, "..."]:
+    def read(
+        self, tensor: str, rows: slice = slice(None), columns: slice = slice(None)
+    ) -> Float[np.ndarray, "..."]:
         value = self._tensors[tensor]
         if rows != slice(None):
             value = value[rows]
+        if columns != slice(None):
+            value = value[:, columns]
         if hasattr(value, "detach"):  # torch's
             if str(getattr(value, "device", "")) == "meta":
                 raise InputError(

@@ -61,8 +61,10 @@ class Renamed:
     def file(self, tensor: str) -> str:
         return self._source.file(self._stored[tensor])
 
-    def read(self, tensor: str, rows: slice = slice(None)) -> Float[np.ndarray, "..."]:
-        return self._source.read(self._stored[tensor], rows)
+    def read(
+        self, tensor: str, rows: slice = slice(None), columns: slice = slice(None)
+    ) -> Float[np.ndarray, "..."]:
+        return self._source.read(self._stored[tensor], rows, columns)
 
     def _tensor(self, path: str) -> str:
         """The family's name of the tensor that holds one parameter alone."""

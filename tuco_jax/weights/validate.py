@@ -12,16 +12,15 @@ and turns out to be a model of another family or shape.
 """
 
 import dataclasses
-import functools
 import pathlib
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from huggingface_hub import try_to_load_from_cache
+from jaxtyping import Array, Float
 from transformers import PreTrainedTokenizerBase
 
 from common_jax.errors import InputError
@@ -57,7 +56,6 @@ _SHAPE = (
 # One block and one key table: llama.cpp's converter writes the second as the first.
 _ALIKE = {"mistral": "llama"}
 _SAMPLE = "Hello, world!  It's 3.14 o'clock.\n\tdef naïve(x): return x == 1  # 日本語 😀\n"
-_ROWS = 4096  # of the embedding, compared at a time
 _EMPTY = 1e-3  # a row's norm beside that of rows in general (root mean square)
 
 
@@ -204,7 +202,7 @@ def embeddings(pair: Pair, tokenizer: PreTrainedTokenizerBase | None) -> list[st
     if tuned is None:
         return []
     old, new = pair.base["embed"]["table"], tuned["table"]
-    moved, size = (np.concatenate(x) for x in zip(*_row_squares(old, new), strict=True))
+    moved, size = fetch(_row_squares(old, new))
     if not moved.any():
         return []
     distance = np.sqrt(moved.sum() / size.sum())
@@ -218,20 +216,14 @@ def embeddings(pair: Pair, tokenizer: PreTrainedTokenizerBase | None) -> list[st
     ]
 
 
-def _row_squares(old: jax.Array, new: jax.Array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Squared norms of each shared row of E_FT - E_PT and of E_PT, a block of rows at a time."""
-    count = min(len(old), len(new))
-    rows = min(_ROWS, count)
-    for start in range(0, count, rows):
-        first = min(start, count - rows)  # the last block is as large as the others
-        moved, size = fetch(_block_squares(old, new, first, rows))
-        yield moved[start - first :], size[start - first :]
+@jax.jit
+def _row_squares(
+    old: Float[Array, "V D"], new: Float[Array, "W D"]
+) -> tuple[Float[Array, " rows"], Float[Array, " rows"]]:
+    """Squared norms of each shared row of E_FT - E_PT and of E_PT.
 
-
-@functools.partial(jax.jit, static_argnums=3)
-def _block_squares(
-    old: jax.Array, new: jax.Array, start: int, rows: int
-) -> tuple[jax.Array, jax.Array]:
-    """Those of one block; compiled, so that nothing as large as a block is made."""
-    a, b = (jax.lax.dynamic_slice_in_dim(x, start, rows).astype(jnp.float32) for x in (old, new))
+    Compiled, so that nothing as large as a table is made; whole, so that none is gathered.
+    """
+    rows = min(len(old), len(new))
+    a, b = (x[:rows].astype(jnp.float32) for x in (old, new))
     return jnp.square(b - a).sum(1), jnp.square(a).sum(1)

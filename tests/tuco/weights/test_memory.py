@@ -141,6 +141,50 @@ def test_peak_memory_is_at_most_1_3_times_the_weights(models, source, dtype, hel
     assert 0.9 * weights < peak <= 1.3 * weights
 
 
+SHARDS = """
+import jax
+from common_jax.mesh import make_mesh
+from tuco_jax.weights.load import load_pair
+
+small, large, layout = sys.argv[1:]
+mesh = make_mesh(*map(int, layout.split("x")))
+
+def load(pair):
+    return jax.tree.leaves(load_pair(*pair.split(","), mesh=mesh)[0])
+
+load(small)
+before = memory("VmRSS")
+pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+leaves = jax.block_until_ready(load(large))
+share = sum(x.addressable_shards[0].data.nbytes for x in leaves)
+print(sum(x.nbytes for x in leaves), share, memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("pair", "layout"), [("float32,Q8_0.gguf", "2x2x2"), ("bfloat16,store", "1x8x1")]
+)
+def test_shards_take_no_whole_parameter_on_the_way(models, pair, layout):
+    """Over eight devices, whose arrays are the host's memory, too; copies of a shard are one.
+
+    The embedding is of 98 MB: the bound leaves no room for one that is whole, nor the 200 MB more
+    of a large pair's (`benchmarks/load.py`).
+    """
+    paths = [re.sub(r"[^,]+", lambda s: str(models / n / s[0]), pair) for n in SIZES]  # noqa: B023
+    flags = "--xla_force_host_platform_device_count=8"
+    out = subprocess.run(
+        [sys.executable, "-c", MEMORY + SHARDS, *paths, layout],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": flags},
+    )
+    assert out.returncode == 0, out.stderr
+    held, share, peak = map(int, out.stdout.split())
+    print(f"beyond the arrays {(peak - held) / share:.2f} x a device's share")
+    assert held > 500e6 and peak - held <= 1.3 * share < 90e6
+
+
 TOKENS = 128  # of a batch
 
 

@@ -106,8 +106,7 @@ def test_tokenizers_of_one_vocabulary_that_cut_differently():
     assert "cut a sample text differently" in note
 
 
-def test_embedding_notes(monkeypatch):
-    monkeypatch.setattr(validate, "_ROWS", 7)  # several blocks of rows
+def test_embedding_notes():
     pair = rm.full_pair()
     table = np.array(pair.base["embed"]["table"])
     moved = table.copy()

@@ -98,8 +98,11 @@ class _Source:
     def file(self, tensor: str) -> str:
         return self.name
 
-    def read(self, tensor: str, rows: slice = slice(None)) -> np.ndarray:
-        return self._file.read(tensor, rows)
+    def read(
+        self, tensor: str, rows: slice = slice(None), columns: slice = slice(None)
+    ) -> np.ndarray:
+        value = self._file.read(tensor, rows)  # quantised numbers lie in blocks along rows
+        return value if columns == slice(None) else value[:, columns]
 
 
 class _Fields:

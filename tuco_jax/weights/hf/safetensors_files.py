@@ -4,8 +4,9 @@ Plain file reads rather than a memory map: a map's pages count as memory held un
 """
 
 import json
+import math
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from common_jax.errors import InputError
 
 __all__ = ["SafetensorsFile", "SafetensorsTensors", "StoredTensor"]
 
+_PAGE = 4096  # bytes, of which a disk reads no fewer
 _DTYPES = {"F32": jnp.float32, "F16": jnp.float16, "BF16": jnp.bfloat16}
 
 
@@ -55,8 +57,13 @@ class SafetensorsFile:
             for name, entry in header.items()
         }
 
-    def read(self, name: str, rows: slice = slice(None)) -> Shaped[np.ndarray, "..."]:
-        """The tensor, or those rows of its first axis, in its own dtype."""
+    def read(
+        self, name: str, rows: slice = slice(None), columns: slice = slice(None)
+    ) -> Shaped[np.ndarray, "..."]:
+        """The tensor, or those rows of its first axis, in its own dtype.
+
+        columns: of a matrix, those of its second axis; of long rows no others are read.
+        """
         tensor = self.tensors[name]
         if tensor.dtype not in _DTYPES:
             raise InputError(
@@ -64,18 +71,32 @@ class SafetensorsFile:
                 f"only {', '.join(_DTYPES)} are read: convert the checkpoint to one of them"
             )
         dtype = np.dtype(_DTYPES[tensor.dtype])
-        shape, skip = tensor.shape, 0
-        if shape and rows != slice(None):
-            first, last, _ = rows.indices(shape[0])
-            skip = first * int(np.prod(shape[1:]))
-            shape = (last - first, *shape[1:])
-        count = int(np.prod(shape))
+        width = math.prod(tensor.shape[1:])
+        if not tensor.shape:
+            return self._runs(name, dtype, [0], 1).reshape(())
+        first, last, _ = rows.indices(tensor.shape[0])
+        if columns != slice(None):
+            left, right, _ = columns.indices(width)
+            if _PAGE <= (right - left) * dtype.itemsize <= width * dtype.itemsize // 2:
+                starts = range(first * width + left, last * width, width)
+                return self._runs(name, dtype, starts, right - left)
+        value = self._runs(name, dtype, [first * width], (last - first) * width)
+        value = value.reshape(-1, *tensor.shape[1:])
+        return value if columns == slice(None) else value[:, columns]
+
+    def _runs(
+        self, name: str, dtype: np.dtype, starts: Sequence[int], count: int
+    ) -> Shaped[np.ndarray, "runs count"]:
+        """Numbers of a tensor that lie side by side, from each start, counted from its first."""
+        out = np.empty((len(starts), count), dtype)
         with open(self.path, "rb") as file:
-            file.seek(tensor.start + skip * dtype.itemsize)
-            data = np.fromfile(file, np.uint8, count * dtype.itemsize)
-        if data.size != count * dtype.itemsize:
-            raise InputError(f"{self.path}: truncated in tensor {name}; fetch the file again")
-        return data.view(dtype).reshape(shape)
+            for start, run in zip(starts, out.view(np.uint8), strict=True):
+                file.seek(self.tensors[name].start + start * dtype.itemsize)
+                if file.readinto(run.data) != run.size:
+                    raise InputError(
+                        f"{self.path}: truncated in tensor {name}; fetch the file again"
+                    )
+        return out
 
 
 class SafetensorsTensors:
@@ -98,5 +119,7 @@ class SafetensorsTensors:
     def file(self, tensor: str) -> str:
         return str(self._places[tensor].path)
 
-    def read(self, tensor: str, rows: slice = slice(None)) -> Shaped[np.ndarray, "..."]:
-        return self._places[tensor].read(tensor, rows)
+    def read(
+        self, tensor: str, rows: slice = slice(None), columns: slice = slice(None)
+    ) -> Shaped[np.ndarray, "..."]:
+        return self._places[tensor].read(tensor, rows, columns)

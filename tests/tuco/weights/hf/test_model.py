@@ -152,9 +152,12 @@ def test_parameters_go_straight_to_their_shards(dtype, tmp_path, monkeypatch):
         names = ["fsdp" if axes and axis == axes[-1] else None for axis in range(len(shape))]
         return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*names))
 
-    monkeypatch.setattr(jax, "device_put", None)  # never whole on one device first
+    put, sizes = jax.device_put, []  # never whole on one device first
+    monkeypatch.setattr(jax, "device_put", lambda x, to: sizes.append(x.nbytes) or put(x, to))
     sharded = load(str(tmp_path), dtype=dtype, placement=placement)
     monkeypatch.undo()
+    leaves = jax.tree.leaves(sharded.params)
+    assert max(sizes) == max(x.addressable_shards[0].data.nbytes for x in leaves)
     kernel = sharded.params["layers"]["mlp"]["up"]["kernel"]
     assert kernel.sharding == placement("", kernel.shape)
     assert {s.data.shape for s in kernel.addressable_shards} == {(3, 32, 6)}

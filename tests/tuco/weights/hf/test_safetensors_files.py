@@ -6,6 +6,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from common_jax.errors import InputError
+from tuco_jax.weights.hf import safetensors_files
 from tuco_jax.weights.hf.safetensors_files import SafetensorsFile, SafetensorsTensors
 
 RNG = np.random.default_rng(0)
@@ -34,6 +35,16 @@ def test_tensors_in_their_own_dtype(name, file):
 @pytest.mark.parametrize("rows", [slice(0, 2), slice(3, 7), slice(6, 99), slice(9, 12)], ids=str)
 def test_rows(rows, file):
     np.testing.assert_array_equal(file.read("a", rows), TENSORS["a"][rows])
+
+
+@pytest.mark.parametrize("columns", [slice(0, 5), slice(3, 5), slice(1, 9)], ids=str)
+@pytest.mark.parametrize("page", [1, 4096])
+def test_columns(page, columns, file, monkeypatch):
+    """Whether a row's part is read alone, as of a long row, or the row with it."""
+    monkeypatch.setattr(safetensors_files, "_PAGE", page)
+    for name in ("half", "brain"):
+        found = file.read(name, slice(1, 3), columns)
+        np.testing.assert_array_equal(found, TENSORS[name][1:3, columns])
 
 
 def test_files_as_one(file, tmp_path):

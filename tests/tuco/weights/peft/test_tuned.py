@@ -26,8 +26,9 @@ class Source:
     def file(self, tensor):
         return self.name
 
-    def read(self, tensor, rows=slice(None)):
-        return self.tensors[tensor][rows]
+    def read(self, tensor, rows=slice(None), columns=slice(None)):
+        value = self.tensors[tensor][rows]
+        return value if columns == slice(None) else value[:, columns]
 
 
 def made(config, *, keeps_ties=False, **tensors) -> tuple[Tuned, Any]:

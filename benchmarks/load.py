@@ -1,0 +1,153 @@
+"""Memory that loading a random 2 GB pair takes, beyond the arrays, over 8 devices and 2 processes.
+
+    python -m benchmarks.load [--out benchmarks/results]
+
+Each load is a process of its own, with 8 fake CPU devices, whose arrays lie in the host's memory:
+what is measured is the peak of resident memory, less what was resident before (a small pair has
+been loaded by then), less the arrays. Then two processes with one device each, over fsdp. Three
+minutes on two quiet cores, 5 GB of disk.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks.stream import HERE, write_model
+from common_jax.distributed import joined
+
+DEPTH, SMALL = 36, 2  # layers
+LAYOUTS = ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2))
+SOURCES = ("files", "store")
+FLAG = "--xla_force_host_platform_device_count"
+
+
+def memory(field: str) -> int:
+    """A line of this process's status, in bytes."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    found = re.search(rf"^{field}:\s*(\d+) kB", status, re.MULTILINE)
+    assert found
+    return 1024 * int(found[1])
+
+
+def load(folder: pathlib.Path, source: str, layout: tuple[int, int, int]) -> dict[str, Any]:
+    """What a process of its own does: load, and tell how much memory that took."""
+    import jax
+
+    from common_jax.mesh import make_mesh
+    from tuco_jax.weights.load import load_pair
+
+    mesh = make_mesh(*layout)
+
+    def pair(size: str) -> Any:
+        names = [str(folder / size / name) for name in ("base", "tuned")]
+        if source == "store":
+            names = [str(folder / size / "store")] * 2
+        return jax.block_until_ready(load_pair(*names, mesh=mesh)[0])
+
+    pair("small")  # imports, the backend, compiled programs
+    before = memory("VmRSS")
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    began = time.perf_counter()
+    leaves = jax.tree.leaves(pair("large"))
+    seconds = time.perf_counter() - began
+    # A part that several devices hold is one piece of the host's memory.
+    own = [{str(s.index): s.data.nbytes for s in x.addressable_shards} for x in leaves]
+    held = sum(sum(parts.values()) for parts in own)
+    share = sum(x.addressable_shards[0].data.nbytes for x in leaves)
+    beyond = memory("VmHWM") - before - held
+    allowed = 1.3 * share + 200e6
+    return {
+        "source": source,
+        "layout": "x".join(map(str, layout)),
+        "process": jax.process_index(),
+        "arrays": held,
+        "share": share,
+        "beyond": beyond,
+        "allowed": allowed,
+        "seconds": seconds,
+    }
+
+
+def store(folder: pathlib.Path) -> None:
+    """Both pairs as stores."""
+    from tuco_jax.weights.load import load_pair
+    from tuco_jax.weights.orbax.store import save_pair
+
+    for size in ("small", "large"):
+        where = folder / size
+        save_pair(where / "store", *load_pair(str(where / "base"), str(where / "tuned")))
+
+
+def start(folder: str, *argv: str, devices: int = 8) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "benchmarks.load", "--folder", folder, *argv]
+    env = os.environ | {"XLA_FLAGS": f"{FLAG}={devices}"}
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+
+
+def answer(process: subprocess.Popen[str]) -> dict[str, Any]:
+    out, _ = process.communicate()
+    assert process.returncode == 0, out
+    return json.loads(out.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Memory that loading takes.")
+    parser.add_argument("--out", type=pathlib.Path, default=HERE / "results")
+    parser.add_argument("--folder", type=pathlib.Path, help="of one load, in its own process")
+    parser.add_argument("--source", choices=SOURCES)
+    parser.add_argument("--layout", type=lambda x: tuple(map(int, x.split("x"))))
+    parser.add_argument("--process", type=int)
+    parser.add_argument("--coordinator")
+    args = parser.parse_args()
+    if args.folder is not None and args.source is None:
+        store(args.folder)
+        return
+    if args.folder is not None:
+        several: dict[str, Any] = {}
+        if args.coordinator:
+            several = {"coordinator": args.coordinator, "processes": 2, "process": args.process}
+        with joined("load", **several):
+            found = load(args.folder, args.source, args.layout)
+        print(json.dumps(found))
+        return
+
+    with tempfile.TemporaryDirectory() as name:
+        rng = np.random.default_rng(0)
+        for size, depth in (("small", SMALL), ("large", DEPTH)):
+            (pathlib.Path(name) / size).mkdir()
+            for half in ("base", "tuned"):
+                write_model(pathlib.Path(name) / size / half, rng, depth)
+        start(name).wait()
+        runs = [
+            answer(start(name, "--source", source, "--layout", "x".join(map(str, layout))))
+            for source in SOURCES
+            for layout in LAYOUTS
+        ]
+        for source in SOURCES:
+            argv = ["--source", source, "--layout", "1x2x1", "--coordinator", "localhost:35911"]
+            both = [start(name, *argv, "--process", str(i), devices=1) for i in range(2)]
+            runs += [answer(process) for process in both]
+    for run in runs:
+        print(
+            f"{run['source']} {run['layout']} process {run['process']}: arrays "
+            f"{run['arrays'] / 1e6:.0f} MB, beyond them {run['beyond'] / 1e6:.0f} MB (asked: at "
+            f"most {run['allowed'] / 1e6:.0f}), {run['seconds']:.1f} s"
+        )
+    from benchmarks.machine import machine
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "load.json").write_text(json.dumps({"runs": runs} | machine(), indent=2) + "\n")
+    assert all(run["beyond"] <= run["allowed"] for run in runs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""What a program costs, read from it without running it: products, and what devices exchange."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+__all__ = ["Collective", "Products", "collectives", "products", "shard_bytes"]
+
+
+class Products(NamedTuple):
+    """FLOPs (a multiplication and an addition are two) and bytes of operands and results."""
+
+    flops: float = 0
+    bytes: float = 0
+
+    def times(self, count: float) -> "Products":
+        return Products(count * self.flops, count * self.bytes)
+
+    def plus(self, other: "Products") -> "Products":
+        return Products(self.flops + other.flops, self.bytes + other.bytes)
+
+
+def products(program: Any) -> Products:
+    """All matrix products and convolutions of a program (`jax.make_jaxpr`), those of loops too.
+
+    Of a loop whose length is not known one round counts, of a branch the dearest.
+    """
+    jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
+    total = Products()
+    for equation in jaxpr.eqns:
+        total = total.plus(_of_equation(equation))
+    return total
+
+
+def _of_equation(equation: Any) -> Products:
+    name, params = equation.primitive.name, equation.params
+    if name in ("dot_general", "conv_general_dilated", "ragged_dot_general"):
+        left, right = (x.aval for x in equation.invars[:2])
+        out = equation.outvars[0].aval
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            inner = math.prod(left.shape[axis] for axis in contracted)
+        elif name == "ragged_dot_general":  # each row is multiplied by one matrix
+            inner = left.shape[-1]
+        else:  # [.., out, ..]: each output sums over all else of the kernel
+            features = params["dimension_numbers"].rhs_spec[0]
+            inner = math.prod(right.shape) // right.shape[features]
+        moved = sum(x.size * x.dtype.itemsize for x in (left, right, out))
+        return Products(2.0 * out.size * inner, moved)
+    inside = [products(p) for p in _programs(params)]
+    if name == "cond":
+        return max(inside, default=Products())
+    total = Products()
+    for part in inside:
+        total = total.plus(part)
+    return total.times(params["length"]) if name == "scan" else total
+
+
+def _programs(params: Mapping[str, Any]) -> Iterator[Any]:
+    for value in params.values():
+        for part in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(part, ClosedJaxpr | Jaxpr):
+                yield part
+
+
+class Collective(NamedTuple):
+    """One kind of exchange, of a compiled program.
+
+    kind: "all-gather", "all-reduce", ... shapes: of its results on one device. times: how often it
+    runs. sent: bytes that a device sends each time, along a ring.
+    """
+
+    kind: str
+    shapes: tuple[tuple[int, ...], ...]
+    times: int
+    sent: float
+
+
+_KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "f8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2}
+_BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16}
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+_LINE = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([\w\-]+)\(")
+_ARRAY = re.compile(r"\b([a-z]+\d*)\w*\[([\d,]*)\]")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CALLED = re.compile(r"(?:body|to_apply|calls)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+# {{0,1},{2,3}}, or [groups,size]<=..., or mesh['a'=2,'b'=4] ... {'b'}: along those axes.
+_LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
+_COUNTED = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+_AXES = re.compile(r"replica_groups=(?:mesh|@\w+)\[([^\]]*)\][^{]*\{([^}]*)\}")
+
+
+def collectives(text: str) -> list[Collective]:
+    """Every exchange between devices in a compiled program's text, those of loops counted."""
+    bodies: dict[str, list[str]] = {}
+    entry = name = ""
+    for line in text.splitlines():
+        if head := _HEAD.match(line):
+            name = head[2]
+            bodies[name] = []
+            entry = name if head[1] else entry
+        elif name:
+            bodies[name].append(line)
+    return list(_walk(bodies, entry, 1))
+
+
+def _walk(bodies: Mapping[str, list[str]], name: str, times: int) -> Iterator[Collective]:
+    for line in bodies.get(name, ()):
+        found = _LINE.match(line)
+        if not found:
+            continue
+        kind = found[2].removesuffix("-start")
+        if kind in _KINDS:
+            yield _exchange(kind, found[1], line, times)
+            continue
+        rounds = int(trips[1]) if found[2] == "while" and (trips := _TRIPS.search(line)) else 1
+        called = _CALLED.findall(line)
+        for some in _BRANCHES.findall(line):
+            called += re.findall(r"[\w.\-]+", some)
+        for inner in called:
+            yield from _walk(bodies, inner, times * rounds)
+
+
+def _exchange(kind: str, result: str, line: str, times: int) -> Collective:
+    arrays = [(dtype, _axes(axes)) for dtype, axes in _ARRAY.findall(result)]
+    size = sum(_BYTES.get(dtype, 4) * math.prod(axes) for dtype, axes in arrays)
+    count = _together(line)
+    share = (count - 1) / count
+    sent = {"all-reduce": 2 * share, "reduce-scatter": count - 1.0, "collective-permute": 1.0}
+    shapes = tuple(axes for _, axes in arrays)
+    return Collective(kind, shapes, times, size * sent.get(kind, share))
+
+
+def _together(line: str) -> int:
+    """How many devices take part in one exchange."""
+    if found := _LISTED.search(line):
+        return len(found[1].split(","))
+    if found := _COUNTED.search(line):
+        return int(found[1])
+    if found := _AXES.search(line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
+    return 2  # two at a time, as of a permutation
+
+
+def _axes(text: str) -> tuple[int, ...]:
+    return tuple(int(x) for x in text.split(",") if x)
+
+
+def shard_bytes(tree: Any) -> int:
+    """Bytes on one device of a tree of arrays, or of `jax.ShapeDtypeStruct` with shardings."""
+
+    def of(x: Any) -> int:
+        shape = x.sharding.shard_shape(x.shape) if x.sharding is not None else x.shape
+        return math.prod(shape) * x.dtype.itemsize
+
+    return sum(of(x) for x in jax.tree.leaves(tree))

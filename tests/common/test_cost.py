@@ -1,0 +1,47 @@
+"""FLOPs and bytes of products, and exchanges between devices, against what they are by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from common_jax.cost import collectives, products, shard_bytes
+from common_jax.mesh import make_mesh
+
+
+def test_products_of_loops_branches_and_convolutions():
+    def program(x, w, signal, taps):
+        def body(x, _):
+            return jax.lax.cond(x[0, 0] > 0, lambda x: x @ w, lambda x: x + 1, x), None
+
+        x, _ = jax.lax.scan(body, x @ w, length=3)
+        axes = ("NWC", "WIO", "NWC")
+        return x, jax.lax.conv_general_dilated(signal, taps, (1,), "SAME", dimension_numbers=axes)
+
+    x, w, signal, taps = (jnp.ones(s) for s in ((4, 8), (8, 8), (1, 6, 5), (3, 5, 2)))
+    found = products(jax.make_jaxpr(program)(x, w, signal, taps))
+    assert found.flops == 4 * (2 * 4 * 8 * 8) + 2 * (6 * 2) * (3 * 5)
+    assert found.bytes == 4 * (4 * (32 + 64 + 32) + 30 + 30 + 12)
+
+
+@pytest.mark.parametrize(("kind", "sent"), [("all-reduce", 1.5), ("all-gather", 3)])
+def test_exchanges_in_loops_are_counted(kind, sent):
+    """Of a ring of four: each sends 3/4 of what it has twice, or its own part three times."""
+    mesh = make_mesh(2, 4)
+    where = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def body(x, _):
+        if kind == "all-gather":  # of each round's own numbers
+            y = jax.lax.with_sharding_constraint(x, whole)
+            return jax.lax.with_sharding_constraint(jnp.sin(y), where), None
+        return x + x.sum(axis=1, keepdims=True), None
+
+    x = jax.ShapeDtypeStruct((16, 8), jnp.float32, sharding=where)
+    compiled = jax.jit(lambda x: jax.lax.scan(body, x, length=5)[0]).lower(x).compile()
+    found = [c for c in collectives(str(compiled.as_text())) if c.kind == kind]
+    assert [c.times for c in found] == [5]
+    one = 16 * 4 * (1 if kind == "all-reduce" else 2)  # a device's part of it, in bytes
+    assert found[0].sent == one * sent
+    assert found[0].shapes == (((16, 8),) if kind == "all-gather" else found[0].shapes)
+    assert shard_bytes({"x": x}) == 16 * 2 * 4
