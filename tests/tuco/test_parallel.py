@@ -100,6 +100,22 @@ def test_sharded_equals_one_device(pair, inputs, expected, layout):
     assert q.addressable_shards[0].data.size == q.size // (layout[1] * layout[2])
 
 
+def test_a_mixture_of_experts_over_a_mesh(inputs):
+    """Rows of one device meet experts of all; six of the eight rows do not divide."""
+    config = dataclasses.replace(CONFIG, mlp_bias=False, experts=4, experts_used=2)
+    pair = rm.full_pair(base=config)
+    expected = jax.jit(last_token)(pair, *inputs)
+    mesh = make_mesh(2, 2, 2)
+    spread = place(pair, mesh)
+    up = spread.base["layers"]["mlp"]["up"]["kernel"]
+    assert up.addressable_shards[0].data.size == up.size // 4
+    run = jax.jit(lambda p, t, m: last_token(p, t, m, mesh=mesh))
+    for rows in (8, 6):
+        got = run(spread, *(x[:rows] for x in inputs))
+        np.testing.assert_allclose(got.tuco, expected.tuco[:rows], atol=1e-6)
+        np.testing.assert_allclose(got.layers, expected.layers[:, :rows], atol=1e-6)
+
+
 @pytest.mark.parametrize("pair", ["full"], indirect=True)
 def test_rows_that_do_not_divide(pair, inputs, expected):
     mesh = make_mesh(2, 2, 2)

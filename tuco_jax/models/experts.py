@@ -41,16 +41,59 @@ Product = Callable[
 ]
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def by_expert(
     act: Activation,
     x: Float[Array, "N D"],
     chosen: Int[Array, "N U"],
     layers: Layers,
 ) -> Float[Array, "N U D"]:
-    """down(act(gate x) * up x) of each token, by each expert chosen for it; float32."""
+    """down(act(gate x) * up x) of each token, by each expert chosen for it; float32.
+
+    Differentiable in every mode; its derivatives cannot be mapped over (`jax.vmap`), but it can.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def run(x: Array, chosen: Array, layers: Layers) -> Array:
+        return _by_platform(act, x, chosen, layers, most=False)
+
+    @run.def_vmap
+    def mapped(
+        size: int, batched: Any, x: Array, chosen: Array, layers: Layers
+    ) -> tuple[Array, bool]:
+        """All tokens at once, unless there are several sets of experts."""
+
+        def each(a: Array, own: bool) -> Array:
+            return a if own else jnp.broadcast_to(a, (size, *a.shape))
+
+        x, chosen = each(x, batched[0]), each(chosen, batched[1])
+        if any(jax.tree.leaves(batched[2])):
+            layers = jax.tree.map(each, layers, batched[2])
+            return jax.lax.map(lambda own: run(*own), (x, chosen, layers)), True
+        rows, flat = x.reshape(-1, x.shape[-1]), chosen.reshape(-1, chosen.shape[-1])
+        return run(rows, flat, layers).reshape(*chosen.shape, -1), True
+
+    return run(x, chosen, layers)
+
+
+@by_expert.defjvp
+def _tangents(act: Activation, primals: Any, tangents: Any) -> Any:
+    x, chosen, layers = primals
+
+    def plain(x: Array, layers: Layers) -> Array:
+        return _by_platform(act, x, chosen, layers, most=True)
+
+    _, moved = jax.jvp(plain, (x, layers), tangents[::2])
+    return by_expert(act, *primals), moved
+
+
+def _by_platform(
+    act: Activation, x: Array, chosen: Array, layers: Layers, *, most: bool
+) -> Float[Array, "N U D"]:
     # Each form is recomputed when differentiated: what one would save for its derivative, every
     # other would have to hold, as zeros, on its own platform.
-    blocks, ragged = (jax.checkpoint(functools.partial(form, act)) for form in (_blocks, _ragged))
+    blocks = jax.checkpoint(functools.partial(_blocks, act, most))
+    ragged = jax.checkpoint(functools.partial(_ragged, act))
     forms = {"cpu": blocks, "default": ragged}
     if layers["gate"].kernel.dtype == jnp.float32:
         forms["cuda"] = blocks
@@ -92,38 +135,18 @@ def _ragged(
     return out[place].reshape(*chosen.shape, -1)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _blocks(
-    act: Activation, x: Float[Array, "N D"], chosen: Int[Array, "N U"], layers: Layers
-) -> Float[Array, "N U D"]:
-    """As many blocks as the choices need; derivatives are of as many as there may be."""
-    return _block_by_block(act, x, chosen, layers, most=False)
-
-
-@_blocks.defjvp
-def _tangents(act: Activation, primals: Any, tangents: Any) -> Any:
-    x, chosen, layers = primals
-
-    def most(x: Array, layers: Layers) -> Array:
-        return _block_by_block(act, x, chosen, layers, most=True)
-
-    _, moved = jax.jvp(most, (x, layers), tangents[::2])
-    return _blocks(act, *primals), moved
-
-
-def _block_by_block(
     act: Activation,
+    most: bool,
     x: Float[Array, "N D"],
     chosen: Int[Array, "N U"],
     layers: Layers,
-    *,
-    most: bool,
 ) -> Float[Array, "N U D"]:
     """Blocks of sorted rows, each of which begins with rows of one expert.
 
     If it ends with others', these are wrong, until the blocks of those experts overwrite them.
-    most: go through as many blocks as there may be, which is differentiable in every mode; those
-    too many write beyond the last row.
+    most: go through as many blocks as there may be, not as the choices need: then derivatives
+    can be taken. Those too many write beyond the last row.
     """
     experts, count = len(layers["gate"].kernel), chosen.size
     order, place, sizes = _sorted(chosen, experts)

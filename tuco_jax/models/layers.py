@@ -29,6 +29,7 @@ __all__ = [
     "Delta",
     "KeysValues",
     "Linear",
+    "Mixture",
     "block_delta",
     "block_keys_values",
     "make_norm",

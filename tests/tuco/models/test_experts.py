@@ -1,5 +1,6 @@
 """Experts against every expert at every token, in each form; what the forms compute and hold."""
 
+import functools
 import math
 import re
 
@@ -11,7 +12,10 @@ import pytest
 from tuco_jax.models import experts
 from tuco_jax.models.experts import PerExpert
 
-FORMS = {"blocks": experts._blocks, "ragged": experts._ragged}
+FORMS = {
+    "chosen": experts.by_expert,  # on a CPU: as many blocks as are needed
+    "ragged": experts._ragged,
+}
 # Tokens, used of experts. Some experts are used by none; blocks are of one row, of some, of all.
 SIZES = [(1, 1, 1), (3, 2, 7), (40, 3, 5), (300, 1, 2)]
 
@@ -75,6 +79,17 @@ def test_derivatives_in_both_modes_and_twice():
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()), got, want
         )
+
+
+def test_mapped_over_tokens_and_over_layers():
+    cases = [drawn(6, 2, 3, seed=seed) for seed in range(3)]
+    x, chosen, layers = jax.tree.map(lambda *own: jnp.stack(own), *cases)
+    run = functools.partial(experts.by_expert, jax.nn.silu)
+    got = jax.jit(jax.vmap(run))(x, chosen, layers)
+    shared = jax.jit(jax.vmap(run, in_axes=(0, None, None)))(x, *cases[0][1:])
+    for i, case in enumerate(cases):
+        np.testing.assert_allclose(got[i], everywhere(*case), atol=2e-6)
+        np.testing.assert_allclose(shared[i], everywhere(x[i], *cases[0][1:]), atol=2e-6)
 
 
 def elements(text):
