@@ -71,13 +71,14 @@ class Collective(NamedTuple):
     """One kind of exchange, of a compiled program.
 
     kind: "all-gather", "all-reduce", ... shapes: of its results on one device. times: how often it
-    runs. sent: bytes that a device sends each time, along a ring.
+    runs. sent: bytes that a device sends each time, along a ring. size: bytes of its results.
     """
 
     kind: str
     shapes: tuple[tuple[int, ...], ...]
     times: int
     sent: float
+    size: int = 0
 
 
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -133,7 +134,7 @@ def _exchange(kind: str, result: str, line: str, times: int) -> Collective:
     share = (count - 1) / count
     sent = {"all-reduce": 2 * share, "reduce-scatter": count - 1.0, "collective-permute": 1.0}
     shapes = tuple(axes for _, axes in arrays)
-    return Collective(kind, shapes, times, size * sent.get(kind, share))
+    return Collective(kind, shapes, times, size * sent.get(kind, share), size)
 
 
 def _together(line: str) -> int:

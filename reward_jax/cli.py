@@ -17,6 +17,12 @@ def _studies() -> Mapping[str, Command]:
     return study.COMMANDS
 
 
+def _plans() -> Mapping[str, Command]:
+    from reward_jax.commands import plan
+
+    return plan.COMMANDS
+
+
 _HELP = {
     "data": "record data of a task: of a base, or of an expert",
     "train": "train a diffusion model on recorded trajectories",
@@ -34,6 +40,7 @@ COMMANDS = {
         name: of_module(help, f"reward_jax.commands.{name}", alone=name in _ALONE)
         for name, help in _HELP.items()
     },
+    "plan": Group("what training would take on devices that are not here", _plans),
     "study": Group("repeat an experiment of the paper", _studies),
 }
 

@@ -37,6 +37,11 @@ COMMANDS = {
         "make a tuned model, LoRA or full, and watch TuCo while it trains",
         "tuco_jax.commands.finetune",
     ),
+    "plan": of_module(
+        "what scoring a pair would take on devices that are not here",
+        "tuco_jax.commands.plan",
+        alone=True,
+    ),
     "demo": of_module(
         "score a real pair on five kinds of prompts and write an HTML report",
         "tuco_jax.commands.demo",

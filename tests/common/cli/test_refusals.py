@@ -59,6 +59,7 @@ TUCO = [
     "score --base ./no --tuned ./no --prompts p.txt --out o.jsonl",
     "generate --base ./no --tuned ./no --prompts p.txt --out o.jsonl",
     "import --model ./no --out new",
+    "plan --base ./no",
     "import --model there --out there",
     "finetune --base ./no --data chat.jsonl --out new",
     "finetune --base there --data chat.jsonl --out there",
@@ -77,6 +78,8 @@ REWARD = [
     "sweep --base no --reward no --out new --scales [1]",
     "report --base no --expert no --reward no --data no.hdf5 --out new",
     "demo --out there",
+    "plan train --observation 4 --mesh.data -1",
+    "plan extract --observation 4 --mesh.data -1 --matching.x_t expert",
 ]
 
 

@@ -16,12 +16,13 @@ from tuco_jax.finetune.options import FinetuneConfig
 from tuco_jax.studies.base import StudiedPairOptions
 from tuco_jax.weights.options import AdapterOptions, BaseOptions, PairOptions, WeightOptions
 
+NAMES = "score", "generate", "import", "finetune", "plan", "demo"
 CLASSES = {
-    **{n: cli.COMMANDS[n].load()[0] for n in ("score", "generate", "import", "finetune", "demo")},
+    **{n: cli.COMMANDS[n].load()[0] for n in NAMES},
     **{f"study {name}": command.load()[0] for name, command in study.COMMANDS.items()},
     "refusals": RefusalConfig,
 }
-KINDS = {"import": WeightOptions, "finetune": BaseOptions}
+KINDS = {"import": WeightOptions, "finetune": BaseOptions, "plan": BaseOptions}
 OWNERS = (DeviceOption, WeightOptions, BaseOptions, AdapterOptions, PairOptions)
 
 
@@ -34,7 +35,7 @@ def test_models_are_stated_once(name):
         again = owned & set(vars(class_).get("__annotations__", {}))
         if class_ is StudiedPairOptions:  # which has a pair of its own where none is named
             again -= {"base", "tuned"}
-        if name == "import":  # whose tuned model need not be
+        if name in ("import", "plan"):  # whose tuned model need not be
             again -= {"tuned"}
         assert not again, class_
 

@@ -1,0 +1,102 @@
+"""A planned pair against the pair itself: bytes, exchanges, FLOPs; and what is refused."""
+
+import json
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from common_jax.cli.options import MeshOptions
+from common_jax.errors import InputError
+from common_jax.mesh import batch_sharding, make_mesh
+from tests.tuco.tiny import tiny_config
+from tuco_jax.cli import main
+from tuco_jax.core.last_token import last_token
+from tuco_jax.models import decoder
+from tuco_jax.models.families import from_huggingface
+from tuco_jax.models.pair import Pair
+from tuco_jax.models.sharding import place
+from tuco_jax.scoring.plan import PlanOptions, plan_score
+
+SIZES = dict(hidden_size=64, intermediate_size=96, num_attention_heads=8, num_key_value_heads=8)
+SIZES |= dict(head_dim=8, num_hidden_layers=4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with config.json, and nothing else."""
+    found = tmp_path_factory.mktemp("model")
+    tiny_config("llama", **SIZES).save_pretrained(found)
+    return str(found)
+
+
+def test_a_plan_is_what_the_pair_takes(folder):
+    found, _ = plan_score(
+        PlanOptions(base=folder, mesh=MeshOptions(2, 2, 2), batch=8, tokens=32, device="h100")
+    )
+    config, mesh = from_huggingface(tiny_config("llama", **SIZES)), make_mesh(2, 2, 2)
+    params = decoder.init(config, jax.random.key(0))
+    pair = place(Pair(params, params, {}, config, config), mesh)
+    given = jax.device_put(
+        (np.ones((8, 32), np.int32), np.ones((8, 32), bool)), batch_sharding(mesh, 8)
+    )
+
+    def score(pair, tokens, mask):
+        out = last_token(pair, tokens, mask, mesh=mesh)
+        return out.tuco, out.layers, out.telescoping
+
+    # What a score does not read, such as heads, is held all the same.
+    compiled = jax.jit(score, keep_unused=True).lower(pair, *given).compile()
+    measured: Any = compiled.memory_analysis()
+    for name in ("base", "tuned"):
+        held = sum(
+            x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(getattr(pair, name))
+        )
+        assert found.bytes[name] == held
+    whole = sum(found.bytes[name] for name in ("base", "tuned", "lora", "inputs"))
+    assert whole == pytest.approx(measured.argument_size_in_bytes, rel=0.01)
+    assert found.bytes["output"] == pytest.approx(measured.output_size_in_bytes, rel=0.1)
+    total = measured.argument_size_in_bytes + measured.output_size_in_bytes
+    assert found.held == pytest.approx(total + measured.temp_size_in_bytes, rel=0.1)
+    assert found.kinds()["all-gather"]["count"] >= 4 and found.sent > 0
+    # One model's products at every token but the last layer's, keys and values of both.
+    matrices = sum(x.size for x in jax.tree.leaves(params["layers"]) if x.ndim == 3)
+    assert 0.75 * 2 * 8 * 32 * matrices < found.flops < 2 * 2 * 8 * 32 * matrices
+
+
+def test_the_command_line(folder, tmp_path, capsys):
+    out = tmp_path / "plan.json"
+    argv = ["plan", "--base", folder, "--rank", "2", "--tokens", "16", "--out", str(out)]
+    assert main([*argv, "--mesh.data", "2", "--dtype", "bfloat16"]) == 0
+    said = capsys.readouterr().out
+    assert "2 x TPU v5e" in said and "what binds: " in said and "lora" in said
+    figures = json.loads(out.read_text())
+    kinds = figures["bytes_a_device"]
+    assert kinds["tuned"] == 0 < kinds["lora"] < kinds["base"] and figures["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"base": "no/such/place/at/all"}, "no such directory"),
+        ({"rank": 2, "tuned": "same"}, "rank is of an adapter in place of a tuned model"),
+        ({"mesh": MeshOptions(-1)}, "a plan wants each size"),
+        ({"mesh": MeshOptions(2000)}, "at most 1024 are planned for"),
+        ({"tokens": 65}, "tokens is 65, but the models' context is 64"),
+        ({"batch": 0}, "batch must be 1 or more"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(folder, changes, said):
+    given = {"base": folder, "tokens": 16} | {
+        k: folder if v == "same" else v for k, v in changes.items()
+    }
+    with pytest.raises(InputError, match=said):
+        plan_score(PlanOptions(**given))
+
+
+def test_a_config_that_is_missing_and_a_device_that_is_unknown(tmp_path, folder, capsys):
+    assert main(["plan", "--base", str(tmp_path)]) == 2
+    assert "config.json: no such file" in capsys.readouterr().err
+    assert main(["plan", "--base", folder, "--device", "abacus"]) == 2
+    assert "device" in capsys.readouterr().err
