@@ -211,6 +211,11 @@ OPTIONS = {
     ),
     "abbreviation": (["--trunc"], ["unknown option --trunc; did you mean --truncate?"]),
     "dtype": (["--dtype", "float3"], ["--dtype", "'float32', 'bfloat16', 'float16'", "float3"]),
+    "precision": (["--precision", "tf32"], ["--precision", "'bfloat16x3', 'bfloat16x2'", "tf32"]),
+    "precision of float16": (
+        ["--precision", "bfloat16x2", "--dtype", "float16"],
+        ["--precision bfloat16x2", "--dtype float16", "give --dtype bfloat16, or"],
+    ),
     "norm": (["--norm", "3"], ["--norm", "3"]),
     "no number": (["--token_budget", "many"], ["--token_budget must be 1 or more, not many"]),
     "no value": (["--dtype"], ["--dtype", "expected one argument"]),

@@ -29,6 +29,7 @@ from tuco_jax.core.residual import begin
 from tuco_jax.core.walk import Source, Stacked, as_source, walk
 from tuco_jax.models import decoder
 from tuco_jax.models.layers import KeysValues
+from tuco_jax.models.numerics import product
 from tuco_jax.models.pair import Pair
 
 __all__ = [
@@ -230,5 +231,5 @@ def token_gradient(
         return _losses(ends, cached, _through(source, cached, x_0, places, mesh))[0][0]
 
     by_stream = jax.grad(loss)(x[0, : attack.size])
-    table = ends.tuned_params["embed"]["table"].astype(jnp.float32)
-    return ends.tuned_config.embed_scale * jnp.matmul(by_stream, table.T, precision="highest")
+    table, config = ends.tuned_params["embed"]["table"], ends.tuned_config
+    return config.embed_scale * product(by_stream, table.T, config.precision)

@@ -15,7 +15,7 @@ from tuco_jax.studies import demo
 from tuco_jax.studies.base import load_studied_pair
 from tuco_jax.studies.demo_report import Report, write
 from tuco_jax.studies.options import GroupOptions
-from tuco_jax.weights.options import check_sources
+from tuco_jax.weights.options import check_pair
 
 __all__ = ["Config", "run"]
 
@@ -42,7 +42,7 @@ def run(config: Config) -> pathlib.Path:
     resume.check_alone(config.out)
     if not {path.name for path in config.out.glob("*")} <= {"report.html", resume.LOCK}:
         raise InputError(f"{config.out}: holds files that are no demo's; name another folder")
-    check_sources(config.base, config.tuned)
+    check_pair(config)
     groups = prompt_groups(config.prompts, config.seed)
     with resume.alone(config.out):
         pair, tokenizer, facts = load_studied_pair(config)

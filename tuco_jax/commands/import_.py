@@ -41,7 +41,12 @@ def run(config: Config) -> None:
         store.save(config.out, model)
     else:
         pair, tokenizer = load.load_pair(
-            config.model, config.tuned, dtype=config.dtype, mesh=mesh, adapter=config.adapter
+            config.model,
+            config.tuned,
+            dtype=config.dtype,
+            precision="float32",  # no part of a store; else dtype would depend on the machine
+            mesh=mesh,
+            adapter=config.adapter,
         )
         for note in pair.notes:
             print(f"note: {one_line(note)}")

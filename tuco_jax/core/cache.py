@@ -40,13 +40,11 @@ class Cache:
     shared: bool = struct.field(pytree_node=False, default=False)
 
     @classmethod
-    def empty(
-        cls, ends: Pair, mask: Shaped[Array, "B P"], room: int, *, both: bool, dtype: Any
-    ) -> "Cache":
+    def empty(cls, ends: Pair, mask: Shaped[Array, "B P"], room: int, *, both: bool) -> "Cache":
         """A cache for right-padded prompts and `room` new tokens in each row: S = P + room.
 
         Every row writes its j-th new token in column P + j, at its own position (its length + j).
-        both: of both models, not of the tuned one alone. dtype: of the weights.
+        both: of both models, not of the tuned one alone.
         """
         rows = mask.shape[0]
         index = jnp.concatenate(
@@ -57,7 +55,7 @@ class Cache:
 
         def one(config: ModelConfig) -> KeysValues:
             shape = config.depth, rows, config.kv_heads, mask.shape[1], config.head_dim
-            return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+            return jnp.zeros(shape, config.keys_dtype), jnp.zeros(shape, config.keys_dtype)
 
         models = [ends.tuned_config, ends.base_config] if both else [ends.tuned_config]
         held = tuple(map(one, models))

@@ -20,6 +20,7 @@ from tuco_jax.core.walk import OneByOne, ends_of
 from tuco_jax.models.decoder import Params
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.positions import layer_infos
+from tuco_jax.weights.options import AskedPrecision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,11 +50,6 @@ class Streamed(OneByOne):
         trees = (pair.base, pair.tuned, pair.lora)
         stacked = jax.tree.map(np.asarray, tuple(tree.get("layers", {}) for tree in trees))
         return cls(ends_of(pair), lambda index: jax.tree.map(lambda x: x[index], stacked))
-
-    @property
-    def dtype(self) -> Any:
-        """The dtype of keys and values."""
-        return self.ends.base["embed"]["table"].dtype
 
     def layers(self, start: int, stop: int) -> Iterator[PairLayer]:
         """The layers in order; the next one, also beyond `stop`, is being read meanwhile."""
@@ -88,6 +84,7 @@ def stream_pair(
     tuned: Any,
     *,
     dtype: str = "float32",
+    precision: AskedPrecision = "auto",
     adapter: str | None = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> tuple[Streamed, "PreTrainedTokenizerBase"]:
@@ -98,6 +95,6 @@ def stream_pair(
     """
     from tuco_jax.weights.load import needed_tokenizer, open_pair  # brings transformers: seconds
 
-    opened = open_pair(base, tuned, dtype=dtype, adapter=adapter)
+    opened = open_pair(base, tuned, dtype=dtype, precision=precision, adapter=adapter)
     ends, found = opened.load(layers=False)
     return Streamed(ends, opened.layer), needed_tokenizer(tokenizer or found, tuned)

@@ -73,11 +73,6 @@ class Source(Protocol):
         """The pair without its layers: embeddings, final norm, head, and both configs."""
         ...
 
-    @property
-    def dtype(self) -> Any:
-        """The dtype of the layers' matrices, and so of keys and values."""
-        ...
-
     def layers(self, start: int, stop: int) -> Iterable[PairLayer]:
         """The layers start .. stop - 1, in order, each with its own arrays."""
         ...
@@ -126,11 +121,6 @@ class Stacked:
     def of(cls, pair: Pair, *, remat: bool = False) -> "Stacked":
         """The layers of a pair, not copied."""
         return cls(stacked_layers(pair), ends_of(pair), remat)
-
-    @property
-    def dtype(self) -> Any:
-        """The dtype of keys and values."""
-        return _dtype(self.stacked)
 
     def layers(self, start: int, stop: int) -> Iterator[PairLayer]:
         """Copies, one after another; what a walk does not need."""
@@ -202,11 +192,6 @@ class OneByOne:
         """The layers start .. stop - 1, in order."""
         raise NotImplementedError
 
-    @property
-    def dtype(self) -> Any:
-        """The dtype of keys and values."""
-        raise NotImplementedError
-
     def run(
         self, step: Step, carry: Any, inputs: Any, cache: Cache | None, start: int, stop: int
     ) -> tuple[Any, Any]:
@@ -268,11 +253,6 @@ class Split(OneByOne):
             return False
         return device.platform == "cpu" and all(x.devices() == {device} for x in leaves)
 
-    @property
-    def dtype(self) -> Any:
-        """The dtype of keys and values."""
-        return _dtype(self._layers[0])
-
     def layers(self, start: int, stop: int) -> Iterable[PairLayer]:
         """Views of the stacked arrays."""
         return self._layers[start:stop]
@@ -328,10 +308,6 @@ def _stack(*trees: Tree) -> Tree:
 def _parts(tree: Any, start: int, stop: int) -> list[Any]:
     """A tree of arrays [L, ...] as a list of one tree for each layer start .. stop - 1."""
     return [jax.tree.map(lambda a: a[i], tree) for i in range(start, stop)]  # noqa: B023
-
-
-def _dtype(layer: PairLayer) -> Any:
-    return layer.params["attention"]["k"]["kernel"].dtype
 
 
 def _views(stacked: PairLayer) -> list[PairLayer]:

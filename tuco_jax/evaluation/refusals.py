@@ -29,7 +29,7 @@ from tuco_jax.scoring.output import (
     prompts_checksum,
     write_table,
 )
-from tuco_jax.weights.options import PairOptions
+from tuco_jax.weights.options import PairOptions, check_pair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -134,6 +134,7 @@ def run(config: RefusalConfig) -> dict[float, list[RefusalRate]]:
     Raises InputError as `generate_file` does for files that another run has written, or writes.
     """
     check_ranges(config)
+    check_pair(config)
     files = (
         [config.prompts] if config.prompts.suffix == ".jsonl" else config.prompts.glob("*.jsonl")
     )
@@ -166,9 +167,14 @@ def _run(
 
     mesh = mesh_for(dataclasses.asdict(config.mesh))
     pair, tokenizer = load_pair(
-        config.base, config.tuned, dtype=config.dtype, mesh=mesh, adapter=config.adapter
+        config.base,
+        config.tuned,
+        dtype=config.dtype,
+        precision=config.precision,
+        mesh=mesh,
+        adapter=config.adapter,
     )
-    made = {**settings, "weights": weights_checksum(pair)}
+    made = {**settings, "precision": pair.precision, "weights": weights_checksum(pair)}
     for own in outputs:
         check_made(own, made)
     rates, answers = refusal_rates(

@@ -89,6 +89,8 @@ def run_finetune(config: FinetuneConfig) -> pathlib.Path:
 
     placement = sharding.placement(mesh) if mesh else None
     model = load_model(config.base, dtype=config.dtype, placement=placement)
+    precision = "bfloat16" if config.dtype == "bfloat16" else "float32"
+    model = model._replace(config=dataclasses.replace(model.config, precision=precision))
     if named is not None and template is not None and model.tokenizer is not None:
         check_template(named, template, model.tokenizer)
         model.tokenizer.chat_template = template
@@ -252,6 +254,7 @@ class _Trainer:
         """Train until step `total`, from the last checkpoint if there is one."""
         directory = pathlib.Path(self.config.out)
         settings = dataclasses.asdict(self.config) | {"resume": False}
+        settings["precision"] = self.model.config.precision
         fixed = settings | {
             "steps": self.total,
             "rows of tokens (their checksum)": data,

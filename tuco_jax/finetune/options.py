@@ -18,7 +18,8 @@ __all__ = ["FinetuneConfig", "check"]
 class FinetuneConfig(BaseOptions, RunOptions):
     """Tune a model on conversations; the loss is on the assistant's turns.
 
-    The base's weights are held in dtype; what is trained is float32.
+    The base's weights are held in dtype, and both operands of products with weights are of it;
+    what is trained is float32.
 
     Args:
         data: .jsonl; rows have messages, and truncated: true where the answer was cut short.

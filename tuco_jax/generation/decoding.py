@@ -178,7 +178,7 @@ def _begin(
     mesh: Mesh | None,
 ) -> Progress:
     both = request.alpha is not None
-    cache = Cache.empty(source.ends, mask, room, both=both, dtype=source.dtype)
+    cache = Cache.empty(source.ends, mask, room, both=both)
     x, cache = advance(source, cache, tokens, request.alpha, mesh=mesh)
     rows = tokens.shape[0]
     progress = Progress(

@@ -23,7 +23,7 @@ from tuco_jax.prompts.messages import text_of
 from tuco_jax.prompts.read import Prompt, read_prompts
 from tuco_jax.scoring.output import check_made, held, meta_path, prompts_checksum
 from tuco_jax.scoring.score_file import provenance
-from tuco_jax.weights.options import check_source
+from tuco_jax.weights.options import check_pair
 
 if TYPE_CHECKING:
     from tuco_jax.generation.generate import Response
@@ -79,14 +79,13 @@ def generate_file(options: AnswerOptions) -> list[Answer]:
     if not math.isfinite(options.alpha):
         raise InputError(f"alpha is {options.alpha}: give a finite number")
     check_turns(rows, options.continue_final)
-    for model in (options.base, options.tuned):
-        check_source(model)
+    check_pair(options)
     settings = _settings(options, rows)
     outputs = [own for own in (path, page_path) if own is not None]
     with held(outputs, settings):  # no second run, and none of other settings, loads its models
         answers, facts, special = _answers(options, rows, outputs)
         for own in outputs:
-            made = settings | {"weights": facts["weights"]}
+            made = settings | {name: facts[name] for name in ("precision", "weights")}
             write_json(meta_path(own), facts | {"settings": made})
         if path is not None:
             with atomic(path) as temporary:
@@ -127,11 +126,16 @@ def _answers(
 
     mesh = mesh_for(dataclasses.asdict(options.mesh))
     pair, tokenizer = load_pair(
-        options.base, options.tuned, dtype=options.dtype, mesh=mesh, adapter=options.adapter
+        options.base,
+        options.tuned,
+        dtype=options.dtype,
+        precision=options.precision,
+        mesh=mesh,
+        adapter=options.adapter,
     )
     weights = weights_checksum(pair) if outputs else None
     for own in outputs:
-        check_made(own, {"weights": weights})
+        check_made(own, {"precision": pair.precision, "weights": weights})
     # Checked here, too, since these errors name the prompt by its id and line.
     notes = [*pair.notes]
     encode(
@@ -153,7 +157,13 @@ def _answers(
         found = [pieces(tokenizer, ids, v) for ids, v in zip(new, values, strict=True)]
     answers = [Answer(*parts) for parts in zip(rows, responses, found, strict=True)]
     facts = {n: getattr(options, n) for n in ("base", "tuned", "adapter", "prompts", "dtype")}
-    facts |= {"alpha": options.alpha, "chat": options.chat, **how, "stop": options.stops}
+    facts |= {
+        "precision": pair.precision,
+        "alpha": options.alpha,
+        "chat": options.chat,
+        **how,
+        "stop": options.stops,
+    }
     facts["mesh"] = dict(mesh.shape) if mesh is not None else None
     facts |= {"notes": notes, "family": pair.tuned_config.family, "weights": weights}
     return answers, facts | provenance(), list(tokenizer.all_special_tokens)

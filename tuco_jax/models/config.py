@@ -8,7 +8,10 @@ import dataclasses
 import math
 from typing import Literal
 
-__all__ = ["ModelConfig", "Rope"]
+__all__ = ["ModelConfig", "Precision", "Rope"]
+
+# How products with weights take activations, see `numerics.product`.
+Precision = Literal["float32", "bfloat16x3", "bfloat16x2", "bfloat16"]
 
 _SIZES = ("vocab_size", "width", "depth", "heads", "kv_heads", "head_dim", "mlp_width")
 _SIZES += ("max_positions",)
@@ -89,6 +92,9 @@ class ModelConfig:
     embed_scale: float = 1.0
     tied_head: bool = False
 
+    # No part of what the model is: a checksum of its weights does not depend on it.
+    precision: Precision = dataclasses.field(default="float32", repr=False)
+
     def __post_init__(self) -> None:
         if self.experts > _MOST_EXPERTS:
             raise ValueError(f"experts is {self.experts}, more than any model has")
@@ -126,3 +132,8 @@ class ModelConfig:
             raise ValueError(f"heads of {self.head_dim} cannot have {rotated} features rotated")
         if any(not 0 <= index < max(len(self.ropes), 1) for index in self.rope_index):
             raise ValueError(f"rope_index names others than the {len(self.ropes)} rotary tables")
+
+    @property
+    def keys_dtype(self) -> str:
+        """The dtype of keys and values, which stand in products as activations do."""
+        return "bfloat16" if self.precision == "bfloat16" else "float32"

@@ -144,5 +144,7 @@ def logits(
     """Final norm and unembedding: logits, float32."""
     normed = make_norm(config).apply({"params": params["final_norm"]}, x)
     head = params["head"] if "head" in params else {"kernel": params["embed"]["table"].T}
-    y = Linear(config.vocab_size).apply(variables(head, (lora or {}).get("head")), normed)
+    y = Linear(config.vocab_size, precision=config.precision).apply(
+        variables(head, (lora or {}).get("head")), normed
+    )
     return softcap(cast(jax.Array, y), config.logit_softcap)

@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from tuco_jax.models.numerics import matmul, ragged_matmul
+from tuco_jax.models import numerics
+from tuco_jax.models.config import Precision
 
 __all__ = ["PerExpert", "by_expert"]
 
@@ -41,21 +42,24 @@ Product = Callable[
 ]
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 4))
 def by_expert(
     act: Activation,
     x: Float[Array, "N D"],
     chosen: Int[Array, "N U"],
     layers: Layers,
+    precision: Precision = "float32",
 ) -> Float[Array, "N U D"]:
     """down(act(gate x) * up x) of each token, by each expert chosen for it; float32.
+
+    precision: of products (`numerics.product`).
 
     Differentiable in every mode; its derivatives cannot be mapped over (`jax.vmap`), but it can.
     """
 
     @jax.custom_batching.custom_vmap
     def run(x: Array, chosen: Array, layers: Layers) -> Array:
-        return _by_platform(act, x, chosen, layers, most=False)
+        return _by_platform(act, precision, x, chosen, layers, most=False)
 
     @run.def_vmap
     def mapped(
@@ -77,25 +81,31 @@ def by_expert(
 
 
 @by_expert.defjvp
-def _tangents(act: Activation, primals: Any, tangents: Any) -> Any:
+def _tangents(act: Activation, precision: Precision, primals: Any, tangents: Any) -> Any:
     x, chosen, layers = primals
 
     def plain(x: Array, layers: Layers) -> Array:
-        return _by_platform(act, x, chosen, layers, most=True)
+        return _by_platform(act, precision, x, chosen, layers, most=True)
 
     _, moved = jax.jvp(plain, (x, layers), tangents[::2])
-    return by_expert(act, *primals), moved
+    return by_expert(act, *primals, precision), moved
 
 
 def _by_platform(
-    act: Activation, x: Array, chosen: Array, layers: Layers, *, most: bool
+    act: Activation,
+    precision: Precision,
+    x: Array,
+    chosen: Array,
+    layers: Layers,
+    *,
+    most: bool,
 ) -> Float[Array, "N U D"]:
     # Each form is recomputed when differentiated: what one would save for its derivative, every
     # other would have to hold, as zeros, on its own platform.
-    blocks = jax.checkpoint(functools.partial(_blocks, act, most))
-    ragged = jax.checkpoint(functools.partial(_ragged, act))
+    blocks = jax.checkpoint(functools.partial(_blocks, act, precision, most))
+    ragged = jax.checkpoint(functools.partial(_ragged, act, precision))
     forms = {"cpu": blocks, "default": ragged}
-    if layers["gate"].kernel.dtype == jnp.float32:
+    if precision == "float32" or layers["gate"].kernel.dtype == jnp.float32:
         forms["cuda"] = blocks
     return jax.lax.platform_dependent(x, chosen, layers, **forms)
 
@@ -124,12 +134,16 @@ def _sorted(
 
 
 def _ragged(
-    act: Activation, x: Float[Array, "N D"], chosen: Int[Array, "N U"], layers: Layers
+    act: Activation,
+    precision: Precision,
+    x: Float[Array, "N D"],
+    chosen: Int[Array, "N U"],
+    layers: Layers,
 ) -> Float[Array, "N U D"]:
     order, place, sizes = _sorted(chosen, len(layers["gate"].kernel))
 
     def product(rows: Array, kernel: Array) -> Array:
-        return ragged_matmul(rows, kernel, sizes)
+        return numerics.ragged_product(rows, kernel, sizes, precision)
 
     out = _gated(act, product, x[order // chosen.shape[1]], layers)
     return out[place].reshape(*chosen.shape, -1)
@@ -137,6 +151,7 @@ def _ragged(
 
 def _blocks(
     act: Activation,
+    precision: Precision,
     most: bool,
     x: Float[Array, "N D"],
     chosen: Int[Array, "N U"],
@@ -158,7 +173,8 @@ def _blocks(
     @jax.checkpoint  # or the kernels of every block would be kept for the derivative
     def one(expert: Array, start: Array) -> Array:
         def product(rows: Array, kernel: Array) -> Array:
-            return matmul(rows, jax.lax.dynamic_index_in_dim(kernel, expert, keepdims=False))
+            own = jax.lax.dynamic_index_in_dim(kernel, expert, keepdims=False)
+            return numerics.product(rows, own, precision)
 
         at = jnp.minimum(start + jnp.arange(block), count - 1)
         return _gated(act, product, x[order[at] // chosen.shape[1]], layers)

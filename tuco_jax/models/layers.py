@@ -6,8 +6,8 @@ heads, h head width, F MLP width.
 A block returns what it adds to the residual stream, never the sum: f(x, l) in the TuCo paper
 (arXiv 2506.23423, section 4). It does so in two steps, `keys_values` and `delta`, because the
 exact last-token score needs keys and values at every token and the rest at one token only, and
-decoding needs them from a cache. Weights may be of any float type: matrix products take operands
-of that type and accumulate in float32; everything else is float32.
+decoding needs them from a cache. Weights may be of any type: the config's `precision` says how
+products take activations (`numerics.product`); sums, and everything else, are float32.
 """
 
 import functools
@@ -19,9 +19,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from tuco_jax.models.attention import attend
-from tuco_jax.models.config import ModelConfig
+from tuco_jax.models.config import ModelConfig, Precision
 from tuco_jax.models.experts import PerExpert, by_expert
-from tuco_jax.models.numerics import along_last, matmul
+from tuco_jax.models.numerics import along_last, product
 from tuco_jax.models.positions import LayerInfo, Positions, rotate
 
 __all__ = [
@@ -60,14 +60,15 @@ class Linear(nn.Module):
 
     features: int
     bias: bool = False
+    precision: Precision = "float32"
 
     @nn.compact
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
-        y = matmul(x, kernel)
+        y = product(x, kernel, self.precision)
         if self.has_variable("lora", "a"):
             a, b = self.get_variable("lora", "a"), self.get_variable("lora", "b")
-            y += matmul(matmul(x, a), b)
+            y += product(product(x, a, self.precision), b, self.precision)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
             y += along_last(bias, y)
@@ -115,10 +116,10 @@ class Attention(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.q = Linear(c.heads * c.head_dim, c.qkv_bias)
-        self.k = Linear(c.kv_heads * c.head_dim, c.qkv_bias)
-        self.v = Linear(c.kv_heads * c.head_dim, c.qkv_bias)
-        self.o = Linear(c.width, c.out_bias)
+        self.q = Linear(c.heads * c.head_dim, c.qkv_bias, c.precision)
+        self.k = Linear(c.kv_heads * c.head_dim, c.qkv_bias, c.precision)
+        self.v = Linear(c.kv_heads * c.head_dim, c.qkv_bias, c.precision)
+        self.o = Linear(c.width, c.out_bias, c.precision)
         if c.qk_norm != "none":
             self.q_norm = RMSNorm(c.norm_eps, c.norm_offset)
             self.k_norm = RMSNorm(c.norm_eps, c.norm_offset)
@@ -140,7 +141,7 @@ class Attention(nn.Module):
         norm = self.k_norm if self.config.qk_norm != "none" else None
         keys = rotate(self._heads(self.k(x), norm), positions, info)
         values = self._heads(self.v(x), None)
-        dtype = self.k.get_variable("params", "kernel").dtype
+        dtype = self.config.keys_dtype
         return keys.swapaxes(1, 2).astype(dtype), values.swapaxes(1, 2).astype(dtype)
 
     def attend(
@@ -175,12 +176,13 @@ class MLP(nn.Module):
     def __call__(self, x: Float[Array, "B Q D"]) -> Float[Array, "B Q D"]:
         c = self.config
         act = _ACTIVATIONS[c.activation]
-        y = Linear(c.mlp_width, c.mlp_bias, name="up")(x)
+        linear = functools.partial(Linear, bias=c.mlp_bias, precision=c.precision)
+        y = linear(c.mlp_width, name="up")(x)
         if c.gated:
-            y = act(Linear(c.mlp_width, c.mlp_bias, name="gate")(x)) * y
+            y = act(linear(c.mlp_width, name="gate")(x)) * y
         else:
             y = act(y)
-        return Linear(c.width, c.mlp_bias, name="down")(y)
+        return linear(c.width, name="down")(y)
 
 
 class _PerExpert(nn.Module):
@@ -211,7 +213,9 @@ class Mixture(nn.Module):
     def __call__(self, x: Float[Array, "B Q D"]) -> Float[Array, "B Q D"]:
         c = self.config
         rows = x.reshape(-1, c.width)
-        shares = jax.nn.softmax(Linear(c.experts, name="router")(rows), axis=-1)
+        shares = jax.nn.softmax(
+            Linear(c.experts, precision=c.precision, name="router")(rows), axis=-1
+        )
         weights, chosen = jax.lax.top_k(shares, c.experts_used)
         if c.experts_normed:
             weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
@@ -220,7 +224,7 @@ class Mixture(nn.Module):
             "up": _PerExpert((c.experts, c.width, c.mlp_width), name="up")(),
             "down": _PerExpert((c.experts, c.mlp_width, c.width), name="down")(),
         }
-        y = by_expert(_ACTIVATIONS[c.activation], rows, chosen, layers)
+        y = by_expert(_ACTIVATIONS[c.activation], rows, chosen, layers, c.precision)
         return jnp.sum(y * weights[..., None], axis=1).reshape(x.shape)
 
 

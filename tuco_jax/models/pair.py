@@ -1,10 +1,11 @@
 """A pre-trained model and what tuning made of it, as one frozen pytree."""
 
+import dataclasses
 from typing import Any
 
 from flax import struct
 
-from tuco_jax.models.config import ModelConfig
+from tuco_jax.models.config import ModelConfig, Precision
 from tuco_jax.models.decoder import Params, merge
 
 __all__ = ["Notes", "Pair", "single"]
@@ -41,6 +42,19 @@ class Pair:
     def context(self) -> int:
         """The longest row, in tokens, that both models can read."""
         return min(self.base_config.max_positions, self.tuned_config.max_positions)
+
+    @property
+    def precision(self) -> Precision:
+        """How products of both models take activations."""
+        return self.tuned_config.precision
+
+    def at(self, precision: Precision) -> "Pair":
+        """The pair with products of that precision; weights are shared."""
+        base, tuned = (
+            dataclasses.replace(config, precision=precision)
+            for config in (self.base_config, self.tuned_config)
+        )
+        return dataclasses.replace(self, base_config=base, tuned_config=tuned)
 
     @property
     def tuned_params(self) -> Params:

@@ -22,6 +22,8 @@ __all__ = ["PlanOptions", "plan_score"]
 class PlanOptions(BaseOptions):
     """Plan the scoring of a pair, of which config.json is enough.
 
+    Both operands of products with weights are of their dtype.
+
     Args:
         tuned: the tuned model, likewise; by default a full fine-tune of the base.
         rank: of an adapter on every matrix of the layers, in place of a tuned model; 0 for none.
@@ -67,6 +69,8 @@ def plan_score(options: PlanOptions) -> "tuple[Plan, Device]":
     from tuco_jax.weights.load import model_config
 
     configs = [model_config(source) for source in sources]
+    precision = "bfloat16" if options.dtype == "bfloat16" else "float32"
+    configs = [dataclasses.replace(config, precision=precision) for config in configs]
     base, tuned = configs[0], configs[-1]
     if len(sources) > 1:
         validate.configs(base, tuned, *sources)

@@ -28,7 +28,7 @@ from tuco_jax.scoring.output import (
     prompts_checksum,
     write_table,
 )
-from tuco_jax.weights.options import check_source
+from tuco_jax.weights.options import check_pair
 
 if TYPE_CHECKING:
     from tuco_jax.core.streamed import Streamed
@@ -62,8 +62,7 @@ def score_file(
         rows = read_prompts(options.prompts)
     if path.exists() and path.samefile(options.prompts):
         raise InputError(f"{options.out}: is the prompts file itself; name another output")
-    for model in (options.base, options.tuned):
-        check_source(model)
+    check_pair(options)
     settings = _settings(options, rows)
     check_made(path, settings)
     # All layers' scores stand in the journal, whether or not they are asked for.
@@ -75,7 +74,8 @@ def score_file(
     with Journal(unfinished, common) as journal:
         began = begin if started is None else started
         meta, columns = _score(options, rows, journal, seconds, progress, began)
-        write_json(beside, meta | {"settings": settings | {"fingerprint": meta["fingerprint"]}})
+        made = {name: meta[name] for name in ("precision", "fingerprint")}
+        write_json(beside, meta | {"settings": settings | made})
         write_table(path, columns)
         journal.remove()
     return meta
@@ -126,14 +126,13 @@ def _score(
 
     with _timed(seconds, "load"):
         names = options.base, options.tuned
+        how: Any = {n: getattr(options, n) for n in ("dtype", "precision", "adapter")}
         source: Pair | Streamed
         if options.stream:
-            source, tokenizer = stream_pair(*names, dtype=options.dtype, adapter=options.adapter)
+            source, tokenizer = stream_pair(*names, **how)
             pair = source.ends
         else:
-            source, tokenizer = load_pair(
-                *names, dtype=options.dtype, mesh=mesh, adapter=options.adapter
-            )
+            source, tokenizer = load_pair(*names, mesh=mesh, **how)
             pair = source
     notes: list[str] = [] if options.continue_final else closed_turns(rows)
     with _timed(seconds, "tokenize"):
@@ -150,7 +149,7 @@ def _score(
         tokens = [t[-pair.context :] for t in tokens]
     with _timed(seconds, "fingerprint"):
         key = scores_fingerprint(source, tokens, options.norm)
-    check_made(pathlib.Path(options.out), {"fingerprint": key})
+    check_made(pathlib.Path(options.out), {"precision": pair.precision, "fingerprint": key})
     journal.begin(key, (len(rows), pair.tuned_config.depth))
 
     before = time.perf_counter()
@@ -164,6 +163,7 @@ def _score(
     meta = _metadata(pair, scores, seconds, cut)
     for name in ("base", "tuned", "adapter", "prompts", "dtype", "norm", "parallel"):
         meta[name] = getattr(options, name)
+    meta["precision"] = pair.precision
     meta["token_budget"] = options.token_budget
     meta["mesh"] = dict(mesh.shape) if mesh is not None else None
     meta["stream"] = dataclasses.asdict(options.passes) if options.stream else None
@@ -222,7 +222,6 @@ def _metadata(
         "telescoping_error": float(scores.telescoping.max()),
         "notes": list(pair.notes),
         "family": pair.tuned_config.family,
-        "matmul_precision": "float32 products and sums where weights are float32 (HIGHEST)",
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
         "tokens_per_second": round(int(scores.tokens.sum()) / scores.seconds["run"], 1)
         if computed and not scores.resumed

@@ -35,7 +35,7 @@ from tuco_jax.core.checksum import weights_checksum
 from tuco_jax.datasets.assets import fetch
 from tuco_jax.datasets.prompt_sources import DATA
 from tuco_jax.models.pair import Pair
-from tuco_jax.weights.options import PairOptions, check_sources
+from tuco_jax.weights.options import PairOptions, check_pair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,7 +107,7 @@ class Study(Generic[Config, Inputs, Measured]):
         """
         started = time.perf_counter()
         self._check_folder(config)
-        check_sources(config.base, config.tuned)
+        check_pair(config)
         inputs = self.prepare(config)
         with self._held(config):
             measured, facts, settings = None, {}, self._settings(config)
@@ -115,7 +115,8 @@ class Study(Generic[Config, Inputs, Measured]):
                 resume.settle(config.out, settings)
             else:
                 pair, tokenizer, facts = load_studied_pair(config)
-                resume.settle(config.out, settings | {_WEIGHTS: weights_checksum(pair)})
+                made = {"precision": pair.precision, _WEIGHTS: weights_checksum(pair)}
+                resume.settle(config.out, settings | made)
                 measured = self.measure(pair, tokenizer, config, inputs)
             found = self.findings(config, inputs, measured)
             facts = {**facts, **found.facts, "seed": str(config.seed)}
@@ -125,8 +126,8 @@ class Study(Generic[Config, Inputs, Measured]):
         return found
 
     def _settings(self, config: Config) -> dict[str, Any]:
-        """What must be the same in every run in one folder."""
-        free = {"out", "mesh", *self.free}
+        """What must be the same in every run in one folder, but for what the pair says."""
+        free = {"out", "mesh", "precision", *self.free}
         options = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
         return {"study": self.name, **options}
 
@@ -184,12 +185,18 @@ def load_studied_pair(
     base = options.base or str(next(fetch("smollm2").glob("*.gguf")))
     tuned = options.tuned or str(DATA / "smollm2-refusal")
     pair, tokenizer = load_pair(
-        base, tuned, dtype=options.dtype, mesh=mesh, adapter=options.adapter
+        base,
+        tuned,
+        dtype=options.dtype,
+        precision=options.precision,
+        mesh=mesh,
+        adapter=options.adapter,
     )
     facts = {
         "base": options.base or f"SmolLM2-135M-Instruct, Q4_1 GGUF, read as {options.dtype}",
         "tuned": options.tuned or "the same with a refusal adapter (LoRA), in the package",
         "weights": options.dtype,
+        "precision": pair.precision,
         "device": jax.devices()[0].device_kind,
     }
     if options.adapter is not None:

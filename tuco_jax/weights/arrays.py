@@ -183,19 +183,19 @@ Check = Callable[[str, np.ndarray], None]  # told an array's path and each chunk
 class Stored:
     """A tree of arrays that `save` wrote, nested dicts, read when asked for.
 
-    dtype: what to cast to on the way (None: as stored). check: sees what is read. Raises
-    ValueError or OSError where something is missing or corrupt.
+    dtype: from what an array is stored in, what to cast it to on the way (None: no cast). check:
+    sees what is read. Raises ValueError or OSError where something is missing or corrupt.
     """
 
     def __init__(
         self,
         directory: str | pathlib.Path,
         *,
-        dtype: str | None = None,
+        dtype: Callable[[str], str] | None = None,
         check: Check | None = None,
     ) -> None:
         folder = pathlib.Path(directory).absolute()
-        self._dtype, self._check = dtype, check
+        self._check = check
 
         def opened(found: Any) -> Any:
             stored = {"driver": "ocdbt", "base": f"file://{folder}", "path": f"{found.name}/"}
@@ -204,7 +204,8 @@ class Stored:
         described: Any = flatten_dict(_described(folder), sep="/")
         waiting = {path: opened(found) for path, found in described.items()}
         self._arrays = {path: array.result() for path, array in waiting.items()}
-        self._dtypes = {path: dtype or found.dtype for path, found in described.items()}
+        self.stored = {path: str(found.dtype) for path, found in described.items()}
+        self._dtypes = {p: dtype(kind) if dtype else kind for p, kind in self.stored.items()}
 
     def read(self, placement: Placement | None = None, *, layers: bool = True) -> Any:
         """All arrays on their devices, each its own shards; or all but those with layers.

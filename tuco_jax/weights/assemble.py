@@ -24,9 +24,20 @@ from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.decoder import Params, param_shapes
 from tuco_jax.weights.arrays import Bounds, Placement, assemble, host_array
 
-__all__ = ["DTYPES", "Checkpoint", "Key", "KeyTable", "Placement", "TensorSource", "stored_names"]
+__all__ = [
+    "DTYPES",
+    "PUBLISHED",
+    "Checkpoint",
+    "Key",
+    "KeyTable",
+    "Placement",
+    "TensorSource",
+    "held_dtype",
+    "stored_names",
+]
 
 DTYPES = ("float32", "bfloat16", "float16")
+PUBLISHED = "as published"  # bfloat16 where weights are stored so, float32 elsewhere
 # Numbers read at a time from a tensor that can be read in rows. Few: dequantised they are held
 # several times over, and the allocator may keep that much for good.
 _BLOCK = 1 << 19
@@ -44,6 +55,10 @@ class TensorSource(Protocol):
 
     def file(self, tensor: str) -> str:
         """The file that holds the tensor, for error messages."""
+        ...
+
+    def stored(self, tensor: str) -> str:
+        """The type that the tensor is stored in: "bfloat16", "Q4_1", ..."""
         ...
 
     def read(
@@ -95,9 +110,10 @@ KeyTable = Mapping[str, Key]  # our path, such as "layers/attention/q/kernel", t
 class Checkpoint:
     """A checkpoint that has every tensor that `config` calls for, and no other.
 
-    dtype: of the parameters, one of `DTYPES`. ignore: regular expressions (full match) of tensors
-    that a checkpoint may hold and that the forward pass does not need. What is read is checked:
-    InputError naming the file and the tensor, here for a name, later for shape and numbers.
+    dtype: of the parameters, one of `DTYPES`, or `PUBLISHED`. ignore: regular expressions (full
+    match) of tensors that a checkpoint may hold and that the forward pass does not need. What is
+    read is checked: InputError naming the file and the tensor, here for a name, later for shape
+    and numbers.
     """
 
     def __init__(
@@ -109,7 +125,7 @@ class Checkpoint:
         dtype: str,
         ignore: Iterable[str] = (),
     ) -> None:
-        if dtype not in DTYPES:
+        if dtype not in (*DTYPES, PUBLISHED):
             raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
         self.config = config
         self._source, self._table, self._dtype = source, table, dtype
@@ -117,6 +133,27 @@ class Checkpoint:
         self._wanted: dict[str, Any] = flatten_dict(param_shapes(config), sep="/")
         _check_names(config, source.name, self._stored, self._wanted, table, tuple(ignore))
         self._check_sizes()
+
+    @property
+    def stored(self) -> frozenset[str]:
+        """The types that the layers' matrices are stored in."""
+        paths = [path for path, spec in self._wanted.items() if len(spec.shape) > 2]
+        return frozenset().union(*(self._kinds[path] for path in paths))
+
+    @functools.cached_property
+    def _kinds(self) -> dict[str, set[str]]:
+        """The types that each parameter's tensors are stored in."""
+        return {
+            path: {
+                self._source.stored(tensor)
+                for tensor, _ in stored_names(self._table[path].tensor, path, self.config)
+            }
+            for path in self._wanted
+        }
+
+    def _held(self, path: str) -> str:
+        """The dtype that a parameter is held in."""
+        return held_dtype(self._dtype, self._kinds[path])
 
     def _check_sizes(self) -> None:
         """Before memory is taken for what a config calls for: each tensor holds as many numbers.
@@ -150,7 +187,7 @@ class Checkpoint:
                 continue
             where = placement(path, spec.shape) if placement else None
             fill = functools.partial(self._fill, path)
-            params[path] = assemble(spec.shape, self._dtype, where, fill, layered=stacked)
+            params[path] = assemble(spec.shape, self._held(path), where, fill, layered=stacked)
         return unflatten_dict(params, sep="/")
 
     def layer(self, index: int) -> Params:
@@ -158,7 +195,7 @@ class Checkpoint:
         params = {}
         for path, spec in self._wanted.items():
             if path.startswith("layers/"):
-                host = host_array(spec.shape[1:], self._dtype)
+                host = host_array(spec.shape[1:], self._held(path))
                 self._fill(path, index, [(tuple((0, size) for size in host.shape), host)])
                 params[path.removeprefix("layers/")] = host
         return unflatten_dict(params, sep="/")
@@ -219,6 +256,13 @@ class Checkpoint:
                             f"holds numbers too large for {part.dtype}; load it in another dtype"
                         )
                     raise InputError(f"{source.file(tensor)}: tensor {tensor} {flaw}")
+
+
+def held_dtype(dtype: str, stored: Iterable[str]) -> str:
+    """What an array of tensors that are stored in such types is held in; dtype: as asked."""
+    if dtype != PUBLISHED:
+        return dtype
+    return "bfloat16" if set(stored) == {"bfloat16"} else "float32"
 
 
 def _check_names(

@@ -99,6 +99,9 @@ class _OneByOne:
     def file(self, tensor: str) -> str:
         return self._source.file(self._places[tensor][0])
 
+    def stored(self, tensor: str) -> str:
+        return self._source.stored(self._places[tensor][0])
+
     def read(
         self, tensor: str, rows: slice = slice(None), columns: slice = slice(None)
     ) -> Float[np.ndarray, "..."]:

@@ -158,6 +158,9 @@ class _Tensors:
     def file(self, tensor: str) -> str:
         return self.name
 
+    def stored(self, tensor: str) -> str:
+        return str(getattr(self._tensors[tensor], "dtype", "?")).removeprefix("torch.")
+
     def read(
         self, tensor: str, rows: slice = slice(None), columns: slice = slice(None)
     ) -> Float[np.ndarray, "..."]:

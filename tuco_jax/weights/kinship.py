@@ -86,4 +86,4 @@ def _sums(old: Any, new: Any, index: Any) -> tuple[Any, ...]:
     if index is not None:
         old, new = (jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in (old, new))
     a, b = old.astype(jnp.float32), new.astype(jnp.float32)
-    return (a * b).sum(), (a * a).sum(), (b * b).sum(), (old == new).sum()
+    return (a * b).sum(), (a * a).sum(), (b * b).sum(), (a == b).sum()

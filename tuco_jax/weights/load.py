@@ -3,25 +3,28 @@
 import dataclasses
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from common_jax.errors import InputError
-from tuco_jax.models.config import ModelConfig
+from tuco_jax.models.config import ModelConfig, Precision
 from tuco_jax.models.decoder import Params
 from tuco_jax.models.pair import Notes, Pair
 from tuco_jax.models.sharding import placement
 from tuco_jax.weights import in_memory, kinship, validate
-from tuco_jax.weights.assemble import Placement
+from tuco_jax.weights.assemble import Placement, held_dtype
 from tuco_jax.weights.gguf import model as gguf
 from tuco_jax.weights.hf import model as huggingface
 from tuco_jax.weights.model import Model, OpenModel
+from tuco_jax.weights.options import AskedPrecision
 from tuco_jax.weights.orbax import store
 from tuco_jax.weights.peft import read as peft
 from tuco_jax.weights.peft.adapter import Adapter, Found
 from tuco_jax.weights.peft.config import choose, is_adapter
+from tuco_jax.weights.precision import Wanted
 
 __all__ = [
     "OpenPair",
@@ -83,6 +86,7 @@ def load_pair(
     tuned: Source,
     *,
     dtype: str = "float32",
+    precision: AskedPrecision = "auto",
     mesh: Mesh | None = None,
     adapter: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -92,7 +96,9 @@ def load_pair(
     base: anything that `load_model` reads: a Hugging Face directory, a hub id, a .gguf file, a
     store; or a model in memory: one of transformers (of a PeftModel: its base), or (its state
     dict, its config). tuned: likewise, or an adapter over `base`: a PEFT folder, by its path or
-    hub id, or a PeftModel. A store that holds a pair is given as both. mesh: where to spread the
+    hub id, or a PeftModel. A store that holds a pair is given as both. dtype, precision: what
+    weights are held in, and how products take activations (`weights/options.py`, PairOptions);
+    the pair's configs say which precision "auto" chose. mesh: where to spread the
     weights; they go straight to their shards. adapter: the name of one of several adapters that
     `tuned` holds. tokenizer: the tuned model's, where another than its own is wanted, or where
     both models are in memory, which bring none.
@@ -102,13 +108,18 @@ def load_pair(
     chat_template.jinja if it ships that. Configs are compared before any weight is read:
     InputError where the two are no pair.
     """
-    opened = open_pair(base, tuned, dtype=dtype, adapter=adapter)
+    opened = open_pair(base, tuned, dtype=dtype, precision=precision, adapter=adapter)
     pair, found = opened.load(placement(mesh) if mesh else None)
     return pair, needed_tokenizer(tokenizer or found, tuned)
 
 
 class OpenPair(Protocol):
     """A pair whose configs are compared, and whose weights are yet to be read."""
+
+    @property
+    def stored(self) -> Mapping[str, frozenset[str]]:
+        """The types that layers' matrices are stored in, of each model by its name."""
+        ...
 
     def load(
         self, placement: Placement | None = None, *, layers: bool = True
@@ -125,9 +136,36 @@ class OpenPair(Protocol):
 
 
 def open_pair(
-    base: Source, tuned: Source, *, dtype: str = "float32", adapter: str | None = None
+    base: Source,
+    tuned: Source,
+    *,
+    dtype: str = "float32",
+    precision: AskedPrecision = "auto",
+    adapter: str | None = None,
 ) -> OpenPair:
     """`load_pair` before it reads the weights, to be read whole or a layer at a time."""
+    wanted = Wanted(dtype, precision)
+    return _Settled(_open(base, tuned, wanted.held, adapter), wanted)
+
+
+class _Settled:
+    """A pair whose configs say how its products take activations."""
+
+    def __init__(self, opened: OpenPair, wanted: Wanted) -> None:
+        self._opened, self.stored = opened, opened.stored
+        self._precision: Precision = wanted.settled(opened.stored)
+
+    def load(
+        self, placement: Placement | None = None, *, layers: bool = True
+    ) -> tuple[Pair, PreTrainedTokenizerBase | None]:
+        pair, tokenizer = self._opened.load(placement, layers=layers)
+        return pair.at(self._precision), tokenizer
+
+    def layer(self, index: int) -> tuple[Params, Params, Params]:
+        return self._opened.layer(index)
+
+
+def _open(base: Source, tuned: Source, dtype: str, adapter: str | None) -> OpenPair:
     if not _is_path(tuned):
         found = in_memory.find_adapter(tuned, adapter)
     else:
@@ -159,6 +197,8 @@ class _TwoModels:
         self._notes = validate.configs(model_config(base), model_config(tuned), *names)
         self._base, self._tuned = (open_model(m, dtype=dtype) for m in (base, tuned))
         self._on_disk = _is_path(base) and _is_path(tuned)  # both could have a tokenizer
+        opened = self._base, self._tuned
+        self.stored = {n: m.weights.stored for n, m in zip(names, opened, strict=True)}
 
     def load(
         self, placement: Placement | None = None, *, layers: bool = True
@@ -188,18 +228,20 @@ class _WithAdapter:
 
     def __init__(self, base: Source, found: Found, dtype: str) -> None:
         config = model_config(base)
-        self._found, self._name, self._dtype = found, _named(base), dtype
+        self._found, self._name = found, _named(base)
+        self._own_dtype = held_dtype(dtype, ())  # scaled, factors are not what was stored
         self._notes = validate.adapter(found, self._name, config)
         self._adapter = Adapter(found, config)
         self._template = None if found.folder is None else peft.read_chat_template(found.folder)
         self._base = open_model(base, dtype=dtype)
+        self.stored = {self._name: self._base.weights.stored}
 
     def load(
         self, placement: Placement | None = None, *, layers: bool = True
     ) -> tuple[Pair, PreTrainedTokenizerBase | None]:
         old = self._base.load(placement, layers=layers)
         lora, overrides = self._adapter.load(
-            old.params, dtype=self._dtype, placement=placement, layers=layers
+            old.params, dtype=self._own_dtype, placement=placement, layers=layers
         )
         folder = self._found.folder
         own = None if folder is None else huggingface.read_tokenizer(folder)
@@ -217,7 +259,7 @@ class _WithAdapter:
 
     def layer(self, index: int) -> tuple[Params, Params, Params]:
         base = self._base.weights.layer(index)
-        lora, overrides = self._adapter.layer(base, index, dtype=self._dtype)
+        lora, overrides = self._adapter.layer(base, index, dtype=self._own_dtype)
         return base, overrides, lora
 
 

@@ -28,6 +28,11 @@ class Model(NamedTuple):
 class Weights(Protocol):
     """Parameters that are read when asked for, each as often as it is asked for."""
 
+    @property
+    def stored(self) -> frozenset[str]:
+        """The types that the layers' matrices are stored in, such as "bfloat16"."""
+        ...
+
     def read(self, placement: Placement | None = None, *, layers: bool = True) -> Params:
         """All of them, layers stacked on axis 0, on devices; or those outside the layers."""
         ...

@@ -61,6 +61,9 @@ class Renamed:
     def file(self, tensor: str) -> str:
         return self._source.file(self._stored[tensor])
 
+    def stored(self, tensor: str) -> str:
+        return self._source.stored(self._stored[tensor])
+
     def read(
         self, tensor: str, rows: slice = slice(None), columns: slice = slice(None)
     ) -> Float[np.ndarray, "..."]:

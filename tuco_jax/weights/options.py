@@ -3,19 +3,24 @@
 import dataclasses
 import pathlib
 import re
-from typing import Literal
+from typing import Literal, get_args
 
 from common_jax.cli.options import DeviceOption
 from common_jax.errors import InputError
 
 __all__ = [
     "AdapterOptions",
+    "AskedPrecision",
     "BaseOptions",
     "PairOptions",
     "WeightOptions",
+    "check_pair",
+    "check_precision",
     "check_source",
     "check_sources",
 ]
+
+AskedPrecision = Literal["auto", "float32", "bfloat16x3", "bfloat16x2", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,9 +63,13 @@ class PairOptions(AdapterOptions, BaseOptions):
 
     Args:
         tuned: the tuned model, likewise; or the directory of a PEFT adapter over the base.
+        precision: how products take activations: in float32, or in three, two or one bfloat16
+            parts; weights that are stored in bfloat16 then stay so. Three are as exact as float32,
+            two nearly (TuCo to 1e-5), one is not (1e-3). auto: three where they are quicker.
     """
 
     tuned: str
+    precision: AskedPrecision = "auto"
 
 
 def check_source(source: str) -> None:
@@ -82,3 +91,22 @@ def check_sources(*sources: str | None) -> None:
     for source in sources:
         if source is not None:
             check_source(source)
+
+
+def check_precision(dtype: str, precision: AskedPrecision) -> None:
+    """Raise InputError for a precision that there is not, or none of weights of that dtype."""
+    if precision not in get_args(AskedPrecision):
+        raise InputError(
+            f"precision {precision!r} is not one of {', '.join(get_args(AskedPrecision))}"
+        )
+    if dtype == "float16" and precision not in ("auto", "float32"):
+        raise InputError(
+            f"--precision {precision} multiplies bfloat16, not weights of --dtype float16: give "
+            "--dtype bfloat16, or --precision float32"
+        )
+
+
+def check_pair(options: PairOptions) -> None:
+    """`check_source` of both models, and `check_precision`."""
+    check_precision(options.dtype, options.precision)
+    check_sources(options.base, options.tuned)

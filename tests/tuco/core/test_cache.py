@@ -14,18 +14,18 @@ MASK = jnp.asarray([[1, 1, 1], [1, 0, 0]])
 
 
 def test_an_empty_cache_has_its_rows_own_positions():
-    cache = Cache.empty(PAIR, MASK, 2, both=True, dtype=jnp.float32)
+    cache = Cache.empty(PAIR, MASK, 2, both=True)
     assert len(cache.keys_values) == 2 and cache.length == 5 and int(cache.filled) == 0
     assert cache.keys_values[0][0].shape == (2, 2, CONFIG.kv_heads, 5, CONFIG.head_dim)
     # The first new token stands behind the prompt, wherever its column is.
     assert cache.at.index[:, 3:].tolist() == [[3, 4], [1, 2]]
     assert cache.at.mask.tolist() == [[True] * 5, [True, False, False, True, True]]
-    assert len(Cache.empty(PAIR, MASK, 2, both=False, dtype=jnp.float32).keys_values) == 1
+    assert len(Cache.empty(PAIR, MASK, 2, both=False).keys_values) == 1
     assert cache.bare().keys_values == ()
 
 
 def test_columns_are_written_from_where_it_is_filled():
-    cache = Cache.empty(PAIR, MASK, 2, both=False, dtype=jnp.float32)
+    cache = Cache.empty(PAIR, MASK, 2, both=False)
     cache = dataclasses.replace(cache, filled=jnp.int32(3))
     keys = jnp.asarray(np.random.default_rng(0).normal(size=(2, 2, 1, 8)), jnp.float32)
     held = tuple(a[0] for a in cache.keys_values[0])

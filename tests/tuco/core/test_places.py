@@ -49,6 +49,6 @@ def test_what_follows_a_shared_prefix_sees_it():
 def test_a_row_alone_has_a_cache_of_its_own():
     """Its columns are those of its cache; none follow, as they would a prefix."""
     mask = jnp.ones((1, 3), bool)
-    cache = Cache.empty(PAIR, mask, 4, both=True, dtype=jnp.float32)
+    cache = Cache.empty(PAIR, mask, 4, both=True)
     places = Places.after(PAIR, cache.bare(), jnp.asarray([[3]]), jnp.ones((1, 1), bool))
     assert places.tuned.key.index.tolist() == [list(range(7))]

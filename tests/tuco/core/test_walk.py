@@ -54,7 +54,7 @@ def decoded(source: Any, mesh: Any = None, alpha: Any = 0.7):
     tokens, mask = inputs()
     tokens = jnp.where(mask, tokens, 0)
     alphas = None if alpha is None else jnp.full((3, 8), alpha)
-    cache = Cache.empty(source.ends, mask, 3, both=alpha is not None, dtype=source.dtype)
+    cache = Cache.empty(source.ends, mask, 3, both=alpha is not None)
     x, cache = decoding.advance(source, cache, tokens, alphas, mesh=mesh)
     found = [jnp.where(mask[..., None], x, 0)]
     for step in range(3):

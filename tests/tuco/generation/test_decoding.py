@@ -34,7 +34,7 @@ def test_logits_from_caches_are_those_of_the_whole_text():
     mask = jnp.arange(8)[None] < jnp.asarray([8, 3, 5])[:, None]
     alpha = jnp.full((3, 3), 0.6)
     source = walk.Stacked.of(pair)
-    cache = Cache.empty(source.ends, mask, 6, both=True, dtype=source.dtype)
+    cache = Cache.empty(source.ends, mask, 6, both=True)
     advance = jax.jit(decoding.advance)
     x, cache = advance(source, cache, tokens[:, :8], alpha)
     streams = [x]

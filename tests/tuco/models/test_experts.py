@@ -14,7 +14,7 @@ from tuco_jax.models.experts import PerExpert
 
 FORMS = {
     "chosen": experts.by_expert,  # on a CPU: as many blocks as are needed
-    "ragged": experts._ragged,
+    "ragged": lambda act, *a: experts._ragged(act, "float32", *a),
 }
 # Tokens, used of experts. Some experts are used by none; blocks are of one row, of some, of all.
 SIZES = [(1, 1, 1), (3, 2, 7), (40, 3, 5), (300, 1, 2)]
@@ -107,7 +107,7 @@ def test_no_platform_computes_every_expert_at_every_token(dtype):
     layers = jax.tree.map(lambda a: a.astype(dtype), layers)
 
     def run(x, chosen, layers):
-        return experts.by_expert(jax.nn.silu, x, chosen, layers)
+        return experts.by_expert(jax.nn.silu, x, chosen, layers, dtype)
 
     def slope(x, *rest):
         return jax.grad(lambda x: jnp.sum(jnp.square(run(x, *rest))))(x)

@@ -66,7 +66,7 @@ def killed_after(monkeypatch, batches):
 
 
 def test_another_run_s_output_is_kept(options, tmp_path, monkeypatch):
-    score_file(options())
+    assert score_file(options())["precision"] == "float32"
     out = tmp_path / "o.jsonl"
     before = {p.name: p.read_bytes() for p in tmp_path.glob("o.jsonl*")}
     other = write_jsonl(tmp_path / "q.jsonl", ROWS[1:])
@@ -80,6 +80,10 @@ def test_another_run_s_output_is_kept(options, tmp_path, monkeypatch):
                 score_file(options(**changes))
     with pytest.raises(InputError, match="it has other weights or tokens, or is of another vers"):
         score_file(options(tuned=options().base))
+    settings = json.loads((tmp_path / "o.jsonl.meta.json").read_text())["settings"]
+    assert settings["precision"] == "float32"
+    with pytest.raises(InputError, match="weights are stored in float32, and --precision bf"):
+        score_file(options(precision="bfloat16x2"))
     assert {p.name: p.read_bytes() for p in tmp_path.glob("o.jsonl*")} == before
     # What scores do not depend on may change: they are made again.
     score_file(options(token_budget=64))

@@ -38,6 +38,9 @@ class Source:
     def shapes(self):
         return {name: value.shape for name, value in self.tensors.items()}
 
+    def stored(self, tensor):
+        return "float32"
+
     def file(self, tensor):
         return "a.file"
 

@@ -98,6 +98,10 @@ class _Source:
     def file(self, tensor: str) -> str:
         return self.name
 
+    def stored(self, tensor: str) -> str:
+        kind = self._file.tensors[tensor].type
+        return "bfloat16" if kind == "BF16" else kind
+
     def read(
         self, tensor: str, rows: slice = slice(None), columns: slice = slice(None)
     ) -> np.ndarray:

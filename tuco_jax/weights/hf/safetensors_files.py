@@ -119,6 +119,10 @@ class SafetensorsTensors:
     def file(self, tensor: str) -> str:
         return str(self._places[tensor].path)
 
+    def stored(self, tensor: str) -> str:
+        kind = self._places[tensor].tensors[tensor].dtype
+        return np.dtype(_DTYPES[kind]).name if kind in _DTYPES else kind
+
     def read(
         self, tensor: str, rows: slice = slice(None), columns: slice = slice(None)
     ) -> Shaped[np.ndarray, "..."]:

@@ -31,7 +31,7 @@ from tuco_jax.models.decoder import Params, param_shapes
 from tuco_jax.models.families import check_supported, from_huggingface
 from tuco_jax.models.pair import Notes, Pair
 from tuco_jax.weights import arrays
-from tuco_jax.weights.assemble import DTYPES, Placement
+from tuco_jax.weights.assemble import DTYPES, PUBLISHED, Placement, held_dtype
 from tuco_jax.weights.hf.model import read_config as read_huggingface
 from tuco_jax.weights.hf.model import read_tokenizer
 from tuco_jax.weights.model import Model, OpenModel
@@ -71,7 +71,7 @@ def read_config(directory: str | pathlib.Path) -> ModelConfig:
 
 def save(directory: str | pathlib.Path, model: Model, *, overwrite: bool = False) -> None:
     """Write a model as a store. Raises InputError if `directory` exists, unless `overwrite`."""
-    description = {"config": dataclasses.asdict(model.config), "name": model.name}
+    description = {"config": _fields(model.config), "name": model.name}
     _write(directory, description, model.params, model.tokenizer, overwrite, model.hf_config)
 
 
@@ -84,8 +84,8 @@ def save_pair(
 ) -> None:
     """Write a pair as a store: base, what tuning replaced, low-rank factors; as `save`."""
     description = {
-        "config": dataclasses.asdict(pair.base_config),
-        "tuned_config": dataclasses.asdict(pair.tuned_config),
+        "config": _fields(pair.base_config),
+        "tuned_config": _fields(pair.tuned_config),
         "notes": list(pair.notes),
     }
     tree = {"base": pair.base, "tuned": pair.tuned, "lora": pair.lora}
@@ -148,6 +148,11 @@ class OpenPair:
         self._configs = _config(description["config"]), _config(description["tuned_config"])
         base, tuned = self._configs
         self._arrays = _Arrays(directory, dtype, {"base/": base, "tuned/": tuned})
+
+    @property
+    def stored(self) -> dict[str, frozenset[str]]:
+        """The types that the base's matrices are stored in, by the store's name."""
+        return {str(self._directory): self._arrays.stored}
 
     def load(
         self, placement: Placement | None = None, *, layers: bool = True
@@ -226,12 +231,23 @@ class _Arrays:
     def __init__(
         self, directory: str | pathlib.Path, dtype: str, configs: Mapping[str, ModelConfig]
     ) -> None:
-        if dtype not in DTYPES:
+        if dtype not in (*DTYPES, PUBLISHED):
             raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
         self._folder = pathlib.Path(directory) / "params"
         with self._errors():
-            self._stored = arrays.Stored(self._folder, dtype=dtype, check=self._finite)
+            self._stored = arrays.Stored(
+                self._folder, dtype=lambda kind: held_dtype(dtype, [kind]), check=self._finite
+            )
             self._check_shapes(configs)
+
+    @property
+    def stored(self) -> frozenset[str]:
+        """The types that the matrices of the layers, or of the base's, are stored in."""
+        return frozenset(
+            kind
+            for path, kind in self._stored.stored.items()
+            if path.endswith("/kernel") and path.removeprefix("base/").startswith("layers/")
+        )
 
     def _check_shapes(self, configs: Mapping[str, ModelConfig]) -> None:
         """ValueError where arrays are not the configs', or more than the files can hold."""
@@ -289,6 +305,13 @@ def _describe(directory: str | pathlib.Path) -> dict[str, Any]:
             f"{path}: not the description of a store ({error}); import it again"
         ) from None
     return description
+
+
+def _fields(config: ModelConfig) -> dict[str, Any]:
+    """A config as a store keeps it: without how its products are computed."""
+    fields = dataclasses.asdict(config)
+    del fields["precision"]
+    return fields
 
 
 def _config(fields: dict[str, Any]) -> ModelConfig:

@@ -23,6 +23,9 @@ class Source:
     def shapes(self):
         return {name: x.shape for name, x in self.tensors.items()}
 
+    def stored(self, tensor):
+        return "float32"
+
     def file(self, tensor):
         return self.name
 
