@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from common_jax.distributed import by_first, there
-from common_jax.io.files import read_json, write_json
+from common_jax.io.files import make_folder, read_json, write_json
 from reward_jax.data.checkpoint import load_guide, load_model, save_guide, save_model
 from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel, TrajectorySpace
 from reward_jax.diffusion.sources import Source
@@ -127,6 +127,7 @@ class Clock:
     """
 
     def __init__(self, path: pathlib.Path) -> None:
+        make_folder(path.parent)
         self._path, self._begun = path, time.perf_counter()
         self.seconds: dict[str, float] = read_json(path, {}) if there(path) else {}
 

@@ -10,7 +10,7 @@ one thing each, and measure the reward between its bounds.
     out/ROBOT/{base,expert,unseen,reward_N,distilled_N,discriminator}.safetensors
     out/ROBOT/base/, ...   metrics of each model's training
     out/ROBOT/arms/, unseen_arms/   returns of each arm, and frames of three of its episodes
-    out/ROBOT/result.json
+    out/ROBOT/result.json, seconds.json
     out/ablations/NAME/    what a change makes anew, likewise
     out/results.json, out/report/
 

@@ -6,7 +6,7 @@ base steered by it. Beside them: the discriminator, and a null control, the rewa
 checkpoints of one base.
 
     out/MAZE/{base,null_base,null_reward}.safetensors, null.json
-    out/MAZE/goal_K/{expert,reward,discriminator}.safetensors, result.json, maps.npz
+    out/MAZE/goal_K/{expert,reward,discriminator}.safetensors, {result,seconds}.json, maps.npz
     out/MAZE/base/, out/MAZE/goal_K/expert/, ...   metrics of each model's training
     out/results.json, out/report/
 

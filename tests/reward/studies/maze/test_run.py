@@ -72,6 +72,9 @@ STEERED = {"unsteered", "expert"} | {
 }
 
 
+RESULTS = ("maps.npz", "result.json", "seconds.json")
+
+
 @pytest.mark.slow
 def test_files_and_results(done):
     config, _ = done
@@ -81,7 +84,7 @@ def test_files_and_results(done):
         *(f"report/{name}" for name in ("results.json", "report.html", "report.md")),
         "report/maps_umaze.svg",
         *(f"umaze/{name}.safetensors" for name in MODELS),
-        *(f"umaze/{name}" for name in ("null.json", "goal_0/maps.npz", "goal_0/result.json")),
+        *(f"umaze/{name}" for name in ("null.json", *(f"goal_0/{n}" for n in RESULTS))),
     } | {str(p.relative_to(config.out)) for p in logged(config.out)}
     for name in MODELS:
         (line,) = (config.out / "umaze" / name / "metrics.jsonl").read_text().splitlines()
