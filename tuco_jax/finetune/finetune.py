@@ -254,9 +254,9 @@ class _Trainer:
         """Train until step `total`, from the last checkpoint if there is one."""
         directory = pathlib.Path(self.config.out)
         settings = dataclasses.asdict(self.config) | {"resume": False}
-        settings["precision"] = self.model.config.precision
         fixed = settings | {
             "steps": self.total,
+            "precision": self.model.config.precision,
             "rows of tokens (their checksum)": data,
             "base's weights (their checksum)": weights_checksum(
                 single(self.model.config, self.model.params)

@@ -79,9 +79,9 @@ def test_draws_in_parts_are_the_same_draws(monkeypatch, batches, held, size):
     counts = []
     evaluate = reward_jax.reward.targets._evaluate
 
-    def counted(model, schedule, draws):
+    def counted(model, schedule, draws, mesh):
         counts.append(len(draws.t))
-        return evaluate(model, schedule, draws)
+        return evaluate(model, schedule, draws, mesh=mesh)
 
     monkeypatch.setattr(reward_jax.reward.targets, "_BYTES_AT_ONCE", held + 1)
     monkeypatch.setattr(reward_jax.reward.targets, "_evaluate", counted)
