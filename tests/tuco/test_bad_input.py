@@ -248,10 +248,7 @@ def test_options_missing(fails):
     ("argv", "part"),
     [
         (["scroe"], "unknown command scroe; did you mean score?"),
-        (
-            [],
-            "a command is missing (commands: score, generate, import, finetune, plan, demo, study)",
-        ),
+        ([], "is missing (commands: score, generate, import, finetune, plan, demo, study)"),
         (["import", "--modle=x"], "unknown option --modle=x; did you mean --model?"),
         (["demo", "--scale", "1"], "unknown option --scale; the options are --config, --out, --"),
         (["generate", "--data=2"], "unknown option --data=2; did you mean --mesh.data?"),
