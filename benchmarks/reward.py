@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import math
 import os
 import pathlib
 import statistics
@@ -29,6 +28,7 @@ import torch
 
 from benchmarks.machine import machine
 from benchmarks.torch_reward import Diffusing, Matching, Models, Sampling, Size, make
+from common_jax import cost
 from reward_jax import extract_reward
 from reward_jax.diffusion.denoiser import Denoiser, score_from
 from reward_jax.diffusion.process import FirstState, action_weights, first_state
@@ -283,23 +283,7 @@ def work(ours: Ours, size: Size, many: int) -> dict[str, float]:
 
 def products(function: Callable[..., Any], *args: Any) -> float:
     """Floating-point operations of a function's matrix products, which are not run."""
-    return _products(jax.make_jaxpr(function)(*args).jaxpr)
-
-
-def _products(program: Any) -> float:
-    total = 0.0
-    for equation in program.eqns:
-        if equation.primitive.name == "dot_general":
-            left = equation.invars[0].aval.shape
-            (over, _), _ = equation.params["dimension_numbers"]
-            inner = math.prod(left[i] for i in over)
-            total += 2.0 * inner * math.prod(equation.outvars[0].aval.shape)
-        for value in equation.params.values():
-            for part in value if isinstance(value, tuple | list) else (value,):
-                inside = getattr(part, "jaxpr", part)
-                if hasattr(inside, "eqns"):
-                    total += equation.params.get("length", 1) * _products(inside)
-    return total
+    return cost.products(jax.make_jaxpr(function)(*args)).flops
 
 
 def matmul_case() -> tuple[Seconds, float]:

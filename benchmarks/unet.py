@@ -15,7 +15,7 @@ import math
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ import numpy as np
 from benchmarks.machine import machine
 from benchmarks.reward import HERE, SIZES
 from benchmarks.torch_reward import Size
+from common_jax.cost import each_product
 from reward_jax.models.temporal.unet import TemporalUnet
 
 BYTES = 4
@@ -54,7 +55,7 @@ def measure(size: Size, rows: int, rounds: int) -> dict[str, Any]:
     found: Any = run.cost_analysis()
     moved = float(found["bytes accessed"])
 
-    kinds = collections.Counter(dict(_products(jax.make_jaxpr(network.apply)(params, x, t).jaxpr)))
+    kinds = _kinds(jax.make_jaxpr(network.apply)(params, x, t))
     cases = {kind: _Product(*kind) for kind in kinds}
     large = _Product(((1024, 2048), (2048, 2048)), (((1,), (0,)), ((), ())))
     numbers = jnp.ones(STREAMED)
@@ -104,20 +105,13 @@ class _Product:
         self.bytes = BYTES * sum(math.prod(shape) for shape in (*shapes, out))
 
 
-def _products(program: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
-    """Kinds of products in a program, each with how many there are: a kind may come again."""
+def _kinds(program: Any) -> Mapping[Any, int]:
+    """Kinds of products in a program, by shapes and axes, and how many there are of each."""
     found: collections.Counter[Any] = collections.Counter()
-    for equation in program.eqns:
-        if equation.primitive.name == "dot_general":
-            shapes = tuple(tuple(v.aval.shape) for v in equation.invars)
-            found[shapes, equation.params["dimension_numbers"]] += times
-        for value in equation.params.values():
-            for part in value if isinstance(value, tuple | list) else (value,):
-                inside = getattr(part, "jaxpr", part)
-                if hasattr(inside, "eqns"):
-                    for kind, count in _products(inside, times * equation.params.get("length", 1)):
-                        found[kind] += count
-    yield from found.items()
+    for equation, times in each_product(program):
+        shapes = tuple(tuple(v.aval.shape) for v in equation.invars)
+        found[shapes, equation.params["dimension_numbers"]] += times
+    return found
 
 
 def _used(run: Callable[[], Any], rounds: int) -> float:

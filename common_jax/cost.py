@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-__all__ = ["Collective", "Products", "collectives", "products", "shard_bytes"]
+__all__ = ["Collective", "Products", "collectives", "each_product", "products", "shard_bytes"]
 
 
 class Products(NamedTuple):
@@ -17,47 +17,51 @@ class Products(NamedTuple):
     flops: float = 0
     bytes: float = 0
 
-    def times(self, count: float) -> "Products":
-        return Products(count * self.flops, count * self.bytes)
-
-    def plus(self, other: "Products") -> "Products":
-        return Products(self.flops + other.flops, self.bytes + other.bytes)
-
 
 def products(program: Any) -> Products:
-    """All matrix products and convolutions of a program (`jax.make_jaxpr`), those of loops too.
+    """All matrix products and convolutions of a program (`jax.make_jaxpr`), those of loops too."""
+    total = Products()
+    for equation, times in each_product(program):
+        one = _cost(equation)
+        total = Products(total.flops + times * one.flops, total.bytes + times * one.bytes)
+    return total
+
+
+def each_product(program: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
+    """The equations of a program's products and convolutions, and how often each is computed.
 
     Of a loop whose length is not known one round counts, of a branch the dearest.
     """
     jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
-    total = Products()
     for equation in jaxpr.eqns:
-        total = total.plus(_of_equation(equation))
-    return total
+        name, params = equation.primitive.name, equation.params
+        if name in _PRODUCTS:
+            yield equation, times
+            continue
+        inside = list(_programs(params))
+        if name == "cond":
+            inside = [max(inside, key=products)]
+        for part in inside:
+            yield from each_product(part, times * (params["length"] if name == "scan" else 1))
 
 
-def _of_equation(equation: Any) -> Products:
+_PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general")
+
+
+def _cost(equation: Any) -> Products:
     name, params = equation.primitive.name, equation.params
-    if name in ("dot_general", "conv_general_dilated", "ragged_dot_general"):
-        left, right = (x.aval for x in equation.invars[:2])
-        out = equation.outvars[0].aval
-        if name == "dot_general":
-            (contracted, _), _ = params["dimension_numbers"]
-            inner = math.prod(left.shape[axis] for axis in contracted)
-        elif name == "ragged_dot_general":  # each row is multiplied by one matrix
-            inner = left.shape[-1]
-        else:  # [.., out, ..]: each output sums over all else of the kernel
-            features = params["dimension_numbers"].rhs_spec[0]
-            inner = math.prod(right.shape) // right.shape[features]
-        moved = sum(x.size * x.dtype.itemsize for x in (left, right, out))
-        return Products(2.0 * out.size * inner, moved)
-    inside = [products(p) for p in _programs(params)]
-    if name == "cond":
-        return max(inside, default=Products())
-    total = Products()
-    for part in inside:
-        total = total.plus(part)
-    return total.times(params["length"]) if name == "scan" else total
+    left, right = (x.aval for x in equation.invars[:2])
+    out = equation.outvars[0].aval
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        inner = math.prod(left.shape[axis] for axis in contracted)
+    elif name == "ragged_dot_general":  # each row is multiplied by one matrix
+        inner = left.shape[-1]
+    else:  # [.., out, ..]: each output sums over all else of the kernel
+        features = params["dimension_numbers"].rhs_spec[0]
+        inner = math.prod(right.shape) // right.shape[features]
+    moved = sum(x.size * x.dtype.itemsize for x in (left, right, out))
+    return Products(2.0 * out.size * inner, moved)
 
 
 def _programs(params: Mapping[str, Any]) -> Iterator[Any]:

@@ -17,7 +17,7 @@ from jaxtyping import Array, PyTree, Shaped
 
 from common_jax.mesh import put
 
-__all__ = ["Rules", "gathered", "keep", "place", "placement", "shardings"]
+__all__ = ["Rules", "gathered", "keep", "place", "placement", "shardings", "whole_along_fsdp"]
 
 # (regular expression of the end of a path, axes of the mesh); the first that matches counts.
 Rules = Sequence[tuple[str, PartitionSpec]]
@@ -86,10 +86,11 @@ def gathered(
     """
     if mesh is None:
         return tree
-
-    def whole(where: NamedSharding) -> NamedSharding:
-        axes = (None if axis == "fsdp" else axis for axis in where.spec)
-        return NamedSharding(where.mesh, PartitionSpec(*axes))
-
-    where = jax.tree.map(whole, shardings(tree, rules, mesh))
+    where = jax.tree.map(whole_along_fsdp, shardings(tree, rules, mesh))
     return jax.lax.with_sharding_constraint(tree, where)
+
+
+def whole_along_fsdp(where: NamedSharding) -> NamedSharding:
+    """The sharding of a parameter while it is used, of that in which it lies."""
+    axes = (None if axis == "fsdp" else axis for axis in where.spec)
+    return NamedSharding(where.mesh, PartitionSpec(*axes))

@@ -17,19 +17,22 @@ import contextlib
 import dataclasses
 import math
 import os
+import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
 from common_jax.cost import Collective, collectives, products, shard_bytes
 from common_jax.errors import InputError
+from common_jax.io.files import check_writable, write_json
 from common_jax.mesh import batch_sharding
+from common_jax.partition import whole_along_fsdp
 
-__all__ = ["DEVICES", "Device", "Plan", "abstract", "devices", "plan", "rows"]
+__all__ = ["DEVICES", "Device", "Plan", "abstract", "devices", "plan", "report", "rows"]
 
 _MOST = 1024  # fake devices
 
@@ -178,6 +181,16 @@ def _amount(size: float) -> str:
     return f"{size:.4g} GB"
 
 
+def report(made: Callable[[], tuple[Plan, Device]], path: pathlib.Path | None) -> None:
+    """Print a plan; path: of its figures, too, a .json that is checked before it is made."""
+    path = None if path is None else check_writable(path, (".json",))
+    found, device = made()
+    print("\n".join(found.lines(device)))
+    if path is not None:
+        write_json(path, found.on(device))
+        print(f"figures: {path}")
+
+
 @contextlib.contextmanager
 def devices(count: int) -> Iterator[list[Any]]:
     """That many CPU devices, fake but for one, on which programs are compiled.
@@ -276,9 +289,7 @@ def plan(
 
 def _whole(x: Any) -> tuple[int, ...]:
     """What a device holds of an array once it is gathered along fsdp."""
-    where = x.sharding
-    axes = (None if axis == "fsdp" else axis for axis in where.spec)
-    return NamedSharding(where.mesh, PartitionSpec(*axes)).shard_shape(x.shape)
+    return whole_along_fsdp(x.sharding).shard_shape(x.shape)
 
 
 def _as_stored(one: Collective, stored: Mapping[tuple[int, ...], int]) -> Collective:

@@ -16,14 +16,9 @@ def _of(options: str, function: str) -> tuple[type, Callable[[Any], None]]:
 
 
 def _run(plan: Callable[[Any], Any], config: Any) -> None:
-    from common_jax.io.files import check_writable, write_json
+    from common_jax.plan import report
 
-    path = check_writable(config.figures, (".json",)) if config.figures is not None else None
-    found, device = plan(config)
-    print("\n".join(found.lines(device)))
-    if path is not None:
-        write_json(path, found.on(device))
-        print(f"figures: {path}")
+    report(lambda: plan(config), config.figures)
 
 
 COMMANDS = {
