@@ -181,7 +181,7 @@ def _amount(size: float) -> str:
     return f"{size:.4g} GB"
 
 
-def report(made: Callable[[], tuple[Plan, Device]], path: pathlib.Path | None) -> None:
+def report(made: Callable[[], tuple[Plan, Device]], path: str | pathlib.Path | None) -> None:
     """Print a plan; path: of its figures, too, a .json that is checked before it is made."""
     path = None if path is None else check_writable(path, (".json",))
     found, device = made()
