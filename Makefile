@@ -76,6 +76,7 @@ bench: $(REWARDS) $(DEV)
 	$(BIN)/python -m benchmarks.attention
 	$(BIN)/python -m benchmarks.load
 	$(BIN)/python -m benchmarks.stream
+	$(BIN)/python -m benchmarks.soak
 
 check: $(REWARDS) $(DEV)
 	$(BIN)/ruff format --check $(SOURCES)

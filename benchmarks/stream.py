@@ -28,24 +28,31 @@ BATCHES, TOKENS = 6, 1024  # about; of a batch
 HERE = pathlib.Path(__file__).parent
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
+def shapes(width: int, hidden: int) -> dict[str, tuple[int, ...]]:
     """Every tensor of a layer, as a Hugging Face checkpoint holds it."""
-    square = {f"self_attn.{name}_proj": (WIDTH, WIDTH) for name in "qkvo"}
-    mlp = {f"mlp.{name}_proj": (HIDDEN, WIDTH) for name in ("gate", "up")}
-    norms = {name: (WIDTH,) for name in ("input_layernorm", "post_attention_layernorm")}
-    return square | mlp | {"mlp.down_proj": (WIDTH, HIDDEN)} | norms
+    square = {f"self_attn.{name}_proj": (width, width) for name in "qkvo"}
+    mlp = {f"mlp.{name}_proj": (hidden, width) for name in ("gate", "up")}
+    norms = {name: (width,) for name in ("input_layernorm", "post_attention_layernorm")}
+    return square | mlp | {"mlp.down_proj": (width, hidden)} | norms
 
 
-def write_model(folder: pathlib.Path, rng: np.random.Generator, depth: int = DEPTH) -> int:
+def write_model(
+    folder: pathlib.Path,
+    rng: np.random.Generator,
+    depth: int = DEPTH,
+    *,
+    width: int = WIDTH,
+    hidden: int = HIDDEN,
+) -> int:
     """A random model in float32, a shard a layer; returns its bytes."""
     folder.mkdir()
     config = LlamaConfig(
         vocab_size=WORDS,
-        hidden_size=WIDTH,
-        intermediate_size=HIDDEN,
+        hidden_size=width,
+        intermediate_size=hidden,
         num_hidden_layers=depth,
-        num_attention_heads=WIDTH // 64,
-        num_key_value_heads=WIDTH // 64,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 64,
         max_position_embeddings=512,
         tie_word_embeddings=True,
     )
@@ -54,9 +61,12 @@ def write_model(folder: pathlib.Path, rng: np.random.Generator, depth: int = DEP
     core = Tokenizer(models.WordLevel({f"w{i}": i for i in range(WORDS)}, unk_token="w0"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=core, unk_token="w0").save_pretrained(folder)
-    ends = {"model.embed_tokens.weight": (WORDS, WIDTH), "model.norm.weight": (WIDTH,)}
+    ends = {"model.embed_tokens.weight": (WORDS, width), "model.norm.weight": (width,)}
     parts = [
-        {f"model.layers.{layer}.{name}.weight": shape for name, shape in shapes().items()}
+        {
+            f"model.layers.{layer}.{name}.weight": shape
+            for name, shape in shapes(width, hidden).items()
+        }
         for layer in range(depth)
     ]
     index, total = {}, 0
