@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy.stats
 
 from benchmarks.stream import HERE, WORDS, write_model
 
@@ -45,7 +46,8 @@ def start(folder: pathlib.Path, name: str) -> subprocess.Popen[bytes]:
     for option in ("base", "tuned"):
         command += [f"--{option}", str(folder / option)]
     command += ["--prompts", str(folder / "prompts.jsonl"), "--out", str(folder / name)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    env = os.environ | {"XLA_FLAGS": ""}  # one device, as users have it
+    return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
 
 
 def resident(process: int) -> int:
@@ -75,13 +77,15 @@ def undisturbed(folder: pathlib.Path, name: str) -> tuple[list[tuple[int, int]],
 
 
 def slope(samples: Sequence[tuple[int, int]], whole: int, prompts: int) -> float:
-    """Megabytes of memory that 1,000 prompts leave behind, from `SETTLED` on: least squares.
+    """Megabytes of memory that 1,000 prompts leave behind, from `SETTLED` on.
 
-    The table is written after the last row: samples of a whole journal are left out.
+    The median slope of any two samples: a thread that takes its pool from the system, 8 MB once,
+    is no slope. The table is written after the last row: samples of a whole journal are left out.
     """
     rows = np.array([(w / whole * prompts, m) for w, m in samples if SETTLED * whole < w < whole])
     assert len(rows) >= 10, f"{len(rows)} samples: give more prompts"
-    return float(np.polyfit(rows[:, 0] / 1000, rows[:, 1] / 1e6, 1)[0])
+    rows = rows[:: max(1, len(rows) // 1000)]
+    return float(scipy.stats.theilslopes(rows[:, 1] / 1e6, rows[:, 0] / 1000).slope)
 
 
 def killed(
