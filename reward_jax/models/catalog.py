@@ -15,6 +15,8 @@ from reward_jax.models.energy import EnergyDifference
 from reward_jax.models.reward_nets import HalfUnet, WindowMLP
 from reward_jax.models.temporal.mlp import ResidualMLP
 from reward_jax.models.temporal.unet import TemporalUnet
+from reward_jax.models.unet2d.half_unet import HalfUNet2D
+from reward_jax.models.unet2d.unet import UNet2D
 
 __all__ = ["CATALOG", "Entry", "describe", "make"]
 
@@ -31,6 +33,8 @@ CATALOG: Mapping[str, Entry] = {
     "residual_mlp": Entry(ResidualMLP),
     "half_unet": Entry(HalfUnet, unstored=("method",)),
     "window_mlp": Entry(WindowMLP),
+    "unet_2d": Entry(UNet2D, unstored=("method",)),
+    "half_unet_2d": Entry(HalfUNet2D, unstored=("method",)),
     "energy_difference": Entry(EnergyDifference),
 }
 

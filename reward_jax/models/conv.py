@@ -1,13 +1,17 @@
-"""Convolutions over time, in the form that is quickest on the backend; it is chosen here alone.
+"""Convolutions, in the form that is quickest on the backend; it is chosen here alone.
 
-XLA's convolutions are right on GPU and TPU, but many times slower than a matrix product on the CPU
-at these sizes. There, a convolution is one product over shifted copies of the input, without the
-taps that meet nothing but padding: at one time step, one of five is left. Of many rows, one to few
-time steps is a product for each of them, over the steps that its taps meet: what lies on padding
-(at 4 steps 6 of 20 taps) is neither copied nor multiplied, nor is it in derivatives.
+Over time, XLA's convolutions are right on GPU and TPU, but many times slower than a matrix
+product on the CPU at these sizes. There, a convolution is one product over shifted copies of the
+input, without the taps that meet nothing but padding: at one time step, one of five is left. Of
+many rows, one to few time steps is a product for each of them, over the steps that its taps meet:
+what lies on padding (at 4 steps 6 of 20 taps) is neither copied nor multiplied, nor is it in
+derivatives.
+
+Over images XLA's are the quickest on every backend.
 
 Legend, channels last: B batch, T and U time steps of input and output, C and F channels of input
-and output, K taps of the kernel.
+and output, K taps of the kernel; of images, H x W positions of the input, U x V of the output, and
+K x L taps.
 """
 
 import functools
@@ -18,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-__all__ = ["MANY", "Method", "chosen", "conv1d", "conv1d_transpose"]
+__all__ = ["MANY", "Method", "chosen", "conv1d", "conv1d_transpose", "conv2d"]
 
 Method = Literal["auto", "matmul", "lax"]
 MANY = 256  # rows from which such products pay: with 32, a training step was slower by half
@@ -26,7 +30,7 @@ _FEW = 4  # time steps of the output: for more, second derivatives compile too s
 
 
 def chosen(method: Method) -> Method:
-    """The method that "auto" stands for: "matmul" on the CPU, "lax" elsewhere."""
+    """What "auto" stands for over time: "matmul" on the CPU, "lax" elsewhere."""
     if method == "auto":
         return "matmul" if jax.default_backend() == "cpu" else "lax"
     return method
@@ -140,3 +144,35 @@ def conv1d_transpose(
     even = pairs[:, :-1] @ jnp.concatenate([kernel[3], kernel[1]])
     odd = pairs[:, 1:] @ jnp.concatenate([kernel[2], kernel[0]])
     return jnp.stack([even, odd], 2).reshape(x.shape[0], 2 * length, -1)
+
+
+def conv2d(
+    x: Float[Array, "B H W C"],
+    kernel: Float[Array, "K L C F"],
+    *,
+    stride: int = 1,
+    padding: int | Sequence[tuple[int, int]],
+    method: Method = "auto",
+) -> Float[Array, "B U V F"]:
+    """Cross-correlation with zero padding, as PyTorch's Conv2d.
+
+    padding: of all four sides, or ((top, bottom), (left, right)). U = (H + top + bottom - K) //
+    stride + 1, and V likewise. method: "lax", or "matmul": one product over shifted copies of the
+    input; "auto" takes "lax".
+    """
+    pads = ((padding, padding),) * 2 if isinstance(padding, int) else tuple(padding)
+    if kernel.shape[:2] == (1, 1) and stride == 1 and pads == ((0, 0), (0, 0)):
+        return x @ kernel[0, 0]
+    if method != "matmul":
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    out = [(n - k) // stride + 1 for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)]
+    spans = [stride * (n - 1) + 1 for n in out]
+    taps = [
+        x[:, i : i + spans[0] : stride, j : j + spans[1] : stride]
+        for i in range(kernel.shape[0])
+        for j in range(kernel.shape[1])
+    ]
+    return jnp.concatenate(taps, -1) @ kernel.reshape(-1, kernel.shape[3])

@@ -19,6 +19,8 @@ from reward_jax.models.energy import EnergyDifference
 from reward_jax.models.reward_nets import HalfUnet, WindowMLP
 from reward_jax.models.temporal.mlp import ResidualMLP
 from reward_jax.models.temporal.unet import TemporalUnet
+from reward_jax.models.unet2d.half_unet import HalfUNet2D
+from reward_jax.models.unet2d.unet import UNet2D
 from reward_jax.reward.discriminator import DiscriminatorGuide
 from reward_jax.reward.relative import RelativeReward
 from tests.reward.cli_runs import space
@@ -30,6 +32,8 @@ EXAMPLES = {  # no field has its default, but those that are not stored
     "residual_mlp": ResidualMLP(6, 3, 8, "mish"),
     "half_unet": HalfUnet(8, (2, 4, 4), "leaky_relu", None, False),
     "window_mlp": WindowMLP(2, (3, 5), 6, "relu", "strided", "mean", "activated"),
+    "unet_2d": UNet2D(3, 24, (1, 3), 2, (7, 4), 2, 4, 2, 10),
+    "half_unet_2d": HalfUNet2D(3, 24, (1, 3), 2, 4, 2),
     "energy_difference": EnergyDifference(
         TemporalUnet(7, 24), WindowMLP(2), ("x0", "v"), "linear", 9, 3
     ),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from reward_jax.models.conv import MANY, conv1d, conv1d_transpose
+from reward_jax.models.conv import MANY, conv1d, conv1d_transpose, conv2d
 
 SHAPES = [
     (length, size, stride, padding)
@@ -143,3 +143,53 @@ def test_taps_that_meet_only_padding_are_left_out(length, taps):
     program = jax.make_jaxpr(lambda x, k: conv1d(x, k, padding=2, method="matmul"))(x, kernel)
     products = [e.invars[0].aval.shape for e in program.eqns if e.primitive.name == "dot_general"]
     assert sum(inner for _, inner in products) == taps * 8
+
+
+SHAPES_2D: list[Any] = [  # rows, columns, taps, stride, padding
+    (7, 7, (3, 3), 1, 1),
+    (8, 5, (3, 3), 2, 1),
+    (5, 9, (5, 2), 1, ((2, 1), (0, 3))),
+    (6, 6, (3, 3), 2, ((0, 1), (0, 1))),
+    (4, 4, (1, 1), 1, 0),
+    (5, 4, (1, 1), 2, 0),
+    (9, 3, (4, 3), 3, 2),
+    (1, 2, (3, 3), 1, 1),
+]
+
+
+@pytest.mark.parametrize(("height", "width", "taps", "stride", "padding"), SHAPES_2D)
+def test_images_convolve_as_torchs(height, width, taps, stride, padding):
+    x, kernel = normal(0, 2, height, width, 3), normal(1, *taps, 3, 4)
+    (top, bottom), (left, right) = ((padding, padding),) * 2 if padding in range(9) else padding
+    padded = torch.nn.functional.pad(
+        torch.from_numpy(x).permute(0, 3, 1, 2), (left, right, top, bottom)
+    )
+    theirs = torch.nn.functional.conv2d(
+        padded, torch.from_numpy(kernel).permute(3, 2, 0, 1), stride=stride
+    ).permute(0, 2, 3, 1)
+    for method in ("auto", *METHODS):
+        got = conv2d(
+            jnp.asarray(x), jnp.asarray(kernel), stride=stride, padding=padding, method=method
+        )
+        assert got.shape == theirs.shape
+        np.testing.assert_allclose(got, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("taps", "stride", "padding"), [((3, 3), 1, 1), ((3, 2), 2, ((0, 1),) * 2)]
+)
+def test_derivatives_over_images_agree(taps, stride, padding):
+    x, kernel = normal(0, 2, 5, 4, 2), normal(1, *taps, 2, 3)
+
+    def function(method):
+        return lambda x, k: conv2d(x, k, stride=stride, padding=padding, method=method)
+
+    probe = normal(2, *jax.eval_shape(function("lax"), x, kernel).shape)
+
+    @jax.jit
+    def orders(x, kernel):
+        return [all_orders(function(method), x, kernel, probe) for method in METHODS]
+
+    ours, wanted = orders(x, kernel)
+    assert_close(ours, wanted)
+    assert np.abs(wanted[2][1]).max() > 1e-3
