@@ -9,7 +9,7 @@ REWARDS := $(VENV)/.installed-rewards
 DEV := $(VENV)/.installed-dev
 SOURCES := common_jax tuco_jax reward_jax tests benchmarks examples
 
-.PHONY: demo demo-reward test test-quick bench adapter gemma-pair studies study-locomotion check format clean
+.PHONY: demo demo-reward test test-quick bench adapter gemma-pair fashion-mnist studies study-locomotion check format clean
 .DEFAULT_GOAL := demo
 .NOTPARALLEL:
 
@@ -60,6 +60,10 @@ studies: $(LANGUAGE)
 	done
 	$(BIN)/python -m tuco_jax.studies.collect \
 	  --pairs '[runs/studies/smollm2, runs/studies/gemma]' --out docs/results/tuco
+
+# Fashion-MNIST into the cache, of Debian's package; the study of images fetches it, too.
+fashion-mnist: $(LANGUAGE)
+	$(BIN)/python -c 'from reward_jax.data.images.fashion import fetch; print(fetch())'
 
 # Relative rewards of robots that walk: tiny is HalfCheetah in minutes, cpu all three in an hour or two,
 # ablations what the reward hangs on, energy the dear reward and one distilled from it, paper the paper's sizes, for a GPU.

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from common_jax.errors import InputError
+from reward_jax.data.images.pixels import ImageSpace
 from reward_jax.data.model import Space
 from reward_jax.data.trajectory.space import TrajectorySpace
 
@@ -15,7 +16,7 @@ __all__ = ["SPACES", "describe", "make"]
 
 S = TypeVar("S", bound=Space)
 
-SPACES: Mapping[str, type[Space]] = {"trajectories": TrajectorySpace}
+SPACES: Mapping[str, type[Space]] = {"trajectories": TrajectorySpace, "images": ImageSpace}
 
 
 def describe(space: Space) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from tests.common.test_imports import ALL, IMPORTS, PACKAGES, ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LINE = r"{} is not installed: install tuco-reward-jax\[rewards\]"
-NAMES = {"sklearn": "scikit_learn", "yaml": "pyyaml", "orbax": "orbax_checkpoint"}
+NAMES = {"PIL": "pillow", "sklearn": "scikit_learn", "yaml": "pyyaml", "orbax": "orbax_checkpoint"}
 
 
 def declared(requirements: list[str]) -> set[str]:

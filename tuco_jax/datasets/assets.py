@@ -7,7 +7,6 @@ wanted. Their licences are in NOTICE.
 import fnmatch
 import hashlib
 import json
-import os
 import pathlib
 import shutil
 import subprocess
@@ -17,19 +16,12 @@ import zipfile
 from typing import Any
 
 from common_jax.errors import InputError
+from common_jax.io.cache import cache
 
-__all__ = ["cache", "fetch"]
+__all__ = ["fetch"]
 
 _HERE = pathlib.Path(__file__).parent
-_ROOT = _HERE.parents[1]
-_CHECKOUT = (_ROOT / "pyproject.toml").is_file()
 _PINS = "pins.json"  # written into an asset's directory: what it was made from
-
-
-def cache() -> pathlib.Path:
-    """Where assets are kept: $TUCO_REWARD_CACHE, else the checkout's (or the user's) .cache."""
-    default = _ROOT / ".cache" if _CHECKOUT else "~/.cache/tuco-reward-jax"
-    return pathlib.Path(os.environ.get("TUCO_REWARD_CACHE") or default).expanduser()
 
 
 def fetch(name: str) -> pathlib.Path:

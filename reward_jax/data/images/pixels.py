@@ -1,0 +1,125 @@
+"""Images with their labels, the space of models of them, and batches of them.
+
+Files hold whole numbers 0 .. 255; a model sees -1 .. 1. Arrays are channels last.
+
+Legend: N images, B batch; H, W, C height, width and channels.
+"""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from common_jax.errors import InputError
+from reward_jax.data.model import SpaceGuide, SpaceModel
+
+__all__ = ["ImageGuide", "ImageModel", "ImageRows", "ImageSpace", "Images", "scaled", "unscaled"]
+
+
+def scaled(
+    pixels: UInt8[np.ndarray, "..."] | UInt8[Array, "..."],
+) -> Float[np.ndarray, "..."] | Float[Array, "..."]:
+    """0 .. 255 as -1 .. 1, float32."""
+    return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def unscaled(x: Float[np.ndarray, "..."] | Float[Array, "..."]) -> UInt8[np.ndarray, "..."]:
+    """-1 .. 1 as 0 .. 255, rounded; what lies beyond is cut off."""
+    return np.clip(np.rint((np.asarray(x) + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Images:
+    """A set of images.
+
+    pixels: 0 .. 255. labels: each image's class, a number in `classes`; None where there are none.
+    classes: their names. source: where they came from, in messages.
+    """
+
+    pixels: UInt8[np.ndarray, "N H W C"]
+    labels: Int[np.ndarray, " N"] | None
+    classes: tuple[str, ...]
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def choose(self, index: Int[np.ndarray, " n"] | slice) -> "Images":
+        """Some of them."""
+        labels = None if self.labels is None else self.labels[index]
+        return dataclasses.replace(self, pixels=self.pixels[index], labels=labels)
+
+    def of(self, classes: Collection[str]) -> "Images":
+        """Those of some classes; InputError where there are no labels, or no such class."""
+        return self.choose(np.flatnonzero(np.isin(self.known_labels(), self.numbers(classes))))
+
+    def numbers(self, classes: Collection[str]) -> list[int]:
+        """The numbers of classes; raises InputError for a name that is none."""
+        for name in classes:
+            if name not in self.classes:
+                known = ", ".join(self.classes) or "none"
+                raise InputError(f"{self.source}: has no class {name!r}; its classes are {known}")
+        return [self.classes.index(name) for name in classes]
+
+    def known_labels(self) -> Int[np.ndarray, " N"]:
+        """The labels; raises InputError where there are none."""
+        if self.labels is None:
+            raise InputError(
+                f"{self.source}: has no labels: give a file of them, or a folder for each class"
+            )
+        return self.labels
+
+
+@struct.dataclass
+class ImageRows:
+    """A source of batches (`diffusion/sources.py`) that holds the images as bytes."""
+
+    pixels: UInt8[Array, "N H W C"]
+
+    def sample(self, key: Key[Array, ""], count: int) -> Float[Array, "count H W C"]:
+        """See `Source`."""
+        rows = jax.random.randint(key, (count,), 0, self.pixels.shape[0])
+        return jnp.asarray(scaled(self.pixels[rows]))
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSpace:
+    """Images of one size (a `data.model.Space`). about: where the data came from, plain JSON."""
+
+    height: int
+    width: int
+    channels: int
+    about: dict[str, Any]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return self.height, self.width, self.channels
+
+    @property
+    def pin(self) -> None:
+        """Nothing of an image is given."""
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """As plain JSON, for files."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def make(cls, described: Mapping[str, Any]) -> "ImageSpace":
+        """The space of a description; raises ValueError, KeyError or TypeError for none."""
+        for name in ("height", "width", "channels"):
+            if type(value := described[name]) is not int or value < 1:
+                raise ValueError(f"its {name} is {value!r}, not 1 or more")
+        if not isinstance(described["about"], dict):
+            raise ValueError("its about is no mapping")
+        return cls(**described)
+
+
+ImageModel = SpaceModel[ImageSpace]
+ImageGuide = SpaceGuide[ImageSpace]
