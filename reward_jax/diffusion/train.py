@@ -37,6 +37,7 @@ from reward_jax.diffusion.loop import (
     update_checksum,
 )
 from reward_jax.diffusion.process import Prediction, draw_noise, prediction_loss, q_sample
+from reward_jax.diffusion.scan import scan
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.diffusion.sources import (
     Source,
@@ -396,4 +397,4 @@ def _run(
         state, metrics = each(state, source, keys, step)
         return sharding.keep(state, static.mesh), metrics
 
-    return jax.lax.scan(one, state, steps)
+    return scan(one, state, steps)

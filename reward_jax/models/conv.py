@@ -7,7 +7,7 @@ many rows, one to few time steps is a product for each of them, over the steps t
 what lies on padding (at 4 steps 6 of 20 taps) is neither copied nor multiplied, nor is it in
 derivatives.
 
-Over images XLA's are the quickest on every backend.
+Over images XLA's are the quickest on every backend; for loops on a CPU see `diffusion/scan.py`.
 
 Legend, channels last: B batch, T and U time steps of input and output, C and F channels of input
 and output, K taps of the kernel; of images, H x W positions of the input, U x V of the output, and
@@ -158,7 +158,7 @@ def conv2d(
 
     padding: of all four sides, or ((top, bottom), (left, right)). U = (H + top + bottom - K) //
     stride + 1, and V likewise. method: "lax", or "matmul": one product over shifted copies of the
-    input; "auto" takes "lax".
+    input, which is quick in any loop, too; "auto" takes "lax".
     """
     pads = ((padding, padding),) * 2 if isinstance(padding, int) else tuple(padding)
     if kernel.shape[:2] == (1, 1) and stride == 1 and pads == ((0, 0), (0, 0)):

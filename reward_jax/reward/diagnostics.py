@@ -25,6 +25,7 @@ from reward_jax.diffusion.denoiser import (
     score_and_x0,
 )
 from reward_jax.diffusion.process import Pinned, draw_noise, posterior_mean, q_sample
+from reward_jax.diffusion.scan import scan
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.diffusion.sources import split_batch
 from reward_jax.reward.gradients import Guide
@@ -82,7 +83,7 @@ def _explained(
         got = _free(pinned, reward.gradient(place, t, *cond))
         return None, 1 - jnp.sum(jnp.square(got - target)) / jnp.sum(jnp.square(target))
 
-    return jax.lax.scan(at, None, _levels(schedule, key))[1]
+    return scan(at, None, _levels(schedule, key))[1]
 
 
 def explained_of(
@@ -167,7 +168,7 @@ def _antisymmetric(
         odd, all_ = jax.lax.map(probe, jax.random.split(jax.random.fold_in(noise, 1), probes))
         return None, jnp.sum(odd) / jnp.sum(all_)
 
-    return jax.lax.scan(at, None, _levels(schedule, key))[1]
+    return scan(at, None, _levels(schedule, key))[1]
 
 
 def seed_agreement(
@@ -210,7 +211,7 @@ def _agreement(
         flat = flat / jnp.linalg.norm(flat, axis=1, keepdims=True)
         return None, (jnp.sum(flat @ flat.T) - count) / (count * (count - 1))
 
-    return jax.lax.scan(at, None, _levels(schedule, key))[1]
+    return scan(at, None, _levels(schedule, key))[1]
 
 
 def _split(data: Data) -> tuple[Float[Array, "B ..."], tuple[Any, ...]]:

@@ -34,6 +34,7 @@ from reward_jax.diffusion.loop import (
     update_checksum,
 )
 from reward_jax.diffusion.process import draw_noise, q_sample
+from reward_jax.diffusion.scan import scan
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.diffusion.sources import (
     Source,
@@ -192,4 +193,4 @@ def _run(
         state = optax.apply_updates(params, updates), moments
         return state, {"loss": loss, "accuracy": right}
 
-    return jax.lax.scan(one, state, steps)
+    return scan(one, state, steps)

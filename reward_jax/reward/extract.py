@@ -39,6 +39,7 @@ from reward_jax.diffusion.loop import (
     update_checksum,
 )
 from reward_jax.diffusion.process import Pinned
+from reward_jax.diffusion.scan import scan
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.diffusion.sources import split_batch
 from reward_jax.reward.relative import reward_gradient
@@ -289,7 +290,7 @@ def learn(
         params, moments, loss, explained = each(state[0], state[1], targets)
         return sharding.keep((params, moments), mesh), {"loss": loss, "explained": explained}
 
-    return jax.lax.scan(one, state, targets)
+    return scan(one, state, targets)
 
 
 def _blocks(count: int, x: Shaped[Array, "B ..."]) -> Shaped[Array, "S n ..."]:

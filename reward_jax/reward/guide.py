@@ -60,6 +60,7 @@ from reward_jax.diffusion.denoiser import (
 from reward_jax.diffusion.loop import check_key
 from reward_jax.diffusion.process import Pinned, check_shape, draw_noise, q_sample
 from reward_jax.diffusion.samplers import Jump, Sampler, SamplerName, make_sampler
+from reward_jax.diffusion.scan import scan
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.reward.gradients import Guide
 
@@ -358,7 +359,7 @@ def _sample(
     x = impose(x)
     jumps = Jump(levels, jnp.append(levels[1:], -1))
     keys = jax.random.split(rest, len(levels))
-    (last, _), rows = jax.lax.scan(move, (x, sampler.begin(x)), (jumps, keys))
+    (last, _), rows = scan(move, (x, sampler.begin(x)), (jumps, keys))
     return last if rows is None else jnp.concatenate([x[None], rows])
 
 

@@ -40,6 +40,7 @@ from reward_jax.diffusion.denoiser import (
 )
 from reward_jax.diffusion.loop import LoopOptions, check_applies, check_key, quick_jit
 from reward_jax.diffusion.process import Pinned, draw_noise, posterior_mean, q_sample
+from reward_jax.diffusion.scan import scan
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.diffusion.sources import Rows, as_source, example, source_checksum, split_batch
 
@@ -240,7 +241,7 @@ def _evaluate(
         whole = sharding.gathered(model, mesh)
         return score_and_x0(whole, schedule, given.x_t, given.t, given.cond)
 
-    return jax.lax.map(one, draws)
+    return scan(lambda _, given: (None, one(given)), None, draws)[1]
 
 
 @functools.partial(jax.jit, static_argnames="settings")
