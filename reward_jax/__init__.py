@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from reward_jax.diffusion.sources import Mixed, Rows
     from reward_jax.diffusion.train import EMA, TrainingOptions, init_state, train_denoiser
     from reward_jax.models.energy import energy_of
+    from reward_jax.models.stable_diffusion.safety import SafeGuidance
     from reward_jax.reward.diagnostics import (
         antisymmetric_part,
         explained_fraction,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from reward_jax.reward.paths import draw_path_targets, join_targets
     from reward_jax.reward.relative import RelativeReward, SeedBlocks
     from reward_jax.reward.targets import ExtractionOptions, draw_targets
+    from reward_jax.torch_import.stable_diffusion import load_stable_diffusion
 
 _HOMES = {
     "diffusion.denoiser": ("ClassifierFree", "score_from"),
@@ -39,6 +41,7 @@ _HOMES = {
     "diffusion.sources": ("Mixed", "Rows"),
     "diffusion.train": ("EMA", "TrainingOptions", "init_state", "train_denoiser"),
     "models.energy": ("energy_of",),
+    "models.stable_diffusion.safety": ("SafeGuidance",),
     "reward.diagnostics": (
         "antisymmetric_part",
         "explained_fraction",
@@ -52,6 +55,7 @@ _HOMES = {
     "reward.paths": ("draw_path_targets", "join_targets"),
     "reward.relative": ("RelativeReward", "SeedBlocks"),
     "reward.targets": ("ExtractionOptions", "draw_targets"),
+    "torch_import.stable_diffusion": ("load_stable_diffusion",),
 }
 
 __all__ = [
@@ -69,6 +73,7 @@ __all__ = [
     "Pinned",
     "RelativeReward",
     "Rows",
+    "SafeGuidance",
     "Sampler",
     "ScoreDifference",
     "SteeredScore",
@@ -89,6 +94,7 @@ __all__ = [
     "init_state",
     "join_targets",
     "linear_schedule",
+    "load_stable_diffusion",
     "score_from",
     "seed_agreement",
     "sweep",

@@ -1,0 +1,323 @@
+"""Stable Diffusion from a diffusers folder, without torch.
+
+    sd = load_stable_diffusion("stable-diffusion-v1-5")
+
+A folder has `model_index.json`, and for each component a folder with its config and its weights in
+safetensors, in one file or in several with an index. Our parameters are named as the files name
+them (see `models/stable_diffusion/layers.py`), so that there is no table of names: only the last
+part of a path, and the order of axes, differ. A tensor that is unknown, missing, misshaped or not
+finite is an error that names it.
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Float, Int
+
+from common_jax.errors import InputError
+from common_jax.io.files import read_json
+from reward_jax.models.stable_diffusion.config import (
+    SchedulerConfig,
+    TextConfig,
+    UNetConfig,
+    VAEConfig,
+)
+from reward_jax.models.stable_diffusion.pipeline import Config, StableDiffusion
+from reward_jax.models.stable_diffusion.schedulers import schedule_of
+from reward_jax.models.stable_diffusion.text import TextEncoder
+from reward_jax.models.stable_diffusion.unet import UNet
+from reward_jax.models.stable_diffusion.vae import Decoder, Encoder
+from reward_jax.torch_import.torch_files import Tensor, read_safetensors
+from reward_jax.torch_import.torch_state import and_more
+
+__all__ = ["Dtype", "load_stable_diffusion", "ours", "theirs"]
+
+# What `dtype` may be.
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+_PIPELINES = (
+    "StableDiffusionPipeline",
+    "StableDiffusionPipelineSafe",
+    "StableDiffusionImg2ImgPipeline",
+)
+_OTHERS = {"StableDiffusionXL": "SDXL", "StableDiffusion3": "SD 3", "Flux": "Flux"}
+_MEND = "fetch it again"
+_UNET, _MODEL = "diffusion_pytorch_model", "model"
+
+
+def load_stable_diffusion(
+    directory: str | pathlib.Path, dtype: Dtype = "float32"
+) -> StableDiffusion:
+    """A model of the networks of Stable Diffusion 1.x and 2.x.
+
+    Args:
+        directory: a diffusers folder.
+        dtype: of the weights, and of what the networks compute; norms, softmax and what a sampler
+            computes are in float32 always.
+
+    Raises:
+        InputError: for a folder of another pipeline, a missing component, weights that are no
+            safetensors or do not fit, a config with an option that is not implemented.
+    """
+    if dtype not in get_args(Dtype):
+        raise InputError(f"dtype {dtype!r} is unknown; known are {', '.join(get_args(Dtype))}")
+    folder = pathlib.Path(directory)
+    _check_pipeline(folder)
+    parts = {name: folder / name for name in ("unet", "vae", "text_encoder")}
+    stated = {name: _stated(part, "config.json") for name, part in parts.items()}
+    scheduler = folder / "scheduler"
+    config = Config(
+        UNetConfig.of(stated["unet"], parts["unet"] / "config.json"),
+        VAEConfig.of(stated["vae"], parts["vae"] / "config.json"),
+        TextConfig.of(stated["text_encoder"], parts["text_encoder"] / "config.json"),
+        SchedulerConfig.of(
+            _stated(scheduler, "scheduler_config.json"), scheduler / "scheduler_config.json"
+        ),
+    )
+    _check_fit(folder, config)
+    files = {
+        name: _weights(part, _MODEL if name == "text_encoder" else _UNET)
+        for name, part in parts.items()
+    }
+    tokens = _tokens(folder / "tokenizer", config.text)
+    c, latents = config, (1, 8, 8, config.unet.in_channels)
+    text = jax.ShapeDtypeStruct((1, 1, c.unet.text_width), jnp.float32)
+    image = jax.ShapeDtypeStruct(
+        (1, c.vae.factor, c.vae.factor, c.vae.image_channels), jnp.float32
+    )
+    t, x = jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct(latents, jnp.float32)
+    z = jax.ShapeDtypeStruct((1, 1, 1, c.vae.latent_channels), jnp.float32)
+    shapes = {
+        "unet": _shapes(UNet(c.unet), x, t, text),
+        "encoder": _shapes(Encoder(c.vae), image),
+        "decoder": _shapes(Decoder(c.vae), z),
+        "text": _shapes(TextEncoder(c.text), jax.ShapeDtypeStruct((1, 1), jnp.int32)),
+    }
+    vae = {"encoder": shapes["encoder"], "decoder": shapes["decoder"]}
+    params = {
+        **_read(parts["unet"], files["unet"], {"unet": shapes["unet"]}, dtype),
+        **_read(parts["vae"], _renamed(files["vae"]), vae, dtype),
+        **_read(
+            parts["text_encoder"],
+            {name.removeprefix("text_model."): t for name, t in files["text_encoder"].items()},
+            {"text": shapes["text"]},
+            dtype,
+        ),
+    }
+    schedule = schedule_of(config.scheduler)
+    return StableDiffusion(**params, schedule=schedule, config=config, tokens=tokens)
+
+
+def _check_pipeline(folder: pathlib.Path) -> None:
+    if folder.is_file():
+        raise InputError(
+            f"{folder}: a file, where a diffusers folder belongs; where diffusers is, convert it: "
+            "StableDiffusionPipeline.from_single_file(file).save_pretrained(folder)"
+        )
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise InputError(
+            f"{folder}: no diffusers folder, for it has no model_index.json; name one that has"
+        )
+    name = read_json(index, {"_class_name": None}, _MEND)["_class_name"]
+    if name not in _PIPELINES:
+        kind = next((k for start, k in _OTHERS.items() if str(name).startswith(start)), None)
+        raise InputError(
+            f"{folder}: holds {f'{kind} ({name})' if kind else name}, not Stable Diffusion 1.x; "
+            f"give a folder of {_PIPELINES[0]}"
+        )
+
+
+def _stated(folder: pathlib.Path, name: str) -> Mapping[str, Any]:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is missing; a Stable Diffusion folder has it: {_MEND}")
+    if not (folder / name).is_file():
+        raise InputError(f"{folder / name}: is missing; {_MEND}")
+    return read_json(folder / name, {}, _MEND)
+
+
+def _check_fit(folder: pathlib.Path, c: Config) -> None:
+    """That the components are of one model."""
+    if c.unet.text_width != c.text.width:
+        raise InputError(
+            f"{folder}: the U-Net takes texts of width {c.unet.text_width}, the text encoder "
+            f"gives {c.text.width}; the components are of two models"
+        )
+    if c.unet.in_channels != c.vae.latent_channels:
+        raise InputError(
+            f"{folder}: the U-Net takes latents of {c.unet.in_channels} channels, the autoencoder "
+            f"gives {c.vae.latent_channels}; the components are of two models"
+        )
+
+
+def _weights(folder: pathlib.Path, stem: str) -> dict[str, Tensor]:
+    """Every tensor of a component, from one file or from those that an index names."""
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        named = read_json(index, {"weight_map": {}}, _MEND)["weight_map"].values()
+        paths = [folder / name for name in sorted(set(named))]
+        for path in paths:
+            if path.parent != folder or not path.is_file():
+                raise InputError(f"{index}: names {path.name}, which is missing; {_MEND}")
+    else:
+        whole = folder / f"{stem}.safetensors"
+        paths = [whole] if whole.is_file() else [folder / f"{stem}.fp16.safetensors"]
+    if not paths or not paths[0].is_file():
+        others = sorted(
+            p.name for p in folder.glob(f"{stem}*") if p.suffix in (".bin", ".msgpack")
+        )
+        if others:
+            raise InputError(
+                f"{folder}: has {others[0]} and no safetensors; where diffusers is, convert it: "
+                "StableDiffusionPipeline.from_pretrained(folder).save_pretrained(new_folder)"
+            )
+        raise InputError(f"{folder / stem}.safetensors: is missing; {_MEND}")
+    found: dict[str, Tensor] = {}
+    for path in paths:
+        found |= read_safetensors(path)
+    return found
+
+
+def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The autoencoder's attention had other names, as published 1.x folders still have them."""
+    new = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+    def name(old: str) -> str:
+        front, part, leaf = (["", "", ""] + old.rsplit(".", 2))[-3:]
+        return f"{front}.{new[part]}.{leaf}" if ".attentions." in old and part in new else old
+
+    return {name(old): tensor for old, tensor in tensors.items()}
+
+
+def _shapes(module: nn.Module, *inputs: Any) -> dict[str, Any]:
+    """Path -> shape of every parameter."""
+    found = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    return flatten_dict(found, sep="/")
+
+
+_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+
+
+def theirs(path: str) -> str:
+    """The file's name of a parameter."""
+    *modules, leaf = path.split("/")
+    return ".".join([*modules, _LEAVES[leaf]])
+
+
+def ours(
+    path: str, stored: Float[np.ndarray, "..."], shape: tuple[int, ...]
+) -> Float[np.ndarray, "..."] | None:
+    """A tensor with its axes in our order; None where its shape does not fit.
+
+    Kernels are [outputs, inputs] there, of convolutions [outputs, inputs, height, width].
+    """
+    if path.endswith("kernel"):
+        if len(shape) == 2 and stored.shape[2:] == (1, 1):
+            stored = stored[:, :, 0, 0]
+        if stored.ndim == len(shape):
+            stored = stored.transpose(1, 0) if len(shape) == 2 else stored.transpose(2, 3, 1, 0)
+    return stored if stored.shape == shape else None
+
+
+def _read(
+    folder: pathlib.Path,
+    tensors: Mapping[str, Tensor],
+    wanted: Mapping[str, Mapping[str, Any]],
+    dtype: str,
+) -> dict[str, Any]:
+    """Every parameter that the modules call for, a tree for each; errors as of the module."""
+    expected = {theirs(path) for shapes in wanted.values() for path in shapes}
+    if missing := sorted(expected - set(tensors)):
+        raise InputError(
+            f"{folder}: tensor {missing[0]} is missing{and_more(missing)}; the weights are "
+            "incomplete, or of another network than config.json says"
+        )
+    beside = ("position_ids",)  # a constant that older files hold
+    unknown = sorted(n for n in set(tensors) - expected if not n.endswith(beside))
+    if unknown:
+        raise InputError(
+            f"{folder}: tensor {unknown[0]} is unknown{and_more(unknown)}; the weights are of "
+            "another network than config.json says"
+        )
+    found = {}
+    for name, shapes in wanted.items():
+        tree = {}
+        for path, like in shapes.items():
+            their = theirs(path)
+            stored = tensors[their].read()
+            value = ours(path, stored, like.shape)
+            if value is None:
+                raise InputError(
+                    f"{folder}: tensor {their} has shape {list(stored.shape)}, which config.json "
+                    "does not fit"
+                )
+            with np.errstate(over="ignore"):
+                value = value.astype(jnp.dtype(dtype))
+            if not np.isfinite(value).all():
+                raise InputError(
+                    f"{folder}: tensor {their} holds NaN, infinity or numbers too large"
+                )
+            tree[path] = jnp.asarray(value)
+        found[name] = unflatten_dict(tree, sep="/")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tokens:
+    """A tokenizer of transformers; two of the same files are one, so that programs are shared."""
+
+    digest: str
+    length: int
+    tokenizer: Any = dataclasses.field(compare=False, repr=False)
+
+    def __call__(self, prompts: Sequence[str]) -> Int[np.ndarray, "B L"]:
+        """Tokens, cut and filled up; says how many prompts were cut."""
+        whole = self.tokenizer(list(prompts))["input_ids"]
+        long = [text for text, ids in zip(prompts, whole, strict=True) if len(ids) > self.length]
+        if long:
+            warnings.warn(
+                f"prompts of more than {self.length} tokens are cut there: {len(long)} of "
+                f"{len(prompts)}, the first {long[0]:.60}",
+                stacklevel=3,
+            )
+        ids = self.tokenizer(
+            list(prompts), padding="max_length", max_length=self.length, truncation=True
+        )["input_ids"]
+        return np.asarray(ids, np.int32)
+
+
+def _tokens(folder: pathlib.Path, text: TextConfig) -> _Tokens:
+    known = "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"
+    known += ("special_tokens_map.json", "added_tokens.json")
+    there = [folder / name for name in known if (folder / name).is_file()]
+    names = {path.name for path in there}
+    if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
+        raise InputError(
+            f"{folder}: has neither tokenizer.json nor vocab.json with merges.txt; {_MEND}"
+        )
+    from transformers import CLIPTokenizer
+
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # of JSON, of tokenizers, of what transformers expects
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{folder}: no tokenizer of CLIP ({line:.120}); {_MEND}") from None
+    if len(tokenizer) > text.vocabulary:
+        raise InputError(
+            f"{folder}: has {len(tokenizer)} tokens, the text encoder {text.vocabulary}; the "
+            "components are of two models"
+        )
+    digest = hashlib.sha256()
+    for path in there:
+        digest.update(path.name.encode() + path.read_bytes())
+    length = min(tokenizer.model_max_length, text.length)
+    return _Tokens(digest.hexdigest(), length, tokenizer)

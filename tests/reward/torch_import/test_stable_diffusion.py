@@ -1,0 +1,175 @@
+import json
+import shutil
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from common_jax.errors import InputError
+from reward_jax import load_stable_diffusion
+from tests.reward.stable_diffusion_reference import pipeline, restate
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sd") / "base"
+    pipeline().save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "sd")
+
+
+def same(one, other):
+    leaves = zip(*map(jax.tree.leaves, (one, other)), strict=True)
+    return all(np.array_equal(ours, theirs) for ours, theirs in leaves)
+
+
+def test_a_folder_as_published_is_the_same_model(folder, copy):
+    """Old names of the autoencoder's attention, tokenizer in two files, an index, text prefix."""
+    sd = load_stable_diffusion(folder)
+    vae = copy / "vae/diffusion_pytorch_model.safetensors"
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = safetensors.numpy.load_file(vae)
+    for new, name in old.items():
+        tensors = {n.replace(f".{new}.", f".{name}."): t for n, t in tensors.items()}
+    safetensors.numpy.save_file(tensors, vae)
+    text = copy / "text_encoder/model.safetensors"
+    tensors = safetensors.numpy.load_file(text)
+    tensors = {f"text_model.{n.removeprefix('text_model.')}": t for n, t in tensors.items()}
+    tensors["text_model.embeddings.position_ids"] = np.arange(77)[None]
+    safetensors.numpy.save_file(tensors, text)
+    unet = copy / "unet/diffusion_pytorch_model.safetensors"
+    tensors = safetensors.numpy.load_file(unet)
+    unet.unlink()
+    half = len(tensors) // 2
+    names = sorted(tensors)
+    for i, part in enumerate((names[:half], names[half:])):
+        safetensors.numpy.save_file(
+            {n: tensors[n] for n in part}, unet.parent / f"{i}.safetensors"
+        )
+    index = unet.parent / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text("{}")
+    places = {n: f"{int(i >= half)}.safetensors" for i, n in enumerate(names)}
+    restate(index.parent, index.name, weight_map=places)
+    tokenizer = sd.tokens.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+    whole = json.loads((folder / "tokenizer/tokenizer.json").read_text())["model"]
+    (copy / "tokenizer/tokenizer.json").unlink()
+    (copy / "tokenizer/vocab.json").write_text(json.dumps(whole["vocab"]))
+    merges = [m if isinstance(m, str) else " ".join(m) for m in whole["merges"]]
+    (copy / "tokenizer/merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+    again = load_stable_diffusion(copy)
+    assert same(sd, again)
+    prompts = ["a red cat", "an image of DOGS, 3!", ""]
+    assert tokenizer(prompts)["input_ids"][0] == again.tokens(prompts)[0, :5].tolist()
+    assert np.array_equal(sd.tokens(prompts), again.tokens(prompts))
+
+
+def test_two_of_one_folder_are_one_to_the_compiler(folder):
+    one, other = load_stable_diffusion(folder), load_stable_diffusion(folder)
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    hash(jax.tree.structure(one))
+
+
+def test_bfloat16(folder):
+    sd = load_stable_diffusion(folder, "bfloat16")
+    text = sd.encode_text(["a cat"])
+    assert text.dtype == jnp.bfloat16
+    x = jax.random.normal(jax.random.key(0), (1, 8, 12, 4))
+    exact = load_stable_diffusion(folder)
+    wanted = exact.epsilon(x, jnp.array([50]), exact.encode_text(["a cat"]))
+    found = sd.epsilon(x, jnp.array([50]), text)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, wanted, atol=0.05)
+    assert sd.decode(x).dtype == jnp.float32
+
+
+def test_long_prompts_are_cut_and_said_once(folder):
+    sd = load_stable_diffusion(folder)
+    long = "a red cat sits " * 40
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        tokens = sd.tokens(["a cat", long, long])
+    assert tokens.shape == (3, 77)
+    assert [str(w.message)[:65] for w in said] == [
+        "prompts of more than 77 tokens are cut there: 2 of 3, the first a"
+    ]
+
+
+def refused(folder, match):
+    with pytest.raises(InputError, match=match) as error:
+        load_stable_diffusion(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("StableDiffusionXLPipeline", r"holds SDXL \(StableDiffusionXLPipeline\), not"),
+        ("StableDiffusion3Pipeline", r"holds SD 3 \("),
+        ("FluxPipeline", r"holds Flux \(FluxPipeline\)"),
+        ("KandinskyPipeline", "holds KandinskyPipeline, not Stable Diffusion 1.x; give"),
+    ],
+)
+def test_other_pipelines_are_named(copy, name, said):
+    restate(copy, "model_index.json", _class_name=name)
+    refused(copy, said)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "scheduler", "tokenizer"])
+def test_a_missing_component_is_named(copy, part):
+    shutil.rmtree(copy / part)
+    refused(copy, f"sd/{part}: (is missing|has neither)")
+
+
+def test_weights_of_torch_are_refused_with_the_mend(copy):
+    path = copy / "unet/diffusion_pytorch_model.safetensors"
+    path.rename(path.with_suffix(".bin"))
+    refused(copy, "unet: has diffusion_pytorch_model.bin and no safetensors; .* convert it: Stab")
+
+
+def test_what_is_no_folder_is_refused(tmp_path):
+    refused(tmp_path, "no diffusers folder, for it has no model_index.json")
+    (tmp_path / "x.safetensors").touch()
+    refused(tmp_path / "x.safetensors", "a file, where a diffusers folder belongs; .*from_single")
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "said"),
+    [
+        ("unet/config.json", {"class_embed_type": "timestep"}, "option class_embed_type is unk"),
+        ("unet/config.json", {"act_fn": "mish"}, "act_fn 'mish' is not implemented"),
+        ("unet/config.json", {"in_channels": 9}, "in_channels 9 and out_channels 4 differ"),
+        ("unet/config.json", {"down_block_types": ["AttnDownBlock2D"] * 2}, "AttnDownBlock2D is"),
+        ("unet/config.json", {"block_out_channels": [8, 16]}, "has shape|missing|3 equal heads"),
+        (
+            "unet/config.json",
+            {"layers_per_block": [2, 2]},
+            "attentions.1.norm.bias is missing .and",
+        ),
+        ("unet/config.json", {"cross_attention_dim": 24}, "takes texts of width 24, .* gives 12"),
+        ("vae/config.json", {"shift_factor": 0.1}, "option shift_factor is unknown"),
+        ("vae/config.json", {"latent_channels": 16}, "latents of 4 channels, .* gives 16"),
+        ("text_encoder/config.json", {"hidden_act": "relu"}, "hidden_act 'relu' is not"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "'sample' is not imp"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, "'sigmoid' is not imp"),
+    ],
+)
+def test_an_option_that_is_not_implemented_is_named(copy, file, options, said):
+    restate(copy, file, **options)
+    refused(copy, said)
+
+
+def test_weights_that_are_not_finite_are_named(copy):
+    path = copy / "unet/diffusion_pytorch_model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    tensors["conv_in.bias"][1] = np.nan
+    safetensors.numpy.save_file(tensors, path)
+    refused(copy, "tensor conv_in.bias holds NaN")
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(copy, "truncated or corrupt")
