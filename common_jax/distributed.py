@@ -6,12 +6,8 @@ shards of its own devices alone. Process 0 writes: what changes files goes throu
 before which all meet, so that all see the same files at the same point of the program. Files lie
 where all processes see them. With one process nothing here does anything.
 
-Who is gone, who stands still. JAX tells neither who was lost nor, in time, that someone was: a
-process that is stopped goes on being waited for. So each process says every two seconds that it
-lives, and how many steps it has done, in the key-value store of JAX's coordination service, which
-process 0 carries; each looks at what the others say. After half a minute of silence the
-others end with a line that says whose it was. A process that lives but makes no step for
-`patience` seconds is stuck, and ends them, too.
+JAX tells neither who was lost nor, in time, that someone was: a process that is stopped goes on
+being waited for. So each watches the others (`common_jax/watch.py`).
 
 Before the first run of a compiled program all meet: collectives over gloo (CPUs) fail where one
 process arrives 30 s after another, which compiling alone may take (jax issue 40831).
@@ -34,14 +30,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from common_jax.errors import InputError, Taken
+from common_jax.watch import AGAIN, PACE, SILENCE, Watch
 
 __all__ = ["beat", "by_first", "count", "is_first", "joined", "meet", "there"]
 
-_PACE = 2.0  # seconds between two signs of life
-_SILENT = 15  # looks in a row at which a process has said nothing new: it is lost
 _FOREVER = 7 * 24 * 3600 * 1000  # ms: who waits is ended by the watch, not by a limit of time
-_FAREWELL = 15.0  # seconds in which the others read what process 0 has said before it leaves
-_AGAIN = "start all processes again, and the run goes on"
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 _world: "_World | None" = None
@@ -252,7 +245,7 @@ class _World:
         self.beats, self.alone = 0, False
         self._meetings, self._said = itertools.count(), itertools.count()
         self._waiting = concurrent.futures.ThreadPoolExecutor(1)
-        self._watch = _Watch(self._store, index, count, patience, self._end)
+        self._watch = Watch(self._store, index, count, patience, self._end)
         self._leaving, self._code = False, 1
         self._aborting = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)
 
@@ -305,7 +298,7 @@ class _World:
             yield
         except BaseException as error:
             if _of_another(error):
-                time.sleep((_SILENT + 5) * _PACE)  # the watch says who it was
+                time.sleep(SILENCE + 5 * PACE)  # the watch says who it was
             self._leaving, self._code = True, 2 if _told(error) else 1
             atexit.unregister(jax.distributed.shutdown)  # it would wait for those that are left
             self._watch.tell(f"{type(error).__name__}: {error}", self._code)
@@ -329,7 +322,7 @@ class _World:
             lost = (
                 "aborted" if self.index == 0 else "process 0, which the others meet at, was lost"
             )
-            self._print(f"{lost} (the lines above are JAX's own); {_AGAIN}")
+            self._print(f"{lost} (the lines above are JAX's own); {AGAIN}")
         os._exit(self._code)
 
     def _end(self, what: str, code: int) -> None:
@@ -356,110 +349,3 @@ def _of_another(error: BaseException) -> bool:
     return (
         isinstance(error, Exception) and not _told(error) and any(w in str(error) for w in signs)
     )
-
-
-class _Watch:
-    """Signs of life: this process's own, and those of the others.
-
-    end: called with what to say of another process, and the exit code.
-    """
-
-    def __init__(
-        self, store: Any, index: int, count: int, patience: float, end: Callable[[str, int], None]
-    ) -> None:
-        self._store, self._index, self._count = store, index, count
-        self._patience, self._end = patience, end
-        self._rounds, self._stopped = 0, threading.Event()
-        self._alive: dict[int, tuple[int, int]] = {}  # process: signs of life, steps
-        self._lost = 0
-        self._ended: dict[int, tuple[str | None, int]] = {}
-
-    def start(self, beats: Callable[[], int]) -> None:
-        for loop in (lambda: self._speak(beats), self._look):
-            threading.Thread(target=loop, daemon=True).start()
-
-    def stop(self) -> None:
-        self._stopped.set()
-
-    def tell(self, what: str | None, code: int) -> None:
-        """Let the others know that this process ends; process 0 waits until they do.
-
-        what: None where another process is why.
-        """
-        with contextlib.suppress(Exception):  # the service may be what is gone
-            text = json.dumps([what and " ".join(what.split())[:500], code])
-            self._store.key_value_set(f"tuco_reward/ended/{self._index}", text, True)
-        until = time.monotonic() + _FAREWELL
-        while (
-            self._index == 0
-            and len(self._ended) < self._count - self._lost
-            and time.monotonic() < until
-        ):
-            time.sleep(0.2)
-            self._read()
-
-    def _read(self) -> None:
-        with contextlib.suppress(Exception):
-            for key, text in self._store.key_value_dir_get("tuco_reward/ended/"):
-                self._ended[int(key.rpartition("/")[2])] = tuple(json.loads(text))
-
-    def _speak(self, beats: Callable[[], int]) -> None:
-        """Say that this process lives, and read what the others say, over and over."""
-        while not self._stopped.wait(_PACE):
-            try:
-                own = f"tuco_reward/alive/{self._index}"
-                self._store.key_value_set(own, f"{self._rounds} {beats()}", True)
-                for key, text in self._store.key_value_dir_get("tuco_reward/alive/"):
-                    signs, steps = map(int, text.split())
-                    self._alive[int(key.rpartition("/")[2])] = signs, steps
-                self._read()
-            except Exception:  # the service is gone, and this process aborts, or will
-                continue
-            self._rounds += 1
-
-    def _look(self) -> None:
-        """Count looks at which a process has said nothing new.
-
-        Looks, and no time: on a machine that stood still, or is too busy, they come late as well.
-        """
-        before: dict[int, tuple[int, int]] = {}
-        silent = dict.fromkeys(range(self._count), 0)
-        still = dict.fromkeys(range(self._count), 0)
-        rounds, dumb = -1, 0
-        while not self._stopped.wait(_PACE):
-            dumb, rounds = (dumb + 1, rounds) if rounds == self._rounds else (0, self._rounds)
-            if dumb >= _SILENT and self._index:  # the store does not answer
-                self._end(_silence([0]), 1)
-            if dumb:
-                continue
-            now = {i: self._alive.get(i, (-1, -1)) for i in range(self._count)}
-            for i, (signs, steps) in now.items():
-                old = before.get(i, (-2, -2))
-                silent[i] = 0 if signs != old[0] else silent[i] + 1
-                still[i] = 0 if steps != old[1] else still[i] + 1
-            before = now
-            for i, (what, code) in dict(self._ended).items():
-                if i != self._index and what is not None:
-                    self._end(f"process {i} ended ({what})", code)
-            if lost := [i for i in now if silent[i] >= _SILENT and i not in self._ended]:
-                self._lost = len(lost)
-                self._end(_silence(lost), 1)
-            least = min((steps for _, steps in now.values()), default=0)
-            stuck = [i for i in now if now[i][1] == least and still[i] * _PACE >= self._patience]
-            if self._patience and stuck:
-                what = f"made no step for {self._patience:g} s (--patience)"
-                if len(stuck) < self._count:
-                    self._end(f"{_names(stuck)} {what}, and the others wait; {_AGAIN}", 1)
-                self._end(f"the processes {what}; {_AGAIN}", 1)
-
-
-def _silence(lost: list[int]) -> str:
-    seconds = _SILENT * _PACE
-    return (
-        f"{_names(lost)} was lost: not a sign of life for {seconds:g} s (killed, or stopped); "
-        f"{_AGAIN}"
-    )
-
-
-def _names(some: list[int]) -> str:
-    return f"process {some[0]}" if len(some) == 1 else f"processes {', '.join(map(str, some))}"
