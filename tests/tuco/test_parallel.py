@@ -101,7 +101,7 @@ def test_sharded_equals_one_device(pair, inputs, expected, layout):
 
 
 def test_a_mixture_of_experts_over_a_mesh(inputs):
-    """Rows of one device meet experts of all; six of the eight rows do not divide."""
+    """Each device takes its own rows through all experts; six of the eight rows do not divide."""
     config = dataclasses.replace(CONFIG, mlp_bias=False, experts=4, experts_used=2)
     pair = rm.full_pair(base=config)
     expected = jax.jit(last_token)(pair, *inputs)
@@ -110,10 +110,14 @@ def test_a_mixture_of_experts_over_a_mesh(inputs):
     up = spread.base["layers"]["mlp"]["up"]["kernel"]
     assert up.addressable_shards[0].data.size == up.size // 4
     run = jax.jit(lambda p, t, m: last_token(p, t, m, mesh=mesh))
-    for rows in (8, 6):
-        got = run(spread, *(x[:rows] for x in inputs))
-        np.testing.assert_allclose(got.tuco, expected.tuco[:rows], atol=1e-6)
-        np.testing.assert_allclose(got.layers, expected.layers[:, :rows], atol=1e-6)
+    rows = jax.device_put(inputs, batch_sharding(mesh))
+    compiled = run.lower(spread, *rows).compile()
+    found = [x for one in collectives(str(compiled.as_text())) for x in one.shapes]
+    assert (1, 4, 32, 24) in found  # experts of a layer, whole along fsdp
+    assert not [x for x in found if {8, inputs[0].size} & set(x)]  # nowhere are all eight rows
+    for got, count in ((compiled(spread, *rows), 8), (run(spread, *(x[:6] for x in inputs)), 6)):
+        np.testing.assert_allclose(got.tuco, expected.tuco[:count], atol=1e-6)
+        np.testing.assert_allclose(got.layers, expected.layers[:, :count], atol=1e-6)
 
 
 @pytest.mark.parametrize("pair", ["full"], indirect=True)

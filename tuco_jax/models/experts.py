@@ -6,8 +6,11 @@
 
 XLA on a CPU, and on a GPU in float32, writes a ragged product out as every expert at every row.
 
-Legend: N tokens, U experts used for one, E experts, D residual width, F MLP width, n rows, b rows
-of a block.
+Over a mesh each device sorts and computes the tokens of its own rows (`mixed`): XLA would give all
+tokens to every device, since a sort is over all of them.
+
+Legend: B rows, Q tokens of a row, N tokens, U experts used for one, E experts, D residual width, F
+MLP width, n rows, b rows of a block.
 """
 
 import functools
@@ -17,12 +20,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from common_jax.mesh import AXES, batch_sharding
+from common_jax.partition import whole_along_fsdp
 from tuco_jax.models import numerics
 from tuco_jax.models.config import Precision
+from tuco_jax.models.sharding import placement
 
-__all__ = ["PerExpert", "by_expert"]
+__all__ = ["Choice", "PerExpert", "by_expert", "mixed"]
 
 # Taking out a block's kernels costs XLA's CPU backend as much as this many rows of the block.
 _COPY = 40
@@ -40,6 +47,67 @@ Activation = Callable[[Float[Array, "n F"]], Float[Array, "n F"]]
 Product = Callable[
     [Float[Array, "n inputs"], Float[Array, "E inputs outputs"]], Float[Array, "n outputs"]
 ]
+
+
+class Choice(NamedTuple):
+    """Which experts a token takes: the `used` of the largest shares. normed: these add up to 1."""
+
+    used: int
+    normed: bool
+
+    def of(self, shares: Float[Array, "N E"]) -> tuple[Float[Array, "N U"], Int[Array, "N U"]]:
+        """Weights, and the experts that they are of."""
+        weights, chosen = jax.lax.top_k(shares, self.used)
+        if self.normed:
+            weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+        return weights, chosen
+
+
+def mixed(
+    act: Activation,
+    choice: Choice,
+    x: Float[Array, "B Q D"],
+    shares: Float[Array, "B Q E"],
+    layers: Layers,
+    precision: Precision = "float32",
+) -> Float[Array, "B Q D"]:
+    """The weighted sum of each token's experts (`by_expert`); float32.
+
+    shares: a router's, of each expert. In a compiled function over a mesh of `make_mesh`, which
+    the types of its arrays tell, each device takes its own rows through experts that are whole
+    along fsdp meanwhile; along tensor through its own part of F, and results are summed.
+    """
+
+    def own(x: Array, shares: Array, layers: Layers) -> Array:
+        weights, chosen = choice.of(shares.reshape(-1, shares.shape[-1]))
+        y = by_expert(act, x.reshape(-1, x.shape[-1]), chosen, layers, precision)
+        return jnp.sum(y * weights[..., None], axis=1).reshape(x.shape)
+
+    mesh = jax.typeof(x).sharding.mesh
+    if mesh.axis_names != AXES or any(kind != AxisType.Auto for kind in mesh.axis_types):
+        return own(x, shares, layers)
+    rows = batch_sharding(mesh, len(x)).spec
+    where = placement(mesh)
+    held = {name: _held(where, name, layer) for name, layer in layers.items()}
+    cut = mesh.shape["tensor"] > 1 and "tensor" in held["down"].kernel
+
+    def part(*given: Any) -> Array:
+        return jax.lax.psum(own(*given), "tensor") if cut else own(*given)
+
+    return jax.shard_map(
+        part, mesh=mesh, in_specs=(rows, rows, held), out_specs=rows, check_vma=False
+    )(x, shares, layers)
+
+
+def _held(where: Callable[..., NamedSharding], name: str, layer: PerExpert) -> Any:
+    """A layer with the axes of its arrays, while they are used, in their place."""
+
+    def spec(leaf: str, array: Array) -> PartitionSpec:
+        return whole_along_fsdp(where(f"{name}/{leaf}", array.shape)).spec
+
+    found: Any = spec("kernel", layer.kernel)
+    factors: Any = layer.lora and tuple(map(spec, ("a", "b"), layer.lora))
+    return PerExpert(found, factors)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 4))

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from tuco_jax.models.attention import attend
 from tuco_jax.models.config import ModelConfig, Precision
-from tuco_jax.models.experts import PerExpert, by_expert
+from tuco_jax.models.experts import Choice, PerExpert, mixed
 from tuco_jax.models.numerics import along_last, product
 from tuco_jax.models.positions import LayerInfo, Positions, rotate
 
@@ -212,20 +212,16 @@ class Mixture(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B Q D"]) -> Float[Array, "B Q D"]:
         c = self.config
-        rows = x.reshape(-1, c.width)
         shares = jax.nn.softmax(
-            Linear(c.experts, precision=c.precision, name="router")(rows), axis=-1
+            Linear(c.experts, precision=c.precision, name="router")(x), axis=-1
         )
-        weights, chosen = jax.lax.top_k(shares, c.experts_used)
-        if c.experts_normed:
-            weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+        choice = Choice(c.experts_used, c.experts_normed)
         layers = {
             "gate": _PerExpert((c.experts, c.width, c.mlp_width), name="gate")(),
             "up": _PerExpert((c.experts, c.width, c.mlp_width), name="up")(),
             "down": _PerExpert((c.experts, c.mlp_width, c.width), name="down")(),
         }
-        y = by_expert(_ACTIVATIONS[c.activation], rows, chosen, layers, c.precision)
-        return jnp.sum(y * weights[..., None], axis=1).reshape(x.shape)
+        return mixed(_ACTIVATIONS[c.activation], choice, x, shares, layers, c.precision)
 
 
 class Block(nn.Module):

@@ -49,7 +49,7 @@ def pieces(seed: int = 0, sizes=(7, 4, 3, 5), vocab: int = VOCAB) -> Pieces:
     return Pieces(*(rng.integers(0, vocab, n).astype(np.int32) for n in sizes))
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "mixtral"])
 def test_gradient_is_pytorch_s_by_the_one_hot_rows(family, tmp_path):
     reference, _ = save_tiny(tmp_path, family)
     loaded = load_model(str(tmp_path))

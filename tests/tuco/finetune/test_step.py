@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from common_jax.mesh import make_mesh
+from common_jax.mesh import batch_sharding, make_mesh
 from tests.tuco import random_models
 from tests.tuco.finetune.test_batches import examples
 from tests.tuco.tiny import save_tiny
@@ -40,8 +41,8 @@ def one(batch):
     return Batch(*(jnp.asarray(a)[None] for a in batch))
 
 
-def torch_losses(model, factors, rows, alpha, rank):
-    """Losses of a PyTorch loop over the same batches, from the same factors."""
+def torch_adapter(model, factors, alpha, rank):
+    """The model with PEFT's adapter around it, of the same factors."""
     settings = peft.LoraConfig(
         r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM"
     )
@@ -53,8 +54,13 @@ def torch_losses(model, factors, rows, alpha, rank):
                 stem = f"base_model.model.model.layers.{layer}.{MODULES[ours]}"
                 name = f"{stem}.lora_{kind.upper()}.default.weight"
                 wrapped.get_parameter(name).copy_(torch.from_numpy(part.T.copy()))
-    trained = [p for p in wrapped.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1.0, weight_decay=OPTIONS.weight_decay)
+    return wrapped
+
+
+def torch_losses(model, rows, weight_decay):
+    """Losses of a PyTorch loop over the same batches."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1.0, weight_decay=weight_decay)
     losses = []
     for step, batch in enumerate(rows):
         optimizer.param_groups[0]["lr"] = OPTIONS.learning_rate * (
@@ -70,7 +76,7 @@ def torch_losses(model, factors, rows, alpha, rank):
         for r, c in zip(*np.nonzero(batch.weights), strict=True):
             labels[r, batch.columns[r, c] + 1] = int(batch.targets[r, c])
         mask = torch.from_numpy(np.asarray(batch.mask)).long()
-        loss = wrapped(input_ids=tokens, attention_mask=mask, labels=labels).loss
+        loss = model(input_ids=tokens, attention_mask=mask, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, OPTIONS.clip)
@@ -86,7 +92,7 @@ def test_lora_training_equals_peft(tmp_path):
     plan = Plan([bucket(data(model.config.vocab_size, 32))[-1]], 4, seed=0)
     rows = [plan.batch(i) for i in range(STEPS)]
     factors = random_models.lora(model.config, 7, rank=4, scale=0.2)
-    expected = torch_losses(hf, factors, rows, alpha=6, rank=4)
+    expected = torch_losses(torch_adapter(hf, factors, 6, 4), rows, OPTIONS.weight_decay)
 
     optimizer = OPTIONS.make(STEPS)
     step = make_step(model.config, Method(1.5, "float32"), optimizer)
@@ -98,6 +104,30 @@ def test_lora_training_equals_peft(tmp_path):
         assert metrics["grad_norm"] > OPTIONS.clip
     np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-5)
     assert np.ptp(losses) > 0.1
+
+
+@pytest.mark.parametrize("layout", [None, (2, 2, 2)], ids=str)
+def test_full_tuning_of_a_mixture_of_experts_equals_pytorch(layout, tmp_path):
+    """Routers, too; over a mesh each device learns from its own rows."""
+    hf, _ = save_tiny(tmp_path / "base", "mixtral", 3)
+    model = huggingface.load(str(tmp_path / "base"))
+    plan = Plan([bucket(data(model.config.vocab_size, 32))[-1]], 4, seed=0)
+    rows = [plan.batch(i) for i in range(3)]
+    expected = torch_losses(hf, rows, 0.0)
+
+    mesh = layout and make_mesh(*layout)
+    optimizer = dataclasses.replace(OPTIONS, weight_decay=0.0).make(STEPS)
+    step = make_step(model.config, Method(None, "float32"), optimizer, mesh=mesh)
+    state, losses = start(copied(model.params), optimizer), []
+    if mesh:
+        state = sharding.place(state, mesh)
+        rows = [jax.device_put(batch, batch_sharding(mesh, 4)) for batch in rows]
+    for batch in rows:
+        state, metrics = step(state, {}, one(batch))
+        losses.append(float(metrics["loss"]))
+    np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-5)
+    moved = state.trained["layers"]["mlp"]["router"]["kernel"]
+    assert np.abs(moved - model.params["layers"]["mlp"]["router"]["kernel"]).max() > 1e-3
 
 
 @pytest.fixture(scope="module")
