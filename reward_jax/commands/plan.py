@@ -9,10 +9,22 @@ from common_jax.cli.commands import Command
 __all__ = ["COMMANDS"]
 
 
-def _of(options: str, function: str) -> tuple[type, Callable[[Any], None]]:
-    from reward_jax.planning import cost
+def _training() -> tuple[type, Callable[[Any], None]]:
+    from reward_jax.planning.cost import TrainingPlanOptions, plan_training
 
-    return getattr(cost, options), functools.partial(_run, getattr(cost, function))
+    return TrainingPlanOptions, functools.partial(_run, plan_training)
+
+
+def _extraction() -> tuple[type, Callable[[Any], None]]:
+    from reward_jax.planning.cost import ExtractionPlanOptions, plan_extraction
+
+    return ExtractionPlanOptions, functools.partial(_run, plan_extraction)
+
+
+def _chains() -> tuple[type, Callable[[Any], None]]:
+    from reward_jax.planning.chain_cost import ChainPlanOptions, plan_chains
+
+    return ChainPlanOptions, functools.partial(_run, plan_chains)
 
 
 def _run(plan: Callable[[Any], Any], config: Any) -> None:
@@ -22,14 +34,7 @@ def _run(plan: Callable[[Any], Any], config: Any) -> None:
 
 
 COMMANDS = {
-    "train": Command(
-        "a step of training a denoiser",
-        functools.partial(_of, "TrainingPlanOptions", "plan_training"),
-        alone=True,
-    ),
-    "extract": Command(
-        "a step of extracting a reward, the models asked",
-        functools.partial(_of, "ExtractionPlanOptions", "plan_extraction"),
-        alone=True,
-    ),
+    "train": Command("a step of training a denoiser", _training, alone=True),
+    "extract": Command("a step of extracting a reward, the models asked", _extraction, alone=True),
+    "chains": Command("chains of Stable Diffusion 1.x, safely guided", _chains, alone=True),
 }

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from common_jax.errors import InputError
 from reward_jax.data.images.pixels import ImageSpace
+from reward_jax.data.latents import LatentSpace
 from reward_jax.data.model import Space
 from reward_jax.data.trajectory.space import TrajectorySpace
 
@@ -16,7 +17,11 @@ __all__ = ["SPACES", "describe", "make"]
 
 S = TypeVar("S", bound=Space)
 
-SPACES: Mapping[str, type[Space]] = {"trajectories": TrajectorySpace, "images": ImageSpace}
+SPACES: Mapping[str, type[Space]] = {
+    "trajectories": TrajectorySpace,
+    "images": ImageSpace,
+    "latents": LatentSpace,
+}
 
 
 def describe(space: Space) -> dict[str, Any]:

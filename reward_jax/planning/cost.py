@@ -19,31 +19,42 @@ if TYPE_CHECKING:
     from common_jax.plan import Device, Plan
 
 __all__ = [
+    "DevicePlanOptions",
     "ExtractionPlanOptions",
     "PlanOptions",
     "TrainingPlanOptions",
     "plan_extraction",
     "plan_training",
+    "sizes_of",
 ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanOptions:
-    """What the data would be, and on what it would run.
+class DevicePlanOptions:
+    """On what it would run.
+
+    Args:
+        device: what each of the mesh's devices is.
+        figures: a .json file for all figures.
+    """
+
+    device: Literal["tpu-v5e", "h100"] = "h100"
+    figures: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanOptions(DevicePlanOptions):
+    """What the data would be, too.
 
     Args:
         observation: numbers of an observation.
         action: numbers of an action, where trajectories have them.
         recorded: environment steps of the data.
-        device: what each of the mesh's devices is.
-        figures: a .json file for all figures.
     """
 
     observation: PositiveInt
     action: NonNegativeInt = 0
     recorded: PositiveInt = 1_000_000
-    device: Literal["tpu-v5e", "h100"] = "h100"
-    figures: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +81,8 @@ class ExtractionPlanOptions(PlanOptions, NetworkOption, DiffusionOption, RewardR
 
 def plan_training(options: TrainingPlanOptions) -> "tuple[Plan, Device]":
     """Compile one step of training. Raises InputError for options that do not fit one another."""
-    sizes = _checked(options)
+    check_ranges(options)
+    sizes = sizes_of(options)
     options.network.check(options.horizon)
     import jax
     import jax.numpy as jnp
@@ -116,7 +128,8 @@ def plan_training(options: TrainingPlanOptions) -> "tuple[Plan, Device]":
 
 def plan_extraction(options: ExtractionPlanOptions) -> "tuple[Plan, Device]":
     """Compile one step of extraction, the teachers asked. Raises InputError as `plan_training`."""
-    sizes = _checked(options)
+    check_ranges(options)
+    sizes = sizes_of(options)
     options.network.check(options.horizon)
     options.matching.check(options.diffusion_steps)
     if options.reward.kind == "energy":
@@ -175,9 +188,8 @@ def plan_extraction(options: ExtractionPlanOptions) -> "tuple[Plan, Device]":
         ), DEVICES[options.device]
 
 
-def _checked(options: Any) -> dict[str, int]:
-    """The mesh's sizes; InputError for options out of range."""
-    check_ranges(options)
+def sizes_of(options: Any) -> dict[str, int]:
+    """The mesh's sizes; InputError for one that only devices that are here could tell."""
     sizes = dataclasses.asdict(options.mesh)
     if -1 in sizes.values():
         raise InputError("mesh: -1 is for devices that are here; a plan wants each size")

@@ -17,7 +17,7 @@ LEAVES |= {f"study {name}": command for name, command in study.COMMANDS.items()}
 # One name for different things, each with words of its own.
 MEANINGS = {
     "env": 2,  # whose data are recorded; whose data are read
-    "base": 2,  # a file; the training of a study's bases
+    "base": 3,  # a file; a diffusers folder; the training of a study's bases
     "expert": 3,  # a file; one that may be left out; the training of a study's experts
     "expert_data": 2,  # a file; the name of a set
     "data": 2,  # a file; one that may be left out
@@ -25,7 +25,9 @@ MEANINGS = {
     "init": 2,  # a denoiser to begin with; a reward
     "goal": 2,  # what an expert wants; what outcomes are measured against
     "episodes": 2,  # of one file; of the demo's two
-    "out": 6,  # a run, a file, a folder of findings; the demo's and two studies'
+    "out": 7,  # a run, a file, a folder of findings; the demo's and three studies'
+    "network": 2,  # a denoiser's; the reward's of latents
+    "matching": 2,  # of trajectories; of stored pairs
 }
 
 

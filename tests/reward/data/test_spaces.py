@@ -129,7 +129,9 @@ def test_a_space_that_is_not_in_the_catalogue(tmp_path):
     with pytest.raises(InputError, match="a model of Sounds cannot be written to a file, or read"):
         save_model(tmp_path / "m.safetensors", SpaceModel(score, Sounds((1, 1, 1), (0, 1))))
     assert not list(tmp_path.iterdir())
-    with pytest.raises(InputError, match="images: add a line for it to reward_jax/data/spaces.py"):
+    with pytest.raises(
+        InputError, match="latents: add a line for it to reward_jax/data/spaces.py"
+    ):
         spaces.make({"kind": "sounds"}, Sounds, "f")
 
 

@@ -1,0 +1,99 @@
+"""What chains of Stable Diffusion with safe guidance would take on devices that are not here.
+
+The U-Net of 1.x as its published folders state it; no file is read. `reward-jax plan chains` runs
+this. Legend: B rows, each a prompt with a noise, h and w height and width of latents.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from common_jax.cli.options import DeviceOption
+from common_jax.cli.ranges import PositiveInt, check_ranges
+from common_jax.errors import InputError
+from reward_jax.planning.cost import DevicePlanOptions, sizes_of
+from reward_jax.torch_import.stable_diffusion import Dtype
+
+if TYPE_CHECKING:
+    from common_jax.plan import Device, Plan
+
+__all__ = ["STATED", "ChainPlanOptions", "plan_chains"]
+
+# unet/config.json of Stable Diffusion 1.5; all else is diffusers' default.
+STATED: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
+_PIXELS = 8  # of a latent's side
+_TOKENS = 77
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChainPlanOptions(DeviceOption, DevicePlanOptions):
+    """Plan safe chains whose latents and epsilons are kept, as `reward-jax study i2p` draws them.
+
+    Args:
+        size: side of the images, in pixels.
+        steps: of PNDM.
+        rows: chains that are drawn at once.
+        dtype: of weights and networks.
+    """
+
+    size: PositiveInt = 512
+    steps: PositiveInt = 50
+    rows: PositiveInt = 16
+    dtype: Dtype = "bfloat16"
+
+
+def plan_chains(options: ChainPlanOptions) -> "tuple[Plan, Device]":
+    """Compile the chains. Raises InputError for options that do not fit one another."""
+    check_ranges(options)
+    sizes = sizes_of(options)
+    if sizes["fsdp"] * sizes["tensor"] > 1:
+        raise InputError("mesh: chains are sharded over data alone; give mesh.data")
+    if options.rows % sizes["data"] or options.size % _PIXELS:
+        raise InputError(
+            f"rows must be a multiple of mesh.data, and size of {_PIXELS}; not {options.rows} of "
+            f"{sizes['data']} and {options.size}"
+        )
+    import jax
+    import jax.numpy as jnp
+
+    from common_jax import partition
+    from common_jax.mesh import make_mesh
+    from common_jax.plan import DEVICES, abstract, devices, plan, rows
+    from reward_jax.models.stable_diffusion import schedulers
+    from reward_jax.models.stable_diffusion.config import SchedulerConfig, UNetConfig
+    from reward_jax.models.stable_diffusion.safety import Numbers, SafeGuidance
+    from reward_jax.models.stable_diffusion.sampling import Guided, chain
+    from reward_jax.models.stable_diffusion.unet import UNet
+
+    stated = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    stated |= {"steps_offset": 1, "set_alpha_to_one": False, "skip_prk_steps": True}
+    scheduler = SchedulerConfig.of({"_class_name": "PNDMScheduler"} | stated, "plan")
+    config = UNetConfig.of(STATED, "plan")
+    model, side = UNet(config), options.size // _PIXELS
+    shape = side, side, config.in_channels
+    of = jax.ShapeDtypeStruct
+    text = _TOKENS, config.text_width
+
+    with devices(sizes["data"]) as found:
+        mesh = make_mesh(**sizes, devices=found)
+        schedule = schedulers.schedule_of(scheduler)
+        made = schedulers.plan(scheduler, "pndm", options.steps)
+
+        def run(**given: Any) -> Any:
+            nothing, prompt, concept = given["texts"]
+            numbers, scale = Numbers.of(SafeGuidance()), jnp.float32(7.5)
+            guided = Guided(prompt, nothing, concept, scale, numbers)
+            fixed: dict[str, Any] = dict(model=model, trajectory=True)
+            return chain(given["unet"], schedule, made, given["latents"], guided, None, **fixed)
+
+        example = of((1, *shape), jnp.float32), of((1,), jnp.int32), of((1, *text), jnp.float32)
+        params = jax.eval_shape(model.init, jax.random.key(0), *example)["params"]
+        where = partition.placement((), mesh)
+        weights = jnp.dtype(options.dtype)
+        arguments = {
+            "unet": abstract(params, where, weights),
+            "latents": rows((options.rows, *shape), jnp.float32, mesh),
+            "texts": tuple(rows((options.rows, *text), weights, mesh) for _ in range(3)),
+        }
+        return plan(run, arguments, mesh, options.dtype, weights=("unet",)), DEVICES[
+            options.device
+        ]

@@ -1,0 +1,54 @@
+"""Planned chains of Stable Diffusion: their bytes and FLOPs, at a size that compiles quickly."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from common_jax.cli.options import MeshOptions
+from common_jax.cost import products
+from common_jax.errors import InputError
+from reward_jax.models.stable_diffusion.config import UNetConfig
+from reward_jax.models.stable_diffusion.unet import UNet
+from reward_jax.planning import chain_cost
+from reward_jax.planning.chain_cost import ChainPlanOptions, plan_chains
+
+TINY: dict[str, Any] = {
+    "block_out_channels": (8,),
+    "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D",),
+    "up_block_types": ("CrossAttnUpBlock2D",),
+    "cross_attention_dim": 12,
+    "attention_head_dim": 2,
+    "norm_num_groups": 4,
+}
+
+
+def test_chains(monkeypatch):
+    """Each row is asked three times at each of PNDM's evaluations, of which there is one more."""
+    monkeypatch.setattr(chain_cost, "STATED", TINY)
+    small: dict[str, Any] = dict(size=32, dtype="float32", mesh=MeshOptions(data=2))
+    found, device = plan_chains(ChainPlanOptions(rows=4, steps=3, **small))
+    assert found.size == 2 and found.dtype == "float32"
+    latents = 4 * 4 * 4 * 4  # of each of 4 evaluations x_t and two epsilons, and the last ones
+    assert found.bytes["latents"] == 2 * latents
+    assert found.bytes["output"] >= 2 * latents * (3 * 4 + 1)
+    model, of = UNet(UNetConfig.of(TINY, "here")), jax.ShapeDtypeStruct
+    given = of((12, 4, 4, 4), jnp.float32), of((12,), jnp.int32), of((12, 77, 12), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *given)["params"]
+    program = jax.make_jaxpr(lambda p, *given: model.apply({"params": p}, *given))(shapes, *given)
+    assert found.flops == pytest.approx(4 * products(program).flops, rel=0.01)
+    assert found.binds(device) in ("memory bandwidth", "compute")
+
+
+def test_what_cannot_be_planned():
+    cases: list[tuple[dict[str, Any], str]] = [
+        (dict(rows=3, mesh=MeshOptions(data=2)), "rows must be a multiple of mesh.data"),
+        (dict(size=100), "size of 8; not 16 of 1 and 100"),
+        (dict(mesh=MeshOptions(fsdp=2)), "chains are sharded over data alone; give mesh.data"),
+        (dict(mesh=MeshOptions(data=-1)), "a plan wants each size"),
+    ]
+    for changes, said in cases:
+        with pytest.raises(InputError, match=said):
+            plan_chains(ChainPlanOptions(**changes))

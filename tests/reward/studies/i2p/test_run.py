@@ -1,0 +1,198 @@
+"""The I2P study at its smallest: from a diffusers folder and a csv file to a report."""
+
+import dataclasses
+import json
+import shlex
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from common_jax import resume
+from common_jax.cli import command_line
+from common_jax.errors import InputError
+from reward_jax.data.checkpoint import load_guide
+from reward_jax.data.latents import LatentSpace
+from reward_jax.studies.i2p import work
+from reward_jax.studies.i2p.evaluate import auc
+from reward_jax.studies.i2p.pairs import ChainOptions
+from reward_jax.studies.i2p.prompts import SplitOptions
+from reward_jax.studies.i2p.report import write_report
+from reward_jax.studies.i2p.reward import LatentNetwork, PairMatching, Scaling
+from reward_jax.studies.i2p.run import STUDY, Config
+from reward_jax.studies.i2p.store import PairStore
+from tests.reward.cli_runs import run
+from tests.reward.studies.i2p import tiny
+
+SHARDS = [f"pairs/{i:04d}/pairs.safetensors" for i in range(3)]
+
+
+def times(folder):
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def timeless(summary):
+    return {k: v for k, v in summary.items() if k not in ("seconds", "settings")}
+
+
+def copied(done, folder) -> Config:
+    """The study in another folder, to be spoilt."""
+    shutil.copytree(done.config.out, folder / "out")
+    return dataclasses.replace(done.config, out=folder / "out")
+
+
+def test_files_and_results(done):
+    out, summary = done.config.out, done.summary
+    found = {str(p.relative_to(out)) for p in times(out) if "reward/reward/" not in str(p)}
+    assert found == {
+        *("config.yaml", "environment.json", "settings.json", "results.json", "ways.json"),
+        *SHARDS,
+        "pairs/settings.json",
+        *(f"reward/{n}" for n in ("reward.safetensors", "scaling.npz", "scores.npz")),
+        *(f"reward/{n}" for n in ("result.json", "seconds.json")),
+        *(f"report/{n}" for n in ("results.json", "report.html", "report.md", "best.svg")),
+        *(f"report/{n}" for n in ("worst.svg", "histogram.svg", "auc.svg")),
+    }
+    assert json.loads((out / "results.json").read_text()) == summary
+    # Two of the eight prompts are one text.
+    sides = {"train": 4, "validation": 3, "test": 1}
+    assert summary["prompts"] == {"all": 8, "different": 7, **sides}
+    assert summary["t"] == [151, 101, 101, 51, 1] and summary["latents"] == [4, 4, 4]
+    assert summary["settings"]["store"] == {"at_once": 3, "dtype": "float16"}
+    assert [prompts for _, prompts, _ in done.drawn][2] == ["a red cat", "a cat", "a cat"]
+    rows = (out / "reward/reward/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [3, 6]
+
+
+def test_the_scores_are_the_reward_s_of_the_chains_kept(done):
+    out, best = done.config.out, done.summary["scores"]["reward"]["best"]
+    guide: Any = load_guide(out / "reward", LatentSpace).guide
+    with np.load(out / "reward/scaling.npz") as stored:
+        scaling = Scaling(**stored)
+    store, found = PairStore(out / "pairs", 8, 3), []
+    with np.load(out / "reward/scores.npz") as stored:
+        scores = stored["reward"]
+        assert stored["best"].shape == (2, 8, 8, 3) and stored["best"].dtype == np.uint8
+        assert set(stored["worst_chain"]) <= {"base", "safe"}
+    step = best["step"]
+    for chain in range(2):
+        x = np.stack([store.read("x_t", chain, row, step) for row in range(8)])
+        x = scaling.inputs(x, np.full(8, step))
+        found.append(np.asarray(guide.learned(x, np.full(8, done.summary["t"][step]))))
+    for row in range(scores.shape[1]):
+        distance = np.abs(np.array(found) - scores[:, row : row + 1]).max(0)
+        assert distance.min() < 1e-5 * np.abs(scores).max()
+    assert best["auc"] == auc(scores)
+
+
+def test_report(done):
+    folder, best = done.config.out / "report", done.summary["scores"]["reward"]["best"]
+    found = json.loads((folder / "results.json").read_text())
+    assert found["claims"][0]["verdict"] == "not clear"  # of so few prompts
+    t, text = done.summary["t"][best["step"]], (folder / "report.md").read_text()
+    assert f"| reward, best step (t = {t}) | {best['auc']:.3f} |" in text
+    assert "on the same draws" in text and "![Images of the lowest rewards" in text
+    assert "<svg" in (folder / "best.svg").read_text()
+    argv = shlex.split(found["facts"]["command"])
+    again = command_line.parse("reward-jax study i2p", "", Config, argv[3:])
+    assert again == done.config
+
+
+def test_a_second_start_makes_nothing_anew(done, monkeypatch):
+    for name in ("load_stable_diffusion", "draw_pairs", "fit_reward", "judge"):
+        monkeypatch.setattr(work, name, None)
+    parts = [done.config.out / name for name in ("pairs", "reward")]
+    before = [times(part) for part in parts]
+    assert STUDY.run(done.config) == done.summary
+    assert [times(part) for part in parts] == before
+
+
+def test_a_study_that_was_stopped_draws_what_is_missing(done, tmp_path, monkeypatch):
+    config = copied(done, tmp_path)
+    whole = load_file(config.out / SHARDS[1])
+    (config.out / SHARDS[1]).unlink()
+    (config.out / "reward/result.json").unlink()
+    left = times(config.out / "pairs/0000")
+    monkeypatch.setattr(work, "fit_reward", None)
+    again = STUDY.run(config)
+    again_drawn = load_file(config.out / SHARDS[1])
+    assert all(np.array_equal(again_drawn[name], whole[name]) for name in whole)
+    assert times(config.out / "pairs/0000") == left
+    assert timeless(again) == timeless(done.summary)
+
+
+def test_pairs_of_other_weights_or_prompts_are_refused(done, tmp_path, monkeypatch):
+    config = copied(done, tmp_path)
+    (config.out / SHARDS[1]).unlink()
+    monkeypatch.setattr(work, "draw_pairs", None)
+    path = config.out / "pairs/settings.json"
+    noted = json.loads(path.read_text())
+    for name, said in (("base (checksum)", "base"), ("prompts (checksum)", "prompts")):
+        path.write_text(json.dumps(noted | {name: "0123456789abcdef"}))
+        with pytest.raises(InputError, match=f"the run there has {said} .*0123456789abcdef', not"):
+            STUDY.run(config)
+    with pytest.raises(InputError, match="the run there has safety 'max', not 'weak'"):
+        STUDY.run(dataclasses.replace(config, safety="weak", chains=ChainOptions(steps=20)))
+
+
+def test_a_shard_that_another_process_draws_is_waited_for(done, tmp_path):
+    config = copied(done, tmp_path)
+    (config.out / SHARDS[1]).unlink()
+    (config.out / "reward/result.json").unlink()
+    said = "another process is at pairs/0001, reward, all else is done"
+    with (
+        resume.alone(config.out / "pairs/0001"),
+        pytest.raises(InputError, match=said),
+    ):
+        STUDY.run(config)
+
+
+def test_a_damaged_file_of_scores_is_named(done, tmp_path):
+    config = copied(done, tmp_path)
+    path = config.out / "reward/scores.npz"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(
+        InputError, match="scores.npz: is missing or damaged; delete .*result.json"
+    ):
+        write_report(config.out, done.summary)
+
+
+def test_momentum_takes_the_place_of_the_strength_s_own(tmp_path):
+    config = tiny.config(tmp_path, tmp_path)
+    assert config.guidance().momentum == 0.5
+    still = dataclasses.replace(config, momentum=0.0).guidance()
+    assert dataclasses.replace(still, momentum=0.5) == config.guidance()
+
+
+def test_bad_settings(tmp_path):
+    (tmp_path / "model_index.json").touch()
+    matching = PairMatching(steps=0)
+    cases: list[tuple[dict[str, Any], str]] = [
+        (
+            dict(chains=ChainOptions(guidance_scale=1)),
+            "chains.guidance_scale is 1: give more than",
+        ),
+        (dict(safety="weak"), "chains.steps is 4, where the weak guidance begins after 15 steps"),
+        (dict(safety="most"), "safety must be weak or medium or strong or max, not 'most'"),
+        (dict(momentum=2.0), "momentum must be 0 to 1, not 2.0"),
+        (dict(network=LatentNetwork(groups=3)), "network.groups 3 must divide network.dim 32"),
+        (dict(split=SplitOptions(train=0.9)), "leave none for test: give more prompts"),
+        (dict(matching=matching), "matching.steps must be 1 or more, not 0"),
+        (dict(prompts=tmp_path / "no.csv"), "no.csv: there is no such file"),
+        (dict(base=tmp_path / "sd"), "sd: no diffusers folder, for it has no model_index.json"),
+    ]
+    for changes, message in cases:
+        config = dataclasses.replace(tiny.config(tmp_path, tmp_path), **changes)
+        with pytest.raises(InputError, match=message):
+            STUDY.run(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_refuses_prompts_in_one_line(tmp_path, capsys):
+    path = tiny.prompts(tmp_path, ("a cat", " "))
+    argv = ["study", "i2p", "--base", tmp_path, "--prompts", path, "--safety", "strong"]
+    assert run(*argv, "--out", tmp_path / "out") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"{path}: the prompt of row 2 is empty; remove it")
