@@ -1,11 +1,13 @@
-"""Prompts that begin alike: what sharing their beginning gains, in the score and over alphas.
+"""Prompts that begin alike: what sharing gains in the score, over alphas and in attacks.
 
     python -m benchmarks.prefix [--rounds 3] [--tokens 200] [--prompts 200] [--depth 2]
 
 All cases stand in one process and take turns; the figure is the ratio of medians of the
 processor's seconds, which other programs on the machine change less than the clock's. Nine
 tenths of each prompt are common to all (a few-shot header, say). The floor of tokens is what the
-ratio would be if time were tokens computed, padding included. Prints a table and keeps a JSON.
+ratio would be if time were tokens computed, padding included. An attack's candidates are those of
+one step of `attacks/gcg.py` on one request: strings behind the common part, before the same words
+and the same target. Prints a table and keeps a JSON.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import numpy as np
 
 from benchmarks.machine import machine
 from benchmarks.tuco import first_run
+from tuco_jax.attacks.target_loss import Pieces, cached_prompts, candidate_losses
 from tuco_jax.core.budget import default_budget
 from tuco_jax.evaluation.option_scores import option_scores
 from tuco_jax.models import decoder
@@ -34,6 +37,7 @@ from tuco_jax.scoring.score import score_tokens
 
 HERE = pathlib.Path(__file__).parent
 ALPHAS = (0.9, 1.0, 1.1)
+KINDS = "score", "alphas", "attack"
 
 
 def random_pair(depth: int, width: int) -> Pair:
@@ -63,6 +67,33 @@ def random_pair(depth: int, width: int) -> Pair:
     return Pair(base, tuned, {}, config, config)
 
 
+def losses(pair: Pair, pieces: Pieces, strings: np.ndarray) -> np.ndarray:
+    """Of every string, in equal batches of the budget; what stands before it is run here, too."""
+    (cached,) = cached_prompts(pair, [pieces])
+    batches = -(-len(strings) * cached.tokens.size // default_budget())
+    parts = np.array_split(strings, batches)
+    size = max(map(len, parts))
+    filled = [np.concatenate([part, part[: size - len(part)]]) for part in parts]
+    found = [candidate_losses(pair, cached, jnp.asarray(part))[0] for part in filled]
+    return np.concatenate([loss[: len(part)] for loss, part in zip(found, parts, strict=True)])
+
+
+def whole(pieces: Pieces) -> Pieces:
+    """The same, nothing of which stands before the string."""
+    attack = np.concatenate([pieces.before, pieces.attack])
+    return pieces._replace(before=attack[:0], attack=attack)
+
+
+def with_head(head: np.ndarray, strings: np.ndarray) -> np.ndarray:
+    before = np.broadcast_to(head.astype(np.int32), (len(strings), head.size))
+    return np.concatenate([before, strings], axis=1)
+
+
+def relative(got: np.ndarray, want: np.ndarray) -> float:
+    """The largest difference, beside the largest value where that is beyond 1."""
+    return float(np.abs(got - want).max() / max(1.0, np.abs(want).max()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="What sharing the beginning of prompts gains.")
     parser.add_argument("--rounds", type=int, default=3)
@@ -81,17 +112,24 @@ def main() -> None:
         for _ in range(args.prompts)
     ]
     names = [Prompt(id=i, prompt="", messages=None, label=None, line=i) for i in range(len(rows))]
-    few, options = rows[: len(rows) // 4], np.asarray([5, 6], np.int32)
+    options = np.asarray([5, 6], np.int32)
+    rest = args.tokens - head.size
+    pieces = Pieces(
+        *np.split(rows[0], [head.size, head.size + rest // 2, head.size + rest * 3 // 4])
+    )
+    strings = np.stack([row[head.size :][: rest // 2] for row in rows])
     cases: dict[str, Callable[[], Any]] = {
         "score": lambda: score_tokens(pair, rows, names).tuco,
         "score, apart": lambda: score_tokens(pair, rows, names, share_prefixes=False).tuco,
-        "alphas": lambda: option_scores(pair, few, options, ALPHAS),
-        "alphas, apart": lambda: option_scores(pair, few, options, ALPHAS, share=False),
+        "alphas": lambda: option_scores(pair, rows, options, ALPHAS),
+        "alphas, apart": lambda: option_scores(pair, rows, options, ALPHAS, share=False),
+        "attack": lambda: losses(pair, pieces, strings),
+        "attack, apart": lambda: losses(pair, whole(pieces), with_head(head, strings)),
     }
     results = {name: first_run(name, case) for name, case in cases.items()}
-    gap = np.abs(results["score"] - results["score, apart"]).max()
-    print(f"scores agree within {gap:.1e}")
-    assert gap < 1e-5
+    gaps = {name: relative(results[name], results[f"{name}, apart"]) for name in KINDS}
+    print("largest differences:", ", ".join(f"{name} {gap:.1e}" for name, gap in gaps.items()))
+    assert max(gaps.values()) < 1e-5
     taken: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(args.rounds):
         for name, case in cases.items():
@@ -105,12 +143,13 @@ def main() -> None:
         for batches in (pack([row.size for row in rows], budget), pack_shared(rows, budget))
     ]
     figures = {
-        "score: apart / shared (asked: 3)": times["score, apart"] / times["score"],
-        "score: tokens apart / shared": computed[0] / computed[1],
-        "alphas: apart / shared (asked: 3)": times["alphas, apart"] / times["alphas"],
+        f"{name}: apart / shared (asked: 3)": times[f"{name}, apart"] / times[name]
+        for name in KINDS
     }
+    figures["score, alphas: tokens apart / shared"] = computed[0] / computed[1]
+    figures |= {f"{name}: largest difference (asked: 1e-5)": gap for name, gap in gaps.items()}
     for name, value in figures.items():
-        print(f"{value:8.2f}  {name}")
+        print(f"{value:8.2g}  {name}" if value < 0.01 else f"{value:8.2f}  {name}")
     args.out.mkdir(exist_ok=True)
     found = {"machine": machine(), "arguments": [args.prompts, args.tokens], "seconds": taken}
     with (args.out / "prefix.json").open("w") as file:

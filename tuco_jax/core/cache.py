@@ -1,11 +1,12 @@
 """The key/value cache of a pair: of each row, or of a prefix that all rows share.
 
 Legend: M models (1 or 2, the tuned one first), L layers, B rows, S columns, P tokens of a prompt
-or of a shared prefix, T tokens of a step, K key/value heads, h head width.
+or of a shared prefix, G prefixes, T tokens of a step, K key/value heads, h head width.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,9 +19,10 @@ from tuco_jax.models.layers import KeysValues
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.positions import Positions
 
-__all__ = ["Cache", "LayerCache", "behind"]
+__all__ = ["Ahead", "Cache", "Join", "LayerCache", "behind", "each"]
 
 LayerCache = Sequence[KeysValues]  # what a cache holds of one layer: keys and values of M models
+Join = Callable[[KeysValues], KeysValues]  # a block's own keys and values -> all it attends to
 
 
 @struct.dataclass
@@ -94,6 +96,29 @@ class Cache:
             held,
             own,
         )
+
+
+@struct.dataclass
+class Ahead:
+    """Keys and values of some prefixes at one layer, M pairs of [G, K, P, h].
+
+    follows: the prefix of each row.
+    """
+
+    seen: LayerCache
+    follows: Int[Array, " B"]
+
+    def join(self, model: int) -> Join:
+        """Puts rows' own keys and values of a model, by number, behind those of their prefixes."""
+        held = jax.tree.map(lambda a: each(a, self.follows), self.seen[model])
+        return functools.partial(behind, held)
+
+
+def each(of: Shaped[Array, "G ..."], follows: Int[Array, " B"]) -> Shaped[Array, "B ..."]:
+    """What each row's prefix has. One prefix is not gathered but spread out."""
+    if len(of) == 1:
+        return jnp.broadcast_to(of, (len(follows), *of.shape[1:]))
+    return of[follows]
 
 
 def behind(prefix: KeysValues, own: KeysValues) -> KeysValues:

@@ -25,11 +25,12 @@ __all__ = ["Engine", "Phase", "run", "run_each"]
 
 
 class Phase(NamedTuple):
-    """A step over the layers start .. stop - 1."""
+    """A step over the layers start .. stop - 1. inputs: as of `walk`, [L, ...]."""
 
     step: Step
     start: int
     stop: int
+    inputs: Any = None
 
 
 class Engine(Protocol):
@@ -60,8 +61,8 @@ def run(engine: Engine, source: Source) -> Any:
     ends = source.ends
     carry, state = _begin(engine, ends)
     outs = []
-    for step, start, stop in engine.phases(state, ends.base_config.depth):
-        carry, own = walk(step, carry, source, start=start, stop=stop)
+    for step, start, stop, inputs in engine.phases(state, ends.base_config.depth):
+        carry, own = walk(step, carry, source, inputs, start=start, stop=stop)
         outs.append(own)
     return _finish(engine, ends, carry, outs)
 
@@ -91,8 +92,9 @@ def run_each(
             phases = engine.phases(_state(engine, ends), depth)
             phase = _number(phases, index)
             carry = carries[number]
+            own = jax.tree.map(lambda a: a[index], phases[phase].inputs)
             began = time.perf_counter()
-            carries[number], out = advance(phases[phase].step, carry, layer, None)
+            carries[number], out = advance(phases[phase].step, carry, layer, own)
             outs.append(out)
             if on_step is not None:
                 on_step(phase, number, time.perf_counter() - began)
@@ -103,7 +105,7 @@ def run_each(
     by_layer = each_layer(source, 0, depth, visit)
     for number, engine in enumerate(engines):
         outs = []
-        for _, start, stop in engine.phases(_state(engine, ends), depth):
+        for _, start, stop, _ in engine.phases(_state(engine, ends), depth):
             own = [layer[number] for layer in by_layer[start:stop]]
             outs.append(jax.tree.map(lambda *parts: np.stack(parts), *own))
         yield jax.device_get(_finish(engine, ends, carries[number], outs))

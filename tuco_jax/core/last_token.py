@@ -10,7 +10,6 @@ Legend: B rows, T tokens, C last tokens of a row (1, or as many as prompts are p
 residual width, L layers.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped
 
 from common_jax.mesh import constrain
-from tuco_jax.core.cache import LayerCache, behind
+from tuco_jax.core.cache import Ahead, LayerCache
 from tuco_jax.core.engine import Phase, run
 from tuco_jax.core.layer import PairLayer
 from tuco_jax.core.places import Places, pick
@@ -37,7 +36,6 @@ __all__ = [
     "LastTokens",
     "last_token",
     "last_tokens",
-    "summed_up",
     "tuco",
 ]
 
@@ -78,14 +76,23 @@ class LastTokenStep:
     """The step of one layer; returns beta_l, of the sums up to it.
 
     full: move the stream at every token; False at the last layer, after which only last tokens
-    matter. before: keys and values, of the tuned model and of the base, of what rows follow.
+    matter. ahead: of the prefixes that rows follow.
     """
 
     places: Places
     full: bool = struct.field(pytree_node=False)
     norm: int = struct.field(pytree_node=False)
     mesh: Mesh | None = struct.field(pytree_node=False)
-    before: LayerCache | None = None
+    ahead: Ahead | None = None
+
+    def lead(
+        self, x: Float[Array, "G P D"], layer: PairLayer, _: None, at: Places
+    ) -> tuple[Float[Array, "G P D"], LayerCache]:
+        """Prefixes through the layer: FT alone moves them, and nothing of them is asked."""
+        seen = layer.tuned.keys_values(x, at.tuned), layer.base.keys_values(x, at.base)
+        if self.full:
+            x = constrain(x + layer.tuned.whole(x, at.tuned).total, self.mesh)
+        return x, seen
 
     def __call__(
         self, carry: Carry, layer: PairLayer, _: None
@@ -94,14 +101,10 @@ class LastTokenStep:
         x, first, last, sums = carry
         places = self.places
         assert places.columns is not None
-        tuned, base = (
-            (functools.partial(behind, own) for own in self.before)
-            if self.before
-            else (None, None)
-        )
+        tuned, base = (self.ahead and self.ahead.join(model) for model in (0, 1))
         pt = layer.base.selected(last, x, places.base, base)[0]
         if self.full:
-            everywhere = layer.tuned.added(x, places.tuned, join=tuned)[0]
+            everywhere = layer.tuned.added(x, places.tuned, join=tuned)
             ft = Delta(*(pick(part, places.columns) for part in everywhere))
             x = x + everywhere.total
         else:
@@ -124,14 +127,21 @@ class LastTokens:
     embeddings: Float[Array, "B T D"] | None = None
     norm: int = struct.field(pytree_node=False, default=1)
     mesh: Mesh | None = struct.field(pytree_node=False, default=None)
+    axis = 0  # of rows in the carry
 
     def state(self, ends: Pair) -> Places:
         """The tokens' places."""
         return Places.of(ends, self.mask, self.columns, self.segments)
 
+    def enter(
+        self, ends: Pair, tokens: Int[Array, "B T"] | None, places: Places
+    ) -> Float[Array, "B T D"]:
+        """x_0 of some tokens."""
+        return begin(ends, tokens, self.embeddings, places, self.mesh)
+
     def begin(self, ends: Pair, state: Places) -> Carry:
         """x_0 everywhere, and at the last tokens; sums at zero."""
-        x = begin(ends, self.tokens, self.embeddings, state, self.mesh)
+        x = self.enter(ends, self.tokens, state)
         assert state.columns is not None
         first = pick(x, state.columns)
         return Carry(x, first, first, (jnp.zeros_like(first),) * 4)
@@ -147,17 +157,12 @@ class LastTokens:
 
     def finish(self, ends: Pair, carry: Carry, outs: Sequence[Float[Array, "_ B C"]]) -> LastToken:
         """The result; outs: beta_l."""
-        return summed_up(carry, outs)
-
-
-def summed_up(carry: Carry, outs: Sequence[Float[Array, "_ ..."]]) -> LastToken:
-    """The result of a last carry, whatever stands before its axis D; outs: beta_l."""
-    by_layer: Any = jnp.concatenate(outs)
-    ptc, ftc, attention, mlp = carry.sums
-    error = jnp.max(jnp.abs(carry.last - carry.first - ptc - ftc), axis=-1)
-    largest = jnp.max(jnp.abs(carry.last), axis=-1)
-    error = error / jnp.where(largest == 0, 1, largest)
-    return LastToken(by_layer[-1], by_layer, ptc, ftc, attention, mlp, error)
+        by_layer: Any = jnp.concatenate(outs)
+        ptc, ftc, attention, mlp = carry.sums
+        error = jnp.max(jnp.abs(carry.last - carry.first - ptc - ftc), axis=-1)
+        largest = jnp.max(jnp.abs(carry.last), axis=-1)
+        error = error / jnp.where(largest == 0, 1, largest)
+        return LastToken(by_layer[-1], by_layer, ptc, ftc, attention, mlp, error)
 
 
 def last_tokens(

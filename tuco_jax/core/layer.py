@@ -3,12 +3,12 @@
 Legend: B rows, T tokens, C selected tokens of a row, D residual width.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 from flax import struct
 from jaxtyping import Array, Float
 
+from tuco_jax.core.cache import Join
 from tuco_jax.core.places import ModelPlaces
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.decoder import Params, merge, variables
@@ -24,8 +24,6 @@ from tuco_jax.models.pair import Pair
 from tuco_jax.models.positions import LayerInfo, Positions, layer_infos
 
 __all__ = ["ModelLayer", "PairLayer", "stacked_layers"]
-
-Join = Callable[[KeysValues], KeysValues]  # a block's own keys and values -> all it attends to
 
 
 class ModelLayer(NamedTuple):
@@ -76,17 +74,11 @@ class ModelLayer(NamedTuple):
         *,
         last: Float[Array, "B C D"] | None = None,
         join: Join | None = None,
-        keep: bool = False,
-    ) -> tuple[Delta, KeysValues | None]:
-        """One of the above: `selected` with `last`, `following` with `join` or `keep`, or `whole`.
-
-        Returns x's own keys and values, too, where `whole` is not enough.
-        """
+    ) -> Delta:
+        """What one of the above adds: `selected` with `last`, `following` with `join`, `whole`."""
         if last is not None:
-            return self.selected(last, x, at, join)
-        if join is not None or keep:
-            return self.following(x, at, join)
-        return self.whole(x, at), None
+            return self.selected(last, x, at, join)[0]
+        return self.whole(x, at) if join is None else self.following(x, at, join)[0]
 
     def _added(
         self, x: Float[Array, "B Q D"], seen: KeysValues, query: Positions, at: ModelPlaces

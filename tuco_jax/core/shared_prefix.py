@@ -1,12 +1,12 @@
-"""TuCo of last tokens of prompts that begin alike: what they have in common is computed once.
+"""Rows that follow prefixes, in any engine of rows: what they begin with is computed once.
 
 Prefixes are rows that walk the layers beside the rows that follow them. In each layer both models'
-keys and values of the prefixes, which stand on the tuned stream as everything does, are handed to
-the rows behind them and let go of: no layer's are held but the present one's.
+keys and values of the prefixes are handed to the rows behind them and let go of: no layer's are
+held but the present one's.
 
-    x [G, P, D]          prefixes: only FT moves them, and nothing of them is asked
-    x [n, B, T, D]       what follows: as in `last_token`, in n chunks one after another, so that
-                         many rows share one pass of the prefixes and memory stays that of B rows
+    x [G, P, D]          prefixes, moved as the engine moves its rows (an alpha each, say)
+    x [n, B, T, D]       what follows: in n chunks one after another, so that many rows share one
+                         pass of the prefixes and memory stays that of B rows
 
 Legend: G prefixes, P tokens of one (padded), n chunks, B rows of a chunk, T tokens of a row, C
 last tokens of a row, D residual width, L layers. A row follows one prefix; each of its segments
@@ -15,103 +15,112 @@ does so for itself, and sees no other.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Int
 
-from common_jax.mesh import constrain
-from tuco_jax.core.cache import Cache
-from tuco_jax.core.engine import Phase
-from tuco_jax.core.last_token import Carry, LastToken, LastTokenStep, summed_up
+from tuco_jax.core.cache import Ahead, Cache, LayerCache, each
+from tuco_jax.core.engine import Engine, Phase
 from tuco_jax.core.layer import PairLayer
-from tuco_jax.core.places import Places, pick
-from tuco_jax.core.residual import begin
+from tuco_jax.core.places import Places
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.positions import Positions, spans
 
-__all__ = ["SharedPrefixes", "SharedStep"]
+__all__ = ["Rows", "RowsStep", "SharedPrefixes", "SharedStep"]
 
-Carries = tuple[Float[Array, "G P D"], Carry]  # of the prefixes; of the rows, leaves [n, B, ...]
+
+class RowsStep(Protocol):
+    """The step of an engine of rows. ahead: of the prefixes that rows follow."""
+
+    places: Places
+    ahead: Ahead | None
+
+    def __call__(self, carry: Any, layer: PairLayer, own: Any, /) -> tuple[Any, Any]:
+        """One layer of the rows."""
+        ...
+
+    def lead(self, x: Any, layer: PairLayer, own: Any, at: Places) -> tuple[Any, LayerCache]:
+        """One layer of prefixes that stand `at`: x after it, and both models' keys and values."""
+        ...
+
+
+class Rows(Engine, Protocol):
+    """An engine of rows [B, T] whose state is their places.
+
+    axis: of B in the leaves of its carry. What its steps return has B behind the layers' axis.
+    """
+
+    axis: int
+    tokens: Int[Array, "B T"] | None
+    mask: Any
+    columns: Any
+    segments: Any
+
+    def enter(self, ends: Pair, tokens: Any, places: Places) -> Any:
+        """x_0 of some tokens."""
+        ...
 
 
 @struct.dataclass
 class SharedStep:
-    """The step of one layer. prefixes: their places. places: of the rows, leaves [n, ...].
+    """The step of one layer. prefixes: their places. rows: the rows' step, places [n, ...].
 
-    follows: the prefix of each row. full, norm, mesh: as of `LastTokenStep`.
+    follows: the prefix of each row.
     """
 
     prefixes: Places
-    places: Places
+    rows: RowsStep
     follows: Int[Array, "n B"]
-    full: bool = struct.field(pytree_node=False)
-    norm: int = struct.field(pytree_node=False)
-    mesh: Mesh | None = struct.field(pytree_node=False)
 
     def __call__(
-        self, carry: Carries, layer: PairLayer, _: None
-    ) -> tuple[Carries, Float[Array, "n B C"]]:
+        self, carry: tuple[Any, Any], layer: PairLayer, own: Any
+    ) -> tuple[tuple[Any, Any], Any]:
         """The prefixes first, as their keys and values are needed; then chunk after chunk."""
         x, rows = carry
-        at = self.prefixes
-        seen = layer.tuned.keys_values(x, at.tuned), layer.base.keys_values(x, at.base)
-        if self.full:
-            x = constrain(x + layer.tuned.whole(x, at.tuned).total, self.mesh)
+        x, seen = self.rows.lead(x, layer, own, self.prefixes)
 
         def chunk(xs: Any) -> Any:
-            places, follows, own = xs
-            before = jax.tree.map(lambda a: _each(a, follows), seen)
-            return LastTokenStep(places, self.full, self.norm, self.mesh, before)(own, layer, None)
+            places, follows, carry = xs
+            step: Any = self.rows
+            step = dataclasses.replace(step, places=places, ahead=Ahead(seen, follows))
+            return step(carry, layer, own)
 
-        rows, beta = jax.lax.map(chunk, (self.places, self.follows, rows))
-        return (x, rows), beta
-
-
-def _each(of: Shaped[Array, "G ..."], follows: Int[Array, " B"]) -> Shaped[Array, "B ..."]:
-    """What each row's prefix has. One prefix is not gathered but spread out."""
-    if len(of) == 1:
-        return jnp.broadcast_to(of, (len(follows), *of.shape[1:]))
-    return of[follows]
+        rows, out = jax.lax.map(chunk, (self.rows.places, self.follows, rows))
+        return (x, rows), out
 
 
 @struct.dataclass
 class SharedPrefixes:
-    """The engine: arrays of the prefixes, and of the rows, whose first axis may be sharded.
+    """The engine: arrays of the prefixes; and that of the rows, whose first axis may be sharded.
 
-    real: True at a prefix's tokens. totals: length of a prompt that begins with it; where rotary
-    frequencies depend on lengths, all prompts of a prefix must ask for the same ones. segments:
-    None where each row holds one prompt. columns: of each prompt's last token.
+    rows: its tokens, mask and segments are [B, n, T], its columns [B, n, C]. real: True at a
+    prefix's tokens. totals: length of a prompt that begins with it; where rotary frequencies
+    depend on lengths, all prompts of a prefix must ask for the same ones.
     """
 
+    rows: Rows
     prefixes: Int[Array, "G P"]
     real: Bool[Array, "G P"]
     totals: Int[Array, " G"]
-    tokens: Int[Array, "B n T"]
-    mask: Bool[Array, "B n T"]
-    segments: Int[Array, "B n T"] | None
-    columns: Int[Array, "B n C"]
     follows: Int[Array, "B n"]
-    norm: int = struct.field(pytree_node=False, default=1)
-    mesh: Mesh | None = struct.field(pytree_node=False, default=None)
 
-    def state(self, ends: Pair) -> SharedStep:
-        """A full step, with all places."""
+    def state(self, ends: Pair) -> tuple[Places, Places, Int[Array, "n B"]]:
+        """Places of the prefixes, and of the rows by chunks; and each row's prefix."""
         before = Places.of(ends, self.real, lengths=self.totals)
         counts = self.real.sum(axis=1)
 
         def of_chunk(mask: Any, segments: Any, columns: Any, follows: Any) -> Places:
             index, lengths = spans(mask, segments)
             ahead = counts[follows]
-            index_before = _each(before.tuned.query.index, follows)
-            earlier = Positions(index_before, _each(self.real, follows), None, None, None)
-            cache = Cache((), earlier, jnp.int32(0), shared=True)
+            earlier = Positions(
+                each(before.tuned.query.index, follows), each(self.real, follows), None, None, None
+            )
             return Places.after(
                 ends,
-                cache,
+                Cache((), earlier, jnp.int32(0), shared=True),
                 index + ahead[:, None],
                 mask,
                 columns=columns,
@@ -119,36 +128,37 @@ class SharedPrefixes:
                 lengths=lengths + (ahead if lengths.ndim == 1 else ahead[:, None]),
             )
 
-        rows = self.mask, self.segments, self.columns, self.follows
+        rows = self.rows.mask, self.rows.segments, self.rows.columns, self.follows
         mask, segments, columns, follows = jax.tree.map(lambda a: a.swapaxes(0, 1), rows)
-        places = jax.vmap(of_chunk)(mask, segments, columns, follows)
-        return SharedStep(before, places, follows, full=True, norm=self.norm, mesh=self.mesh)
+        return before, jax.vmap(of_chunk)(mask, segments, columns, follows), follows
 
-    def begin(self, ends: Pair, state: SharedStep) -> Carries:
-        """x_0 of the prefixes and of the rows, and at the last tokens; sums at zero."""
-        x = begin(ends, self.prefixes, None, state.prefixes, self.mesh)
+    def begin(self, ends: Pair, state: tuple[Places, Places, Any]) -> tuple[Any, Any]:
+        """x_0 of the prefixes, and the first carry of the rows."""
+        before, places, _ = state
 
-        def chunk(xs: Any) -> Carry:
+        def chunk(xs: Any) -> Any:
             tokens, places = xs
-            own = begin(ends, tokens, None, places, self.mesh)
-            first = pick(own, places.columns)
-            return Carry(own, first, first, (jnp.zeros_like(first),) * 4)
+            rows: Any = self.rows
+            return dataclasses.replace(rows, tokens=tokens).begin(ends, places)
 
-        return x, jax.lax.map(chunk, (self.tokens.swapaxes(0, 1), state.places))
+        assert self.rows.tokens is not None
+        rows = jax.lax.map(chunk, (self.rows.tokens.swapaxes(0, 1), places))
+        return self.rows.enter(ends, self.prefixes, before), rows
 
-    def phases(self, state: SharedStep, depth: int) -> list[Phase]:
-        """The full step up to the last layer, in which of prefixes keys and values are enough."""
-        last = dataclasses.replace(state, full=False)
-        before = [Phase(state, 0, depth - 1)] if depth > 1 else []
-        return [*before, Phase(last, depth - 1, depth)]
+    def phases(self, state: tuple[Places, Places, Any], depth: int) -> list[Phase]:
+        """Those of the rows, with the prefixes ahead."""
+        before, places, follows = state
+        return [
+            phase._replace(step=SharedStep(before, phase.step, follows))  # pyright: ignore
+            for phase in self.rows.phases(places, depth)
+        ]
 
-    def finish(
-        self, ends: Pair, carry: Carries, outs: Sequence[Float[Array, "_ n B C"]]
-    ) -> LastToken:
-        """The result of all rows, as of one batch: [B n, C], a row's chunks side by side."""
+    def finish(self, ends: Pair, carry: tuple[Any, Any], outs: Sequence[Any]) -> Any:
+        """The result of all rows, as of one batch: [B n, ...], a row's chunks side by side."""
 
-        def flat(a: Array, axis: int = 0) -> Array:
-            a = a.swapaxes(axis, axis + 1)
-            return a.reshape(*a.shape[:axis], -1, *a.shape[axis + 2 :])
+        def flat(a: Array, chunks: int, rows: int) -> Array:
+            a = jnp.moveaxis(a, chunks, rows + 1)
+            return a.reshape(*a.shape[:rows], -1, *a.shape[rows + 2 :])
 
-        return summed_up(jax.tree.map(flat, carry[1]), [flat(out, 1) for out in outs])
+        rows = jax.tree.map(lambda a: flat(a, 0, self.rows.axis), carry[1])
+        return self.rows.finish(ends, rows, jax.tree.map(lambda a: flat(a, 1, 1), list(outs)))

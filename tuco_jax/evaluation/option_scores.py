@@ -1,36 +1,41 @@
 """Log-probabilities of multiple-choice options under a grid of alphas.
 
-Legend: A alphas, N questions, O options, T tokens of a question.
+Legend: A alphas, N questions, O options, T tokens of a question, B rows of a batch, C questions of
+a row, D residual width, L layers, V vocabulary.
 """
 
 import functools
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from common_jax.errors import InputError
 from common_jax.mesh import fetch
-from tuco_jax.core.alpha_grid import Prefix, grid_logits, prefix_caches
+from tuco_jax.core import engine
+from tuco_jax.core.alpha_grid import AlphaGrid, each_alpha, layer_alphas
 from tuco_jax.core.budget import default_budget
+from tuco_jax.core.tokens import check_row
+from tuco_jax.core.walk import Source, source_of
 from tuco_jax.datasets.multiple_choice import LETTERS, Question, Task
-from tuco_jax.models.config import ModelConfig
+from tuco_jax.models import decoder
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import batch_width, mesh_of, put_rows
-from tuco_jax.prompts import batching
+from tuco_jax.prompts.packing import Packed
+from tuco_jax.prompts.prefixes import SEEN, Behind
 from tuco_jax.prompts.render import render
+from tuco_jax.scoring.engine import engine_of, planned
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["behaviour_prompts", "option_scores", "quiz_prompts", "tokenize"]
+__all__ = ["behaviour_prompts", "option_scores", "picks", "quiz_prompts", "tokenize"]
 
-# Shared prefixes are cut to multiples of this, so that tasks share compiled shapes.
-GRAIN = 32
+_LOGITS = 256  # prompts whose logits are held at once
 
 
 def _shown(question: Question) -> str:
@@ -130,20 +135,6 @@ def _check_distinct(
         seen[row[at]] = option
 
 
-@functools.partial(jax.jit, static_argnames="mesh")
-def _scores(
-    pair: Pair,
-    tokens: jax.Array,
-    mask: jax.Array,
-    alphas: jax.Array | None,
-    prefix: Prefix | None,
-    options: jax.Array,
-    mesh: Mesh | None,
-) -> jax.Array:
-    logits = grid_logits(pair, tokens, mask, alphas, prefix=prefix, mesh=mesh)
-    return jax.nn.log_softmax(logits, axis=-1)[:, :, options]
-
-
 def option_scores(
     pair: Pair,
     rows: Sequence[Int[np.ndarray, " T"]],
@@ -151,33 +142,87 @@ def option_scores(
     alphas: Sequence[float],
     *,
     share: bool = True,
-    grain: int = GRAIN,
     token_budget: int | None = None,
 ) -> Float[np.ndarray, "A N O"]:
     """Log-probability of each option's token after each prompt, at each alpha.
 
-    rows: token ids of the prompts. A prefix that all share is run once an alpha, unless `share` is
-    off or a rotary table depends on the prompt's length. grain: prefixes are multiples of it.
+    rows: token ids of the prompts. What some begin with in common is run once an alpha, where that
+    pays, unless `share` is off. Raises InputError for tokens outside the vocabulary.
     """
-    grid = jnp.asarray(alphas, jnp.float32)
-    common = min(_shared([row.tolist() for row in rows]), min(map(len, rows)) - 1)
-    if not share or any(map(_changes, (pair.tuned_config, pair.base_config))):
-        common = 0
-    common -= common % grain
+    config = pair.tuned_config
+    rows = [check_row(row, config.vocab_size, f"rows[{i}]") for i, row in enumerate(rows)]
     mesh = mesh_of(pair)
-    shared = jnp.asarray(rows[0][:common])
-    prefix = prefix_caches(pair, shared, grid, mesh=mesh) if common else None
-    rest = [row[common:] for row in rows]
-    most = token_budget or default_budget()
-    found = np.empty((len(alphas), len(rows), len(options)), np.float32)
-    alone = None if prefix else grid
-    for batch in batching.by_length([len(row) for row in rest], most, batch_width(mesh)):
-        tokens, mask = put_rows(batching.pad(rest, batch), mesh)
-        scores = _scores(pair, tokens, mask, alone, prefix, jnp.asarray(options), mesh)
-        found[:, list(batch.rows)] = fetch(scores)[:, : len(batch.rows)]
-    return found
+    source = source_of(pair, mesh)
+    grid, wanted = layer_alphas(alphas, config.depth), jnp.asarray(options)
+    budget = token_budget or default_budget()
+    run = _jitted if source.one_program else _scores
+    found = np.empty((len(rows), len(alphas), len(options)), np.float32)
+    for batch in planned(rows, source.ends, budget, batch_width(mesh), share=share):
+        arrays = put_rows(batch.arrays(rows), mesh)
+        scores = fetch(run(_at_once(batch, budget), mesh, source, arrays, grid, wanted))
+        found[batch.prompts] = batch.unpack(scores.transpose(1, 2, 0, 3))
+    return found.swapaxes(0, 1)
 
 
-def _changes(config: ModelConfig) -> bool:
-    """Whether a rotary table depends on a row's length, so that no prefix can be shared."""
-    return any(r.long_frequencies or r.dynamic_factor for r in config.ropes)
+def _at_once(batch: Packed, budget: int) -> int:
+    """Alphas of a batch that are run together: as many as fill the budget."""
+    tokens = batch.size * batch.length
+    if isinstance(batch, Behind):
+        rows = batch.size // batch.chunks
+        tokens = max(rows * batch.length, rows * batch.width // SEEN, batch.count * batch.width)
+    return max(1, budget // tokens)
+
+
+def _scores(
+    chunk: int,
+    mesh: Mesh | None,
+    source: Source,
+    rows: Mapping[str, Any],
+    alphas: Float[Array, "L A"],
+    options: Int[Array, " O"],
+) -> Float[Array, "A B C O"]:
+    make = functools.partial(AlphaGrid, alphas=alphas, chunk=chunk, mesh=mesh)
+    return _at_options(source.ends, engine.run(engine_of(rows, make), source), options)
+
+
+_jitted = jax.jit(_scores, static_argnums=(0, 1))
+
+
+@jax.jit
+def _at_options(
+    ends: Pair, x: Float[Array, "A B C D"], options: Int[Array, " O"]
+) -> Float[Array, "A B C O"]:
+    """Log-probabilities of the options; of a few prompts at a time, since logits are [B, V]."""
+
+    def some(x: Float[Array, "B D"]) -> Float[Array, "B O"]:
+        logits = decoder.logits(ends.tuned_config, ends.tuned_params, x, ends.lora)
+        return jax.nn.log_softmax(logits, axis=-1)[:, options]
+
+    alphas, size, most, width = x.shape
+    columns = x.swapaxes(1, 2).reshape(-1, size, width)
+    found = each_alpha(some, columns, max(1, _LOGITS // size))
+    return found.reshape(alphas, most, size, -1).swapaxes(1, 2)
+
+
+def picks(
+    pair: Pair,
+    tasks: Mapping[str, tuple[Sequence[Int[np.ndarray, " T"]], Int[np.ndarray, " O"]]],
+    alphas: Sequence[float],
+    *,
+    share: bool = True,
+) -> dict[str, Int[np.ndarray, "A N"]]:
+    """The most probable option of each of N questions at each alpha, by task.
+
+    tasks: rows and options as of `option_scores`, which is called once for all tasks of the same
+    options.
+    """
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for name, (_, options) in tasks.items():
+        alike.setdefault(tuple(options.tolist()), []).append(name)
+    found: dict[str, Int[np.ndarray, "A N"]] = {}
+    for options, names in alike.items():
+        rows = [row for name in names for row in tasks[name][0]]
+        scores = option_scores(pair, rows, np.asarray(options, np.int32), alphas, share=share)
+        ends = np.cumsum([len(tasks[name][0]) for name in names])
+        found |= zip(names, np.split(scores.argmax(axis=2), ends[:-1], axis=1), strict=True)
+    return {name: found[name] for name in tasks}

@@ -18,12 +18,12 @@ from jaxtyping import Int, Shaped
 
 from tuco_jax.prompts.packing import LONG, SHAPE, Packed, best_fit, pack
 
-__all__ = ["Behind", "Group", "groups_of", "pack_shared"]
+__all__ = ["SEEN", "Behind", "Group", "groups_of", "pack_shared"]
 
 _SHORT = 16  # tokens of a prefix that is worth the attention to it
 _LEAST = 16  # tokens that a group must save: rows of different prefixes are never filled together
 _GAIN = 0.9  # of packing alone, what sharing may cost at most: it compiles more
-_SEEN = 8  # tokens that rows see, for each of the budget: keys and values of both models alone
+SEEN = 8  # tokens that rows see, for each of the budget: keys and values of both models alone
 _AHEAD = 8  # tokens of rows for each of a prefix's, where there are as many: 1/8 on top of a batch
 
 
@@ -221,7 +221,7 @@ def _batches(
         filled = [best_fit(own, length, most) for own in sizes]
         rows = [len(own) for own in filled]
         most = max(len(row) for own in filled for row in own)
-        each = min(budget // length, _SEEN * budget // (width + length))  # rows that memory holds
+        each = min(budget // length, SEEN * budget // (width + length))  # rows that memory holds
         side = min(max(1, each // multiple) * multiple, _up(sum(rows), multiple))
         own = length * (1 + (width + length) / LONG) + most
         for count, chunks in _sizes(len(groups), width, sum(rows), side, length, budget):

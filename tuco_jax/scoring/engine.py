@@ -1,21 +1,46 @@
-"""The engine that scores a batch of packed prompts, whichever form the batch has."""
+"""How rows of token ids are computed: in batches that share what they begin with, by an engine.
 
-from collections.abc import Mapping
+Legend: N prompts, n tokens of one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jax.sharding import Mesh
+import numpy as np
+from jaxtyping import Int
 
 from tuco_jax.core.engine import Engine
-from tuco_jax.core.last_token import LastTokens
-from tuco_jax.core.shared_prefix import SharedPrefixes
-from tuco_jax.prompts.packing import segments_of
+from tuco_jax.core.shared_prefix import Rows, SharedPrefixes
+from tuco_jax.models.pair import Pair
+from tuco_jax.prompts.packing import Packed, pack, segments_of
+from tuco_jax.prompts.prefixes import pack_shared
 
-__all__ = ["engine_of"]
+__all__ = ["engine_of", "planned"]
+
+_ROWS = "tokens", "mask", "columns"
 
 
-def engine_of(rows: Mapping[str, Any], norm: int, mesh: Mesh | None = None) -> Engine:
-    """Scores of a batch's arrays, those of `Packed` or of `Behind` (rows behind prefixes)."""
-    own = dict(rows) | {"segments": segments_of(rows)}
-    if "prefixes" in own:
-        return SharedPrefixes(**own, norm=norm, mesh=mesh)
-    return LastTokens(**own, norm=norm, mesh=mesh)
+def planned(
+    tokens: Sequence[Int[np.ndarray, " n"]], ends: Pair, budget: int, multiple: int, *, share: bool
+) -> list[Packed]:
+    """Batches of all prompts, as `pack`; with `share` some behind what their prompts share.
+
+    Only prompts of the same rotary frequencies share: some kinds depend on a prompt's length.
+    """
+    if not share:
+        return pack([row.size for row in tokens], budget, multiple)
+    ropes = ends.base_config.ropes + ends.tuned_config.ropes
+    kinds = [tuple(rope.kind(row.size) for rope in ropes) for row in tokens]
+    return pack_shared(tokens, budget, multiple, kinds=kinds)
+
+
+def engine_of(batch: Mapping[str, Any], make: Callable[..., Rows]) -> Engine:
+    """The engine of a batch's arrays, those of `Packed` or of `Behind` (rows behind prefixes).
+
+    make: the engine of rows, such as `LastTokens`, from tokens, mask, columns and segments.
+    """
+    rows = make(**{name: batch[name] for name in _ROWS}, segments=segments_of(batch))
+    if "prefixes" not in batch:
+        return rows
+    ahead = {name: batch[name] for name in ("prefixes", "real", "totals", "follows")}
+    return SharedPrefixes(rows, **ahead)

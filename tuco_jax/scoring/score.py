@@ -24,16 +24,16 @@ from common_jax.errors import InputError
 from common_jax.progress import bar
 from tuco_jax.core import engine
 from tuco_jax.core.budget import default_budget
+from tuco_jax.core.last_token import LastTokens
 from tuco_jax.core.tokens import check_row
 from tuco_jax.core.walk import Source, as_source, source_of
 from tuco_jax.models import sharding
 from tuco_jax.models.pair import Pair
 from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.messages import Message
-from tuco_jax.prompts.packing import Packed, pack, padding
-from tuco_jax.prompts.prefixes import pack_shared
+from tuco_jax.prompts.packing import Packed, padding
 from tuco_jax.prompts.read import Prompt, as_prompts
-from tuco_jax.scoring.engine import engine_of
+from tuco_jax.scoring.engine import engine_of, planned
 from tuco_jax.scoring.options import ScoringOptions
 from tuco_jax.scoring.output import Entry, Journal
 from tuco_jax.scoring.streamed import stream_entries
@@ -159,7 +159,10 @@ def score_tokens(
     started = time.perf_counter()
     lengths = [row.size for row in tokens]
     run, width = _runner(source, how, mesh)
-    batches = _plan(tokens, source.ends, how, width)
+    budget = how.token_budget or default_budget()
+    # pmap splits all that it is given by rows.
+    share = how.share_prefixes and how.parallel != "pmap"
+    batches = planned(tokens, source.ends, budget, width, share=share)
     waste = padding(batches, lengths)
     computed = sum(batch.real(lengths) for batch in batches)
 
@@ -201,18 +204,6 @@ def score_tokens(
     )
 
 
-def _plan(
-    tokens: Sequence[np.ndarray], ends: Pair, options: ScoringOptions, width: int
-) -> list[Packed]:
-    """Batches of all prompts; `pmap` splits all that it is given by rows, and shares nothing."""
-    budget = options.token_budget or default_budget()
-    if not options.share_prefixes or options.parallel == "pmap":
-        return pack([row.size for row in tokens], budget, width)
-    ropes = ends.base_config.ropes + ends.tuned_config.ropes
-    kinds = [tuple(rope.kind(row.size) for rope in ropes) for row in tokens]
-    return pack_shared(tokens, budget, width, kinds=kinds)
-
-
 class _Results:
     """The results of N prompts so far: tuco and telescoping [N], layers [N, L]."""
 
@@ -234,7 +225,8 @@ Run = Callable[[Rows], Result]
 
 
 def _result(norm: int, mesh: Mesh | None, source: Source, rows: Rows) -> Result:
-    out = engine.run(engine_of(rows, norm, mesh), source)
+    make = functools.partial(LastTokens, norm=norm, mesh=mesh)
+    out = engine.run(engine_of(rows, make), source)
     return out.tuco, jnp.moveaxis(out.layers, 0, -1), out.telescoping
 
 

@@ -8,6 +8,7 @@ of a prompt.
 """
 
 import contextlib
+import functools
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from jaxtyping import Int
 from tuco_jax.core.budget import pass_budget
 from tuco_jax.core.carry_store import CarryStore
 from tuco_jax.core.engine import run_each
+from tuco_jax.core.last_token import LastTokens
 from tuco_jax.core.walk import Source
 from tuco_jax.prompts.packing import Packed
 from tuco_jax.scoring.engine import engine_of
@@ -39,7 +41,8 @@ def stream_entries(
     config = source.ends.base_config
     memory, folder = _memory(options.passes), _folder(options.passes)
     for some in passes_of(batches, config.width, options.passes):
-        engines = [engine_of(batch.arrays(tokens), options.norm) for batch in some]
+        make = functools.partial(LastTokens, norm=options.norm)
+        engines = [engine_of(batch.arrays(tokens), make) for batch in some]
 
         def on_step(phase: int, index: int, took: float, some: list[Packed] = some) -> None:
             batch = some[index]

@@ -12,7 +12,7 @@ from common_jax.errors import InputError
 from common_jax.report.findings import Claim, Findings
 from tuco_jax.datasets.multiple_choice import Task, read_social_iqa, read_tasks
 from tuco_jax.evaluation import contrasts
-from tuco_jax.evaluation.option_scores import option_scores, quiz_prompts, tokenize
+from tuco_jax.evaluation.option_scores import picks, quiz_prompts, tokenize
 from tuco_jax.evaluation.statistics import Estimate, wilson_interval
 from tuco_jax.models.pair import Pair
 from tuco_jax.studies.alpha_choice import (
@@ -128,12 +128,7 @@ def measure(
         )
         for t in tasks
     }
-    found = {}
-    for task in tasks:
-        rows, options = ready[task.name]
-        scores = option_scores(pair, rows, options, config.alphas, share=config.share_prefix)
-        found[task.name] = scores.argmax(axis=2)
-    return found
+    return picks(pair, ready, config.alphas, share=config.share_prefix)
 
 
 def findings(

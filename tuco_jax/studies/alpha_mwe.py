@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from common_jax.report.findings import Claim, Findings
 from tuco_jax.datasets.multiple_choice import Task, read_behaviours
-from tuco_jax.evaluation.option_scores import behaviour_prompts, option_scores, tokenize
+from tuco_jax.evaluation.option_scores import behaviour_prompts, picks, tokenize
 from tuco_jax.evaluation.statistics import Estimate
 from tuco_jax.models.pair import Pair
 from tuco_jax.studies.alpha_choice import (
@@ -94,11 +94,7 @@ def measure(
         )
         for t in tasks
     }
-    found = {}
-    for task in tasks:
-        scores = option_scores(pair, *ready[task.name], config.alphas)
-        found[task.name] = scores.argmax(axis=2)
-    return found
+    return picks(pair, ready, config.alphas)
 
 
 def _choices(tasks: Sequence[Task]) -> tuple[str, ...]:

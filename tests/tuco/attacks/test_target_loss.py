@@ -1,5 +1,8 @@
 """Losses of targets with reused keys are those of whole passes."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +22,13 @@ from tuco_jax.models.positions import Positions
 
 @pytest.fixture(scope="module")
 def model():
-    config = rm.config(vocab_size=VOCAB, max_positions=96)
+    """Of rotary tables that change beyond 17 tokens: LongRoPE's, and dynamic NTK's."""
+    long: dict[str, Any] = dict(long_frequencies=(0.9, 0.3, 0.1, 0.02), long_scale=1.1, switch=17)
+    ropes = (
+        dataclasses.replace(rm.rope(8), **long),
+        dataclasses.replace(rm.rope(8, 500.0), dynamic_factor=2.0, switch=17),
+    )
+    config = rm.config(vocab_size=VOCAB, max_positions=96, ropes=ropes)
     return single(config, rm.params(config, 0), rm.lora(config, 1))
 
 
@@ -50,7 +59,7 @@ def test_losses_with_reused_keys_are_those_of_whole_passes(model):
         rows = jnp.asarray([p._replace(attack=c).whole for c in candidates])
         first = p.whole.size - p.target.size
         expected = whole_losses(model, rows, first, p.target.size)
-        np.testing.assert_allclose(got, expected, rtol=1e-4)
+        np.testing.assert_allclose(got, expected, rtol=1e-5)
         assert greedy.shape == (6, 7) and greedy[:, p.target.size :].all()
 
 

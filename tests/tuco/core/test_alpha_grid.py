@@ -1,4 +1,4 @@
-"""A grid of alphas in one call, with and without a shared prefix, against one alpha at a time."""
+"""A grid of alphas in one call against one alpha at a time."""
 
 import dataclasses
 from typing import Any
@@ -14,8 +14,8 @@ from common_jax.mesh import make_mesh
 from tests.tuco import random_models
 from tests.tuco.random_models import adapter_pair, batch, full_pair, rope
 from tests.tuco.tiny import FAMILIES, VOCAB, save_tiny
-from tuco_jax.core import alpha_grid, walk
-from tuco_jax.core.alpha_grid import grid_logits, prefix_caches
+from tuco_jax.core import alpha_grid, engine, walk
+from tuco_jax.core.alpha_grid import grid_logits
 from tuco_jax.core.decompose import decompose
 from tuco_jax.core.places import last_column
 from tuco_jax.models.pair import Pair
@@ -45,37 +45,25 @@ def close(got, want):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-5 * np.abs(want).max())
 
 
-def joined(prefix, tokens, mask):
-    """Each row of a right-padded batch with the prefix before it."""
-    rows = len(tokens)
-    before = jnp.broadcast_to(prefix, (rows, len(prefix)))
-    mask = jnp.concatenate([jnp.ones_like(before, bool), mask], axis=1)
-    return jnp.concatenate([before, tokens], axis=1), mask
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family(family, tmp_path):
-    """Both forms; at alpha 1 also the tuned model's own logits, in transformers."""
+    """At alpha 1 also the tuned model's own logits, in transformers."""
     models, references = [], []
     for seed, name in enumerate(("base", "tuned")):
         references.append(save_tiny(tmp_path / name, family, seed, tokenizer=False)[0])
         models.append(load(str(tmp_path / name), tokenizer=False))
     base, tuned = models
     pair = Pair(base.params, tuned.params, {}, base.config, tuned.config)
-    prefix = jnp.asarray(np.random.default_rng(1).integers(0, VOCAB, 9))  # windows are 4 or 5
-    tokens, mask = batch(3, 7, vocab=VOCAB)
-    full, full_mask = joined(prefix, tokens, mask)
-    want = last(one_by_one(pair, full, full_mask), full_mask)
-    close(grid_logits(pair, full, full_mask, ALPHAS), want)
-    caches = prefix_caches(pair, prefix, ALPHAS)
-    got = grid_logits(pair, tokens, mask, prefix=caches)
+    tokens, mask = batch(3, 16, vocab=VOCAB)  # windows are 4 or 5
+    want = last(one_by_one(pair, tokens, mask), mask)
+    got = grid_logits(pair, tokens, mask, ALPHAS)
     close(got, want)
     assert np.abs(want[0] - want[2]).max() > 0.01
     with torch.no_grad():
         reference: Any = references[1]
-        for row in range(len(full)):
-            text = np.asarray(full[row])[np.asarray(full_mask[row])]
+        for row in range(len(tokens)):
+            text = np.asarray(tokens[row])[np.asarray(mask[row])]
             logits = reference(input_ids=torch.as_tensor(text)[None]).logits[0, -1].numpy()
             np.testing.assert_allclose(got[2, row], logits, rtol=1e-3, atol=1e-4)
 
@@ -115,11 +103,6 @@ def test_every_kind_of_pair_at_given_columns_and_chunks(kind):
     picked = want[:, np.arange(4)[:, None], np.asarray(columns)]
     for chunk in (1, 3):
         close(grid_logits(pair, tokens, mask, ALPHAS, columns, chunk=chunk), picked)
-    prefix = jnp.asarray([5, 9, 33])
-    full, full_mask = joined(prefix, tokens, mask)
-    want = one_by_one(pair, full, full_mask)[:, np.arange(4)[:, None], 3 + np.asarray(columns)]
-    caches = prefix_caches(pair, prefix, ALPHAS, chunk=3)
-    close(grid_logits(pair, tokens, mask, None, columns, prefix=caches, chunk=3), want)
 
 
 def test_an_alpha_a_layer_and_left_padding():
@@ -136,19 +119,15 @@ def test_over_a_mesh():
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     tokens, mask = batch(4, 8)
     placed = place(pair, mesh)
-    prefix = jnp.asarray([5, 9, 33])
     got = grid_logits(placed, tokens, mask, ALPHAS, mesh=mesh)
     close(got, grid_logits(pair, tokens, mask, ALPHAS))
-    caches = prefix_caches(placed, prefix, ALPHAS, mesh=mesh)
-    got = grid_logits(placed, tokens, mask, prefix=caches, mesh=mesh)
-    close(got, grid_logits(pair, tokens, mask, prefix=prefix_caches(pair, prefix, ALPHAS)))
 
 
 def test_alphas_are_data():
     pair = adapter_pair(1)
     tokens, mask = batch(2, 8)
     grid_logits(pair, tokens, mask, jnp.asarray([0.1, 0.2, 0.3]))
-    jitted: Any = walk._run_stacked, alpha_grid._begin, alpha_grid._logits
+    jitted: Any = walk._run_stacked, engine._begin, alpha_grid._logits
     compiled = [function._cache_size() for function in jitted]
     grid_logits(pair, tokens + 1, mask, jnp.asarray([0.4, 0.5, 0.6]))
     assert [function._cache_size() for function in jitted] == compiled
@@ -160,53 +139,11 @@ def test_lowers_for_tpu_and_gpu():
     assert traced.lower(lowering_platforms=("tpu", "cuda")).as_text()
 
 
-def with_rope(**fields):
-    config = random_models.config(ropes=(dataclasses.replace(rope(8), **fields),), rope_index=())
-    return full_pair(7, config)
-
-
-LONG: dict[str, Any] = dict(long_frequencies=(0.5, 0.1, 0.02, 0.001), long_scale=1.2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("fields", "prefix", "length", "word"),
-    [
-        (LONG | dict(switch=12), 6, 6, None),
-        (LONG | dict(switch=12), 6, 7, "LongRoPE"),
-        (LONG | dict(switch=12), 13, 4, None),
-        (dict(dynamic_factor=2.0, switch=12), 6, 6, None),
-        (dict(dynamic_factor=2.0, switch=12), 13, 4, "dynamic NTK"),
-    ],
-)
-def test_lengths_at_which_frequencies_change(fields, prefix, length, word):
-    pair = with_rope(**fields)
-    before = jnp.arange(prefix)
-    tokens, mask = batch(3, length)
-    full, full_mask = joined(before, tokens, mask)
-    want = last(one_by_one(pair, full, full_mask), full_mask)
-    close(grid_logits(pair, full, full_mask, ALPHAS), want)
-    caches = prefix_caches(pair, before, ALPHAS)
-    if word is None:
-        close(grid_logits(pair, tokens, mask, prefix=caches), want)
-        return
-    message = rf"prefix of {prefix} tokens and suffixes of up to {length}: {word} changes"
-    with pytest.raises(InputError, match=message):
-        grid_logits(pair, tokens, mask, prefix=caches)
-
-
 @pytest.mark.slow
 def test_bad_arguments():
     pair = adapter_pair(1)
     tokens, mask = batch(2, 8)
-    caches = prefix_caches(pair, jnp.asarray([1, 2]), ALPHAS)
-    with pytest.raises(InputError, match="one of the two"):
-        grid_logits(pair, tokens, mask, ALPHAS, prefix=caches)
-    with pytest.raises(InputError, match="one of the two"):
-        grid_logits(pair, tokens, mask)
     with pytest.raises(InputError, match=r"alphas have shape \[2, 2\]: give \[A\].*\[A, 3\]"):
         grid_logits(pair, tokens, mask, jnp.ones((2, 2)))
     with pytest.raises(InputError, match=r"alphas have shape \[0\]"):
-        prefix_caches(pair, jnp.asarray([1, 2]), jnp.ones(0))
-    with pytest.raises(InputError, match=r"prefix tokens have shape \[0\]"):
-        prefix_caches(pair, jnp.zeros(0, int), ALPHAS)
+        grid_logits(pair, tokens, mask, jnp.ones(0))

@@ -1,5 +1,7 @@
 """Rows behind prefixes give what whole rows give, over every source and on a mesh."""
 
+import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -9,14 +11,16 @@ import pytest
 
 from common_jax.mesh import make_mesh
 from tests.tuco import random_models as rm
+from tuco_jax.core.alpha_grid import AlphaGrid, layer_alphas
+from tuco_jax.core.decompose import decompose
 from tuco_jax.core.engine import run
-from tuco_jax.core.last_token import last_tokens
-from tuco_jax.core.shared_prefix import SharedPrefixes
+from tuco_jax.core.last_token import LastTokens, last_tokens
 from tuco_jax.core.streamed import Streamed
 from tuco_jax.core.walk import Split, Stacked
 from tuco_jax.models.sharding import place, put_rows
 from tuco_jax.prompts.packing import Packed
 from tuco_jax.prompts.prefixes import Behind
+from tuco_jax.scoring.engine import engine_of
 
 CONFIG = rm.config(width=32, mlp_width=48, kv_heads=4, vocab_size=64)
 PAIRS = {"full": rm.full_pair(base=CONFIG), "adapter": rm.adapter_pair(base=CONFIG)}
@@ -38,11 +42,9 @@ BATCH = Behind(
 ONE = Behind(((1,), (3,), (5,)), 4, 8, 1, ((4, 1),), count=1, width=4, follows=(0, 0, 0), chunks=1)
 
 
-def engine(batch: Packed, mesh: Any = None):
-    rows: Any = batch.arrays(prompts())
-    if batch.most == 1:
-        rows["segments"] = None
-    return SharedPrefixes(**put_rows(jax.tree.map(jnp.asarray, rows), mesh), mesh=mesh)
+def engine(batch: Packed, mesh: Any = None, of: Any = LastTokens, **options: Any):
+    rows = put_rows(jax.tree.map(jnp.asarray, batch.arrays(prompts())), mesh)
+    return engine_of(rows, functools.partial(of, mesh=mesh, **options))
 
 
 def close(got: Any, batch: Packed, pair: Any):
@@ -77,8 +79,6 @@ def test_one_layer():
 
 def test_frequencies_that_depend_on_lengths():
     """LongRoPE: every prompt behind the shorter head has more tokens than the switch."""
-    import dataclasses
-
     rope = dataclasses.replace(
         CONFIG.ropes[0], long_frequencies=(0.9, 0.3, 0.1, 0.02), long_scale=1.1, switch=4
     )
@@ -90,6 +90,50 @@ def test_on_a_mesh():
     mesh = make_mesh(2, 2, 2)
     source = Stacked.of(place(PAIRS["full"], mesh))
     close(jax.jit(run)(engine(BATCH, mesh), source), BATCH, PAIRS["full"])
+
+
+ALPHAS = (0.4, 1.0, 1.3)
+whole = jax.jit(
+    lambda pair, tokens, mask, alpha: decompose(pair, tokens, mask, alpha, layers=False).hidden
+)
+
+
+def close_grid(got: Any, batch: Packed, pair: Any):
+    """Against one alpha at a time over whole rows."""
+    for r, row in enumerate(batch.rows):
+        for c, i in enumerate(row):
+            ids = np.zeros((1, 16), np.int32)
+            n = prompts()[i].size
+            ids[0, :n] = prompts()[i]
+            mask = jnp.arange(16)[None] < n
+            for a, alpha in enumerate(ALPHAS):
+                want = whole(pair, jnp.asarray(ids), mask, jnp.float32(alpha))[0, n - 1]
+                scale = max(1.0, float(np.abs(want).max()))
+                np.testing.assert_allclose(got[a, r, c], want, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "chunk"), [("full", Split, 3), ("adapter", Stacked.of, 2)]
+)
+def test_alphas_behind_two_prefixes(kind, source, chunk):
+    alphas = layer_alphas(ALPHAS, CONFIG.depth)
+    made = engine(BATCH, of=AlphaGrid, alphas=alphas, chunk=chunk)
+    close_grid(run(made, source(PAIRS[kind])), BATCH, PAIRS[kind])
+
+
+def test_alphas_on_a_mesh():
+    mesh = make_mesh(2, 2, 2)
+    source = Stacked.of(place(PAIRS["full"], mesh))
+    made = engine(BATCH, mesh, AlphaGrid, alphas=layer_alphas(ALPHAS, CONFIG.depth))
+    close_grid(jax.jit(run)(made, source), BATCH, PAIRS["full"])
+
+
+def test_alphas_of_one_layer():
+    pair = rm.full_pair(
+        base=rm.config(width=32, vocab_size=64, depth=1, rope_index=(0,), windows=(0,))
+    )
+    made = engine(ONE, of=AlphaGrid, alphas=layer_alphas(ALPHAS, 1))
+    close_grid(run(made, Stacked.of(pair)), ONE, pair)
 
 
 def test_kernels_lower_for_accelerators():

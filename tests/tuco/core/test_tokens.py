@@ -9,11 +9,12 @@ import pytest
 
 from common_jax.errors import InputError
 from tests.tuco import random_models as rm
-from tuco_jax.core.alpha_grid import grid_logits, prefix_caches
+from tuco_jax.core.alpha_grid import grid_logits
 from tuco_jax.core.decompose import decompose
 from tuco_jax.core.last_token import last_token, tuco
 from tuco_jax.core.tokens import as_mask, as_tokens, check_row
 from tuco_jax.core.trajectories import output_co, trajectories
+from tuco_jax.evaluation.option_scores import option_scores
 from tuco_jax.generation.generate import generate_tokens
 from tuco_jax.gradients.attribution import attribute
 from tuco_jax.prompts.read import Prompt
@@ -86,7 +87,7 @@ def test_rows_of_ids(pair):
         with pytest.raises(InputError, match="prompt 'a': token .* is outside"):
             score_tokens(pair, [row], [Prompt("a")])
         with pytest.raises(InputError, match="token .* is outside"):
-            prefix_caches(pair, row, ALPHAS)
+            option_scores(pair, [row], np.asarray([1, 2]), ALPHAS)
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,13 @@ import pytest
 from common_jax.mesh import make_mesh
 from tests.tuco import random_models as rm
 from tuco_jax.attacks.target_loss import Pieces, cached_prompts, candidate_losses, token_gradient
-from tuco_jax.core.alpha_grid import grid_logits, prefix_caches
+from tuco_jax.core.alpha_grid import AlphaGrid, grid_logits, layer_alphas
 from tuco_jax.core.cache import Cache
 from tuco_jax.core.decompose import decompose
+from tuco_jax.core.engine import run
 from tuco_jax.core.last_token import last_token, last_tokens
+from tuco_jax.core.places import last_column
+from tuco_jax.core.shared_prefix import SharedPrefixes
 from tuco_jax.core.streamed import Streamed
 from tuco_jax.core.trajectories import output_co, trajectories
 from tuco_jax.core.walk import Split, Stacked, source_of
@@ -92,8 +95,12 @@ def grid(source: Any, mesh: Any = None):
 
 
 def grid_behind_prefix(source: Any, mesh: Any = None):
-    prefix = prefix_caches(source, jnp.arange(7) * 5, jnp.asarray([0.4, 1.2]), mesh=mesh)
-    return grid_logits(source, *inputs(), prefix=prefix, mesh=mesh)
+    tokens, mask = (a[:, None] for a in inputs())
+    columns = last_column(mask[:, 0])[:, None, None]
+    rows = AlphaGrid(tokens, mask, columns, layer_alphas([0.4, 1.2], 3), mesh=mesh)
+    prefix = jnp.arange(7)[None] * 5
+    real, follows = jnp.ones(prefix.shape, bool), jnp.zeros((8, 1), int)
+    return run(SharedPrefixes(rows, prefix, real, jnp.asarray([8]), follows), source)
 
 
 def target_losses(source: Any, mesh: Any = None):
@@ -178,9 +185,6 @@ def test_one_layer():
     for engine in (
         lambda s: last_token(s, tokens, mask),
         lambda s: grid_logits(s, tokens, mask, jnp.asarray([0.3, 1.0])),
-        lambda s: grid_logits(
-            s, tokens, mask, prefix=prefix_caches(s, jnp.arange(4), jnp.asarray([0.3, 1.0]))
-        ),
     ):
         close(engine(Split(pair)), jax.jit(engine)(Stacked.of(pair)))
 

@@ -2,12 +2,13 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from common_jax.errors import InputError
-from tests.tuco.random_models import adapter_pair, config, rope
+from tests.tuco.random_models import adapter_pair, config, full_pair, rope
 from tests.tuco.tiny import tiny_tokenizer
 from tuco_jax.core.decompose import decompose
 from tuco_jax.datasets.multiple_choice import (
@@ -21,6 +22,9 @@ from tuco_jax.evaluation.option_scores import (
     quiz_prompts,
     tokenize,
 )
+from tuco_jax.prompts import batching
+from tuco_jax.prompts.prefixes import Behind
+from tuco_jax.scoring.engine import planned
 
 
 def task(count=3):
@@ -65,46 +69,53 @@ def test_options_that_cannot_be_told_apart():
         tokenize(tiny_tokenizer(), task(1), ["Q:"], [" A", " B"], context=2)
 
 
+def asked(rng):
+    """Prompts behind one of two openings, and one by itself."""
+    openings = [rng.integers(0, 61, n) for n in (40, 25)]
+    sizes = rng.permutation(np.arange(120) % 9 + 1)
+    rows = [np.append(openings[i % 2], rng.integers(0, 61, n)) for i, n in enumerate(sizes)]
+    return [row.astype(np.int32) for row in [*rows, rng.integers(0, 61, 5)]]
+
+
 @pytest.mark.slow
-def test_a_shared_prefix_changes_nothing():
-    """Against one alpha at a time over whole rows; with a prefix, without, and where it cannot."""
-    rng = np.random.default_rng(0)
-    opening = rng.integers(0, 61, 7)
-    rows = [np.append(opening, rng.integers(0, 61, n)).astype(np.int32) for n in (1, 4, 3)]
+@pytest.mark.parametrize("kind", ["full", "adapter, dynamic NTK"])
+def test_what_prompts_share_is_computed_once_an_alpha(kind):
+    """Against one alpha at a time over whole rows; with shared prefixes, and without."""
+    dynamic = dataclasses.replace(rope(8), dynamic_factor=2.0, switch=43)
+    pair = {
+        "full": full_pair(1),
+        "adapter, dynamic NTK": adapter_pair(2, config(ropes=(dynamic,), rope_index=())),
+    }[kind]
+    rows = asked(np.random.default_rng(0))
     options, alphas = np.asarray([5, 17, 60]), (0.75, 1.0, 1.25)
-    dynamic = dataclasses.replace(rope(8), dynamic_factor=2.0, switch=9)
-    for pair in (adapter_pair(1), adapter_pair(2, config(ropes=(dynamic,), rope_index=()))):
-        want = np.empty((3, 3, 3))
-        for a, alpha in enumerate(alphas):
-            for n, row in enumerate(rows):
-                mask = jnp.ones((1, len(row)), bool)
-                out = decompose(pair, jnp.asarray(row)[None], mask, alpha, logits=True)
-                logits = np.asarray(out.logits, np.float64)[0, -1]
-                want[a, n] = logits[options] - np.log(np.exp(logits).sum())
-        got = option_scores(pair, rows, options, alphas, grain=2)
-        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
-        got = option_scores(pair, rows, options, alphas, share=False, token_budget=16)
-        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    want = np.empty((3, len(rows), 3))
+    whole = jax.jit(lambda *given: decompose(*given, logits=True).logits)
+    tokens, mask = batching.pad(rows, batching.Batch(tuple(range(len(rows))), len(rows), 56))
+    for a, alpha in enumerate(alphas):
+        found = np.asarray(whole(pair, tokens, mask, jnp.float32(alpha)), np.float64)
+        logits = found[np.arange(len(rows)), [len(row) - 1 for row in rows]]
+        want[a] = logits[:, options] - np.log(np.exp(logits).sum(axis=1))[:, None]
+    for more in ({}, {"token_budget": 300}, {"share": False}):
+        got = option_scores(pair, rows, options, alphas, **more)
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    batches = planned(rows, pair, 1024, 1, share=True)
+    assert any(isinstance(batch, Behind) for batch in batches)
 
 
-def test_a_prefix_is_read_once_an_alpha(monkeypatch):
-    """By count: the examples' tokens once, and then those of the questions alone."""
-    read, asked = [], []
-    prefixes, scores = scoring.prefix_caches, scoring._scores
+def test_tasks_of_the_same_options_are_one_call(monkeypatch):
+    calls = []
 
-    def counted(pair, tokens, alphas, **rest):
-        read.append((tokens.size, len(alphas)))
-        return prefixes(pair, tokens, alphas, **rest)
+    def made(pair, rows, options, alphas, *, share):
+        calls.append([len(rows), options.tolist(), share])
+        return np.asarray([[[r[0] == o for o in options] for r in rows] for _ in alphas], float)
 
-    def counted_scores(pair, tokens, *rest):
-        asked.append(tokens.size)
-        return scores(pair, tokens, *rest)
-
-    monkeypatch.setattr(scoring, "prefix_caches", counted)
-    monkeypatch.setattr(scoring, "_scores", counted_scores)
-    rng = np.random.default_rng(0)
-    opening = rng.integers(0, 61, 32)
-    rows = [np.append(opening, rng.integers(0, 61, 8)).astype(np.int32) for _ in range(6)]
-    option_scores(adapter_pair(1), rows, np.asarray([5, 60]), (0.75, 1.0, 1.25), grain=32)
-    assert read == [(32, 3)]
-    assert sum(asked) == 6 * 8
+    monkeypatch.setattr(scoring, "option_scores", made)
+    letters, words = np.asarray([5, 6]), np.asarray([7, 8])
+    tasks = {"a": ([[6], [5]], letters), "b": ([[8]], words), "c": ([[5], [6], [6]], letters)}
+    found = scoring.picks(adapter_pair(1), tasks, (0.9, 1.0), share=False)
+    assert calls == [[5, [5, 6], False], [1, [7, 8], False]]
+    assert list(found) == ["a", "b", "c"]
+    want = {"a": [1, 0], "b": [1], "c": [0, 1, 1]}
+    assert {name: rows.tolist() for name, rows in found.items()} == {
+        name: [row] * 2 for name, row in want.items()
+    }
