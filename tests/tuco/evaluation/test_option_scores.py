@@ -110,8 +110,8 @@ def test_tasks_of_the_same_options_are_one_call(monkeypatch):
         return np.asarray([[[r[0] == o for o in options] for r in rows] for _ in alphas], float)
 
     monkeypatch.setattr(scoring, "option_scores", made)
-    letters, words = np.asarray([5, 6]), np.asarray([7, 8])
-    tasks = {"a": ([[6], [5]], letters), "b": ([[8]], words), "c": ([[5], [6], [6]], letters)}
+    letters, answers = np.asarray([5, 6]), np.asarray([7, 8])
+    tasks = {"a": ([[6], [5]], letters), "b": ([[8]], answers), "c": ([[5], [6], [6]], letters)}
     found = scoring.picks(adapter_pair(1), tasks, (0.9, 1.0), share=False)
     assert calls == [[5, [5, 6], False], [1, [7, 8], False]]
     assert list(found) == ["a", "b", "c"]
