@@ -85,7 +85,7 @@ def whole(pieces: Pieces) -> Pieces:
 
 
 def with_head(head: np.ndarray, strings: np.ndarray) -> np.ndarray:
-    before = np.broadcast_to(head.astype(np.int32), (len(strings), head.size))
+    before = np.broadcast_to(head, (len(strings), head.size))
     return np.concatenate([before, strings], axis=1)
 
 
@@ -106,7 +106,7 @@ def main() -> None:
 
     pair = random_pair(args.depth, args.width)
     rng = np.random.default_rng(0)
-    head = rng.integers(0, 4096, round(0.9 * args.tokens))
+    head = np.asarray(rng.integers(0, 4096, round(0.9 * args.tokens)), np.int32)
     rows = [
         np.concatenate([head, rng.integers(0, 4096, args.tokens - head.size)]).astype(np.int32)
         for _ in range(args.prompts)

@@ -86,7 +86,8 @@ class GridStep:
 
         if not self.once:
             return each_alpha(one, (x, own, self.ahead and self.ahead.seen), self.chunk), None
-        return _spread(*moved(x, self.ahead), own), None
+        stream, ftc = moved(x, self.ahead)
+        return _spread(stream, ftc, own), None
 
     def lead(
         self,
@@ -112,7 +113,8 @@ class GridStep:
         if self.select:
             return x, seen(x) if self.once else each_alpha(seen, x, self.chunk)
         if self.once:
-            return _spread(*moved(x), own), seen(x)
+            stream, ftc = moved(x)
+            return _spread(stream, ftc, own), seen(x)
         return each_alpha(one, (x, own), self.chunk)
 
 

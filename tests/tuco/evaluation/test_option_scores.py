@@ -1,6 +1,7 @@
 """Prompts, tokens and scores of multiple-choice options."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +96,8 @@ def test_what_prompts_share_is_computed_once_an_alpha(kind):
         found = np.asarray(whole(pair, tokens, mask, jnp.float32(alpha)), np.float64)
         logits = found[np.arange(len(rows)), [len(row) - 1 for row in rows]]
         want[a] = logits[:, options] - np.log(np.exp(logits).sum(axis=1))[:, None]
-    for more in ({}, {"token_budget": 300}, {"share": False}):
+    given: list[dict[str, Any]] = [{}, {"token_budget": 300}, {"share": False}]
+    for more in given:
         got = option_scores(pair, rows, options, alphas, **more)
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
     batches = planned(rows, pair, 1024, 1, share=True)
@@ -111,7 +113,11 @@ def test_tasks_of_the_same_options_are_one_call(monkeypatch):
 
     monkeypatch.setattr(scoring, "option_scores", made)
     letters, answers = np.asarray([5, 6]), np.asarray([7, 8])
-    tasks = {"a": ([[6], [5]], letters), "b": ([[8]], answers), "c": ([[5], [6], [6]], letters)}
+    tasks: Any = {
+        "a": ([[6], [5]], letters),
+        "b": ([[8]], answers),
+        "c": ([[5], [6], [6]], letters),
+    }
     found = scoring.picks(adapter_pair(1), tasks, (0.9, 1.0), share=False)
     assert calls == [[5, [5, 6], False], [1, [7, 8], False]]
     assert list(found) == ["a", "b", "c"]
