@@ -37,8 +37,9 @@ class Convolutions(nn.Module):
         return y.mean((1, 2, 3)) if self.scalar else y
 
 
-def slow_convolutions(text: str) -> list[str]:
+def slow_convolutions(text: str | None) -> list[str]:
     """Forms of a compiled program's convolutions that the CPU's library does not compute."""
+    assert text is not None
     return [form for form in re.findall(r"dim_labels=(\S+?),", text) if form != "b01f_01io->b01f"]
 
 
