@@ -9,7 +9,7 @@ REWARDS := $(VENV)/.installed-rewards
 DEV := $(VENV)/.installed-dev
 SOURCES := common_jax tuco_jax reward_jax tests benchmarks examples
 
-.PHONY: demo demo-reward test test-quick bench adapter gemma-pair fashion-mnist studies study-locomotion check format clean
+.PHONY: demo demo-reward test test-quick bench adapter gemma-pair fashion-mnist studies study-images study-locomotion check format clean
 .DEFAULT_GOAL := demo
 .NOTPARALLEL:
 
@@ -70,6 +70,11 @@ fashion-mnist: $(LANGUAGE)
 SIZE ?= tiny
 study-locomotion: $(REWARDS)
 	$(BIN)/reward-jax study locomotion --config configs/reward/study_locomotion_$(SIZE).yaml
+
+# Relative rewards of images, of Fashion-MNIST or DATA=FOLDER: tiny in minutes, cpu in hours, paper for a GPU.
+DATA ?=
+study-images: $(REWARDS)
+	$(BIN)/reward-jax study images --config configs/reward/study_images_$(SIZE).yaml $(if $(DATA),--data $(DATA))
 
 bench: $(REWARDS) $(DEV)
 	$(BIN)/python -m benchmarks.tuco

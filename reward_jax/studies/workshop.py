@@ -11,7 +11,7 @@ import pathlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,58 +20,68 @@ from jax.sharding import Mesh
 from common_jax.distributed import by_first, there
 from common_jax.io.files import make_folder, read_json, write_json
 from reward_jax.data.checkpoint import load_guide, load_model, save_guide, save_model
-from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel, TrajectorySpace
+from reward_jax.data.model import Space, SpaceGuide, SpaceModel
 from reward_jax.diffusion.sources import Source
-from reward_jax.planning.extract import Matching, RewardOptions
-from reward_jax.planning.fit import RunContext, open_run, optimizer
+from reward_jax.planning.extract import Matching
+from reward_jax.planning.fit import Network, RunContext, open_run, optimizer
 from reward_jax.reward.discriminator import DiscriminatorGuide, train_discriminator
 
 __all__ = ["Clock", "Workshop"]
 
 
-class Workshop:
+S = TypeVar("S", bound=Space)
+
+
+class Workshop(Generic[S]):
     """Models of one part of a study.
 
-    out: the study's folder; part: the part's name in it. mesh: batches are sharded over it.
+    out: the study's folder; part: the part's name in it. space: what all of them live in. mesh:
+    batches are sharded over it.
     """
 
     def __init__(
-        self, out: pathlib.Path, part: str, *, save_every: int, mesh: Mesh | None = None
+        self,
+        out: pathlib.Path,
+        part: str,
+        space: type[S],
+        *,
+        save_every: int,
+        mesh: Mesh | None = None,
     ) -> None:
-        self.folder = out / part
+        self.folder, self._space = out / part, space
         self._out, self._part, self._save_every, self._mesh = out, part, save_every, mesh
 
     def model(
-        self, name: str, steps: int, make: Callable[[RunContext], TrajectoryModel]
-    ) -> TrajectoryModel:
+        self, name: str, steps: int, make: Callable[[RunContext], SpaceModel[S]]
+    ) -> SpaceModel[S]:
         """The denoiser of a name, made where it is not there; steps: of its training."""
         path = self.folder / f"{name}.safetensors"
         with self._training(path, steps) as context:
             if context:
                 save_model(path, make(context))
-        return load_model(path, TrajectorySpace)
+        return load_model(path, self._space)
 
     def guide(
-        self, name: str, steps: int, make: Callable[[RunContext], TrajectoryGuide]
-    ) -> TrajectoryGuide:
+        self, name: str, steps: int, make: Callable[[RunContext], SpaceGuide[S]]
+    ) -> SpaceGuide[S]:
         """The reward or discriminator of a name, likewise."""
         path = self.folder / f"{name}.safetensors"
         with self._training(path, steps) as context:
             if context:
                 save_guide(path, make(context))
-        return load_guide(path, TrajectorySpace)
+        return load_guide(path, self._space)
 
     def discriminator(
         self,
         name: str,
-        like: TrajectoryGuide,
+        like: SpaceGuide[S],
         sources: tuple[Source, Source],
-        options: RewardOptions,
+        options: Network[S],
         matching: Matching,
         *,
         seed: int,
         rounds: int = 1,
-    ) -> TrajectoryGuide:
+    ) -> SpaceGuide[S]:
         """A reward's network, trained as long and on as many rows, to tell two data sets apart.
 
         like: a guide of the space and schedule. sources: the base's data, the expert's. rounds: of
@@ -81,7 +91,7 @@ class Workshop:
         network = options.make(space)
         rows = jnp.zeros((1, *space.shape)), jnp.zeros(1, jnp.int32)
 
-        def make(context: RunContext) -> TrajectoryGuide:
+        def make(context: RunContext) -> SpaceGuide[S]:
             params, _ = train_discriminator(
                 network,
                 network.init(key, *rows)["params"],
@@ -96,7 +106,7 @@ class Workshop:
                 checkpoints=context.checkpoints,
                 save_every=context.save_every,
             )
-            return TrajectoryGuide(DiscriminatorGuide(params, network), space, like.schedule)
+            return SpaceGuide(DiscriminatorGuide(params, network), space, like.schedule)
 
         return self.guide(name, rounds * matching.steps, make)
 

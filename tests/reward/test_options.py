@@ -20,12 +20,12 @@ MEANINGS = {
     "base": 3,  # a file; a diffusers folder; the training of a study's bases
     "expert": 3,  # a file; one that may be left out; the training of a study's experts
     "expert_data": 2,  # a file; the name of a set
-    "data": 2,  # a file; one that may be left out
+    "data": 3,  # a file; one that may be left out; a folder of images
     "reward": 4,  # a file, a run, a file that may be left out; a network
     "init": 2,  # a denoiser to begin with; a reward
     "goal": 2,  # what an expert wants; what outcomes are measured against
     "episodes": 2,  # of one file; of the demo's two
-    "out": 7,  # a run, a file, a folder of findings; the demo's and three studies'
+    "out": 8,  # a run, a file, a folder of findings; the demo's and four studies'
     "network": 2,  # a denoiser's; the reward's of latents
     "matching": 2,  # of trajectories; of stored pairs
 }

@@ -16,7 +16,7 @@ from common_jax.errors import InputError
 from common_jax.io.files import read_json, write_arrays, write_json
 from common_jax.mesh import mesh_for
 from reward_jax.data.episodes import Episodes
-from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel
+from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel, TrajectorySpace
 from reward_jax.diffusion.denoiser import Score
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.diffusion.sources import Mixed, Strided
@@ -63,7 +63,9 @@ class RobotWork:
         self.scales = config.scales
         self.measured: pathlib.Path | None = None  # where arms stand that no reward moves
         self.mesh = mesh_for(asdict(config.mesh))
-        self.shop = Workshop(config.out, self.part, save_every=config.save_every, mesh=self.mesh)
+        self.shop = Workshop(
+            config.out, self.part, TrajectorySpace, save_every=config.save_every, mesh=self.mesh
+        )
 
     def run(self) -> None:
         """Train, choose, roll out, write."""

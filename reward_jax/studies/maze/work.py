@@ -15,7 +15,7 @@ from common_jax.distributed import there
 from common_jax.io.files import write_arrays, write_json
 from common_jax.mesh import mesh_for
 from reward_jax.data.episodes import Episodes
-from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel
+from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel, TrajectorySpace
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.diffusion.sources import Mixed, Strided
 from reward_jax.planning.extract import diagnose, fit_reward
@@ -42,7 +42,9 @@ class MazeWork:
     def __init__(self, config: Config, task: MazeTask) -> None:
         self.config, self.task = config, task
         mesh = mesh_for(dataclasses.asdict(config.mesh))
-        self.shop = Workshop(config.out, task.name, save_every=config.save_every, mesh=mesh)
+        self.shop = Workshop(
+            config.out, task.name, TrajectorySpace, save_every=config.save_every, mesh=mesh
+        )
         self.stride = STRIDES[task.name]
 
     def record(self, goal: Any, count: int, seed: int) -> Episodes:

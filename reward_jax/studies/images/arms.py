@@ -1,0 +1,200 @@
+"""The arms of the image study: what steers the base, and what comes of its samples.
+
+Legend: N samples; H, W, C height, width and channels; K classes, F features.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from common_jax.errors import InputError
+from common_jax.mesh import fetch
+from reward_jax.data.images.pixels import ImageModel
+from reward_jax.reward.gradients import Guide
+from reward_jax.reward.guide import GuidanceOptions, guided_sample
+from reward_jax.studies.images.judge import Judge, frechet_distance
+
+__all__ = ["Drawn", "Noise", "Yardstick", "accept", "choose", "draw_samples", "within"]
+
+SHARE, QUALITY, OTHERS = 0.1, 1.1, 1.5  # what is asked of steering, beside the unsteered base
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """Of which noise samples are made: so many batches of so many rows, the same for all arms."""
+
+    key: Key[Array, ""]
+    batches: int
+    rows: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Drawn:
+    """Samples of an arm, and what the judge says of them.
+
+    seconds: a sample, of the quickest batch: the first compiles. runs: network runs a sample.
+    """
+
+    x: Float[np.ndarray, "N H W C"]
+    labels: Int[np.ndarray, " N"]
+    features: Float[np.ndarray, "N F"]
+    seconds: float
+    runs: float
+
+    def first(self, count: int) -> "Drawn":
+        """The first samples."""
+        rows = {name: getattr(self, name)[:count] for name in ("x", "labels", "features")}
+        return dataclasses.replace(self, **rows)
+
+
+def draw_samples(
+    base: ImageModel,
+    judge: Judge,
+    noise: Noise,
+    options: GuidanceOptions,
+    *,
+    guide: Guide | None = None,
+    runs: int = 0,
+    mesh: Mesh | None = None,
+) -> Drawn:
+    """Samples of the base, steered by a guide where there is one.
+
+    runs: of networks that a guide's gradient takes. Raises InputError for samples that are not
+    finite, as of a scale that is too high.
+    """
+    denoiser, found, seconds = base.denoiser, [], []
+    shape = noise.rows, *base.space.shape
+    for batch in range(noise.batches):
+        begun = time.perf_counter()
+        key = jax.random.fold_in(noise.key, batch)
+        made = guided_sample(
+            denoiser, denoiser.schedule, shape, key=key, guide=guide, options=options, mesh=mesh
+        )
+        found.append(np.asarray(fetch(made)))
+        seconds.append((time.perf_counter() - begun) / noise.rows)
+    x = np.concatenate(found)
+    if not np.isfinite(x).all():
+        raise InputError(f"samples of guidance scale {options.scale:g} are not finite: lower it")
+    labels, features = judge.judge(np.clip(x, -1, 1))
+    levels = len(options.made_sampler().timesteps(denoiser.schedule))
+    return Drawn(x, labels, features, min(seconds), float(levels * (1 + runs)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Yardstick:
+    """What samples are held against.
+
+    harmful: numbers of the classes so called, of K. held_out: features of held-out images of the
+    other classes. unsteered: samples of the base from the same noise.
+    """
+
+    classes: tuple[str, ...]
+    harmful: tuple[int, ...]
+    held_out: Float[np.ndarray, "M F"]
+    unsteered: Drawn
+
+    def of(self, drawn: Drawn) -> dict[str, Any]:
+        """An arm's figures, as JSON.
+
+        distance: of the samples that are not harmful, no more of them than the base has, to
+        held-out images. others_factor: the most by which a class that is not harmful has grown
+        or shrunk, as a share of those that are not; others_factor_of_all: as a share of all.
+        """
+        bad, good = self._bad(drawn), self._shares(drawn)
+        before, shrunk = self._shares(self.unsteered), 1 - float(self._bad(self.unsteered).mean())
+        most = int((~self._bad(self.unsteered)).sum())
+        harmless = drawn.features[~bad][:most]
+        left = 1 - float(bad.mean())
+        return {
+            "harmful_share": float(bad.mean()),
+            "distance": frechet_distance(harmless, self.held_out) if len(harmless) > 1 else None,
+            "others_factor": _factor(good, before),
+            "others_factor_of_all": _factor(good * left, before * shrunk),
+            "shares": {
+                name: float((drawn.labels == i).mean()) for i, name in enumerate(self.classes)
+            },
+            "samples": len(drawn.labels),
+            "seconds_a_sample": drawn.seconds,
+            "network_runs_a_sample": drawn.runs,
+        }
+
+    def _bad(self, drawn: Drawn) -> Bool[np.ndarray, " N"]:
+        return np.isin(drawn.labels, self.harmful)
+
+    def _shares(self, drawn: Drawn) -> Float[np.ndarray, " others"]:
+        """Of each class that is not harmful, among the samples that are not."""
+        counts = np.bincount(drawn.labels, minlength=len(self.classes)).astype(np.float64)
+        rest = np.delete(counts, self.harmful)
+        return rest / max(rest.sum(), 1.0)
+
+
+def _factor(after: Float[np.ndarray, " n"], before: Float[np.ndarray, " n"]) -> float | None:
+    """The largest of after / before and before / after; None where one of them is 0."""
+    both = np.stack([after, before])
+    if not (both > 0).all():
+        return None
+    ratio = after / before
+    return float(max(ratio.max(), (1 / ratio).max()))
+
+
+def within(found: dict[str, Any], unsteered: dict[str, Any]) -> dict[str, bool]:
+    """Which of the three bounds an arm keeps."""
+    factor, distance = found["others_factor"], found["distance"]
+    return {
+        "share": found["harmful_share"] <= SHARE * unsteered["harmful_share"],
+        "others": factor is not None and factor <= OTHERS,
+        "quality": distance is not None and distance <= QUALITY * unsteered["distance"],
+    }
+
+
+def choose(
+    draw: Callable[[float], Drawn],
+    yardstick: Yardstick,
+    scales: Sequence[float],
+    done: Callable[[str], None] | None = None,
+) -> tuple[float, list[dict[str, Any]]]:
+    """The scale that serves best on a yardstick's noise, and what each came to.
+
+    The fewest harmful samples of those scales that keep the bounds of quality and other classes;
+    where none does, the least distance of those that bring the harmful share down to half, or the
+    least scale. Raises InputError where every scale's samples are not finite.
+    """
+    unsteered = yardstick.of(yardstick.unsteered)
+    rows: list[dict[str, Any]] = []
+    for scale in scales:
+        try:
+            found = yardstick.of(draw(scale))
+            said = f"harmful {found['harmful_share']:.3f}, distance {found['distance'] or 0:.3f}"
+            rows.append({"scale": scale} | found | {"within": within(found, unsteered)})
+        except InputError as error:
+            said = str(error)
+            rows.append({"scale": scale, "failed": said})
+        if done:
+            done(f"scale {scale:g}: {said}")
+    lived = [row for row in rows if "failed" not in row]
+    if not lived:
+        raise InputError(f"samples of every scale fail: {rows[-1]['failed']}")
+    good = [row for row in lived if row["within"]["quality"] and row["within"]["others"]]
+    if good:
+        return min(good, key=lambda row: row["harmful_share"])["scale"], rows
+    halved = [r for r in lived if r["harmful_share"] <= unsteered["harmful_share"] / 2]
+    known = [row for row in halved if row["distance"] is not None]
+    best = min(known, key=lambda row: row["distance"]) if known else lived[0]
+    return best["scale"], rows
+
+
+def accept(
+    rho: Float[np.ndarray, " N"], highest: float, generator: np.random.Generator
+) -> Bool[np.ndarray, " N"]:
+    """Which samples rejection sampling keeps: each with probability exp(rho - highest), at most 1.
+
+    rho: the log of the density ratio of expert and base, up to a constant. highest: a high
+    quantile of it: the ratio has no bound that is known.
+    """
+    return np.log(generator.uniform(size=len(rho))) < rho - highest

@@ -1,0 +1,56 @@
+"""The image study: what an expert lacks that never saw some classes (after section 5.3).
+
+A base model learns all classes of a set of images. For each choice of classes that are called
+harmful, an expert: the base, trained further on the rest; and the reward of the two. Held-out
+images are judged by the reward, each noised once, beside two judgements that need no training: the
+difference of the denoising losses, and the norm of the difference of the scores. Then the base is
+steered away from the harmful classes, by the reward and by the raw difference of the scores, and
+its samples are rejected by the reward; a classifier that was trained apart counts what is harmful,
+and its features tell how far samples lie from held-out images. A null pair, whose expert was
+trained further on all classes, shows what chance gives.
+
+    out/base/{base.safetensors, judge.npz, unsteered_*.npz, result.json}
+    out/null/{expert,reward}.safetensors, judged.npz, result.json
+    out/choices/NAME/{expert,reward,energy,paths}.safetensors
+    out/choices/NAME/{result,seconds}.json, judged.npz, pictures.npz
+    out/*/base/, ...   metrics of each model's training
+    out/results.json, out/report/
+
+What is there is not made again, a training goes on from its last checkpoint, and several processes
+may take a choice each.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+from reward_jax.studies.base import Part, Study
+from reward_jax.studies.images.report import write_report
+from reward_jax.studies.images.settings import Config, check
+from reward_jax.studies.images.summary import read_results, summarise
+from reward_jax.studies.images.work import Work, choice_part
+
+__all__ = ["STUDY", "Config"]
+
+
+def _check(config: Config) -> None:
+    check(config)
+    read_results(config)  # long before `summarise` does
+
+
+def _parts(config: Config) -> Iterator[Part]:
+    work = Work(config)
+    yield Part("base", work.run_base)
+    yield Part("null", work.run_null)
+    for name in config.choices:
+        yield Part(choice_part(name), functools.partial(work.run_choice, name))
+
+
+def _summarise(config: Config) -> dict[str, Any]:
+    found = summarise(config)
+    page = write_report(config, found)
+    print(f"report: {page.resolve()}", flush=True)
+    return found
+
+
+STUDY = Study(Config, _check, _parts, _summarise, free=("out", "save_every", "mesh"))

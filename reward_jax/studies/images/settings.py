@@ -1,0 +1,243 @@
+"""Settings of the image study, and what could not be studied with them."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+
+from common_jax.cli.options import CheckpointOption, DeviceOption, SeedOption
+from common_jax.cli.ranges import NonNegativeInt, PositiveInt, check_ranges
+from common_jax.errors import InputError
+from reward_jax.data.images import fashion
+from reward_jax.data.images.pixels import Images, ImageSpace
+from reward_jax.data.images.sets import read_sets
+from reward_jax.diffusion.train import EMA
+from reward_jax.models.unet2d.half_unet import HalfUNet2D
+from reward_jax.models.unet2d.unet import UNet2D
+from reward_jax.planning.extract import Matching
+from reward_jax.planning.fit import Training
+from reward_jax.planning.options import DiffusionOption, MatchingOption, ScalesOption
+from reward_jax.reward.guide import GuidanceOptions
+from reward_jax.studies.images.judge import JudgeOptions
+
+__all__ = ["CHOICES", "Config", "HalfUNetOptions", "UNetOptions", "check", "load_sets"]
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "sandal-boot": ("sandal", "boot"),
+    "bag": ("bag",),
+    "trouser": ("trouser",),
+    "dress": ("dress",),
+    "sneaker": ("sneaker",),
+}
+_FEWEST = 8  # images of a kind among those that are judged: of fewer an AUC says nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetOptions:
+    """A denoiser of images: fields of `UNet2D`, with its defaults.
+
+    Args:
+        dim: channels of the first level.
+        multipliers: channels of each level, in units of dim.
+        blocks: residual blocks of a level.
+        attention: levels that have attention, by the longer side of their positions.
+        patch: patches of patch x patch pixels are the positions of the first level.
+    """
+
+    dim: PositiveInt = UNet2D.dim
+    multipliers: tuple[PositiveInt, ...] = UNet2D.multipliers
+    blocks: PositiveInt = UNet2D.blocks
+    attention: tuple[PositiveInt, ...] = UNet2D.attention
+    patch: PositiveInt = UNet2D.patch
+
+    def make(self, space: ImageSpace) -> UNet2D:
+        """The module, for images of that space."""
+        return UNet2D(
+            space.channels,
+            self.dim,
+            tuple(self.multipliers),
+            self.blocks,
+            tuple(self.attention),
+            patch=self.patch,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class HalfUNetOptions:
+    """A reward of images: fields of `HalfUNet2D`, with its defaults.
+
+    Args:
+        kind: half_unet, or energy (the difference of both denoisers' energies, which begins as
+            they are).
+        dim: channels of the first level.
+        multipliers: channels of each level, in units of dim.
+        blocks: residual blocks of a level.
+        patch: patches of patch x patch pixels are the positions of the first level.
+    """
+
+    kind: Literal["half_unet", "energy"] = "half_unet"
+    dim: PositiveInt = HalfUNet2D.dim
+    multipliers: tuple[PositiveInt, ...] = HalfUNet2D.multipliers
+    blocks: PositiveInt = HalfUNet2D.blocks
+    patch: PositiveInt = HalfUNet2D.patch
+
+    def make(self, space: ImageSpace) -> HalfUNet2D:
+        """The module, for images of that space; of an energy there is none."""
+        return HalfUNet2D(
+            space.channels, self.dim, tuple(self.multipliers), self.blocks, patch=self.patch
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(
+    SeedOption, DeviceOption, CheckpointOption, ScalesOption, MatchingOption, DiffusionOption
+):
+    """Extract what experts lack that never saw some classes of images, and steer a base by it.
+
+    Args:
+        out: folder of the study; what is there already is kept.
+        data: folder of images: MNIST's four IDX files, or train/CLASS and test/CLASS of PNG and
+            JPEG; by default Fashion-MNIST, which is fetched.
+        classes: names of the labels of IDX files; their numbers by default.
+        size: sides of the images of a folder, scaled and cut; by default they are of one size.
+        channels: of the images of a folder: 1 for grey, or 3.
+        choices: names, and the classes that are called harmful under each.
+        variants: those of them whose reward is also made as `energy` and `paths` say.
+        unet: of the denoisers.
+        half_unet: of the rewards.
+        base_training: of the base, on all classes.
+        expert_training: of the experts, which begin as the base.
+        energy: how the difference of the models' energies is matched; null for none.
+        paths: how the reward is matched further, on guided paths; null for none.
+        judge: of the classifier that judges samples.
+        validation_images: images taken out of those to learn from, by which is chosen.
+        test_images: held-out images that are judged.
+        looks: diffusion steps at which images are looked at; the loss difference takes all.
+        raw_scales: guidance scales of the raw difference, each of which is tried.
+        sampling: how samples are drawn.
+        samples: of each arm; twice as many of the base.
+        trials: samples by which a scale is chosen.
+    """
+
+    out: pathlib.Path = pathlib.Path("runs/image-study")
+    data: pathlib.Path | None = None
+    classes: tuple[str, ...] = ()
+    size: PositiveInt | None = None
+    channels: Literal[1, 3] = 1
+    choices: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=lambda: dict(CHOICES))
+    variants: tuple[str, ...] = ("sandal-boot",)
+    unet: UNetOptions = dataclasses.field(default_factory=UNetOptions)
+    half_unet: HalfUNetOptions = dataclasses.field(default_factory=HalfUNetOptions)
+    base_training: Training = dataclasses.field(default_factory=lambda: Training(steps=4000))
+    expert_training: Training = dataclasses.field(
+        default_factory=lambda: Training(
+            steps=700, learning_rate=5e-4, ema=EMA(decay=0.99, every=1, begin=0)
+        )
+    )
+    matching: Matching = dataclasses.field(
+        default_factory=lambda: Matching(draws=25600, seeds=1, batch_size=64)
+    )
+    energy: Matching | None = dataclasses.field(
+        default_factory=lambda: Matching(steps=50, draws=3200, seeds=1, learning_rate=1e-5)
+    )
+    paths: Matching | None = dataclasses.field(
+        default_factory=lambda: Matching(
+            steps=300, draws=3200, path_draws=3200, path_scale=2.0, seeds=1, learning_rate=3e-4
+        )
+    )
+    judge: JudgeOptions = dataclasses.field(default_factory=JudgeOptions)
+    validation_images: PositiveInt = 1000
+    test_images: PositiveInt = 2000
+    looks: tuple[NonNegativeInt, ...] = (1, 4, 7, 10, 13, 16, 20, 24, 28, 33, 38, 44)
+    scales: tuple[float, ...] = (1.0, 2.0, 4.0)
+    raw_scales: tuple[float, ...] = (1.0, 2.0, 4.0)
+    sampling: GuidanceOptions = dataclasses.field(
+        default_factory=lambda: GuidanceOptions(sampler="ddim", sampling_steps=25, eta=1.0)
+    )
+    samples: PositiveInt = 512
+    trials: PositiveInt = 128
+
+
+def check(config: Config) -> None:
+    """InputError for what would fail after minutes of training; reads the data where given."""
+    check_ranges(config)
+    if not config.choices:
+        raise InputError("choices is empty: name some classes, as bag: [bag]")
+    for name, classes in config.choices.items():
+        if not re.fullmatch(r"[\w-]+", name):
+            raise InputError(f"choices: {name!r} names a folder: use letters, digits, - and _")
+        if not classes:
+            raise InputError(f"choices: {name} has no classes: name those that are harmful")
+    if strange := [name for name in config.variants if name not in config.choices]:
+        raise InputError(f"variants: {strange[0]!r} is none of {', '.join(config.choices)}")
+    steps = config.diffusion_steps
+    if not config.looks or max(config.looks) >= steps:
+        raise InputError(f"looks are {list(config.looks)}: give some of 0 to {steps - 1}")
+    for name in ("scales", "raw_scales"):
+        given = getattr(config, name)
+        if not given or min(given) <= 0:
+            raise InputError(f"{name} are {list(given)}: give some above 0")
+    for name in ("matching", "energy", "paths"):
+        one: Matching | None = getattr(config, name)
+        if one is None:
+            continue
+        one.check(steps)
+        if one.x_t != "mixed":
+            raise InputError(f"{name}.x_t is {one.x_t}, but the study matches on mixed: leave it")
+    if config.half_unet.kind != "half_unet":
+        raise InputError("half_unet.kind is energy: name choices of an energy under variants")
+    if config.expert_training.prediction != config.base_training.prediction:
+        raise InputError("expert_training.prediction must be the base's: experts begin as it is")
+    if config.data is None:
+        _check_classes(config, fashion.CLASSES)
+    else:
+        check_sets(config, *load_sets(config))
+
+
+def load_sets(config: Config) -> tuple[Images, Images]:
+    """The images to learn from, and those held out."""
+    if config.data is None:
+        return read_sets(fashion.fetch(), classes=fashion.CLASSES)
+    return read_sets(
+        config.data, classes=config.classes, size=config.size, channels=config.channels
+    )
+
+
+def check_sets(config: Config, train: Images, test: Images) -> None:
+    """InputError where there are too few images, of a kind or in all, or networks do not fit."""
+    labels = test.known_labels()
+    _check_classes(config, test.classes)
+    batch = max(config.base_training.batch_size, config.expert_training.batch_size)
+    if len(train) < config.validation_images + batch:
+        raise InputError(
+            f"{train.source}: holds {len(train):,} images, too few for "
+            f"{config.validation_images} of validation and a batch of {batch}"
+        )
+    if len(test) < config.test_images:
+        raise InputError(
+            f"{test.source}: holds {len(test):,} images, but test_images is {config.test_images}"
+        )
+    for name, classes in config.choices.items():
+        harmful = np.isin(labels, test.numbers(classes))
+        share = min(float(harmful.mean()), float((~harmful).mean()))
+        fewest = share * min(config.test_images, config.validation_images)
+        if fewest < _FEWEST:
+            raise InputError(
+                f"choices: of {name} or of the other classes there are too few images: some "
+                f"{fewest:.0f} of those that are judged; raise validation_images and "
+                f"test_images, until there are {_FEWEST}"
+            )
+
+
+def _check_classes(config: Config, known: tuple[str, ...]) -> None:
+    for name, classes in config.choices.items():
+        for one in classes:
+            if one not in known:
+                raise InputError(
+                    f"choices: {name}: {one!r} is no class; there are {', '.join(known)}"
+                )
+        if not set(known) - set(classes):
+            raise InputError(f"choices: {name} calls every class harmful: leave some out")

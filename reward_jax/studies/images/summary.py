@@ -1,0 +1,86 @@
+"""What the image study found, from the results of its choices."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from common_jax.errors import InputError
+from common_jax.io.files import read_json, write_json
+from reward_jax.studies.images import measure
+from reward_jax.studies.images.settings import Config
+from reward_jax.studies.images.work import CHOICE, choice_part, read_arrays
+
+__all__ = ["JUDGES", "read_results", "summarise"]
+
+JUDGES = ("reward", "loss_difference", "score_norm")
+
+
+def read_results(config: Config) -> dict[str, dict[str, Any]]:
+    """Results by choice, of those that are done; InputError for a damaged file."""
+    paths = {name: config.out / choice_part(name) / "result.json" for name in config.choices}
+    return {name: read_json(path, CHOICE) for name, path in paths.items() if path.exists()}
+
+
+def summarise(config: Config) -> dict[str, Any]:
+    """The study's figures from what is there; also written to results.json.
+
+    choices -> name -> auc, harmful_share (of unsteered, steered, raw_difference, rejection), and
+    each choice's own results; null, base, settings.
+    """
+    results = read_results(config)
+    if not results:
+        raise InputError(f"{config.out}: holds no result yet")
+    base = read_json(config.out / "base" / "result.json", {"judge_accuracy": None, "seconds": {}})
+    found = {
+        "choices": {
+            name: {
+                "auc": one["reward"]["auc"],
+                "harmful_share": {arm: x["harmful_share"] for arm, x in one["arms"].items()},
+            }
+            | one
+            for name, one in results.items()
+        },
+        "mean_auc": {
+            judge: float(np.mean([one[judge]["auc"] for one in results.values()]))
+            for judge in JUDGES
+        },
+        "null": _null(config, results),
+        "base": base,
+        "settings": json.loads(json.dumps(dataclasses.asdict(config), default=str)),
+    }
+    write_json(config.out / "results.json", found)
+    return found
+
+
+def _null(config: Config, results: Mapping[str, Any]) -> dict[str, Any]:
+    """What the null pair tells of each choice's harmful classes, at the choice's own looks.
+
+    Its intervals: of each choice over images alone; of the mean over choices, too, for classes
+    differ in all that one more tuning changes, and which are called harmful is chance.
+    """
+    folder = config.out / "null"
+    judged = read_arrays(folder / "judged.npz")
+    seconds = read_json(folder / "result.json", {"seconds": {}})["seconds"]
+    found: dict[str, Any] = {"seconds": seconds}
+    for judge in JUDGES:
+        pairs = {}
+        for name, one in results.items():
+            harmful = read_arrays(config.out / choice_part(name) / "judged.npz")["harmful"]
+            values = judged[judge]
+            if judge != "loss_difference":
+                values = values[config.looks.index(one[judge]["t"])]
+            pairs[name] = values, harmful
+        of_each = {k: measure.interval(x, bad, config.seed) for k, (x, bad) in pairs.items()}
+        mean = measure.mean_auc(list(pairs.values()), config.seed)
+        found[judge] = {
+            "auc": mean.value,
+            "interval": [mean.low, mean.high],
+            "choices": {
+                name: {"auc": one.value, "interval": [one.low, one.high]}
+                for name, one in of_each.items()
+            },
+        }
+    return found

@@ -1,0 +1,78 @@
+"""What comes of samples, and which guidance is chosen."""
+
+import numpy as np
+import pytest
+
+from common_jax.errors import InputError
+from reward_jax.studies.images.arms import Drawn, Yardstick, accept, choose, within
+
+RANDOM = np.random.default_rng(0)
+HELD_OUT = RANDOM.normal(size=(400, 4))
+
+
+def drawn(counts, offset=0.5):
+    """As many samples of each of three classes, whose features lie so far off."""
+    labels = np.repeat(np.arange(3), counts)
+    features = HELD_OUT[: len(labels)] + offset
+    return Drawn(np.zeros((len(labels), 1, 1, 1)), labels, features, 0.5, 25.0)
+
+
+def yardstick():
+    return Yardstick(("a", "b", "c"), (1,), HELD_OUT, drawn([40, 20, 40]))
+
+
+def test_figures_of_an_arm():
+    stick = yardstick()
+    found = stick.of(drawn([60, 10, 30], offset=1.0))
+    assert found["harmful_share"] == 0.1 and found["shares"] == {"a": 0.6, "b": 0.1, "c": 0.3}
+    assert found["others_factor"] == pytest.approx(0.5 / (30 / 90))
+    assert found["others_factor_of_all"] == pytest.approx(0.6 / 0.4)
+    assert found["distance"] == pytest.approx(4, rel=0.3)
+    assert stick.of(drawn([50, 50, 0]))["others_factor"] is None
+    assert stick.of(drawn([0, 50, 1]))["distance"] is None
+
+
+def test_bounds():
+    stick = yardstick()
+    before = stick.of(stick.unsteered)
+    fine_arm = before | {"harmful_share": 0.02}
+    assert all(within(fine_arm, before).values())
+    for key, value, bound in (
+        ("harmful_share", 0.021, "share"),
+        ("others_factor", 1.51, "others"),
+        ("others_factor", None, "others"),
+        ("distance", 1.2 * before["distance"], "quality"),
+    ):
+        found = within(fine_arm | {key: value}, before)
+        assert [name for name, fine in found.items() if not fine] == [bound]
+
+
+def test_the_scale_with_the_fewest_harmful_samples_within_bounds_is_chosen():
+    stick = yardstick()
+    arms = {
+        1.0: drawn([45, 10, 45]),
+        2.0: drawn([49, 2, 49]),
+        4.0: drawn([50, 0, 50], offset=2.0),  # off
+    }
+    scale, rows = choose(arms.__getitem__, stick, list(arms))
+    assert scale == 2.0 and [row["scale"] for row in rows] == [1.0, 2.0, 4.0]
+    assert not rows[2]["within"]["quality"]
+    assert choose(arms.__getitem__, stick, [4.0])[0] == 4.0
+
+
+def test_scales_that_fail():
+    def fail(scale):
+        if scale > 1:
+            raise InputError("not finite")
+        return drawn([45, 10, 45])
+
+    scale, rows = choose(fail, yardstick(), [1.0, 8.0])
+    assert scale == 1.0 and rows[1] == {"scale": 8.0, "failed": "not finite"}
+    with pytest.raises(InputError, match="samples of every scale fail: not finite"):
+        choose(fail, yardstick(), [8.0])
+
+
+def test_rejection_keeps_by_the_ratio():
+    rho = np.log(np.array([1.0, 0.5, 0.01] * 2000))
+    shares = accept(rho, 0.0, np.random.default_rng(0)).reshape(-1, 3).mean(axis=0)
+    np.testing.assert_allclose(shares, [1.0, 0.5, 0.01], atol=0.03)

@@ -1,0 +1,40 @@
+"""How well images are told apart."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from reward_jax.studies.images.measure import auc, best_look, interval, mean_auc
+
+RANDOM = np.random.default_rng(0)
+HARMFUL = RANDOM.random(200) < 0.3
+
+
+def judged(shift):
+    return np.round(RANDOM.normal(size=200) - shift * HARMFUL, 1)  # with ties
+
+
+@pytest.mark.parametrize("shift", [-1.0, 0.0, 2.0])
+def test_the_share_of_pairs(shift):
+    values = judged(shift)
+    assert auc(values, HARMFUL) == pytest.approx(roc_auc_score(~HARMFUL, values))
+
+
+def test_intervals():
+    one, other = interval(judged(1.0), HARMFUL, 0), interval(judged(0.0), HARMFUL, 0)
+    assert one.low < one.value < one.high and one.low > 0.6
+    assert other.low < 0.5 < other.high and 0.05 < other.high - other.low < 0.25
+    assert interval(-1.0 * HARMFUL, HARMFUL, 0) == (1.0, 1.0, 1.0)
+
+
+def test_the_mean_over_choices_has_the_spread_of_choices():
+    apart = [(judged(shift), HARMFUL) for shift in (-1.0, 1.0, -0.5, 0.5)]
+    found = mean_auc(apart, 0)
+    assert found.value == pytest.approx(np.mean([auc(*one) for one in apart]))
+    assert found.low < 0.5 < found.high
+    alike = mean_auc([(judged(0.0), HARMFUL)] * 4, 0)
+    assert alike.high - alike.low < (found.high - found.low) / 2
+
+
+def test_the_best_look():
+    assert best_look(np.stack([judged(0.0), judged(2.0), judged(-2.0)]), HARMFUL) == 1

@@ -1,0 +1,200 @@
+"""The image study at its smallest: images of 8 x 8, four classes."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from common_jax.errors import InputError
+from reward_jax.data.checkpoint import load_guide, load_model
+from reward_jax.data.images.pixels import ImageSpace
+from reward_jax.diffusion.train import EMA
+from reward_jax.models.unet2d.half_unet import HalfUNet2D
+from reward_jax.planning.extract import Matching
+from reward_jax.planning.fit import Training
+from reward_jax.reward.guide import GuidanceOptions
+from reward_jax.reward.relative import RelativeReward
+from reward_jax.studies.images import work
+from reward_jax.studies.images.judge import JudgeOptions
+from reward_jax.studies.images.run import STUDY, Config
+from reward_jax.studies.images.settings import HalfUNetOptions, UNetOptions
+from reward_jax.studies.images.summary import JUDGES
+from tests.reward.data.images.idx_files import write_idx
+from tests.reward.studies.images.sets import CLASSES, write_quarters
+
+TRAINING = Training(steps=20, batch_size=16, ema=EMA(begin=0, every=1), steps_per_call=10)
+MATCHING = Matching(steps=10, batch_size=16, draws=64, seeds=1, steps_per_call=10)
+ARMS = {"unsteered", "steered", "raw_difference", "rejection"}
+
+
+def smallest(out: pathlib.Path, data: pathlib.Path) -> Config:
+    return Config(
+        out=out,
+        data=data,
+        classes=CLASSES,
+        choices={"left": ("nw", "sw"), "corner": ("se",)},
+        variants=("left",),
+        diffusion_steps=6,
+        unet=UNetOptions(dim=8, multipliers=(1,)),
+        half_unet=HalfUNetOptions(dim=8, multipliers=(1,)),
+        base_training=TRAINING,
+        expert_training=TRAINING,
+        matching=MATCHING,
+        energy=None,  # half a minute of compiling
+        paths=dataclasses.replace(MATCHING, path_draws=64),
+        judge=JudgeOptions(100, 32, 5e-3, width=8, features=6),
+        validation_images=48,
+        test_images=48,
+        looks=(0, 2, 4),
+        scales=(1.0, 2.0),
+        raw_scales=(1.0,),
+        sampling=GuidanceOptions(sampler="ddim", sampling_steps=3, eta=1.0),
+        samples=64,
+        trials=32,
+    )
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    config = smallest(folder / "study", write_quarters(folder / "data"))
+    return config, STUDY.run(config)
+
+
+@pytest.mark.slow
+def test_results(done):
+    config, found = done
+    assert json.loads((config.out / "results.json").read_text()) == found
+    assert set(found["choices"]) == {"left", "corner"}
+    assert found["base"]["judge_accuracy"] > 0.9
+    for name, one in found["choices"].items():
+        assert 0 <= one["auc"] == one["reward"]["auc"] <= 1
+        assert set(one["harmful_share"]) == set(one["arms"]) == ARMS
+        assert one["classes"] == list(config.choices[name])
+        for judge, runs in zip(JUDGES, (1, 6, 2), strict=True):
+            low, high = one[judge]["interval"]
+            assert low <= one[judge]["auc"] <= high and one[judge]["network_runs"] == runs
+        for arm, runs in (("unsteered", 3), ("steered", 6), ("raw_difference", 9)):
+            own = one["arms"][arm]
+            assert own["network_runs_a_sample"] == runs and own["samples"] == 64
+            assert sum(own["shares"].values()) == pytest.approx(1)
+            harmful = sum(own["shares"][harm] for harm in config.choices[name])
+            assert own["harmful_share"] == pytest.approx(harmful)
+        rejected = one["arms"]["rejection"]
+        assert rejected["network_runs_a_sample"] == pytest.approx(4 / rejected["accepted"])
+        rows = one["arms"]["steered"]["validation"]
+        assert [row["scale"] for row in rows] == [1.0, 2.0]
+        assert one["arms"]["steered"]["scale"] in (1.0, 2.0)
+        assert set(one["reward"]["by_look"]) == {"0", "2", "4"}
+    assert set(found["choices"]["left"]["variants"]) == {"paths"}
+    assert "variants" not in found["choices"]["corner"]
+    for judge in JUDGES:
+        assert set(found["null"][judge]["choices"]) == {"left", "corner"}
+    assert found["settings"]["samples"] == 64
+
+
+@pytest.mark.slow
+def test_models(done):
+    config, _ = done
+    for part, goal in (("choices/left", ["ne", "se"]), ("null", list(CLASSES))):
+        expert = load_model(config.out / part / "expert.safetensors", ImageSpace)
+        assert expert.space.about["goal"] == goal and expert.space.shape == (8, 8, 1)
+    paths = load_guide(config.out / "choices" / "left" / "paths.safetensors", ImageSpace).guide
+    assert isinstance(paths, RelativeReward) and isinstance(paths.reward, HalfUNet2D)
+    assert not list(config.out.rglob("checkpoints"))
+
+
+@pytest.mark.slow
+def test_the_report(done):
+    config, found = done
+    folder = config.out / "report"
+    text = (folder / "report.md").read_text()
+    one = found["choices"]["left"]["reward"]
+    assert f"| left | reward | {one['auc']:.3f} (" in text
+    assert "| left | paths | " in text and "| mean | score norm | " in text
+    assert "at most 0.1 of the unsteered share" in text
+    for name in ("curves_left", "extremes_corner", "samples_left"):
+        assert (folder / f"{name}.svg").stat().st_size > 2000
+
+
+@pytest.mark.slow
+def test_a_second_start_makes_what_is_missing_and_no_more(done, tmp_path, monkeypatch):
+    config, found = done
+    out = tmp_path / "study"
+    shutil.copytree(config.out, out)
+    moved = dataclasses.replace(config, out=out)
+    for path in ("results.json", "choices/corner/result.json"):
+        (out / path).unlink()
+    for name in ("fit", "fit_reward", "train_judge"):
+        monkeypatch.setattr(work, name, None)
+    again = STUDY.run(moved)
+    new, old = (x["choices"]["corner"] for x in (again, found))
+    assert new["reward"]["by_look"] == old["reward"]["by_look"]
+    assert new["harmful_share"] == old["harmful_share"]
+    assert again["choices"]["left"] == found["choices"]["left"]
+    with pytest.raises(InputError, match="the run there has samples 64, not 32; give the same"):
+        STUDY.run(dataclasses.replace(moved, samples=32))
+    (out / "base" / "judge.npz").write_bytes(b"PK cut short")
+    (out / "choices" / "left" / "result.json").unlink()
+    with pytest.raises(InputError, match=r"judge\.npz: cannot be read .*; delete it, and it is"):
+        STUDY.run(moved)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"choices": {}}, "choices is empty"),
+        ({"choices": {"a/b": ("nw",)}}, "choices: 'a/b' names a folder"),
+        ({"choices": {"left": ()}}, "choices: left has no classes"),
+        ({"choices": {"left": ("hat",)}}, "choices: left: 'hat' is no class; there are nw, ne"),
+        ({"choices": {"left": CLASSES}}, "choices: left calls every class harmful"),
+        ({"variants": ("up",)}, "variants: 'up' is none of left, corner"),
+        ({"looks": (0, 6)}, "looks are .0, 6.: give some of 0 to 5"),
+        ({"scales": (0.0, 1.0)}, "scales are .0.0, 1.0.: give some above 0"),
+        ({"raw_scales": ()}, "raw_scales are .*: give some above 0"),
+        ({"test_images": 49}, "holds 48 images, but test_images is 49"),
+        (
+            {"validation_images": 150},
+            "holds 160 images, too few for 150 of validation and a batch of 16",
+        ),
+        (
+            {"test_images": 20, "validation_images": 20},
+            "of corner or of the other classes there are too few",
+        ),
+        ({"data": pathlib.Path("nowhere")}, "nowhere: holds neither train-images-idx3-ubyte"),
+        ({"classes": ("a", "b")}, "has the label 3, but 2 classes are named"),
+        ({"paths": dataclasses.replace(MATCHING, x_t="base")}, "paths.x_t is base, but the"),
+        ({"half_unet": HalfUNetOptions("energy")}, "half_unet.kind is energy"),
+        (
+            {"expert_training": dataclasses.replace(TRAINING, prediction="x0")},
+            "expert_training.prediction must be the base's",
+        ),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "-".join(given),
+)
+def test_what_could_not_be_studied_is_refused_at_once(tmp_path, changes, said):
+    config = smallest(tmp_path / "study", write_quarters(tmp_path / "data"))
+    with pytest.raises(InputError, match=said):
+        STUDY.run(dataclasses.replace(config, **changes))
+    assert not (tmp_path / "study").exists()
+
+
+def test_data_that_are_damaged_or_lack_labels_are_refused_at_once(tmp_path):
+    data = write_quarters(tmp_path / "data")
+    config = smallest(tmp_path / "study", data)
+    write_idx(data / "train-images-idx3-ubyte.gz", np.zeros((160, 9, 9)))
+    with pytest.raises(InputError, match="two sets are of 9 x 9 x 1 and 8 x 8 x 1 values"):
+        STUDY.run(config)
+    (data / "train-labels-idx1-ubyte").unlink()
+    with pytest.raises(InputError, match="train-labels-idx1-ubyte.*: no such file"):
+        STUDY.run(config)
+    for part in ("train", "test"):
+        folder = tmp_path / "pictures" / part / "bag"
+        folder.mkdir(parents=True)
+        (folder / "a.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"train/bag/a\.png: cannot be read as an image"):
+        STUDY.run(dataclasses.replace(config, data=tmp_path / "pictures"))
+    assert not (tmp_path / "study").exists()
