@@ -78,6 +78,8 @@ study-images: $(REWARDS)
 
 bench: $(REWARDS) $(DEV)
 	$(BIN)/python -m benchmarks.tuco
+	$(BIN)/python -m benchmarks.tuco --precisions
+	$(BIN)/python -m benchmarks.int8
 	$(BIN)/python -m benchmarks.steer
 	$(BIN)/python -m benchmarks.reward
 	$(BIN)/python -m benchmarks.plan

@@ -1,12 +1,14 @@
 """Speed of TuCo: against PyTorch hooks, one forward pass, and the machine's matmul rate.
 
-    python -m benchmarks.tuco [--rounds 7] [--out benchmarks/results]
+    python -m benchmarks.tuco [--rounds 7] [--out benchmarks/results] [--precisions]
 
 One run, everything interleaved, medians; see README.md beside this file for what is measured and
-what came out. Prints a table and keeps a JSON of it.
+what came out. Prints a table and keeps a JSON of it. With --precisions: the batch's score at each
+precision alone, into another.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import os
@@ -23,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from flax.traverse_util import flatten_dict, unflatten_dict
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.machine import machine
@@ -31,11 +34,13 @@ from tuco_jax.core.decompose import decompose
 from tuco_jax.core.last_token import last_token
 from tuco_jax.core.walk import Split
 from tuco_jax.models import decoder
+from tuco_jax.models.config import Precision
 from tuco_jax.models.layers import whole_block
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.positions import Positions
 from tuco_jax.prompts.read import Prompt
 from tuco_jax.scoring.score import score_tokens
+from tuco_jax.weights import int8
 from tuco_jax.weights.hf.model import load
 
 CONFIG: dict[str, Any] = dict(
@@ -80,15 +85,25 @@ def flops(lengths: list[int], pair: Pair) -> tuple[float, float]:
 
 
 def interleave(cases: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
-    """Seconds of each case, each warm already: every round runs all of them once."""
+    """Seconds of each case, each warm already: every round runs all of them once.
+
+    processor: the median of what all cores together took, which other work beside hardly moves.
+    """
     times: dict[str, list[float]] = {name: [] for name in cases}
+    used: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(rounds):
         for name, case in cases.items():
-            start = time.perf_counter()
+            start, began = time.perf_counter(), time.process_time()
             jax.block_until_ready(case())
             times[name].append(time.perf_counter() - start)
+            used[name].append(time.process_time() - began)
     return {
-        name: {"median": statistics.median(t), "min": min(t), "max": max(t)}
+        name: {
+            "median": statistics.median(t),
+            "min": min(t),
+            "max": max(t),
+            "processor": statistics.median(used[name]),
+        }
         for name, t in times.items()
     }
 
@@ -158,6 +173,55 @@ def check_agreement(results: dict[str, Any]) -> None:
     assert gap < 1e-5
 
 
+def precision_cases(pair: Pair) -> dict[str, Callable[[], Any]]:
+    """The batch's score at each precision, of bfloat16 weights where it takes them; of int8."""
+    rng = np.random.default_rng(0)
+    tokens = jnp.asarray(rng.integers(0, CONFIG["vocab_size"], (BATCH, LENGTH), dtype=np.int32))
+    mask = jnp.ones(tokens.shape, bool)
+    stored = jax.tree.map(lambda x: x.astype(jnp.bfloat16), pair)
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), stored)  # the same numbers
+    names: tuple[Precision, ...] = "float32", "bfloat16x3", "bfloat16x2", "bfloat16"
+    pairs = {name: (wide if name == "float32" else stored).at(name) for name in names}
+    pairs |= {f"int8, {name}": rounded(wide).at(name) for name in ("float32", "bfloat16x3")}
+    sources = {name: Split(one) for name, one in pairs.items()}
+    return {n: lambda s=s: last_token(s, tokens, mask).tuco for n, s in sources.items()}
+
+
+def rounded(pair: Pair) -> Pair:
+    """The pair as --dtype int8 holds it."""
+
+    def tree(params: Any) -> Any:
+        flat: dict[str, Any] = flatten_dict(params, sep="/")  # pyright: ignore[reportAssignmentType]
+        for path in [path for path in flat if int8.holds(path)]:
+            both = int8.rounded(np.asarray(flat[path]))
+            flat[path], flat[int8.scale_of(path)] = map(jnp.asarray, both)
+        return unflatten_dict(flat, sep="/")
+
+    return dataclasses.replace(pair, base=tree(pair.base), tuned=tree(pair.tuned))
+
+
+def precisions(pair: Pair, rounds: int) -> dict[str, Any]:
+    """Seconds of each case, and its TuCo, beside float32's."""
+    cases = precision_cases(pair)
+    tuco = {name: np.asarray(first_run(name, case)) for name, case in cases.items()}
+    seconds = interleave(cases, rounds)
+    wide = tuco["float32"]
+
+    def quicker(by: str) -> dict[str, float]:
+        return {name: seconds["float32"][by] / t[by] for name, t in seconds.items()}
+
+    return {
+        "seconds": seconds,
+        "float32 / this, by the clock": quicker("median"),
+        "float32 / this, by processor time": quicker("processor"),
+        "largest relative difference from float32": {
+            n: float(np.abs(x / wide - 1).max()) for n, x in tuco.items()
+        },
+        "rounds": rounds,
+        **machine(),
+    }
+
+
 def mixed_cases(
     theirs: TorchTuco, pair: Pair, rows: list[np.ndarray]
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, Any]]:
@@ -214,12 +278,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of TuCo.")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "results")
+    parser.add_argument("--precisions", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
 
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         theirs, pair = models(folder)
+        if args.precisions:
+            keep(args.out / "precisions.json", precisions(pair, args.rounds))
+            return
         starts = start_up(folder)
         batch = interleave(batch_cases(theirs, pair), args.rounds)
         rng = np.random.default_rng(0)
@@ -262,9 +330,14 @@ def main() -> None:
         "rounds": args.rounds,
         **machine(),
     }
+    keep(args.out / "tuco.json", report)
+
+
+def keep(path: pathlib.Path, report: dict[str, Any]) -> None:
+    """Print a report, and write it."""
     print(json.dumps(report, indent=2))
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "tuco.json").write_text(json.dumps(report, indent=2) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

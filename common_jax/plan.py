@@ -55,13 +55,13 @@ class Device:
 
 DEVICES = {
     # Float32 products are six passes of bfloat16 (XLA's HIGHEST). A link's two directions are
-    # 400 GB/s together.
+    # 400 GB/s together. Integers of int8 weights are multiplied in bfloat16, here and below.
     "tpu-v5e": Device(
         "TPU v5e",
         16e9,
         819e9,
         200e9,
-        {"bfloat16": 197e12, "float16": 197e12, "float32": 197e12 / 6},
+        {"bfloat16": 197e12, "float16": 197e12, "float32": 197e12 / 6, "int8": 197e12},
         "docs.cloud.google.com/tpu/docs/v5e",
     ),
     # Dense rates of the tensor cores; float32 without TF32. NVLink's two directions are 900 GB/s.
@@ -70,7 +70,7 @@ DEVICES = {
         80e9,
         3350e9,
         450e9,
-        {"bfloat16": 989e12, "float16": 989e12, "float32": 67e12},
+        {"bfloat16": 989e12, "float16": 989e12, "float32": 67e12, "int8": 989e12},
         "nvidia.com/en-us/data-center/h100",
     ),
 }

@@ -78,6 +78,10 @@ def check(config: FinetuneConfig) -> None:
         raise InputError(
             "dtype: float16 has too small a range to train in; choose bfloat16 or float32"
         )
+    if config.dtype == "int8" and config.method == "full":
+        raise InputError(
+            "dtype: int8 weights are not trained themselves: give --method lora, or another dtype"
+        )
     if config.eval_data and config.eval_fraction:
         raise InputError("give eval_data or eval_fraction, not both")
     check_directory(config.out, resume=config.resume)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from common_jax.mesh import AXES, batch_sharding
 from common_jax.partition import whole_along_fsdp
@@ -36,16 +36,22 @@ _COPY = 40
 
 
 class PerExpert(NamedTuple):
-    """One linear layer of every expert: kernel [E, in, out], factors [E, in, r], [E, r, out]."""
+    """One linear layer of every expert: kernel [E, in, out], factors [E, in, r], [E, r, out].
 
-    kernel: Float[Array, "E inputs outputs"]
+    scale: of an int8 kernel.
+    """
+
+    kernel: Num[Array, "E inputs outputs"]
     lora: tuple[Float[Array, "E inputs r"], Float[Array, "E r outputs"]] | None
+    scale: Float[Array, "E outputs"] | None = None
 
 
 Layers = Mapping[str, PerExpert]  # gate and up: D -> F; down: F -> D
 Activation = Callable[[Float[Array, "n F"]], Float[Array, "n F"]]
+# Rows, kernels and, where these are int8, their scales -> rows.
 Product = Callable[
-    [Float[Array, "n inputs"], Float[Array, "E inputs outputs"]], Float[Array, "n outputs"]
+    [Float[Array, "n inputs"], Num[Array, "E inputs outputs"], Float[Array, "E outputs"] | None],
+    Float[Array, "n outputs"],
 ]
 
 
@@ -107,7 +113,8 @@ def _held(where: Callable[..., NamedSharding], name: str, layer: PerExpert) -> A
 
     found: Any = spec("kernel", layer.kernel)
     factors: Any = layer.lora and tuple(map(spec, ("a", "b"), layer.lora))
-    return PerExpert(found, factors)
+    scale: Any = None if layer.scale is None else spec("scale", layer.scale)
+    return PerExpert(found, factors, scale)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 4))
@@ -183,9 +190,10 @@ def _gated(
 ) -> Float[Array, "n D"]:
     def linear(x: Array, name: str) -> Array:
         layer = layers[name]
-        y = product(x, layer.kernel)
+        y = product(x, layer.kernel, layer.scale)
         if layer.lora is not None:
-            y += product(product(x, layer.lora[0]), layer.lora[1])
+            a, b = layer.lora
+            y += product(product(x, a, None), b, None)
         return y
 
     return linear(act(linear(x, "gate")) * linear(x, "up"), "down")
@@ -210,8 +218,8 @@ def _ragged(
 ) -> Float[Array, "N U D"]:
     order, place, sizes = _sorted(chosen, len(layers["gate"].kernel))
 
-    def product(rows: Array, kernel: Array) -> Array:
-        return numerics.ragged_product(rows, kernel, sizes, precision)
+    def product(rows: Array, kernel: Array, scale: Array | None) -> Array:
+        return numerics.ragged_product(rows, kernel, sizes, precision, scale)
 
     out = _gated(act, product, x[order // chosen.shape[1]], layers)
     return out[place].reshape(*chosen.shape, -1)
@@ -240,9 +248,11 @@ def _blocks(
 
     @jax.checkpoint  # or the kernels of every block would be kept for the derivative
     def one(expert: Array, start: Array) -> Array:
-        def product(rows: Array, kernel: Array) -> Array:
-            own = jax.lax.dynamic_index_in_dim(kernel, expert, keepdims=False)
-            return numerics.product(rows, own, precision)
+        def product(rows: Array, *weights: Array | None) -> Array:
+            kernel, scale = jax.tree.map(
+                lambda a: jax.lax.dynamic_index_in_dim(a, expert, keepdims=False), weights
+            )
+            return numerics.product(rows, kernel, precision, scale)
 
         at = jnp.minimum(start + jnp.arange(block), count - 1)
         return _gated(act, product, x[order[at] // chosen.shape[1]], layers)

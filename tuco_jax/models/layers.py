@@ -55,7 +55,7 @@ class Linear(nn.Module):
     """x W + b, plus (x A) B where the "lora" collection holds factors.
 
     The adapter's scale is folded into B. W x is written once, so that a base and its adapter
-    share it when both are evaluated at the same x.
+    share it when both are evaluated at the same x. Where W is int8, its scales stand beside it.
     """
 
     features: int
@@ -65,7 +65,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
-        y = product(x, kernel, self.precision)
+        y = product(x, kernel, self.precision, _scale_of(self, kernel))
         if self.has_variable("lora", "a"):
             a, b = self.get_variable("lora", "a"), self.get_variable("lora", "b")
             y += product(product(x, a, self.precision), b, self.precision)
@@ -73,6 +73,11 @@ class Linear(nn.Module):
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
             y += along_last(bias, y)
         return y
+
+
+def _scale_of(module: nn.Module, kernel: Array) -> Array | None:
+    """The scales of an int8 kernel. Floats in its place, as of a tuned model, have none."""
+    return module.get_variable("params", "scale") if kernel.dtype == jnp.int8 else None
 
 
 class RMSNorm(nn.Module):
@@ -193,9 +198,10 @@ class _PerExpert(nn.Module):
     @nn.compact
     def __call__(self) -> PerExpert:
         kernel = self.param("kernel", nn.initializers.lecun_normal(batch_axis=(0,)), self.shape)
-        if not self.has_variable("lora", "a"):
-            return PerExpert(kernel, None)
-        return PerExpert(kernel, (self.get_variable("lora", "a"), self.get_variable("lora", "b")))
+        scale, lora = _scale_of(self, kernel), None
+        if self.has_variable("lora", "a"):
+            lora = self.get_variable("lora", "a"), self.get_variable("lora", "b")
+        return PerExpert(kernel, lora, scale)
 
 
 class Mixture(nn.Module):

@@ -1,6 +1,9 @@
 """Matrix products and soft caps that every layer shares; float32 here means float32.
 
 Legend: n the last axis of x, and of a vector; m rows, E kernels.
+
+Weights may be int8: W = Q s, integers Q and a scale s for each output. Then x W = (x Q) s, and
+since bfloat16 holds every such integer, Q stands in products as weights of bfloat16 do.
 """
 
 import functools
@@ -29,7 +32,10 @@ def matmul(x: Float[Array, "... n"], kernel: Float[Array, "... n out"]) -> Float
 
 
 def product(
-    x: Float[Array, "... n"], kernel: Num[Array, "n out"], precision: Precision
+    x: Float[Array, "... n"],
+    kernel: Num[Array, "n out"],
+    precision: Precision,
+    scale: Float[Array, " out"] | None = None,
 ) -> Float[Array, "... out"]:
     """X W for weights W as they are held, float32: the one place where weights meet activations.
 
@@ -41,9 +47,10 @@ def product(
     24), two leave a relative error of 2^-16 an element. W must lose nothing in bfloat16; where its
     type is wider than that, such as that of an adapter's factors, it is "float32" all the same.
     "bfloat16": both operands rounded to bfloat16. Derivatives of two and three parts are in
-    float32, those of one part in bfloat16 as its product is.
+    float32, those of one part in bfloat16 as its product is. scale: of int8 weights.
     """
-    return _taken(x, kernel, None, precision)
+    y = _taken(x, kernel, None, precision)
+    return y if scale is None else y * along_last(scale, y)
 
 
 def ragged_product(
@@ -51,17 +58,19 @@ def ragged_product(
     kernels: Num[Array, "E n out"],
     sizes: Int[Array, " E"],
     precision: Precision,
+    scales: Float[Array, "E out"] | None = None,
 ) -> Float[Array, "m out"]:
     """`product` of the first sizes[0] rows with the first kernel, of the next with the second."""
-    return _taken(x, kernels, sizes, precision)
+    y = _taken(x, kernels, sizes, precision)
+    return y if scales is None else y * jnp.repeat(scales, sizes, 0, total_repeat_length=len(x))
 
 
 def _taken(x: Array, kernel: Array, sizes: Array | None, precision: Precision) -> Array:
     parts = _PARTS[precision]
     if parts == 1:
         return _times(x, kernel.astype(jnp.bfloat16), sizes)
-    if parts and kernel.dtype == jnp.bfloat16:
-        return _by_parts(x, kernel, sizes, parts)
+    if parts and kernel.dtype in (jnp.bfloat16, jnp.int8):
+        return _by_parts(x, kernel.astype(jnp.bfloat16), sizes, parts)
     return _times(x, kernel.astype(jnp.float32), sizes)
 
 

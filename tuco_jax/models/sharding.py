@@ -37,11 +37,12 @@ RULES: Rules = (
     (r"embed/table", PartitionSpec("tensor", "fsdp")),
     (r"positions/table", PartitionSpec(None, "fsdp")),
     (r"(q|k|v|gate|up|head)/kernel", PartitionSpec("fsdp", "tensor")),
-    (r"(q|k|v|gate|up|head)/bias", PartitionSpec("tensor")),
+    (r"(q|k|v|gate|up|head)/(bias|scale)", PartitionSpec("tensor")),
     (r"router/(kernel|a)", PartitionSpec("fsdp", None)),
     (r"(q|k|v|gate|up|head)/a", PartitionSpec("fsdp", None)),
     (r"(q|k|v|gate|up|head)/b", PartitionSpec(None, "tensor")),
     (r"(o|down)/kernel", PartitionSpec("tensor", "fsdp")),
+    (r"(o|down)/scale", PartitionSpec("fsdp")),
     (r"(o|down)/a", PartitionSpec("tensor", None)),
     (r"(o|down)/b", PartitionSpec(None, "fsdp")),
 )

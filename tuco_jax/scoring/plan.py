@@ -22,7 +22,8 @@ __all__ = ["PlanOptions", "plan_score"]
 class PlanOptions(BaseOptions):
     """Plan the scoring of a pair, of which config.json is enough.
 
-    Both operands of products with weights are of their dtype.
+    Both operands of products with weights are of their dtype; with int8 weights they are
+    bfloat16, and so are the weights that int8 is not for.
 
     Args:
         tuned: the tuned model, likewise; by default a full fine-tune of the base.
@@ -65,11 +66,11 @@ def plan_score(options: PlanOptions) -> "tuple[Plan, Device]":
     from tuco_jax.models.decoder import param_shapes
     from tuco_jax.models.pair import Pair
     from tuco_jax.models.sharding import placement
-    from tuco_jax.weights import validate
+    from tuco_jax.weights import int8, validate
     from tuco_jax.weights.load import model_config
 
     configs = [model_config(source) for source in sources]
-    precision = "bfloat16" if options.dtype == "bfloat16" else "float32"
+    precision = "bfloat16" if options.dtype in ("bfloat16", "int8") else "float32"
     configs = [dataclasses.replace(config, precision=precision) for config in configs]
     base, tuned = configs[0], configs[-1]
     if len(sources) > 1:
@@ -85,12 +86,17 @@ def plan_score(options: PlanOptions) -> "tuple[Plan, Device]":
 
     with devices(math.prod(sizes.values())) as found:
         mesh = make_mesh(**sizes, devices=found)
-        kind = jax.numpy.dtype(options.dtype)
+        rounds = options.dtype == "int8"
+        kind = None if rounds else jax.numpy.dtype(options.dtype)
         shards = functools.partial(abstract, where=placement(mesh), dtype=kind)
+
+        def held(shapes: Any) -> Any:
+            return int8.abstract(shapes, "bfloat16") if rounds else shapes
+
         shape = options.batch, options.tokens
         arguments = {
-            "base": shards(param_shapes(base)),
-            "tuned": {} if options.rank else shards(param_shapes(tuned)),
+            "base": shards(held(param_shapes(base))),
+            "tuned": {} if options.rank else shards(held(param_shapes(tuned))),
             "lora": shards(_factors(param_shapes(base), options.rank)),
             "inputs": (rows(shape, jax.numpy.int32, mesh), rows(shape, bool, mesh)),
         }

@@ -33,6 +33,7 @@ from tuco_jax.prompts.encode import encode
 from tuco_jax.scoring.score import score_tokens
 from tuco_jax.studies.base import Study
 from tuco_jax.studies.options import GroupOptions
+from tuco_jax.weights.int8 import widened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,7 +61,7 @@ def merged_layers(pair: Pair) -> Params:
             return weights | {"kernel": weights["kernel"].astype(jnp.float32) + product}
         return weights | {k: add(weights[k], v) for k, v in factors.items()}
 
-    return add(pair.tuned_params["layers"], pair.lora.get("layers", {}))
+    return add(widened(pair.tuned_params["layers"]), pair.lora.get("layers", {}))
 
 
 def same_twice(pair: Pair) -> Pair:
@@ -70,9 +71,8 @@ def same_twice(pair: Pair) -> Pair:
 
 def rounded(pair: Pair) -> Pair:
     """The base and the base with its layers' weights rounded to bfloat16."""
-    return _against(
-        pair, jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), pair.base["layers"])
-    )
+    layers = widened(pair.base["layers"])
+    return _against(pair, jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), layers))
 
 
 def random_change(pair: Pair, seed: int = 0) -> Pair:
@@ -81,8 +81,9 @@ def random_change(pair: Pair, seed: int = 0) -> Pair:
     The noise has the norm of what tuning changed there; what tuning left alone stays as it was.
     """
     rng = np.random.default_rng(seed)
-    old, tree = jax.tree.flatten(pair.base["layers"])
-    new = tree.flatten_up_to(merge(pair.base["layers"], merged_layers(pair)))
+    layers = widened(pair.base["layers"])
+    old, tree = jax.tree.flatten(layers)
+    new = tree.flatten_up_to(merge(layers, merged_layers(pair)))
     changed = []
     for a, b in zip(old, new, strict=True):
         before, after = (np.asarray(x, np.float32) for x in fetch((a, b)))

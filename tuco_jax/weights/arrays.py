@@ -21,9 +21,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Float, Int8, Shaped
 
 from common_jax.io.orbax_noise import quiet
+from tuco_jax.weights import int8
 
 __all__ = [
     "Bounds",
@@ -31,8 +32,10 @@ __all__ = [
     "Placement",
     "Stored",
     "assemble",
+    "assemble_int8",
     "host_array",
     "is_layered",
+    "layer_int8",
     "save",
 ]
 
@@ -90,6 +93,30 @@ def assemble(
     if where is None:
         return shards[0]
     return jax.make_array_from_single_device_arrays(shape, where, shards)
+
+
+def assemble_int8(
+    path: str, shape: tuple[int, ...], placement: Placement | None, fill: Fill
+) -> dict[str, Shaped[Array, "..."]]:
+    """A stacked matrix, `path`, as int8, and its scales, each at its path; fill: its numbers."""
+    found = int8.Rounded(shape, fill)
+    out = {}
+    for name, size, kind, own in (
+        (path, shape, int8.INT8, found.values),
+        (int8.scale_of(path), found.scale.shape, "float32", found.scales),
+    ):
+        where = placement(name, size) if placement else None
+        out[name] = assemble(size, kind, where, own, layered=True)
+    return out
+
+
+def layer_int8(
+    shape: tuple[int, ...], fill: Fill, index: int
+) -> tuple[Int8[np.ndarray, "..."], Float[np.ndarray, "..."]]:
+    """One layer of the two that `assemble_int8` gives, on the host."""
+    found, host = int8.Rounded(shape, fill), host_array(shape[1:], np.int8)
+    found.values(index, [(tuple((0, size) for size in host.shape), host)])
+    return host, found.scale[index]
 
 
 def _layers(bounds: Bounds, layered: bool) -> tuple[range, Bounds]:
@@ -183,15 +210,16 @@ Check = Callable[[str, np.ndarray], None]  # told an array's path and each chunk
 class Stored:
     """A tree of arrays that `save` wrote, nested dicts, read when asked for.
 
-    dtype: from what an array is stored in, what to cast it to on the way (None: no cast). check:
-    sees what is read. Raises ValueError or OSError where something is missing or corrupt.
+    dtype: from an array's path and what it is stored in, what to cast it to on the way (None: no
+    cast); a matrix of floats in int8 is rounded, with scales (`int8.py`). check: sees what is
+    read. Raises ValueError or OSError where something is missing or corrupt.
     """
 
     def __init__(
         self,
         directory: str | pathlib.Path,
         *,
-        dtype: Callable[[str], str] | None = None,
+        dtype: Callable[[str, str], str] | None = None,
         check: Check | None = None,
     ) -> None:
         folder = pathlib.Path(directory).absolute()
@@ -205,7 +233,7 @@ class Stored:
         waiting = {path: opened(found) for path, found in described.items()}
         self._arrays = {path: array.result() for path, array in waiting.items()}
         self.stored = {path: str(found.dtype) for path, found in described.items()}
-        self._dtypes = {p: dtype(kind) if dtype else kind for p, kind in self.stored.items()}
+        self._dtypes = {p: dtype(p, kind) if dtype else kind for p, kind in self.stored.items()}
 
     def read(self, placement: Placement | None = None, *, layers: bool = True) -> Any:
         """All arrays on their devices, each its own shards; or all but those with layers.
@@ -215,8 +243,11 @@ class Stored:
         tree = {}
         for path, array in self._arrays.items():
             if layers or not is_layered(path):
-                where = placement(path, tuple(array.shape)) if placement else None
-                tree[path] = self._placed(path, where)
+                shape = tuple(array.shape)
+                if self._is_rounded(path):
+                    tree |= assemble_int8(path, shape, placement, self._layer_fill(path))
+                else:
+                    tree[path] = self._placed(path, placement(path, shape) if placement else None)
         return unflatten_dict(tree, sep="/")
 
     @property
@@ -230,23 +261,34 @@ class Stored:
         for path, array in self._arrays.items():
             if is_layered(path):
                 name = "/".join(part for part in path.split("/") if part != "layers")
-                bounds = ((index, index + 1), *((0, size) for size in array.shape[1:]))
-                tree[name] = self._part(path, bounds)[0]
+                if self._is_rounded(path):
+                    found = layer_int8(tuple(array.shape), self._layer_fill(path), index)
+                    tree[name], tree[int8.scale_of(name)] = found
+                else:
+                    bounds = ((index, index + 1), *((0, size) for size in array.shape[1:]))
+                    tree[name] = self._part(path, bounds)[0]
         return unflatten_dict(tree, sep="/")
+
+    def _is_rounded(self, path: str) -> bool:
+        return self._dtypes[path] == int8.INT8 != self.stored[path]
+
+    def _layer_fill(self, path: str) -> Fill:
+        def fill(layer: int, parts: list[tuple[Bounds, np.ndarray]]) -> None:
+            for bounds, part in parts:
+                self._fill(path, ((layer, layer + 1), *bounds), part[None])
+
+        return fill
 
     def _placed(self, path: str, where: jax.sharding.Sharding | None) -> jax.Array:
         array = self._arrays[path]
         chunk = array.chunk_layout.read_chunk.shape or (1,)
         layered = is_layered(path) and chunk[0] == 1  # else a chunk would be read for each layer
 
-        def fill(layer: int, parts: list[tuple[Bounds, np.ndarray]]) -> None:
+        def whole(_: int, parts: list[tuple[Bounds, np.ndarray]]) -> None:
             for bounds, part in parts:
-                self._fill(
-                    path,
-                    ((layer, layer + 1), *bounds) if layered else bounds,
-                    part[None] if layered else part,
-                )
+                self._fill(path, bounds, part)
 
+        fill = self._layer_fill(path) if layered else whole
         return assemble(tuple(array.shape), self._dtypes[path], where, fill, layered=layered)
 
     def _part(self, path: str, bounds: Bounds) -> np.ndarray:

@@ -22,7 +22,15 @@ from jaxtyping import Float
 from common_jax.errors import InputError
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.decoder import Params, param_shapes
-from tuco_jax.weights.arrays import Bounds, Placement, assemble, host_array
+from tuco_jax.weights import int8
+from tuco_jax.weights.arrays import (
+    Bounds,
+    Placement,
+    assemble,
+    assemble_int8,
+    host_array,
+    layer_int8,
+)
 
 __all__ = [
     "DTYPES",
@@ -36,7 +44,7 @@ __all__ = [
     "stored_names",
 ]
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", int8.INT8)
 PUBLISHED = "as published"  # bfloat16 where weights are stored so, float32 elsewhere
 # Numbers read at a time from a tensor that can be read in rows. Few: dequantised they are held
 # several times over, and the allocator may keep that much for good.
@@ -153,7 +161,7 @@ class Checkpoint:
 
     def _held(self, path: str) -> str:
         """The dtype that a parameter is held in."""
-        return held_dtype(self._dtype, self._kinds[path])
+        return held_dtype(self._dtype, self._kinds[path], path)
 
     def _check_sizes(self) -> None:
         """Before memory is taken for what a config calls for: each tensor holds as many numbers.
@@ -185,19 +193,28 @@ class Checkpoint:
             stacked = path.startswith("layers/")
             if stacked and not layers:
                 continue
+            fill, kind = functools.partial(self._fill, path), self._held(path)
+            if kind == int8.INT8:
+                params |= assemble_int8(path, spec.shape, placement, fill)
+                continue
             where = placement(path, spec.shape) if placement else None
-            fill = functools.partial(self._fill, path)
-            params[path] = assemble(spec.shape, self._held(path), where, fill, layered=stacked)
+            params[path] = assemble(spec.shape, kind, where, fill, layered=stacked)
         return unflatten_dict(params, sep="/")
 
     def layer(self, index: int) -> Params:
         """One layer's parameters, arrays of the host: what `read` has at `index` of "layers"."""
         params = {}
         for path, spec in self._wanted.items():
-            if path.startswith("layers/"):
-                host = host_array(spec.shape[1:], self._held(path))
-                self._fill(path, index, [(tuple((0, size) for size in host.shape), host)])
-                params[path.removeprefix("layers/")] = host
+            if not path.startswith("layers/"):
+                continue
+            name, kind = path.removeprefix("layers/"), self._held(path)
+            fill = functools.partial(self._fill, path)
+            if kind == int8.INT8:
+                found = layer_int8(spec.shape, fill, index)
+                params[name], params[int8.scale_of(name)] = found
+                continue
+            params[name] = host_array(spec.shape[1:], kind)
+            fill(index, [(tuple((0, size) for size in spec.shape[1:]), params[name])])
         return unflatten_dict(params, sep="/")
 
     def _fill(self, path: str, layer: int, parts: list[tuple[Bounds, np.ndarray]]) -> None:
@@ -258,9 +275,14 @@ class Checkpoint:
                     raise InputError(f"{source.file(tensor)}: tensor {tensor} {flaw}")
 
 
-def held_dtype(dtype: str, stored: Iterable[str]) -> str:
-    """What an array of tensors that are stored in such types is held in; dtype: as asked."""
-    if dtype != PUBLISHED:
+def held_dtype(dtype: str, stored: Iterable[str], path: str = "") -> str:
+    """What an array of tensors that are stored in such types is held in; dtype: as asked.
+
+    path: of a parameter, for a dtype that is not for all of them.
+    """
+    if dtype == int8.INT8 and int8.holds(path):
+        return dtype
+    if dtype not in (PUBLISHED, int8.INT8):
         return dtype
     return "bfloat16" if set(stored) == {"bfloat16"} else "float32"
 

@@ -50,9 +50,9 @@ def load_model(
 ) -> Model:
     """Read one model: a Hugging Face directory, a hub id, a .gguf file, or an orbax store.
 
-    source: or a model in memory, as `load_pair` takes it. dtype: "float32", "bfloat16" or
-    "float16". placement: where each parameter goes (`models/sharding.py`). Raises InputError
-    where it is none of these, or corrupt.
+    source: or a model in memory, as `load_pair` takes it. dtype: "float32", "bfloat16", "float16",
+    or "int8" (`weights/int8.py`). placement: where each parameter goes (`models/sharding.py`).
+    Raises InputError where it is none of these, or corrupt.
     """
     return open_model(source, dtype=dtype, tokenizer=tokenizer).load(placement)
 

@@ -28,10 +28,11 @@ class WeightOptions(DeviceOption):
     """How weights are held.
 
     Args:
-        dtype: what weights are held in; sums are float32.
+        dtype: what weights are held in; sums are float32. int8: each layer's matrices, rounded,
+            with a scale for each output; the rest as it is stored, in bfloat16 or float32.
     """
 
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -51,6 +51,27 @@ def test_wider_kernels_are_not_rounded_for_parts():
     )
 
 
+@pytest.mark.parametrize("rows", [3, 100])
+def test_integers_are_as_exact_as_bfloat16_weights(rows):
+    """At every precision; with one scale for each output, and each of several kernels'."""
+    x = jnp.asarray(RNG.normal(size=(rows, 256)), jnp.float32)
+    integers = jnp.asarray(RNG.integers(-127, 128, (2, 256, 24)), jnp.int8)
+    scales = jnp.asarray(RNG.uniform(1e-3, 1e-1, (2, 24)), jnp.float32)
+    wide = np.asarray(integers, np.float64) * np.asarray(scales, np.float64)[:, None]
+    sizes = np.asarray([rows // 3, rows - rows // 3])
+    which = np.repeat([0, 1], sizes)
+    of_each = np.stack([exact(row, wide[k]) for row, k in zip(x, which, strict=True)])
+    most = {"bfloat16": 4e-3, "bfloat16x2": 1e-5, "bfloat16x3": 4e-7, "float32": 4e-7}
+    for precision, bound in most.items():
+        one = jax.jit(product, static_argnums=2)(x, integers[0], precision, scales[0])
+        size = exact(jnp.abs(x), np.abs(wide[0]))
+        assert one.dtype == jnp.float32 and (np.abs(one - exact(x, wide[0])) / size).max() < bound
+        run = jax.jit(ragged_product, static_argnums=3)
+        several = run(x, integers, jnp.asarray(sizes), precision, scales)
+        size = np.stack([exact(abs(r), abs(wide[k])) for r, k in zip(x, which, strict=True)])
+        assert (np.abs(several - of_each) / size).max() < bound
+
+
 @pytest.mark.parametrize("precision", ["bfloat16x3", "bfloat16x2"])
 def test_derivatives_of_parts_are_in_float32(precision):
     x = jnp.asarray(RNG.normal(size=(3, 256)), jnp.float32)

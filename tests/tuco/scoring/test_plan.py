@@ -14,6 +14,7 @@ from tests.tuco.tiny import tiny_config
 from tuco_jax.cli import main
 from tuco_jax.core.last_token import last_token
 from tuco_jax.models import decoder
+from tuco_jax.models.decoder import param_shapes
 from tuco_jax.models.families import from_huggingface
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import place
@@ -63,6 +64,17 @@ def test_a_plan_is_what_the_pair_takes(folder):
     # One model's products at every token but the last layer's, keys and values of both.
     matrices = sum(x.size for x in jax.tree.leaves(params["layers"]) if x.ndim == 3)
     assert 0.75 * 2 * 8 * 32 * matrices < found.flops < 2 * 2 * 8 * 32 * matrices
+
+
+def test_int8_weights_are_planned_as_they_are_held(folder):
+    found, device = plan_score(
+        PlanOptions(base=folder, dtype="int8", rank=2, mesh=MeshOptions(1, 2, 1), tokens=16)
+    )
+    params = param_shapes(from_huggingface(tiny_config("llama", **SIZES)))
+    matrices = [x.size for x in jax.tree.leaves(params["layers"]) if x.ndim == 3]
+    rest = sum(x.size for x in jax.tree.leaves(params)) - sum(matrices)
+    assert sum(matrices) / 2 < found.bytes["base"] < (1.3 * sum(matrices) + 2 * rest) / 2
+    assert found.bytes["tuned"] == 0 and found.on(device)["dtype"] == "int8"
 
 
 def test_the_command_line(folder, tmp_path, capsys):

@@ -38,7 +38,7 @@ def test_placement_and_dtype_are_applied_on_the_way(tree, tmp_path):
             return NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor"))
         return None
 
-    again = arrays.Stored(tmp_path / "tree", dtype=lambda _: "float32").read(placement)
+    again = arrays.Stored(tmp_path / "tree", dtype=lambda *_: "float32").read(placement)
     assert seen == {"layers/kernel": (3, 8, 4), "half": (5,)}
     assert again["layers"]["kernel"].addressable_shards[0].data.shape == (3, 4, 1)
     assert again["half"].dtype == jnp.float32

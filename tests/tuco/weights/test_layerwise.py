@@ -96,11 +96,12 @@ def test_adapters_that_become_tuned_weights(tmp_path, case):
     check_pair(str(tmp_path / "base"), str(tmp_path / "adapter"))
 
 
-def test_adapters_in_another_dtype_and_with_a_template(tmp_path):
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_adapters_in_another_dtype_and_with_a_template(tmp_path, dtype):
     test_peft.write(tmp_path, *_saved_modules())
     tiny_tokenizer().save_pretrained(tmp_path / "base")
     (tmp_path / "adapter" / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
-    pair = check_pair(str(tmp_path / "base"), str(tmp_path / "adapter"), dtype="bfloat16")
+    pair = check_pair(str(tmp_path / "base"), str(tmp_path / "adapter"), dtype=dtype)
     assert "layers" in pair.tuned and any("chat template differs" in note for note in pair.notes)
 
 

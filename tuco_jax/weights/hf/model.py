@@ -226,6 +226,8 @@ def export(
     if from_huggingface(text) != config:
         raise ValueError("hf_config describes another model than config does")
     flat: _Flat = flatten_dict(params, sep="/")
+    if any(x.dtype == np.int8 for x in flat.values()):
+        raise InputError(f"{directory}: int8 weights are no others' format; load another dtype")
     text.dtype = str(flat["embed/table"].dtype)
     with writing(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ from tuco_jax.models.config import ModelConfig, Rope
 from tuco_jax.models.decoder import Params, param_shapes
 from tuco_jax.models.families import check_supported, from_huggingface
 from tuco_jax.models.pair import Notes, Pair
-from tuco_jax.weights import arrays
+from tuco_jax.weights import arrays, int8
 from tuco_jax.weights.assemble import DTYPES, PUBLISHED, Placement, held_dtype
 from tuco_jax.weights.hf.model import read_config as read_huggingface
 from tuco_jax.weights.hf.model import read_tokenizer
@@ -236,9 +236,15 @@ class _Arrays:
         self._folder = pathlib.Path(directory) / "params"
         with self._errors():
             self._stored = arrays.Stored(
-                self._folder, dtype=lambda kind: held_dtype(dtype, [kind]), check=self._finite
+                self._folder,
+                dtype=lambda path, kind: held_dtype(dtype, [kind], path),
+                check=self._finite,
             )
             self._check_shapes(configs)
+        if int8.INT8 in self._stored.stored.values() and dtype != int8.INT8:
+            raise InputError(
+                f"{directory}: holds int8 weights: give --dtype int8, or import the model again"
+            )
 
     @property
     def stored(self) -> frozenset[str]:
@@ -256,8 +262,13 @@ class _Arrays:
             specs: dict[str, Any] = flatten_dict(param_shapes(config), sep="/")  # pyright: ignore[reportAssignmentType]
             wanted = {f"{prefix}{path}": spec.shape for path, spec in specs.items()}
             own = {path: shape for path, shape in found.items() if path.startswith(prefix)}
-            if prefix != "tuned/" and (lacking := sorted(wanted.keys() - own.keys())):
+            kinds = self._stored.stored
+            rounded = [p for p in wanted if int8.holds(p) and kinds.get(p) == int8.INT8]
+            scales = {int8.scale_of(p): (*wanted[p][:-2], wanted[p][-1]) for p in rounded}
+            needed = scales if prefix == "tuned/" else wanted | scales
+            if lacking := sorted(needed.keys() - own.keys()):
                 raise ValueError(f"{lacking[0]} is missing")
+            wanted |= scales
             for path, shape in own.items():
                 if wanted.get(path) != shape:
                     raise ValueError(f"{path} has shape {list(shape)}, not its config's")

@@ -30,6 +30,7 @@ from common_jax.errors import InputError
 from common_jax.mesh import put as on_shards
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.decoder import Params
+from tuco_jax.weights import int8
 from tuco_jax.weights.assemble import Placement, TensorSource
 from tuco_jax.weights.peft import merge
 from tuco_jax.weights.peft.config import AdapterConfig
@@ -117,7 +118,9 @@ class Adapter:
                     lora[f"{path}/{name}"] = put("lora", f"{path}/{name}", cast)
         tuned = {
             path: put("tuned", path, value)
-            for path, value in self._tuned.stacked(held, kind, layers=layers).items()
+            for path, value in _held_as(
+                held, self._tuned.stacked(held, kind, layers=layers)
+            ).items()
         }
         return unflatten_dict(lora, sep="/"), unflatten_dict(tuned, sep="/")
 
@@ -130,7 +133,7 @@ class Adapter:
             if path.startswith("layers/"):
                 for name, value in zip("ab", self._layer_factors(path, index), strict=True):
                     lora[f"{path.removeprefix('layers/')}/{name}"] = self._cast(value, kind, path)
-        tuned = self._tuned.layer(held, index, kind)
+        tuned = _held_as(held, self._tuned.layer(held, index, kind))
         return unflatten_dict(lora, sep="/"), unflatten_dict(tuned, sep="/")
 
     def _cast(self, value: np.ndarray, kind: Any, path: str) -> np.ndarray:
@@ -308,6 +311,17 @@ class Adapter:
         new = old.copy()
         new[rows] = values
         return new
+
+
+def _held_as(base: Mapping[str, Any], flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What replaces parameters of the base, by path, rounded to int8 where these are int8."""
+    out = {}
+    for path, value in flat.items():
+        if path in base and base[path].dtype == np.int8:
+            out[path], out[int8.scale_of(path)] = int8.rounded(value)
+        else:
+            out[path] = value
+    return out
 
 
 def _fits(parts: set[str], kind: str, place: Place) -> bool:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from common_jax.errors import InputError
 from common_jax.mesh import fetch
+from tuco_jax.weights import int8
 from tuco_jax.weights.assemble import TensorSource
 from tuco_jax.weights.peft.places import EMBED, HEAD, Place, Places
 
@@ -74,7 +75,7 @@ class Tuned:
                 continue
             for path in place.row.paths:  # layers that stay keep the base's values
                 if path not in out:
-                    out[path] = np.array(fetch(base[path]), dtype)
+                    out[path] = np.array(int8.numbers(base, path), dtype)
             old = {path: out[path][place.at] for path in place.row.paths}
             for path, part in self._parts(place, old):
                 out[path][place.at] = part
@@ -84,7 +85,7 @@ class Tuned:
         self, base: Mapping[str, Any], index: int, dtype: Any
     ) -> dict[str, Float[np.ndarray, "..."]]:
         """One layer of what `stacked` gives; base: that layer of the base."""
-        out = {path: np.array(base[path], dtype) for path in self._layered}
+        out = {path: np.array(int8.numbers(base, path), dtype) for path in self._layered}
         for place in self._places_changed:
             if place.at[:1] == (index,):
                 held = {path: out[path.removeprefix("layers/")] for path in place.row.paths}

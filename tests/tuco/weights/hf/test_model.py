@@ -259,8 +259,8 @@ def test_numbers_beyond_the_dtype_are_named(llama):
 
 
 def test_dtype_is_checked(llama):
-    with pytest.raises(InputError, match="dtype 'int8' is not one of float32, bfloat16, float16"):
-        load(str(llama), dtype="int8")
+    with pytest.raises(InputError, match="dtype 'int4' is not one of float32, bfloat16, float16"):
+        load(str(llama), dtype="int4")
 
 
 # Bad files

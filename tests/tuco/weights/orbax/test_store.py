@@ -186,8 +186,8 @@ def test_spoilt_stores_say_so(model, tmp_path):
     with pytest.raises(InputError, match="params: incomplete or corrupt") as caught:
         store.load(tmp_path / "store")
     assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="dtype 'int8' is not one of float32"):
-        store.load(tmp_path / "store", dtype="int8")
+    with pytest.raises(InputError, match="dtype 'int4' is not one of float32"):
+        store.load(tmp_path / "store", dtype="int4")
     description.write_text(text.replace("version 2", "version 9"))  # one yet to come
     with pytest.raises(InputError, match="store.json: not the .*; import it again") as caught:
         store.load(tmp_path / "store")
