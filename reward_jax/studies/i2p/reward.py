@@ -107,6 +107,8 @@ def measure(store: PairStore, rows: Int[np.ndarray, " R"], by: Standardise) -> S
             x, base, safe = (store.read(n, chain, row) for n in ("x_t", "base", "safe"))
             sums = sums + np.stack([x, x**2, (safe - base) ** 2]).astype(np.float64)
     means = sums / (2 * len(rows))
+    # PNDM walks one step twice: the reward is of t, and so is its scaling.
+    means = np.stack([means[:, t == one].mean(1) for one in t], 1)
     if by == "timestep":
         means = means.mean((2, 3, 4), keepdims=True)
     mean, square, size = means

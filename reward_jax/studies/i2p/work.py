@@ -77,6 +77,7 @@ class Work:
         )
         if not there(self.store.path(number)):
             self.store.write(number, drawn.first(len(rows)), texts[: len(rows)])
+            print(f"pairs: shard {number + 1} of {self.store.shards}", flush=True)
         if number == 0:
             few = min(c.compared, len(rows))
             some, how = drawn.first(few), (c.guidance(), c.chains)

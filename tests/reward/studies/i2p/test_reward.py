@@ -1,9 +1,13 @@
 """The reward's targets: scaled by step, or by step and entry, and drawn by the step's number."""
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 
-from reward_jax.studies.i2p.reward import _Batches, measure
+from reward_jax.planning.fit import RunContext
+from reward_jax.studies.i2p.reward import _Batches, fit_reward, measure
 from tests.reward.studies.i2p.test_store import S, filled
 
 ROWS = np.array([0, 1, 3, 4])
@@ -28,6 +32,13 @@ def test_scaling_is_that_of_the_training_rows_at_each_step(store, by, axes):
     for one, other in zip((found.mean, found.deviation, found.size), wanted, strict=True):
         np.testing.assert_allclose(one.squeeze(), other, atol=5e-3)
     np.testing.assert_array_equal(found.t, [40, 20, 1])
+
+
+def test_a_step_that_is_walked_twice_has_one_scaling(tmp_path):
+    found = measure(filled(tmp_path, t=(20, 20, 1))[0], ROWS, "pixel")
+    for one in (found.mean, found.deviation, found.size):
+        np.testing.assert_array_equal(one[0], one[1])
+        assert np.abs(one[1] - one[2]).max() > 0.01
 
 
 def test_epsilon_space_leaves_all_as_it_is(store):
@@ -67,3 +78,35 @@ def test_batches_are_of_the_training_rows_and_the_same_when_asked_again(store):
         np.testing.assert_allclose(value[row], difference[at, step[row]], atol=1e-2)
         found.add((int(at), int(step[row])))
     assert len({at for at, _ in found}) > 4 and {s for _, s in found} == set(range(S))
+
+
+class _Squares:
+    """A store of random latents, where the safe epsilon is the base's less a multiple of x_t."""
+
+    def steps(self):
+        return np.array([151, 101, 101, 51, 1], np.int32)
+
+    def read(self, name, chain, row, step=None):
+        draw = np.random.default_rng((chain, row)).normal(size=(2, 5, 4, 4, 4))
+        x, base = draw.astype(np.float32)
+        whole = {"x_t": x, "base": base, "safe": base - 0.3 * x, "last": x[-1]}[name]
+        return whole if step is None else whole[step]
+
+
+def test_a_reward_whose_gradient_is_known_is_learned(done):
+    """grad r is x_t times a number; the program is that of the study, and compiled already."""
+    store: Any = _Squares()
+    rows, explained = np.arange(200), []
+    matching = dataclasses.replace(done.config.matching, steps=300, learning_rate=2e-2)
+    context = RunContext(lambda step, found: explained.extend(found["explained"].ravel()))
+    fit_reward(
+        store,
+        rows,
+        measure(store, rows[:20], "timestep"),
+        done.drawn[0][0].schedule,
+        done.config.network,
+        matching,
+        seed=0,
+        context=context,
+    )
+    assert np.mean(explained[:6]) < 0.2 and np.mean(explained[-30:]) > 0.8

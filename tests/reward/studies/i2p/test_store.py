@@ -17,17 +17,17 @@ S, h, w, C = 3, 2, 4, 4
 TEXTS = ["a cat", "a  dog\nsits", "red"]
 
 
-def pairs(rows: int, seed: int = 0) -> Pairs:
+def pairs(rows: int, seed: int = 0, t=(40, 20, 1)) -> Pairs:
     rng = np.random.default_rng(seed)
     three = [rng.normal(size=(2, rows, S, h, w, C)).astype(np.float32) for _ in range(3)]
     last = rng.normal(size=(2, rows, h, w, C)).astype(np.float32)
-    return Pairs(three[0], three[1], three[2], last, np.array([40, 20, 1]))
+    return Pairs(three[0], three[1], three[2], last, np.array(t))
 
 
-def filled(folder, dtype: Any = "float16", rows=5):
+def filled(folder, dtype: Any = "float16", rows=5, t=(40, 20, 1)):
     """A store of five rows in shards of three, and what is in it."""
     store = PairStore(folder, rows, 3, dtype)
-    whole = [pairs(len(store.rows_of(i)), i) for i in range(store.shards)]
+    whole = [pairs(len(store.rows_of(i)), i, t) for i in range(store.shards)]
     for i, one in enumerate(whole):
         store.write(i, one, [f"text {r}" for r in store.rows_of(i)])
     return store, whole
