@@ -32,7 +32,14 @@ from reward_jax.reward.gradients import ScoreDifference
 from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.reward.paths import draw_path_targets, join_targets
 from reward_jax.reward.relative import RelativeReward
-from reward_jax.reward.targets import ExtractionOptions, Target, draw_targets, unit
+from reward_jax.reward.targets import (
+    Drawn,
+    ExtractionOptions,
+    Target,
+    draw_targets,
+    origin,
+    unit,
+)
 
 __all__ = ["Matching", "RewardOptions", "diagnose", "fit_reward", "hold_out"]
 
@@ -201,6 +208,11 @@ def fit_reward(
             **shared,
         )
         batches = join_targets(batches, paths)
+    if matching.draws and context.checkpoints:
+        m = matching
+        drawn = (key, begin, start.target, m.pin, m.apart, m.draws, m.path_draws, m.path_scale)
+        of = origin(*both, source, schedule, options=matching, others=drawn)
+        batches = Drawn(batches, of)
     params, _ = extract_reward(
         *both,
         start.reward,

@@ -134,7 +134,7 @@ def extract_reward(
             source (`diffusion/sources.py`); a callable step -> batch, called once a step; an
             iterable of batches; or
             `Targets` from `draw_targets`, and then no score is called (give the same target,
-            pin and gradient_at; all but the pin are checked). Data
+            pin and gradient_at; all but the pin are checked), or these as `Drawn`. Data
             of both models, or of the base, are best: the expert's alone leave out the places in
             which the two differ. The reward has no condition: one reward fits all.
         schedule: of both models.
@@ -214,7 +214,7 @@ def extract_reward(
             "batch_size": settings.batch_size,
             "gradient_at": settings.gradient_at,
             "key": np.asarray(jax.random.key_data(key)).tolist(),
-            "weights": [float(f"{w:.6g}") for w in np.asarray(weights)],
+            **_weights_of(weighting, weights),
             "entries": checksum(by_entry),
             "seeds": seeds,
             **({"apart": True} if apart else {}),
@@ -223,7 +223,7 @@ def extract_reward(
                 functools.partial(reward_gradient, reward), params, *given, seeds=many
             ),
             "pin": pin_checksum(pin, x),
-            "data": feed.checksum(o.batch_size),
+            **feed.checksums(o.batch_size),
             "schedule": checksum(schedule),
             "optimizer": update_checksum(optimizer, params, moments, seeds=many),
             **teachers.checksums(feed),
@@ -301,6 +301,13 @@ def _blocks(count: int, x: Shaped[Array, "B ..."]) -> Shaped[Array, "S n ..."]:
             "multiple, or leave out apart"
         )
     return x.reshape(count, -1, *x.shape[1:])
+
+
+def _weights_of(weighting: Weighting, weights: Float[Array, " T"]) -> dict[str, Any]:
+    """Of weights in a run's settings: a name counts, not what it gives, for rounding may vary."""
+    if isinstance(weighting, str):
+        return {"weighting": weighting}
+    return {"weights": [float(f"{w:.6g}") for w in np.asarray(weights)]}
 
 
 def _check_fit(

@@ -45,6 +45,7 @@ from reward_jax.diffusion.schedule import Schedule
 from reward_jax.diffusion.sources import Rows, as_source, example, source_checksum, split_batch
 
 __all__ = [
+    "Drawn",
     "ExtractionOptions",
     "Feed",
     "GradientAt",
@@ -56,6 +57,7 @@ __all__ = [
     "check_gradient_at",
     "draw_targets",
     "mean_square",
+    "origin",
     "unit",
 ]
 
@@ -93,6 +95,17 @@ class Targets:
     value: Float[Array, "N ..."]
     target: Target = struct.field(pytree_node=False)
     gradient_at: GradientAt = struct.field(pytree_node=False, default="x_t")
+
+
+class Drawn(NamedTuple):
+    """Targets for `extract_reward`, and a checksum of what they were drawn from.
+
+    A run that goes on is known by that, not by the targets' own bits: these are rounded otherwise
+    on another number of devices.
+    """
+
+    targets: Targets
+    origin: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,6 +310,26 @@ def draw_targets(
     return jax.tree.map(lambda *x: jnp.concatenate(x).reshape(-1, *x[0].shape[2:]), *found)
 
 
+def origin(
+    base_score: Score,
+    expert_score: Score,
+    batches: Any,
+    schedule: Schedule,
+    *,
+    options: ExtractionOptions,
+    others: Any = (),
+) -> str:
+    """A checksum of what targets are drawn from, for `Drawn`: both models, data and schedule.
+
+    Arguments as of `draw_targets`. others: a tree of all else that they depend on.
+    """
+    settings = TargetSettings("score", options.gradient_at, None, options.batch_size, None)
+    teachers = Teachers(base_score, expert_score, schedule, settings)
+    feed = Feed(as_source(batches))
+    size = options.batch_size
+    return checksum((feed.checksums(size), teachers.checksums(feed), schedule, size, others))
+
+
 def check_draws(count: Any, key: Any) -> None:
     """Raise InputError for no number of draws, or no key."""
     if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 1:
@@ -321,6 +354,9 @@ class Feed:
     def __init__(self, batches: Any) -> None:
         self._source = self._callable = self._iterator = self._first = None
         self._at = 0  # of an iterator, the next step
+        self._origin: str | None = None
+        if isinstance(batches, Drawn):
+            batches, self._origin = batches
         if isinstance(batches, Targets):
             self._source = Rows(batches)
         elif hasattr(batches, "sample") or isinstance(batches, tuple | np.ndarray | jax.Array):
@@ -340,11 +376,16 @@ class Feed:
             return self._batch(0)
         return example(self._source)
 
-    def checksum(self, count: int) -> str:
-        """Of what a source gives, `count` rows at a time; else of the first batch."""
+    def checksums(self, count: int) -> dict[str, str]:
+        """Of what targets were drawn from, or of what a source gives, `count` rows at a time.
+
+        Else of the first batch.
+        """
+        if self._origin is not None:
+            return {"drawn from (its checksum)": self._origin}
         if self._source is None:
-            return checksum(self.example())
-        return source_checksum(self._source, count)
+            return {"data": checksum(self.example())}
+        return {"data": source_checksum(self._source, count)}
 
     def peek(self) -> tuple[Any, Any]:
         """`take` for the first step, where it can be taken again; else raises InputError."""

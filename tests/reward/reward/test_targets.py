@@ -15,7 +15,15 @@ from reward_jax.diffusion.denoiser import Denoiser
 from reward_jax.diffusion.schedule import cosine_schedule, linear_schedule
 from reward_jax.models.reward_nets import WindowMLP
 from reward_jax.reward.extract import extract_reward, init_params
-from reward_jax.reward.targets import ExtractionOptions, Feed, Targets, draw_targets, unit
+from reward_jax.reward.targets import (
+    Drawn,
+    ExtractionOptions,
+    Feed,
+    Targets,
+    draw_targets,
+    origin,
+    unit,
+)
 
 SCHEDULE = cosine_schedule(6)
 KEY = jax.random.key(2)
@@ -174,7 +182,24 @@ def test_models_of_another_schedule_are_refused():
 def test_an_example_of_an_iterable_is_given_again():
     feed = Feed(iter([DATA[:2], DATA[2:4]]))
     np.testing.assert_array_equal(feed.example(), DATA[:2])
-    assert feed.checksum(2) == Feed([DATA[:2]]).checksum(2) != Feed([DATA[2:4]]).checksum(2)
+    assert feed.checksums(2) == Feed([DATA[:2]]).checksums(2) != Feed([DATA[2:4]]).checksums(2)
     _, taken = feed.take(0, 2)
     np.testing.assert_array_equal(taken, jnp.stack([DATA[:2], DATA[2:4]]))
     assert isinstance(Feed(drawn()).example(), Targets)
+
+
+def test_targets_are_known_by_what_they_were_drawn_from():
+    """Rounding, which another number of devices changes, tells none from another."""
+
+    def of(base=own, data=DATA, others=(KEY, 8)):
+        options = ExtractionOptions(batch_size=B)
+        return origin(base, shifted, data, SCHEDULE, options=options, others=others)
+
+    assert of() == of()
+    others = of(base=shifted), of(data=DATA[::-1]), of(others=(KEY, 9))
+    assert len({of(), *others}) == 4
+    targets = drawn()
+    rounded = targets.replace(value=targets.value * (1 + 1e-6))  # pyright: ignore[reportAttributeAccessIssue]
+    found = [Feed(Drawn(x, of())) for x in (targets, rounded)]
+    assert found[0].checksums(B) == found[1].checksums(B) != Feed(targets).checksums(B)
+    assert isinstance(found[0].example(), Targets)
