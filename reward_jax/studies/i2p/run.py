@@ -50,4 +50,4 @@ def _summarise(config: Config) -> dict[str, Any]:
     return summary
 
 
-STUDY = Study(Config, check, _parts, _summarise, free=("out", "mesh", "save_every", "shown"))
+STUDY = Study(Config, check, _parts, _summarise, free=("out", "mesh", "save_every"))
