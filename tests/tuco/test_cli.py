@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet
@@ -20,6 +21,8 @@ from common_jax.cli import command_line
 from common_jax.cli.commands import Command
 from common_jax.errors import InputError
 from tests.tuco.cli_pair import ROOT, read_jsonl, run_in_process, save_pair, start, write_jsonl
+from tests.tuco.tiny import save_tiny
+from tests.tuco.tiny_tokenizer import bos_tokenizer
 from tuco_jax import cli
 from tuco_jax.commands import score as score_command
 from tuco_jax.commands import study as studies
@@ -134,6 +137,35 @@ def test_devices_and_dtype(run, flags, tmp_path):
     plain, pmapped, _, half = ([r["tuco"] for r in read_jsonl(out)] for out in outs)
     np.testing.assert_allclose(plain, pmapped, rtol=0, atol=1e-5)
     assert 1e-5 < np.abs(np.subtract(plain, half)).max() < 0.05
+
+
+@pytest.fixture(scope="module")
+def divisible(folder):
+    """A pair on disk, all sizes of which divide by 8: no layout leaves a weight whole."""
+    sizes: Any = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2)
+    sizes |= dict(num_attention_heads=8, num_key_value_heads=8, head_dim=4)
+    for seed, name in enumerate(("base", "tuned")):
+        to = folder / f"divisible_{name}"
+        save_tiny(to, "llama", seed, max_shard_size="20KB", **sizes)
+        bos_tokenizer().save_pretrained(to)
+    return ["--base", folder / "divisible_base", "--tuned", folder / "divisible_tuned"]
+
+
+@pytest.mark.slow
+def test_layouts_score_as_one_device_does(run, flags, divisible, tmp_path):
+    """Weights go from safetensors straight to their shards."""
+    given = [flags[0], *divisible, *flags[5:], "--layers", "true"]
+    alone = tmp_path / "alone.jsonl"
+    assert run(*given, "--out", alone) == 0
+    want = read_jsonl(alone)
+    for layout in ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)):
+        out = tmp_path / f"{layout}.jsonl"
+        axes = zip(("data", "fsdp", "tensor"), layout, strict=True)
+        assert run(*given, "--out", out, *(f"--mesh.{a}={n}" for a, n in axes)) == 0
+        for got, row in zip(read_jsonl(out), want, strict=True):
+            assert (got["id"], got["tokens"]) == (row["id"], row["tokens"])
+            np.testing.assert_allclose(got["tuco"], row["tuco"], rtol=0, atol=1e-5)
+            np.testing.assert_allclose(got["layers"], row["layers"], rtol=0, atol=1e-5)
 
 
 def test_stream(run, flags, tmp_path):
