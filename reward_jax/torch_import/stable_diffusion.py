@@ -73,21 +73,29 @@ def load_stable_diffusion(
     folder = pathlib.Path(directory)
     _check_pipeline(folder)
     parts = {name: folder / name for name in ("unet", "vae", "text_encoder")}
-    stated = {name: _stated(part, "config.json") for name, part in parts.items()}
-    scheduler = folder / "scheduler"
     config = Config(
-        UNetConfig.of(stated["unet"], parts["unet"] / "config.json"),
-        VAEConfig.of(stated["vae"], parts["vae"] / "config.json"),
-        TextConfig.of(stated["text_encoder"], parts["text_encoder"] / "config.json"),
-        SchedulerConfig.of(
-            _stated(scheduler, "scheduler_config.json"), scheduler / "scheduler_config.json"
-        ),
+        _stated(UNetConfig, parts["unet"], "config.json"),
+        _stated(VAEConfig, parts["vae"], "config.json"),
+        _stated(TextConfig, parts["text_encoder"], "config.json"),
+        _stated(SchedulerConfig, folder / "scheduler", "scheduler_config.json"),
     )
+    schedule = schedule_of(config.scheduler)
     _check_fit(folder, config)
     files = {
         name: _weights(part, _MODEL if name == "text_encoder" else _UNET)
         for name, part in parts.items()
     }
+    layers = {
+        "unet": sum(config.unet.layers) + sum(config.unet.depth),
+        "vae": config.vae.layers,
+        "text_encoder": config.text.layers,
+    }
+    for name, part in parts.items():  # nothing is built that no file holds
+        if layers[name] > len(files[name]):
+            raise InputError(
+                f"{part}: config.json says {layers[name]} layers, the weights are "
+                f"{len(files[name])} tensors; they are of two models"
+            )
     tokens = _tokens(folder / "tokenizer", config.text)
     c, latents = config, (1, 8, 8, config.unet.in_channels)
     text = jax.ShapeDtypeStruct((1, 1, c.unet.text_width), jnp.float32)
@@ -113,7 +121,6 @@ def load_stable_diffusion(
             dtype,
         ),
     }
-    schedule = schedule_of(config.scheduler)
     return StableDiffusion(**params, schedule=schedule, config=config, tokens=tokens)
 
 
@@ -137,12 +144,19 @@ def _check_pipeline(folder: pathlib.Path) -> None:
         )
 
 
-def _stated(folder: pathlib.Path, name: str) -> Mapping[str, Any]:
+def _stated(kind: Any, folder: pathlib.Path, name: str) -> Any:
+    """A config of that kind, of a component's file."""
     if not folder.is_dir():
         raise InputError(f"{folder}: is missing; a Stable Diffusion folder has it: {_MEND}")
     if not (folder / name).is_file():
         raise InputError(f"{folder / name}: is missing; {_MEND}")
-    return read_json(folder / name, {}, _MEND)
+    stated = read_json(folder / name, {}, _MEND)
+    try:
+        return kind.of(stated, folder / name)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{folder / name}: an option is of another kind ({str(error):.100}); {_MEND}"
+        ) from None
 
 
 def _check_fit(folder: pathlib.Path, c: Config) -> None:
@@ -164,7 +178,7 @@ def _weights(folder: pathlib.Path, stem: str) -> dict[str, Tensor]:
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
         named = read_json(index, {"weight_map": {}}, _MEND)["weight_map"].values()
-        paths = [folder / name for name in sorted(set(named))]
+        paths = [folder / name for name in sorted({str(name) for name in named})]
         for path in paths:
             if path.parent != folder or not path.is_file():
                 raise InputError(f"{index}: names {path.name}, which is missing; {_MEND}")

@@ -218,6 +218,8 @@ class SchedulerConfig:
                 )
         betas = stated.get("trained_betas")
         steps = len(betas) if betas else _count(stated, where, "num_train_timesteps", 1000)
+        if steps > _MOST:
+            raise InputError(f"{where}: {steps} diffusion steps are more than {_MOST}")
         return cls(
             steps=steps,
             beta_start=float(stated.get("beta_start", 1e-4)),
@@ -233,6 +235,9 @@ class SchedulerConfig:
             large_variance=stated.get("variance_type") == "fixed_large",
             skip_runge_kutta=bool(stated.get("skip_prk_steps", False)),
         )
+
+
+_MOST = 100_000  # diffusion steps
 
 
 def _check(stated: Mapping[str, Any], where: Any, known: Mapping[str, Any]) -> None:

@@ -1,3 +1,4 @@
+import shutil
 from typing import Any
 
 import jax
@@ -135,7 +136,7 @@ def test_unequal_pairs_are_refused(both, tmp_path):
         ]
     ):
         folder = tmp_path / str(number)
-        pipeline(5).save_pretrained(folder)
+        shutil.copytree(path / "base", folder)
         restate(folder, "scheduler/scheduler_config.json", **(SCHEDULER | option))
         with pytest.raises(InputError, match=said):
             load_expert(base, folder)
