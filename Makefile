@@ -82,6 +82,7 @@ bench: $(REWARDS) $(DEV)
 	$(BIN)/python -m benchmarks.int8
 	$(BIN)/python -m benchmarks.steer
 	$(BIN)/python -m benchmarks.reward
+	$(BIN)/python -m benchmarks.images
 	$(BIN)/python -m benchmarks.plan
 	$(BIN)/python -m benchmarks.prefix
 	$(BIN)/python -m benchmarks.attention

@@ -1,0 +1,269 @@
+"""Speed of image networks on a CPU: against eager PyTorch, and against the matmul rate.
+
+    python -m benchmarks.images [--rounds 5] [--steps 3] [--sizes patches pixels]
+
+Training a U-Net, gradient matching and guided sampling of 28 x 28 images, the same random weights
+on both sides. PyTorch runs with both formats of memory, and the quicker counts. One run, all of it
+interleaved, medians, by the wall and by processor time (of one core on a busy machine: begin with
+`taskset -c 0`). A floor is the products that a step cannot do without, at the rate of large
+products in XLA. Prints a report and keeps it.
+"""
+
+import argparse
+import functools
+import json
+import os
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+
+from benchmarks import torch_images as theirs
+from benchmarks.machine import machine
+from benchmarks.reward import HERE, matched, matmul_case, products
+from reward_jax import extract_reward
+from reward_jax.diffusion.denoiser import score_from
+from reward_jax.diffusion.schedule import cosine_schedule
+from reward_jax.diffusion.train import EMA, TrainingOptions, init_state, train_denoiser
+from reward_jax.models.unet2d.half_unet import HalfUNet2D
+from reward_jax.models.unet2d.unet import UNet2D
+from reward_jax.reward.extract import ExtractionOptions, init_params
+from reward_jax.reward.guide import guided_sample
+from reward_jax.reward.relative import RelativeReward, reward_gradient
+
+
+class Size(NamedTuple):
+    """Networks, and rows of a step and of a chain of samples."""
+
+    net: UNet2D
+    reward: HalfUNet2D
+    batch: int
+    samples: int
+
+
+SIZES = {
+    "patches": Size(UNet2D(1), HalfUNet2D(1), 64, 64),
+    "pixels": Size(UNet2D(1, 32, (1, 2, 4), patch=1), HalfUNet2D(1, 16, (1, 2), patch=1), 32, 16),
+}
+FORMS = {"NCHW": torch.contiguous_format, "channels last": torch.channels_last}
+STEPS, ROWS, SIDE = 10, 512, 28  # diffusion steps, of one of which the time is given
+PARTS = ("training", "matching", "sampling")
+ASKED, MATMULS = 1.0, 10  # products of a `matmul_case`
+Case = Callable[[], "Times"]  # of a step, measured now
+
+
+class Times(NamedTuple):
+    """Seconds on the wall, and of processors, which alone say something on a busy machine."""
+
+    wall: float
+    processor: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Speed of image networks.")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3, help="of a measurement")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--out", type=pathlib.Path, default=HERE / "results")
+    args = parser.parse_args()
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        print(f"the machine is busy (load {load:.1f}): ratios alone say something", flush=True)
+    found = {name: measure(SIZES[name], args.rounds, args.steps) for name in args.sizes}
+    report = {
+        "sizes": found,
+        "rounds": args.rounds,
+        "steps": args.steps,
+        "torch_threads": torch.get_num_threads(),
+        "load_at_start": load,
+        **machine(),
+    }
+    print(json.dumps(report, indent=2))
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "images.json").write_text(json.dumps(report, indent=2) + "\n")
+
+
+def measure(size: Size, rounds: int, steps: int) -> dict[str, Any]:
+    """Everything at one size, seconds a step."""
+    rows = np.random.default_rng(0).normal(size=(ROWS, SIDE, SIDE, 1)).astype(np.float32)
+    params = [init_params(size.net, jax.random.key(seed), rows[:1]) for seed in (0, 1)]
+    learned = init_params(size.reward, jax.random.key(2), rows[:1])
+    check_agreement(size, params[0], learned, rows[:8])
+    cases = torch_cases(size, params, learned, rows, steps)
+    cases |= jax_cases(size, params, learned, rows, steps)
+    matmul, product = matmul_case()
+    cases["matmul"] = repeated(matmul, MATMULS)
+    for name, case in cases.items():
+        print(f"first run of {name}: {case().wall:.4f} s a step", flush=True)
+    times: dict[str, list[Times]] = {name: [] for name in cases}
+    for _ in range(rounds):
+        for name, case in cases.items():
+            times[name].append(case())
+    operations = work(size, params[0], learned)
+    return {
+        clock: _compared(
+            {name: [getattr(t, clock) for t in taken] for name, taken in times.items()},
+            operations,
+            product,
+        )
+        for clock in Times._fields
+    }
+
+
+def _compared(
+    times: Mapping[str, Sequence[float]], operations: Mapping[str, float], product: float
+) -> dict[str, Any]:
+    median = {name: statistics.median(taken) for name, taken in times.items()}
+    rate = product / median["matmul"]
+    torchs = {part: min(median[f"torch {part}, {form}"] for form in FORMS) for part in PARTS}
+    return {
+        "torch_over_jax": {
+            part: {"measured": torchs[part] / median[f"jax {part}"], "asked": ASKED}
+            for part in PARTS
+        },
+        "share_of_matmul_rate": {
+            part: operations[part] / rate / median[f"jax {part}"] for part in PARTS
+        },
+        "matmul_gflops": rate / 1e9,
+        "seconds": median,
+        "least_seconds": {name: min(taken) for name, taken in times.items()},
+    }
+
+
+def check_agreement(size: Size, params: Any, learned: Any, x: np.ndarray) -> None:
+    """What is timed against each other computes the same."""
+    t = np.arange(len(x)) % STEPS
+    given = torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(t)
+    for ours, made, kind in (
+        (size.net, params, theirs.UNet),
+        (size.reward, learned, theirs.Half),
+    ):
+        with torch.no_grad():
+            wanted = theirs.filled(kind(ours), made)(*given)
+        wanted = wanted.permute(0, 2, 3, 1).numpy() if wanted.ndim == 4 else wanted.numpy()
+        got: Any = jax.jit(ours.apply)({"params": made}, x, t)
+        gap = np.abs(wanted - got).max() / np.abs(wanted).max()
+        print(f"PyTorch and JAX agree within {gap:.1e} of the largest value")
+        assert gap < 1e-4
+
+
+def repeated(run: Callable[[], Any], steps: int, rounds: int = 1) -> Case:
+    """Times of one of `steps` steps, of which a run does `steps / rounds`."""
+
+    def taken() -> Times:
+        began = now()
+        for _ in range(rounds):
+            jax.block_until_ready(run())
+        return Times(*((b - a) / steps for a, b in zip(began, now(), strict=True)))
+
+    return taken
+
+
+def now() -> Times:
+    return Times(time.perf_counter(), time.process_time())
+
+
+def torch_cases(
+    size: Size, params: Any, learned: Any, rows: np.ndarray, steps: int
+) -> dict[str, Case]:
+    bar = torch.from_numpy(np.asarray(cosine_schedule(STEPS).alphas_cumprod).copy())
+    x_0, found = torch.from_numpy(rows).permute(0, 3, 1, 2), {}
+    for name, form in FORMS.items():
+        base, expert = (
+            theirs.filled(theirs.UNet(size.net), p).to(memory_format=form) for p in params
+        )
+        reward = theirs.filled(theirs.Half(size.reward), learned).to(memory_format=form)
+        drawing = x_0, bar, size.batch, form
+        runs = (
+            (theirs.Training(base, *drawing), steps, steps),
+            (theirs.Matching(reward, base, expert, *drawing), steps, steps),
+            (theirs.Sampling(base, reward, bar, (size.samples, 1, SIDE, SIDE), form), STEPS, 1),
+        )
+        for part, (run, count, rounds) in zip(PARTS, runs, strict=True):
+            found[f"torch {part}, {name}"] = repeated(
+                functools.partial(_silent, run), count, rounds
+            )
+    return found
+
+
+def _silent(run: Callable[[], Any]) -> None:
+    run()  # PyTorch is done when it returns
+
+
+def jax_cases(
+    size: Size, params: Any, learned: Any, rows: np.ndarray, steps: int
+) -> dict[str, Case]:
+    schedule, adam, key = cosine_schedule(STEPS), optax.adam(2e-4), jax.random.key(0)
+    base, expert = (score_from(size.net, p, "v", schedule, clip=1.0) for p in params)
+    state = init_state(size.net, adam, rows[:1], key, params=params[0])
+    guide = RelativeReward(learned, schedule, size.reward)
+
+    def training(**loop: Any) -> Any:
+        options = TrainingOptions(size.batch, steps, "v", EMA(begin=0, every=1))
+        return train_denoiser(
+            size.net, state, rows, schedule, adam, key=key, options=options, **loop
+        )
+
+    def matching(**loop: Any) -> Any:
+        options = ExtractionOptions(size.batch, steps)
+        return extract_reward(
+            base,
+            expert,
+            size.reward,
+            learned,
+            rows,
+            schedule,
+            adam,
+            key=key,
+            options=options,
+            **loop,
+        )
+
+    shape = size.samples, SIDE, SIDE, 1
+    sample = functools.partial(guided_sample, base, schedule, shape, key=key, guide=guide)
+    return {
+        "jax training": functools.partial(_step, training, steps),
+        "jax matching": functools.partial(_step, matching, steps),
+        "jax sampling": repeated(sample, STEPS),
+    }
+
+
+def _step(run: Callable[..., Any], steps: int) -> Times:
+    """Times of a step, without what a run sets up before its first compiled call ends."""
+    stamps: list[Times] = []
+    run(steps=2 * steps, on_step=lambda *_: stamps.append(now()))
+    return Times(*((b - a) / steps for a, b in zip(*stamps, strict=True)))
+
+
+def work(size: Size, params: Any, learned: Any) -> dict[str, float]:
+    """Floating-point operations of the products of each step."""
+
+    def given(rows: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        x = jax.ShapeDtypeStruct((rows, SIDE, SIDE, 1), jnp.float32)
+        return x, jax.ShapeDtypeStruct((rows,), jnp.int32)
+
+    def denoise(params: Any, x: jax.Array, t: jax.Array) -> Any:
+        return size.net.apply({"params": params}, x, t)
+
+    def trained(params: Any, x: jax.Array, t: jax.Array) -> Any:
+        return jax.grad(lambda p: jnp.sum(jnp.square(denoise(p, x, t))))(params)
+
+    student = functools.partial(matched, size.reward)
+    climb = functools.partial(reward_gradient, size.reward)
+    few, several = given(size.batch), given(size.samples)
+    return {
+        "training": products(trained, params, *few),
+        "matching": 2 * products(denoise, params, *few) + products(student, learned, *few),
+        "sampling": products(denoise, params, *several) + products(climb, learned, *several),
+    }
+
+
+if __name__ == "__main__":
+    main()
