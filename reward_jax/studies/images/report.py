@@ -267,6 +267,7 @@ def _show(axis: Any, picture: UInt8[np.ndarray, "H W C"], title: str) -> None:
     axis.imshow(picture[..., 0] if gray else picture, cmap="gray" if gray else None)
     axis.set_title(title, fontsize=9)
     axis.axis("off")
+    axis.set_anchor("NW")
 
 
 def _grid(images: UInt8[np.ndarray, "N H W C"], columns: int) -> UInt8[np.ndarray, "H W C"]:
