@@ -70,11 +70,6 @@ class Cache:
         at = Positions(index, mask.astype(bool)[None], None, None, None)
         return cls(keys_values, at, jnp.sum(mask), shared=True)
 
-    @property
-    def length(self) -> int:
-        """Columns of a shared prefix, P, or of a row, S."""
-        return self.at.index.shape[1]
-
     def bare(self) -> "Cache":
         """The cache without its keys and values: their positions, all that a step needs."""
         return dataclasses.replace(self, keys_values=())

@@ -1,11 +1,10 @@
 """Batches of one prompt a row; how many tokens a batch holds, `core/budget.py` says.
 
 Scores that are read at every token, or at last tokens, pack several prompts into a row instead
-(`packing.py`). One prompt a row is for what needs a row of its own: gradients by prompt, suffixes
-of a shared prefix, generation. There packing could save no more than 12%: of 160 prompts of 4 to
-252 tokens 20% of the prefill is padding at 32 rows a batch (13% at 8), and prefill is 62% of the
-time where 64 tokens are generated; each packing would be one more program for each shape of a
-cache.
+(`packing.py`). One prompt a row is for what needs a row of its own: gradients by prompt, and
+generation. There packing could save no more than 12%: of 160 prompts of 4 to 252 tokens 20% of the
+prefill is padding at 32 rows a batch (13% at 8), and prefill is 62% of the time where 64 tokens
+are generated; each packing would be one more program for each shape of a cache.
 
 Legend: B rows of a batch, T its length, n a prompt's length, all in tokens.
 """

@@ -77,7 +77,7 @@ class Config(AlphaOptions):
         source: mmlu, or socialiqa for the fetched set of `evals`, without `data`.
         split: whose questions are asked, test or val.
         shots: examples before each question.
-        share_prefix: read the examples once an alpha, not once a question.
+        share_prefix: read what questions begin with in common, such as examples, once an alpha.
     """
 
     data: pathlib.Path | None = None

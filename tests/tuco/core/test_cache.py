@@ -15,7 +15,7 @@ MASK = jnp.asarray([[1, 1, 1], [1, 0, 0]])
 
 def test_an_empty_cache_has_its_rows_own_positions():
     cache = Cache.empty(PAIR, MASK, 2, both=True)
-    assert len(cache.keys_values) == 2 and cache.length == 5 and int(cache.filled) == 0
+    assert len(cache.keys_values) == 2 and cache.at.index.shape[1] == 5 and int(cache.filled) == 0
     assert cache.keys_values[0][0].shape == (2, 2, CONFIG.kv_heads, 5, CONFIG.head_dim)
     # The first new token stands behind the prompt, wherever its column is.
     assert cache.at.index[:, 3:].tolist() == [[3, 4], [1, 2]]
@@ -38,7 +38,7 @@ def test_a_prefix_is_joined_to_every_row():
     rng = np.random.default_rng(1)
     old, new = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((2, 3, 8), (4, 2, 1, 8)))
     cache = Cache.prefix((), jnp.ones(3, bool))
-    assert cache.shared and cache.length == 3 and int(cache.filled) == 3
+    assert cache.shared and cache.at.index.shape[1] == 3 and int(cache.filled) == 3
     keys, _ = cache.join((old, old), (new, new))
     assert keys.shape == (4, 2, 4, 8)
     for row in range(4):
