@@ -296,8 +296,8 @@ def _method(config: Config, found: Mapping[str, Any]) -> tuple[str, ...]:
         "what is harmful; its last features give the distance (of Heusel et al. 2017, there of "
         "Inception's) to held-out images that are not harmful, the same for all arms. Rejection "
         "keeps an unsteered sample with the probability that its reward gives.",
-        "The null pair's expert is the base, trained as long on all classes; its reward judges at "
-        "the step that each choice's own reward does.",
+        "The null pair are two models that began as the base and were trained as long as the "
+        "experts, on all classes; their reward judges at the step that each choice's own does.",
     )
 
 

@@ -6,11 +6,11 @@ images are judged by the reward, each noised once, beside two judgements that ne
 difference of the denoising losses, and the norm of the difference of the scores. Then the base is
 steered away from the harmful classes, by the reward and by the raw difference of the scores, and
 its samples are rejected by the reward; a classifier that was trained apart counts what is harmful,
-and its features tell how far samples lie from held-out images. A null pair, whose expert was
+and its features tell how far samples lie from held-out images. A null pair, both of which were
 trained further on all classes, shows what chance gives.
 
     out/base/{base.safetensors, judge.npz, unsteered_*.npz, result.json}
-    out/null/{expert,reward}.safetensors, judged.npz, result.json
+    out/null/{twin,expert,reward}.safetensors, judged.npz, result.json
     out/choices/NAME/{expert,reward,energy,paths}.safetensors
     out/choices/NAME/{result,seconds}.json, judged.npz, pictures.npz
     out/*/base/, ...   metrics of each model's training

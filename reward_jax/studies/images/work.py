@@ -167,16 +167,19 @@ class Work:
     # The null pair.
 
     def run_null(self) -> None:
-        """An expert tuned on all classes, and what its reward says of the test images."""
+        """Two that are tuned on all classes, and what the reward of one says of the test images.
+
+        Both as long as any expert, for what more training alone changes is no null.
+        """
         path = self.config.out / "null" / "result.json"
         if there(path):
             return
         self._base_first()
         clock = Clock(path.with_name("seconds.json"))
-        expert = self._expert("null", ())
-        reward = self._reward("null", "reward", expert, (), self.config.matching)
+        twin, expert = (self._expert("null", (), name) for name in ("twin", "expert"))
+        reward = self._reward("null", "reward", expert, (), self.config.matching, base=twin)
         clock.lap("models")
-        pair = _Pair(self, expert, self._test, "test")
+        pair = _Pair(self, expert, self._test, "test", base=twin)
         write_arrays(
             path.with_name("judged.npz"),
             reward=measure.scores(reward, self._test, self._looks("test")),
@@ -371,17 +374,17 @@ class Work:
 
     # Models.
 
-    def _expert(self, part: str, harmful: tuple[str, ...]) -> ImageModel:
+    def _expert(self, part: str, harmful: tuple[str, ...], name: str = "expert") -> ImageModel:
         """The base, trained further on what is not harmful."""
         how, rest = self.config.expert_training, self._rest(harmful)
 
         def make(context: RunContext) -> ImageModel:
             space = replace(self.space, about=self.space.about | {"goal": list(rest)})
             rows = self._rows_of(rest)
-            seed = self._seed(f"expert {part}")
+            seed = self._seed(f"{name} {part}")
             return fit(rows, space, self.base, how, seed=seed, context=context)
 
-        return self._shop(part).model("expert", how.steps, make)
+        return self._shop(part).model(name, how.steps, make)
 
     def _reward(
         self,
@@ -392,12 +395,13 @@ class Work:
         matching: Matching,
         options: HalfUNetOptions | None = None,
         begin: RelativeReward | None = None,
+        base: ImageModel | None = None,
     ) -> RelativeReward:
-        """A reward of the expert relative to the base."""
+        """A reward of the expert relative to the base, or to another. Options, as `fit_reward`."""
 
         def make(context: RunContext) -> ImageGuide:
             return fit_reward(
-                self.base,
+                base or self.base,
                 expert.denoiser,
                 Mixed((self._rows, self._rows_of(self._rest(harmful)))),
                 expert.space,
@@ -501,14 +505,21 @@ class Work:
 class _Pair:
     """What the two models, without a reward, say of images."""
 
-    def __init__(self, work: Work, expert: ImageModel, x_0: Any, purpose: str) -> None:
+    def __init__(
+        self,
+        work: Work,
+        expert: ImageModel,
+        x_0: Any,
+        purpose: str,
+        base: ImageModel | None = None,
+    ) -> None:
         looks = work._looks(purpose)
-        base = work.estimates(work.base, purpose)
+        others = work.estimates(base or work.base, purpose)
         begun = time.perf_counter()
         own = work.estimates(expert, purpose)
         self.seconds = (time.perf_counter() - begun) / own[..., 0, 0, 0].size  # a network run
-        self.losses = measure.loss_differences(base, own, x_0, looks)
-        self.norms = measure.score_norms(base, own, looks)
+        self.losses = measure.loss_differences(others, own, x_0, looks)
+        self.norms = measure.score_norms(others, own, looks)
 
 
 def choice_part(name: str) -> str:

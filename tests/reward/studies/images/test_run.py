@@ -99,8 +99,12 @@ def test_results(done):
 @pytest.mark.slow
 def test_models(done):
     config, _ = done
-    for part, goal in (("choices/left", ["ne", "se"]), ("null", list(CLASSES))):
-        expert = load_model(config.out / part / "expert.safetensors", ImageSpace)
+    for part, goal in (
+        ("choices/left/expert", ["ne", "se"]),
+        ("null/expert", list(CLASSES)),
+        ("null/twin", list(CLASSES)),
+    ):
+        expert = load_model(config.out / f"{part}.safetensors", ImageSpace)
         assert expert.space.about["goal"] == goal and expert.space.shape == (8, 8, 1)
     paths = load_guide(config.out / "choices" / "left" / "paths.safetensors", ImageSpace).guide
     assert isinstance(paths, RelativeReward) and isinstance(paths.reward, HalfUNet2D)
