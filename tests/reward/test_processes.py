@@ -16,6 +16,7 @@ from tests.processes import together
 from tests.reward.cli_runs import MATCHING, SMALL, run, save_all
 
 STEPS = ["--training.steps", 50, "--save_every", 20]
+MATCHED = ["--matching.steps", 50, "--save_every", 20]
 
 
 @pytest.fixture(scope="module")
@@ -42,28 +43,48 @@ def close(one: object, two: object) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), two, one)
 
 
-def test_train_and_resume_as_one_process(made, tmp_path):
-    """And what two processes began one goes on with."""
-    argv = ["train", "--data", made / "data.hdf5", *SMALL, *STEPS]
-    found = both(tmp_path, *argv)
-    one, two = map(weights, found)
-    close(one, two)
-    newest = max((found[1] / "checkpoints").glob("[0-9]*"), key=lambda p: int(p.name))
-    assert newest.name == "50"
-    shutil.rmtree(newest)
-    (found[1] / "denoiser.safetensors").unlink()
-    assert run(*argv, "--out", found[1], "--resume") == 0
-    close(one, weights(found[1]))
-    lines = (found[1] / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [10, 20, 30, 40, 50]
-
-
-def test_extract(made, tmp_path):
+def test_train_extract_and_resume_on_more_and_on_fewer_processes(made, tmp_path):
+    """In one start: both commands, and what one process began of each."""
+    data = made / "data.hdf5"
     models = ["--base", made / "base.safetensors", "--expert", made / "expert.safetensors"]
-    data = ["--data", made / "data.hdf5", "--expert_data", made / "data.hdf5"]
-    argv = [*models, *data, *MATCHING, "--matching.steps", 50]
-    found = both(tmp_path, "extract", *argv)
-    close(*[load_guide(path, TrajectorySpace).guide.params for path in found])  # pyright: ignore[reportAttributeAccessIssue]
+    argvs = {
+        "train": ["--data", data, *SMALL, *STEPS],
+        "extract": [*models, "--data", data, "--expert_data", data, *MATCHING, *MATCHED],
+    }
+    runs = []
+    for name, argv in argvs.items():
+        assert run(name, *argv, "--out", tmp_path / f"one {name}") == 0
+        shutil.copytree(tmp_path / f"one {name}", tmp_path / f"begun {name}")
+        cut_back(tmp_path / f"begun {name}")
+        runs.append([name, *argv, "--out", tmp_path / f"two {name}"])
+        runs.append([name, *argv, "--out", tmp_path / f"begun {name}", "--resume"])
+    (tmp_path / "runs.json").write_text(json.dumps(runs, default=str))
+    together("tests.several", ["reward-jax", tmp_path / "runs.json"])
+    for name, argv in argvs.items():
+        folders = [tmp_path / f"{how} {name}" for how in ("one", "two", "begun")]
+        found = [{p.name for p in folder.iterdir()} for folder in folders]
+        assert found[0] == found[1] == found[2]
+        read = weights if name == "train" else learned
+        one, two, begun = map(read, folders)
+        close(one, two)
+        close(one, begun)
+        cut_back(folders[1])
+        assert run(name, *argv, "--out", folders[1], "--resume") == 0
+        close(one, read(folders[1]))
+        for folder in folders:
+            lines = (folder / "metrics.jsonl").read_text().splitlines()
+            assert [json.loads(line)["step"] for line in lines] == [10, 20, 30, 40, 50]
+
+
+def cut_back(run: pathlib.Path) -> None:
+    """To what a run has that is killed between step 40 and the end."""
+    shutil.rmtree(run / "checkpoints" / "50")
+    for path in run.glob("*.safetensors"):
+        path.unlink()
+
+
+def learned(path: pathlib.Path) -> Any:
+    return load_guide(path, TrajectorySpace).guide.params  # pyright: ignore[reportAttributeAccessIssue]
 
 
 STUDY = """
@@ -99,7 +120,28 @@ def test_a_study(made, tmp_path):
     assert all("| Hopper-v5 | reward | " in page for page in pages)
 
 
-def test_steer(made, tmp_path):
-    argv = ["--base", made / "base.safetensors", "--reward", made / "reward.safetensors"]
-    found = both(tmp_path, "steer", *argv, "--plans", 4)
-    close(*[dict(np.load(path / "plans.npz")) for path in found])
+def test_steer_sweep_and_heatmap(made, tmp_path):
+    """In one start."""
+    guide = ["--reward", made / "reward.safetensors"]
+    steered = ["--base", made / "base.safetensors", *guide, "--plans", 4]
+    windows = ["--data", made / "data.hdf5", "--windows", 64, "--bins", 2]
+    commands = {
+        "steer": steered,
+        "sweep": [*steered, "--scales", "[0,2]", "--t_stopgrads", "[0,4]"],
+        "heatmap": [*guide, *windows],
+    }
+    runs = {
+        n: [[*map(str, [c, *argv, "--out", tmp_path / n / c])] for c, argv in commands.items()]
+        for n in ("one", "two")
+    }
+    assert [run(*argv) for argv in runs["one"]] == [0, 0, 0]
+    (tmp_path / "runs.json").write_text(json.dumps(runs["two"]))
+    found = together("tests.several", ["reward-jax", tmp_path / "runs.json"])
+    assert "heat map: " in found[0].out and not found[1].out
+    folders = [tmp_path / n for n in ("one", "two")]
+    names = [{str(p.relative_to(folder)) for p in folder.rglob("*")} for folder in folders]
+    assert names[0] == names[1]
+    for file in ("steer/plans.npz", "heatmap/heatmap.npz"):
+        close(*[dict(np.load(folder / file)) for folder in folders])
+    for file in ("sweep/sweep.json", "heatmap/heatmap.json"):
+        close(*[json.loads((folder / file).read_text()) for folder in folders])

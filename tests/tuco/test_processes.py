@@ -1,7 +1,10 @@
 """Commands over several processes give what one process gives."""
 
+import dataclasses
 import json
 import pathlib
+import shlex
+import shutil
 import time
 
 import numpy as np
@@ -10,10 +13,15 @@ from safetensors.numpy import load_file
 
 from tests.processes import collect, start, together
 from tests.tuco.cli_pair import file_options, read_jsonl, save_pair, write_jsonl
-from tests.tuco.studies.test_over_a_mesh import assert_same
+from tests.tuco.member import decomposed
+from tests.tuco.scoring.test_score_file import killed_after
+from tests.tuco.studies.test_over_a_mesh import assert_same, configs
+from tests.tuco.tiny import save_tiny
 from tuco_jax.cli import main
+from tuco_jax.studies.base import command
 
 ROWS = [{"id": f"p{i}", "prompt": "ab c" * (1 + i * 5 % 13)} for i in range(11)]
+STATE = ("gcg/search_1", "search.json")
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +59,42 @@ def test_generate(pair, tmp_path):
     assert "TuCo along the answers" in (tmp_path / "page.html").read_text("utf-8")
 
 
-def test_finetune(pair, tmp_path):
-    """50 steps, over fsdp."""
+def test_finetune_and_runs_that_go_on_with_more_processes(pair, tmp_path, monkeypatch):
+    """50 steps, over fsdp; what one process began two go on with, and the other way round."""
     turns = [{"role": r, "content": c} for r, c in (("user", "ab c?"), ("assistant", "ba"))]
     data = write_jsonl(tmp_path / "rows.jsonl", [{"messages": turns}] * 8)
     options = {"base": pair[0], "data": data, "batch": 4, "length": 32, "packing": "false"}
     options |= {"steps": 50, "save_every": 25, "optimizer.learning_rate": 0.001, "lora.rank": 2}
-    alone, out = tmp_path / "alone", tmp_path / "two"
+    alone, begun, out = (tmp_path / name for name in ("alone", "begun", "two"))
     assert main(["finetune", *map(str, argv(options, out=alone))]) == 0
-    together("tuco_jax.cli", ["finetune", *argv(options, out=out, **{"mesh.fsdp": 2})])
+    shutil.copytree(alone, begun)
+    cut_back(begun)
+    scores = file_options(pair, tmp_path, ROWS, token_budget=64)
+    with monkeypatch.context() as patch:
+        killed_after(patch, 3)
+        assert main(["score", *map(str, argv(scores))]) == 130
+    journaled = len(pathlib.Path(scores["out"] + ".journal").read_bytes().splitlines()) - 1
+
+    runs = [["finetune", *argv(options, out=out, **{"mesh.fsdp": 2})]]
+    runs += [["finetune", *argv(options, out=begun, resume="true")], ["score", *argv(scores)]]
+    (tmp_path / "runs.json").write_text(json.dumps(runs, default=str))
+    together("tests.several", ["tuco-jax", tmp_path / "runs.json"])
     check_finetuned(out, alone)
+    check_finetuned(begun, alone)
+    meta = json.loads(pathlib.Path(scores["out"] + ".meta.json").read_text())
+    assert journaled == 3 and 3 <= meta["resumed_rows"] < len(ROWS)  # batches, and their rows
+    assert main(["score", *map(str, argv(scores, out=tmp_path / "alone.jsonl"))]) == 0
+    compare(pathlib.Path(scores["out"]), tmp_path / "alone.jsonl")
+
+    cut_back(out)
+    assert main(["finetune", *map(str, argv(options, out=out, resume="true"))]) == 0
+    check_finetuned(out, alone)
+
+
+def cut_back(run: pathlib.Path) -> None:
+    """To what a run has that is killed between its last checkpoint but one and the last."""
+    shutil.rmtree(run / "checkpoints" / "50")
+    shutil.rmtree(run / "adapter")
 
 
 def check_finetuned(out: pathlib.Path, alone: pathlib.Path) -> None:
@@ -92,6 +126,37 @@ def test_scores_go_on_with_another_number_of_processes(pair, tmp_path):
     alone = tmp_path / "alone.jsonl"
     assert main(["score", *map(str, argv(options, out=alone))]) == 0
     compare(pathlib.Path(options["out"]), alone)
+
+
+def test_attacks_and_decompositions(tmp_path):
+    """In one start: a search by gradients, the studies that score attacks, and `decompose`."""
+    models = {}
+    for name, seed in (("base", 0), ("tuned", 1)):
+        save_tiny(tmp_path / name, "llama", seed, max_position_embeddings=512)
+        models[name] = str(tmp_path / name)
+    folders = {name: tmp_path / name for name in ("one", "two")}
+    runs: dict[str, list[list[str]]] = {name: [] for name in folders}
+    every = configs(tmp_path)
+    for study in ("gcg", "conjugate"):
+        config = dataclasses.replace(every[study], **models)
+        argv = shlex.split(command(study, config))[1:]
+        for name, folder in folders.items():
+            runs[name].append([*argv, "--out", str(folder / study)])
+    decomposed(str(tmp_path / "one.npz"), "11")
+    runs["two"].append(["tests.tuco.member:decomposed", str(tmp_path / "two.npz"), "12"])
+    assert [main(argv) for argv in runs["one"]] == [0, 0]
+    (tmp_path / "runs.json").write_text(json.dumps(runs["two"]))
+    together("tests.several", ["tuco-jax", tmp_path / "runs.json"])
+
+    for study, file in (("gcg", "results.json"), ("conjugate", "results.json"), STATE):
+        got, want = (json.loads((f / study / file).read_text()) for f in folders.values())
+        for unlike in ("facts", "searches", "seconds"):  # the command, the mesh and times
+            assert (got.pop(unlike, None) is None) == (want.pop(unlike, None) is None)
+        assert_same(got, want, study)
+    got, want = (np.load(tmp_path / f"{name}.npz") for name in ("two", "one"))
+    assert set(got) == set(want) and len(want) == 6
+    for name in want:
+        np.testing.assert_allclose(got[name], want[name], atol=1e-5, err_msg=name)
 
 
 def compare(path: pathlib.Path, other: pathlib.Path) -> None:

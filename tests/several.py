@@ -1,0 +1,54 @@
+"""Several commands of a program, one after another in one start of processes.
+
+    python -m tests.several PROGRAM FILE [--coordinator HOST:PORT --processes N --process I]
+
+A start takes seconds, most commands of a test less. FILE: the list of their arguments, JSON. In
+place of a command's name MODULE:FUNCTION stands for a function, which gets the arguments.
+"""
+
+import argparse
+import importlib
+import json
+import pathlib
+import sys
+
+from common_jax.cli.command_line import parse
+from common_jax.cli.commands import Group
+from common_jax.distributed import joined
+from common_jax.hidden import hidden
+
+
+def main() -> int:
+    given = argparse.ArgumentParser()
+    given.add_argument("program")
+    given.add_argument("file", type=pathlib.Path)
+    given.add_argument("--coordinator")
+    given.add_argument("--processes", type=int)
+    given.add_argument("--process", type=int)
+    options = vars(given.parse_args())
+    program, file = options.pop("program"), options.pop("file")
+    with hidden("torch"), joined(program, **options):
+        from common_jax.io import compile_cache
+
+        compile_cache.enable()
+        for argv in json.loads(file.read_text("utf-8")):
+            call(program, [*map(str, argv)])
+    return 0
+
+
+def call(program: str, argv: list[str]) -> None:
+    """One command, or one function."""
+    module, colon, function = argv[0].partition(":")
+    if colon:
+        getattr(importlib.import_module(module), function)(*argv[1:])
+        return
+    commands = importlib.import_module(f"{program.replace('-', '_')}.cli").COMMANDS
+    name, *rest = argv
+    if isinstance(commands[name], Group):
+        commands, (name, *rest) = commands[name].load(), rest
+    options_class, run = commands[name].load()
+    run(parse(f"{program} {name}", "", options_class, rest))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
