@@ -85,7 +85,8 @@ def slope(samples: Sequence[tuple[int, int]], whole: int, prompts: int) -> float
     rows = np.array([(w / whole * prompts, m) for w, m in samples if SETTLED * whole < w < whole])
     assert len(rows) >= 10, f"{len(rows)} samples: give more prompts"
     rows = rows[:: max(1, len(rows) // 1000)]
-    return float(scipy.stats.theilslopes(rows[:, 1] / 1e6, rows[:, 0] / 1000)[0])
+    found: Any = scipy.stats.theilslopes(rows[:, 1] / 1e6, rows[:, 0] / 1000)
+    return float(found.slope)
 
 
 def killed(
