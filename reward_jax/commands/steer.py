@@ -42,6 +42,7 @@ def run(config: Config) -> None:
         with atomic(config.out / "steer.png") as temporary:
             outcomes_figure(task, found, goal).savefig(temporary, dpi=120, format="png")
         facts: dict[str, Any] = {"goal": goal, "scale": config.guidance.scale}
+        facts["standard_errors"] = {n: outcome.standard_errors() for n, outcome in found.items()}
         facts["seconds"] = {name: outcome.seconds for name, outcome in found.items()}
         write_json(config.out / "steer.json", means | facts)
         print(f"plans: {config.out}")

@@ -48,7 +48,10 @@ def run(config: Config) -> None:
         for row in sweep_outcomes(steering, starts, config, key=key):
             means = [one.outcome.means() for one in row]
             found += [
-                {"scale": one.scale, "t_stopgrad": one.t_stopgrad} | mean
+                {"scale": one.scale, "t_stopgrad": one.t_stopgrad}
+                | mean
+                | {"standard_errors": one.outcome.standard_errors()}
+                | {"seconds": one.outcome.seconds}
                 for one, mean in zip(row, means, strict=True)
             ]
             line = "".join(f"{mean[measure.name]:8.{measure.digits}f}" for mean in means)

@@ -83,6 +83,13 @@ class Outcome:
         """Each measure's mean over all rows: of a bool, the share of rows."""
         return {k: None if v is None else float(v.mean()) for k, v in self.measured.items()}
 
+    def standard_errors(self) -> dict[str, float | None]:
+        """Of those means, over rows; None of one row, and where there was no measuring."""
+        return {
+            k: None if v is None or len(v) < 2 else float(v.std(ddof=1) / len(v) ** 0.5)
+            for k, v in self.measured.items()
+        }
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskOption:

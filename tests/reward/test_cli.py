@@ -280,6 +280,10 @@ def test_steer_and_sweep(made):
     for name in ("unsteered", "steered"):
         assert all(0 <= share <= 1 for share in found[name].values())
         assert f"{name}: {found[name]['planned']:.2f} of plans end at" in printed["steer"]
+        errors = found["standard_errors"][name]
+        assert set(errors) == set(found[name])
+        share, error = found[name]["planned"], errors["planned"]
+        assert error == pytest.approx((share * (1 - share) / 3) ** 0.5)  # of four plans
     with np.load(folder / "steer" / "plans.npz") as arrays:
         plans, unsteered, starts = (arrays[k] for k in ("plans", "unsteered", "starts"))
     assert plans.shape == unsteered.shape == (4, 8, 2)
@@ -580,6 +584,9 @@ def test_a_shipped_config_is_read(path, tmp_path, capsys):
         argv = [x for name in files for x in (f"--{name}", tmp_path / "no.h5")]
         assert run(named[1], "--config", path, *argv, "--out", tmp_path / "out") == 2
         assert "no such file" in capsys.readouterr().err
+    if robot := re.match(r"paper_(halfcheetah|hopper|walker2d)_", path.stem):
+        # D4RL's files do not say what they are of; nor do plans go on beyond a fall without this.
+        assert (found.env, found.cut.padding) == (robot[1], "terminal")
     if path.stem == "study_maze_cpu":
         assert found == StudyConfig()
         keys = set(yaml.safe_load(text))

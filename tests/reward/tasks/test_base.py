@@ -19,6 +19,14 @@ def test_means_are_shares_and_numbers_and_none():
     }
 
 
+def test_standard_errors_of_means():
+    rows = np.random.default_rng(0).normal(size=9)
+    found = Outcome({"far": rows, "left": None}, np.zeros((9, 2))).standard_errors()
+    assert found == {"far": pytest.approx(np.sqrt(rows.var(ddof=1) / 9)), "left": None}
+    one = Outcome({"reached": np.array([True])}, np.zeros((1, 2)))
+    assert one.standard_errors() == {"reached": None}
+
+
 def test_the_measure_that_is_shown():
     measures = (
         Measure("a", "", "", executed=False),

@@ -107,6 +107,8 @@ def test_returns_and_times(made):
     assert (folder / "steer" / "steer.png").stat().st_size > 1000
     rows = json.loads((folder / "sweep" / "sweep.json").read_text())
     assert [r["scale"] for r in rows] == [0, 2] and rows[0]["return"] != rows[1]["return"]
+    assert all(set(r["seconds"]) == {"planning", "stepping"} for r in rows)
+    assert all(r["standard_errors"]["return"] > 0 for r in rows)
     raw = json.loads((folder / "raw" / "steer.json").read_text())
     assert raw["unsteered"]["return"] != raw["steered"]["return"]
     text = (folder / "report" / "report.html").read_text("utf-8")
