@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import UInt8
-from sklearn.metrics import roc_curve
 
 from common_jax.report.figures import PALETTE, draw
 from common_jax.report.findings import Claim, Figure, Findings, Table, print_tables, write
@@ -210,6 +209,8 @@ def _null(null: Mapping[str, Any]) -> Table:
 
 def _figures(config: Config, name: str) -> list[Figure]:
     """A histogram and a ROC, judged images, and samples of every arm."""
+    from sklearn.metrics import roc_curve  # slow to import
+
     folder = config.out / choice_part(name)
     judged, pictures = (read_arrays(folder / f"{x}.npz") for x in ("judged", "pictures"))
     harmful = judged["harmful"]
