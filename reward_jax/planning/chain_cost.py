@@ -47,11 +47,11 @@ def plan_chains(options: ChainPlanOptions) -> "tuple[Plan, Device]":
     sizes = sizes_of(options)
     if sizes["fsdp"] * sizes["tensor"] > 1:
         raise InputError("mesh: chains are sharded over data alone; give mesh.data")
-    if options.rows % sizes["data"] or options.size % _PIXELS:
-        raise InputError(
-            f"rows must be a multiple of mesh.data, and size of {_PIXELS}; not {options.rows} of "
-            f"{sizes['data']} and {options.size}"
-        )
+    wanted = ("rows", options.rows, sizes["data"]), ("size", options.size, _PIXELS)
+    for name, given, divisor in wanted:
+        if given % divisor:
+            of = "mesh.data, " * (name == "rows")
+            raise InputError(f"{name} must be a multiple of {of}{divisor}; not {given}")
     import jax
     import jax.numpy as jnp
 

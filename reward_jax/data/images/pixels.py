@@ -6,8 +6,7 @@ Legend: N images, B batch; H, W, C height, width and channels.
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from common_jax.errors import InputError
+from reward_jax.data.grids import GridSpace
 from reward_jax.data.model import SpaceGuide, SpaceModel
 
 __all__ = ["ImageGuide", "ImageModel", "ImageRows", "ImageSpace", "Images", "scaled", "unscaled"]
@@ -87,38 +87,8 @@ class ImageRows:
         return jnp.asarray(scaled(self.pixels[rows]))
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageSpace:
-    """Images of one size (a `data.model.Space`). about: where the data came from, plain JSON."""
-
-    height: int
-    width: int
-    channels: int
-    about: dict[str, Any]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
-        return self.height, self.width, self.channels
-
-    @property
-    def pin(self) -> None:
-        """Nothing of an image is given."""
-        return None
-
-    def describe(self) -> dict[str, Any]:
-        """As plain JSON, for files."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def make(cls, described: Mapping[str, Any]) -> "ImageSpace":
-        """The space of a description; raises ValueError, KeyError or TypeError for none."""
-        for name in ("height", "width", "channels"):
-            if type(value := described[name]) is not int or value < 1:
-                raise ValueError(f"its {name} is {value!r}, not 1 or more")
-        if not isinstance(described["about"], dict):
-            raise ValueError("its about is no mapping")
-        return cls(**described)
+class ImageSpace(GridSpace):
+    """Images of one size."""
 
 
 ImageModel = SpaceModel[ImageSpace]

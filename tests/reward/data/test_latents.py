@@ -17,5 +17,5 @@ def test_a_space_comes_back():
 )
 def test_what_describes_none(change):
     described = LatentSpace(8, 12, 4, {}).describe() | change
-    with pytest.raises(ValueError, match="three whole numbers above 0|its about is no mapping"):
+    with pytest.raises(ValueError, match="not 1 or more|its about is no mapping"):
         LatentSpace.make(described)

@@ -44,8 +44,8 @@ def test_chains(monkeypatch):
 
 def test_what_cannot_be_planned():
     cases: list[tuple[dict[str, Any], str]] = [
-        (dict(rows=3, mesh=MeshOptions(data=2)), "rows must be a multiple of mesh.data"),
-        (dict(size=100), "size of 8; not 16 of 1 and 100"),
+        (dict(rows=3, mesh=MeshOptions(data=2)), "rows must be a multiple of mesh.data, 2; not 3"),
+        (dict(size=100), "size must be a multiple of 8; not 100"),
         (dict(mesh=MeshOptions(fsdp=2)), "chains are sharded over data alone; give mesh.data"),
         (dict(mesh=MeshOptions(data=-1)), "a plan wants each size"),
     ]
