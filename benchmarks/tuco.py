@@ -33,6 +33,7 @@ from benchmarks.torch_tuco import TorchTuco
 from tuco_jax.core.decompose import decompose
 from tuco_jax.core.last_token import last_token
 from tuco_jax.core.walk import Split
+from tuco_jax.finetune.lora import LoraOptions, init
 from tuco_jax.models import decoder
 from tuco_jax.models.config import Precision
 from tuco_jax.models.layers import whole_block
@@ -116,19 +117,13 @@ def first_run(name: str, case: Callable[[], Any]) -> Any:
     return result
 
 
-def batch_cases(theirs: TorchTuco, pair: Pair) -> dict[str, Callable[[], Any]]:
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(0, CONFIG["vocab_size"], (BATCH, LENGTH), dtype=np.int32)
-    mask = np.ones_like(tokens, bool)
-    torch_inputs = torch.from_numpy(tokens).long(), torch.from_numpy(mask).long()
-    ours = jnp.asarray(tokens, jnp.int32), jnp.asarray(mask)
-    source = Split(pair)
-    full = jax.jit(decompose)
+def forward_of(
+    pair: Pair, source: Split, tokens: jax.Array, mask: jax.Array
+) -> Callable[[], jax.Array]:
+    """One pass of the tuned model, a layer at a time, as the score on a CPU."""
     config = pair.tuned_config
-
-    # A layer at a time, as the score on a CPU: a scan would copy each layer's weights out.
     layers = [one.tuned for one in source.layers(0, config.depth)]
-    ends = {name: value for name, value in pair.tuned.items() if name != "layers"}
+    ends = {name: value for name, value in pair.tuned_params.items() if name != "layers"}
 
     @jax.jit
     def begin(params, tokens, mask):
@@ -140,10 +135,33 @@ def batch_cases(theirs: TorchTuco, pair: Pair) -> dict[str, Callable[[], Any]]:
         return x + whole_block(config, weights, x, at, info).total
 
     def forward() -> jax.Array:
-        x, at = begin(ends, *ours)
+        x, at = begin(ends, tokens, mask)
         for one in layers:
             x = layer(x, at, one.weights, one.info)
         return x
+
+    return forward
+
+
+def adapted(pair: Pair, rank: int = 16) -> Pair:
+    """The base and random factors of all its linear layers."""
+    factors = init(pair.base_config, LoraOptions(rank=rank), jax.random.key(0))
+    flat: dict[str, jax.Array] = flatten_dict(factors, sep="/")  # pyright: ignore[reportAssignmentType]
+    keys = jax.random.split(jax.random.key(1), len(flat))
+    for key, path in zip(keys, flat, strict=True):
+        if path.endswith("/b"):
+            flat[path] = 0.01 * jax.random.normal(key, flat[path].shape)
+    return Pair(pair.base, {}, unflatten_dict(flat, sep="/"), pair.base_config, pair.base_config)
+
+
+def batch_cases(theirs: TorchTuco, pair: Pair) -> dict[str, Callable[[], Any]]:
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, CONFIG["vocab_size"], (BATCH, LENGTH), dtype=np.int32)
+    mask = np.ones_like(tokens, bool)
+    torch_inputs = torch.from_numpy(tokens).long(), torch.from_numpy(mask).long()
+    ours = jnp.asarray(tokens, jnp.int32), jnp.asarray(mask)
+    source, adapter = Split(pair), Split(adapted(pair))
+    full = jax.jit(decompose)
 
     # The rate of a product of the block's own shape (tokens x width x MLP width), and larger.
     a = jnp.asarray(rng.normal(size=(BATCH * LENGTH, 2048)), jnp.float32)
@@ -157,7 +175,9 @@ def batch_cases(theirs: TorchTuco, pair: Pair) -> dict[str, Callable[[], Any]]:
     cases = {
         "torch hooks": lambda: theirs.batch(*torch_inputs),
         "score": lambda: last_token(source, *ours).tuco,
-        "forward": forward,
+        "forward": forward_of(pair, source, *ours),
+        "score, adapter": lambda: last_token(adapter, *ours).tuco,
+        "forward, adapter": forward_of(adapted(pair), adapter, *ours),
         "full decomposition": lambda: full(pair, *ours).ftc,
         "matmul": many,
     }
@@ -303,6 +323,8 @@ def main() -> None:
     figures = {
         "batch: torch hooks / score (asked: 1.9)": median["torch hooks"] / median["score"],
         "batch: score / forward (asked: at most 1.08)": median["score"] / median["forward"],
+        "batch, an adapter: score / forward (asked: at most 1.08)": median["score, adapter"]
+        / median["forward, adapter"],
         "batch: forward's share of the matmul rate": forward_work / median["forward"] / rate,
         "batch: score's share of the matmul rate (asked: 0.75)": score_work
         / median["score"]
