@@ -4,6 +4,7 @@ Legend: B rows, T tokens of a step, C selected tokens of a row, S columns of all
 a shared prefix, D residual width.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -71,14 +72,16 @@ class Places:
         *,
         columns: Int[Array, "B C"] | None = None,
         segments: Int[Array, "B T"] | None = None,
+        starts: Int[Array, "B T"] | None = None,
         lengths: Int[Array, " B"] | Int[Array, "B T"] | None = None,
     ) -> "Places":
         """Places of tokens that attend to earlier columns, too.
 
         cache: with a column for each of the tokens; or a shared prefix, which their own columns
         follow. Its keys and values are not looked at. index: the tokens' positions. segments:
-        prompts that follow a shared prefix, each for itself. lengths: of the rows (or segments) by
-        now. columns: of selected tokens, or None.
+        prompts that follow a shared prefix, each for itself. starts: how many of the prefix's
+        tokens each one's prompt follows, and sees. lengths: of the rows (or segments) by now.
+        columns: of selected tokens, or None.
         """
         rows = mask.shape[0]
         if lengths is None:
@@ -100,6 +103,7 @@ class Places:
 
         def at(config: ModelConfig) -> ModelPlaces:
             query = Positions.at(config, index, mask, segments, lengths)
+            query = dataclasses.replace(query, start=starts)
             return ModelPlaces(query, key, None if columns is None else query.pick(columns))
 
         return cls(at(pair.tuned_config), at(pair.base_config), columns)

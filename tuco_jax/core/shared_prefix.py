@@ -10,7 +10,8 @@ held but the present one's.
 
 Legend: G prefixes, P tokens of one (padded), n chunks, B rows of a chunk, T tokens of a row, C
 last tokens of a row, D residual width, L layers. A row follows one prefix; each of its segments
-does so for itself, and sees no other.
+does so for itself, from any place of the prefix on: of the prefix it sees what comes before, of
+other segments nothing. So prompts that grow, each the beginning of the next, follow one prefix.
 """
 
 import dataclasses
@@ -96,9 +97,10 @@ class SharedStep:
 class SharedPrefixes:
     """The engine: arrays of the prefixes; and that of the rows, whose first axis may be sharded.
 
-    rows: its tokens, mask and segments are [B, n, T], its columns [B, n, C]. real: True at a
-    prefix's tokens. totals: length of a prompt that begins with it; where rotary frequencies
-    depend on lengths, all prompts of a prefix must ask for the same ones.
+    rows: its tokens, mask and segments (not None) are [B, n, T], its columns [B, n, C]. real: True
+    at a prefix's tokens. totals: length of a prompt that begins with it; where rotary frequencies
+    depend on lengths, all prompts of a prefix must ask for the same ones. starts: how many of its
+    prefix's tokens each token's segment follows.
     """
 
     rows: Rows
@@ -106,31 +108,31 @@ class SharedPrefixes:
     real: Bool[Array, "G P"]
     totals: Int[Array, " G"]
     follows: Int[Array, "B n"]
+    starts: Int[Array, "B n T"]
 
     def state(self, ends: Pair) -> tuple[Places, Places, Int[Array, "n B"]]:
         """Places of the prefixes, and of the rows by chunks; and each row's prefix."""
         before = Places.of(ends, self.real, lengths=self.totals)
-        counts = self.real.sum(axis=1)
 
-        def of_chunk(mask: Any, segments: Any, columns: Any, follows: Any) -> Places:
+        def of_chunk(mask: Any, segments: Any, columns: Any, follows: Any, starts: Any) -> Places:
             index, lengths = spans(mask, segments)
-            ahead = counts[follows]
             earlier = Positions(
                 each(before.tuned.query.index, follows), each(self.real, follows), None, None, None
             )
             return Places.after(
                 ends,
                 Cache((), earlier, jnp.int32(0), shared=True),
-                index + ahead[:, None],
+                index + starts,
                 mask,
                 columns=columns,
                 segments=segments,
-                lengths=lengths + (ahead if lengths.ndim == 1 else ahead[:, None]),
+                starts=starts,
+                lengths=lengths + starts,
             )
 
-        rows = self.rows.mask, self.rows.segments, self.rows.columns, self.follows
-        mask, segments, columns, follows = jax.tree.map(lambda a: a.swapaxes(0, 1), rows)
-        return before, jax.vmap(of_chunk)(mask, segments, columns, follows), follows
+        rows = self.rows.mask, self.rows.segments, self.rows.columns, self.follows, self.starts
+        chunks = [a.swapaxes(0, 1) for a in rows]
+        return before, jax.vmap(of_chunk)(*chunks), chunks[3]
 
     def begin(self, ends: Pair, state: tuple[Places, Places, Any]) -> tuple[Any, Any]:
         """x_0 of the prefixes, and the first carry of the rows."""

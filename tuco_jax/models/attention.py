@@ -23,6 +23,7 @@ the forward pass and chunks their derivatives, which hold no B H T T array eithe
 At padding every form gives finite numbers, but not the same ones: nothing reads them.
 """
 
+import dataclasses
 import functools
 import itertools
 from typing import Any, Literal
@@ -72,7 +73,7 @@ def attend(
     own = query is key
     if key.index.shape[1] != keys.shape[2]:  # some forms would read past either, or cut it off
         raise ValueError(f"{keys.shape[2]} keys stand at {key.index.shape[1]} positions")
-    query, key = (Positions(at.index, at.mask, at.segments, None, None) for at in (query, key))
+    query, key = (dataclasses.replace(at, cos=None, sin=None) for at in (query, key))
     # Masks must not be known before q is: the derivative of a scan over layers works out once,
     # outside of it, what its body takes from positions alone, and holds the whole square of it.
     first = jax.lax.stop_gradient(q[:1, :1, :1, :1, :1])
@@ -169,8 +170,11 @@ def _visible(query: Positions, key: Positions, window: Int[Array, ""]) -> Bool[A
     visible = (distance >= 0) & key.mask[:, None, :]
     visible &= (window == 0) | (distance < window)
     if query.segments is not None and key.segments is not None:
-        own = query.segments[:, :, None] == key.segments[:, None, :]
-        visible &= own | (key.segments == EVERY)[:, None, :]
+        seen = query.segments[:, :, None] == key.segments[:, None, :]
+        if query.start is not None:
+            before = key.index[:, None, :] < query.start[:, :, None]
+            seen |= before & (key.segments == EVERY)[:, None, :]
+        visible &= seen
     return visible
 
 
@@ -277,7 +281,10 @@ def _any_visible(query: Positions, key: Positions, window: Int[Array, ""]) -> Bo
     if query.segments is not None and key.segments is not None:
         own = jnp.max(query.segments, axis=1) >= least(key.segments)
         own &= jnp.min(query.segments, axis=1) <= most(key.segments)
-        seen &= own | jnp.any(key.segments == EVERY, axis=1)
+        if query.start is not None:
+            before = key.index < jnp.max(query.start, axis=1)[:, None]
+            own |= jnp.any(before & (key.segments == EVERY), axis=1)
+        seen &= own
     return jnp.any(seen)
 
 

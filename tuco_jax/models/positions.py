@@ -15,7 +15,7 @@ from tuco_jax.models.config import ModelConfig, Rope
 
 __all__ = ["EVERY", "LayerInfo", "Positions", "layer_infos", "rotate", "spans"]
 
-EVERY = -1  # the segment of keys that queries of every segment see: those of a shared prefix
+EVERY = -1  # the segment of a shared prefix's keys: queries see those before their own `start`
 
 
 class LayerInfo(NamedTuple):
@@ -39,6 +39,8 @@ class Positions:
 
     index: positions, from 0. mask: True at real tokens. segments: tokens attend within their own
     segment only; None: a row is one segment. cos, sin: None for a model of learned positions.
+    start: of queries behind a shared prefix, the position at which each one's segment begins: it
+    sees what comes before.
     """
 
     index: Int[Array, "B T"]
@@ -46,6 +48,7 @@ class Positions:
     segments: Int[Array, "B T"] | None
     cos: Float[Array, "R B T r/2"] | None
     sin: Float[Array, "R B T r/2"] | None
+    start: Int[Array, "B T"] | None = None
 
     @classmethod
     def of(
@@ -97,6 +100,7 @@ class Positions:
             None if self.segments is None else take(self.segments),
             None if self.cos is None else take_table(self.cos),
             None if self.sin is None else take_table(self.sin),
+            None if self.start is None else take(self.start),
         )
 
 

@@ -1,8 +1,11 @@
 """Prompts that begin alike, found from their tokens, in batches that compute the beginning once.
 
 Sorted, prompts that share a prefix stand side by side; the lengths of what neighbours share make a
-tree, of which every node is a group that could share its prefix. The groups that save most tokens
-are taken, each prompt in one at most, and their batches where these cost less than packing alone.
+tree. A group is a path into it from the root, its prefix, and prompts that leave the path
+anywhere: those behind one header, or prompts that grow (0, 1, 2, 4 examples of one request). The
+groups that save most tokens are taken, each prompt in one at most, and their batches where these
+cost less than packing alone. What two prefixes have in common, such as a system prompt before two
+sets of examples, is computed for each: there are few prefixes.
 
 Legend: N prompts, n tokens of one, G prefixes of a batch, P tokens of a prefix, B rows, T tokens
 of a row, C prompts of a row at most; a batch has `chunks` times B rows.
@@ -18,33 +21,51 @@ from jaxtyping import Int, Shaped
 
 from tuco_jax.prompts.packing import LONG, SHAPE, Packed, best_fit, pack
 
-__all__ = ["SEEN", "Behind", "Group", "groups_of", "pack_shared"]
+__all__ = ["GAIN", "SEEN", "Behind", "Group", "groups_of", "pack_shared"]
 
 _SHORT = 16  # tokens of a prefix that is worth the attention to it
+_FEW = 8  # prompts that leave a prefix at one place before its end; more have one of their own
 _LEAST = 16  # tokens that a group must save: rows of different prefixes are never filled together
-_GAIN = 0.9  # of packing alone, what sharing may cost at most: it compiles more
+GAIN = 0.9  # of computing all alone, what sharing may cost at most: it compiles more
+_SHAPES = 3  # of batches behind prefixes, at most
 SEEN = 8  # tokens that rows see, for each of the budget: keys and values of both models alone
 _AHEAD = 8  # tokens of rows for each of a prefix's, where there are as many: 1/8 on top of a batch
 
 
 class Group(NamedTuple):
-    """Prompts that begin with the same `length` tokens, and each have one more at least."""
+    """Prompts that follow the first `length` tokens of the prompt `trunk`, or fewer of them.
+
+    starts: how many each follows; it has one token more at least.
+    """
 
     length: int
+    trunk: int
     prompts: tuple[int, ...]
+    starts: tuple[int, ...]
+
+    @property
+    def saved(self) -> int:
+        """Tokens that need not be computed."""
+        return sum(self.starts) - self.length
+
+    def behind(self, lengths: Sequence[int]) -> list[int]:
+        """Tokens of each prompt that follow; lengths: of all prompts."""
+        return [lengths[i] - start for i, start in zip(self.prompts, self.starts, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Behind(Packed):
     """Rows of what follows prefixes; `size` is B times `chunks`.
 
-    ahead: length and first prompt of each prefix. width: P. follows: each row's prefix, by number.
+    ahead: length of each prefix, and a prompt that begins with it. width: P. follows: each row's
+    prefix, by number. starts: how many of its tokens each of the row's prompts follows.
     """
 
     ahead: tuple[tuple[int, int], ...]
     count: int
     width: int
     follows: tuple[int, ...]
+    starts: tuple[tuple[int, ...], ...]
     chunks: int
 
     @property
@@ -59,36 +80,37 @@ class Behind(Packed):
 
     def real(self, lengths: Sequence[int]) -> int:
         """Tokens of its prefixes, and of its prompts without them."""
-        behind = sum(lengths[i] - self.ahead[g][0] for i, g in self._prefix_of().items())
-        return behind + sum(length for length, _ in self.ahead)
+        return super().real(lengths) - sum(map(sum, self.starts)) + sum(n for n, _ in self.ahead)
 
     def arrays(
         self, tokens: Sequence[Int[np.ndarray, " n"]]
     ) -> dict[str, Shaped[np.ndarray, "..."]]:
         """Arrays of the batch, as `SharedPrefixes` (core/shared_prefix.py) takes them.
 
-        Those of `Packed`, [B, chunks, ...], and follows [B, chunks]; prefixes, real [G, P], and
-        totals [G]. A batch of fewer prefixes repeats its first.
+        Those of `Packed`, [B, chunks, ...], follows [B, chunks] and starts [B, chunks, T];
+        prefixes, real [G, P], and totals [G]. A batch of fewer prefixes repeats its first.
         """
-        own = {i: tokens[i][self.ahead[g][0] :] for i, g in self._prefix_of().items()}
+        after = dict(zip(self.prompts, itertools.chain(*self.starts), strict=True))
+        own = {i: tokens[i][start:] for i, start in after.items()}
         found = super().arrays(own)  # pyright: ignore[reportArgumentType]
         follows = np.full(self.size, self.follows[0], np.int32)
         follows[: len(self.rows)] = self.follows
+        starts = np.zeros((self.size, self.length), np.int32)
+        for i, row, columns in self.spans(own):  # pyright: ignore[reportArgumentType]
+            starts[row, columns] = after[i]
+        starts[len(self.rows) :] = starts[0]
         rows = {
             name: array.reshape(-1, self.chunks, *array.shape[1:])
-            for name, array in (found | {"follows": follows}).items()
+            for name, array in (found | {"follows": follows, "starts": starts}).items()
         }
         prefixes = np.zeros((self.count, self.width), np.int32)
         real = np.zeros(prefixes.shape, bool)
         totals = np.zeros(self.count, np.int32)
         for g in range(self.count):
-            length, first = self.ahead[g if g < len(self.ahead) else 0]
-            prefixes[g, :length], real[g, :length] = tokens[first][:length], True
-            totals[g] = tokens[first].size
+            length, prompt = self.ahead[g if g < len(self.ahead) else 0]
+            prefixes[g, :length], real[g, :length] = tokens[prompt][:length], True
+            totals[g] = tokens[prompt].size
         return rows | {"prefixes": prefixes, "real": real, "totals": totals}
-
-    def _prefix_of(self) -> dict[int, int]:
-        return {i: g for row, g in zip(self.rows, self.follows, strict=True) for i in row}
 
 
 def groups_of(
@@ -108,10 +130,12 @@ def groups_of(
     ]
     if sum(shared) < _LEAST:
         return []
-    found = [
-        Group(node.depth, tuple(sorted(order[node.first : node.stop]))) for node in _best(shared)
-    ]
-    return sorted(found, key=lambda group: (-group.length, group.prompts))
+    groups = []
+    for end, starts in _best(shared, [rows[i].size for i in order]):
+        after = sorted((order[place], start) for place, start in starts.items())
+        prompts, own = zip(*after, strict=True)
+        groups.append(Group(end.depth, prompts[own.index(end.depth)], prompts, own))
+    return sorted(groups, key=lambda group: (-group.length, group.prompts))
 
 
 def _common(a: Int[np.ndarray, " n"], b: Int[np.ndarray, " m"]) -> int:
@@ -127,35 +151,92 @@ def _common(a: Int[np.ndarray, " n"], b: Int[np.ndarray, " m"]) -> int:
 class _Node:
     """The prompts first .. stop - 1 in sorted order, which share `depth` tokens.
 
-    gain, parts: the most that groups within it save, and which do.
+    below: the nodes within it. tokens: of all its prompts. through: the most that is saved by a
+    group whose prefix runs through it, up to the node `end`, and by others beside; it goes on to
+    `on`, one of `below`, or ends here. saved: the most that groups within it save. whole: by one
+    through it.
     """
 
     depth: int
     first: int
-    gain: int = 0
-    parts: list["_Node"] = dataclasses.field(default_factory=list)
+    below: list["_Node"] = dataclasses.field(default_factory=list)
     stop: int = 0
+    tokens: int = 0
+    through: float = 0
+    end: Any = None
+    on: Any = None
+    saved: float = 0
+    whole: bool = False
+
+    @property
+    def count(self) -> int:
+        return self.stop - self.first
+
+    def leaves(self, part: "_Node") -> bool:
+        """Whether a part's prompts all leave here a prefix that runs elsewhere."""
+        return part.count * self.depth >= part.saved
+
+    def close(self, stop: int, tokens: int) -> None:
+        """With all that is below it closed."""
+        self.stop, self.tokens = stop, tokens
+        beside = [max(part.count * self.depth, part.saved) for part in self.below]
+        behind = [
+            self.leaves(part) * (part.tokens - part.count * self.depth) for part in self.below
+        ]
+        alone = self.count - sum(part.count for part in self.below)
+        every = alone * self.depth + sum(beside)
+        few = alone + sum(part.count * self.leaves(part) for part in self.below)
+        leaving = tokens - sum(part.tokens for part in self.below) - alone * self.depth
+        leaving += sum(behind)
+        self.through, self.end = every - self.depth, self
+        for part, own, after in zip(self.below, beside, behind, strict=True):
+            # What leaves here has the rest of the prefix among its keys, too, and does not see it.
+            hidden = (leaving - after) * (part.end.depth - self.depth) / LONG
+            through = every - own + part.through - hidden
+            if through > self.through and few - part.count * self.leaves(part) <= _FEW:
+                self.through, self.end, self.on = through, part.end, part
+        self.saved = sum(part.saved for part in self.below)
+        if self.end.depth >= _SHORT and self.through - _LEAST > self.saved:
+            self.saved, self.whole = self.through - _LEAST, True
 
 
-def _best(shared: list[int]) -> list[_Node]:
-    """The nodes that save most, of the tree of `shared`, what each of N - 1 neighbours share."""
+def _best(shared: list[int], sizes: list[int]) -> Iterator[tuple[_Node, dict[int, int]]]:
+    """The groups that save most: where the prefix ends, and what each prompt has of it.
+
+    shared: what each of N - 1 neighbours share. sizes: of the N prompts, which go by their place.
+    """
+    before = [0, *itertools.accumulate(sizes)]
     stack = [_Node(0, 0)]
     for i, depth in enumerate([*shared, 0], start=1):
-        first, gain, parts = i - 1, 0, []
+        first, below = i - 1, []
         while stack[-1].depth > depth:
             node = stack.pop()
-            node.gain, node.stop = node.gain + gain, i
-            node.parts += parts
-            own = (i - node.first - 1) * node.depth - _LEAST
-            first, gain, parts = node.first, node.gain, node.parts
-            if own > gain and node.depth >= _SHORT:
-                gain, parts = own, [node]
+            node.below += below
+            node.close(i, before[i] - before[node.first])
+            first, below = node.first, [node]
         if stack[-1].depth < depth:
-            stack.append(_Node(depth, first, gain, parts))
+            stack.append(_Node(depth, first, below))
         else:
-            stack[-1].gain += gain
-            stack[-1].parts += parts
-    return stack[0].parts
+            stack[-1].below += below
+    parts = stack[0].below
+    while parts:
+        node = parts.pop()
+        if not node.whole:
+            parts += node.below
+            continue
+        end, starts = node.end, {}
+        while node is not None:
+            place = node.first
+            for part in node.below:
+                starts |= dict.fromkeys(range(place, part.first), node.depth)
+                if part is not node.on and node.leaves(part):
+                    starts |= dict.fromkeys(range(part.first, part.stop), node.depth)
+                elif part is not node.on:
+                    parts.append(part)
+                place = part.stop
+            starts |= dict.fromkeys(range(place, node.stop), node.depth)
+            node = node.on
+        yield end, starts
 
 
 def pack_shared(
@@ -172,18 +253,21 @@ def pack_shared(
     lengths = [row.size for row in tokens]
     alone = pack(lengths, token_budget, multiple)
     groups = groups_of(tokens, kinds)
-    if sum((len(g.prompts) - 1) * g.length for g in groups) < (1 - _GAIN) * sum(lengths):
+    if sum(group.saved for group in groups) < (1 - GAIN) * sum(lengths):
         return alone
-    batches: list[Packed] = []
-    for some in _alike(groups):
-        batches += _batches(lengths, some, token_budget, multiple)
+    groups = [_lengthened(lengths, group) for group in groups]
+    plans = (
+        [batch for some in lists for batch in _batches(lengths, some, token_budget, multiple)]
+        for lists in _lists(lengths, groups)
+    )
+    batches: list[Packed] = [*min(plans, key=_cost)]
     taken = {i for group in groups for i in group.prompts}
     left = [i for i in range(len(lengths)) if i not in taken]
     if left:
         for batch in pack([lengths[i] for i in left], token_budget, multiple):
             rows = tuple(tuple(left[i] for i in row) for row in batch.rows)
             batches.append(dataclasses.replace(batch, rows=rows))
-    return batches if _cost(batches) < _GAIN * _cost(alone) else alone
+    return batches if _cost(batches) < GAIN * _cost(alone) else alone
 
 
 def _cost(batches: Sequence[Packed]) -> float:
@@ -196,15 +280,42 @@ def _cost(batches: Sequence[Packed]) -> float:
     return total + SHAPE * len({batch.shape for batch in batches})
 
 
-def _alike(groups: Sequence[Group]) -> Iterator[list[Group]]:
-    """Groups whose prefixes are padded to one length: at most to twice, unless they are few."""
-    some: list[Group] = []
-    for group in groups:
-        if some and 2 * group.length < some[0].length and sum(len(g.prompts) for g in some) >= 32:
-            yield some
-            some = []
-        some.append(group)
-    yield some
+def _lengthened(lengths: Sequence[int], group: Group) -> Group:
+    """With what the longest prompt has beyond all others on the prefix, where rows are few.
+
+    They would all be as long as that one, and mostly padding.
+    """
+    behind = group.behind(lengths)
+    *_, second, longest = sorted(behind)
+    at = behind.index(longest)
+    if group.starts[at] != group.length or sum(behind) >= LONG:
+        return group
+    length = group.length + longest - second
+    starts = *group.starts[:at], length, *group.starts[at + 1 :]
+    return Group(length, group.prompts[at], group.prompts, starts)
+
+
+def _lists(lengths: Sequence[int], groups: Sequence[Group]) -> Iterator[list[list[Group]]]:
+    """Groups in one list, in two, in three, each padded to its longest prefix: cut well."""
+    groups = sorted(groups, key=lambda group: (-group.length, group.prompts))
+    widths = [-(-group.length // 8) * 8 for group in groups]
+    behind = [0, *itertools.accumulate(sum(group.behind(lengths)) for group in groups)]
+    cuts = [i for i in range(1, len(groups)) if widths[i] < widths[i - 1]]
+    cuts = cuts[:: 1 + len(cuts) // 32]
+
+    def bounds(plan: Sequence[int]) -> list[tuple[int, int]]:
+        return list(itertools.pairwise([0, *plan, len(groups)]))
+
+    def cost(plan: Sequence[int]) -> float:
+        total = 0.0
+        for a, b in bounds(plan):
+            seen = (b - a) * widths[a] + behind[b] - behind[a]
+            total += widths[a] * (b - a + seen / LONG)
+        return total
+
+    for count in range(min(_SHAPES, 1 + len(cuts))):
+        best = min(itertools.combinations(cuts, count), key=cost)
+        yield [groups[a:b] for a, b in bounds(best)]
 
 
 def _batches(
@@ -212,37 +323,40 @@ def _batches(
 ) -> list[Behind]:
     """Batches of some groups, all of one shape: the cheapest of a few."""
     width = -(-groups[0].length // 8) * 8
-    sizes = [sorted((lengths[i] - g.length for i in g.prompts), reverse=True) for g in groups]
+    sizes = [sorted(group.behind(lengths), reverse=True) for group in groups]
     longest = max(own[0] for own in sizes)
     mean = sum(map(sum, sizes)) / sum(map(len, sizes))
     plans: list[Any] = []
-    for length in sorted({-(-n // 8) * 8 for n in (longest, 2 * longest, max(256, longest))}):
+    wide = max(256, longest)
+    for n in sorted({longest, 2 * longest, min(wide, max(map(sum, sizes))), wide}):
+        length = -(-n // 8) * 8
         most = max(1, round(1.25 * length / mean))
         filled = [best_fit(own, length, most) for own in sizes]
         rows = [len(own) for own in filled]
         most = max(len(row) for own in filled for row in own)
         each = min(budget // length, SEEN * budget // (width + length))  # rows that memory holds
-        side = min(max(1, each // multiple) * multiple, _up(sum(rows), multiple))
+        most_rows = max(1, each // multiple) * multiple
         own = length * (1 + (width + length) / LONG) + most
-        for count, chunks in _sizes(len(groups), width, sum(rows), side, length, budget):
+        for count, chunks, side in _sizes(width, rows, most_rows, multiple, length, budget):
             calls = _calls(rows, count, chunks * side)
-            cost = calls * (count * width * (1 + width / LONG) + chunks * side * own)
+            cost = calls * (count * width * (1 + width / LONG) + chunks * side * own + budget / 16)
             plans.append((cost, length, most, count, chunks, side))
     _, length, most, count, chunks, side = min(plans)
     found: list[Behind] = []
     for part in _cut(lengths, groups, length, most, count, chunks * side):
-        used = list(dict.fromkeys(group for group, _ in part))
-        number = {group: i for i, group in enumerate(used)}
+        used = list({group.prompts[0]: group for group, _ in part}.values())
+        number = {group.prompts[0]: i for i, group in enumerate(used)}
         found.append(
             Behind(
-                tuple(row for _, row in part),
+                tuple(tuple(i for i, _ in row) for _, row in part),
                 chunks * side,
                 length,
                 most,
-                tuple((group.length, group.prompts[0]) for group in used),
+                tuple((group.length, group.trunk) for group in used),
                 count,
                 width,
-                tuple(number[group] for group, _ in part),
+                tuple(number[group.prompts[0]] for group, _ in part),
+                tuple(tuple(start for _, start in row) for _, row in part),
                 chunks,
             )
         )
@@ -254,21 +368,22 @@ def _up(number: int, multiple: int) -> int:
 
 
 def _sizes(
-    groups: int, width: int, rows: int, side: int, length: int, budget: int
-) -> Iterator[tuple[int, int]]:
-    """Candidates for G and for chunks; memory bounds both."""
+    width: int, rows: Sequence[int], most_rows: int, multiple: int, length: int, budget: int
+) -> Iterator[tuple[int, int, int]]:
+    """Candidates for G, chunks and B; memory bounds them. rows: of each group."""
     count = 1
     while True:
         room = max(budget, _AHEAD * count * width)
-        chunks = -(-rows // side)
-        most = min(chunks, max(1, room // (side * length)))
-        even = (
-            {-(-chunks // parts) for parts in range(1, 9)} | {1 << i for i in range(12)} | {most}
-        )
-        yield from ((count, n) for n in sorted(even) if n <= most)
-        if count >= groups or 2 * count * width > budget:
+        for each in sorted({max(rows), -(-sum(rows) // len(rows))}) + [sum(rows)]:
+            side = min(most_rows, _up(min(sum(rows), count * each), multiple))
+            chunks = -(-sum(rows) // side)
+            most = min(chunks, max(1, room // (side * length)))
+            even = {-(-chunks // parts) for parts in range(1, 9)}
+            even |= {1 << i for i in range(12)} | {most}
+            yield from ((count, n, side) for n in sorted(even) if n <= most)
+        if count >= len(rows) or 2 * count * width > budget:
             return
-        count = min(2 * count, groups)
+        count = min(2 * count, len(rows))
 
 
 def _calls(rows: Sequence[int], count: int, room: int) -> int:
@@ -286,13 +401,17 @@ def _calls(rows: Sequence[int], count: int, room: int) -> int:
 
 def _cut(
     lengths: Sequence[int], groups: Sequence[Group], length: int, most: int, count: int, room: int
-) -> Iterator[list[tuple[Group, tuple[int, ...]]]]:
-    """The rows of each batch with their groups, as `_calls` counts them."""
-    part: list[tuple[Group, tuple[int, ...]]] = []
+) -> Iterator[list[tuple[Group, list[tuple[int, int]]]]]:
+    """The rows of each batch with their groups, as `_calls` counts them.
+
+    A row: (prompt, how much of the prefix it follows).
+    """
+    part: list[tuple[Group, list[tuple[int, int]]]] = []
     used = count
     for group in groups:
-        every = sorted(group.prompts, key=lambda i: -lengths[i])
-        filled = best_fit([lengths[i] - group.length for i in every], length, most)
+        after = zip(group.prompts, group.starts, strict=True)
+        every = sorted(after, key=lambda own: own[1] - lengths[own[0]])
+        filled = best_fit([lengths[i] - start for i, start in every], length, most)
         fresh = True
         for row in filled:
             if part and (len(part) == room or (fresh and used == count)):
@@ -302,5 +421,5 @@ def _cut(
                 used = 0
             used += fresh
             fresh = False
-            part.append((group, tuple(every[i] for i in row)))
+            part.append((group, [every[i] for i in row]))
     yield part

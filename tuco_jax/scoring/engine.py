@@ -17,8 +17,6 @@ from tuco_jax.prompts.prefixes import pack_shared
 
 __all__ = ["engine_of", "planned"]
 
-_ROWS = "tokens", "mask", "columns"
-
 
 def planned(
     tokens: Sequence[Int[np.ndarray, " n"]], ends: Pair, budget: int, multiple: int, *, share: bool
@@ -39,8 +37,8 @@ def engine_of(batch: Mapping[str, Any], make: Callable[..., Rows]) -> Engine:
 
     make: the engine of rows, such as `LastTokens`, from tokens, mask, columns and segments.
     """
-    rows = make(**{name: batch[name] for name in _ROWS}, segments=segments_of(batch))
+    rows = {name: batch[name] for name in ("tokens", "mask", "columns")}
     if "prefixes" not in batch:
-        return rows
-    ahead = {name: batch[name] for name in ("prefixes", "real", "totals", "follows")}
-    return SharedPrefixes(rows, **ahead)
+        return make(**rows, segments=segments_of(batch))
+    ahead = {name: batch[name] for name in ("prefixes", "real", "totals", "follows", "starts")}
+    return SharedPrefixes(make(**rows, segments=batch["segments"]), **ahead)

@@ -36,10 +36,39 @@ def prompts():
 
 
 ROWS = ((0, 2), (4, 6), (1, 3), (8,), (5, 7), (10,), (9, 11))
+STARTS = (
+    (7, 9),
+    (9, 7),
+    (4, 1),
+    (4,),
+    (3, 4),
+    (8,),
+    (4, 3),
+)  # most leave their head before its end
 BATCH = Behind(
-    ROWS, 8, 8, 2, ((9, 0), (4, 1)), count=2, width=12, follows=(0, 0, 1, 0, 1, 0, 1), chunks=2
+    ROWS,
+    8,
+    8,
+    2,
+    ((9, 0), (4, 1)),
+    count=2,
+    width=12,
+    follows=(0, 0, 1, 0, 1, 0, 1),
+    starts=STARTS,
+    chunks=2,
 )
-ONE = Behind(((1,), (3,), (5,)), 4, 8, 1, ((4, 1),), count=1, width=4, follows=(0, 0, 0), chunks=1)
+ONE = Behind(
+    ((1,), (3,), (5,)),
+    4,
+    8,
+    1,
+    ((4, 1),),
+    count=1,
+    width=4,
+    follows=(0, 0, 0),
+    starts=((4,), (2,), (0,)),
+    chunks=1,
+)
 
 
 def engine(batch: Packed, mesh: Any = None, of: Any = LastTokens, **options: Any):

@@ -97,10 +97,12 @@ def grid(source: Any, mesh: Any = None):
 def grid_behind_prefix(source: Any, mesh: Any = None):
     tokens, mask = (a[:, None] for a in inputs())
     columns = last_column(mask[:, 0])[:, None, None]
-    rows = AlphaGrid(tokens, mask, columns, layer_alphas([0.4, 1.2], 3), mesh=mesh)
+    alphas, segments = layer_alphas([0.4, 1.2], 3), mask.astype(int)
+    rows = AlphaGrid(tokens, mask, columns, alphas, segments, mesh=mesh)
     prefix = jnp.arange(7)[None] * 5
     real, follows = jnp.ones(prefix.shape, bool), jnp.zeros((8, 1), int)
-    return run(SharedPrefixes(rows, prefix, real, jnp.asarray([8]), follows), source)
+    starts = jnp.full(tokens.shape, 7)
+    return run(SharedPrefixes(rows, prefix, real, jnp.asarray([8]), follows, starts), source)
 
 
 def target_losses(source: Any, mesh: Any = None):

@@ -65,3 +65,25 @@ def test_prompts_of_other_frequencies_share_nothing(length_dependent):
     assert together.shared > 0.3
     np.testing.assert_allclose(together.tuco, apart.tuco, rtol=0, atol=1e-5)
     np.testing.assert_allclose(together.layers, apart.layers, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["full", "adapter"])
+def test_prompts_that_grow(kind):
+    """Each the beginning of the next, behind a head of all: each one's own last token is asked."""
+    make = {"full": rm.full_pair, "adapter": rm.adapter_pair}[kind]
+    pair = make(base=rm.config(max_positions=256))
+    rng = np.random.default_rng(3)
+    head = rng.integers(0, 61, 9)
+    rows = []
+    for _ in range(8):
+        examples, question = rng.integers(0, 61, (16, 11)), rng.integers(0, 61, 6)
+        bare = [np.concatenate([head, *examples[:n]]) for n in (0, 1, 2, 4, 8, 16)]
+        rows += [np.append(r, question) for r in bare] + bare[2:]
+    rows = [r.astype(np.int32) for r in rows]
+    names = [Prompt(id=i) for i in range(len(rows))]
+    together, apart = (
+        score_tokens(pair, rows, names, share_prefixes=share) for share in (True, False)
+    )
+    assert together.shared > 0.5
+    np.testing.assert_allclose(together.tuco, apart.tuco, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(together.layers, apart.layers, rtol=0, atol=1e-5)
