@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from common_jax.errors import InputError
 from reward_jax.diffusion.denoiser import Denoiser, steps_of
@@ -45,6 +45,8 @@ class SafeGuidance:
         momentum: how much of the gathered guidance is added.
         beta: how much of the momentum is kept at each step.
         concept: what is unsafe, in words.
+        followed: whether a chain goes on by it; else it goes on as without, and its trajectory
+            has what safe guidance would have said on the way.
     """
 
     warmup: int = 10
@@ -53,6 +55,7 @@ class SafeGuidance:
     momentum: float = 0.3
     beta: float = 0.4
     concept: str = _CONCEPT
+    followed: bool = True
 
     def __post_init__(self) -> None:
         """Raises InputError for numbers out of range, and for no concept."""
@@ -93,13 +96,15 @@ class Numbers:
     threshold: Float[Array, ""]
     momentum: Float[Array, ""]
     beta: Float[Array, ""]
+    followed: Bool[Array, ""]
 
     @classmethod
     def of(cls, safety: SafeGuidance) -> "Numbers":
         """Of a safe guidance."""
         names = "scale", "threshold", "momentum", "beta"
         numbers = {name: jnp.asarray(getattr(safety, name), jnp.float32) for name in names}
-        return cls(warmup=jnp.asarray(safety.warmup, jnp.int32), **numbers)
+        warmup, followed = jnp.asarray(safety.warmup, jnp.int32), jnp.asarray(safety.followed)
+        return cls(warmup=warmup, followed=followed, **numbers)
 
 
 def away(

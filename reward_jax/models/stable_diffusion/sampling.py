@@ -24,13 +24,15 @@ __all__ = ["Guided", "Trajectory", "chain"]
 class Trajectory(NamedTuple):
     """Where the model was evaluated, in order, and what it gave.
 
-    epsilon: guided. base: guided without safety at the same x_t; None where there is none.
+    epsilon: guided, as the chain went on by. base, safe: guided without and with safety at the
+    same x_t, the momentum gathered along this chain; None where there is no safety.
     """
 
     x_t: Float[Array, "S B h w C"]
     t: Int[Array, " S"]
     epsilon: Float[Array, "S B h w C"]
     base: Float[Array, "S B h w C"] | None
+    safe: Float[Array, "S B h w C"] | None
 
 
 @struct.dataclass
@@ -83,21 +85,21 @@ def chain(
         row, i = given
         found = outputs(x_t, row.t)
         output = found[0] if guided.nothing is None else guide(*found[:2])
-        base = None
+        base = safe = None
         if guided.concept is not None and guided.safety is not None:
             safety, base = guided.safety, output
             taken = away(safety, *found) + safety.momentum * momentum
             momentum = safety.beta * momentum + (1 - safety.beta) * taken
-            safe = guide(found[0], found[1] - taken)
-            output = jnp.where(i >= safety.warmup, safe, base)
+            safe = jnp.where(i >= safety.warmup, guide(found[0], found[1] - taken), base)
+            output = jnp.where(safety.followed, safe, base)
         noise = None
         if plan.noisy:
             assert key is not None
             noise = draw_noise(jax.random.fold_in(key, i), x_t.shape, x_t.dtype)
         seen = None
         if trajectory:
-            given_base = None if base is None else epsilon(base, x_t, row.t)
-            seen = Trajectory(x_t, row.t, epsilon(output, x_t, row.t), given_base)
+            others = (y if y is None else epsilon(y, x_t, row.t) for y in (base, safe))
+            seen = Trajectory(x_t, row.t, epsilon(output, x_t, row.t), *others)
         x, memory = move(plan, row, x_t, output, noise, memory)
         return (x, memory, momentum), seen
 

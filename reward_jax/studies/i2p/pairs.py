@@ -3,7 +3,7 @@
 Safe guidance with momentum depends on the path: eps_safe is no function of (x_t, t). So both
 models are asked where a chain comes by. For each prompt and noise there are two chains from that
 noise: the base's follows the guided epsilon, the safe one the safe epsilon. At each x_t of either,
-both epsilons are kept, the momentum gathered along that chain.
+both epsilons are kept, the momentum gathered along that chain. One program draws both.
 
 The authors do the same, in their pipeline's `get_deltas` (their code, safe-stable-diffusion/), but
 for what follows. They draw each chain's noise anew. They keep the two latents that a scheduler's
@@ -27,21 +27,11 @@ from jaxtyping import Array, Float, Int, Key
 
 from common_jax.cli.ranges import PositiveFloat, PositiveInt
 from common_jax.mesh import fetch
-from reward_jax.diffusion.denoiser import Denoiser
-from reward_jax.diffusion.process import convert
 from reward_jax.models.stable_diffusion.pipeline import StableDiffusion
-from reward_jax.models.stable_diffusion.safety import Numbers, SafeGuidance, away
+from reward_jax.models.stable_diffusion.safety import SafeGuidance
 from reward_jax.models.stable_diffusion.schedulers import SchedulerName
 
-__all__ = [
-    "CHAINS",
-    "ChainOptions",
-    "Pairs",
-    "compare_ways",
-    "draw_pairs",
-    "exact",
-    "guided_along",
-]
+__all__ = ["CHAINS", "ChainOptions", "Pairs", "compare_ways", "draw_pairs", "exact"]
 
 CHAINS = ("base", "safe")
 
@@ -93,53 +83,16 @@ def draw_pairs(
     Raises InputError as `StableDiffusion.sample`. What is not finite is returned as it is.
     """
     given: Any = dataclasses.asdict(how) | {"latents": noise, "key": key, "trajectory": True}
-    base, safe = (sd.sample(prompts, safety=s, **given) for s in (None, safety))
-    path, safe_path = base.trajectory, safe.trajectory
-    assert path is not None and safe_path is not None and safe_path.base is not None
-    of_base = guided_along(sd, path.x_t, path.t, prompts, safety, how.guidance_scale)
-    of_safe = safe_path.base, safe_path.epsilon
-    chains = (path.x_t, *of_base, base.latents), (safe_path.x_t, *of_safe, safe.latents)
-    x_t, by_base, by_safe, last = (np.stack(both) for both in zip(*fetch(chains), strict=True))
-    x_t, by_base, by_safe = (np.moveaxis(x, 1, 2) for x in (x_t, by_base, by_safe))
-    return Pairs(x_t, by_base, by_safe, last, np.asarray(fetch(path.t)))
-
-
-def guided_along(
-    sd: StableDiffusion,
-    x_t: Float[Array, "S B h w C"],
-    t: Int[Array, " S"],
-    prompts: Sequence[str],
-    safety: SafeGuidance,
-    guidance_scale: float,
-) -> tuple[Float[Array, "S B h w C"], Float[Array, "S B h w C"]]:
-    """The guided epsilons without and with safety on a given path, from its first step on."""
-    text = sd.encode_text([*prompts, "", safety.concept])
-    rows = len(prompts)
-    nothing, concept = (jnp.broadcast_to(text[i], text[:rows].shape) for i in (rows, rows + 1))
-    texts = jnp.concatenate([nothing, text[:rows], concept])
-    scale = jnp.asarray(guidance_scale, jnp.float32)
-    return _along(sd.score(), x_t, t, texts, scale, Numbers.of(safety))
-
-
-@jax.jit
-def _along(
-    denoiser: Denoiser, x_t: Array, t: Array, texts: Array, scale: Array, safety: Numbers
-) -> tuple[Array, Array]:
-    d = denoiser
-
-    def step(momentum: Any, given: Any) -> Any:
-        x, t, i = given
-        rows, times = jnp.concatenate([x] * 3), jnp.full(len(x), t)
-        found = d.model.apply({"params": d.params}, rows, jnp.full(len(rows), t), texts)
-        nothing, prompt, concept = jnp.split(found, 3)
-        taken = away(safety, nothing, prompt, concept) + safety.momentum * momentum
-        base = nothing + scale * (prompt - nothing)
-        safe = jnp.where(i >= safety.warmup, base - scale * taken, base)
-        both = (convert(d.schedule, y, x, times, d.prediction, "epsilon") for y in (base, safe))
-        return safety.beta * momentum + (1 - safety.beta) * taken, tuple(both)
-
-    given = x_t, t, jnp.arange(len(t))
-    return jax.lax.scan(step, jnp.zeros_like(x_t[0]), given)[1]
+    found = []
+    for followed in (False, True):
+        guided = dataclasses.replace(safety, followed=followed)
+        drawn = sd.sample(prompts, safety=guided, **given)
+        seen = drawn.trajectory
+        assert seen is not None
+        found.append(fetch((seen.x_t, seen.base, seen.safe, drawn.latents, seen.t)))
+    x_t, base, safe, last, t = (np.stack(both) for both in zip(*found, strict=True))
+    x_t, base, safe = (np.moveaxis(x, 1, 2) for x in (x_t, base, safe))
+    return Pairs(x_t, base, safe, last, t[0])
 
 
 def exact(
@@ -171,21 +124,29 @@ def compare_ways(
     prompts: Sequence[str],
     safety: SafeGuidance,
     how: ChainOptions,
+    key: Key[Array, ""],
 ) -> dict[str, float]:
-    """The two ways on the safe chains of some pairs.
+    """The two ways, along chains without momentum, and on the safe chains of some pairs.
 
-    Returns `rounding`, the largest difference of the two without momentum, over the exact one's
-    root mean square, and `path`, by how much of its own size the guidance that was drawn depends
-    on the path: |eps_safe - exact| / |exact - eps_base|, root mean squares.
+    Returns `rounding`, the largest difference of the two where there is no momentum, over the
+    exact one's root mean square, and `path`, by how much of its own size the guidance that was
+    drawn depends on the path: |eps_safe - exact| / |exact - eps_base|, root mean squares.
     """
-    x_t, t = jnp.asarray(np.moveaxis(pairs.x_t[1], 0, 1)), jnp.asarray(pairs.t)
-    function = fetch(exact(sd, x_t, t, prompts, safety, how))
+    x_t, base, drawn = (np.moveaxis(x[1], 0, 1) for x in (pairs.x_t, pairs.base, pairs.safe))
     still = dataclasses.replace(safety, momentum=0.0)
-    base, along = fetch(guided_along(sd, x_t, t, prompts, still, how.guidance_scale))
-    drawn = np.moveaxis(pairs.safe[1], 0, 1)
+    given: Any = dataclasses.asdict(how) | {"latents": jnp.asarray(x_t[0]), "key": key}
+    seen = sd.sample(prompts, safety=still, trajectory=True, **given).trajectory
+    assert seen is not None
+    along, there, function = fetch(
+        (
+            seen.safe,
+            exact(sd, seen.x_t, seen.t, prompts, safety, how),
+            exact(sd, jnp.asarray(x_t), jnp.asarray(pairs.t), prompts, safety, how),
+        )
+    )
     guidance = _size(function - base)
     return {
-        "rounding": float(np.abs(along - function).max() / _size(function)),
+        "rounding": float(np.abs(along - there).max() / _size(there)),
         "path": float(_size(drawn - function) / max(guidance, 1e-12)),
     }
 

@@ -67,21 +67,14 @@ class Work:
         # One shape for all shards: the last row again in place of those that are missing.
         filled = rows + rows[-1:] * (c.store.at_once - len(rows))
         texts = [self.texts[row] for row in filled]
-        drawn = draw_pairs(
-            self.sd,
-            texts,
-            self._noise(filled),
-            c.guidance(),
-            c.chains,
-            jax.random.fold_in(self._keys()[1], number),
-        )
+        how = c.guidance(), c.chains, jax.random.fold_in(self._keys()[1], number)
+        drawn = draw_pairs(self.sd, texts, self._noise(filled), *how)
         if not there(self.store.path(number)):
             self.store.write(number, drawn.first(len(rows)), texts[: len(rows)])
             print(f"pairs: shard {number + 1} of {self.store.shards}", flush=True)
         if number == 0:
             few = min(c.compared, len(rows))
-            some, how = drawn.first(few), (c.guidance(), c.chains)
-            write_json(ways, compare_ways(self.sd, some, texts[:few], *how))
+            write_json(ways, compare_ways(self.sd, drawn.first(few), texts[:few], *how))
 
     def _keys(self) -> Key[Array, "2"]:
         """Of the noise that chains begin from, and of what DDPM draws in them."""

@@ -104,18 +104,19 @@ def test_moves_as_diffusers_schedulers_do(name, settings):
         for t in theirs.timesteps:
             y = theirs.step(torch.sin(2 * y + 0.01 * t), t, y).prev_sample
 
-    @jax.jit
-    def ours_to(x, noises):
-        def step(carry, given):
-            row, noise = given
-            output = jnp.sin(2 * carry[0] + 0.01 * row.t.astype(jnp.float32))
-            noise = noise if ours.noisy else None
-            return move(ours, row, carry[0], output, noise, carry[1]), None
-
-        return jax.lax.scan(step, (x, remember(x, ours)), (ours.rows, noises))[0][0]
-
-    found = ours_to(jnp.asarray(x), jnp.asarray(noises, jnp.float32))
+    found = walked(ours, jnp.asarray(x), jnp.asarray(noises, jnp.float32))
     np.testing.assert_allclose(found, y.numpy(), atol=1e-4, rtol=1e-4)
+
+
+@jax.jit  # of a plan: settings that differ in numbers are one program
+def walked(plan, x, noises):
+    def step(carry, given):
+        row, noise = given
+        output = jnp.sin(2 * carry[0] + 0.01 * row.t.astype(jnp.float32))
+        noise = noise if plan.noisy else None
+        return move(plan, row, carry[0], output, noise, carry[1]), None
+
+    return jax.lax.scan(step, (x, remember(x, plan)), (plan.rows, noises))[0][0]
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -141,7 +142,7 @@ def test_ten_steps_are_those_of_diffusers_pipeline(both, name, monkeypatch):
     seen = found.trajectory
     assert seen.x_t.shape == seen.epsilon.shape == (len(seen.t), 2, 8, 12, 4)
     np.testing.assert_array_equal(seen.x_t[0], draw())
-    assert seen.base is None
+    assert seen.base is None and seen.safe is None
     # Each is what the guided score says there.
     t = jnp.full(2, seen.t[4])
     text = sd.encode_text(PROMPTS)
@@ -172,9 +173,15 @@ def test_a_safe_chain_is_that_of_diffusers_pipeline(both, safety):
     )
     found = sd.sample(PROMPTS, latents=draw(), safety=safety, trajectory=True, **options)
     np.testing.assert_allclose((found.images + 1) / 2, wanted, atol=1e-3)
-    plain = sd.sample(PROMPTS, latents=draw(), **options)
-    assert np.abs(plain.latents - found.latents).max() > 0.01
     seen = found.trajectory
+    np.testing.assert_allclose(seen.epsilon, seen.safe, atol=1e-5)
+    # Watched alone it changes nothing, and says the same as long as the paths are one.
+    watched = dataclasses.replace(numbers, followed=False)
+    plain = sd.sample(PROMPTS, latents=draw(), safety=watched, trajectory=True, **options)
+    assert np.abs(plain.latents - found.latents).max() > 0.01
+    np.testing.assert_allclose(plain.trajectory.epsilon, plain.trajectory.base, atol=1e-5)
+    until = numbers.warmup + 1
+    np.testing.assert_allclose(plain.trajectory.safe[:until], seen.safe[:until], atol=1e-5)
     apart = np.abs(seen.epsilon - seen.base).max((1, 2, 3, 4))
     assert not apart[: numbers.warmup].any() and apart[numbers.warmup :].all()
 

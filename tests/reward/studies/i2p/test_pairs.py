@@ -1,29 +1,38 @@
 """Chains of a tiny model: both guidances on one path, and the exact function without momentum."""
 
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from reward_jax.models.stable_diffusion.safety import as_safety
-from reward_jax.studies.i2p.pairs import guided_along
 
 
-def along(done, chain):
-    """What is found anew on a chain's path, and what was stored of it; [S, B, h, w, C]."""
+@pytest.mark.parametrize("chain", [0, 1], ids=["base", "safe"])
+def test_both_guidances_are_those_of_the_equations_along_a_chain(done, chain):
+    """Equations 3 to 8 of the safe guidance, walked here, with the momentum of that path."""
     sd, prompts, pairs = done.drawn[0]
-    safety = as_safety("max")
-    assert safety is not None
+    safety, scale, rows = as_safety("max"), 7.5, len(prompts)
+    assert safety is not None and safety.warmup == 0
     path = np.moveaxis(pairs.x_t[chain], 0, 1)
-    found = guided_along(sd, path, pairs.t, prompts, safety, 7.5)
-    stored = [np.moveaxis(x[chain], 0, 1) for x in (pairs.base, pairs.safe)]
-    return [np.asarray(x) for x in found], stored
-
-
-def test_on_the_safe_chain_s_path_both_guidances_are_what_the_chain_had(done):
-    """The momentum too, which sampling gathered in a program of its own."""
-    found, stored = along(done, 1)
-    scale = np.abs(stored[1]).max()
-    np.testing.assert_allclose(found[0], stored[0], atol=1e-4 * scale)
-    np.testing.assert_allclose(found[1], stored[1], atol=1e-4 * scale)
-    assert np.abs(stored[1] - stored[0]).max() > 0.01 * scale
+    steps = len(path)
+    text = np.asarray(sd.encode_text([*[""] * rows, *prompts, *[safety.concept] * rows]))
+    asked = sd.epsilon(  # all at once: [S, 3 B] rows
+        jnp.asarray(np.tile(path, (1, 3, 1, 1, 1)).reshape(-1, *path.shape[2:])),
+        jnp.repeat(jnp.asarray(pairs.t), 3 * rows),
+        jnp.asarray(np.tile(text, (steps, 1, 1))),
+    )
+    momentum, stored = 0.0, (pairs.base[chain], pairs.safe[chain])
+    size = np.abs(pairs.safe).max()
+    for step, found in enumerate(np.asarray(asked).reshape(steps, 3, rows, *path.shape[2:])):
+        nothing, prompt, concept = found
+        apart = prompt - concept
+        mu = np.minimum(np.abs(apart) * safety.scale, 1) * (apart < safety.threshold)
+        z = mu * (concept - nothing) + safety.momentum * momentum
+        momentum = safety.beta * momentum + (1 - safety.beta) * z
+        for away, ours in zip((0.0, z), stored, strict=True):
+            wanted = nothing + scale * (prompt - nothing - away)
+            np.testing.assert_allclose(ours[:, step], wanted, atol=1e-4 * size)
+    assert np.abs(stored[1] - stored[0]).max() > 0.01 * size
 
 
 def test_chains_begin_alike_and_follow_their_own_epsilon(done):

@@ -1,9 +1,11 @@
 """The I2P study at its smallest: from a diffusers folder and a csv file to a report."""
 
+import concurrent.futures
 import dataclasses
 import json
 import shlex
 import shutil
+import threading
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from reward_jax.studies.i2p.report import write_report
 from reward_jax.studies.i2p.reward import LatentNetwork, PairMatching, Scaling
 from reward_jax.studies.i2p.run import STUDY, Config
 from reward_jax.studies.i2p.store import PairStore
+from tests.processes import LIMIT
 from tests.reward.cli_runs import run
 from tests.reward.studies.i2p import tiny
 
@@ -147,6 +150,30 @@ def test_a_shard_that_another_process_draws_is_waited_for(done, tmp_path):
         pytest.raises(InputError, match=said),
     ):
         STUDY.run(config)
+
+
+def test_two_starts_in_one_folder_share_the_shards(done, tmp_path, monkeypatch):
+    """While one is at the first shard the other draws the rest, and leaves the summary to it."""
+    config, draw = dataclasses.replace(done.config, out=tmp_path / "out"), work.draw_pairs
+    begun, left, drawn = threading.Event(), threading.Event(), {}
+
+    def drawing(sd, prompts, *given):
+        drawn.setdefault(threading.current_thread().name, []).append(prompts[0])
+        if threading.current_thread() is not threading.main_thread():
+            begun.set()
+            assert left.wait(LIMIT)
+        return draw(sd, prompts, *given)
+
+    monkeypatch.setattr(work, "draw_pairs", drawing)
+    with concurrent.futures.ThreadPoolExecutor(1, "first") as pool:
+        first = pool.submit(STUDY.run, config)
+        assert begun.wait(LIMIT)
+        with pytest.raises(InputError, match="another process is at pairs/0000, reward, all else"):
+            STUDY.run(config)
+        left.set()
+        summary = first.result()
+    assert list(drawn.values()) == [["a cat"], ["violence", "a red cat"]]
+    assert timeless(summary) == timeless(done.summary)
 
 
 def test_a_damaged_file_of_scores_is_named(done, tmp_path):
