@@ -21,6 +21,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import sys
@@ -34,6 +35,9 @@ from common_jax.watch import AGAIN, PACE, SILENCE, Watch
 
 __all__ = ["beat", "by_first", "count", "is_first", "joined", "meet", "there"]
 
+_MEETING = 300.0  # seconds in which all processes begin
+_MOST = 1 << 16  # processes; JAX's service makes room for as many as are said to come
+_ADDRESS = re.compile(r"(?:[\w.-]{1,255}|\[[0-9a-fA-F:.]{2,45}\]):(\d{1,5})", re.ASCII)
 _FOREVER = 7 * 24 * 3600 * 1000  # ms: who waits is ended by the watch, not by a limit of time
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -107,8 +111,14 @@ def joined(
                 f"--process {process} of --processes {processes}: they count from 0 to "
                 f"{processes - 1}"
             )
-        if not coordinator.rpartition(":")[2].isdigit() or ":" not in coordinator:
-            raise InputError(f"--coordinator {coordinator}: give HOST:PORT, of process 0")
+        if processes > _MOST:
+            raise InputError(f"--processes {processes}: there may be {_MOST} of them at most")
+        address = _ADDRESS.fullmatch(coordinator)
+        if not address or not 0 < int(address[1]) < 1 << 16:
+            raise InputError(
+                f"--coordinator {coordinator!r:.99}: give HOST:PORT, of process 0, such as "
+                "localhost:9876"
+            )
     elif (found := _launched(os.environ)) is not None:
         processes, process = found
     if processes in (None, 1):
@@ -148,14 +158,21 @@ def _launched(environment: Mapping[str, str]) -> tuple[int, int] | None:
     )
     for size, rank, *others in (slurm, mpi):
         if all(name in environment for name in (size, rank, *others)):
-            return int(environment[size]), int(environment[rank])
+            return _number(environment, size), _number(environment, rank)
     hosts = environment.get("TPU_WORKER_HOSTNAMES", "")
     if "," in hosts:
-        own = int(environment.get("TPU_WORKER_ID", "0"))
-        slices = int(environment.get("MEGASCALE_NUM_SLICES", "1"))
+        own = _number(environment, "TPU_WORKER_ID", "0")
+        slices = _number(environment, "MEGASCALE_NUM_SLICES", "1")
         each = hosts.count(",") + 1
-        return slices * each, int(environment.get("MEGASCALE_SLICE_ID", "0")) * each + own
+        return slices * each, _number(environment, "MEGASCALE_SLICE_ID", "0") * each + own
     return None
+
+
+def _number(environment: Mapping[str, str], name: str, default: str = "") -> int:
+    value = environment.get(name, default)
+    if not re.fullmatch(r"\d{1,9}", value, re.ASCII):
+        raise InputError(f"{name}={value!r:.99}, which a launcher sets, is no number")
+    return int(value)
 
 
 @contextlib.contextmanager
@@ -176,18 +193,31 @@ def _initialized(
         processes = process = None  # JAX's own count holds
     if coordinator is not None and process == 0:
         _check_port(coordinator)
+    where = f" at {coordinator}" if coordinator else ""
+    mend = f"start all of them within {_MEETING:g} s, at a host and a port that process 0 has free"
+
+    def give_up() -> None:  # JAX would abort, with its stack
+        os.write(2, f"{program}: error: the processes did not meet{where}: {mend}\n".encode())
+        os._exit(2)
+
+    timer = threading.Timer(_MEETING, give_up)
+    timer.daemon = True
+    timer.start()
     # Our watch is the first to speak: JAX's heartbeats would end the process without a name.
     try:
         jax.distributed.initialize(
-            coordinator, processes, process, heartbeat_timeout_seconds=100, **by_hand
+            coordinator,
+            processes,
+            process,
+            initialization_timeout=round(2 * _MEETING),
+            heartbeat_timeout_seconds=100,
+            **by_hand,
         )
-    except Exception as error:  # a port that is taken, a host that is none, processes that lack
-        where = f" at {coordinator}" if coordinator else ""
+    except Exception as error:
         why = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"the processes could not meet{where} ({why}): start all of them within five minutes, "
-            "at a host and a port that process 0 has free"
-        ) from error
+        raise InputError(f"the processes could not meet{where} ({why}): {mend}") from error
+    finally:
+        timer.cancel()
     world = _World(program, jax.process_index(), jax.process_count(), patience)
     with world.watched():
         _world = world
