@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Num
 
-from common_jax.mesh import AXES, batch_sharding
+from common_jax.mesh import batch_sharding
 from common_jax.partition import whole_along_fsdp
 from tuco_jax.models import numerics
 from tuco_jax.models.config import Precision
-from tuco_jax.models.sharding import placement
+from tuco_jax.models.sharding import placement, traced_mesh
 
 __all__ = ["Choice", "PerExpert", "by_expert", "mixed"]
 
@@ -89,8 +89,8 @@ def mixed(
         y = by_expert(act, x.reshape(-1, x.shape[-1]), chosen, layers, precision)
         return jnp.sum(y * weights[..., None], axis=1).reshape(x.shape)
 
-    mesh = jax.typeof(x).sharding.mesh
-    if mesh.axis_names != AXES or any(kind != AxisType.Auto for kind in mesh.axis_types):
+    mesh = traced_mesh(x)
+    if mesh is None:
         return own(x, shares, layers)
     rows = batch_sharding(mesh, len(x)).spec
     where = placement(mesh)

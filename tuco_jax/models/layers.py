@@ -23,6 +23,7 @@ from tuco_jax.models.config import ModelConfig, Precision
 from tuco_jax.models.experts import Choice, PerExpert, mixed
 from tuco_jax.models.numerics import along_last, product
 from tuco_jax.models.positions import LayerInfo, Positions, rotate
+from tuco_jax.models.sharding import gathered, traced_mesh
 
 __all__ = [
     "Block",
@@ -65,7 +66,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
-        y = product(x, kernel, self.precision, _scale_of(self, kernel))
+        y = product(x, _whole(self, x, kernel), self.precision, _scale_of(self, kernel))
         if self.has_variable("lora", "a"):
             a, b = self.get_variable("lora", "a"), self.get_variable("lora", "b")
             y += product(product(x, a, self.precision), b, self.precision)
@@ -73,6 +74,13 @@ class Linear(nn.Module):
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
             y += along_last(bias, y)
         return y
+
+
+def _whole(module: nn.Module, x: Array, kernel: Array) -> Array:
+    """An int8 kernel, whole along fsdp while it is one: gathered once it is cast, it is larger."""
+    if kernel.dtype != jnp.int8:
+        return kernel
+    return gathered(f"{module.name}/kernel", kernel, traced_mesh(x))
 
 
 def _scale_of(module: nn.Module, kernel: Array) -> Array | None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, Shaped
 
 from common_jax import partition
@@ -30,6 +30,7 @@ __all__ = [
     "placement",
     "put_rows",
     "shardings",
+    "traced_mesh",
 ]
 
 # See `common_jax/partition.py`.
@@ -84,6 +85,13 @@ def put_rows(rows: PyTree[Any], mesh: Mesh | None) -> PyTree[Any]:
     if mesh is None:
         return rows
     return jax.tree.map(lambda x: put(x, batch_sharding(mesh, x.shape[0])), rows)
+
+
+def traced_mesh(x: Shaped[Array, "..."]) -> Any:
+    """In a compiled function, the mesh of `make_mesh` that an array's type tells; else None."""
+    mesh = jax.typeof(x).sharding.mesh
+    auto = all(kind == AxisType.Auto for kind in mesh.axis_types)
+    return mesh if mesh.axis_names == AXES and auto else None
 
 
 def mesh_of(tree: PyTree[Any]) -> Mesh | None:

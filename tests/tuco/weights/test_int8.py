@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 
 import chex
 import jax
@@ -11,14 +12,16 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from common_jax.cost import collectives
 from common_jax.errors import InputError
 from common_jax.mesh import batch_sharding, make_mesh
 from tests.tuco import random_models as rm
 from tests.tuco.cli_pair import read_jsonl, run_in_process, save_pair, write_jsonl
+from tests.tuco.test_parallel import CONFIG
 from tests.tuco.tiny import save_tiny, tiny_tokenizer
 from tests.tuco.weights.peft import test_adapter, test_read
 from tuco_jax.core.decompose import decompose
-from tuco_jax.core.last_token import last_token
+from tuco_jax.core.last_token import last_token, tuco
 from tuco_jax.core.streamed import Streamed
 from tuco_jax.core.walk import Split, Stacked
 from tuco_jax.finetune.finetune import run_finetune
@@ -119,6 +122,24 @@ def test_over_a_mesh():
     run = jax.jit(lambda p, t, m: last_token(p, t, m, mesh=mesh))
     got = run(spread, *jax.device_put(given, batch_sharding(mesh, 8)))
     np.testing.assert_allclose(got.tuco, last(wide, *given).tuco, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", [(1, 8, 1), (2, 2, 2)], ids=str)
+def test_devices_exchange_integers_of_one_layer(layout):
+    """fsdp gathers each matrix where it is used: a byte a number, and never of all layers."""
+    short, mesh = both(rm.full_pair(base=CONFIG))[0], make_mesh(*layout)
+    rows = jax.device_put(rm.batch(rows=8, vocab=64), batch_sharding(mesh))
+    lowered = jax.jit(lambda *a: tuco(*a, mesh=mesh)).lower(place(short, mesh), *rows)
+    found = collectives(str(lowered.compile().as_text()))
+    matrices = {x.shape for x in jax.tree.leaves(short.base["layers"]) if x.dtype == jnp.int8}
+    assert not [one for one in found if matrices & set(one.shapes)]
+    gathered = [one for one in found if one.kind == "all-gather" and one.times > 1]
+    assert {math.prod(shape) for one in gathered for shape in one.shapes if len(shape) > 2} == {
+        math.prod(shape[1:]) // layout[2] for shape in matrices
+    }
+    for one in gathered:
+        (shape,) = one.shapes
+        assert one.size == math.prod(shape) * (1 if len(shape) > 2 else 4)  # a matrix, or scales
 
 
 def test_gradients_go_through():
