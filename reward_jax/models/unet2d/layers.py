@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from common_jax.errors import InputError
-from reward_jax.models.conv import Method, conv2d
+from reward_jax.models.conv import Method, conv2d, conv2d_doubled
 from reward_jax.models.temporal.layers import GroupNorm
 
 __all__ = [
@@ -18,8 +18,8 @@ __all__ = [
     "Conv",
     "Norm",
     "ResidualBlock",
+    "Upsample",
     "check_images",
-    "doubled",
     "from_patches",
     "to_patches",
 ]
@@ -57,13 +57,6 @@ def from_patches(x: Float[Array, "B H/P W/P P*P*C"], patch: int) -> Float[Array,
     return cut.reshape(rows, height * patch, width * patch, -1)
 
 
-def doubled(x: Float[Array, "B H W C"], size: tuple[int, ...]) -> Float[Array, "B U V C"]:
-    """Each position four times, cut to U x V: twice the sides, or one less where that was odd."""
-    rows, height, width, channels = x.shape
-    wide = jnp.broadcast_to(x[:, :, None, :, None], (rows, height, 2, width, 2, channels))
-    return wide.reshape(rows, 2 * height, 2 * width, channels)[:, : size[0], : size[1]]
-
-
 class Conv(nn.Module):
     """Convolution (`models/conv.py`) of `size` x `size` taps, padded to keep the sides.
 
@@ -81,6 +74,22 @@ class Conv(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, shape[-1:])
         y = conv2d(x, kernel, stride=self.stride, padding=(self.size - 1) // 2, method=self.method)
+        return y + bias[None, None, None]
+
+
+class Upsample(nn.Module):
+    """Each position four times, cut to `size`, then a convolution of 3 x 3 taps."""
+
+    features: int
+    size: tuple[int, ...]
+    method: Method = "auto"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B U V F"]:
+        shape = (3, 3, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, shape[-1:])
+        y = conv2d_doubled(x, kernel, self.size, method=self.method)
         return y + bias[None, None, None]
 
 

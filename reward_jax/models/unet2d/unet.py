@@ -17,8 +17,8 @@ from reward_jax.models.unet2d.layers import (
     Conv,
     Norm,
     ResidualBlock,
+    Upsample,
     check_images,
-    doubled,
     from_patches,
     to_patches,
 )
@@ -101,8 +101,8 @@ class UNet2D(nn.Module):
             x = jnp.concatenate([x, skips.pop()], -1)
             x = self._blocks(x, time, width, f"up_{level}")
             if level:
-                x = doubled(x, skips[-1].shape[1:3])
-                x = Conv(width, method=self.method, name=f"up_{level}_sample")(x)
+                size = skips[-1].shape[1:3]
+                x = Upsample(width, size, self.method, name=f"up_{level}_sample")(x)
         x = nn.silu(Norm(self.groups, name="norm")(x))
         x = Conv(self.patch**2 * self.channels, method=self.method, name="out")(x)
         return from_patches(x, self.patch)

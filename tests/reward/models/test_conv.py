@@ -1,4 +1,4 @@
-"""A convolution as one matrix product: XLA's, PyTorch's and ours are the same function."""
+"""A convolution as matrix products: XLA's, PyTorch's and ours are the same function."""
 
 from typing import Any
 
@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from reward_jax.models.conv import MANY, conv1d, conv1d_transpose, conv2d
+from reward_jax.models.conv import (
+    MANY,
+    conv1d,
+    conv1d_transpose,
+    conv2d,
+    conv2d_doubled,
+    doubled,
+)
 
 SHAPES = [
     (length, size, stride, padding)
@@ -193,3 +200,30 @@ def test_derivatives_over_images_agree(taps, stride, padding):
     ours, wanted = orders(x, kernel)
     assert_close(ours, wanted)
     assert np.abs(wanted[2][1]).max() > 1e-3
+
+
+def test_doubled_is_each_position_four_times():
+    x = np.arange(12.0, dtype=np.float32).reshape(1, 2, 3, 2)
+    twice = np.repeat(np.repeat(x, 2, 1), 2, 2)
+    np.testing.assert_array_equal(doubled(jnp.asarray(x), (4, 6)), twice)
+    np.testing.assert_array_equal(doubled(jnp.asarray(x), (3, 5)), twice[:, :3, :5])
+
+
+@pytest.mark.parametrize("size", [(4, 6), (3, 5), (4, 5), (2, 1)])
+def test_products_before_doubling_are_those_after(size):
+    x, kernel = normal(0, 2, -(-size[0] // 2), -(-size[1] // 2), 2), normal(1, 3, 3, 2, 3)
+    probe = normal(2, 2, *size, 3)
+
+    @jax.jit
+    def orders(x, kernel):
+        return [
+            all_orders(lambda x, k, m=m: conv2d_doubled(x, k, size, method=m), x, kernel, probe)
+            for m in METHODS
+        ]
+
+    ours, wanted = orders(x, kernel)
+    assert_close(ours, wanted)
+    assert np.abs(wanted[2][1]).max() > 1e-3
+    program = jax.make_jaxpr(lambda x, k: conv2d_doubled(x, k, size, method="matmul"))(x, kernel)
+    assert sum(e.primitive.name == "dot_general" for e in program.eqns) == 1
+    assert all(e.primitive.name != "conv_general_dilated" for e in program.eqns)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reward_jax.models.unet2d.layers import doubled, from_patches, to_patches
+from reward_jax.models.unet2d.layers import from_patches, to_patches
 
 
 @pytest.mark.parametrize("patch", [1, 2, 3])
@@ -14,10 +14,3 @@ def test_patches_come_back_and_are_neighbours(patch):
     assert cut.shape == (2, 6 // patch, 12 // patch, patch**2 * 3)
     np.testing.assert_array_equal(cut[1, 1, 0], x[1, patch : 2 * patch, :patch].reshape(-1))
     np.testing.assert_array_equal(from_patches(cut, patch), x)
-
-
-def test_doubled_is_each_position_four_times():
-    x = np.arange(12.0, dtype=np.float32).reshape(1, 2, 3, 2)
-    twice = np.repeat(np.repeat(x, 2, 1), 2, 2)
-    np.testing.assert_array_equal(doubled(jnp.asarray(x), (4, 6)), twice)
-    np.testing.assert_array_equal(doubled(jnp.asarray(x), (3, 5)), twice[:, :3, :5])
