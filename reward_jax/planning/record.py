@@ -27,11 +27,14 @@ class RecordOptions(SeedOption, WindowSize, TaskOption):
         goal: what the expert wants: a number among the task's own goals, from 0, or as the task
             puts it (x,y in metres for one in a plane); by default the base's data.
         episodes: how many.
+        policies: a file or a run of `reward-jax policy`, which acts in place of the policies that
+            are shipped; of robots alone.
     """
 
     out: str
     goal: str | tuple[float, ...] | None = None
     episodes: PositiveInt = 2000
+    policies: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,6 +54,8 @@ def record(options: RecordOptions) -> Recorded:
     """Record and write; raises InputError, before anything is recorded, for what cannot be."""
     check_ranges(options)
     task = find(options.env)
+    if options.policies is not None:
+        task = task.with_policies(options.policies)
     goal = None if options.goal is None else task.goal(options.goal)
     check_output(options.out)
     episodes = task.record(

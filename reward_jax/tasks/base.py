@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, Shaped
 
 from common_jax.cli.ranges import PositiveInt
+from common_jax.errors import InputError
 from reward_jax.data.episodes import Episodes
 from reward_jax.data.trajectory.space import Plans
 from reward_jax.tasks.plane import Plane
@@ -168,6 +169,13 @@ class Task(abc.ABC):
         one seed differ in nothing but the goal. `about` says the task, the environment and the
         goal; rewards, terminations and truncations are the world's own.
         """
+
+    def with_policies(self, path: str) -> "Task":
+        """The same world, in which a file's policies act when data are recorded.
+
+        Raises InputError for a file that holds none of this world, and where none act.
+        """
+        raise InputError(f"{self.name} is recorded without policies: leave policies out")
 
     @abc.abstractmethod
     def goals(self) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Episodes of the robots, recorded here with the policies that are shipped.
+"""Episodes of the robots, recorded here with the policies that are shipped, or a user's own.
 
 What is recorded is named as D4RL names it: random, medium, expert, and medium-replay, what is met
 on the way to medium.
@@ -7,6 +7,7 @@ Legend: E episodes, T steps.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
@@ -48,23 +49,32 @@ SETS: dict[str, tuple[Part, ...]] = {
 }
 
 
-def collect(name: str, which: str, *, episodes: int, seed: int, steps: int = STEPS) -> Episodes:
+def collect(
+    name: str,
+    which: str,
+    *,
+    episodes: int,
+    seed: int,
+    steps: int = STEPS,
+    own: Mapping[str, Policy] | None = None,
+) -> Episodes:
     """A set of a robot's episodes, of `steps` steps or until it falls.
 
     which: a key of `SETS`. episodes: how many times a robot starts; recoveries are cut into more.
-    Actions are drawn from the policies, rewards are the environment's. Raises InputError for fewer
-    episodes than the set has parts.
+    own: policies by stage, in place of those that are shipped. Actions are drawn from the
+    policies, rewards are the environment's. Raises InputError, before anything is recorded, for
+    fewer episodes than the set has parts, and for a stage that has no policy.
     """
     parts = SETS[which]
     if episodes < len(parts):
         raise InputError(f"the set {which!r} has {len(parts)} parts: record as many episodes")
+    stages = {part.policy: _policy(name, part.policy, own) for part in parts}
     shares = [len(rows) for rows in np.array_split(np.arange(episodes), len(parts))]
     generators = np.random.default_rng(seed).spawn(len(parts))
     found = [
-        _record(name, part, count, rng, steps)
+        _record(name, part, stages[part.policy], count, rng, steps)
         for part, count, rng in zip(parts, shares, generators, strict=True)
     ]
-    stages = {part.policy: _policy(name, part.policy) for part in parts}
     about = {
         "task": name,
         "environment": ROBOTS[name].environment,
@@ -77,21 +87,25 @@ def collect(name: str, which: str, *, episodes: int, seed: int, steps: int = STE
     )
 
 
-def _policy(name: str, stage: str) -> Policy | None:
+def _policy(name: str, stage: str, own: Mapping[str, Policy] | None) -> Policy | None:
     """None for uniform actions."""
     if stage == RANDOM:
         return None
-    found = policies(name)
+    found = policies(name) if own is None else own
     if stage not in found:
         raise InputError(f"{name} has no policy {stage!r}: it has {', '.join(found)}")
     return found[stage]
 
 
 def _record(
-    name: str, part: Part, count: int, rng: np.random.Generator, steps: int
+    name: str,
+    part: Part,
+    policy: Policy | None,
+    count: int,
+    rng: np.random.Generator,
+    steps: int,
 ) -> dict[str, np.ndarray]:
     """The arrays of `Episodes` of one part; episodes are the stretches that are kept."""
-    policy = _policy(name, part.policy)
     simulator = Simulator(name, resets(name, count, int(rng.integers(2**31))))
     noise = _Noise(count, simulator.actions, rng) if part.recovers else None
     rows: dict[str, list[np.ndarray]] = {}

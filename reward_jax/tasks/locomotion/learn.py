@@ -28,7 +28,7 @@ from common_jax.progress import bar
 from common_jax.run import Run, check_directory
 from reward_jax.tasks.base import TaskOption
 from reward_jax.tasks.locomotion.collect import STEPS
-from reward_jax.tasks.locomotion.policies import Policy, read_policies, write_policies
+from reward_jax.tasks.locomotion.policies import FILE, Policy, read_policies, write_policies
 from reward_jax.tasks.locomotion.robots import ROBOTS, quiet, robot_of
 from reward_jax.tasks.locomotion.simulator import Simulator, resets
 
@@ -124,7 +124,7 @@ def learn(options: LearnOptions) -> Learned:
                 if done - saved >= options.save_every or done >= options.steps:
                     _save(learner, out)
                     saved = done
-    path = out / "policies.safetensors"
+    path = out / FILE
     write_policies(path, chosen := choose(found), name)
     return Learned(path, chosen)
 

@@ -23,8 +23,9 @@ from common_jax.errors import InputError
 from common_jax.io.files import atomic, parse_json
 from reward_jax.tasks.locomotion.robots import ROBOTS, environment
 
-__all__ = ["Policy", "policies", "read_policies", "write_policies"]
+__all__ = ["FILE", "Policy", "policies", "read_policies", "write_policies"]
 
+FILE = "policies.safetensors"  # of a run of `reward-jax policy`
 POLICIES = pathlib.Path(__file__).parent / "policies"
 LOG_STD = (-20.0, 2.0)  # sbx-rl's bounds
 
@@ -64,18 +65,19 @@ def policies(name: str) -> dict[str, Policy]:
     path = POLICIES / f"{name}.safetensors"
     if not path.is_file():
         raise InputError(
-            f"no policies of {name} are shipped: learn them (reward-jax policy --env {name} --out "
-            f"RUN) and copy RUN/policies.safetensors to {path}, or take data of D4RL or Minari"
+            f"no policies of {name} are shipped ({path}): learn them (reward-jax policy --env "
+            f"{name} --out RUN) and record with data --policies RUN, or take data of D4RL"
         )
     return read_policies(path, name)
 
 
 def read_policies(path: str | pathlib.Path, name: str) -> dict[str, Policy]:
-    """The policies in a file that `write_policies` wrote, in its order.
+    """The policies in a file that `write_policies` wrote, in its order; or in a run's folder.
 
     Raises InputError for a file that is none, or of another robot's shapes.
     """
     path = pathlib.Path(path)
+    path = path / FILE if path.is_dir() else path
     if not path.is_file():
         raise InputError(f"{path}: no such file; give one that `reward-jax policy` wrote")
     try:
@@ -93,7 +95,14 @@ def read_policies(path: str | pathlib.Path, name: str) -> dict[str, Policy]:
             )
             for stage, about in stages.items()
         }
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        safetensors.SafetensorError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
         said = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: holds no policies ({said}); write it anew") from None
     if robot != name:  # shapes do not always tell

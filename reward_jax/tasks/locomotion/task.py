@@ -4,6 +4,7 @@ Legend: B robots, O observation width, H rows of a plan, F frames that are drawn
 """
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from reward_jax.data.episodes import Episodes
 from reward_jax.tasks.base import Captions, Measure, Outcome, Planner, Rollout, Task
 from reward_jax.tasks.locomotion.bodies import FAR, draw_strip
 from reward_jax.tasks.locomotion.collect import SETS, collect
+from reward_jax.tasks.locomotion.policies import Policy, read_policies
 from reward_jax.tasks.locomotion.robots import ROBOTS, environment, robot_of
 from reward_jax.tasks.locomotion.simulator import Simulator, resets
 
@@ -55,15 +57,19 @@ class LocomotionTask(Task):
     replans = True
     packages = ("gymnasium", "mujoco")
 
-    def __init__(self, name: str) -> None:
-        self.name, self.robot = name, ROBOTS[name]
+    def __init__(self, name: str, own: Mapping[str, Policy] | None = None) -> None:
+        """own: policies by stage that data are recorded with, in place of the shipped ones."""
+        self.name, self.robot, self._own = name, ROBOTS[name], own
         self.environment, self.terminates = self.robot.environment, self.robot.terminates
         made: Any = environment(name)
         self.widths = made.observation_space.shape[0], made.action_space.shape[0]
 
     def record(self, *, episodes: int, span: int, seed: int, goal: Any = None) -> Episodes:
         """See `collect`. Windows are padded where an episode is shorter than `span`."""
-        return collect(self.name, goal or BASE, episodes=episodes, seed=seed)
+        return collect(self.name, goal or BASE, episodes=episodes, seed=seed, own=self._own)
+
+    def with_policies(self, path: str) -> "LocomotionTask":
+        return LocomotionTask(self.name, read_policies(path, self.name))
 
     def goals(self) -> list[Any]:
         return [name for name in SETS if name != BASE]

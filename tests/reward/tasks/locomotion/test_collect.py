@@ -10,6 +10,7 @@ from common_jax.errors import InputError
 from reward_jax.tasks.locomotion import collect
 from reward_jax.tasks.locomotion.robots import ROBOTS
 from reward_jax.tasks.locomotion.simulator import Simulator
+from tests.reward.tasks.locomotion.conftest import random_policy
 
 
 @pytest.mark.parametrize("name", ["halfcheetah", "hopper"])
@@ -44,7 +45,7 @@ def test_recoveries_are_cut_out_of_disturbed_episodes(shipped):
     """No noise in what is kept, and stretches of the lengths that are wanted."""
     policy = shipped("halfcheetah")["expert"]
     part = collect.Part("expert", recovers=True)
-    found = collect._record("halfcheetah", part, 4, np.random.default_rng(0), 300)
+    found = collect._record("halfcheetah", part, policy, 4, np.random.default_rng(0), 300)
     low, high = collect.RECOVERED
     lengths = found["lengths"]
     assert lengths.max() < high and np.median(lengths) >= low and len(lengths) > 8
@@ -80,6 +81,24 @@ def test_too_few_episodes_and_a_stage_that_is_missing(shipped, tmp_path):
     policies.policies.cache_clear()
     with pytest.raises(InputError, match="hopper has no policy 'expert': it has early, late"):
         collect.collect("hopper", "expert", episodes=3, seed=0)
+
+
+def test_a_stage_that_is_missing_is_refused_before_anything_is_recorded(monkeypatch):
+    monkeypatch.setattr(collect, "_record", None)
+    own = {"early": random_policy("hopper", 1)}
+    with pytest.raises(InputError, match="hopper has no policy 'late': it has early"):
+        collect.collect("hopper", "medium-replay", episodes=4, seed=0, own=own)
+
+
+def test_policies_of_one_s_own_act_in_place_of_the_shipped_ones(shipped):
+    shipped("hopper")
+    own = {"medium": random_policy("hopper", 21)}
+    how: Any = {"episodes": 2, "seed": 0, "steps": 4}
+    found = collect.collect("hopper", "medium", own=own, **how)
+    assert found.about["policies"]["medium"]["steps"] == 21
+    same, other = (collect.collect("hopper", "medium", own=x, **how) for x in (own, None))
+    np.testing.assert_array_equal(found.actions, same.actions)
+    assert (found.actions[0] != other.actions[0]).any()
 
 
 def test_gymnasium_knows_the_robots():

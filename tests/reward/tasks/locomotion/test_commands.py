@@ -181,3 +181,26 @@ def test_a_model_of_another_robot_is_not_trained_further(made, capsys):
     assert run("train", "--data", folder / "base.hdf5", "--out", folder / "no", *begin) == 2
     assert "the data are of hopper, the model is of halfcheetah" in capsys.readouterr().err
     assert not (folder / "no").exists()
+
+
+def test_data_of_policies_of_one_s_own(tmp_path, capsys):
+    """A file, or a run; and each file that is none is one line, nothing written."""
+    own = {s: random_policy("hopper", 30 + i) for i, s in enumerate(["medium", "expert"])}
+    file = tmp_path / policies.FILE
+    policies.write_policies(file, own, "hopper")
+    record = ["data", "--env", "hopper", "--goal", "medium", "--episodes", 2]
+    assert run(*record, "--policies", tmp_path, "--out", tmp_path / "own.hdf5") == 0
+    found = read_episodes(tmp_path / "own.hdf5")
+    assert found.about["policies"]["medium"]["steps"] == 30
+    assert "2 episodes of Hopper-v5, medium, " in capsys.readouterr().out
+    out = tmp_path / "none.hdf5"
+    (tmp_path / "text").write_text("no tensors")
+    for argv, said in (
+        ([*record, "--policies", tmp_path / "none"], "no such file; give one that"),
+        ([*record, "--policies", tmp_path / "text"], "holds no policies"),
+        ([*record[:2], "walker2d", "--policies", file], "are of hopper, not walker2d: give that"),
+        ([*record[:3], "--policies", file], "hopper has no policy 'early': it has medium, expert"),
+        ([*record[:2], "umaze", "--policies", file], "umaze is recorded without policies: leave"),
+    ):
+        assert run(*argv, "--out", out) == 2
+        assert said in capsys.readouterr().err and not out.exists()

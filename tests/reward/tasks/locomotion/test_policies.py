@@ -49,6 +49,8 @@ def test_files_that_are_none(shipped, tmp_path):
         policies.read_policies(path, "walker2d")
     with pytest.raises(InputError, match="no such file"):
         policies.read_policies(tmp_path / "none", "hopper")
+    with pytest.raises(InputError, match="policies.safetensors: no such file"):
+        policies.read_policies(tmp_path, "hopper")  # a run's folder, without one
     data = path.read_bytes()
     for bad in (data[:100], b"", data[:-8], data.replace(b"policies", b"p0licies")):
         path.write_bytes(bad)
@@ -68,3 +70,10 @@ def test_files_that_are_none(shipped, tmp_path):
         policies.write_policies(path, {"expert": odd})
         with pytest.raises(InputError, match="its policy 'expert' has layers .* not of Hopper-v5"):
             policies.read_policies(path, "hopper")
+
+
+def test_a_run_s_folder_stands_for_its_policies(tmp_path):
+    policy = random_policy("hopper", 3)
+    policies.write_policies(tmp_path / policies.FILE, {"late": policy}, "hopper")
+    found = policies.read_policies(tmp_path, "hopper")
+    np.testing.assert_allclose(found["late"].layers[0][0], policy.layers[0][0], atol=3e-3)
