@@ -9,7 +9,6 @@ that is given.
 Legend: B batch, T diffusion steps; x_0 has any shape of a row.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -24,6 +23,7 @@ from reward_jax.diffusion.denoiser import (
     estimate_x0,
     score_and_x0,
 )
+from reward_jax.diffusion.loop import quick_jit
 from reward_jax.diffusion.process import Pinned, draw_noise, posterior_mean, q_sample
 from reward_jax.diffusion.scan import scan
 from reward_jax.diffusion.schedule import Schedule
@@ -61,7 +61,7 @@ def explained_fraction(
     return _explained(reward, *both, x_0, schedule, key, pin=pin, gradient_at=gradient_at)
 
 
-@functools.partial(jax.jit, static_argnames=("pin", "gradient_at"))
+@quick_jit(static_argnames=("pin", "gradient_at"))
 def _explained(
     reward: Guide,
     base: Any,
@@ -102,7 +102,7 @@ def explained_of(
     return jnp.where(size > 0, 1 - error / size, jnp.nan)
 
 
-@functools.partial(jax.jit, static_argnames="pin")
+@quick_jit(static_argnames="pin")
 def _squares_by_t(
     reward: Guide, targets: Targets, schedule: Schedule, *, pin: Any
 ) -> Float[Array, "2 T"]:
@@ -137,7 +137,7 @@ def antisymmetric_part(
     return _antisymmetric(*both, x_0, schedule, key, probes=probes, pin=pin)
 
 
-@functools.partial(jax.jit, static_argnames=("probes", "pin"))
+@quick_jit(static_argnames=("probes", "pin"))
 def _antisymmetric(
     base: Any,
     expert: Any,
@@ -191,7 +191,7 @@ def seed_agreement(
     return _agreement(reward, base, x_0, key, pin=pin)
 
 
-@functools.partial(jax.jit, static_argnames="pin")
+@quick_jit(static_argnames="pin")
 def _agreement(
     reward: RelativeReward, base: Any, data: Data, key: Key[Array, ""], *, pin: Any
 ) -> Float[Array, " T"]:
