@@ -41,9 +41,10 @@ from reward_jax.reward.targets import (
     unit,
 )
 
-__all__ = ["Matching", "RewardOptions", "diagnose", "fit_reward", "hold_out"]
+__all__ = ["Matching", "Noised", "RewardOptions", "diagnose", "fit_reward", "hold_out"]
 
 S = TypeVar("S", bound=Space)
+Noised = Literal["mixed", "base", "expert"]  # whose data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Matching(ExtractionOptions, AdamOptions):
     target: Target = "epsilon"
     weighting: Literal["", "standardise"] = ""
     t_weights: tuple[NonNegativeFloat, ...] = ()
-    x_t: Literal["mixed", "base", "expert"] = "mixed"
+    x_t: Noised = "mixed"
     pin: bool = True
     draws: NonNegativeInt = 20000
     seeds: PositiveInt = 3

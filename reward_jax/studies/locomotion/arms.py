@@ -8,6 +8,7 @@ Legend: N episodes, S reward seeds.
 
 import dataclasses
 import math
+import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
+from common_jax.distributed import there
 from common_jax.errors import InputError
+from common_jax.io.files import read_json, write_json
 from reward_jax.data.trajectory.space import TrajectoryModel
 from reward_jax.planning.plan import planner
 from reward_jax.reward.gradients import Guide
@@ -26,6 +29,9 @@ from reward_jax.tasks.base import Outcome, Rollout
 from reward_jax.tasks.locomotion.task import LocomotionTask
 
 __all__ = ["Arm", "World", "best_of", "choose", "compared", "exceeds", "returns", "summary"]
+
+_WIDENED = 4  # times at most that a sweep goes beyond the scales that it was given
+_ROW = dict.fromkeys(("scale", "t_stopgrad", "return"))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,43 +74,69 @@ def choose(
     options: GuidanceOptions,
     scales: Sequence[float],
     stops: Sequence[int],
+    path: pathlib.Path,
     done: Callable[[str], None] | None = None,
 ) -> tuple[GuidanceOptions, list[dict[str, Any]]]:
     """The guidance of the highest mean return on a world's seeds, and what each came to.
 
-    Every scale is tried at the first t_stopgrad, then the other stops at the best scale.
-    count: episodes of each.
+    Every scale is tried at the first t_stopgrad; then, while the best is the smallest or the
+    largest of several, the next one beyond; then the other stops at the best scale. count:
+    episodes of each. path: file of what was tried, from which a sweep that was cut short goes on.
     """
+    before = read_json(path, [_ROW]) if there(path) else []
+    known = {(row["scale"], row["t_stopgrad"]): row for row in before}
     rows: list[dict[str, Any]] = []
 
     def tried(candidates: Iterable[GuidanceOptions]) -> GuidanceOptions | None:
         for one in candidates:
-            row = {"scale": one.scale, "t_stopgrad": one.t_stopgrad}
-            try:
-                total = np.asarray(returns(arm, world, count, one).measured["return"])
-                row["return"] = float(total.mean())
-                said = f"{row['return']:.0f}"
-            except InputError as error:  # plans that are not finite, at a scale that is too high
-                row["return"], said = None, str(error)
-                row["failed"] = said
-            rows.append(row)
+            at = one.scale, one.t_stopgrad
+            if at not in known:
+                known[at] = _try(arm, world, count, one)
+                write_json(path, list(known.values()))
+            rows.append(row := known[at])
             if done:
+                said = row["failed"] if row["return"] is None else f"{row['return']:.0f}"
                 done(f"scale {one.scale:g}, t_stopgrad {one.t_stopgrad}: {said}")
         return best_of(rows, options)
 
     best = tried(replace(options, scale=scale, t_stopgrad=stops[0]) for scale in scales)
     if best is None:
         raise InputError(f"plans of every scale fail: {rows[-1]['failed']}; give lower scales")
+    for _ in range(_WIDENED):
+        if (beyond := _beyond(rows)) is None:
+            break
+        best = tried([replace(best, scale=beyond)]) or best
     return tried(replace(best, t_stopgrad=stop) for stop in stops[1:]) or best, rows
+
+
+def _try(arm: Arm, world: World, count: int, options: GuidanceOptions) -> dict[str, Any]:
+    """What a guidance comes to, a row of a sweep."""
+    row: dict[str, Any] = {"scale": options.scale, "t_stopgrad": options.t_stopgrad}
+    try:
+        total = np.asarray(returns(arm, world, count, options).measured["return"])
+    except InputError as error:  # plans that are not finite, at a scale that is too high
+        return row | {"return": None, "failed": str(error)}
+    return row | {"return": float(total.mean())}
+
+
+def _beyond(rows: Sequence[dict[str, Any]]) -> float | None:
+    """The scale next to the best where that is at an edge, as far from it as the other side's."""
+    scales, best = sorted({float(row["scale"]) for row in rows}), _best(rows)
+    if best is None or len(scales) < 2 or best["scale"] not in (scales[0], scales[-1]):
+        return None
+    return best["scale"] ** 2 / (scales[1] if best["scale"] == scales[0] else scales[-2])
 
 
 def best_of(rows: Sequence[dict[str, Any]], options: GuidanceOptions) -> GuidanceOptions | None:
     """Options with scale and t_stopgrad of the highest return; None where all have failed."""
-    lived = [row for row in rows if row["return"] is not None]
-    if not lived:
+    if (best := _best(rows)) is None:
         return None
-    best = max(lived, key=lambda row: row["return"])
     return replace(options, scale=best["scale"], t_stopgrad=best["t_stopgrad"])
+
+
+def _best(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    lived = [row for row in rows if row["return"] is not None]
+    return max(lived, key=lambda row: row["return"], default=None)
 
 
 def summary(

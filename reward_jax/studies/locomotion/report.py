@@ -46,6 +46,7 @@ def write_report(config: Config, found: Mapping[str, Any]) -> pathlib.Path:
         tables.append(_table("The same guides, an unseen base", unseen, whole=whole))
     if whole:
         tables.append(_against_paper(environments, unseen))
+    tables.append(_sweeps({"the reward's own": environments, "unseen": unseen}))
     tables += [_gaps(found["robots"]), _explained(found["robots"])]
     if found["ablations"]:
         tables.append(_ablations(found))
@@ -54,7 +55,10 @@ def write_report(config: Config, found: Mapping[str, Any]) -> pathlib.Path:
         summary=_sentences(environments),
         claims=claims_of(found, whole=whole),
         tables=tables,
-        figures=[figure for name in found["robots"] if (figure := _strips(config, name))],
+        figures=[
+            _explained_by_t(found["robots"]),
+            *(figure for name in found["robots"] if (figure := _strips(config, name))),
+        ],
         method=_method(config),
         caveats=CAVEATS,
         facts=_facts(config, found),
@@ -130,10 +134,40 @@ def _normalized(one: Mapping[str, Any]) -> str:
 
 def _scale(one: Mapping[str, Any]) -> str:
     """The scale that was chosen, and whether it is the last of those that were tried."""
-    scale, rows = one["settings"]["scale"], one.get("validation", [])
-    tried = sorted({row["scale"] for row in rows if row["return"] is not None})
+    tried = sorted({row["scale"] for row in one.get("validation", [])})
+    scale = one["settings"]["scale"]
     edges = {tried[0]: "smallest", tried[-1]: "largest"} if len(tried) > 1 else {}
     return f"{scale:g}" + (f" (the {edges[scale]} tried)" if scale in edges else "")
+
+
+def _sweeps(bases: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Returns on validation seeds, of the scales and then of the other stops."""
+    swept = [
+        (identifier, base, name, one["validation"])
+        for base, environments in bases.items()
+        for identifier, arms in environments.items()
+        for name, one in arms.items()
+        if "validation" in one
+    ]
+    scales = sorted({row["scale"] for *_, rows in swept for row in rows})
+    shown = []
+    for identifier, base, name, rows in swept:
+        first = rows[0]["t_stopgrad"]
+        by_scale = {row["scale"]: _swept(row) for row in rows if row["t_stopgrad"] == first}
+        later = [f"{r['t_stopgrad']}: {_swept(r)}" for r in rows if r["t_stopgrad"] != first]
+        cells = (by_scale.get(scale, "") for scale in scales)
+        shown.append((identifier, base, name.replace("_", " "), *cells, ", ".join(later)))
+    columns = ("environment", "base", "arm", *(f"scale {scale:g}" for scale in scales))
+    return Table(
+        "Sweeps, on validation seeds",
+        (*columns, "t_stopgrad, at the best scale"),
+        shown,
+        "Mean returns; where the best of the scales given is at an edge, those beyond it, too.",
+    )
+
+
+def _swept(row: Mapping[str, Any]) -> str:
+    return "fails" if row["return"] is None else f"{row['return']:.0f}"
 
 
 def _against_paper(environments: Mapping[str, Any], unseen: Mapping[str, Any]) -> Table:
@@ -177,6 +211,23 @@ def _explained(robots: Mapping[str, Any]) -> Table:
             rows.append((ROBOTS[name].environment, where, *(f"{v:.2f}" for v in thirds)))
     columns = ("environment", "share of the difference that the reward explains")
     return Table("Explained", (*columns, "first third of t", "second", "last"), rows)
+
+
+def _explained_by_t(robots: Mapping[str, Any]) -> Figure:
+    """What the reward explains, on data and on its own paths, of each robot."""
+
+    def paint(axis: Any) -> None:
+        for (name, one), color in zip(robots.items(), PALETTE, strict=False):
+            on_data, _, on_paths = (one["diagnostics"][key] for key in EXPLAINED)
+            label = ROBOTS[name].environment
+            axis.plot(on_paths, color=color, label=f"{label}, its own paths")
+            axis.plot(on_data, color=color, linestyle=":", label=f"{label}, data, noised")
+        axis.set_xlabel("diffusion step t")
+        axis.set_ylabel("share explained")
+        axis.legend()
+
+    caption = "Share of the difference of the scores that the reward explains, by diffusion step."
+    return Figure("explained", draw(paint, width=6.4), caption)
 
 
 def _ablations(found: Mapping[str, Any]) -> Table:

@@ -17,6 +17,7 @@ from common_jax.cli.ranges import (
 )
 from common_jax.errors import InputError
 from reward_jax.data.trajectory.windows import HorizonOption
+from reward_jax.planning.extract import Noised
 from reward_jax.planning.fit import Training
 from reward_jax.planning.options import (
     DiffusionOption,
@@ -88,6 +89,8 @@ class Ablation:
         action_weight: of matching.
         target: of matching.
         gradient_at: of matching.
+        x_t: of matching.
+        pin: of matching.
         t_weights: of matching.
         rounds: of matching.
         kind: of the reward.
@@ -110,6 +113,8 @@ class Ablation:
     action_weight: NonNegativeFloat | None = None
     target: Target | None = None
     gradient_at: GradientAt | None = None
+    x_t: Noised | None = None
+    pin: bool | None = None
     t_weights: tuple[NonNegativeFloat, ...] | None = None
     rounds: PositiveInt | None = None
     kind: Literal["window", "half_unet", "energy"] | None = None
@@ -134,6 +139,8 @@ def ablated(config: "Config", name: str) -> "Config":
         action_weight=a.action_weight,
         target=a.target,
         gradient_at=a.gradient_at,
+        x_t=a.x_t,
+        pin=a.pin,
         t_weights=a.t_weights,
     )
     own = dataclasses.replace(
@@ -184,8 +191,9 @@ class Config(
         unseen_data: the set of a base that no reward has seen, in whose steering it is tried; null
             for none.
         environments: test episodes of every arm; of the reward, for each of its seeds.
-        validation: episodes for each scale, then for each t_stopgrad at the best one, on seeds of
-            their own, of which an arm's best are chosen.
+        validation: episodes for each scale, and while the best is an edge for the next one beyond,
+            then for each t_stopgrad at the best, on seeds of their own, of which an arm's best are
+            chosen.
         temperatures: of the unsteered base, as controls.
         ablations: a name -> one change, of which only the reward and its bounds are measured.
     """
@@ -203,7 +211,7 @@ class Config(
     validation: PositiveInt = 16
     scales: tuple[float, ...] = (0.5, 1.0, 2.0)
     t_stopgrads: tuple[NonNegativeInt, ...] = (0,)
-    temperatures: tuple[NonNegativeFloat, ...] = (0.0, 0.5)
+    temperatures: tuple[NonNegativeFloat, ...] = (0.0, 0.5, 0.8)
     ablations: dict[str, Ablation] = dataclasses.field(default_factory=dict)
 
 
@@ -238,16 +246,8 @@ def check(config: Config) -> None:
                 f"robots.{name}.matching.batch_size is {own.matching.batch_size}: give an even "
                 "number, for a discriminator sees as many rows of each data set"
             )
-        for where, matching in (
-            ("matching", own.matching),
-            *([("distilled.matching", own.distilled.matching)] if own.distilled else []),
-        ):
-            matching.check(own.diffusion_steps)
-            if matching.x_t != "mixed":
-                raise InputError(
-                    f"robots.{name}.{where}.x_t is {matching.x_t}, but the study matches on "
-                    "windows of both models: leave it out, or set mixed"
-                )
+        for one in (own, *([own.distilled] if own.distilled else [])):
+            one.matching.check(own.diffusion_steps)
         if own.expert_training.prediction != own.base_training.prediction:
             raise InputError(
                 f"robots.{name}: expert_training.prediction must be base_training.prediction, for "

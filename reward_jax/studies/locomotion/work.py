@@ -20,14 +20,13 @@ from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel, T
 from reward_jax.diffusion.denoiser import Score
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.diffusion.sources import Mixed, Strided
-from reward_jax.planning.extract import diagnose, fit_reward
+from reward_jax.planning.extract import Noised, diagnose, fit_reward
 from reward_jax.planning.fit import RunContext, Untrained, fit, space_of, window_source
 from reward_jax.reward.diagnostics import explained_of
 from reward_jax.reward.gradients import ScoreDifference, SteeredScore
 from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.reward.paths import draw_path_targets
 from reward_jax.reward.relative import RelativeReward, SeedBlocks
-from reward_jax.reward.targets import ExtractionOptions
 from reward_jax.studies.locomotion.arms import (
     Arm,
     World,
@@ -207,7 +206,7 @@ class RobotWork:
                 return fit_reward(
                     self.base,
                     expert,
-                    self._both(),
+                    self._noised(how.matching.x_t),
                     self.expert.space,
                     how.reward,
                     how.matching,
@@ -251,8 +250,10 @@ class RobotWork:
     def _windows(self, episodes: Episodes) -> Strided:
         return window_source(episodes, self.base.space, _PADDING)
 
-    def _both(self) -> Mixed:
-        return Mixed((self._windows(self.base_data), self._windows(self.expert_data)))
+    def _noised(self, whose: Noised) -> Mixed:
+        """Windows of the base's data, of the expert's, or equally many of both."""
+        names = ("base", "expert") if whose == "mixed" else (whose,)
+        return Mixed(tuple(self._windows(getattr(self, f"{name}_data")) for name in names))
 
     def _arms(self) -> list[str]:
         """The names of all arms, in the order of tables."""
@@ -290,7 +291,7 @@ class RobotWork:
         return found
 
     def _measure(self, name: str, base: TrajectoryModel, folder: pathlib.Path) -> dict[str, Any]:
-        """One arm: NAME.json, and beside it frames of three of its episodes."""
+        """One arm: NAME.json; beside it frames of three of its episodes, and what was swept."""
         if self.measured and name != "reward":
             folder = self.measured
         elif name == "expert":  # whose plans are of no base
@@ -298,6 +299,7 @@ class RobotWork:
         path = folder / f"{slug(name)}.json"
         if there(path):
             return read_json(path, ARM)
+        folder.mkdir(parents=True, exist_ok=True)
         c = self.config
         test = self._world("test")
         validation = self._world("validation")
@@ -306,14 +308,13 @@ class RobotWork:
             say = functools.partial(self._say_of, name)
             # As many episodes of each guide: one of several seeds has `validation` for each.
             count = c.validation * (self.reward.seeds or 1) // arm.seeds
-            swept = self.sampling, self.scales, c.t_stopgrads
+            swept = self.sampling, self.scales, c.t_stopgrads, path.with_suffix(".sweep.json")
             options, rows = choose(arm, validation, count, *swept, say)
         elif name in self._temperatures():
             options = replace(options, temperature=self._temperatures()[name])
         outcome, options = self._tested(arm, test, options, rows)
         found = summary(arm, outcome, self.task, options) | ({"validation": rows} if rows else {})
         self._say(f"{name}: {found['mean']:.1f} ({found['standard_error']:.1f})")
-        folder.mkdir(parents=True, exist_ok=True)
         write_arrays(path.with_suffix(".npz"), frames=outcome.shown[:3])
         write_json(path, found)
         return found
@@ -359,7 +360,7 @@ class RobotWork:
         c, reward = self.config, self.reward
         base, expert = self.base.denoiser, self.expert.denoiser
         fresh = [
-            self._record(which, max(4, count // 10), f"held-out {which} data")
+            self._record(which, max(4, count // 25), f"held-out {which} data")
             for which, count in (
                 (c.base_data, c.base_episodes),
                 (c.expert_data, c.expert_episodes),
@@ -380,7 +381,7 @@ class RobotWork:
                 held,
                 base.schedule,
                 guide=by,
-                count=64 * base.schedule.steps,
+                count=self.own.matching.batch_size * base.schedule.steps,
                 key=jax.random.key(self._seed("paths")),
                 target=reward.target,
                 guidance=replace(
@@ -388,7 +389,7 @@ class RobotWork:
                     scale=arms[arm]["settings"]["scale"],
                     t_stopgrad=arms[arm]["settings"]["t_stopgrad"],
                 ),
-                options=ExtractionOptions(batch_size=64),
+                options=self.own.matching,  # whose programs are compiled
                 pin=pin,
             )
             on_paths = explained_of(reward, targets, base.schedule, pin=pin)

@@ -1,7 +1,6 @@
 """The locomotion study at its smallest: one robot, policies of random weights."""
 
 import dataclasses
-import functools
 import json
 import re
 from typing import Any
@@ -70,7 +69,7 @@ def done(tmp_path_factory):
             expert_episodes=8,
             environments=3,
             validation=2,
-            scales=(0.5, 4.0),
+            scales=(3.0, 4.0),
             temperatures=(0.5,),
             rollout=Rollout(steps=8, execute=2),
             ablations={
@@ -83,6 +82,8 @@ def done(tmp_path_factory):
                     robot="hopper",
                     target="posterior_mean",
                     gradient_at="posterior_mean",
+                    x_t="expert",
+                    pin=False,
                     path_draws=0,
                     rounds=1,
                     scales=(0.5,),
@@ -117,8 +118,9 @@ def test_results(done):
         assert over["unsteered"]["seed_standard_error"] == one["reward"]["seed_standard_error"]
         for name in ("discriminator", "raw_difference", "reward"):
             rows = one[name]["validation"]
-            assert [row["scale"] for row in rows] == [0.5, 4.0]
-            best = max(rows, key=lambda row: row["return"])["scale"]
+            assert [row["scale"] for row in rows][:2] == [3.0, 4.0]
+            lived = [row for row in rows if row["return"] is not None]
+            best = max(lived, key=lambda row: row["return"])["scale"]
             assert one[name]["settings"]["scale"] == best
         assert len(one["reward"]["seed_returns"]) == 2
         assert one["reward"]["seed_standard_error"] is not None
@@ -182,6 +184,18 @@ def test_models(done):
 
 
 @pytest.mark.slow
+def test_whose_data_are_noised(done, monkeypatch):
+    """x_t of the settings: both data sets in equal parts, or one of them alone."""
+    config, _ = done
+    one = work.RobotWork(config, "hopper")
+    vars(one).update(base_data=one.base, expert_data=one.expert)  # any two objects
+    monkeypatch.setattr(one, "_windows", lambda episodes: episodes)
+    assert one._noised("mixed").sources == (one.base, one.expert)
+    assert one._noised("base").sources == (one.base,)
+    assert one._noised("expert").sources == (one.expert,)
+
+
+@pytest.mark.slow
 def test_the_report(done):
     config, found = done
     page = write_report(config, found)
@@ -191,8 +205,10 @@ def test_the_report(done):
     assert re.search(r"reward \| -?\d+ \+- \d+ \(seeds \+- \d+\)", text)
     assert "27.75 to 32.36" in text or "24.67 to 27.04" in text  # the paper's claim, whatever ours
     assert "| Hopper-v5 | less data (base_episodes 6) | " in text
+    assert "| environment | base | arm | scale " in text and "| unseen | raw difference | " in text
     assert "| Hopper-v5 | narrow (path_draws 0, rounds 1, widths 5) | " in text
     assert "no renderer" not in text and (page.parent / "strips_hopper.svg").exists()
+    assert (page.parent / "explained.svg").exists()
 
 
 @pytest.mark.slow
@@ -252,7 +268,7 @@ def test_robots_without_policies_are_refused_at_once(tmp_path, monkeypatch):
     policies.policies.cache_clear()
     config = Config(out=tmp_path / "study", robots={"hopper": OWN})
     with pytest.raises(
-        InputError, match="no policies of hopper are shipped: learn them .*hopper.safetensors, or"
+        InputError, match=r"no policies of hopper are shipped \(.*hopper.safetensors\): learn"
     ):
         STUDY.run(config)
     policies.policies.cache_clear()
@@ -272,24 +288,80 @@ def test_paired_differences_and_errors():
     assert not arms.exceeds(arms.compared(other, one))
 
 
-def test_a_scale_that_fails_is_not_chosen(monkeypatch):
+def sweep(monkeypatch, tmp_path, returned):
+    """`choose`, where an episode returns what `returned` says of (scale, t_stopgrad)."""
+
     def returns(arm, world, count, options):
-        if options.scale > 1:
-            raise InputError("actions are not finite: lower the guidance scale")
-        more = {0: 0.0, 3: 3.0, 5: -5.0}[options.t_stopgrad]
-        return Outcome({"return": np.full(count, 10.0 * options.scale + more)}, np.zeros(0))
+        tried.append((options.scale, options.t_stopgrad))
+        return Outcome({"return": np.full(count, returned(*tried[-1]))}, np.zeros(0))
 
     monkeypatch.setattr(arms, "returns", returns)
-    lines = []
     nothing: Any = None
-    choose = functools.partial(arms.choose, nothing, nothing, 3, GuidanceOptions())
+    options, tried, path = GuidanceOptions(), [], tmp_path / "sweep.json"
+
+    def choose(scales, stops, done=None):
+        return arms.choose(nothing, nothing, 3, options, scales, stops, path, done)
+
+    return choose, tried
+
+
+def test_a_scale_that_fails_is_not_chosen(monkeypatch, tmp_path):
+    def returned(scale, stop):
+        if scale > 1:
+            raise InputError("actions are not finite: lower the guidance scale")
+        return 10.0 * scale + {0: 0.0, 3: 3.0, 5: -5.0}[stop]
+
+    choose, _ = sweep(monkeypatch, tmp_path, returned)
+    lines = []
     best, rows = choose((0.5, 1.0, 4.0), (0, 3, 5), lines.append)
-    assert (best.scale, best.t_stopgrad) == (1.0, 3)
+    assert (best.scale, best.t_stopgrad) == (1.0, 3)  # 4 fails, so that 1 is no edge
     assert [row["return"] for row in rows] == [5.0, 10.0, None, 13.0, 5.0]
     assert [row["scale"] for row in rows[3:]] == [1.0, 1.0]
     assert lines[2] == "scale 4, t_stopgrad 0: actions are not finite: lower the guidance scale"
     with pytest.raises(InputError, match="plans of every scale fail: actions are not finite"):
         choose((4.0,), (0,))
+
+
+@pytest.mark.parametrize(
+    ("peak", "beyond"),
+    [(1.0, []), (0.5, [0.25]), (0.2, [0.25, 0.125]), (7.0, [4.0, 8.0, 16.0])],
+    ids=["inside", "the smallest", "below", "above"],
+)
+def test_a_sweep_goes_beyond_an_edge_that_is_best(monkeypatch, tmp_path, peak, beyond):
+    choose, tried = sweep(monkeypatch, tmp_path, lambda s, _: -abs(np.log2(s / peak)))
+    best, rows = choose((0.5, 1.0, 2.0), (0, 3))
+    scales = [0.5, 1.0, 2.0, *beyond]
+    assert tried == [(scale, 0) for scale in scales] + [(best.scale, 3)]
+    assert [row["scale"] for row in rows] == [*scales, best.scale]
+    assert min(scales) < best.scale < max(scales)
+
+
+def test_a_sweep_that_only_rises_has_an_end_and_one_scale_has_no_edge(monkeypatch, tmp_path):
+    choose, tried = sweep(monkeypatch, tmp_path, lambda scale, _: scale)
+    assert choose((3.0,), (0,))[0].scale == 3.0 and tried == [(3.0, 0)]
+    best, _ = choose((1.0, 2.0), (0,))
+    assert [scale for scale, _ in tried[1:]] == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0]
+    assert best.scale == 32.0
+
+
+def test_a_sweep_that_was_cut_short_goes_on(monkeypatch, tmp_path):
+    """What was tried is not tried again, and the choice is the same."""
+
+    def cut(scale, _):
+        if len(tried) > 2:
+            raise KeyboardInterrupt
+        return -abs(scale - 1)
+
+    choose, tried = sweep(monkeypatch, tmp_path, cut)
+    with pytest.raises(KeyboardInterrupt):
+        choose((0.5, 1.0, 2.0), (0, 3))
+    choose, tried = sweep(monkeypatch, tmp_path, lambda scale, _: -abs(scale - 1))
+    best, rows = choose((0.5, 1.0, 2.0), (0, 3))
+    assert tried == [(2.0, 0), (1.0, 3)] and (best.scale, best.t_stopgrad) == (1.0, 0)
+    assert [row["return"] for row in rows] == [-0.5, 0.0, -1.0, 0.0]
+    (tmp_path / "sweep.json").write_text("[{}]")
+    with pytest.raises(InputError, match=r"sweep.json: is damaged, .*; delete it"):
+        choose((0.5, 1.0, 2.0), (0, 3))
 
 
 @pytest.mark.parametrize(
@@ -357,10 +429,6 @@ def test_a_scale_that_fails_is_not_chosen(monkeypatch):
         ({"robots": {"ant": OWN}}, "robots: 'ant' is none; there are halfcheetah, hopper"),
         ({"base_data": "good"}, "base_data is 'good': give one of expert, medium"),
         ({"scales": ()}, "scales and t_stopgrads need a number each"),
-        (
-            {"robots": {"hopper": dataclasses.replace(OWN, matching=Matching(x_t="base"))}},
-            "robots.hopper.matching.x_t is base",
-        ),
         (
             {
                 "robots": {
