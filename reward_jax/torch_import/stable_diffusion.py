@@ -14,7 +14,7 @@ import hashlib
 import pathlib
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ from reward_jax.models.stable_diffusion.vae import Decoder, Encoder
 from reward_jax.torch_import.torch_files import Tensor, read_safetensors
 from reward_jax.torch_import.torch_state import and_more
 
-__all__ = ["Dtype", "load_stable_diffusion", "ours", "theirs"]
+__all__ = ["Dtype", "check_stable_diffusion", "load_stable_diffusion", "ours", "theirs"]
 
 # What `dtype` may be.
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -51,6 +51,7 @@ _PIPELINES = (
 )
 _OTHERS = {"StableDiffusionXL": "SDXL", "StableDiffusion3": "SD 3", "Flux": "Flux"}
 _MEND = "fetch it again"
+_LARGEST = 1 << 24  # bytes of a config, an index or a file of the tokenizer
 _UNET, _MODEL = "diffusion_pytorch_model", "model"
 
 
@@ -70,7 +71,35 @@ def load_stable_diffusion(
     """
     if dtype not in get_args(Dtype):
         raise InputError(f"dtype {dtype!r} is unknown; known are {', '.join(get_args(Dtype))}")
-    folder = pathlib.Path(directory)
+    found, params = _open(pathlib.Path(directory)), {}
+    for component in found.components:
+        params |= _read(component, dtype)
+    schedule = schedule_of(found.config.scheduler)
+    return StableDiffusion(**params, schedule=schedule, config=found.config, tokens=found.tokens)
+
+
+def check_stable_diffusion(directory: str | pathlib.Path) -> None:
+    """Raise InputError as `load_stable_diffusion`, but for numbers: no tensor is read."""
+    _open(pathlib.Path(directory))
+
+
+class _Component(NamedTuple):
+    """A folder's tensors, and the shapes of the parameters of each tree that they are for."""
+
+    folder: pathlib.Path
+    tensors: Mapping[str, Tensor]
+    wanted: Mapping[str, Mapping[str, Any]]
+
+
+class _Folder(NamedTuple):
+    """A model whose numbers are not read yet, all else of it checked."""
+
+    config: Config
+    tokens: "_Tokens"
+    components: list[_Component]
+
+
+def _open(folder: pathlib.Path) -> _Folder:
     _check_pipeline(folder)
     parts = {name: folder / name for name in ("unet", "vae", "text_encoder")}
     config = Config(
@@ -79,7 +108,7 @@ def load_stable_diffusion(
         _stated(TextConfig, parts["text_encoder"], "config.json"),
         _stated(SchedulerConfig, folder / "scheduler", "scheduler_config.json"),
     )
-    schedule = schedule_of(config.scheduler)
+    schedule_of(config.scheduler)
     _check_fit(folder, config)
     files = {
         name: _weights(part, _MODEL if name == "text_encoder" else _UNET)
@@ -104,24 +133,23 @@ def load_stable_diffusion(
     )
     t, x = jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct(latents, jnp.float32)
     z = jax.ShapeDtypeStruct((1, 1, 1, c.vae.latent_channels), jnp.float32)
-    shapes = {
-        "unet": _shapes(UNet(c.unet), x, t, text),
-        "encoder": _shapes(Encoder(c.vae), image),
-        "decoder": _shapes(Decoder(c.vae), z),
-        "text": _shapes(TextEncoder(c.text), jax.ShapeDtypeStruct((1, 1), jnp.int32)),
-    }
-    vae = {"encoder": shapes["encoder"], "decoder": shapes["decoder"]}
-    params = {
-        **_read(parts["unet"], files["unet"], {"unet": shapes["unet"]}, dtype),
-        **_read(parts["vae"], _renamed(files["vae"]), vae, dtype),
-        **_read(
-            parts["text_encoder"],
-            {name.removeprefix("text_model."): t for name, t in files["text_encoder"].items()},
-            {"text": shapes["text"]},
-            dtype,
+    of_text = {name.removeprefix("text_model."): t for name, t in files["text_encoder"].items()}
+    components = [
+        _Component(parts["unet"], files["unet"], {"unet": _shapes(UNet(c.unet), x, t, text)}),
+        _Component(
+            parts["vae"],
+            _renamed(files["vae"]),
+            {"encoder": _shapes(Encoder(c.vae), image), "decoder": _shapes(Decoder(c.vae), z)},
         ),
-    }
-    return StableDiffusion(**params, schedule=schedule, config=config, tokens=tokens)
+        _Component(
+            parts["text_encoder"],
+            of_text,
+            {"text": _shapes(TextEncoder(c.text), jax.ShapeDtypeStruct((1, 1), jnp.int32))},
+        ),
+    ]
+    for component in components:
+        _check_tensors(component)
+    return _Folder(config, tokens, components)
 
 
 def _check_pipeline(folder: pathlib.Path) -> None:
@@ -135,12 +163,24 @@ def _check_pipeline(folder: pathlib.Path) -> None:
         raise InputError(
             f"{folder}: no diffusers folder, for it has no model_index.json; name one that has"
         )
-    name = read_json(index, {"_class_name": None}, _MEND)["_class_name"]
+    name = " ".join(str(_json(index, {"_class_name": None})["_class_name"]).split())[:60]
     if name not in _PIPELINES:
-        kind = next((k for start, k in _OTHERS.items() if str(name).startswith(start)), None)
+        kind = next((k for start, k in _OTHERS.items() if name.startswith(start)), None)
         raise InputError(
             f"{folder}: holds {f'{kind} ({name})' if kind else name}, not Stable Diffusion 1.x; "
             f"give a folder of {_PIPELINES[0]}"
+        )
+
+
+def _json(path: pathlib.Path, wanted: Any) -> Any:
+    _check_size(path)
+    return read_json(path, wanted, _MEND)
+
+
+def _check_size(path: pathlib.Path) -> None:
+    if (size := path.stat().st_size) > _LARGEST:
+        raise InputError(
+            f"{path}: is of {size / 1e6:,.0f} MB, which none of a diffusers folder is; {_MEND}"
         )
 
 
@@ -150,7 +190,7 @@ def _stated(kind: Any, folder: pathlib.Path, name: str) -> Any:
         raise InputError(f"{folder}: is missing; a Stable Diffusion folder has it: {_MEND}")
     if not (folder / name).is_file():
         raise InputError(f"{folder / name}: is missing; {_MEND}")
-    stated = read_json(folder / name, {}, _MEND)
+    stated = _json(folder / name, {})
     try:
         return kind.of(stated, folder / name)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -177,7 +217,7 @@ def _weights(folder: pathlib.Path, stem: str) -> dict[str, Tensor]:
     """Every tensor of a component, from one file or from those that an index names."""
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
-        named = read_json(index, {"weight_map": {}}, _MEND)["weight_map"].values()
+        named = _json(index, {"weight_map": {}})["weight_map"].values()
         paths = [folder / name for name in sorted({str(name) for name in named})]
         for path in paths:
             if path.parent != folder or not path.is_file():
@@ -242,13 +282,9 @@ def ours(
     return stored if stored.shape == shape else None
 
 
-def _read(
-    folder: pathlib.Path,
-    tensors: Mapping[str, Tensor],
-    wanted: Mapping[str, Mapping[str, Any]],
-    dtype: str,
-) -> dict[str, Any]:
-    """Every parameter that the modules call for, a tree for each; errors as of the module."""
+def _check_tensors(component: _Component) -> None:
+    """InputError for a tensor that is missing, unknown or of another shape; reads none."""
+    folder, tensors, wanted = component
     expected = {theirs(path) for shapes in wanted.values() for path in shapes}
     if missing := sorted(expected - set(tensors)):
         raise InputError(
@@ -262,23 +298,30 @@ def _read(
             f"{folder}: tensor {unknown[0]} is unknown{and_more(unknown)}; the weights are of "
             "another network than config.json says"
         )
-    found = {}
-    for name, shapes in wanted.items():
-        tree = {}
+    for shapes in wanted.values():
         for path, like in shapes.items():
-            their = theirs(path)
-            stored = tensors[their].read()
-            value = ours(path, stored, like.shape)
-            if value is None:
+            shape = tensors[theirs(path)].shape
+            if ours(path, np.broadcast_to(np.float32(0), shape), like.shape) is None:
                 raise InputError(
-                    f"{folder}: tensor {their} has shape {list(stored.shape)}, which config.json "
+                    f"{folder}: tensor {theirs(path)} has shape {list(shape)}, which config.json "
                     "does not fit"
                 )
+
+
+def _read(component: _Component, dtype: str) -> dict[str, Any]:
+    """Every parameter that the modules call for, a tree for each; errors as of the module."""
+    found = {}
+    for name, shapes in component.wanted.items():
+        tree = {}
+        for path, like in shapes.items():
+            value = ours(path, component.tensors[theirs(path)].read(), like.shape)
+            assert value is not None
             with np.errstate(over="ignore"):
                 value = value.astype(jnp.dtype(dtype))
             if not np.isfinite(value).all():
                 raise InputError(
-                    f"{folder}: tensor {their} holds NaN, infinity or numbers too large"
+                    f"{component.folder}: tensor {theirs(path)} holds NaN, infinity or numbers "
+                    "too large"
                 )
             tree[path] = jnp.asarray(value)
         found[name] = unflatten_dict(tree, sep="/")
@@ -318,20 +361,27 @@ def _tokens(folder: pathlib.Path, text: TextConfig) -> _Tokens:
         raise InputError(
             f"{folder}: has neither tokenizer.json nor vocab.json with merges.txt; {_MEND}"
         )
+    for path in there:
+        _check_size(path)
     from transformers import CLIPTokenizer
 
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # of JSON, of tokenizers, of what transformers expects
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{folder}: no tokenizer of CLIP ({line:.120}); {_MEND}") from None
-    if len(tokenizer) > text.vocabulary:
-        raise InputError(
-            f"{folder}: has {len(tokenizer)} tokens, the text encoder {text.vocabulary}; the "
-            "components are of two models"
-        )
     digest = hashlib.sha256()
     for path in there:
         digest.update(path.name.encode() + path.read_bytes())
-    length = min(tokenizer.model_max_length, text.length)
-    return _Tokens(digest.hexdigest(), length, tokenizer)
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        if not 2 <= tokenizer.model_max_length:
+            raise ValueError(f"model_max_length is {tokenizer.model_max_length}")
+        length = int(min(tokenizer.model_max_length, text.length))
+        made = _Tokens(digest.hexdigest(), length, tokenizer)
+        made(["", "a"])  # one may be made that knows no text
+        largest = 1 + max(tokenizer.get_vocab().values())
+    except Exception as error:  # of JSON, of tokenizers, of what transformers expects
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{folder}: no tokenizer of CLIP ({line:.120}); {_MEND}") from None
+    if largest > text.vocabulary:
+        raise InputError(
+            f"{folder}: has {largest} tokens, the text encoder {text.vocabulary}; the "
+            "components are of two models"
+        )
+    return made

@@ -5,6 +5,7 @@ refused by name: an option that is none of ours counts only where it is off.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -66,7 +67,7 @@ class UNetConfig:
                 "differ: inpainting and image editing are not implemented"
             )
         config = cls(
-            sample_size=_square(stated.get("sample_size") or 64),
+            sample_size=_square(stated, where),
             in_channels=latents,
             channels=channels,
             attention=(
@@ -78,10 +79,10 @@ class UNetConfig:
             text_width=widths.pop(),
             depth=_each(stated, where, "transformer_layers_per_block", 1, levels),
             groups=_count(stated, where, "norm_num_groups", 32),
-            epsilon=float(stated.get("norm_eps", 1e-5)),
+            epsilon=_number(stated, where, "norm_eps", 1e-5),
             time_width=stated.get("time_embedding_dim") or 4 * channels[0],
             cosine_first=bool(stated.get("flip_sin_to_cos", True)),
-            frequency_shift=float(stated.get("freq_shift", 0)),
+            frequency_shift=_number(stated, where, "freq_shift", 0),
         )
         _divides(where, channels, config.groups, "norm_num_groups")
         for width, count in zip(channels, heads, strict=True):
@@ -127,7 +128,7 @@ class VAEConfig:
             channels=channels,
             layers=_count(stated, where, "layers_per_block", 1),
             groups=_count(stated, where, "norm_num_groups", 32),
-            scale=float(stated.get("scaling_factor", 0.18215)),
+            scale=_number(stated, where, "scaling_factor", 0.18215),
             middle_attention=bool(stated.get("mid_block_add_attention", True)),
             quantised=(
                 bool(stated.get("use_quant_conv", True)),
@@ -136,6 +137,8 @@ class VAEConfig:
         )
         if stated.get("out_channels", 3) != config.image_channels:
             raise InputError(f"{where}: in_channels and out_channels of the autoencoder differ")
+        if not config.scale:
+            raise InputError(f"{where}: scaling_factor is 0, by which latents are divided")
         _divides(where, channels, config.groups, "norm_num_groups")
         return config
 
@@ -158,12 +161,12 @@ class TextConfig:
         """Raises InputError, naming the option, for what is not implemented."""
         kind = stated.get("model_type", "clip_text_model")
         if kind != "clip_text_model":
-            raise InputError(f"{where}: model_type {kind!r} is no text encoder of CLIP")
+            raise InputError(f"{where}: model_type {kind!r:.80} is no text encoder of CLIP")
         if stated.get("use_attention_mask"):
             raise InputError(f"{where}: use_attention_mask is not implemented")
         act = stated.get("hidden_act", "quick_gelu")
         if act not in ("quick_gelu", "gelu"):
-            raise InputError(f"{where}: hidden_act {act!r} is not implemented")
+            raise InputError(f"{where}: hidden_act {act!r:.80} is not implemented")
         config = cls(
             vocabulary=_count(stated, where, "vocab_size", 49408),
             width=_count(stated, where, "hidden_size", 512),
@@ -172,7 +175,7 @@ class TextConfig:
             heads=_count(stated, where, "num_attention_heads", 8),
             length=_count(stated, where, "max_position_embeddings", 77),
             activation=act,
-            epsilon=float(stated.get("layer_norm_eps", 1e-5)),
+            epsilon=_number(stated, where, "layer_norm_eps", 1e-5),
         )
         if config.width % config.heads:
             raise InputError(
@@ -213,7 +216,7 @@ class SchedulerConfig:
         for option, values in known.items():
             if (found := stated.get(option)) is not None and found not in values:
                 raise InputError(
-                    f"{where}: {option} {found!r} is not implemented; known are "
+                    f"{where}: {option} {found!r:.80} is not implemented; known are "
                     + ", ".join(map(str, values))
                 )
         betas = stated.get("trained_betas")
@@ -238,6 +241,7 @@ class SchedulerConfig:
 
 
 _MOST = 100_000  # diffusion steps
+_LONGEST = 2048  # latents along a side
 
 
 def _check(stated: Mapping[str, Any], where: Any, known: Mapping[str, Any]) -> None:
@@ -248,16 +252,23 @@ def _check(stated: Mapping[str, Any], where: Any, known: Mapping[str, Any]) -> N
         if option not in known:
             if value is False:
                 continue
-            raise InputError(f"{where}: the option {option} is unknown, and not implemented")
+            raise InputError(f"{where}: the option {option:.80} is unknown, and not implemented")
         if value not in known[option]:
-            raise InputError(f"{where}: {option} {value!r} is not implemented")
+            raise InputError(f"{where}: {option} {value!r:.80} is not implemented")
 
 
 def _count(stated: Mapping[str, Any], where: Any, option: str, default: int) -> int:
     value = stated.get(option, default)
     if type(value) is not int or value < 1:
-        raise InputError(f"{where}: {option} is {value!r}, no whole number of 1 or more")
+        raise InputError(f"{where}: {option} is {value!r:.80}, no whole number of 1 or more")
     return value
+
+
+def _number(stated: Mapping[str, Any], where: Any, option: str, default: float) -> float:
+    value = stated.get(option, default)
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+        raise InputError(f"{where}: {option} is {value!r:.80}, no number of 0 or more")
+    return float(value)
 
 
 def _sizes(
@@ -265,7 +276,7 @@ def _sizes(
 ) -> tuple[int, ...]:
     values = stated.get(option, default)
     if not isinstance(values, list | tuple) or not values:
-        raise InputError(f"{where}: {option} is {values!r}, no list of whole numbers")
+        raise InputError(f"{where}: {option} is {values!r:.80}, no list of whole numbers")
     return tuple(_count({option: value}, where, option, 1) for value in values)
 
 
@@ -297,8 +308,13 @@ def _divides(where: Any, channels: tuple[int, ...], groups: int, option: str) ->
             raise InputError(f"{where}: {option}: {width} channels have no {groups} equal groups")
 
 
-def _square(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+def _square(stated: Mapping[str, Any], where: Any) -> tuple[int, int]:
+    size = stated.get("sample_size") or 64
+    sides = (size, size) if type(size) is int else size
+    height, width = _sizes({"sample_size": sides}, where, "sample_size", ())
+    if max(height, width) > _LONGEST:
+        raise InputError(f"{where}: sample_size {size} is more than {_LONGEST}")
+    return height, width
 
 
 ANY = object()
@@ -309,13 +325,14 @@ _UNET: Mapping[str, Any] = {
         ("sample_size", "in_channels", "out_channels", "down_block_types", "up_block_types")
         + ("block_out_channels", "layers_per_block", "norm_num_groups", "norm_eps")
         + ("cross_attention_dim", "attention_head_dim", "transformer_layers_per_block")
-        + ("flip_sin_to_cos", "freq_shift", "time_embedding_dim")
+        + ("flip_sin_to_cos", "time_embedding_dim")
         # Dropout is off, softmax is in float32 always, linear projections and 1 x 1 are one.
         + ("dropout", "upcast_attention", "use_linear_projection")
         + ("addition_embed_type_num_heads",),
         ANY,
     ),
     "act_fn": _SILU,
+    "freq_shift": (0, 1),
     "mid_block_type": ("UNetMidBlock2DCrossAttn",),
     "downsample_padding": (1,),
     "mid_block_scale_factor": (1,),

@@ -9,8 +9,8 @@ sd_guidance_scale, sd_image_width, sd_image_height, sd_model and others) `prompt
 import csv
 import dataclasses
 import pathlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TextIO
 
 import numpy as np
 from jaxtyping import Int
@@ -20,7 +20,7 @@ from common_jax.errors import InputError
 
 __all__ = ["Prompt", "Split", "SplitOptions", "read_prompts", "split_prompts"]
 
-_LONGEST = 1 << 20  # characters of one cell
+_LONGEST = 1 << 20  # characters of one cell, and of one line
 
 
 class Prompt(NamedTuple):
@@ -44,7 +44,7 @@ def read_prompts(path: str | pathlib.Path, most: int = 0) -> list[Prompt]:
     try:
         csv.field_size_limit(_LONGEST)
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file, strict=True)
+            rows = csv.reader(_lines(file), strict=True)
             header = next(rows, [])
             if "prompt" not in header:
                 columns = ", ".join(header)[:120] or "none"
@@ -73,6 +73,14 @@ def read_prompts(path: str | pathlib.Path, most: int = 0) -> list[Prompt]:
     if not found:
         raise InputError(f"{path}: holds no prompts, only a header; add a row or more")
     return found
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    """Lines, none longer than a cell may be: what is no text may be one line of gigabytes."""
+    while line := file.readline(_LONGEST + 1):
+        if len(line) > _LONGEST:
+            raise csv.Error(f"a line has more than {_LONGEST:,} characters")
+        yield line
 
 
 def _list(named: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from reward_jax.studies.i2p.pairs import ChainOptions
 from reward_jax.studies.i2p.prompts import SplitOptions, read_prompts, split_prompts
 from reward_jax.studies.i2p.reward import LatentNetwork, PairMatching
 from reward_jax.studies.i2p.store import Half
-from reward_jax.torch_import.stable_diffusion import Dtype
+from reward_jax.torch_import.stable_diffusion import Dtype, check_stable_diffusion
 
 __all__ = ["Config", "StoreOptions", "check"]
 
@@ -99,5 +99,4 @@ def check(config: Config) -> None:
             "each of network.multipliers, of which there is one or more"
         )
     split_prompts(read_prompts(c.prompts, c.most), c.split, c.seed)
-    if not (c.base / "model_index.json").is_file():
-        raise InputError(f"{c.base}: no diffusers folder, for it has no model_index.json")
+    check_stable_diffusion(c.base)

@@ -114,6 +114,7 @@ def refused(folder, match):
         ("StableDiffusion3Pipeline", r"holds SD 3 \("),
         ("FluxPipeline", r"holds Flux \(FluxPipeline\)"),
         ("KandinskyPipeline", "holds KandinskyPipeline, not Stable Diffusion 1.x; give"),
+        (["a\nb"] * 99, r"holds \['a.nb', .{51}, not Stable Diffusion 1.x; give"),
     ],
 )
 def test_other_pipelines_are_named(copy, name, said):
@@ -125,6 +126,18 @@ def test_other_pipelines_are_named(copy, name, said):
 def test_a_missing_component_is_named(copy, part):
     shutil.rmtree(copy / part)
     refused(copy, f"sd/{part}: (is missing|has neither)")
+
+
+def test_a_tokenizer_that_knows_no_text_is_refused(copy):
+    part = copy / "tokenizer"
+    restate(part, "tokenizer_config.json", model_max_length=0)
+    refused(copy, r"tokenizer: no tokenizer of CLIP \(model_max_length is 0\); fetch it again")
+    (part / "tokenizer.json").unlink()
+    (part / "vocab.json").write_text("{}")
+    refused(copy, "tokenizer: has neither tokenizer.json nor vocab.json with merges.txt; fetch it")
+    (part / "merges.txt").write_text("#version: 0.2\n")
+    restate(part, "tokenizer_config.json", model_max_length=77)
+    refused(copy, r"no tokenizer of CLIP \(Unk token `<\|endoftext\|>` not found")
 
 
 def test_weights_of_torch_are_refused_with_the_mend(copy):
@@ -153,9 +166,16 @@ def test_what_is_no_folder_is_refused(tmp_path):
             "attentions.1.norm.bias is missing .and",
         ),
         ("unet/config.json", {"cross_attention_dim": 24}, "takes texts of width 24, .* gives 12"),
-        ("unet/config.json", {"norm_eps": "small"}, "an option is of another kind .could not"),
+        ("unet/config.json", {"norm_eps": "small"}, "norm_eps is 'small', no number of 0 or more"),
+        ("unet/config.json", {"sample_size": [9**9, 8]}, "sample_size .* is more than 2048"),
         ("unet/config.json", {"down_block_types": [[], {}]}, "is of another kind"),
         ("unet/config.json", {"layers_per_block": 10**12}, "says 2.* layers, the weights are"),
+        (
+            "vae/config.json",
+            {"scaling_factor": float("nan")},
+            "scaling_factor is nan, no number of",
+        ),
+        ("vae/config.json", {"scaling_factor": 0}, "scaling_factor is 0, by which latents are"),
         ("vae/config.json", {"shift_factor": 0.1}, "option shift_factor is unknown"),
         ("vae/config.json", {"latent_channels": 16}, "latents of 4 channels, .* gives 16"),
         ("text_encoder/config.json", {"hidden_act": "relu"}, "hidden_act 'relu' is not"),
@@ -168,6 +188,13 @@ def test_what_is_no_folder_is_refused(tmp_path):
 def test_an_option_that_is_not_implemented_is_named(copy, file, options, said):
     restate(copy, file, **options)
     refused(copy, said)
+
+
+@pytest.mark.parametrize("file", ["model_index.json", "unet/config.json", "tokenizer/merges.txt"])
+def test_a_file_that_no_folder_has_so_large_is_not_read(copy, file):
+    with (copy / file).open("ab") as grown:
+        grown.truncate(3 << 30)  # a hole: it takes no room
+    refused(copy, f"{file}: is of 3,221 MB, which none of a diffusers folder is; fetch it again")
 
 
 def test_weights_that_are_not_finite_are_named(copy):

@@ -32,6 +32,7 @@ REFUSED = {
     "empty prompt": (HEADER + "a,,1,2\n  ,,1,2\n", "the prompt of row 2 is empty; remove it"),
     "too few cells": (HEADER + "a,b\n", "row 1 has 2 cells, where the header has 4"),
     "open quotation": (HEADER + '"a,b,1,2\n', "is no csv file (unexpected end of data)"),
+    "a line without end": ("prompt," * 200_000, "is no csv file (a line has more than 1,048,576"),
     "not text": (b"PAR1\xff\xfe\x00", "is no csv file (not UTF-8); save it as one, in UTF-8"),
 }
 

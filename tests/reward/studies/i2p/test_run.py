@@ -194,7 +194,10 @@ def test_momentum_takes_the_place_of_the_strength_s_own(tmp_path):
 
 
 def test_bad_settings(tmp_path):
-    (tmp_path / "model_index.json").touch()
+    """Of the base, too, before the folder is bound to it."""
+    (tmp_path / "xl").mkdir()
+    index = tmp_path / "xl" / "model_index.json"
+    index.write_text('{"_class_name": "StableDiffusionXLPipeline"}')
     matching = PairMatching(steps=0)
     cases: list[tuple[dict[str, Any], str]] = [
         (
@@ -209,6 +212,7 @@ def test_bad_settings(tmp_path):
         (dict(matching=matching), "matching.steps must be 1 or more, not 0"),
         (dict(prompts=tmp_path / "no.csv"), "no.csv: there is no such file"),
         (dict(base=tmp_path / "sd"), "sd: no diffusers folder, for it has no model_index.json"),
+        (dict(base=tmp_path / "xl"), "xl: holds SDXL .StableDiffusionXLPipeline., not"),
     ]
     for changes, message in cases:
         config = dataclasses.replace(tiny.config(tmp_path, tmp_path), **changes)
