@@ -193,6 +193,8 @@ def _initialized(
         processes = process = None  # JAX's own count holds
     if coordinator is not None and process == 0:
         _check_port(coordinator)
+    elif coordinator is not None:
+        _check_alone(coordinator, process)
     where = f" at {coordinator}" if coordinator else ""
     mend = f"start all of them within {_MEETING:g} s, at a host and a port that process 0 has free"
 
@@ -242,6 +244,25 @@ def _check_port(coordinator: str) -> None:
             f"--coordinator {coordinator}: process 0 cannot meet others at port {port} ({error}); "
             "give one that is free on its host"
         ) from error
+
+
+_held: list[socket.socket] = []  # until this process ends
+
+
+def _check_alone(coordinator: str, process: int | None) -> None:
+    """InputError where this process runs on this host already: its double would end the run."""
+    if sys.platform != "linux":  # whose names of sockets go with their process
+        return
+    one = socket.socket(socket.AF_UNIX)
+    try:
+        one.bind(f"\0tuco-reward {coordinator[:64]} {process}")
+    except OSError as error:
+        one.close()
+        raise InputError(
+            f"--process {process}: a process {process} of {coordinator} runs on this host "
+            "already; each has a number of its own, and each run a port"
+        ) from error
+    _held.append(one)
 
 
 @contextlib.contextmanager

@@ -90,6 +90,16 @@ def test_a_port_that_process_0_cannot_have():
             pass
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such names")
+def test_a_process_that_runs_already():
+    """The one that came second would end them all."""
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind("\0tuco-reward localhost:45 1")
+        said = "--process 1: a process 1 of localhost:45 runs on this host already; each has a"
+        with pytest.raises(InputError, match=said), joined("p", "localhost:45", 2, 1):
+            pass
+
+
 SLURM = {"SLURM_LOCALID": "0", "SLURM_NTASKS": "4", "SLURM_PROCID": "1", "SLURM_JOB_ID": "7"}
 
 

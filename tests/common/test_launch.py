@@ -7,11 +7,13 @@ import random
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import yaml
 
 from common_jax.cli import command_line
+from reward_jax import cli as rewards
 from tests.processes import LIMIT, ROOT
 from tuco_jax import cli
 
@@ -81,7 +83,11 @@ def test_the_page_names_every_launch_file(path):
 
 def test_shell_lines_of_the_page_are_commands():
     text = pathlib.Path(ROOT / "docs/pods.md").read_text("utf-8").replace("\\\n", " ")
-    lines = [line for line in text.splitlines() if line.startswith("tuco-jax score")]
-    assert len(lines) == 2
-    for line in lines:
-        command_line.parse("", "", cli.COMMANDS["score"].load()[0], line.split()[2:])  # pyright: ignore[reportAttributeAccessIssue]
+    lines = [line.split() for line in text.splitlines() if re.match("(tuco|reward)-jax ", line)]
+    assert [one[:2] for one in lines] == [
+        *(2 * [["tuco-jax", "score"]]),
+        *([["reward-jax", "data"]] + 2 * [["reward-jax", "train"]]),
+    ]
+    for program, command, *options in lines:
+        found: Any = {"tuco-jax": cli, "reward-jax": rewards}[program].COMMANDS[command]
+        command_line.parse(program, "", found.load()[0], options)
