@@ -18,10 +18,13 @@ from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.diffusion.train import TrainingOptions, init_state, train_denoiser
 from reward_jax.models.reward_nets import HalfUnet, WindowMLP
+from reward_jax.models.stable_diffusion.config import UNetConfig
+from reward_jax.models.stable_diffusion.unet import UNet
 from reward_jax.models.temporal.mlp import ResidualMLP
 from reward_jax.models.temporal.unet import TemporalUnet
 from reward_jax.models.unet2d.half_unet import HalfUNet2D
 from reward_jax.models.unet2d.unet import UNet2D
+from reward_jax.planning.chain_cost import STATED
 from reward_jax.reward.extract import init_params
 from reward_jax.reward.guide import guided_sample
 from reward_jax.reward.relative import RelativeReward
@@ -52,6 +55,19 @@ def test_every_kernel_is_cut_and_its_moments_alike(name):
     for path, sharding in jax.tree_util.tree_leaves_with_path(where):
         cut = any(sharding.spec)
         assert cut == (path[-1].key == "kernel"), jax.tree_util.keystr(path)
+
+
+def test_every_kernel_of_stable_diffusion_is_cut():
+    """Of 1.5's own size, whose last layer's four outputs four devices cut, too."""
+    module, of = UNet(UNetConfig.of(STATED, "here")), jax.ShapeDtypeStruct
+    given = of((1, 8, 8, 4), jnp.float32), of((1,), jnp.int32), of((1, 7, 768), jnp.float32)
+    params = jax.eval_shape(module.init, jax.random.key(0), *given)["params"]
+    for path, where in jax.tree_util.tree_leaves_with_path(
+        shardings(params, RULES, make_mesh(1, 2, 4))
+    ):
+        cut = {axis for axis in where.spec if axis}
+        whole = {"fsdp", "tensor"} if path[-1].key == "kernel" else set()
+        assert cut == whole, jax.tree_util.keystr(path)
 
 
 def test_the_second_layer_of_a_block_takes_what_the_first_gives():
