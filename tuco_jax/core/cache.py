@@ -70,6 +70,14 @@ class Cache:
         at = Positions(index, mask.astype(bool)[None], None, None, None)
         return cls(keys_values, at, jnp.sum(mask), shared=True)
 
+    def led_by(self, lead: "Cache", follows: Int[Array, " B"]) -> "Cache":
+        """This cache, empty yet, its first columns filled with those of another cache's rows.
+
+        lead: of G rows that rows of this one begin with. follows: which of them each row does.
+        """
+        held = _taken(lead.keys_values, follows, columns=self.at.index.shape[1])
+        return dataclasses.replace(self, keys_values=held, filled=lead.filled)
+
     def bare(self) -> "Cache":
         """The cache without its keys and values: their positions, all that a step needs."""
         return dataclasses.replace(self, keys_values=())
@@ -107,6 +115,18 @@ class Ahead:
         """Puts rows' own keys and values of a model, by number, behind those of their prefixes."""
         held = jax.tree.map(lambda a: each(a, self.follows), self.seen[model])
         return functools.partial(behind, held)
+
+
+@functools.partial(jax.jit, static_argnames="columns")
+def _taken(held: Any, follows: Int[Array, " B"], *, columns: int) -> Any:
+    """A tree of [.., G, K, P, h] as [.., B, K, columns, h], zeros behind the first P."""
+
+    def one(a: Shaped[Array, "*L G K P h"]) -> Shaped[Array, "*L B K S h"]:
+        room = [(0, 0)] * a.ndim
+        room[-2] = 0, columns - a.shape[-2]
+        return jnp.pad(jnp.take(a, follows, axis=a.ndim - 4), room)
+
+    return jax.tree.map(one, held)
 
 
 def each(of: Shaped[Array, "G ..."], follows: Int[Array, " B"]) -> Shaped[Array, "B ..."]:

@@ -9,10 +9,11 @@ Embedding, final norm and head are FT's. Where alpha is 1 throughout, PT is not 
 
 Columns of a cache are a prompt's tokens, padded on the right to P, then new tokens: every row
 writes its j-th new token in column P + j, at its own position (prompt length + j). Attention masks
-by position, so the padding between is never seen.
+by position, so the padding between is never seen. Where prompts begin alike, columns of what they
+begin with stand before: read once, and copied to the rows (`lead.py`).
 
 Legend: B batch, P padded prompt length, N room for new tokens, T tokens of one step, D residual
-width, V vocabulary, L layers, E end tokens.
+width, V vocabulary, L layers, E end tokens; G, M of a lead.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ from tuco_jax.core.layer import ModelLayer, PairLayer
 from tuco_jax.core.places import ModelPlaces, Places
 from tuco_jax.core.residual import begin as begin_stream
 from tuco_jax.core.walk import Source, walk
+from tuco_jax.generation.lead import Lead
 from tuco_jax.generation.sampling import Sampling, choose
 from tuco_jax.models import decoder
 from tuco_jax.models.layers import KeysValues
@@ -78,6 +80,7 @@ def advance(
     tokens: Int[Array, "B T"],
     alpha: Float[Array, "L B"] | None,
     *,
+    lengths: Int[Array, " B"] | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "B T D"], Cache]:
     """Run the next T columns through all layers.
@@ -85,17 +88,22 @@ def advance(
     alpha: None for the tuned model alone; the one that the cache was filled with. Returns the
     residual stream before the final norm, float32, and the cache with these columns filled.
 
-    LongRoPE and dynamic NTK choose frequencies by the length that a row has now; keys in the cache
-    stay rotated as they were.
+    LongRoPE and dynamic NTK choose frequencies by the length that a row has now, or by `lengths`;
+    keys in the cache stay rotated as they were.
     """
-    x, places = _enter(source.ends, cache.bare(), tokens, mesh=mesh)
+    x, places = _enter(source.ends, cache.bare(), tokens, lengths, mesh=mesh)
     x, cache = walk(DecodeStep(places, mesh), x, source, alpha, cache=cache)
     return x, dataclasses.replace(cache, filled=cache.filled + tokens.shape[1])
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def _enter(
-    ends: Pair, cache: Cache, tokens: Int[Array, "B T"], *, mesh: Mesh | None
+    ends: Pair,
+    cache: Cache,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, " B"] | None,
+    *,
+    mesh: Mesh | None,
 ) -> tuple[Float[Array, "B T D"], Places]:
     """x_0 of the next columns of a cache, and where they stand."""
 
@@ -103,7 +111,8 @@ def _enter(
         return jax.lax.dynamic_slice_in_dim(a, cache.filled, tokens.shape[1], axis=1)
 
     index = now(cache.at.index)
-    places = Places.after(ends, cache, index, now(cache.at.mask), lengths=index[:, -1] + 1)
+    lengths = index[:, -1] + 1 if lengths is None else lengths
+    places = Places.after(ends, cache, index, now(cache.at.mask), lengths=lengths)
     return begin_stream(ends, tokens, None, places, mesh), places
 
 
@@ -143,13 +152,17 @@ def begin(
     request: Request,
     tokens: Int[Array, "B P"],
     mask: Bool[Array, "B P"],
+    lead: Lead | None = None,
     *,
     room: int,
     mesh: Mesh | None = None,
 ) -> Progress:
-    """Prefill: run the prompts, and choose the first new token of each. room: N."""
+    """Prefill: run the prompts, and choose the first new token of each. room: N.
+
+    lead: what some prompts begin with; tokens and mask are of what follows it, one token at least.
+    """
     run = _begin_compiled if source.one_program else _begin
-    return run(source, request, tokens, mask, room=room, mesh=mesh)
+    return run(source, request, tokens, mask, lead, room=room, mesh=mesh)
 
 
 def resume(
@@ -173,12 +186,20 @@ def _begin(
     request: Request,
     tokens: Int[Array, "B P"],
     mask: Bool[Array, "B P"],
+    lead: Lead | None,
     *,
     room: int,
     mesh: Mesh | None,
 ) -> Progress:
-    both = request.alpha is not None
-    cache = Cache.empty(source.ends, mask, room, both=both)
+    empty = functools.partial(Cache.empty, source.ends, both=request.alpha is not None)
+    if lead is None:
+        cache = empty(mask, room)
+    else:
+        alpha = None if request.alpha is None else request.alpha[:, lead.rows]
+        of_lead = empty(lead.mask, 0)
+        _, of_lead = advance(source, of_lead, lead.tokens, alpha, lengths=lead.totals, mesh=mesh)
+        cache = empty(jnp.concatenate([lead.seen, mask], axis=1), room)
+        cache = cache.led_by(of_lead, lead.follows)
     x, cache = advance(source, cache, tokens, request.alpha, mesh=mesh)
     rows = tokens.shape[0]
     progress = Progress(

@@ -11,24 +11,25 @@ length.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from common_jax.errors import InputError
 from common_jax.mesh import fetch
 from tuco_jax.core.tokens import check_row
 from tuco_jax.core.walk import Source, source_of
-from tuco_jax.generation.decoding import Request, begin, resume
+from tuco_jax.generation.decoding import Progress, Request, begin, resume
+from tuco_jax.generation.lead import led
 from tuco_jax.generation.options import GenerationOptions, check_turns
 from tuco_jax.generation.sampling import Sampling, row_keys
 from tuco_jax.models.pair import Pair, single
 from tuco_jax.models.sharding import mesh_of, put_rows
-from tuco_jax.prompts.batching import Batch, bucket_length, pad
+from tuco_jax.prompts.batching import bucket_length
 from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.messages import Message
 from tuco_jax.prompts.read import Prompt, as_prompts
@@ -65,10 +66,11 @@ def generate_tokens(
             (`finished` is in its place) and `continue_final`. Row i samples with
             fold_in(key(seed), i), whatever batch it is in.
 
-    Where a row crosses the length at which LongRoPE switches, its prefill is run again, so that
-    all its keys have one set of frequencies, as an uncached pass would have. Dynamic NTK changes
-    with every token: there, keys keep the frequencies of the length that they were made at, as in
-    transformers.
+    What prompts of a batch begin with in common is read once, where that spares a tenth of the
+    prefill. Where a row crosses the length at which LongRoPE switches, its prefill is run again,
+    so that all its keys have one set of frequencies, as an uncached pass would have. Dynamic NTK
+    changes with every token: there, keys keep the frequencies of the length that they were made
+    at, as in transformers.
 
     Raises InputError for an alpha of the wrong shape or not finite, and for a prompt that is empty
     or fills the context.
@@ -97,7 +99,8 @@ def generate_tokens(
             rows = np.asarray(pending[first : first + how.batch_size])
             lengths = np.asarray([len(texts[i]) for i in rows])
             size = min(how.batch_size, 1 << (len(rows) - 1).bit_length())
-            batch = Batch(tuple(rows.tolist()), size, bucket_length(int(lengths.max())))
+            kinds = [_kind(pair, alphas, i, len(texts[i])) for i in rows]
+            tokens, mask, lead = led([texts[i] for i in rows], size, kinds)
             padded = np.concatenate([rows, np.full(size - len(rows), rows[0])])
             limits = np.zeros(size, np.int32)
             limits[: len(rows)] = [
@@ -114,8 +117,9 @@ def generate_tokens(
             )
             room = bucket_length(int(limits.max()))
             earlier = [texts[i][starts[i] :] for i in rows]
-            tokens, mask = put_rows(pad(texts, batch), mesh)
-            new, stopped = _run(source, request, tokens, mask, room, earlier, finished, mesh)
+            tokens, mask = put_rows((tokens, mask), mesh)
+            begun = begin(source, request, tokens, mask, lead, room=room, mesh=mesh)
+            new, stopped = _run(source, request, begun, room, earlier, finished, mesh)
             for i, added, stop in zip(rows.tolist(), new, stopped, strict=False):
                 texts[i] = np.concatenate([texts[i], added])
                 if not stop and len(texts[i]) < ends[i]:
@@ -127,8 +131,7 @@ def generate_tokens(
 def _run(
     source: Source,
     request: Request,
-    tokens: Int[Array, "B P"],
-    mask: Bool[Array, "B P"],
+    progress: Progress,
     room: int,
     earlier: Sequence[Int[np.ndarray, " m"]],
     finished: Callable[[Int[np.ndarray, " m"]], bool] | None,
@@ -136,11 +139,11 @@ def _run(
 ) -> tuple[list[Int[np.ndarray, " m"]], Bool[np.ndarray, " B"]]:
     """One batch to its end: each row's new tokens, and which rows were stopped.
 
-    earlier: what real rows generated in other rounds; the rows beyond these are filling.
+    progress: after the prefill. earlier: what real rows generated in other rounds; the rows beyond
+    these are filling.
     """
     limits = np.asarray(request.limits)
     steps = room if finished is None else _CHECK_EVERY
-    progress = begin(source, request, tokens, mask, room=room, mesh=mesh)
     while True:
         new, counts, stopped = fetch((progress.tokens, progress.counts, progress.stopped))
         stopped = stopped.copy()
@@ -173,6 +176,12 @@ def _plan(pair: Pair, alpha: Any, rows: int) -> tuple[Pair, Float[np.ndarray, "L
         lora = {k: v for k, v in pair.lora.items() if k != "layers"}
         return dataclasses.replace(pair, base=params, tuned={}, lora=lora), None
     return pair, alphas
+
+
+def _kind(pair: Pair, alphas: Float[np.ndarray, "L N"] | None, row: int, length: int) -> Hashable:
+    """What is the same for prompts whose keys and values of equal beginnings are the same."""
+    ropes = pair.base_config.ropes + pair.tuned_config.ropes
+    return *(rope.kind(length) for rope in ropes), alphas is not None and alphas[:, row].tobytes()
 
 
 def _until_switch(pair: Pair, length: int) -> int:

@@ -44,3 +44,18 @@ def test_a_prefix_is_joined_to_every_row():
     for row in range(4):
         np.testing.assert_array_equal(keys[row, :, :3], old)
     np.testing.assert_array_equal(keys[:, :, 3:], new)
+
+
+def test_a_cache_whose_rows_begin_as_others_do():
+    """By number; what a row has no part in is masked, and its own tokens go on behind its part."""
+    rng = np.random.default_rng(2)
+    held = tuple(jnp.asarray(rng.normal(size=(2, 2, 2, 3, 8)), jnp.float32) for _ in range(2))
+    lead = Cache.empty(PAIR, jnp.ones((2, 3), int), 0, both=False)
+    lead = dataclasses.replace(lead, keys_values=(held,), filled=jnp.int32(3))
+    mask = jnp.asarray([[1, 1, 1, 1], [1, 0, 0, 1], [0, 0, 0, 1]])
+    cache = Cache.empty(PAIR, mask, 2, both=False).led_by(lead, jnp.asarray([1, 0, 0]))
+    keys = cache.keys_values[0][0]
+    assert keys.shape == (2, 3, 2, 6, 8) and int(cache.filled) == 3
+    np.testing.assert_array_equal(keys[:, :, :, :3], held[0][:, jnp.asarray([1, 0, 0])])
+    assert not np.asarray(keys[:, :, :, 3:]).any()
+    assert cache.at.index[:, 3:].tolist() == [[3, 4, 5], [1, 2, 3], [0, 1, 2]]

@@ -1,5 +1,6 @@
 """Every form of attention gives the CPU form's numbers, and holds no square array of a row."""
 
+import dataclasses
 import re
 from typing import Any
 
@@ -13,7 +14,7 @@ from tests.tuco import random_models as rm
 from tuco_jax.models import attention, attention_kernels, decoder
 from tuco_jax.models.attention import _in_chunks, _in_parts, _query_parts, kernels
 from tuco_jax.models.layers import block_delta, block_keys_values, whole_block
-from tuco_jax.models.positions import Positions, layer_infos
+from tuco_jax.models.positions import EVERY, Positions, layer_infos
 
 ROWS, SHARED, GROUP, WIDTH = 3, 2, 2, 16
 
@@ -83,6 +84,33 @@ def test_few_queries_of_packed_rows(window):
     for form, options in ((_in_parts, {}), (_in_chunks, dict(size=8)), (_in_chunks, {})):
         ours = form(0.0, picked, keys, values, query, at, jnp.int32(window), **options)
         assert_same(ours, reference, query)
+
+
+@pytest.mark.parametrize("window", [0, 37])
+def test_queries_see_a_prefix_up_to_their_start(window):
+    """Behind 100 tokens that all rows follow, from three places on; in chunks and in parts."""
+    own, ahead = places(50, "packed"), 100
+    assert own.segments is not None
+    start = jnp.asarray([0, 0, 40, ahead])[own.segments]
+    shape = ROWS, ahead
+    index = jnp.concatenate(
+        [jnp.broadcast_to(jnp.arange(ahead), shape), own.index + start], axis=1
+    )
+    mask = jnp.concatenate([jnp.ones(shape, bool), own.mask], axis=1)
+    segments = jnp.concatenate([jnp.full(shape, EVERY), own.segments], axis=1)
+    key = Positions(index, mask, segments, None, None)
+    query = dataclasses.replace(own, index=own.index + start, start=start)
+    q, keys, values = tensors(ahead + 50, queries=50)
+    reference = _in_parts(0.0, q, keys, values, query, key, jnp.int32(window))
+    ours = _in_chunks(0.0, q, keys, values, query, key, jnp.int32(window), size=16)
+    assert_same(ours, reference, query)
+    # What a prompt does not see of the prefix may be anything.
+    other = _in_parts(
+        0.0, q, keys.at[:, :, 40:ahead].set(9.0), values, query, key, jnp.int32(window)
+    )
+    second = np.asarray(own.segments == 2)
+    a, b = (np.moveaxis(np.asarray(x), 3, 1)[second] for x in (other, reference))
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["left", "packed"])
