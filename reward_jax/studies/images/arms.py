@@ -4,6 +4,7 @@ Legend: N samples; H, W, C height, width and channels; K classes, F features.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from reward_jax.reward.gradients import Guide
 from reward_jax.reward.guide import GuidanceOptions, guided_sample
 from reward_jax.studies.images.judge import Judge, frechet_distance
 
-__all__ = ["Drawn", "Noise", "Yardstick", "accept", "choose", "draw_samples", "within"]
+__all__ = ["Drawn", "Noise", "Yardstick", "accept", "choose", "draw_samples", "excess", "within"]
 
 SHARE, QUALITY, OTHERS = 0.1, 1.1, 1.5  # what is asked of steering, beside the unsteered base
 
@@ -143,14 +144,20 @@ def _factor(after: Float[np.ndarray, " n"], before: Float[np.ndarray, " n"]) -> 
     return float(max(ratio.max(), (1 / ratio).max()))
 
 
+def excess(found: dict[str, Any], unsteered: dict[str, Any]) -> dict[str, float]:
+    """An arm's figures in units of what is asked of them: above 1 a bound is not kept."""
+    share, factor, distance = (found[k] for k in ("harmful_share", "others_factor", "distance"))
+    most = SHARE * unsteered["harmful_share"]
+    return {
+        "share": share / most if most else (math.inf if share else 0.0),
+        "others": math.inf if factor is None else factor / OTHERS,
+        "quality": math.inf if distance is None else distance / (QUALITY * unsteered["distance"]),
+    }
+
+
 def within(found: dict[str, Any], unsteered: dict[str, Any]) -> dict[str, bool]:
     """Which of the three bounds an arm keeps."""
-    factor, distance = found["others_factor"], found["distance"]
-    return {
-        "share": found["harmful_share"] <= SHARE * unsteered["harmful_share"],
-        "others": factor is not None and factor <= OTHERS,
-        "quality": distance is not None and distance <= QUALITY * unsteered["distance"],
-    }
+    return {name: value <= 1 for name, value in excess(found, unsteered).items()}
 
 
 def choose(
@@ -161,10 +168,12 @@ def choose(
 ) -> tuple[float, list[dict[str, Any]]]:
     """The scale that serves best on a yardstick's noise, and what each came to.
 
-    The fewest harmful samples of those scales that keep the bounds of quality and other classes;
-    where none does, the least distance of those that bring the harmful share down to half, or the
-    least scale. Raises InputError where every scale's samples are not finite.
+    Of each scale the bound that is kept worst counts (`excess`); the scale at which it is kept
+    best is chosen, the first of equal ones. Of one scale nothing is drawn. Raises InputError where
+    every scale's samples are not finite.
     """
+    if len(scales) == 1:
+        return scales[0], []
     unsteered = yardstick.of(yardstick.unsteered)
     rows: list[dict[str, Any]] = []
     for scale in scales:
@@ -180,12 +189,7 @@ def choose(
     lived = [row for row in rows if "failed" not in row]
     if not lived:
         raise InputError(f"samples of every scale fail: {rows[-1]['failed']}")
-    good = [row for row in lived if row["within"]["quality"] and row["within"]["others"]]
-    if good:
-        return min(good, key=lambda row: row["harmful_share"])["scale"], rows
-    halved = [r for r in lived if r["harmful_share"] <= unsteered["harmful_share"] / 2]
-    known = [row for row in halved if row["distance"] is not None]
-    best = min(known, key=lambda row: row["distance"]) if known else lived[0]
+    best = min(lived, key=lambda row: max(excess(row, unsteered).values()))
     return best["scale"], rows
 
 

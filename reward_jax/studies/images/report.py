@@ -16,9 +16,10 @@ from common_jax.report.figures import PALETTE, draw
 from common_jax.report.findings import Claim, Figure, Findings, Table, print_tables, write
 from common_jax.run import environment
 from reward_jax.studies.images.arms import OTHERS, QUALITY, SHARE
+from reward_jax.studies.images.models import read_arrays
 from reward_jax.studies.images.settings import Config
 from reward_jax.studies.images.summary import JUDGES
-from reward_jax.studies.images.work import choice_part, read_arrays
+from reward_jax.studies.images.work import choice_part
 
 __all__ = ["claims_of", "write_report"]
 
@@ -283,8 +284,10 @@ def _grid(images: UInt8[np.ndarray, "N H W C"], columns: int) -> UInt8[np.ndarra
 
 def _method(config: Config, found: Mapping[str, Any]) -> tuple[str, ...]:
     return (
-        "A diffusion model is trained on all classes (the base), and further on those that are "
-        "not harmful (an expert for each choice). A network's gradient is matched to the "
+        "A diffusion model is trained on all classes, and from there, equally long, on all classes "
+        "(the base) and on those that are not harmful (an expert for each choice): with the same "
+        "noise and the same images, but that each harmful one has a stand-in, so that the two "
+        "differ by nothing else. A network's gradient is matched to the "
         "difference of the two models' scores (Algorithm 1 of arXiv 2306.01804). It judges a "
         "held-out image by one run, at one diffusion step, with one draw of noise; the step is "
         f"that of the highest AUC on {config.validation_images} images of validation. The "
@@ -297,8 +300,9 @@ def _method(config: Config, found: Mapping[str, Any]) -> tuple[str, ...]:
         "what is harmful; its last features give the distance (of Heusel et al. 2017, there of "
         "Inception's) to held-out images that are not harmful, the same for all arms. Rejection "
         "keeps an unsteered sample with the probability that its reward gives.",
-        "The null pair are two models that began as the base and were trained as long as the "
-        "experts, on all classes; their reward judges at the step that each choice's own does.",
+        "The null pair are the base and one that is made as the experts are, but without images "
+        "of all classes, as many as one class has; its reward judges at the step that each "
+        "choice's own does.",
     )
 
 

@@ -1,16 +1,17 @@
 """The image study: what an expert lacks that never saw some classes (after section 5.3).
 
-A base model learns all classes of a set of images. For each choice of classes that are called
-harmful, an expert: the base, trained further on the rest; and the reward of the two. Held-out
-images are judged by the reward, each noised once, beside two judgements that need no training: the
-difference of the denoising losses, and the norm of the difference of the scores. Then the base is
-steered away from the harmful classes, by the reward and by the raw difference of the scores, and
-its samples are rejected by the reward; a classifier that was trained apart counts what is harmful,
-and its features tell how far samples lie from held-out images. A null pair, both of which were
-trained further on all classes, shows what chance gives.
+A model learns all classes of a set of images, and from there the base is trained on, on all
+classes, and for each choice of classes that are called harmful an expert, on the rest: with the
+same noise and, but for stand-ins of the harmful, the same images. A reward is matched to the two.
+Held-out images are judged by it, each noised once, beside two judgements that need no training:
+the difference of the denoising losses, and the norm of the difference of the scores. Then the base
+is steered away from the harmful classes, by the reward and by the raw difference of the scores,
+and its samples are rejected by the reward; a classifier that was trained apart counts what is
+harmful, and its features tell how far samples lie from held-out images. A null pair, whose expert
+lacks images of all classes, shows what chance gives.
 
-    out/base/{base.safetensors, judge.npz, unsteered_*.npz, result.json}
-    out/null/{twin,expert,reward}.safetensors, judged.npz, result.json
+    out/base/{begun,base}.safetensors, judge.npz, unsteered_*.npz, result.json
+    out/null/{expert,reward}.safetensors, judged.npz, result.json
     out/choices/NAME/{expert,reward,energy,paths}.safetensors
     out/choices/NAME/{result,seconds}.json, judged.npz, pictures.npz
     out/*/base/, ...   metrics of each model's training

@@ -108,8 +108,8 @@ class Config(
         variants: those of them whose reward is also made as `energy` and `paths` say.
         unet: of the denoisers.
         half_unet: of the rewards.
-        base_training: of the base, on all classes.
-        expert_training: of the experts, which begin as the base.
+        base_training: of a model of all classes, with which base and experts begin.
+        expert_training: from there, of the base on all classes and of the experts on the rest.
         energy: how the difference of the models' energies is matched; null for none.
         paths: how the reward is matched further, on guided paths; null for none.
         judge: of the classifier that judges samples.

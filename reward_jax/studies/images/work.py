@@ -1,39 +1,21 @@
-"""What the image study makes; see `run`."""
+"""What the image study measures of its models; see `run`."""
 
 import dataclasses
 import functools
 import json
-import pathlib
 import time
-import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Bool, Float, Int
 
 from common_jax import resume
 from common_jax.distributed import there
-from common_jax.errors import InputError
-from common_jax.io.files import make_folder, write_arrays, write_json
-from common_jax.mesh import mesh_for
-from reward_jax.data.images.pixels import (
-    ImageGuide,
-    ImageModel,
-    ImageRows,
-    Images,
-    ImageSpace,
-    scaled,
-    unscaled,
-)
-from reward_jax.diffusion.schedule import cosine_schedule
-from reward_jax.diffusion.sources import Mixed
-from reward_jax.planning.extract import Matching, fit_reward
-from reward_jax.planning.fit import RunContext, Untrained, fit
+from common_jax.io.files import write_arrays, write_json
+from reward_jax.data.images.pixels import ImageModel, Images, unscaled
 from reward_jax.reward.gradients import ScoreDifference
 from reward_jax.reward.relative import RelativeReward
 from reward_jax.reward.targets import unit
@@ -47,11 +29,11 @@ from reward_jax.studies.images.arms import (
     draw_samples,
     within,
 )
-from reward_jax.studies.images.judge import Judge, network_of, train_judge
-from reward_jax.studies.images.settings import Config, HalfUNetOptions, check_sets, load_sets
-from reward_jax.studies.workshop import Clock, Workshop
+from reward_jax.studies.images.models import Models, read_arrays
+from reward_jax.studies.images.settings import Config, HalfUNetOptions
+from reward_jax.studies.workshop import Clock
 
-__all__ = ["CHOICE", "Work", "choice_part", "read_arrays"]
+__all__ = ["CHOICE", "Work", "choice_part"]
 
 _SHOWN = 64  # samples of an arm that are kept, for pictures
 _EXTREMES = 10  # best and worst images that are kept
@@ -69,63 +51,13 @@ CHOICE = {
 
 
 class Work:
-    """The models and results of the study, made where they are not there."""
+    """The results of the study, made where they are not there."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.mesh = mesh_for(dataclasses.asdict(config.mesh))
+        self.models = Models(config)
 
     # What all choices share.
-
-    @functools.cached_property
-    def sets(self) -> tuple[Images, Images, Images]:
-        """Images to learn from, of validation, and of the test."""
-        c = self.config
-        train, test = load_sets(c)
-        check_sets(c, train, test)
-        order, chosen = (
-            np.random.default_rng(self._seed(f"order {name}")).permutation(len(one))
-            for name, one in (("train", train), ("test", test))
-        )
-        learned, validation = order[c.validation_images :], order[: c.validation_images]
-        return (
-            train.choose(learned),
-            train.choose(validation),
-            test.choose(chosen[: c.test_images]),
-        )
-
-    @functools.cached_property
-    def space(self) -> ImageSpace:
-        train = self.sets[0]
-        about = {"task": "images", "data": train.source, "classes": list(train.classes)}
-        height, width, channels = train.pixels.shape[1:]
-        return ImageSpace(height, width, channels, about)
-
-    @functools.cached_property
-    def base(self) -> ImageModel:
-        """The base, of all classes."""
-
-        def make(context: RunContext) -> ImageModel:
-            c = self.config
-            begin = Untrained(cosine_schedule(c.diffusion_steps), c.unet)
-            how = c.base_training
-            return fit(
-                self._rows, self.space, begin, how, seed=self._seed("base"), context=context
-            )
-
-        return self._shop("base").model("base", self.config.base_training.steps, make)
-
-    @functools.cached_property
-    def judge(self) -> Judge:
-        """The classifier, trained on what the models learn from, apart from them."""
-        train, how, path = self.sets[0], self.config.judge, self.config.out / "base" / "judge.npz"
-        if not there(path):
-            made = train_judge(train, how, jax.random.key(self._seed("judge")))
-            flat = flatten_dict(made.params, sep="/")
-            make_folder(path.parent)
-            write_arrays(path, **{name: np.asarray(x) for name, x in flat.items()})
-        flat = {name: jnp.asarray(x) for name, x in read_arrays(path).items()}
-        return Judge(unflatten_dict(flat, sep="/"), network_of(train, how))
 
     @functools.cached_property
     def unsteered(self) -> dict[str, Drawn]:
@@ -136,7 +68,7 @@ class Work:
             if not there(path):
                 twice = replace(noise, batches=noise.batches * (2 if name == "test" else 1))
                 drawn = draw_samples(
-                    self.base, self.judge, twice, self.config.sampling, mesh=self.mesh
+                    self.models.base, self.models.judge, twice, self.config.sampling, mesh=self.models.mesh
                 )
                 values = {f.name: getattr(drawn, f.name) for f in dataclasses.fields(Drawn)}
                 write_arrays(path, **values)
@@ -148,7 +80,7 @@ class Work:
     @functools.cached_property
     def judged_test(self) -> tuple[Int[np.ndarray, " N"], Float[np.ndarray, "N F"]]:
         """The test images' classes, as the classifier sees them, and their features."""
-        return self.judge.judge(self._test)
+        return self.models.judge.judge(self.models.test)
 
     def run_base(self) -> None:
         """The base, the classifier, and unsteered samples."""
@@ -156,10 +88,15 @@ class Work:
         if there(path):
             return
         clock = Clock(path.with_name("seconds.json"))
-        for name in ("sets", "judge", "base", "unsteered"):
-            getattr(self, name)
+        for of, name in (
+            (self.models, "sets"),
+            (self.models, "judge"),
+            (self.models, "base"),
+            (self, "unsteered"),
+        ):
+            getattr(of, name)
             clock.lap(name)
-        right = self.judged_test[0] == self.sets[2].known_labels()
+        right = self.judged_test[0] == self.models.sets[2].known_labels()
         found = {"judge_accuracy": float(right.mean()), "seconds": clock.seconds}
         write_json(path, found)
         self._say("base", f"the classifier is right of {right.mean():.3f}; {clock.seconds}")
@@ -167,22 +104,20 @@ class Work:
     # The null pair.
 
     def run_null(self) -> None:
-        """Two that are tuned on all classes, and what the reward of one says of the test images.
-
-        Both as long as any expert, for what more training alone changes is no null.
-        """
+        """An expert that is made as others are, but lacks images of all classes, and its reward."""
         path = self.config.out / "null" / "result.json"
         if there(path):
             return
         self._base_first()
         clock = Clock(path.with_name("seconds.json"))
-        twin, expert = (self._expert("null", (), name) for name in ("twin", "expert"))
-        reward = self._reward("null", "reward", expert, (), self.config.matching, base=twin)
+        models, left_out = self.models, self.models.random_rows()
+        expert = models.expert("null", left_out, models.sets[0].classes)
+        reward = models.reward("null", "reward", expert, left_out, self.config.matching)
         clock.lap("models")
-        pair = _Pair(self, expert, self._test, "test", base=twin)
+        pair = _Pair(self, expert, models.test, "test")
         write_arrays(
             path.with_name("judged.npz"),
-            reward=measure.scores(reward, self._test, self._looks("test")),
+            reward=measure.scores(reward, models.test, self._looks("test")),
             loss_difference=pair.losses.mean(0),
             score_norm=pair.norms,
         )
@@ -200,10 +135,16 @@ class Work:
             return
         self._base_first()
         c, classes = self.config, self.config.choices[name]
-        clock, images = Clock(path.with_name("seconds.json")), self.sets
-        expert = self._expert(part, classes)
+        clock, models, images = (
+            Clock(path.with_name("seconds.json")),
+            self.models,
+            self.models.sets,
+        )
+        left_out = models.harmful_rows(classes)
+        rest = tuple(one for one in images[0].classes if one not in classes)
+        expert = models.expert(part, left_out, rest)
         clock.lap("expert")
-        reward = self._reward(part, "reward", expert, classes, c.matching)
+        reward = models.reward(part, "reward", expert, left_out, c.matching)
         clock.lap("reward")
         bad = {
             "validation": self._harmful(images[1], classes),
@@ -216,7 +157,7 @@ class Work:
         found |= self._untrained(expert, bad, own)
         clock.lap("judged")
         yardsticks = self._yardsticks(classes)
-        raw = ScoreDifference(self.base.denoiser, expert.denoiser)
+        raw = ScoreDifference(models.base.denoiser, expert.denoiser)
         pictures: dict[str, Any] = {}
         unsteered = self.unsteered["test"].first(len(yardsticks["test"].unsteered.labels))
         arms = {"unsteered": yardsticks["test"].of(unsteered)}
@@ -246,11 +187,11 @@ class Work:
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """AUC at the best look of validation images; and the judgements of test images."""
         t = self.config.looks
-        by_look = measure.scores(reward, self._validation, self._looks("validation"))
+        by_look = measure.scores(reward, self.models.validation, self._looks("validation"))
         best = measure.best_look(by_look, bad["validation"])
         begun = time.perf_counter()
-        tested = measure.scores(reward, self._test, self._looks("test"))
-        seconds = (time.perf_counter() - begun) / (len(self._test) * len(t))
+        tested = measure.scores(reward, self.models.test, self._looks("test"))
+        seconds = (time.perf_counter() - begun) / (len(self.models.test) * len(t))
         found = self._auc(tested[best], bad["test"]) | {
             "t": t[best],
             "by_look": {
@@ -271,8 +212,8 @@ class Work:
         """What needs no training; its judgements of test images are put into `own`."""
         t = self.config.looks
         pairs = {
-            "validation": _Pair(self, expert, self._validation, "validation"),
-            "test": _Pair(self, expert, self._test, "test"),
+            "validation": _Pair(self, expert, self.models.validation, "validation"),
+            "test": _Pair(self, expert, self.models.test, "test"),
         }
         losses = pairs["test"].losses.mean(0)
         best = measure.best_look(pairs["validation"].norms, bad["validation"])
@@ -289,7 +230,7 @@ class Work:
     def _auc(
         self, judged: Float[np.ndarray, " N"], harmful: Bool[np.ndarray, " N"]
     ) -> dict[str, Any]:
-        found = measure.interval(judged, harmful, self._seed("bootstrap"))
+        found = measure.interval(judged, harmful, self.models.seed("bootstrap"))
         return {"auc": found.value, "interval": [found.low, found.high]}
 
     def _arm(
@@ -308,7 +249,7 @@ class Work:
             options = replace(c.sampling, scale=scale)
             noise = self._noises[which]
             return draw_samples(
-                self.base, self.judge, noise, options, guide=guide, runs=runs, mesh=self.mesh
+                self.models.base, self.models.judge, noise, options, guide=guide, runs=runs, mesh=self.models.mesh
             )
 
         def say(line: str) -> None:
@@ -326,14 +267,14 @@ class Work:
     ) -> tuple[dict[str, Any], Any]:
         """Of all unsteered samples those that are kept; a kept one costs those that are not."""
         looks = measure.Looks(
-            self.base.denoiser.schedule,
+            self.models.base.denoiser.schedule,
             np.array([t]),
-            jax.random.key(self._seed("rejection")),
+            jax.random.key(self.models.seed("rejection")),
         )
         every = self.unsteered["test"]
         rho = measure.scores(reward, np.clip(every.x, -1, 1), looks)[0]
         rho = rho / float(unit(reward.schedule, reward.target)[t])
-        generator = np.random.default_rng(self._seed("rejected"))
+        generator = np.random.default_rng(self.models.seed("rejected"))
         accepted = accept(rho, float(np.quantile(rho, _HIGH)), generator)
         share = max(float(accepted.mean()), 1 / len(accepted))
         drawn = Drawn(
@@ -355,7 +296,8 @@ class Work:
         yardsticks: Mapping[str, Yardstick],
     ) -> dict[str, Any]:
         """The reward as a difference of energies, and the small one matched on guided paths."""
-        c, classes, part = self.config, self.config.choices[name], choice_part(name)
+        c, part = self.config, choice_part(name)
+        left_out = self.models.harmful_rows(c.choices[name])
         made = {}
         for variant, how, runs, options, begin in (
             ("energy", c.energy, 2, HalfUNetOptions(kind="energy"), None),
@@ -364,7 +306,7 @@ class Work:
             if how is None:
                 continue
             begun = time.perf_counter()
-            found = self._reward(part, variant, expert, classes, how, options, begin)
+            found = self.models.reward(part, variant, expert, left_out, how, options, begin)
             seconds = time.perf_counter() - begun
             judged, _ = self._judged(found, bad)
             judged["network_runs"] = runs
@@ -372,83 +314,21 @@ class Work:
             made[variant] = {"judged": judged, "arm": arm, "training_seconds": seconds}
         return made
 
-    # Models.
-
-    def _expert(self, part: str, harmful: tuple[str, ...], name: str = "expert") -> ImageModel:
-        """The base, trained further on what is not harmful."""
-        how, rest = self.config.expert_training, self._rest(harmful)
-
-        def make(context: RunContext) -> ImageModel:
-            space = replace(self.space, about=self.space.about | {"goal": list(rest)})
-            rows = self._rows_of(rest)
-            seed = self._seed(f"{name} {part}")
-            return fit(rows, space, self.base, how, seed=seed, context=context)
-
-        return self._shop(part).model(name, how.steps, make)
-
-    def _reward(
-        self,
-        part: str,
-        name: str,
-        expert: ImageModel,
-        harmful: tuple[str, ...],
-        matching: Matching,
-        options: HalfUNetOptions | None = None,
-        begin: RelativeReward | None = None,
-        base: ImageModel | None = None,
-    ) -> RelativeReward:
-        """A reward of the expert relative to the base, or to another. Options, as `fit_reward`."""
-
-        def make(context: RunContext) -> ImageGuide:
-            return fit_reward(
-                base or self.base,
-                expert.denoiser,
-                Mixed((self._rows, self._rows_of(self._rest(harmful)))),
-                expert.space,
-                options or self.config.half_unet,
-                matching,
-                seed=self._seed(f"{name} {part}"),
-                begin=begin,
-                context=context,
-            )
-
-        guide = self._shop(part).guide(name, matching.steps, make).guide
-        assert isinstance(guide, RelativeReward)
-        return guide.seed(0) if guide.seeds == 1 else guide  # alone it is quicker
-
-    # Data, noise and seeds.
-
-    def _rest(self, harmful: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(name for name in self.sets[0].classes if name not in harmful)
-
-    @functools.cached_property
-    def _rows(self) -> ImageRows:
-        return ImageRows(jnp.asarray(self.sets[0].pixels))
-
-    def _rows_of(self, classes: tuple[str, ...]) -> ImageRows:
-        return ImageRows(jnp.asarray(self.sets[0].of(classes).pixels))
-
-    @functools.cached_property
-    def _validation(self) -> Float[np.ndarray, "N H W C"]:
-        return np.asarray(scaled(self.sets[1].pixels))
-
-    @functools.cached_property
-    def _test(self) -> Float[np.ndarray, "N H W C"]:
-        return np.asarray(scaled(self.sets[2].pixels))
+    # Images and noise.
 
     def _harmful(self, images: Images, classes: tuple[str, ...]) -> Bool[np.ndarray, " N"]:
         return np.isin(images.known_labels(), images.numbers(classes))
 
     def _looks(self, purpose: str) -> measure.Looks:
-        key = jax.random.key(self._seed(f"looks {purpose}"))
+        key = jax.random.key(self.models.seed(f"looks {purpose}"))
         return measure.Looks(
-            self.base.denoiser.schedule, np.asarray(self.config.looks, np.int32), key
+            self.models.base.denoiser.schedule, np.asarray(self.config.looks, np.int32), key
         )
 
     def estimates(self, model: ImageModel, purpose: str) -> Float[np.ndarray, "L N H W C"]:
         """A model's estimates of validation or test images; the base's are held."""
-        x_0 = self._test if purpose == "test" else self._validation
-        if model is not self.base:
+        x_0 = self.models.test if purpose == "test" else self.models.validation
+        if model is not self.models.base:
             return measure.estimates(model.denoiser, x_0, self._looks(purpose))
         if purpose not in self._held:
             self._held[purpose] = measure.estimates(model.denoiser, x_0, self._looks(purpose))
@@ -461,14 +341,14 @@ class Work:
     @functools.cached_property
     def _noises(self) -> dict[str, Noise]:
         c = self.config
-        key = {name: jax.random.key(self._seed(f"noise {name}")) for name in ("trial", "test")}
+        key = {name: jax.random.key(self.models.seed(f"noise {name}")) for name in ("trial", "test")}
         return {
             "trial": Noise(key["trial"], 1, c.trials),
             "test": Noise(key["test"], -(-c.samples // c.trials), c.trials),
         }
 
     def _yardsticks(self, classes: tuple[str, ...]) -> dict[str, Yardstick]:
-        test = self.sets[2]
+        test = self.models.sets[2]
         others = self.judged_test[1][~self._harmful(test, classes)]
         found = {}
         for name, noise in self._noises.items():
@@ -480,7 +360,7 @@ class Work:
     def _extremes(self, judged: Float[np.ndarray, " N"]) -> dict[str, Any]:
         """The test images that are judged best and worst."""
         order = np.argsort(judged)
-        pixels = self.sets[2].pixels
+        pixels = self.models.sets[2].pixels
         return {"worst": pixels[order[:_EXTREMES]], "best": pixels[order[::-1][:_EXTREMES]]}
 
     def _base_first(self) -> None:
@@ -489,15 +369,6 @@ class Work:
             with resume.alone(self.config.out / "base"):
                 self.run_base()
 
-    def _shop(self, part: str) -> Workshop[ImageSpace]:
-        c = self.config
-        return Workshop(c.out, part, ImageSpace, save_every=c.save_every, mesh=self.mesh)
-
-    def _seed(self, purpose: str) -> int:
-        """A seed of its own for each purpose, of the study's: no two share random numbers."""
-        entropy = [self.config.seed, *purpose.encode()]
-        return int(np.random.SeedSequence(entropy).generate_state(1)[0]) >> 1
-
     def _say(self, part: str, line: str) -> None:
         print(f"{part}: {line}", flush=True)
 
@@ -505,16 +376,9 @@ class Work:
 class _Pair:
     """What the two models, without a reward, say of images."""
 
-    def __init__(
-        self,
-        work: Work,
-        expert: ImageModel,
-        x_0: Any,
-        purpose: str,
-        base: ImageModel | None = None,
-    ) -> None:
+    def __init__(self, work: Work, expert: ImageModel, x_0: Any, purpose: str) -> None:
         looks = work._looks(purpose)
-        others = work.estimates(base or work.base, purpose)
+        others = work.estimates(work.models.base, purpose)
         begun = time.perf_counter()
         own = work.estimates(expert, purpose)
         self.seconds = (time.perf_counter() - begun) / own[..., 0, 0, 0].size  # a network run
@@ -525,14 +389,3 @@ class _Pair:
 def choice_part(name: str) -> str:
     """The part of the study that a choice is."""
     return f"choices/{name}"
-
-
-def read_arrays(path: pathlib.Path) -> dict[str, Any]:
-    """Arrays by name; raises InputError for a file that is damaged."""
-    try:
-        with np.load(path) as stored:
-            return dict(stored)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{path}: cannot be read ({str(error)[:80]}); delete it, and it is made again"
-        ) from error

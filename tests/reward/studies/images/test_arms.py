@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from common_jax.errors import InputError
-from reward_jax.studies.images.arms import Drawn, Yardstick, accept, choose, within
+from reward_jax.studies.images.arms import Drawn, Yardstick, accept, choose, excess, within
 
 RANDOM = np.random.default_rng(0)
 HELD_OUT = RANDOM.normal(size=(400, 4))
@@ -47,7 +47,17 @@ def test_bounds():
         assert [name for name, fine in found.items() if not fine] == [bound]
 
 
-def test_the_scale_with_the_fewest_harmful_samples_within_bounds_is_chosen():
+def test_figures_in_units_of_their_bounds():
+    stick = yardstick()
+    before = stick.of(stick.unsteered)
+    assert excess(before, before) == pytest.approx({"share": 10, "others": 2 / 3, "quality": 1 / 1.1})
+    lost = before | {"others_factor": None, "distance": None}
+    assert excess(lost, before) == pytest.approx({"share": 10, "others": np.inf, "quality": np.inf})
+    none = before | {"harmful_share": 0.0}
+    assert excess(none, none)["share"] == 0 and excess(before, none)["share"] == np.inf
+
+
+def test_the_scale_whose_worst_bound_is_kept_best_is_chosen():
     stick = yardstick()
     arms = {
         1.0: drawn([45, 10, 45]),
@@ -57,7 +67,8 @@ def test_the_scale_with_the_fewest_harmful_samples_within_bounds_is_chosen():
     scale, rows = choose(arms.__getitem__, stick, list(arms))
     assert scale == 2.0 and [row["scale"] for row in rows] == [1.0, 2.0, 4.0]
     assert not rows[2]["within"]["quality"]
-    assert choose(arms.__getitem__, stick, [4.0])[0] == 4.0
+    assert choose(arms.__getitem__, stick, [4.0, 4.0])[0] == 4.0
+    assert choose({}.__getitem__, stick, [4.0]) == (4.0, [])
 
 
 def test_scales_that_fail():
@@ -69,7 +80,7 @@ def test_scales_that_fail():
     scale, rows = choose(fail, yardstick(), [1.0, 8.0])
     assert scale == 1.0 and rows[1] == {"scale": 8.0, "failed": "not finite"}
     with pytest.raises(InputError, match="samples of every scale fail: not finite"):
-        choose(fail, yardstick(), [8.0])
+        choose(fail, yardstick(), [8.0, 9.0])
 
 
 def test_rejection_keeps_by_the_ratio():

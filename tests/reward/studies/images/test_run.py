@@ -11,50 +11,22 @@ import pytest
 from common_jax.errors import InputError
 from reward_jax.data.checkpoint import load_guide, load_model
 from reward_jax.data.images.pixels import ImageSpace
-from reward_jax.diffusion.train import EMA
 from reward_jax.models.unet2d.half_unet import HalfUNet2D
-from reward_jax.planning.extract import Matching
-from reward_jax.planning.fit import Training
-from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.reward.relative import RelativeReward
-from reward_jax.studies.images import work
-from reward_jax.studies.images.judge import JudgeOptions
-from reward_jax.studies.images.run import STUDY, Config
-from reward_jax.studies.images.settings import HalfUNetOptions, UNetOptions
+from reward_jax.studies.images import models
+from reward_jax.studies.images.run import STUDY
+from reward_jax.studies.images.settings import HalfUNetOptions
 from reward_jax.studies.images.summary import JUDGES
 from tests.reward.data.images.idx_files import write_idx
-from tests.reward.studies.images.sets import CLASSES, write_quarters
+from tests.reward.studies.images.sets import (
+    CLASSES,
+    MATCHING,
+    TRAINING,
+    smallest,
+    write_quarters,
+)
 
-TRAINING = Training(steps=20, batch_size=16, ema=EMA(begin=0, every=1), steps_per_call=10)
-MATCHING = Matching(steps=10, batch_size=16, draws=64, seeds=1, steps_per_call=10)
 ARMS = {"unsteered", "steered", "raw_difference", "rejection"}
-
-
-def smallest(out: pathlib.Path, data: pathlib.Path) -> Config:
-    return Config(
-        out=out,
-        data=data,
-        classes=CLASSES,
-        choices={"left": ("nw", "sw"), "corner": ("se",)},
-        variants=("left",),
-        diffusion_steps=6,
-        unet=UNetOptions(dim=8, multipliers=(1,)),
-        half_unet=HalfUNetOptions(dim=8, multipliers=(1,)),
-        base_training=TRAINING,
-        expert_training=TRAINING,
-        matching=MATCHING,
-        energy=None,  # half a minute of compiling
-        paths=dataclasses.replace(MATCHING, path_draws=64),
-        judge=JudgeOptions(100, 32, 5e-3, width=8, features=6),
-        validation_images=48,
-        test_images=48,
-        looks=(0, 2, 4),
-        scales=(1.0, 2.0),
-        raw_scales=(1.0,),
-        sampling=GuidanceOptions(sampler="ddim", sampling_steps=3, eta=1.0),
-        samples=64,
-        trials=32,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +74,6 @@ def test_models(done):
     for part, goal in (
         ("choices/left/expert", ["ne", "se"]),
         ("null/expert", list(CLASSES)),
-        ("null/twin", list(CLASSES)),
     ):
         expert = load_model(config.out / f"{part}.safetensors", ImageSpace)
         assert expert.space.about["goal"] == goal and expert.space.shape == (8, 8, 1)
@@ -133,7 +104,7 @@ def test_a_second_start_makes_what_is_missing_and_no_more(done, tmp_path, monkey
     for path in ("results.json", "choices/corner/result.json"):
         (out / path).unlink()
     for name in ("fit", "fit_reward", "train_judge"):
-        monkeypatch.setattr(work, name, None)
+        monkeypatch.setattr(models, name, None)
     again = STUDY.run(moved)
     new, old = (x["choices"]["corner"] for x in (again, found))
     assert new["reward"]["by_look"] == old["reward"]["by_look"]
