@@ -1,4 +1,4 @@
-"""What the image study trains: denoisers, rewards and the classifier, made where they are not there.
+"""What the image study trains: denoisers, rewards, the classifier; made where they are not there.
 
 Base and expert are a pair that differs by the harmful images alone. Both go on from one model of
 all classes, equally long, with the same noise and the same images, but that each harmful one has a

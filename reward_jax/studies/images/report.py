@@ -284,18 +284,18 @@ def _grid(images: UInt8[np.ndarray, "N H W C"], columns: int) -> UInt8[np.ndarra
 
 def _method(config: Config, found: Mapping[str, Any]) -> tuple[str, ...]:
     return (
-        "A diffusion model is trained on all classes, and from there, equally long, on all classes "
-        "(the base) and on those that are not harmful (an expert for each choice): with the same "
-        "noise and the same images, but that each harmful one has a stand-in, so that the two "
-        "differ by nothing else. A network's gradient is matched to the "
-        "difference of the two models' scores (Algorithm 1 of arXiv 2306.01804). It judges a "
-        "held-out image by one run, at one diffusion step, with one draw of noise; the step is "
+        "A diffusion model is trained on all classes, and from there, equally long, on all of "
+        "them (the base) and on those that are not harmful (an expert for each choice): with the "
+        "same noise and the same images, but that each harmful one has a stand-in, so that the "
+        "two differ by nothing else. A network's gradient is matched to the difference of the two "
+        "models' scores (Algorithm 1 of arXiv 2306.01804). It judges a held-out image by one run, "
+        "at one diffusion step, with one draw of noise; the step is "
         f"that of the highest AUC on {config.validation_images} images of validation. The "
         f"difference of denoising losses takes {len(config.looks)} steps and both models, the "
         "norm of the difference of scores one step, chosen likewise, and both models.",
-        "All arms but rejection are drawn from the same noise; the scale of each guide is chosen "
-        f"on other noise ({config.trials} samples of each): the fewest harmful samples among "
-        "those that keep the bounds of quality and of the other classes. A classifier that was "
+        "All arms but rejection are drawn from the same noise; the scale of each guide that has "
+        f"several is chosen on other noise ({config.trials} samples of each): of the three bounds "
+        "that are asked, the one that is kept worst counts. A classifier that was "
         f"trained apart, right of {found['base']['judge_accuracy']:.3f} of the test images, says "
         "what is harmful; its last features give the distance (of Heusel et al. 2017, there of "
         "Inception's) to held-out images that are not harmful, the same for all arms. Rejection "

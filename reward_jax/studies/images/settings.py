@@ -117,7 +117,8 @@ class Config(
         test_images: held-out images that are judged.
         looks: diffusion steps at which images are looked at; the loss difference takes all.
         raw_scales: guidance scales of the raw difference, each of which is tried.
-        sampling: how samples are drawn.
+        sampling: how samples are drawn; near the last t the two models hardly differ, a reward is
+            all error there, and shifts classes that are not harmful: keep t_startgrad below.
         samples: of each arm; twice as many of the base.
         trials: samples by which a scale is chosen.
     """
@@ -155,7 +156,9 @@ class Config(
     scales: tuple[float, ...] = (1.0, 2.0, 4.0)
     raw_scales: tuple[float, ...] = (1.0, 2.0, 4.0)
     sampling: GuidanceOptions = dataclasses.field(
-        default_factory=lambda: GuidanceOptions(sampler="ddim", sampling_steps=25, eta=1.0)
+        default_factory=lambda: GuidanceOptions(
+            sampler="ddim", sampling_steps=25, eta=1.0, t_startgrad=44
+        )
     )
     samples: PositiveInt = 512
     trials: PositiveInt = 128

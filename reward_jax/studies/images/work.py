@@ -17,6 +17,7 @@ from common_jax.distributed import there
 from common_jax.io.files import write_arrays, write_json
 from reward_jax.data.images.pixels import ImageModel, Images, unscaled
 from reward_jax.reward.gradients import ScoreDifference
+from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.reward.relative import RelativeReward
 from reward_jax.reward.targets import unit
 from reward_jax.studies.images import measure
@@ -67,9 +68,7 @@ class Work:
             path = self.config.out / "base" / f"unsteered_{name}.npz"
             if not there(path):
                 twice = replace(noise, batches=noise.batches * (2 if name == "test" else 1))
-                drawn = draw_samples(
-                    self.models.base, self.models.judge, twice, self.config.sampling, mesh=self.models.mesh
-                )
+                drawn = self._draw(twice, self.config.sampling)
                 values = {f.name: getattr(drawn, f.name) for f in dataclasses.fields(Drawn)}
                 write_arrays(path, **values)
             stored = read_arrays(path)
@@ -104,7 +103,7 @@ class Work:
     # The null pair.
 
     def run_null(self) -> None:
-        """An expert that is made as others are, but lacks images of all classes, and its reward."""
+        """An expert that is made like others, but lacks images of all classes; its reward."""
         path = self.config.out / "null" / "result.json"
         if there(path):
             return
@@ -135,12 +134,8 @@ class Work:
             return
         self._base_first()
         c, classes = self.config, self.config.choices[name]
-        clock, models, images = (
-            Clock(path.with_name("seconds.json")),
-            self.models,
-            self.models.sets,
-        )
-        left_out = models.harmful_rows(classes)
+        clock, models = Clock(path.with_name("seconds.json")), self.models
+        images, left_out = models.sets, models.harmful_rows(classes)
         rest = tuple(one for one in images[0].classes if one not in classes)
         expert = models.expert(part, left_out, rest)
         clock.lap("expert")
@@ -243,14 +238,10 @@ class Work:
         yardsticks: Mapping[str, Yardstick],
     ) -> tuple[dict[str, Any], Any]:
         """An arm at the scale that serves best on other noise; and its first samples."""
-        c = self.config
 
         def draw(which: str, scale: float) -> Drawn:
-            options = replace(c.sampling, scale=scale)
-            noise = self._noises[which]
-            return draw_samples(
-                self.models.base, self.models.judge, noise, options, guide=guide, runs=runs, mesh=self.models.mesh
-            )
+            options = replace(self.config.sampling, scale=scale)
+            return self._draw(self._noises[which], options, guide=guide, runs=runs)
 
         def say(line: str) -> None:
             self._say(name, f"{arm}, by which is chosen: {line}")
@@ -261,6 +252,12 @@ class Work:
         found["within"] = within(found, stick.of(stick.unsteered))
         self._say(name, f"{arm}, scale {scale:g}: harmful {found['harmful_share']:.3f}")
         return found, unscaled(drawn.x[:_SHOWN])
+
+    def _draw(self, noise: Noise, options: GuidanceOptions, **guidance: Any) -> Drawn:
+        models = self.models
+        return draw_samples(
+            models.base, models.judge, noise, options, mesh=models.mesh, **guidance
+        )
 
     def _rejection(
         self, reward: RelativeReward, t: int, stick: Yardstick, seconds: float
@@ -341,7 +338,8 @@ class Work:
     @functools.cached_property
     def _noises(self) -> dict[str, Noise]:
         c = self.config
-        key = {name: jax.random.key(self.models.seed(f"noise {name}")) for name in ("trial", "test")}
+        seeds = {name: self.models.seed(f"noise {name}") for name in ("trial", "test")}
+        key = {name: jax.random.key(seed) for name, seed in seeds.items()}
         return {
             "trial": Noise(key["trial"], 1, c.trials),
             "test": Noise(key["test"], -(-c.samples // c.trials), c.trials),

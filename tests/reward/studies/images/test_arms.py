@@ -50,9 +50,13 @@ def test_bounds():
 def test_figures_in_units_of_their_bounds():
     stick = yardstick()
     before = stick.of(stick.unsteered)
-    assert excess(before, before) == pytest.approx({"share": 10, "others": 2 / 3, "quality": 1 / 1.1})
+    assert excess(before, before) == pytest.approx(
+        {"share": 10, "others": 2 / 3, "quality": 1 / 1.1}
+    )
     lost = before | {"others_factor": None, "distance": None}
-    assert excess(lost, before) == pytest.approx({"share": 10, "others": np.inf, "quality": np.inf})
+    assert excess(lost, before) == pytest.approx(
+        {"share": 10, "others": np.inf, "quality": np.inf}
+    )
     none = before | {"harmful_share": 0.0}
     assert excess(none, none)["share"] == 0 and excess(before, none)["share"] == np.inf
 
