@@ -192,9 +192,9 @@ class Models:
         """All images, but in the place of each that is left out another one as its stand-in."""
         if not left_out.any():
             return self._all_rows
-        pixels, kept = self.sets[0].pixels.copy(), np.flatnonzero(~left_out)
+        pixels, others = self.sets[0].pixels.copy(), np.flatnonzero(~left_out)
         generator = np.random.default_rng(self.seed("stand-ins"))
-        order = np.resize(generator.permutation(kept), int(left_out.sum()))
+        order = np.resize(generator.permutation(others), int(left_out.sum()))
         pixels[left_out] = self.sets[0].pixels[order]
         return ImageRows(jnp.asarray(pixels))
 
