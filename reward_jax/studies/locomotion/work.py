@@ -360,7 +360,7 @@ class RobotWork:
         c, reward = self.config, self.reward
         base, expert = self.base.denoiser, self.expert.denoiser
         fresh = [
-            self._record(which, max(4, count // 25), f"held-out {which} data")
+            self._record(which, max(4, count // 10), f"held-out {which} data")
             for which, count in (
                 (c.base_data, c.base_episodes),
                 (c.expert_data, c.expert_episodes),
