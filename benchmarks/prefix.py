@@ -1,4 +1,4 @@
-"""Prompts that begin alike: what sharing gains in the score, over alphas and in attacks.
+"""Prompts that begin alike: what sharing gains in the score, over alphas, in attacks and prefills.
 
     python -m benchmarks.prefix [--rounds 3] [--tokens 200] [--prompts 200] [--depth 2]
 
@@ -7,7 +7,10 @@ processor's seconds, which other programs on the machine change less than the cl
 tenths of each prompt are common to all (a few-shot header, say). The floor of tokens is what the
 ratio would be if time were tokens computed, padding included. An attack's candidates are those of
 one step of `attacks/gcg.py` on one request: strings behind the common part, before the same words
-and the same target. Prints a table and keeps a JSON.
+and the same target. Two more sets are scored: requests that each follow 0, 1, 2 ... examples (many
+shots), and two system prompts, each before three sets of examples (heads). A prefill answers the
+prompts by one token each; apart are prompts of the same lengths that share nothing. Prints a table
+and keeps a JSON.
 """
 
 import argparse
@@ -27,17 +30,19 @@ from benchmarks.tuco import first_run
 from tuco_jax.attacks.target_loss import Pieces, cached_prompts, candidate_losses
 from tuco_jax.core.budget import default_budget
 from tuco_jax.evaluation.option_scores import option_scores
+from tuco_jax.generation.generate import generate_tokens
 from tuco_jax.models import decoder
 from tuco_jax.models.config import ModelConfig, Rope
 from tuco_jax.models.pair import Pair
-from tuco_jax.prompts.packing import pack
+from tuco_jax.prompts.packing import Packed, pack
 from tuco_jax.prompts.prefixes import pack_shared
 from tuco_jax.prompts.read import Prompt
 from tuco_jax.scoring.score import score_tokens
 
 HERE = pathlib.Path(__file__).parent
 ALPHAS = (0.9, 1.0, 1.1)
-KINDS = "score", "alphas", "attack"
+KINDS = "score", "alphas", "attack", "many shots", "heads", "prefill"
+SHOTS = 0, 1, 2, 4, 8, 16
 
 
 def random_pair(depth: int, width: int) -> Pair:
@@ -89,9 +94,43 @@ def with_head(head: np.ndarray, strings: np.ndarray) -> np.ndarray:
     return np.concatenate([before, strings], axis=1)
 
 
+def many_shots(rng: np.random.Generator, requests: int = 40) -> list[np.ndarray]:
+    """Each request behind one template and 0 to 16 examples of about 20 tokens."""
+    template, rows = rng.integers(0, 4096, 12), []
+    for _ in range(requests):
+        examples = [rng.integers(0, 4096, rng.integers(15, 26)) for _ in range(SHOTS[-1])]
+        question = rng.integers(0, 4096, rng.integers(10, 25))
+        rows += [np.concatenate([template, *examples[:n], question]) for n in SHOTS]
+    return [row.astype(np.int32) for row in rows]
+
+
+def heads_in_heads(rng: np.random.Generator) -> list[np.ndarray]:
+    """Questions behind two system prompts, each alone or before one of three sets of examples."""
+    rows = []
+    for system in (rng.integers(0, 4096, 60) for _ in range(2)):
+        for count in (0, 100, 150, 200):
+            examples = rng.integers(0, 4096, count)
+            rows += [
+                np.concatenate([system, examples, rng.integers(0, 4096, rng.integers(10, 25))])
+                for _ in range(20)
+            ]
+    return [row.astype(np.int32) for row in rows]
+
+
 def relative(got: np.ndarray, want: np.ndarray) -> float:
     """The largest difference, beside the largest value where that is beyond 1."""
     return float(np.abs(got - want).max() / max(1.0, np.abs(want).max()))
+
+
+def scored(pair: Pair, rows: list[np.ndarray], **options: Any) -> np.ndarray:
+    names = [Prompt(id=i, prompt="", messages=None, label=None, line=i) for i in range(len(rows))]
+    return score_tokens(pair, rows, names, **options).tuco
+
+
+def plans(rows: list[np.ndarray]) -> tuple[list[Packed], list[Packed]]:
+    """Batches of each prompt by itself, and of what they share."""
+    budget = default_budget()
+    return pack([row.size for row in rows], budget), pack_shared(rows, budget)
 
 
 def main() -> None:
@@ -111,7 +150,8 @@ def main() -> None:
         np.concatenate([head, rng.integers(0, 4096, args.tokens - head.size)]).astype(np.int32)
         for _ in range(args.prompts)
     ]
-    names = [Prompt(id=i, prompt="", messages=None, label=None, line=i) for i in range(len(rows))]
+    shots, heads = many_shots(rng), heads_in_heads(rng)
+    strangers = [rng.integers(0, 4096, row.size).astype(np.int32) for row in rows]
     options = np.asarray([5, 6], np.int32)
     rest = args.tokens - head.size
     pieces = Pieces(
@@ -119,15 +159,21 @@ def main() -> None:
     )
     strings = np.stack([row[head.size :][: rest // 2] for row in rows])
     cases: dict[str, Callable[[], Any]] = {
-        "score": lambda: score_tokens(pair, rows, names).tuco,
-        "score, apart": lambda: score_tokens(pair, rows, names, share_prefixes=False).tuco,
+        "score": lambda: scored(pair, rows),
+        "score, apart": lambda: scored(pair, rows, share_prefixes=False),
         "alphas": lambda: option_scores(pair, rows, options, ALPHAS),
         "alphas, apart": lambda: option_scores(pair, rows, options, ALPHAS, share=False),
         "attack": lambda: losses(pair, pieces, strings),
         "attack, apart": lambda: losses(pair, whole(pieces), with_head(head, strings)),
+        "many shots": lambda: scored(pair, shots),
+        "many shots, apart": lambda: scored(pair, shots, share_prefixes=False),
+        "heads": lambda: scored(pair, heads),
+        "heads, apart": lambda: scored(pair, heads, share_prefixes=False),
+        "prefill": lambda: generate_tokens(pair, rows, 0.9, max_new_tokens=1),
+        "prefill, apart": lambda: generate_tokens(pair, strangers, 0.9, max_new_tokens=1),
     }
     results = {name: first_run(name, case) for name, case in cases.items()}
-    gaps = {name: relative(results[name], results[f"{name}, apart"]) for name in KINDS}
+    gaps = {name: relative(results[name], results[f"{name}, apart"]) for name in KINDS[:-1]}
     print("largest differences:", ", ".join(f"{name} {gap:.1e}" for name, gap in gaps.items()))
     assert max(gaps.values()) < 1e-5
     taken: dict[str, list[float]] = {name: [] for name in cases}
@@ -137,16 +183,12 @@ def main() -> None:
             case()
             taken[name].append(time.process_time() - start)
     times = {name: statistics.median(seconds) for name, seconds in taken.items()}
-    budget = default_budget()
-    computed = [
-        sum(batch.computed for batch in batches)
-        for batches in (pack([row.size for row in rows], budget), pack_shared(rows, budget))
-    ]
-    figures = {
-        f"{name}: apart / shared (asked: 3)": times[f"{name}, apart"] / times[name]
-        for name in KINDS
-    }
-    figures["score, alphas: tokens apart / shared"] = computed[0] / computed[1]
+    figures = {f"{name}: apart / shared": times[f"{name}, apart"] / times[name] for name in KINDS}
+    for name, some in (("score", rows), ("many shots", shots), ("heads", heads)):
+        apart, shared = (sum(b.computed for b in plan) for plan in plans(some))
+        figures[f"{name}: tokens apart / shared"] = apart / shared
+        figures[f"{name}: tokens, shared"] = shared
+        figures[f"{name}: shapes"] = len({b.shape for b in plans(some)[1]})
     figures |= {f"{name}: largest difference (asked: 1e-5)": gap for name, gap in gaps.items()}
     for name, value in figures.items():
         print(f"{value:8.2g}  {name}" if value < 0.01 else f"{value:8.2f}  {name}")
