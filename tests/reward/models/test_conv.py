@@ -225,5 +225,4 @@ def test_products_before_doubling_are_those_after(size):
     assert_close(ours, wanted)
     assert np.abs(wanted[2][1]).max() > 1e-3
     program = jax.make_jaxpr(lambda x, k: conv2d_doubled(x, k, size, method="matmul"))(x, kernel)
-    assert sum(e.primitive.name == "dot_general" for e in program.eqns) == 1
-    assert all(e.primitive.name != "conv_general_dilated" for e in program.eqns)
+    assert str(program).count("dot_general[") == 1 and "conv_general" not in str(program)
