@@ -1,14 +1,22 @@
 """What one of several processes does beyond commands: functions of the package itself."""
 
 import dataclasses
+import json
+import pathlib
+from typing import Any
+from unittest import mock
 
+import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from common_jax.distributed import is_first
-from common_jax.mesh import fetch, mesh_for
+from common_jax.mesh import fetch, make_mesh, mesh_for
 from tests.tuco import random_models as rm
 from tuco_jax.core.decompose import decompose
-from tuco_jax.models.sharding import place, put_rows
+from tuco_jax.models.sharding import place, placement, put_rows
+from tuco_jax.weights import int8
+from tuco_jax.weights.load import load_model
 
 
 def decomposed(path: str, sizes: str) -> None:
@@ -27,3 +35,21 @@ def decomposed(path: str, sizes: str) -> None:
         found |= {f"{name} {k}": getattr(out, k)[..., real, :] for k in ("ptc", "ftc", "logits")}
     if is_first():
         np.savez(path, **found)
+
+
+def rounded(model: str, folder: str) -> None:
+    """Load a model as int8, over fsdp; note how many of its matrices' numbers are rounded here."""
+    mesh, sizes, own = make_mesh(fsdp=-1), [], int8.rounded
+
+    def counted(matrix: Any) -> Any:
+        sizes.append(matrix.size)
+        return own(matrix)
+
+    with mock.patch.object(int8, "rounded", counted):
+        params: Any = load_model(model, dtype="int8", placement=placement(mesh)).params
+    found: Any = flatten_dict(fetch(params), sep="/")
+    wanted: Any = flatten_dict(load_model(model, dtype="int8").params, sep="/")
+    same = all(np.array_equal(found[path], x) for path, x in wanted.items())
+    numbers = sum(x.size for path, x in wanted.items() if int8.holds(path))
+    path = pathlib.Path(folder) / f"rounded {jax.process_index()}"
+    path.write_text(json.dumps({"same": same, "rounded": sum(sizes), "numbers": numbers}))

@@ -48,6 +48,21 @@ def test_score(pair, tmp_path, count, mesh):
     assert not list(tmp_path.glob(".*")) + list(tmp_path.glob("*.journal"))
 
 
+def test_int8(pair, tmp_path):
+    """Over fsdp, whichever side of a matrix that cuts: no number is read for its scale alone."""
+    options = file_options(pair, tmp_path, ROWS[:6], dtype="int8", token_budget=256)
+    alone = tmp_path / "alone.jsonl"
+    assert main(["score", *map(str, argv(options, out=alone))]) == 0
+    runs = [["score", *argv(options, **{"mesh.fsdp": 2})]]
+    runs += [["tests.tuco.member:rounded", pair[0], str(tmp_path)]]
+    (tmp_path / "runs.json").write_text(json.dumps(runs, default=str))
+    together("tests.several", ["tuco-jax", tmp_path / "runs.json"])
+    compare(pathlib.Path(options["out"]), alone)
+    for i in range(2):
+        found = json.loads((tmp_path / f"rounded {i}").read_text())
+        assert found["same"] and found["rounded"] == found["numbers"] / 2
+
+
 def test_generate(pair, tmp_path):
     """With each token's TuCo, which the full decomposition gives."""
     options = file_options(pair, tmp_path, ROWS, alpha=0.6, tuco="true", max_new_tokens=6)

@@ -10,6 +10,7 @@ what is held.
 
 import functools
 import itertools
+import math
 import mmap
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +22,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int8, Shaped
 
+from common_jax.distributed import meet
 from common_jax.io.orbax_noise import quiet
 from tuco_jax.weights import int8
 
@@ -98,16 +101,45 @@ def assemble(
 def assemble_int8(
     path: str, shape: tuple[int, ...], placement: Placement | None, fill: Fill
 ) -> dict[str, Shaped[Array, "..."]]:
-    """A stacked matrix, `path`, as int8, and its scales, each at its path; fill: its numbers."""
-    found = int8.Rounded(shape, fill)
-    out = {}
-    for name, size, kind, own in (
-        (path, shape, int8.INT8, found.values),
-        (int8.scale_of(path), found.scale.shape, "float32", found.scales),
+    """A stacked matrix, `path`, as int8, and its scales, each at its path; fill: its numbers.
+
+    A scale is of all inputs. Where these are cut among processes, each reads and rounds other
+    outputs, all inputs of them, and then they exchange what is rounded, a quarter of the bytes.
+    """
+    found, out = int8.Rounded(shape, fill), {}
+    cuts = _by_outputs(placement(path, shape) if placement else None, shape)
+    for cut, (name, size, kind, own) in zip(
+        cuts,
+        (
+            (path, shape, int8.INT8, found.values),
+            (int8.scale_of(path), found.scale.shape, "float32", found.scales),
+        ),
+        strict=True,
     ):
         where = placement(name, size) if placement else None
-        out[name] = assemble(size, kind, where, own, layered=True)
+        array = assemble(size, kind, cut or where, own, layered=True)
+        if cut:
+            meet()  # those that are exchanged with may still read
+            array = jax.block_until_ready(jax.device_put(array, where))
+        out[name] = array
     return out
+
+
+def _by_outputs(
+    where: jax.sharding.Sharding | None, shape: tuple[int, ...]
+) -> tuple[NamedSharding | None, NamedSharding | None]:
+    """Where a matrix [.., I, O] and its scales lie while they are read: cut by outputs alone.
+
+    None: where they are to lie. Of one process, all parts are read together.
+    """
+    if not isinstance(where, NamedSharding) or where.is_fully_addressable:
+        return None, None
+    *others, inputs, outputs = (*where.spec, *(None,) * (len(shape) - len(where.spec)))
+    axes = tuple(axis for axis in (outputs, inputs) if axis is not None)
+    if inputs is None or shape[-1] % math.prod(where.mesh.shape[axis] for axis in axes):
+        return None, None
+    matrix, scales = PartitionSpec(*others, None, axes), PartitionSpec(*others, axes)
+    return NamedSharding(where.mesh, matrix), NamedSharding(where.mesh, scales)
 
 
 def layer_int8(
