@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import itertools
 import json
 import shlex
 import shutil
@@ -25,7 +26,7 @@ from reward_jax.studies.i2p.report import write_report
 from reward_jax.studies.i2p.reward import LatentNetwork, PairMatching, Scaling
 from reward_jax.studies.i2p.run import STUDY, Config
 from reward_jax.studies.i2p.store import PairStore
-from tests.processes import LIMIT
+from tests.processes import LIMIT, together
 from tests.reward.cli_runs import run
 from tests.reward.studies.i2p import tiny
 
@@ -174,6 +175,24 @@ def test_two_starts_in_one_folder_share_the_shards(done, tmp_path, monkeypatch):
         summary = first.result()
     assert list(drawn.values()) == [["a cat"], ["violence", "a red cat"]]
     assert timeless(summary) == timeless(done.summary)
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(done, tmp_path):
+    """Over both rows are drawn, four a shard, for three do not divide, and batches matched."""
+    out, one = tmp_path / "two", done.config.out
+    argv = ["study", "i2p", "--config", one / "config.yaml", "--store.at_once", 4, "--out", out]
+    printed = together("reward_jax.cli", argv)
+    assert "report: " in printed[0].out and not printed[1].out
+    stores = PairStore(one / "pairs", 8, 3), PairStore(out / "pairs", 8, 4)
+    for name in ("x_t", "base", "safe", "last"):
+        for chain, row in itertools.product(range(2), range(8)):
+            wanted, found = (store.read(name, chain, row) for store in stores)
+            np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=2e-3)
+    summary = json.loads((out / "results.json").read_text())
+    assert summary["prompts"] == done.summary["prompts"] and summary["ways"]["rounding"] < 1e-3
+    scores = [np.load(folder / "reward/scores.npz")["reward"] for folder in (one, out)]
+    np.testing.assert_allclose(scores[1], scores[0], atol=2e-3 * np.abs(scores[0]).max())
 
 
 def test_a_damaged_file_of_scores_is_named(done, tmp_path):
