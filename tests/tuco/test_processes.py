@@ -20,7 +20,14 @@ from tests.tuco.tiny import save_tiny
 from tuco_jax.cli import main
 from tuco_jax.studies.base import command
 
-ROWS = [{"id": f"p{i}", "prompt": "ab c" * (1 + i * 5 % 13)} for i in range(11)]
+
+def prompt(i: int) -> str:
+    """One that begins like no other, and is scored by itself."""
+    return "".join(np.random.default_rng(i).choice(list(LETTERS), 8)) + "ab c" * (1 + i * 5 % 13)
+
+
+LETTERS = "abcdefghijklmnop"
+ROWS = [{"id": f"p{i}", "prompt": prompt(i)} for i in range(11)]
 STATE = ("gcg/search_1", "search.json")
 
 
@@ -124,7 +131,7 @@ def check_finetuned(out: pathlib.Path, alone: pathlib.Path) -> None:
 
 def test_scores_go_on_with_another_number_of_processes(pair, tmp_path):
     """One of two is killed; the other says which, and one process ends the work."""
-    rows = [{"id": i, "prompt": "ab c" * (1 + i * 5 % 13)} for i in range(600)]
+    rows = [{"id": i, "prompt": prompt(i)} for i in range(600)]
     options = file_options(pair, tmp_path, rows, token_budget=128)
     journal = pathlib.Path(options["out"] + ".journal")
     with start("tuco_jax.cli", ["score", *argv(options)], 2) as begun:
