@@ -41,9 +41,9 @@ def tokenizer():
 
 
 def some_prompts(count=24):
-    """Letters of few lengths: each is a compilation."""
+    """Letters of few lengths, each prompt of its own letter: nothing is shared."""
     lengths = np.random.default_rng(0).choice([1, 3, 6, 20, 60, 63], count)
-    return ["x" * n for n in lengths]
+    return [chr(97 + i) * n for i, n in enumerate(lengths)]
 
 
 def entry(*rows, value=0.5):

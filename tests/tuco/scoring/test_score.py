@@ -144,7 +144,7 @@ def test_what_prompts_share_is_computed_once(pair, tokenizer, options):
 
 def test_prompts_that_share_resume(pair, tokenizer, tmp_path):
     """A batch behind a prefix is kept, and not computed again."""
-    prompts = as_prompts(alike())
+    prompts = as_prompts(alike(600))
     tokens = encode(tokenizer, prompts)
     whole = score_tokens(pair, tokens, prompts, token_budget=60)
     with Journal(tmp_path / "journal") as journal:
