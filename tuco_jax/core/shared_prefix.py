@@ -100,7 +100,8 @@ class SharedPrefixes:
     rows: its tokens, mask and segments (not None) are [B, n, T], its columns [B, n, C]. real: True
     at a prefix's tokens. totals: length of a prompt that begins with it; where rotary frequencies
     depend on lengths, all prompts of a prefix must ask for the same ones. starts: how many of its
-    prefix's tokens each token's segment follows.
+    prefix's tokens each token's segment follows. whole: the result is a pair, what became of the
+    prefixes and of the rows.
     """
 
     rows: Rows
@@ -109,6 +110,7 @@ class SharedPrefixes:
     totals: Int[Array, " G"]
     follows: Int[Array, "B n"]
     starts: Int[Array, "B n T"]
+    whole: bool = struct.field(pytree_node=False, default=False)
 
     def state(self, ends: Pair) -> tuple[Places, Places, Int[Array, "n B"]]:
         """Places of the prefixes, and of the rows by chunks; and each row's prefix."""
@@ -156,11 +158,15 @@ class SharedPrefixes:
         ]
 
     def finish(self, ends: Pair, carry: tuple[Any, Any], outs: Sequence[Any]) -> Any:
-        """The result of all rows, as of one batch: [B n, ...], a row's chunks side by side."""
+        """The result of all rows, as of one batch: [B n, ...], a row's chunks side by side.
+
+        With `whole` behind the carry of the prefixes.
+        """
 
         def flat(a: Array, chunks: int, rows: int) -> Array:
             a = jnp.moveaxis(a, chunks, rows + 1)
             return a.reshape(*a.shape[:rows], -1, *a.shape[rows + 2 :])
 
         rows = jax.tree.map(lambda a: flat(a, 0, self.rows.axis), carry[1])
-        return self.rows.finish(ends, rows, jax.tree.map(lambda a: flat(a, 1, 1), list(outs)))
+        found = self.rows.finish(ends, rows, jax.tree.map(lambda a: flat(a, 1, 1), list(outs)))
+        return (carry[0], found) if self.whole else found

@@ -15,6 +15,7 @@ there.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,6 +25,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped
 
 from common_jax.mesh import constrain
+from tuco_jax.core.cache import Ahead, LayerCache
+from tuco_jax.core.engine import Phase, run
 from tuco_jax.core.layer import PairLayer
 from tuco_jax.core.places import Places, last_column, pick
 from tuco_jax.core.residual import begin, share
@@ -33,7 +36,9 @@ from tuco_jax.models import decoder
 from tuco_jax.models.pair import Pair
 
 __all__ = [
+    "FinalStreams",
     "FinalStreamsStep",
+    "Streams",
     "Trajectories",
     "TrajectoriesStep",
     "final_streams",
@@ -129,19 +134,73 @@ def _begin(
     return begin(ends, tokens, None, places, mesh), places
 
 
+Streams = tuple[Float[Array, "B T D"], Float[Array, "B T D"]]  # x of FT, y of PT
+
+
 @struct.dataclass
 class FinalStreamsStep:
-    """The step of one layer of each model on a stream of its own. carry: (x of FT, y of PT)."""
+    """The step of one layer of each model on a stream of its own.
+
+    ahead: of the prefixes that rows follow.
+    """
 
     places: Places
     mesh: Mesh | None = struct.field(pytree_node=False)
+    ahead: Ahead | None = None
 
-    def __call__(self, carry: Any, layer: PairLayer, _: None) -> tuple[Any, None]:
+    def lead(
+        self, streams: Streams, layer: PairLayer, _: None, at: Places
+    ) -> tuple[Streams, LayerCache]:
+        """Prefixes through the layer, as rows."""
+        x, y = streams
+        seen = layer.tuned.keys_values(x, at.tuned), layer.base.keys_values(y, at.base)
+        x = x + layer.tuned.whole(x, at.tuned).total
+        y = y + layer.base.whole(y, at.base).total
+        return constrain((x, y), self.mesh), seen
+
+    def __call__(self, streams: Streams, layer: PairLayer, _: None) -> tuple[Streams, None]:
         """An ordinary layer of both models."""
-        x, y = carry
-        x = x + layer.tuned.whole(x, self.places.tuned).total
-        y = y + layer.base.whole(y, self.places.base).total
+        x, y = streams
+        tuned, base = (self.ahead and self.ahead.join(model) for model in (0, 1))
+        x = x + layer.tuned.added(x, self.places.tuned, join=tuned).total
+        y = y + layer.base.added(y, self.places.base, join=base).total
         return constrain((x, y), self.mesh), None
+
+
+@struct.dataclass
+class FinalStreams:
+    """The engine of `final_streams`; columns are not used."""
+
+    tokens: Int[Array, "B T"] | None
+    mask: Shaped[Array, "B T"]
+    columns: Int[Array, "B C"] | None = None
+    segments: Int[Array, "B T"] | None = None
+    mesh: Mesh | None = struct.field(pytree_node=False, default=None)
+    axis = 0  # of rows in the carry
+
+    def state(self, ends: Pair) -> Places:
+        """The tokens' places."""
+        return Places.of(ends, self.mask, segments=self.segments)
+
+    def enter(self, ends: Pair, tokens: Int[Array, "B T"], places: Places) -> Streams:
+        """Each model's own embedding of some tokens."""
+        known = jnp.minimum(tokens, ends.base_config.vocab_size - 1)
+        at = places.base.query
+        y = decoder.embed(ends.base_config, ends.base, known, at, mesh=self.mesh)
+        return begin(ends, tokens, None, places, self.mesh), constrain(y, self.mesh)
+
+    def begin(self, ends: Pair, state: Places) -> Streams:
+        """Both embeddings."""
+        assert self.tokens is not None
+        return self.enter(ends, self.tokens, state)
+
+    def phases(self, state: Places, depth: int) -> list[Phase]:
+        """All layers alike."""
+        return [Phase(FinalStreamsStep(state, self.mesh), 0, depth)]
+
+    def finish(self, ends: Pair, carry: Streams, outs: Sequence[None]) -> Streams:
+        """The streams."""
+        return carry
 
 
 def final_streams(
@@ -159,23 +218,7 @@ def final_streams(
     """
     source = as_source(pair)
     tokens, mask = as_tokens(tokens, mask, source.ends.tuned_config.vocab_size)
-    carry, places = _begin_own(source.ends, tokens, mask, segments, mesh=mesh)
-    return walk(FinalStreamsStep(places, mesh), carry, source)[0]
-
-
-@functools.partial(jax.jit, static_argnames="mesh")
-def _begin_own(
-    ends: Pair,
-    tokens: Int[Array, "B T"],
-    mask: Shaped[Array, "B T"],
-    segments: Int[Array, "B T"] | None,
-    *,
-    mesh: Mesh | None,
-) -> tuple[tuple[Float[Array, "B T D"], Float[Array, "B T D"]], Places]:
-    places = Places.of(ends, mask, segments=segments)
-    known = jnp.minimum(tokens, ends.base_config.vocab_size - 1)
-    y = decoder.embed(ends.base_config, ends.base, known, places.base.query, mesh=mesh)
-    return (begin(ends, tokens, None, places, mesh), constrain(y, mesh)), places
+    return run(FinalStreams(tokens, mask, segments=segments, mesh=mesh), source)
 
 
 def output_co(

@@ -1,10 +1,13 @@
 """Simpler scores of a prompt to compare TuCo with: length, perplexity under PT and FT, OutputCo.
 
+What prompts begin with in common is run once, as in `score`.
+
 Legend: N prompts, B rows of a batch, T tokens, C prompts of a row, D residual width, V
-vocabulary.
+vocabulary; G prefixes of P tokens.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,10 +19,11 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from common_jax.errors import InputError
 from common_jax.mesh import fetch
+from tuco_jax.core import engine
 from tuco_jax.core.budget import default_budget
 from tuco_jax.core.places import pick
 from tuco_jax.core.residual import share
-from tuco_jax.core.trajectories import final_streams
+from tuco_jax.core.trajectories import FinalStreams, Streams
 from tuco_jax.core.walk import source_of
 from tuco_jax.models import decoder
 from tuco_jax.models.config import ModelConfig
@@ -27,8 +31,9 @@ from tuco_jax.models.decoder import Params
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import batch_width, mesh_of, put_rows
 from tuco_jax.prompts.encode import encode
-from tuco_jax.prompts.packing import pack
+from tuco_jax.prompts.prefixes import Behind
 from tuco_jax.prompts.read import Message, Prompt, as_prompts
+from tuco_jax.scoring.engine import engine_of, planned
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -94,9 +99,12 @@ def baselines_of_tokens(
     found = np.empty((3, len(tokens)), np.float32)
     mesh = mesh_of(pair)
     source = source_of(pair, mesh)
-    for batch in pack(lengths, default_budget(), batch_width(mesh)):
+    make = functools.partial(FinalStreams, mesh=mesh)
+    for batch in planned(tokens, source.ends, default_budget(), batch_width(mesh), share=True):
         rows = put_rows(batch.arrays(tokens), mesh)
-        streams = final_streams(source, rows["tokens"], rows["mask"], rows["segments"], mesh=mesh)
+        streams = engine.run(engine_of(rows, make, whole=True), source)
+        if not isinstance(batch, Behind):
+            streams = None, streams
         values = fetch(_measured(source.ends, *streams, rows, perplexity=perplexity))
         found[:, batch.prompts] = batch.unpack(values.transpose(1, 2, 0)).T
     base, tuned, output_co = found
@@ -106,42 +114,72 @@ def baselines_of_tokens(
 @jax.jit(static_argnames="perplexity")
 def _measured(
     ends: Pair,
-    tuned: Float[Array, "B T D"],
-    base: Float[Array, "B T D"],
+    before: Streams | None,
+    streams: Streams,
     rows: dict[str, jax.Array],
     *,
     perplexity: bool,
 ) -> Float[Array, "3 B C"]:
-    """Perplexity under PT and under FT, and OutputCo, of each prompt, from final streams."""
-    pt, by_base = _one(ends.base_config, ends.base, {}, base, rows, perplexity)
-    ft, by_tuned = _one(ends.tuned_config, ends.tuned_params, ends.lora, tuned, rows, perplexity)
+    """Perplexity under PT and under FT, and OutputCo, of each prompt, from final streams.
+
+    before: those of the prefixes that rows follow.
+    """
+    columns = _flat(rows["columns"])
+    ft, pt = (pick(x, columns) for x in streams)
+    by_tuned = by_base = jnp.full(columns.shape, math.nan)
+    if perplexity:
+        ahead = before or (None, None)
+        tuned = ends.tuned_config, ends.tuned_params, ends.lora
+        by_tuned = _perplexity(*tuned, ahead[0], streams[0], rows)
+        by_base = _perplexity(ends.base_config, ends.base, {}, ahead[1], streams[1], rows)
     return jnp.stack([by_base, by_tuned, share(pt, ft - pt)])
 
 
-def _one(
+def _flat(a: jax.Array) -> jax.Array:
+    """[B, ...] of a batch whose rows may be in chunks."""
+    return a.reshape(-1, a.shape[-1])
+
+
+def _perplexity(
     config: ModelConfig,
     params: Params,
     lora: Params,
+    before: Float[Array, "G P D"] | None,
     x: Float[Array, "B T D"],
     rows: dict[str, jax.Array],
-    perplexity: bool,
-) -> tuple[jax.Array, jax.Array]:
-    """One model's final stream x at last tokens [B, C, D], and each prompt's perplexity [B, C]."""
-    segments, columns = rows["segments"], rows["columns"]
-    # A token that only the tuned vocabulary has takes the base's last row, as in the stream.
-    known = jnp.minimum(rows["tokens"], config.vocab_size - 1)
-    last = pick(x, columns)
-    if not perplexity:
-        return last, jnp.full(columns.shape, math.nan)
+) -> Float[Array, "B C"]:
+    """One model's, of each prompt, from its final streams."""
 
-    def row(xs: tuple[jax.Array, ...]) -> jax.Array:
-        stream, targets, segments = xs  # a row at a time: logits are [T, V]
-        logits = decoder.logits(config, params, stream[:-1], lora)
-        chosen = jnp.take_along_axis(logits, targets[1:, None], axis=1)[:, 0]
-        nll = jax.nn.logsumexp(logits, axis=1) - chosen
-        counts = (segments[1:] == segments[:-1]) & (segments[1:] > 0)
-        own = (segments[None, 1:] == 1 + jnp.arange(columns.shape[1])[:, None]) & counts[None]
-        tokens = jnp.maximum(own.sum(axis=1), 1).astype(nll.dtype)
-        return jnp.sum(jnp.where(own, nll[None], 0), axis=1) / tokens
+    def nll(stream: Float[Array, "T D"], targets: Int[Array, " T"]) -> Float[Array, " T"]:
+        # A token that only the tuned vocabulary has takes the base's last row, as in the stream.
+        known = jnp.minimum(targets, config.vocab_size - 1)[:, None]
+        logits = decoder.logits(config, params, stream, lora)
+        chosen = jnp.take_along_axis(logits, known, axis=1)[:, 0]
+        return jax.nn.logsumexp(logits, axis=1) - chosen
 
-    return last, jnp.exp(jax.lax.map(row, (x, known, segments)))
+    columns = _flat(rows["columns"])
+
+    def row(xs: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        segments, earlier = xs["segments"], jnp.roll(xs["x"], 1, axis=0)
+        foretold = (segments == jnp.roll(segments, 1)).at[0].set(False)  # by the token before it
+        if before is not None:
+            last = before[xs["follows"]][jnp.maximum(xs["starts"] - 1, 0)]
+            earlier = jnp.where(foretold[:, None], earlier, last)
+            foretold |= xs["starts"] > 0
+        own = segments[None] == 1 + jnp.arange(columns.shape[1])[:, None]
+        own &= foretold[None]
+        total = jnp.sum(jnp.where(own, nll(earlier, xs["tokens"])[None], 0), axis=1)
+        return total, own.sum(axis=1)
+
+    given = {name: _flat(rows[name]) for name in ("tokens", "segments")} | {"x": x}
+    if before is not None:
+        given |= {"follows": rows["follows"].reshape(-1), "starts": _flat(rows["starts"])}
+    total, count = jax.lax.map(row, given)  # a row at a time: logits are [T, V]
+    if before is not None:
+        by_token = jax.lax.map(lambda xs: nll(xs[0][:-1], xs[1][1:]), (before, rows["prefixes"]))
+        so_far = jnp.cumsum(by_token, axis=1)
+        so_far = jnp.pad(so_far, ((0, 0), (2, 0)))  # of the first 0, 1, 2 ... tokens
+        starts = jnp.take_along_axis(given["starts"], columns, axis=1)
+        total += so_far[given["follows"][:, None], starts]
+        count += jnp.maximum(starts - 1, 0)
+    return jnp.exp(total / jnp.maximum(count, 1).astype(total.dtype))

@@ -32,13 +32,16 @@ def planned(
     return pack_shared(tokens, budget, multiple, kinds=kinds)
 
 
-def engine_of(batch: Mapping[str, Any], make: Callable[..., Rows]) -> Engine:
+def engine_of(
+    batch: Mapping[str, Any], make: Callable[..., Rows], *, whole: bool = False
+) -> Engine:
     """The engine of a batch's arrays, those of `Packed` or of `Behind` (rows behind prefixes).
 
     make: the engine of rows, such as `LastTokens`, from tokens, mask, columns and segments.
+    whole: as of `SharedPrefixes`.
     """
     rows = {name: batch[name] for name in ("tokens", "mask", "columns")}
     if "prefixes" not in batch:
         return make(**rows, segments=segments_of(batch))
     ahead = {name: batch[name] for name in ("prefixes", "real", "totals", "follows", "starts")}
-    return SharedPrefixes(make(**rows, segments=batch["segments"]), **ahead)
+    return SharedPrefixes(make(**rows, segments=batch["segments"]), **ahead, whole=whole)

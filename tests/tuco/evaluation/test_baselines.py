@@ -3,9 +3,13 @@ import pytest
 import torch
 
 from common_jax.errors import InputError
+from tests.tuco import random_models as rm
 from tests.tuco.tiny import save_tiny
+from tuco_jax.core.budget import default_budget
 from tuco_jax.evaluation.baselines import baselines, baselines_of_tokens
+from tuco_jax.prompts.prefixes import Behind
 from tuco_jax.prompts.read import Prompt
+from tuco_jax.scoring.engine import planned
 from tuco_jax.weights.load import load_pair
 
 LENGTHS = (2, 9, 23, 14, 9)
@@ -43,3 +47,28 @@ def test_baselines_are_those_of_transformers(tmp_path):
     assert np.isnan(short.base_perplexity).all()
     with pytest.raises(InputError, match="prompt 0: one token has no perplexity; give two or mor"):
         baselines(pair, tokenizer, [Prompt(0, "x")])
+
+
+@pytest.mark.parametrize("kind", ["full", "adapter"])
+def test_what_prompts_share_is_run_once(kind):
+    """Perplexity counts what is shared, too, and the step from it into each prompt's own."""
+    pair = {"full": rm.full_pair, "adapter": rm.adapter_pair}[kind](base=rm.config(vocab_size=64))
+    rng = np.random.default_rng(4)
+    head = rng.integers(0, 64, 40)
+    rows = [np.append(head, rng.integers(0, 64, n)) for n in rng.integers(1, 9, 40)]
+    rows += [head[:n] for n in (1, 2, 20, 39)] + [np.append(head[:25], 7)]
+    rows = [r.astype(np.int32) for r in rows]
+    batches = planned(rows, pair, default_budget(), 1, share=True)
+    assert any(isinstance(batch, Behind) for batch in batches)
+    names = [Prompt(i, "x") for i in range(len(rows))]
+    longer = [i for i, r in enumerate(rows) if r.size > 1]
+    for chosen, perplexity in ((longer, True), (range(len(rows)), False)):
+        given = [rows[i] for i in chosen], [names[i] for i in chosen]
+        together = baselines_of_tokens(pair, *given, perplexity=perplexity)
+        alone = [
+            baselines_of_tokens(pair, [r], [p], perplexity=perplexity)
+            for r, p in zip(*given, strict=True)
+        ]
+        for name in ("base_perplexity", "tuned_perplexity", "output_co"):
+            want = np.concatenate([getattr(one, name) for one in alone])
+            np.testing.assert_allclose(getattr(together, name), want, rtol=1e-5)
