@@ -64,9 +64,10 @@ class Watch:
 
         what: None where another process is why.
         """
-        with contextlib.suppress(Exception):  # the service may be what is gone
-            text = json.dumps([what and " ".join(what.split())[:500], code])
-            self._store.key_value_set(f"{_ENDED}{self._index}", text, True)
+        if self._dumb * PACE < SILENCE:  # process 0, stopped, would keep this one waiting, too
+            with contextlib.suppress(Exception):  # the service may be what is gone
+                text = json.dumps([what and " ".join(what.split())[:500], code])
+                self._store.key_value_set(f"{_ENDED}{self._index}", text, True)
         until = time.monotonic() + FAREWELL
         while (
             self._index == 0

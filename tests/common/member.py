@@ -2,12 +2,17 @@
 
 import argparse
 import contextlib
+import os
 import pathlib
 import sys
 import time
+from collections.abc import Callable
+from unittest import mock
 
+from common_jax import distributed
 from common_jax.distributed import by_first, is_first, joined, meet, there
 from common_jax.errors import InputError, Taken
+from common_jax.watch import Watch
 
 
 def main() -> int:
@@ -19,12 +24,40 @@ def main() -> int:
     options = vars(given.parse_args())
     act, patience = options.pop("act"), options.pop("patience") or 0
     try:
-        with joined("member", **options, patience=patience):
+        with (
+            mock.patch.object(distributed, "Watch", Counting),
+            joined("member", **options, patience=patience),
+        ):
             work(act)
     except InputError as error:
         print(f"member: error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+class Counting(Watch):
+    """A watch that says, when its process ends, how often it has looked since its last step.
+
+    Looks at which the store kept it waiting, but then answered, are of a busy machine, and are
+    not counted.
+    """
+
+    _answered, _steps = 0, -1
+
+    def start(self, steps: Callable[[], int]) -> None:
+        self._done = steps
+        super().start(steps)
+
+    def look(self) -> None:
+        if self._done() != self._steps:
+            self._answered, self._steps = 0, self._done()
+        super().look()
+        self._answered += not self._dumb
+
+    def tell(self, what: str | None, code: int) -> None:
+        looks = self._answered + max(1, self._dumb)  # and the one that ends it
+        os.write(2, f"looks since its last step: {looks}\n".encode())
+        super().tell(what, code)
 
 
 def work(act: str) -> None:
@@ -36,10 +69,11 @@ def work(act: str) -> None:
     mesh = mesh_for(None)
     assert mesh is not None and mesh.size == jax.process_count() * jax.local_device_count()
     own = jax.process_index()
-    host = np.arange(8, dtype=np.float32).reshape(4, 2)
+    host = np.arange(24, dtype=np.float32).reshape(12, 2)
     step = jax.jit(lambda x: (x + 1, x.sum()))
+
     for number in range(1_000_000):
-        rows, total = fetch(step(put(host, batch_sharding(mesh, 4))))
+        rows, total = fetch(step(put(host, batch_sharding(mesh, 12))))
         np.testing.assert_array_equal(rows, host + 1)
         assert total == host.sum()
         if number == 2:
@@ -59,7 +93,7 @@ def work(act: str) -> None:
         if number == 3 and act == "stick" and own == 1:
             time.sleep(1_000_000)
         meet()
-        time.sleep(0.05)
+        time.sleep(0.2)
 
 
 def take() -> None:

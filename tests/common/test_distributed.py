@@ -6,12 +6,18 @@ import signal
 import socket
 import subprocess
 import sys
+from typing import NamedTuple
 
+import jax
+import numpy as np
 import pytest
+from jax._src.distributed import global_state  # the store has no public name
 
+from common_jax import distributed
 from common_jax.distributed import by_first, count, is_first, joined, meet
 from common_jax.errors import InputError
-from tests.processes import ROOT, collect, free_port, start, together
+from common_jax.watch import FAREWELL, PACE, Watch
+from tests.processes import ROOT, Ended, collect, free_port, start
 
 MEMBER = "tests.common.member"
 
@@ -141,37 +147,92 @@ def test_a_command_for_one_process_is_process_0_s(environment, monkeypatch, caps
     assert capsys.readouterr().err == "program: process 0 runs this command alone\n"
 
 
-def test_what_is_printed_is_process_0_s():
-    found = together(MEMBER, ["--act", "end"])
-    assert [one.out for one in found] == ["done\n", ""]
+def test_all_meet_once_a_program_is_compiled_and_before_it_runs(monkeypatch):
+    happened = []
+
+    class Store:
+        def wait_at_barrier(self, key: str, timeout_in_ms: int) -> None:
+            happened.append("all met")
+
+    def program(x: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda: happened.append("ran"))
+        return x + 1
+
+    jax.devices()  # begun without the others
+    monkeypatch.setattr(global_state, "client", Store())
+    monkeypatch.setattr(Watch, "start", lambda *_: None)
+    world, jitted = distributed._World("program", 0, 2, 0), jax.jit(program)
+    with world.watched():
+        for _ in range(2):
+            jax.block_until_ready(jitted(np.zeros(3, np.float32)))
+            jax.effects_barrier()
+        assert happened == ["all met", "ran", "ran"]
+        world.alone = True  # in what process 0 does for all, the others compile nothing
+        jax.block_until_ready(jax.jit(lambda x: x + 2)(np.zeros(3, np.float32)))
+    assert happened == ["all met", "ran", "ran"]
 
 
-def test_others_end_and_say_why():
-    """Each case is a group of two; they run side by side, for most of the time is waiting."""
-    cases = {
-        "killed": (["--act", ""], "process 1 was lost: not a sign of life for 30 s", 1),
-        "stopped": (["--act", ""], "process 1 was lost: not a sign of life for 30 s", 1),
-        "first killed": (["--act", ""], "process 0, which the others meet at, was lost", 1),
-        "stuck": (
-            ["--act", "stick", "--patience", 30],
-            "process 1 made no step for 30 s (--patience), and the others wait",
-            1,
-        ),
-        "refuse alone": (["--act", "refuse alone"], "process 1 ended (InputError: no such", 2),
-        "refuse": (["--act", "refuse"], "member: error: no such file", 2),
-    }
+class Harm(NamedTuple):
+    """What ends a group of processes; what those that are left say, and their exit code.
+
+    act: of their own. sent: a signal, to process `whom`, which is not among those that are left.
+    """
+
+    said: str
+    code: int = 1
+    act: str = ""
+    sent: signal.Signals | None = None
+    whom: int | None = 1
+    patience: int = 0
+    processes: int = 2
+
+
+LOST = "was lost: not a sign of life for 30 s (killed, or stopped); start all processes again"
+ENDED = "process 0, which the others meet at, was lost (the lines above are JAX's own)"
+STUCK = "process 1 made no step for 30 s (--patience), and the others wait; start all"
+HARMS = {
+    "killed": Harm(f"process 1 {LOST}", sent=signal.SIGKILL, processes=3),
+    "stopped": Harm(f"process 1 {LOST}", sent=signal.SIGSTOP),
+    "first killed": Harm(ENDED, sent=signal.SIGKILL, whom=0),
+    "first stopped": Harm(f"process 0 {LOST}", sent=signal.SIGSTOP, whom=0),
+    "stuck": Harm(STUCK, act="stick", patience=30),
+    "refuse alone": Harm("process 1 ended (InputError: no such", code=2, act="refuse alone"),
+    "refuse": Harm("no such file", code=2, act="refuse", whom=None),
+}
+
+
+@pytest.fixture(scope="module")
+def left() -> dict[str, list[Ended]]:
+    """Those that are left of each group. They run side by side: most of the time is waiting."""
     with contextlib.ExitStack() as stack:
-        groups = {k: stack.enter_context(start(MEMBER, v[0], 2)) for k, v in cases.items()}
+        groups = {"end": stack.enter_context(start(MEMBER, ["--act", "end"], 2))}
+        for name, harm in HARMS.items():
+            argv = ["--act", harm.act, "--patience", harm.patience]
+            groups[name] = stack.enter_context(start(MEMBER, argv, harm.processes))
+        found = {}
         for name, group in groups.items():
             for one in group:
                 one.wait_for("ready")
-            if name == "killed":
-                group[1].process.kill()
-            if name == "stopped":
-                group[1].process.send_signal(signal.SIGSTOP)
-            if name == "first killed":
-                group[0].process.kill()
-        for name, (_, message, code) in cases.items():
-            survivor = groups[name][1 if name == "first killed" else 0]
-            (left,) = collect([survivor])
-            assert message in left.err and left.code == code, f"{name}: {left}"
+            found[name] = group
+            if name in HARMS:
+                harm = HARMS[name]
+                found[name] = [one for i, one in enumerate(group) if i != harm.whom]
+                if harm.whom is not None and harm.sent:
+                    group[harm.whom].process.send_signal(harm.sent)
+        return {name: collect(group) for name, group in found.items()}
+
+
+@pytest.mark.parametrize("name", HARMS)
+def test_others_end_and_say_why(left, name):
+    """Within a minute of the last step of all, as their own looks at one another count it."""
+    harm = HARMS[name]
+    for one in left[name]:
+        (said,) = re.findall(r"^member: (?!process \d of \d: process 0 writes).*", one.err, re.M)
+        assert harm.said in said and one.code == harm.code, one
+        looks = [int(n) for n in re.findall(r"^looks since its last step: (\d+)$", one.err, re.M)]
+        assert len(looks) == (name != "first killed")  # which JAX ends, at once
+        assert all(n * PACE + FAREWELL < 60 for n in looks), one
+
+
+def test_what_is_printed_is_process_0_s(left):
+    assert [(one.code, one.out) for one in left["end"]] == [(0, "done\n"), (0, "")]

@@ -14,13 +14,15 @@ class Store:
 
     def __init__(self) -> None:
         self.held: dict[str, str] = {}
-        self.gone = False
+        self.gone, self.asked = False, 0
 
     def key_value_set(self, key: str, text: str, overwrite: bool) -> None:
+        self.asked += 1
         assert overwrite and not self.gone
         self.held[key] = text
 
     def key_value_dir_get(self, prefix: str) -> list[tuple[str, str]]:
+        self.asked += 1
         assert not self.gone
         return [(k, v) for k, v in self.held.items() if k.startswith(prefix)]
 
@@ -67,6 +69,9 @@ def test_the_loss_of_process_0_is_a_store_that_does_not_answer():
     go_on(watches[1:], LOOKS - 1)
     with pytest.raises(Ended, match="process 0 was lost"):
         go_on(watches[1:], 1)
+    asked = store.asked
+    watches[1].tell(None, 1)  # of one that is stopped it would wait for an answer
+    assert store.asked == asked
 
 
 def test_several_lost_are_all_named():
