@@ -1,7 +1,6 @@
 """Several real processes of one command, joined over `jax.distributed`, one CPU device each."""
 
 import contextlib
-import json
 import os
 import pathlib
 import re
@@ -10,32 +9,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-__all__ = [
-    "LIMIT",
-    "ROOT",
-    "Ended",
-    "Running",
-    "collect",
-    "free_port",
-    "in_groups",
-    "start",
-    "together",
-]
+__all__ = ["LIMIT", "ROOT", "Ended", "Running", "collect", "free_port", "start", "together"]
 
 ROOT = pathlib.Path(__file__).parents[1]
 LIMIT = 900.0  # seconds: no test waits longer, however busy the machine is
 
 
 class Ended(NamedTuple):
-    """What a process left; codes: of its commands, where there were several (`in_groups`)."""
+    """What a process left."""
 
     code: int
     out: str
     err: str
-    codes: Sequence[int] = ()
 
 
 class Running(NamedTuple):
@@ -102,22 +90,4 @@ def together(module: str, argv: Sequence[Any], count: int = 2) -> list[Ended]:
     assert not any(one.code for one in found), "\n".join(
         f"{o.code}: {o.err[-3000:]}" for o in found
     )
-    return found
-
-
-def in_groups(
-    program: str, runs: Mapping[int, Sequence[Sequence[Any]]], folder: pathlib.Path
-) -> dict[int, list[Ended]]:
-    """Commands of a program by groups of as many processes as the keys say (`tests/several.py`).
-
-    Each group starts once, for all of its commands. folder: for lists of them.
-    """
-    found = {}
-    for count, argvs in runs.items():
-        file = folder / f"{count}.json"
-        file.write_text(json.dumps(argvs, default=str))
-        found[count] = [
-            one._replace(codes=json.loads(file.with_suffix(f".{i}").read_text()))
-            for i, one in enumerate(together("tests.several", [program, file], count))
-        ]
     return found

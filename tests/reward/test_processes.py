@@ -1,9 +1,9 @@
-"""Training, extraction and guided sampling over several processes give what one process gives."""
+"""Training, extraction and guided sampling over two processes give what one process gives."""
 
 import json
 import pathlib
 import shutil
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,91 +12,68 @@ from flax.traverse_util import flatten_dict
 
 from reward_jax.data.checkpoint import load_guide, load_model
 from reward_jax.data.trajectory.space import TrajectorySpace
-from tests.processes import Ended, in_groups
+from tests.processes import together
 from tests.reward.cli_runs import MATCHING, SMALL, run, save_all
 
-COUNTS = (2, 4)
-LEARNED = ("train", "extract")
-OF_FOUR = ("train", "extract", "study", "steer")  # more processes compile more
-STUDY = """
-robots:
-  hopper:
-    horizon: 4
-    diffusion_steps: 6
-    network: {kind: mlp, width: 16, blocks: 1}
-    base_training: {steps: 20, batch_size: 8, prediction: x0, ema: {begin: 0, every: 1}}
-    expert_training: {steps: 20, batch_size: 8, prediction: x0, ema: {begin: 0, every: 1}}
-    reward: {widths: [8]}
-    matching: {steps: 10, batch_size: 8, draws: 64, path_draws: 48, seeds: 1}
-unseen_data: null
-base_episodes: 8
-expert_episodes: 8
-environments: 4
-validation: 4
-scales: [0.5]
-temperatures: []
-rollout: {steps: 6}
-"""
-several = pytest.mark.parametrize("count", COUNTS)
-
-
-class Done(NamedTuple):
-    """A folder of results for each count of processes, "1", "2" and "4"; what members left."""
-
-    folder: pathlib.Path
-    argvs: dict[str, list[str]]
-    members: dict[int, list[Ended]]
-
-    def both(self, count: int, name: str) -> list[pathlib.Path]:
-        """What one command made in as many processes, and in one."""
-        return [self.folder / str(n) / name for n in (count, 1)]
+STEPS = ["--training.steps", 50, "--save_every", 20]
+MATCHED = ["--matching.steps", 50, "--save_every", 20]
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory) -> Done:
-    """Every command by this process, and by groups that start once for all of them."""
-    folder = tmp_path_factory.mktemp("done")
-    argvs = commands(save_all(folder))
-    for name, argv in argvs.items():
-        assert run(*argv, "--out", folder / "1" / name) == 0
-    runs = {
-        count: [
-            [*argv, "--out", folder / str(count) / name]
-            for name, argv in argvs.items()
-            if count == 2 or name in OF_FOUR
-        ]
-        for count in COUNTS
-    }
-    for name in LEARNED:  # what one process began
-        begun = folder / "2" / f"{name}, begun"
-        shutil.copytree(folder / "1" / name, begun)
-        cut_back(begun)
-        runs[2].append([*argvs[name], "--out", begun, "--resume"])
-    members = in_groups("reward-jax", runs, folder)
-    for each in members.values():
-        assert not any(code for one in each for code in one.codes), each
-    return Done(folder, argvs, members)
+def made(tmp_path_factory):
+    return save_all(tmp_path_factory.mktemp("made"))
 
 
-def commands(made: pathlib.Path) -> dict[str, list[str]]:
-    """By name; each is still to be told its --out."""
+def both(folder: pathlib.Path, command: str, *argv: object) -> list[pathlib.Path]:
+    """The command in this process, and in two; the folders of their results."""
+    assert run(command, *argv, "--out", folder / "one") == 0
+    together("reward_jax.cli", [command, *argv, "--out", folder / "two"])
+    names = [{p.name for p in (folder / n).iterdir()} - {"tensorboard"} for n in ("one", "two")]
+    assert names[0] - {"tensorboard"} == names[1]
+    return [folder / "one", folder / "two"]
+
+
+def weights(path: pathlib.Path) -> dict:
+    """Without biases in front of a norm, which takes them away: Adam makes steps of rounding."""
+    params: Any = flatten_dict(load_model(path, TrajectorySpace).denoiser.params, sep="/")
+    return {name: x for name, x in params.items() if not name.endswith("conv/bias")}
+
+
+def close(one: object, two: object) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), two, one)
+
+
+def test_train_extract_and_resume_on_more_and_on_fewer_processes(made, tmp_path):
+    """In one start: both commands, and what one process began of each."""
     data = made / "data.hdf5"
-    (made / "study.yaml").write_text(STUDY)
     models = ["--base", made / "base.safetensors", "--expert", made / "expert.safetensors"]
-    guide = ["--reward", made / "reward.safetensors"]
-    steered = [*models[:2], *guide, "--plans", 4]
-    every = {
-        "train": ["train", "--data", data, *SMALL, "--training.steps", 50, "--save_every", 20],
-        "extract": [
-            *("extract", *models, "--data", data, "--expert_data", data, *MATCHING),
-            *("--matching.steps", 50, "--save_every", 20),
-        ],
-        "study": ["study", "locomotion", "--config", made / "study.yaml"],
-        "steer": ["steer", *steered],
-        "sweep": ["sweep", *steered, "--scales", "[0,2]", "--t_stopgrads", "[0,4]"],
-        "heatmap": ["heatmap", *guide, "--data", data, "--windows", 64, "--bins", 2],
+    argvs = {
+        "train": ["--data", data, *SMALL, *STEPS],
+        "extract": [*models, "--data", data, "--expert_data", data, *MATCHING, *MATCHED],
     }
-    return {name: [str(x) for x in argv] for name, argv in every.items()}
+    runs = []
+    for name, argv in argvs.items():
+        assert run(name, *argv, "--out", tmp_path / f"one {name}") == 0
+        shutil.copytree(tmp_path / f"one {name}", tmp_path / f"begun {name}")
+        cut_back(tmp_path / f"begun {name}")
+        runs.append([name, *argv, "--out", tmp_path / f"two {name}"])
+        runs.append([name, *argv, "--out", tmp_path / f"begun {name}", "--resume"])
+    (tmp_path / "runs.json").write_text(json.dumps(runs, default=str))
+    together("tests.several", ["reward-jax", tmp_path / "runs.json"])
+    for name, argv in argvs.items():
+        folders = [tmp_path / f"{how} {name}" for how in ("one", "two", "begun")]
+        found = [{p.name for p in folder.iterdir()} for folder in folders]
+        assert found[0] == found[1] == found[2]
+        read = weights if name == "train" else learned
+        one, two, begun = map(read, folders)
+        close(one, two)
+        close(one, begun)
+        cut_back(folders[1])
+        assert run(name, *argv, "--out", folders[1], "--resume") == 0
+        close(one, read(folders[1]))
+        for folder in folders:
+            lines = (folder / "metrics.jsonl").read_text().splitlines()
+            assert [json.loads(line)["step"] for line in lines] == [10, 20, 30, 40, 50]
 
 
 def cut_back(run: pathlib.Path) -> None:
@@ -106,72 +83,36 @@ def cut_back(run: pathlib.Path) -> None:
         path.unlink()
 
 
-def names(folder: pathlib.Path) -> set[str]:
-    """Of all files, but for logs, whose names hold times."""
-    found = {str(path.relative_to(folder)) for path in folder.rglob("*")}
-    return {name for name in found if "tensorboard" not in name}
-
-
-def close(one: object, two: object) -> None:
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), two, one)
-
-
-def weights(path: pathlib.Path) -> dict:
-    """Without biases in front of a norm, which takes them away: Adam makes steps of rounding."""
-    params: Any = flatten_dict(load_model(path, TrajectorySpace).denoiser.params, sep="/")
-    return {name: x for name, x in params.items() if not name.endswith("conv/bias")}
-
-
 def learned(path: pathlib.Path) -> Any:
     return load_guide(path, TrajectorySpace).guide.params  # pyright: ignore[reportAttributeAccessIssue]
 
 
-READ = {"train": weights, "extract": learned}
+STUDY = """
+robots:
+  hopper:
+    horizon: 4
+    diffusion_steps: 6
+    network: {kind: mlp, width: 16, blocks: 1}
+    base_training: {steps: 20, batch_size: 8, prediction: x0, ema: {begin: 0, every: 1}}
+    expert_training: {steps: 20, batch_size: 8, prediction: x0, ema: {begin: 0, every: 1}}
+    reward: {widths: [8]}
+    matching: {steps: 10, batch_size: 8, draws: 64, path_draws: 48, seeds: 2}
+unseen_data: null
+base_episodes: 8
+expert_episodes: 8
+environments: 4
+validation: 2
+scales: [0.5]
+temperatures: []
+rollout: {steps: 6}
+"""
 
 
-@several
-def test_process_0_prints(done, count):
-    first, *others = done.members[count]
-    assert first.out and not any(one.out for one in others)
-    assert ("heat map: " in first.out) == (count == 2)
-
-
-@several
-@pytest.mark.parametrize("name", LEARNED)
-def test_train_and_extract(done, count, name):
-    """50 steps, from the beginning and, over two, from what one process began."""
-    found = done.both(count, name)
-    if count == 2:
-        found.append(done.folder / "2" / f"{name}, begun")
-    for folder in found:
-        assert {p.name for p in folder.iterdir()} == {p.name for p in found[1].iterdir()}
-        close(READ[name](found[1]), READ[name](folder))
-        assert steps(folder) == [10, 20, 30, 40, 50]
-
-
-@pytest.mark.parametrize("name", LEARNED)
-def test_one_process_goes_on(done, tmp_path, name):
-    """With what two began."""
-    two, one = done.both(2, name)
-    begun = tmp_path / name
-    shutil.copytree(two, begun)
-    cut_back(begun)
-    assert run(*done.argvs[name], "--out", begun, "--resume") == 0
-    close(READ[name](one), READ[name](begun))
-    assert steps(begun) == [10, 20, 30, 40, 50]
-
-
-def steps(folder: pathlib.Path) -> list[int]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["step"] for line in lines]
-
-
-@several
-def test_a_study(done, count):
-    """Models are trained, and plans made, over all; what each acts out is what one does."""
-    found = done.both(count, "study")
-    assert {p.name for p in found[0].iterdir()} == {p.name for p in found[1].iterdir()}
-    two, one = (json.loads((path / "results.json").read_text()) for path in found)
+def test_a_study(made, tmp_path):
+    """Models are trained, and plans made, over both; what each acts out is what one does."""
+    (tmp_path / "study.yaml").write_text(STUDY)
+    found = both(tmp_path, "study", "locomotion", "--config", tmp_path / "study.yaml")
+    one, two = (json.loads((path / "results.json").read_text()) for path in found)
     for arm, result in one["environments"]["Hopper-v5"].items():
         other = two["environments"]["Hopper-v5"][arm]
         np.testing.assert_allclose(other["returns"], result["returns"], atol=2e-3)
@@ -179,21 +120,28 @@ def test_a_study(done, count):
     assert all("| Hopper-v5 | reward | " in page for page in pages)
 
 
-@pytest.mark.parametrize(
-    "count, name, file",
-    [
-        *((count, "steer", "plans.npz") for count in COUNTS),
-        (2, "sweep", "sweep.json"),
-        (2, "heatmap", "heatmap.npz"),
-        (2, "heatmap", "heatmap.json"),
-    ],
-)
-def test_steer_sweep_and_heatmap(done, count, name, file):
-    found = done.both(count, name)
-    assert names(found[0]) == names(found[1])
-    two, one = (read(path / file) for path in found)
-    close(one, two)
-
-
-def read(path: pathlib.Path) -> Any:
-    return dict(np.load(path)) if path.suffix == ".npz" else json.loads(path.read_text())
+def test_steer_sweep_and_heatmap(made, tmp_path):
+    """In one start."""
+    guide = ["--reward", made / "reward.safetensors"]
+    steered = ["--base", made / "base.safetensors", *guide, "--plans", 4]
+    windows = ["--data", made / "data.hdf5", "--windows", 64, "--bins", 2]
+    commands = {
+        "steer": steered,
+        "sweep": [*steered, "--scales", "[0,2]", "--t_stopgrads", "[0,4]"],
+        "heatmap": [*guide, *windows],
+    }
+    runs = {
+        n: [[*map(str, [c, *argv, "--out", tmp_path / n / c])] for c, argv in commands.items()]
+        for n in ("one", "two")
+    }
+    assert [run(*argv) for argv in runs["one"]] == [0, 0, 0]
+    (tmp_path / "runs.json").write_text(json.dumps(runs["two"]))
+    found = together("tests.several", ["reward-jax", tmp_path / "runs.json"])
+    assert "heat map: " in found[0].out and not found[1].out
+    folders = [tmp_path / n for n in ("one", "two")]
+    names = [{str(p.relative_to(folder)) for p in folder.rglob("*")} for folder in folders]
+    assert names[0] == names[1]
+    for file in ("steer/plans.npz", "heatmap/heatmap.npz"):
+        close(*[dict(np.load(folder / file)) for folder in folders])
+    for file in ("sweep/sweep.json", "heatmap/heatmap.json"):
+        close(*[json.loads((folder / file).read_text()) for folder in folders])

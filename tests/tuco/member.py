@@ -19,9 +19,9 @@ from tuco_jax.weights import int8
 from tuco_jax.weights.load import load_model
 
 
-def decomposed(path: str, data: str, fsdp: str) -> None:
+def decomposed(path: str, sizes: str) -> None:
     """Decompositions of a mixture of experts and of a dense pair, in one file."""
-    mesh = mesh_for({"data": int(data), "fsdp": int(fsdp)})
+    mesh = mesh_for({axis: int(n) for axis, n in zip(("data", "fsdp"), sizes, strict=True)})
     dense = rm.config(width=32, heads=4, kv_heads=2, head_dim=8, mlp_width=48)
     sparse = dataclasses.replace(dense, mlp_bias=False, experts=4, experts_used=2)
     found = {}
