@@ -11,7 +11,13 @@ from common_jax.cli.options import MeshOptions
 from common_jax.errors import InputError
 from common_jax.mesh import make_mesh
 from reward_jax.cli import main
-from reward_jax.diffusion.train import init_state
+from reward_jax.diffusion.denoiser import score_from
+from reward_jax.diffusion.loop import begin
+from reward_jax.diffusion.process import FirstState
+from reward_jax.diffusion.schedule import cosine_schedule, make_schedule
+from reward_jax.diffusion.sources import Strided
+from reward_jax.diffusion.train import init_state, steps_of
+from reward_jax.models.reward_nets import WindowMLP
 from reward_jax.planning.cost import (
     ExtractionPlanOptions,
     TrainingPlanOptions,
@@ -20,6 +26,8 @@ from reward_jax.planning.cost import (
 )
 from reward_jax.planning.extract import Matching, RewardOptions
 from reward_jax.planning.fit import NetworkOptions, Training, optimizer
+from reward_jax.reward.extract import init_params, learn
+from reward_jax.reward.targets import TargetSettings, Teachers
 from reward_jax.sharding import place
 
 NETWORK = NetworkOptions(kind="mlp", width=64, blocks=1)
@@ -30,38 +38,70 @@ def on_a_device(tree) -> int:
     return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
 
 
+def held(program: Any, *given: Any, **static: Any) -> int:
+    """Bytes on a device that a run takes: of what is left of its arrays, and its temporaries."""
+    compiled = program.lower(*given, **static).compile()
+    out = compiled(*given)
+    left = [x for x in jax.tree.leaves((given, out)) if not x.is_deleted()]
+    arrays = [x for x in left if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
+    return on_a_device(arrays) + compiled.memory_analysis().temp_size_in_bytes
+
+
+def windows() -> Strided:
+    """As many as SMALL has recorded."""
+    return Strided(jnp.zeros((100, 5)), jnp.zeros(100, jnp.int32), 8)
+
+
 def test_training():
     training, mesh = Training(batch_size=16), make_mesh(2, 2, 2)
-    found, device = plan_training(
-        TrainingPlanOptions(training=training, mesh=MeshOptions(2, 2, 2), **SMALL)
-    )
+    options = TrainingPlanOptions(training=training, mesh=MeshOptions(2, 2, 2), **SMALL)
+    found, device = plan_training(options)
     model, adam = NETWORK.make(None), optimizer(training)  # pyright: ignore[reportArgumentType]
     state = place(init_state(model, adam, jnp.zeros((1, 8, 5)), jax.random.key(0)), mesh)
     for name, tree in state._asdict().items():
         assert found.bytes[name] == on_a_device(tree)
-    assert found.bytes["data"] == 100 * (5 + 1) * 4
+    assert found.bytes["data"] == on_a_device(windows())
     # A forward and a backward pass of the products with matrices.
     matrices = sum(x.size for x in jax.tree.leaves(state.params) if x.ndim == 2)
     assert 0.9 * 4 * 16 * matrices < found.flops < 1.1 * 6 * 16 * matrices
     assert found.kinds() and found.binds(device) in ("links", "memory bandwidth", "compute")
+    # The program that training runs, run.
+    step: Any = steps_of(model, adam, training, pin=FirstState(0), mesh=mesh)
+    schedule = make_schedule(options.schedule, options.diffusion_steps)
+    given = schedule, jnp.ones(()), None, jax.random.key(0), jnp.arange(1)
+    measured = held(step.func, state, windows(), *given, **step.keywords)
+    assert measured <= found.held < 1.12 * measured  # temporaries are at most: 273 and 246 kB
 
 
 def test_extraction():
     matching = Matching(batch_size=16, seeds=3, steps=5)
-    reward = RewardOptions(widths=(16, 16))
-    found, _ = plan_extraction(ExtractionPlanOptions(matching=matching, reward=reward, **SMALL))
-    params = sum(x.size for x in jax.tree.leaves(_window_params(reward)))
-    assert found.bytes["reward"] == 3 * 4 * params
-    assert found.bytes["base"] == found.bytes["expert"] > 0
+    reward = RewardOptions(widths=(64, 64))
+    options = ExtractionPlanOptions(matching=matching, reward=reward, **SMALL)
+    found, _ = plan_extraction(options)
+    model, net = NETWORK.make(None), WindowMLP(8, reward.widths)  # pyright: ignore[reportArgumentType]
+    adam, schedule = optimizer(matching), cosine_schedule(options.diffusion_steps)
+    key, x = jax.random.key(0), jnp.zeros((1, 8, 5))
+    models = [
+        model.init(k, x, jnp.zeros(1, jnp.int32))["params"] for k in jax.random.split(key, 2)
+    ]
+    params = init_params(net, key, x, matching.seeds)
+    assert found.bytes["reward"] == on_a_device(params)
+    assert found.bytes["base"] == found.bytes["expert"] == on_a_device(models[0])
     assert found.exchanges == () and found.size == 1
-
-
-def _window_params(reward: RewardOptions) -> Any:
-    from reward_jax.models.reward_nets import WindowMLP
-
-    net = WindowMLP(8, reward.widths)
-    t = jnp.zeros(1, jnp.int32)
-    return jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, 8, 5)), t)["params"])
+    # The programs that extraction runs, run: the targets', and that which learns.
+    settings = TargetSettings(matching.target, matching.gradient_at, FirstState(0), 16, None)
+    base, expert = (score_from(model, one, "x0", schedule) for one in models)
+    teachers = Teachers(base, expert, schedule, settings)
+    targets = teachers.targets(key, windows(), jnp.arange(1), None)
+    state = params, begin(params, optimizer=adam, seeds=True)
+    fixed: dict[str, Any] = dict(reward=net, rule=adam.update, pin=FirstState(0), seeds=True)
+    fixed |= dict(apart=False, mesh=None)
+    program = jax.jit(learn.__wrapped__, static_argnames=tuple(fixed), donate_argnums=0)  # pyright: ignore
+    weights = jnp.ones(schedule.steps)
+    measured = held(program, state, weights, None, targets, **fixed) + on_a_device(
+        (models, windows())
+    )
+    assert found.held == pytest.approx(measured, rel=0.1)
 
 
 def test_the_papers_config_on_the_command_line(tmp_path, capsys):

@@ -60,6 +60,9 @@ def test_a_plan_is_what_the_pair_takes(folder):
     assert found.bytes["output"] == pytest.approx(measured.output_size_in_bytes, rel=0.1)
     total = measured.argument_size_in_bytes + measured.output_size_in_bytes
     assert found.held == pytest.approx(total + measured.temp_size_in_bytes, rel=0.1)
+    live = jax.tree.leaves((pair, given, compiled(pair, *given)))  # what a run leaves
+    arrays = sum(x.addressable_shards[0].data.nbytes for x in live)
+    assert found.held == pytest.approx(arrays + measured.temp_size_in_bytes, rel=0.1)
     assert found.kinds()["all-gather"]["count"] >= 4 and found.sent > 0
     # One model's products at every token but the last layer's, keys and values of both.
     matrices = sum(x.size for x in jax.tree.leaves(params["layers"]) if x.ndim == 3)
