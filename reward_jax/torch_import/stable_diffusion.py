@@ -338,7 +338,7 @@ class _Tokens:
 
     def __call__(self, prompts: Sequence[str]) -> Int[np.ndarray, "B L"]:
         """Tokens, cut and filled up; says how many prompts were cut."""
-        whole = self.tokenizer(list(prompts))["input_ids"]
+        whole = self.tokenizer(list(prompts), verbose=False)["input_ids"]
         long = [text for text, ids in zip(prompts, whole, strict=True) if len(ids) > self.length]
         if long:
             warnings.warn(

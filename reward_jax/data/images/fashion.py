@@ -20,9 +20,10 @@ from common_jax.distributed import by_first
 from common_jax.errors import InputError
 from common_jax.io.cache import cache
 
-__all__ = ["CLASSES", "PACKAGE", "fetch"]
+__all__ = ["CLASSES", "PACKAGE", "SHAPE", "fetch"]
 
 PACKAGE = "dataset-fashion-mnist"
+SHAPE = 28, 28, 1
 CLASSES = (
     "t-shirt",
     "trouser",

@@ -120,7 +120,8 @@ def train_judge(images: Images, options: JudgeOptions, key: Key[Array, ""]) -> J
     for step in range(options.steps):
         own = jax.random.fold_in(for_rows, step)
         state, loss = _learn(state, data, own, network, adam.update, options.batch_size)
-        if (step + 1) % 100 == 0 and not np.isfinite(float(loss)):
+        last = step + 1 == options.steps
+        if (last or (step + 1) % 100 == 0) and not np.isfinite(float(loss)):
             raise InputError(
                 f"the classifier's loss is not finite at step {step + 1}: lower "
                 "judge.learning_rate"

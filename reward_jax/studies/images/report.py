@@ -56,7 +56,7 @@ def write_report(config: Config, found: Mapping[str, Any]) -> pathlib.Path:
 
 
 _CAVEATS = (
-    "One seed of data, of models and of noise: intervals are over images alone.",
+    "One seed of data, of models and of noise: no interval says what others would change.",
     "Steered samples are judged by a classifier, which errs, most of all between kinds of shoes "
     "and kinds of shirts.",
 )

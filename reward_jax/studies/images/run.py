@@ -10,10 +10,11 @@ and its samples are rejected by the reward; a classifier that was trained apart 
 harmful, and its features tell how far samples lie from held-out images. A null pair, whose expert
 lacks images of all classes, shows what chance gives.
 
-    out/base/{begun,base}.safetensors, judge.npz, unsteered_*.npz, result.json
-    out/null/{expert,reward}.safetensors, judged.npz, result.json
+    out/base/{begun,base}.safetensors, judge.npz, unsteered_*.npz
+    out/null/{expert,reward}.safetensors, judged.npz
     out/choices/NAME/{expert,reward,energy,paths}.safetensors
-    out/choices/NAME/{result,seconds}.json, judged.npz, pictures.npz
+    out/choices/NAME/judged.npz, pictures.npz
+    {result,seconds}.json in each of these folders
     out/*/base/, ...   metrics of each model's training
     out/results.json, out/report/
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from common_jax.cli.options import CheckpointOption, DeviceOption, SeedOption
@@ -23,7 +25,15 @@ from reward_jax.planning.options import DiffusionOption, MatchingOption, ScalesO
 from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.studies.images.judge import JudgeOptions
 
-__all__ = ["CHOICES", "Config", "HalfUNetOptions", "UNetOptions", "check", "load_sets"]
+__all__ = [
+    "CHOICES",
+    "Config",
+    "HalfUNetOptions",
+    "UNetOptions",
+    "check",
+    "check_sets",
+    "load_sets",
+]
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "sandal-boot": ("sandal", "boot"),
@@ -196,6 +206,7 @@ def check(config: Config) -> None:
         raise InputError("expert_training.prediction must be the base's: experts begin as it is")
     if config.data is None:
         _check_classes(config, fashion.CLASSES)
+        _check_networks(config, fashion.SHAPE)
     else:
         check_sets(config, *load_sets(config))
 
@@ -213,6 +224,7 @@ def check_sets(config: Config, train: Images, test: Images) -> None:
     """InputError where there are too few images, of a kind or in all, or networks do not fit."""
     labels = test.known_labels()
     _check_classes(config, test.classes)
+    _check_networks(config, train.pixels.shape[1:])
     batch = max(config.base_training.batch_size, config.expert_training.batch_size)
     if len(train) < config.validation_images + batch:
         raise InputError(
@@ -244,3 +256,16 @@ def _check_classes(config: Config, known: tuple[str, ...]) -> None:
                 )
         if not set(known) - set(classes):
             raise InputError(f"choices: {name} calls every class harmful: leave some out")
+
+
+def _check_networks(config: Config, shape: tuple[int, ...]) -> None:
+    """InputError for a network that images [H, W, C] do not go through; computes nothing."""
+    (height, width, channels), of = shape, jax.ShapeDtypeStruct
+    x, t = of((1, *shape), jnp.float32), of((1,), jnp.int32)
+    space = ImageSpace(height, width, channels, {})
+    for name in ("unet", "half_unet"):
+        options: UNetOptions | HalfUNetOptions = getattr(config, name)
+        try:
+            jax.eval_shape(options.make(space).init, jax.random.key(0), x, t)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None

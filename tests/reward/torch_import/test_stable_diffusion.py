@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from transformers import tokenization_utils_base
 
 from common_jax.errors import InputError
 from reward_jax import load_stable_diffusion
@@ -90,8 +91,10 @@ def test_bfloat16(folder, sd):
     np.testing.assert_allclose(found, wanted, atol=0.05)
 
 
-def test_long_prompts_are_cut_and_said_once(sd):
+def test_long_prompts_are_cut_and_said_once(sd, monkeypatch):
     long = "a red cat sits " * 40
+    of_library = []
+    monkeypatch.setattr(tokenization_utils_base.logger, "warning", of_library.append)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         tokens = sd.tokens(["a cat", long, long])
@@ -99,6 +102,7 @@ def test_long_prompts_are_cut_and_said_once(sd):
     assert [str(w.message)[:65] for w in said] == [
         "prompts of more than 77 tokens are cut there: 2 of 3, the first a"
     ]
+    assert not of_library
 
 
 def refused(folder, match):

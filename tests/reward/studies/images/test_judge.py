@@ -12,16 +12,25 @@ from tests.reward.studies.images.sets import CLASSES, quarters
 RANDOM = np.random.default_rng(0)
 
 
-def test_a_classifier_learns_and_judges_rows_alone():
+def learned(options: JudgeOptions):
     pixels, labels = quarters(120, 0)
     images = Images(pixels[..., None].astype(np.uint8), labels, CLASSES, "here")
+    return train_judge(images, options, jax.random.key(0))
+
+
+def test_a_classifier_learns_and_judges_rows_alone():
     options = JudgeOptions(100, 32, 5e-3, width=8, features=6)
-    judge = train_judge(images, options, jax.random.key(0))
+    judge = learned(options)
     fresh, truth = quarters(40, 1)
     x = np.asarray(scaled(fresh[..., None].astype(np.uint8)))
     found, features = judge.judge(x)
     assert (found == truth).mean() > 0.9 and features.shape == (40, 6)
     np.testing.assert_allclose(judge.judge(x[7:9])[1], features[7:9], atol=1e-5)
+
+
+def test_a_loss_that_is_no_number_is_told_at_the_last_step_too():
+    with pytest.raises(InputError, match="loss is not finite at step 3: lower judge.learning_ra"):
+        learned(JudgeOptions(3, 32, 1e30, width=8, features=6))
 
 
 def test_the_distance_of_normal_distributions():

@@ -15,7 +15,7 @@ from reward_jax.models.unet2d.half_unet import HalfUNet2D
 from reward_jax.reward.relative import RelativeReward
 from reward_jax.studies.images import models
 from reward_jax.studies.images.run import STUDY
-from reward_jax.studies.images.settings import HalfUNetOptions
+from reward_jax.studies.images.settings import HalfUNetOptions, UNetOptions
 from reward_jax.studies.images.summary import JUDGES
 from tests.reward.data.images.idx_files import write_idx
 from tests.reward.studies.images.sets import (
@@ -147,6 +147,11 @@ def test_a_second_start_makes_what_is_missing_and_no_more(done, tmp_path, monkey
             {"expert_training": dataclasses.replace(TRAINING, prediction="x0")},
             "expert_training.prediction must be the base's",
         ),
+        (
+            {"unet": UNetOptions(dim=8, patch=3)},
+            "unet: images of 8 x 8 cannot be cut into patches of 3 x 3: give a patch that",
+        ),
+        ({"half_unet": HalfUNetOptions(dim=12)}, "half_unet: a layer of 12 channels has no 8 eq"),
     ],
     ids=lambda given: given if isinstance(given, str) else "-".join(given),
 )
