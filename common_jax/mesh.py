@@ -32,7 +32,9 @@ __all__ = [
     "pmap",
     "on_all_devices",
     "put",
+    "read_shards",
     "replicate",
+    "traced_mesh",
 ]
 
 AXES = ("data", "fsdp", "tensor")  # rows are sharded over the first two
@@ -119,6 +121,29 @@ def put(tree: PyTree[Any], shardings: PyTree[Any]) -> PyTree[Shaped[Array, "..."
     return jax.tree.map(place, tree, jax.tree.broadcast(shardings, tree))
 
 
+def read_shards(
+    shape: tuple[int, ...],
+    where: jax.sharding.Sharding | None,
+    read: Callable[[tuple[slice, ...]], Shaped[np.ndarray, "..."]],
+) -> Shaped[Array, "..."]:
+    """An array on its devices (None: the default one), each of which is given its own part.
+
+    read: a part's place -> its numbers; asked once for each part, and of several processes each
+    asks for those of its own devices alone.
+    """
+    if where is None:
+        return jnp.asarray(read(tuple(slice(0, size) for size in shape)))
+    held: dict[Any, np.ndarray] = {}
+
+    def part(index: Any) -> np.ndarray:
+        bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
+        if bounds not in held:
+            held[bounds] = read(tuple(slice(*ends) for ends in bounds))
+        return held[bounds]
+
+    return jax.make_array_from_callback(shape, where, part)
+
+
 def on_all_devices() -> NamedSharding:
     """A copy on every device of every process."""
     return NamedSharding(make_mesh(data=-1), PartitionSpec())
@@ -158,6 +183,16 @@ def constrain(
     return jax.tree.map(
         lambda x: jax.lax.with_sharding_constraint(x, batch_sharding(mesh, x.shape[0])), tree
     )
+
+
+def traced_mesh(tree: PyTree[Shaped[Array, "..."]]) -> Any:
+    """In a compiled function, the mesh of `make_mesh` that the types of arrays tell; else None."""
+    for leaf in jax.tree.leaves(tree):
+        mesh = jax.typeof(leaf).sharding.mesh
+        auto = all(kind == AxisType.Auto for kind in mesh.axis_types)
+        if mesh.axis_names == AXES and auto:
+            return mesh
+    return None
 
 
 def replicate(

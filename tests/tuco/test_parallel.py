@@ -10,10 +10,16 @@ import pytest
 
 from common_jax.cost import collectives
 from common_jax.mesh import batch_sharding, constrain, make_mesh, pmap, replicate
+from common_jax.partition import whole_along_fsdp
 from tests.tuco import random_models as rm
+from tuco_jax.core import walk
 from tuco_jax.core.decompose import decompose
 from tuco_jax.core.last_token import last_token, tuco
 from tuco_jax.core.residual import share
+from tuco_jax.finetune.batches import Batch
+from tuco_jax.finetune.step import Method, OptimizerOptions, make_step, start
+from tuco_jax.generation import decoding
+from tuco_jax.generation.sampling import Sampling, row_keys
 from tuco_jax.gradients.attribution import attribute
 from tuco_jax.gradients.layer_alpha import Choices, LayerAlphaOptions, fit_layer_alpha
 from tuco_jax.gradients.soft_prompt import SoftPromptOptions, Tokens, fit_soft_prompt
@@ -258,15 +264,68 @@ def test_research_extensions_run_where_the_pair_lies(name):
     assert_close(alphas[0], alphas[1], 1e-4)
 
 
+def decoded(pair, tokens, mask, mesh):
+    """Two tokens of each row, by the loop that decodes."""
+    rows = len(tokens)
+    request = decoding.Request(
+        alpha=jnp.full((pair.base_config.depth, rows), 0.7),
+        limits=jnp.full(rows, 4),
+        before=jnp.zeros(rows, jnp.int32),
+        keys=row_keys(0, jnp.arange(rows)),
+        eos=jnp.asarray([1]),
+        sampling=Sampling.of(),
+    )
+    source = walk.Stacked.of(pair)
+    progress = decoding.begin(source, request, tokens, mask, room=4, mesh=mesh)
+    return decoding.resume(source, request, progress, 2, mesh=mesh).tokens
+
+
+def tuned(pair, tokens, mask, mesh):
+    """A step of full fine-tuning on all tokens but the first."""
+    optimizer = OptimizerOptions().make(4)
+    step = make_step(pair.base_config, Method(None, "float32"), optimizer, mesh=mesh)
+    columns = jnp.tile(jnp.arange(tokens.shape[1] - 1), (len(tokens), 1))
+    weights = mask[:, 1:].astype(jnp.float32)
+    batch = Batch(tokens, mask, mask.astype(jnp.int32), columns, tokens[:, 1:], weights)
+    return step(start(pair.base, optimizer), {}, jax.tree.map(lambda x: x[None], batch))
+
+
+PROGRAMS = {
+    "score": lambda pair, tokens, mask, mesh: tuco(pair, tokens, mask, mesh=mesh),
+    "decompose": lambda pair, tokens, mask, mesh: decompose(
+        pair, tokens, mask, 0.7, logits=True, mesh=mesh
+    ),
+    "decode": decoded,
+    "fine-tune": tuned,
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [(1, 8, 1), (1, 1, 8), (2, 2, 2)], ids=str)
-def test_no_stacked_weight_is_ever_whole(layout):
-    """What devices exchange is of one layer: fsdp gathers each where it is used."""
-    pair, mesh = PAIRS["full"](), make_mesh(*layout)
+@pytest.mark.parametrize(
+    ("program", "layout"),
+    [("score", (1, 8, 1)), ("score", (1, 1, 8)), *((name, (2, 2, 2)) for name in PROGRAMS)],
+    ids=str,
+)
+def test_no_stacked_weight_is_ever_whole(program, layout):
+    """What devices exchange is of one layer: fsdp gathers each where it is used.
+
+    No table is gathered, either. The head is, along fsdp, where there are logits, and summed there
+    is its gradient.
+    """
+    config = dataclasses.replace(CONFIG, vocab_size=96, ropes=(), rope_index=())
+    pair, mesh = rm.full_pair(base=config), make_mesh(*layout)
     batch = jax.device_put(rm.batch(rows=8, vocab=64), batch_sharding(mesh))
-    lowered = jax.jit(lambda *a: tuco(*a, mesh=mesh)).lower(place(pair, mesh), *batch)
-    found = collectives(str(lowered.compile().as_text()))
-    stacked = {x.shape for x in jax.tree.leaves(pair.base["layers"])}
+    run = jax.jit(lambda *a: PROGRAMS[program](*a, mesh))
+    found = collectives(str(run.lower(place(pair, mesh), *batch).compile().as_text()))
+    stacked, tables = set(), set()
+    for path, x in jax.tree_util.tree_leaves_with_path(pair.base):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        where = placement(mesh)(name, x.shape)
+        if any(where.spec) and not name.startswith("head"):
+            whole = {x.shape, whole_along_fsdp(where).shard_shape(x.shape)}
+            whole -= {where.shard_shape(x.shape)}
+            (stacked if name.startswith("layers") else tables).update(whole)
     assert not [one for one in found if stacked & set(one.shapes)]
-    gathered = [one for one in found if one.kind == "all-gather" and one.times > 1]
-    assert bool(gathered) == (layout[1] > 1)
+    gathered = [one for one in found if one.kind == "all-gather"]
+    assert not [one for one in gathered if tables & set(one.shapes)]
+    assert any(one.times > 1 for one in gathered) == (layout[1] > 1)

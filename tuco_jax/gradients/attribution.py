@@ -35,7 +35,7 @@ from tuco_jax.core.tokens import as_tokens
 from tuco_jax.models import decoder
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.positions import Positions
-from tuco_jax.models.sharding import batch_width, gathered, mesh_of, put_rows
+from tuco_jax.models.sharding import batch_width, looked_up, mesh_of, put_rows
 from tuco_jax.prompts import batching
 from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.messages import Message
@@ -76,8 +76,8 @@ def _streams(
     at = Positions.of(pair.tuned_config, mask)
     params = pair.tuned_params
     x = decoder.embed(pair.tuned_config, params, tokens, at, mesh=mesh)
-    table = gathered("embed/table", params["embed"]["table"], mesh)
-    own = table[tokens].astype(jnp.float32)
+    table = params["embed"]["table"]
+    own = looked_up("embed/table", table, tokens, mesh)
     mean = jnp.mean(table, axis=0, dtype=jnp.float32)
     return x, x + pair.tuned_config.embed_scale * (mean[None, None] - own)
 

@@ -23,7 +23,7 @@ from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.layers import Block, Linear, make_norm, whole_block
 from tuco_jax.models.numerics import softcap
 from tuco_jax.models.positions import LayerInfo, Positions, layer_infos
-from tuco_jax.models.sharding import gathered
+from tuco_jax.models.sharding import looked_up
 
 __all__ = [
     "Params",
@@ -95,12 +95,12 @@ def embed(
     mesh: jax.sharding.Mesh | None = None,
 ) -> Float[Array, "B T D"]:
     """The residual stream before the first layer, float32. mesh: the one of the parameters."""
-    x = gathered("embed/table", params["embed"]["table"], mesh)[tokens].astype(jnp.float32)
+    x = looked_up("embed/table", params["embed"]["table"], tokens, mesh)
     if config.embed_scale != 1:
         x *= config.embed_scale
     if "positions" in params:
-        table = gathered("positions/table", params["positions"]["table"], mesh)
-        x += table[jnp.maximum(positions.index, 0)].astype(jnp.float32)
+        index = jnp.maximum(positions.index, 0)
+        x += looked_up("positions/table", params["positions"]["table"], index, mesh)
     return x
 
 

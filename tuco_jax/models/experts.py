@@ -23,11 +23,11 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Num
 
-from common_jax.mesh import batch_sharding
+from common_jax.mesh import batch_sharding, traced_mesh
 from common_jax.partition import whole_along_fsdp
 from tuco_jax.models import numerics
 from tuco_jax.models.config import Precision
-from tuco_jax.models.sharding import placement, traced_mesh
+from tuco_jax.models.sharding import placement
 
 __all__ = ["Choice", "PerExpert", "by_expert", "mixed"]
 

@@ -18,12 +18,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from common_jax.mesh import traced_mesh
 from tuco_jax.models.attention import attend
 from tuco_jax.models.config import ModelConfig, Precision
 from tuco_jax.models.experts import Choice, PerExpert, mixed
 from tuco_jax.models.numerics import along_last, product
 from tuco_jax.models.positions import LayerInfo, Positions, rotate
-from tuco_jax.models.sharding import gathered, traced_mesh
+from tuco_jax.models.sharding import gathered
 
 __all__ = [
     "Block",

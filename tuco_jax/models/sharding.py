@@ -6,7 +6,7 @@ rows, so that a block sums over devices twice; the other side of each is sharded
 gathered when used. So is each expert's of a mixture. Layers (axis 0) are never sharded: the scan
 runs over them.
 
-Legend: B batch.
+Legend: B batch, T tokens, N rows of a table, D its columns.
 """
 
 import math
@@ -14,8 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, PyTree, Shaped
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from common_jax import partition
 from common_jax.mesh import AXES, batch_sharding, put
@@ -25,12 +26,12 @@ __all__ = [
     "RULES",
     "batch_width",
     "gathered",
+    "looked_up",
     "mesh_of",
     "place",
     "placement",
     "put_rows",
     "shardings",
-    "traced_mesh",
 ]
 
 # See `common_jax/partition.py`.
@@ -57,12 +58,49 @@ def placement(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
 def gathered(
     path: str, parameter: Shaped[Array, "..."], mesh: Mesh | None
 ) -> Shaped[Array, "..."]:
-    """A parameter whole along fsdp, as a matrix is while it is used; along tensor as it lies.
-
-    The compiler does so by itself for products, but not for lookups in a table: rows that are cut
-    by fsdp would be made, and cut anew by the batch's rows, for which it copies them all.
-    """
+    """A parameter whole along fsdp, as a matrix is while it is used; along tensor as it lies."""
     return partition.gathered({path: parameter}, RULES, mesh)[path]
+
+
+def looked_up(
+    path: str,
+    table: Float[Array, "N D"],
+    index: Int[Array, "B T"],
+    mesh: Mesh | None,
+) -> Float[Array, "B T D"]:
+    """Rows of a table, float32, of which no device is given another's part.
+
+    Each looks up, in its own columns of its own rows, what all devices along fsdp ask for. These
+    exchange columns for the batch's rows; along tensor, where one device has a row and the others
+    have zeros, they add up. (The compiler would copy the table, or what is looked up, to all.)
+    """
+    if mesh is None:
+        return table[index].astype(jnp.float32)
+    spec = placement(mesh)(path, table.shape).spec
+    by_row, by_column = (axis if axis and mesh.shape[axis] > 1 else None for axis in spec)
+    rows = batch_sharding(mesh, len(index)).spec
+    cut = len(index) % batch_width(mesh) == 0  # else devices along fsdp have the same rows
+
+    def own(table: Float[Array, "n d"], index: Int[Array, "b T"]) -> Float[Array, "b T D"]:
+        if by_column and cut:
+            index = jax.lax.all_gather(index, by_column, axis=0, tiled=True)
+        if by_row:
+            index -= jax.lax.axis_index(by_row) * len(table)
+            here = (index >= 0) & (index < len(table))
+            x = jnp.where(here[..., None], table[jnp.where(here, index, 0)], 0)
+        else:
+            x = table[index]
+        if by_column and cut:
+            x = jax.lax.all_to_all(x, by_column, split_axis=0, concat_axis=2, tiled=True)
+        elif by_column:
+            x = jax.lax.all_gather(x, by_column, axis=2, tiled=True)
+        x = x.astype(jnp.float32)
+        return jax.lax.psum(x, by_row) if by_row else x
+
+    held = PartitionSpec(by_row, by_column)
+    return jax.shard_map(own, mesh=mesh, in_specs=(held, rows), out_specs=rows, check_vma=False)(
+        table, index
+    )
 
 
 def shardings(tree: PyTree[Any], mesh: Mesh) -> PyTree[NamedSharding]:
@@ -85,13 +123,6 @@ def put_rows(rows: PyTree[Any], mesh: Mesh | None) -> PyTree[Any]:
     if mesh is None:
         return rows
     return jax.tree.map(lambda x: put(x, batch_sharding(mesh, x.shape[0])), rows)
-
-
-def traced_mesh(x: Shaped[Array, "..."]) -> Any:
-    """In a compiled function, the mesh of `make_mesh` that an array's type tells; else None."""
-    mesh = jax.typeof(x).sharding.mesh
-    auto = all(kind == AxisType.Auto for kind in mesh.axis_types)
-    return mesh if mesh.axis_names == AXES and auto else None
 
 
 def mesh_of(tree: PyTree[Any]) -> Mesh | None:

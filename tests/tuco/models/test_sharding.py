@@ -11,10 +11,19 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from common_jax.cost import collectives
 from common_jax.mesh import make_mesh
 from tests.tuco import random_models as rm
 from tests.tuco.cli_pair import ROOT
-from tuco_jax.models.sharding import batch_width, gathered, mesh_of, place, placement, put_rows
+from tuco_jax.models.sharding import (
+    batch_width,
+    gathered,
+    looked_up,
+    mesh_of,
+    place,
+    placement,
+    put_rows,
+)
 
 MESH = make_mesh(2, 2, 2)
 
@@ -54,6 +63,28 @@ def test_gathered_is_whole_along_fsdp_alone():
     assert gathered("embed/table", table, None) is table
     odd = rm.params(rm.config(vocab_size=61), 0)["embed"]["table"]
     assert gathered("embed/table", odd, mesh).addressable_shards[0].data.shape == odd.shape
+
+
+@pytest.mark.parametrize("layout", [(1, 8, 1), (1, 1, 8), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("rows", [8, 6])
+def test_rows_are_looked_up_where_they_lie(layout, rows):
+    """Exchanges are of what is looked up, never of the table, also of rows that do not divide."""
+    mesh, rng = make_mesh(*layout), np.random.default_rng(0)
+    table, weights = (jnp.float32(rng.normal(size=s)) for s in ((512, 32), (rows, 5, 32)))
+    index = jnp.asarray(rng.integers(0, 512, (rows, 5)))
+    placed = place({"embed": {"table": table}}, mesh)["embed"]["table"]
+
+    def look(table, index):
+        return looked_up("embed/table", table, index, mesh)
+
+    given = placed, put_rows(index, mesh)
+    compiled = jax.jit(look).lower(*given).compile()
+    np.testing.assert_array_equal(compiled(*given), table[index])
+    exchanged = [one.size for one in collectives(str(compiled.as_text()))]
+    assert exchanged and max(exchanged) <= weights.nbytes
+    got = jax.jit(jax.grad(lambda *given: jnp.sum(weights * look(*given))))(*given)
+    wanted = jnp.zeros_like(table).at[index].add(weights)
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
 def test_no_lookup_is_copied_to_every_device():
