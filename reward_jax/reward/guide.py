@@ -49,6 +49,7 @@ from common_jax.cli.ranges import (
 )
 from common_jax.errors import InputError
 from common_jax.mesh import constrain
+from reward_jax import sharding
 from reward_jax.diffusion.denoiser import (
     Condition,
     Score,
@@ -297,6 +298,7 @@ def _sample(
     *,
     static: _Static,
 ) -> Float[Array, "B ..."] | Float[Array, "S+1 B ..."]:
+    base, guide = sharding.gathered((base, guide), static.mesh)
     shape, sampler = static.shape, how.sampler
     cuts = how.scale, how.t_stopgrad, how.t_startgrad
     scale, t_stopgrad, t_startgrad = (_for_rows(value, shape) for value in cuts)
