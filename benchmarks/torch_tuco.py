@@ -16,6 +16,7 @@ class TorchTuco:
 
     def __init__(self, base: Any, tuned: Any) -> None:
         self.tuned = tuned.base_model
+        self.device = next(tuned.parameters()).device
         for layer, other in zip(tuned.base_model.layers, base.base_model.layers, strict=True):
             layer.register_forward_hook(self._hook(other), with_kwargs=True)
 
@@ -23,7 +24,7 @@ class TorchTuco:
         def hook(module, args, kwargs, output):
             x = args[0] if args else kwargs.pop("hidden_states")
             base = other(x, *args[1:], **kwargs)
-            rows = torch.arange(len(x))
+            rows = torch.arange(len(x), device=x.device)
             start, ft, pt = (h[rows, self.last] for h in (x, output, base))
             self.ptc += pt - start
             self.ftc += ft - pt
@@ -35,7 +36,7 @@ class TorchTuco:
         """TuCo [B] of right-padded tokens [B, T]."""
         self.last = mask.sum(1) - 1
         shape = (len(tokens), self.tuned.config.hidden_size)
-        self.ptc, self.ftc = torch.zeros(shape), torch.zeros(shape)
+        self.ptc, self.ftc = (torch.zeros(shape, device=self.device) for _ in range(2))
         self.tuned(input_ids=tokens, attention_mask=mask, use_cache=False)
         p, f = self.ptc.abs().sum(1), self.ftc.abs().sum(1)
         return f / (p + f)
@@ -52,5 +53,6 @@ class TorchTuco:
             for row, i in enumerate(picked):
                 tokens[row, : len(rows[i])] = torch.from_numpy(rows[i].astype(np.int64))
                 mask[row, : len(rows[i])] = 1
-            scores[picked] = self.batch(tokens, mask).numpy()
+            tokens, mask = tokens.to(self.device), mask.to(self.device)
+            scores[picked] = self.batch(tokens, mask).cpu().numpy()
         return scores
