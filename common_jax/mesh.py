@@ -32,7 +32,6 @@ __all__ = [
     "pmap",
     "on_all_devices",
     "put",
-    "read_shards",
     "replicate",
     "traced_mesh",
 ]
@@ -119,29 +118,6 @@ def put(tree: PyTree[Any], shardings: PyTree[Any]) -> PyTree[Shaped[Array, "..."
         return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
 
     return jax.tree.map(place, tree, jax.tree.broadcast(shardings, tree))
-
-
-def read_shards(
-    shape: tuple[int, ...],
-    where: jax.sharding.Sharding | None,
-    read: Callable[[tuple[slice, ...]], Shaped[np.ndarray, "..."]],
-) -> Shaped[Array, "..."]:
-    """An array on its devices (None: the default one), each of which is given its own part.
-
-    read: a part's place -> its numbers; asked once for each part, and of several processes each
-    asks for those of its own devices alone.
-    """
-    if where is None:
-        return jnp.asarray(read(tuple(slice(0, size) for size in shape)))
-    held: dict[Any, np.ndarray] = {}
-
-    def part(index: Any) -> np.ndarray:
-        bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
-        if bounds not in held:
-            held[bounds] = read(tuple(slice(*ends) for ends in bounds))
-        return held[bounds]
-
-    return jax.make_array_from_callback(shape, where, part)
 
 
 def on_all_devices() -> NamedSharding:
