@@ -26,7 +26,7 @@ from tuco_jax.core.places import last_column
 from tuco_jax.core.shared_prefix import SharedPrefixes
 from tuco_jax.core.streamed import Streamed
 from tuco_jax.core.trajectories import output_co, trajectories
-from tuco_jax.core.walk import Split, Stacked, source_of
+from tuco_jax.core.walk import Split, Stacked, program, source_of
 from tuco_jax.generation import decoding
 from tuco_jax.generation.sampling import Sampling, row_keys
 from tuco_jax.models.sharding import mesh_of, place
@@ -193,16 +193,27 @@ def test_one_layer():
 
 def test_programs_are_shared_by_layers_and_calls():
     """Two a shape beside those before and after the layers: a middle layer's and the last's."""
-    from tuco_jax.core import walk
-
-    function: Any = walk.advance
+    deep = rm.config(depth=5, rope_index=(0,) * 5, windows=(0,) * 5)
+    sources = [Split(rm.full_pair(seed, base=deep)) for seed in range(2)]
+    function = program(next(iter(sources[0].layers(0, 1))))
     function.clear_cache()
-    for seed in range(2):
-        source = Split(
-            rm.full_pair(seed, base=rm.config(depth=5, rope_index=(0,) * 5, windows=(0,) * 5))
-        )
+    for seed, source in enumerate(sources):
         last_token(source, *rm.batch(seed=seed))
     assert function._cache_size() == 2
+
+
+@pytest.mark.parametrize("precision", ["bfloat16x3", "bfloat16x2"])
+def test_parts_on_a_cpu_are_fused(precision):
+    """Their program has options of its own, which change what is fused and no number."""
+    wide = rm.full_pair(3)
+    pair = jax.tree.map(lambda x: x.astype(jnp.bfloat16), wide).at(precision)
+    source, batch = Split(pair), rm.batch(seed=4)
+    fused = program(next(iter(source.layers(0, 1))))
+    assert fused is not program(next(iter(Split(wide).layers(0, 1))))
+    fused.clear_cache()
+    found = last_token(source, *batch)
+    assert fused._cache_size() == 2
+    close(found, jax.jit(last_token)(Stacked.of(pair), *batch))
 
 
 def test_split_weights_are_views():

@@ -276,10 +276,10 @@ def test_a_spoilt_layer_is_named_before_any_score(where, tmp_path):
 
 def test_programs_are_two_a_shape(where):
     """A middle layer's and the last one's, whatever the number of batches, passes and layers."""
-    from tuco_jax.core.walk import advance
+    from tuco_jax.core.walk import program
 
     streamed, tokenizer = stream_pair(str(where / "base"), str(where / "tuned"))
     jax.clear_caches()
     scores = score(streamed, tokenizer, TEXTS, token_budget=40, passes=PassOptions(tokens=90))
-    function: Any = advance
+    function = program(next(iter(streamed.layers(0, 1))))
     assert function._cache_size() == 2 * len(scores.shapes)
