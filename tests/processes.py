@@ -1,6 +1,8 @@
 """Several real processes of one command, joined over `jax.distributed`, one CPU device each."""
 
 import contextlib
+import dataclasses
+import json
 import os
 import pathlib
 import re
@@ -12,7 +14,18 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["LIMIT", "ROOT", "Ended", "Running", "collect", "free_port", "start", "together"]
+__all__ = [
+    "LIMIT",
+    "ROOT",
+    "Ended",
+    "Group",
+    "Running",
+    "collect",
+    "free_port",
+    "in_one_start",
+    "start",
+    "together",
+]
 
 ROOT = pathlib.Path(__file__).parents[1]
 LIMIT = 900.0  # seconds: no test waits longer, however busy the machine is
@@ -24,6 +37,19 @@ class Ended(NamedTuple):
     code: int
     out: str
     err: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Several processes that have ended.
+
+    out: the folder of what they wrote. alone: of what one process makes of the same commands.
+    """
+
+    count: int
+    ended: list[Ended]
+    out: pathlib.Path
+    alone: pathlib.Path
 
 
 class Running(NamedTuple):
@@ -91,3 +117,12 @@ def together(module: str, argv: Sequence[Any], count: int = 2) -> list[Ended]:
         f"{o.code}: {o.err[-3000:]}" for o in found
     )
     return found
+
+
+def in_one_start(
+    program: str, runs: Sequence[Sequence[Any]], folder: pathlib.Path, count: int
+) -> list[Ended]:
+    """`together`, of commands one after another (`tests/several.py`); folder: for their list."""
+    file = folder / "runs.json"
+    file.write_text(json.dumps(runs, default=str), "utf-8")
+    return together("tests.several", [program, file], count)

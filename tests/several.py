@@ -4,11 +4,17 @@
 
 A start takes seconds, most commands of a test less. FILE: the list of their arguments, JSON. In
 place of a command's name MODULE:FUNCTION stands for a function, which gets the arguments.
+
+Programs over all processes are compiled by process 0, which hands them to the others: on a machine
+of few cores each would compile the same at the same time. What is in the cache before, each reads;
+where only some found a program there the others would wait for it, so the cache is this group's
+own.
 """
 
 import argparse
 import importlib
 import json
+import os
 import pathlib
 import sys
 
@@ -28,10 +34,15 @@ def main() -> int:
     options = vars(given.parse_args())
     program, file = options.pop("program"), options.pop("file")
     with hidden("torch"), joined(program, **options):
+        import jax
+
         from common_jax.io import compile_cache
 
-        compile_cache.enable()
+        caches = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+        compile_cache.enable(caches / f"{program} of {options['processes']}")
+        jax.config.update("jax_share_binary_between_hosts", True)
         for argv in json.loads(file.read_text("utf-8")):
+            print("several:", *argv[:2], file=sys.stderr, flush=True)
             call(program, [*map(str, argv)])
     return 0
 

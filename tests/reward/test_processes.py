@@ -1,92 +1,29 @@
-"""Training, extraction and guided sampling over two processes give what one process gives."""
+"""Training, extraction, studies and guided sampling over two and over four processes.
 
+They give what one process gives. All of a group run one after another in one start of its
+processes; what one process makes of the same commands is made once, for both groups.
+"""
+
+import dataclasses
 import json
 import pathlib
 import shutil
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from reward_jax.data.checkpoint import load_guide, load_model
 from reward_jax.data.trajectory.space import TrajectorySpace
-from tests.processes import together
+from reward_jax.diffusion.denoiser import Denoiser
+from reward_jax.reward.relative import RelativeReward
+from tests.processes import Group, in_one_start
 from tests.reward.cli_runs import MATCHING, SMALL, run, save_all
 
-STEPS = ["--training.steps", 50, "--save_every", 20]
-MATCHED = ["--matching.steps", 50, "--save_every", 20]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return save_all(tmp_path_factory.mktemp("made"))
-
-
-def both(folder: pathlib.Path, command: str, *argv: object) -> list[pathlib.Path]:
-    """The command in this process, and in two; the folders of their results."""
-    assert run(command, *argv, "--out", folder / "one") == 0
-    together("reward_jax.cli", [command, *argv, "--out", folder / "two"])
-    names = [{p.name for p in (folder / n).iterdir()} - {"tensorboard"} for n in ("one", "two")]
-    assert names[0] - {"tensorboard"} == names[1]
-    return [folder / "one", folder / "two"]
-
-
-def weights(path: pathlib.Path) -> dict:
-    """Without biases in front of a norm, which takes them away: Adam makes steps of rounding."""
-    params: Any = flatten_dict(load_model(path, TrajectorySpace).denoiser.params, sep="/")
-    return {name: x for name, x in params.items() if not name.endswith("conv/bias")}
-
-
-def close(one: object, two: object) -> None:
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), two, one)
-
-
-def test_train_extract_and_resume_on_more_and_on_fewer_processes(made, tmp_path):
-    """In one start: both commands, and what one process began of each."""
-    data = made / "data.hdf5"
-    models = ["--base", made / "base.safetensors", "--expert", made / "expert.safetensors"]
-    argvs = {
-        "train": ["--data", data, *SMALL, *STEPS],
-        "extract": [*models, "--data", data, "--expert_data", data, *MATCHING, *MATCHED],
-    }
-    runs = []
-    for name, argv in argvs.items():
-        assert run(name, *argv, "--out", tmp_path / f"one {name}") == 0
-        shutil.copytree(tmp_path / f"one {name}", tmp_path / f"begun {name}")
-        cut_back(tmp_path / f"begun {name}")
-        runs.append([name, *argv, "--out", tmp_path / f"two {name}"])
-        runs.append([name, *argv, "--out", tmp_path / f"begun {name}", "--resume"])
-    (tmp_path / "runs.json").write_text(json.dumps(runs, default=str))
-    together("tests.several", ["reward-jax", tmp_path / "runs.json"])
-    for name, argv in argvs.items():
-        folders = [tmp_path / f"{how} {name}" for how in ("one", "two", "begun")]
-        found = [{p.name for p in folder.iterdir()} for folder in folders]
-        assert found[0] == found[1] == found[2]
-        read = weights if name == "train" else learned
-        one, two, begun = map(read, folders)
-        close(one, two)
-        close(one, begun)
-        cut_back(folders[1])
-        assert run(name, *argv, "--out", folders[1], "--resume") == 0
-        close(one, read(folders[1]))
-        for folder in folders:
-            lines = (folder / "metrics.jsonl").read_text().splitlines()
-            assert [json.loads(line)["step"] for line in lines] == [10, 20, 30, 40, 50]
-
-
-def cut_back(run: pathlib.Path) -> None:
-    """To what a run has that is killed between step 40 and the end."""
-    shutil.rmtree(run / "checkpoints" / "50")
-    for path in run.glob("*.safetensors"):
-        path.unlink()
-
-
-def learned(path: pathlib.Path) -> Any:
-    return load_guide(path, TrajectorySpace).guide.params  # pyright: ignore[reportAttributeAccessIssue]
-
-
+MESHES: dict[int, list[Any]] = {1: [], 2: [], 4: ["--mesh.data", 2, "--mesh.fsdp", 2]}
 STUDY = """
 robots:
   hopper:
@@ -108,40 +45,147 @@ rollout: {steps: 6}
 """
 
 
-def test_a_study(made, tmp_path):
-    """Models are trained, and plans made, over both; what each acts out is what one does."""
-    (tmp_path / "study.yaml").write_text(STUDY)
-    found = both(tmp_path, "study", "locomotion", "--config", tmp_path / "study.yaml")
-    one, two = (json.loads((path / "results.json").read_text()) for path in found)
+def commands(made: pathlib.Path, out: pathlib.Path, count: int) -> dict[str, list[Any]]:
+    """Each by the name of the folder in `out` that it writes."""
+    data, base = made / "data.hdf5", ["--base", made / "base.safetensors"]
+    training = ["--data", data, *SMALL, "--training.steps", 50, "--save_every", 20]
+    models = [*base, "--expert", made / "expert.safetensors"]
+    matching = [*models, "--data", data, "--expert_data", data, *MATCHING]
+    matching += ["--matching.steps", 50, "--save_every", 20]
+    guide = ["--reward", made / "reward.safetensors"]
+    steered = [*base, *guide, "--plans", 4]
+    windows = ["--data", data, "--windows", 64, "--bins", 2]
+    given = {
+        "train": ["train", *training],
+        "extract": ["extract", *matching],
+        "study": ["study", "locomotion", "--config", made / "study.yaml"],
+        "steer": ["steer", *steered],
+        "sweep": ["sweep", *steered, "--scales", "[0,2]", "--t_stopgrads", "[0,4]"],
+        "heatmap": ["heatmap", *guide, *windows],
+    }
+    return {n: [*words, *MESHES[count], "--out", out / n] for n, words in given.items()}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = save_all(tmp_path_factory.mktemp("made"))
+    (folder / "study.yaml").write_text(STUDY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(made, tmp_path_factory):
+    """What one process makes."""
+    out = tmp_path_factory.mktemp("alone")
+    assert [run(*words) for words in commands(made, out, 1).values()] == [0] * 6
+    return out
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def group(request, made, alone, tmp_path_factory):
+    """Over several processes, with a training and an extraction that one process has begun."""
+    out = tmp_path_factory.mktemp(f"of {request.param}")
+    given = commands(made, out, request.param)
+    runs = [*given.values()]
+    for name in ("train", "extract"):
+        begun = out / f"begun {name}"
+        shutil.copytree(alone / name, begun)
+        cut_back(begun)
+        runs.append([*given[name][:-1], begun, "--resume"])
+    ended = in_one_start("reward-jax", runs, out, request.param)
+    return Group(request.param, ended, out, alone)
+
+
+def cut_back(run: pathlib.Path) -> None:
+    """To what a run has that is killed between step 40 and the end."""
+    shutil.rmtree(run / "checkpoints" / "50")
+    for path in run.glob("*.safetensors"):
+        path.unlink()
+
+
+def close(one: object, two: object) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), two, one)
+
+
+@pytest.mark.parametrize("name", ["train", "extract"])
+def test_train_and_extract(group, made, name):
+    """50 steps; what one process began several go on with, and the other way round."""
+    check = check_denoiser if name == "train" else check_reward
+    folders = [group.alone / name, group.out / name, group.out / f"begun {name}"]
+    found = [{p.name for p in folder.iterdir()} for folder in folders]
+    assert found[0] == found[1] == found[2]
+    for folder in folders[1:]:
+        check(folder, folders[0])
+    cut_back(folders[1])
+    assert run(*commands(made, group.out, 1)[name], "--resume") == 0
+    check(folders[1], folders[0])
+    rows = [[json.loads(x) for x in (f / "metrics.jsonl").open()] for f in folders]
+    for metrics in rows:
+        assert [row["step"] for row in metrics] == [10, 20, 30, 40, 50]
+        close([row["loss"] for row in rows[0]], [row["loss"] for row in metrics])
+
+
+def check_denoiser(path: pathlib.Path, other: pathlib.Path) -> None:
+    """What it makes of noise, and parameters, but for what takes no part.
+
+    At 8 channels each is a group of its own, and the norm takes away what the convolution in front
+    of it adds: such biases have gradients of rounding noise alone, of which Adam, for which every
+    gradient is as large as it has been, makes steps of full size. Nothing depends on them.
+    """
+    found, wanted = (load_model(p, TrajectorySpace).denoiser for p in (path, other))
+    x = jax.random.normal(jax.random.key(0), (64, 8, 4))
+    t = jnp.arange(64) % 8
+    close(wanted.x0(x, t), found.x0(x, t))
+    idle = {n for n in flat(found.params) if n.endswith(("first/conv/bias", "second/conv/bias"))}
+    idle |= {"final/conv/bias"}
+    assert len(idle) == 9
+    close(without(idle, wanted).x0(x, t), found.x0(x, t))
+    close(*[flat(without(idle, one).params) for one in (wanted, found)])
+
+
+def flat(params: Any) -> dict[str, Any]:
+    return flatten_dict(params, sep="/")
+
+
+def without(names: set[str], one: Denoiser) -> Denoiser:
+    """A model with these parameters at zero."""
+    params = {n: 0 * x if n in names else x for n, x in flat(one.params).items()}
+    return dataclasses.replace(one, params=unflatten_dict(params, sep="/"))
+
+
+def check_reward(path: pathlib.Path, other: pathlib.Path) -> None:
+    """Parameters, rewards and their gradients."""
+    found, wanted = (load_guide(p, TrajectorySpace).guide for p in (path, other))
+    assert isinstance(found, RelativeReward) and isinstance(wanted, RelativeReward)
+    close(wanted.params, found.params)
+    x = jax.random.normal(jax.random.key(0), (64, 8, 4))
+    t = jnp.arange(64) % 8
+    close(wanted.learned(x, t), found.learned(x, t))
+    close(wanted.learned_gradient(x, t), found.learned_gradient(x, t))
+
+
+def test_a_study(group):
+    """Models are trained, and plans made, over all; what each acts out is what one does."""
+    folders = group.alone / "study", group.out / "study"
+    assert names(folders[0]) == names(folders[1])
+    one, two = (json.loads((path / "results.json").read_text()) for path in folders)
     for arm, result in one["environments"]["Hopper-v5"].items():
         other = two["environments"]["Hopper-v5"][arm]
-        np.testing.assert_allclose(other["returns"], result["returns"], atol=2e-3)
-    pages = [(path / "report" / "report.md").read_text() for path in found]
+        np.testing.assert_allclose(other["returns"], result["returns"], rtol=0, atol=1e-5)
+    pages = [(path / "report" / "report.md").read_text() for path in folders]
     assert all("| Hopper-v5 | reward | " in page for page in pages)
 
 
-def test_steer_sweep_and_heatmap(made, tmp_path):
-    """In one start."""
-    guide = ["--reward", made / "reward.safetensors"]
-    steered = ["--base", made / "base.safetensors", *guide, "--plans", 4]
-    windows = ["--data", made / "data.hdf5", "--windows", 64, "--bins", 2]
-    commands = {
-        "steer": steered,
-        "sweep": [*steered, "--scales", "[0,2]", "--t_stopgrads", "[0,4]"],
-        "heatmap": [*guide, *windows],
-    }
-    runs = {
-        n: [[*map(str, [c, *argv, "--out", tmp_path / n / c])] for c, argv in commands.items()]
-        for n in ("one", "two")
-    }
-    assert [run(*argv) for argv in runs["one"]] == [0, 0, 0]
-    (tmp_path / "runs.json").write_text(json.dumps(runs["two"]))
-    found = together("tests.several", ["reward-jax", tmp_path / "runs.json"])
-    assert "heat map: " in found[0].out and not found[1].out
-    folders = [tmp_path / n for n in ("one", "two")]
-    names = [{str(p.relative_to(folder)) for p in folder.rglob("*")} for folder in folders]
-    assert names[0] == names[1]
+def names(folder: pathlib.Path) -> set[str]:
+    return {p.name for p in folder.iterdir()} - {"tensorboard"}
+
+
+def test_steer_sweep_and_heatmap(group):
+    assert "heat map: " in group.ended[0].out and not any(one.out for one in group.ended[1:])
+    for name in ("steer", "sweep", "heatmap"):
+        assert names(group.alone / name) == names(group.out / name)
     for file in ("steer/plans.npz", "heatmap/heatmap.npz"):
-        close(*[dict(np.load(folder / file)) for folder in folders])
+        close(*[dict(np.load(folder / file)) for folder in (group.alone, group.out)])
     for file in ("sweep/sweep.json", "heatmap/heatmap.json"):
-        close(*[json.loads((folder / file).read_text()) for folder in folders])
+        texts = [(folder / file).read_text() for folder in (group.alone, group.out)]
+        close(*map(json.loads, texts))

@@ -1,4 +1,8 @@
-"""Commands over several processes give what one process gives."""
+"""Commands over two and over four processes give what one process gives.
+
+All of a group run one after another in one start of its processes; what one process makes of the
+same commands is made once, for both groups.
+"""
 
 import dataclasses
 import json
@@ -6,12 +10,13 @@ import pathlib
 import shlex
 import shutil
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.processes import collect, start, together
+from tests.processes import Group, collect, in_one_start, start
 from tests.tuco.cli_pair import file_options, read_jsonl, save_pair, write_jsonl
 from tests.tuco.member import decomposed
 from tests.tuco.scoring.test_score_file import killed_after
@@ -21,14 +26,59 @@ from tuco_jax.cli import main
 from tuco_jax.studies.base import command
 
 
+def text(seed: int, length: int) -> str:
+    return "".join(np.random.default_rng(seed).choice(list("abcdefghijklmnop"), length))
+
+
 def prompt(i: int) -> str:
     """One that begins like no other, and is scored by itself."""
-    return "".join(np.random.default_rng(i).choice(list(LETTERS), 8)) + "ab c" * (1 + i * 5 % 13)
+    return text(i, 8) + "ab c" * (1 + i * 5 % 13)
 
 
-LETTERS = "abcdefghijklmnop"
-ROWS = [{"id": f"p{i}", "prompt": prompt(i)} for i in range(11)]
-STATE = ("gcg/search_1", "search.json")
+def turns(i: int) -> list[dict[str, str]]:
+    """A conversation like no other, as long as any."""
+    said = ("user", text(i, 5)), ("assistant", text(100 + i, 3))
+    return [{"role": role, "content": content} for role, content in said]
+
+
+MESHES: dict[int, dict[str, int]] = {1: {}, 2: {}, 4: {"mesh.data": 2, "mesh.fsdp": 2}}
+STUDIES = ("gcg", "conjugate")
+RESULTS = {name: f"{name}/results.json" for name in STUDIES}
+RESULTS["state"] = "gcg/search_1/search.json"
+
+
+def argv(options: dict[str, Any], **more: Any) -> list[str]:
+    return [str(x) for k, v in {**options, **more}.items() for x in (f"--{k}", v)]
+
+
+def commands(made: pathlib.Path, out: pathlib.Path, count: int) -> dict[str, list[str]]:
+    """Each by what it writes to the folder `out`."""
+    mesh, base = MESHES[count], {"base": made / "base"}
+    pair = base | {"tuned": made / "tuned", "prompts": made / "prompts.jsonl"}
+    answers = {"alpha": 0.6, "tuco": "true", "max_new_tokens": 6, "stop": '["q"]'}
+    answers |= {"batch_size": 4, "temperature": 0.7, "page": out / "page.html"}
+    tuning = {"data": made / "rows.jsonl", "batch": 4, "length": 32, "packing": "false"}
+    tuning |= {"steps": 50, "save_every": 25, "optimizer.learning_rate": 0.001, "lora.rank": 2}
+    scored = pair | {"layers": "true", "token_budget": 256}
+    int8 = scored | {"dtype": "int8", "mesh.fsdp": count}
+    models = {name: str(made / f"long {name}") for name in ("base", "tuned")}
+    every = configs(made)
+    studies = {
+        name: shlex.split(command(name, dataclasses.replace(every[name], **models)))[1:]
+        for name in STUDIES
+    }
+    return {
+        "scores.jsonl": ["score", *argv(scored, **mesh)],
+        "begun.jsonl": ["score", *argv(scored | {"token_budget": 64}, **mesh)],
+        "int8.jsonl": ["score", *argv(int8)],
+        "answers.jsonl": ["generate", *argv(pair | answers, **mesh)],
+        "tuned": ["finetune", *argv(base | tuning, **mesh)],
+        **{name: [*study, *argv(mesh)] for name, study in studies.items()},
+    }
+
+
+def in_folder(out: pathlib.Path, given: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {name: [*words, "--out", str(out / name)] for name, words in given.items()}
 
 
 @pytest.fixture(scope="module")
@@ -36,80 +86,101 @@ def pair(tmp_path_factory):
     return save_pair(tmp_path_factory.mktemp("pair"))
 
 
-def argv(options: dict, **more) -> list:
-    return [x for k, v in {**options, **more}.items() for x in (f"--{k}", v)]
-
-
-@pytest.mark.parametrize("count, mesh", [(2, {}), (4, {"mesh.fsdp": 2, "mesh.data": 2})])
-def test_score(pair, tmp_path, count, mesh):
-    options = file_options(pair, tmp_path, ROWS, layers="true", token_budget=256)
-    alone = tmp_path / "alone.jsonl"
-    assert main(["score", *map(str, argv(options, out=alone))]) == 0
-    found = together("tuco_jax.cli", ["score", *argv(options, **mesh)], count)
-    assert [bool(one.out) for one in found] == [True] + [False] * (count - 1)
-    assert f"process 1 of {count}: process 0 writes and prints the results" in found[1].err
-    assert "Gloo" not in found[0].out
-    compare(pathlib.Path(options["out"]), alone)
-    meta = json.loads(pathlib.Path(options["out"] + ".meta.json").read_text())
-    assert meta["device"]["count"] == count and np.prod(list(meta["mesh"].values())) == count
-    assert not list(tmp_path.glob(".*")) + list(tmp_path.glob("*.journal"))
-
-
-def test_int8(pair, tmp_path):
-    """Over fsdp, whichever side of a matrix that cuts: no number is read for its scale alone."""
-    options = file_options(pair, tmp_path, ROWS[:6], dtype="int8", token_budget=256)
-    alone = tmp_path / "alone.jsonl"
-    assert main(["score", *map(str, argv(options, out=alone))]) == 0
-    runs = [["score", *argv(options, **{"mesh.fsdp": 2})]]
-    runs += [["tests.tuco.member:rounded", pair[0], str(tmp_path)]]
-    (tmp_path / "runs.json").write_text(json.dumps(runs, default=str))
-    together("tests.several", ["tuco-jax", tmp_path / "runs.json"])
-    compare(pathlib.Path(options["out"]), alone)
-    for i in range(2):
-        found = json.loads((tmp_path / f"rounded {i}").read_text())
-        assert found["same"] and found["rounded"] == found["numbers"] / 2
-
-
-def test_generate(pair, tmp_path):
-    """With each token's TuCo, which the full decomposition gives."""
-    options = file_options(pair, tmp_path, ROWS, alpha=0.6, tuco="true", max_new_tokens=6)
-    options |= {"stop": '["q"]', "batch_size": 4, "temperature": 0.7}
-    alone = tmp_path / "alone.jsonl"
-    assert main(["generate", *map(str, argv(options, out=alone))]) == 0
-    together("tuco_jax.cli", ["generate", *argv(options, page=tmp_path / "page.html")])
-    compare(pathlib.Path(options["out"]), alone)
-    assert "TuCo along the answers" in (tmp_path / "page.html").read_text("utf-8")
-
-
-def test_finetune_and_runs_that_go_on_with_more_processes(pair, tmp_path, monkeypatch):
-    """50 steps, over fsdp; what one process began two go on with, and the other way round."""
-    turns = [{"role": r, "content": c} for r, c in (("user", "ab c?"), ("assistant", "ba"))]
-    data = write_jsonl(tmp_path / "rows.jsonl", [{"messages": turns}] * 8)
-    options = {"base": pair[0], "data": data, "batch": 4, "length": 32, "packing": "false"}
-    options |= {"steps": 50, "save_every": 25, "optimizer.learning_rate": 0.001, "lora.rank": 2}
-    alone, begun, out = (tmp_path / name for name in ("alone", "begun", "two"))
-    assert main(["finetune", *map(str, argv(options, out=alone))]) == 0
-    shutil.copytree(alone, begun)
-    cut_back(begun)
-    scores = file_options(pair, tmp_path, ROWS, token_budget=64)
-    with monkeypatch.context() as patch:
+@pytest.fixture(scope="module")
+def alone(pair, tmp_path_factory):
+    """What one process makes, and a journal of scores that it left."""
+    made = pathlib.Path(pair[0]).parent
+    write_jsonl(made / "prompts.jsonl", [{"id": f"p{i}", "prompt": prompt(i)} for i in range(11)])
+    write_jsonl(made / "rows.jsonl", [{"messages": turns(i)} for i in range(8)])
+    for name, seed in (("base", 0), ("tuned", 1)):
+        save_tiny(made / f"long {name}", "llama", seed, max_position_embeddings=512)
+    out = tmp_path_factory.mktemp("alone")
+    given = in_folder(out, commands(made, out, 1))
+    with pytest.MonkeyPatch.context() as patch:
         killed_after(patch, 3)
-        assert main(["score", *map(str, argv(scores))]) == 130
-    journaled = len(pathlib.Path(scores["out"] + ".journal").read_bytes().splitlines()) - 1
+        assert main(given.pop("begun.jsonl")) == 130
+    assert [main(words) for words in given.values()] == [0] * len(given)
+    decomposed(str(out / "decomposed.npz"), "11")
+    return out
 
-    runs = [["finetune", *argv(options, out=out, **{"mesh.fsdp": 2})]]
-    runs += [["finetune", *argv(options, out=begun, resume="true")], ["score", *argv(scores)]]
-    (tmp_path / "runs.json").write_text(json.dumps(runs, default=str))
-    together("tests.several", ["tuco-jax", tmp_path / "runs.json"])
+
+@pytest.fixture(scope="module", params=[2, 4])
+def group(request, pair, alone, tmp_path_factory):
+    """Over several processes, with a fine-tuning and scores that one process has begun."""
+    count, made = request.param, pathlib.Path(pair[0]).parent
+    out = tmp_path_factory.mktemp(f"of {count}")
+    given = in_folder(out, commands(made, out, count))
+    journal = "begun.jsonl.journal"
+    shutil.copy(alone / journal, out / journal)
+    shutil.copytree(alone / "tuned", out / "begun")
+    cut_back(out / "begun")
+    runs = [*given.values()]
+    runs += [[*given["tuned"], "--out", str(out / "begun"), "--resume", "true"]]
+    runs += [["tests.tuco.member:rounded", pair[0], str(out)]]
+    sizes = "12" if count == 2 else "22"
+    runs += [["tests.tuco.member:decomposed", str(out / "decomposed.npz"), sizes]]
+    return Group(count, in_one_start("tuco-jax", runs, out, count), out, alone)
+
+
+def test_score(group):
+    out, count = group.out / "scores.jsonl", group.count
+    compare(out, group.alone / "scores.jsonl")
+    meta = json.loads(pathlib.Path(f"{out}.meta.json").read_text())
+    assert meta["device"]["count"] == count and np.prod(list(meta["mesh"].values())) == count
+    assert not list(group.out.glob(".*")) + list(group.out.glob("*.journal"))
+    printed = [bool(one.out) for one in group.ended]
+    assert printed == [True] + [False] * (count - 1) and "Gloo" not in group.ended[0].out
+    for i, one in enumerate(group.ended[1:], 1):
+        assert f"process {i} of {count}: process 0 writes and prints the results" in one.err
+
+
+def test_scores_that_one_process_began(group):
+    """Three batches, which stand in its journal."""
+    journaled = (group.alone / "begun.jsonl.journal").read_bytes().splitlines()
+    meta = json.loads((group.out / "begun.jsonl.meta.json").read_text())
+    assert len(journaled) == 1 + 3 and 3 <= meta["resumed_rows"] < meta["rows"] == 11
+    compare(group.out / "begun.jsonl", group.alone / "scores.jsonl")
+
+
+def test_int8(group):
+    """Over fsdp, whichever side of a matrix that cuts: no number is read for its scale alone."""
+    compare(group.out / "int8.jsonl", group.alone / "int8.jsonl")
+    for i in range(group.count):
+        found = json.loads((group.out / f"rounded {i}").read_text())
+        assert found["same"] and found["rounded"] == found["numbers"] / group.count
+
+
+def test_decompose(group):
+    """Of a mixture of experts and of a dense pair, every layer's parts and the logits."""
+    got, want = (np.load(folder / "decomposed.npz") for folder in (group.out, group.alone))
+    assert set(got) == set(want) and len(want) == 6
+    for name in want:
+        np.testing.assert_allclose(got[name], want[name], rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_generate(group):
+    """With each token's TuCo, which the full decomposition gives."""
+    compare(group.out / "answers.jsonl", group.alone / "answers.jsonl")
+    assert "TuCo along the answers" in (group.out / "page.html").read_text("utf-8")
+
+
+def test_studies(group):
+    """A search by gradients, with the state that it goes on from, and a study that scores."""
+    for name, file in RESULTS.items():
+        got, want = (json.loads((f / file).read_text()) for f in (group.out, group.alone))
+        for unlike in ("facts", "searches", "seconds"):  # the command, the mesh and times
+            assert (got.pop(unlike, None) is None) == (want.pop(unlike, None) is None)
+        assert_same(got, want, name, rel=0)
+
+
+def test_finetune(group, pair):
+    """50 steps; what one process began several go on with, and the other way round."""
+    alone, out = group.alone / "tuned", group.out / "tuned"
     check_finetuned(out, alone)
-    check_finetuned(begun, alone)
-    meta = json.loads(pathlib.Path(scores["out"] + ".meta.json").read_text())
-    assert journaled == 3 and 3 <= meta["resumed_rows"] < len(ROWS)  # batches, and their rows
-    assert main(["score", *map(str, argv(scores, out=tmp_path / "alone.jsonl"))]) == 0
-    compare(pathlib.Path(scores["out"]), tmp_path / "alone.jsonl")
-
+    check_finetuned(group.out / "begun", alone)
     cut_back(out)
-    assert main(["finetune", *map(str, argv(options, out=out, resume="true"))]) == 0
+    again = commands(pathlib.Path(pair[0]).parent, group.out, 1)["tuned"]
+    assert main([*again, "--out", str(out), "--resume", "true"]) == 0
     check_finetuned(out, alone)
 
 
@@ -122,11 +193,11 @@ def cut_back(run: pathlib.Path) -> None:
 def check_finetuned(out: pathlib.Path, alone: pathlib.Path) -> None:
     losses = [[row["loss"] for row in read_jsonl(p / "metrics.jsonl")] for p in (out, alone)]
     assert len(losses[0]) == 50
-    np.testing.assert_allclose(losses[0], losses[1], atol=1e-5)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0, atol=1e-5)
     got, want = (load_file(p / "adapter/adapter_model.safetensors") for p in (out, alone))
     assert got.keys() == want.keys()
     for name in want:
-        np.testing.assert_allclose(got[name], want[name], atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(got[name], want[name], rtol=0, atol=1e-5, err_msg=name)
 
 
 def test_scores_go_on_with_another_number_of_processes(pair, tmp_path):
@@ -142,43 +213,12 @@ def test_scores_go_on_with_another_number_of_processes(pair, tmp_path):
         (left,) = collect(begun[:1])
     assert left.code == 1 and "process 1 was lost" in left.err
     written = len(journal.read_bytes().splitlines()) - 1
-    assert main(["score", *map(str, argv(options))]) == 0
+    assert main(["score", *argv(options)]) == 0
     meta = json.loads(pathlib.Path(options["out"] + ".meta.json").read_text())
     assert written > 1 and meta["rows"] == len(rows) and meta["resumed_rows"] >= written
     alone = tmp_path / "alone.jsonl"
-    assert main(["score", *map(str, argv(options, out=alone))]) == 0
+    assert main(["score", *argv(options, out=alone)]) == 0
     compare(pathlib.Path(options["out"]), alone)
-
-
-def test_attacks_and_decompositions(tmp_path):
-    """In one start: a search by gradients, the studies that score attacks, and `decompose`."""
-    models = {}
-    for name, seed in (("base", 0), ("tuned", 1)):
-        save_tiny(tmp_path / name, "llama", seed, max_position_embeddings=512)
-        models[name] = str(tmp_path / name)
-    folders = {name: tmp_path / name for name in ("one", "two")}
-    runs: dict[str, list[list[str]]] = {name: [] for name in folders}
-    every = configs(tmp_path)
-    for study in ("gcg", "conjugate"):
-        config = dataclasses.replace(every[study], **models)
-        argv = shlex.split(command(study, config))[1:]
-        for name, folder in folders.items():
-            runs[name].append([*argv, "--out", str(folder / study)])
-    decomposed(str(tmp_path / "one.npz"), "11")
-    runs["two"].append(["tests.tuco.member:decomposed", str(tmp_path / "two.npz"), "12"])
-    assert [main(argv) for argv in runs["one"]] == [0, 0]
-    (tmp_path / "runs.json").write_text(json.dumps(runs["two"]))
-    together("tests.several", ["tuco-jax", tmp_path / "runs.json"])
-
-    for study, file in (("gcg", "results.json"), ("conjugate", "results.json"), STATE):
-        got, want = (json.loads((f / study / file).read_text()) for f in folders.values())
-        for unlike in ("facts", "searches", "seconds"):  # the command, the mesh and times
-            assert (got.pop(unlike, None) is None) == (want.pop(unlike, None) is None)
-        assert_same(got, want, study)
-    got, want = (np.load(tmp_path / f"{name}.npz") for name in ("two", "one"))
-    assert set(got) == set(want) and len(want) == 6
-    for name in want:
-        np.testing.assert_allclose(got[name], want[name], atol=1e-5, err_msg=name)
 
 
 def compare(path: pathlib.Path, other: pathlib.Path) -> None:
@@ -188,4 +228,4 @@ def compare(path: pathlib.Path, other: pathlib.Path) -> None:
     for a, b in zip(mine, theirs, strict=True):
         assert a.keys() == b.keys()
         for name in a:
-            assert_same(a[name], b[name], name)
+            assert_same(a[name], b[name], name, rel=0)

@@ -102,18 +102,18 @@ def configs(folder: pathlib.Path) -> dict[str, Any]:
     }
 
 
-def assert_same(got: Any, want: Any, where: str = "") -> None:
-    """Equal structures; numbers within 1e-5 of each other (intervals and AUCs go by ranks)."""
+def assert_same(got: Any, want: Any, where: str = "", *, rel: float = 1e-4) -> None:
+    """Equal structures; numbers within 1e-5, or a relative `rel` (intervals, AUCs go by ranks)."""
     if isinstance(want, dict):
         assert got.keys() == want.keys(), where
         for key in want:
-            assert_same(got[key], want[key], f"{where}/{key}")
+            assert_same(got[key], want[key], f"{where}/{key}", rel=rel)
     elif isinstance(want, list):
         assert len(got) == len(want), where
         for i, (a, b) in enumerate(zip(got, want, strict=True)):
-            assert_same(a, b, f"{where}/{i}")
+            assert_same(a, b, f"{where}/{i}", rel=rel)
     elif isinstance(want, float):
-        assert got == pytest.approx(want, rel=1e-4, abs=1e-5, nan_ok=True), where
+        assert got == pytest.approx(want, rel=rel, abs=1e-5, nan_ok=True), where
     else:
         assert got == want, where
 
