@@ -61,19 +61,12 @@ def commands(made: pathlib.Path, out: pathlib.Path, count: int) -> dict[str, lis
     tuning |= {"steps": 50, "save_every": 25, "optimizer.learning_rate": 0.001, "lora.rank": 2}
     scored = pair | {"layers": "true", "token_budget": 256}
     int8 = scored | {"dtype": "int8", "mesh.fsdp": count}
-    models = {name: str(made / f"long {name}") for name in ("base", "tuned")}
-    every = configs(made)
-    studies = {
-        name: shlex.split(command(name, dataclasses.replace(every[name], **models)))[1:]
-        for name in STUDIES
-    }
     return {
         "scores.jsonl": ["score", *argv(scored, **mesh)],
         "begun.jsonl": ["score", *argv(scored | {"token_budget": 64}, **mesh)],
         "int8.jsonl": ["score", *argv(int8)],
         "answers.jsonl": ["generate", *argv(pair | answers, **mesh)],
         "tuned": ["finetune", *argv(base | tuning, **mesh)],
-        **{name: [*study, *argv(mesh)] for name, study in studies.items()},
     }
 
 
@@ -87,15 +80,25 @@ def pair(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(pair, tmp_path_factory):
+def studies(tmp_path_factory):
+    """Of a pair with room for attacks, each by its name."""
+    made, models = tmp_path_factory.mktemp("studied"), {}
+    for name, seed in (("base", 0), ("tuned", 1)):
+        save_tiny(made / name, "llama", seed, max_position_embeddings=512)
+        models[name] = str(made / name)
+    every = configs(made)
+    found = {name: dataclasses.replace(every[name], **models) for name in STUDIES}
+    return {name: shlex.split(command(name, config))[1:] for name, config in found.items()}
+
+
+@pytest.fixture(scope="module")
+def alone(pair, studies, tmp_path_factory):
     """What one process makes, and a journal of scores that it left."""
     made = pathlib.Path(pair[0]).parent
     write_jsonl(made / "prompts.jsonl", [{"id": f"p{i}", "prompt": prompt(i)} for i in range(11)])
     write_jsonl(made / "rows.jsonl", [{"messages": turns(i)} for i in range(8)])
-    for name, seed in (("base", 0), ("tuned", 1)):
-        save_tiny(made / f"long {name}", "llama", seed, max_position_embeddings=512)
     out = tmp_path_factory.mktemp("alone")
-    given = in_folder(out, commands(made, out, 1))
+    given = in_folder(out, commands(made, out, 1) | studies)
     with pytest.MonkeyPatch.context() as patch:
         killed_after(patch, 3)
         assert main(given.pop("begun.jsonl")) == 130
@@ -105,11 +108,12 @@ def alone(pair, tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=[2, 4])
-def group(request, pair, alone, tmp_path_factory):
+def group(request, pair, studies, alone, tmp_path_factory):
     """Over several processes, with a fine-tuning and scores that one process has begun."""
     count, made = request.param, pathlib.Path(pair[0]).parent
     out = tmp_path_factory.mktemp(f"of {count}")
-    given = in_folder(out, commands(made, out, count))
+    over = {name: [*words, *argv(MESHES[count])] for name, words in studies.items()}
+    given = in_folder(out, commands(made, out, count) | over)
     journal = "begun.jsonl.journal"
     shutil.copy(alone / journal, out / journal)
     shutil.copytree(alone / "tuned", out / "begun")
