@@ -5,10 +5,10 @@
 A start takes seconds, most commands of a test less. FILE: the list of their arguments, JSON. In
 place of a command's name MODULE:FUNCTION stands for a function, which gets the arguments.
 
-Programs over all processes are compiled by process 0, which hands them to the others: on a machine
-of few cores each would compile the same at the same time. What is in the cache before, each reads;
-where only some found a program there the others would wait for it, so the cache is this group's
-own.
+Programs over all processes are compiled by process 0, which hands them to the others: on few cores
+all would compile the same at the same time. On CPUs JAX knows a program by its process, too, and
+the others would wait for what never comes: here it is known by its devices' kind. Where only some
+found a program in the cache the others would wait likewise, so the cache is this group's own.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import json
 import os
 import pathlib
 import sys
+from unittest import mock
 
 from common_jax.cli.command_line import parse
 from common_jax.cli.commands import Group
@@ -35,15 +36,18 @@ def main() -> int:
     program, file = options.pop("program"), options.pop("file")
     with hidden("torch"), joined(program, **options):
         import jax
+        from jax._src import cache_key  # no public name
 
         from common_jax.io import compile_cache
 
         caches = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
         compile_cache.enable(caches / f"{program} of {options['processes']}")
         jax.config.update("jax_share_binary_between_hosts", True)
-        for argv in json.loads(file.read_text("utf-8")):
-            print("several:", *argv[:2], file=sys.stderr, flush=True)
-            call(program, [*map(str, argv)])
+        alike = mock.patch.object(cache_key, "_hash_accelerator_config", cache_key._hash_devices)
+        with alike:
+            for argv in json.loads(file.read_text("utf-8")):
+                print("several:", *argv[:2], file=sys.stderr, flush=True)
+                call(program, [*map(str, argv)])
     return 0
 
 
