@@ -63,7 +63,7 @@ def commands(made: pathlib.Path, out: pathlib.Path, count: int) -> dict[str, lis
         "sweep": ["sweep", *steered, "--scales", "[0,2]", "--t_stopgrads", "[0,4]"],
         "heatmap": ["heatmap", *guide, *windows],
     }
-    return {n: [*words, *MESHES[count], "--out", out / n] for n, words in given.items()}
+    return {n: [*line, *MESHES[count], "--out", out / n] for n, line in given.items()}
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def made(tmp_path_factory):
 def alone(made, tmp_path_factory):
     """What one process makes."""
     out = tmp_path_factory.mktemp("alone")
-    assert [run(*words) for words in commands(made, out, 1).values()] == [0] * 6
+    assert [run(*line) for line in commands(made, out, 1).values()] == [0] * 6
     return out
 
 

@@ -71,7 +71,7 @@ def commands(made: pathlib.Path, out: pathlib.Path, count: int) -> dict[str, lis
 
 
 def in_folder(out: pathlib.Path, given: dict[str, list[str]]) -> dict[str, list[str]]:
-    return {name: [*words, "--out", str(out / name)] for name, words in given.items()}
+    return {name: [*line, "--out", str(out / name)] for name, line in given.items()}
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def alone(pair, studies, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         killed_after(patch, 3)
         assert main(given.pop("begun.jsonl")) == 130
-    assert [main(words) for words in given.values()] == [0] * len(given)
+    assert [main(line) for line in given.values()] == [0] * len(given)
     decomposed(str(out / "decomposed.npz"), "11")
     return out
 
@@ -112,7 +112,7 @@ def group(request, pair, studies, alone, tmp_path_factory):
     """Over several processes, with a fine-tuning and scores that one process has begun."""
     count, made = request.param, pathlib.Path(pair[0]).parent
     out = tmp_path_factory.mktemp(f"of {count}")
-    over = {name: [*words, *argv(MESHES[count])] for name, words in studies.items()}
+    over = {name: [*line, *argv(MESHES[count])] for name, line in studies.items()}
     given = in_folder(out, commands(made, out, count) | over)
     journal = "begun.jsonl.journal"
     shutil.copy(alone / journal, out / journal)
