@@ -11,19 +11,24 @@ one that was stopped goes on where it stood. Its module holds `Config`, the opti
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
+import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Generic, Protocol, TypeVar
 
-from common_jax import resume
+from common_jax import distributed, resume
 from common_jax.cli.options import MeshOptions
 from common_jax.cli.ranges import PositiveInt
 from common_jax.errors import InputError, Taken
 from common_jax.mesh import mesh_for
 from common_jax.run import check_directory, note_run
+from reward_jax.studies.workers import beside, ended
 
-__all__ = ["AmountOption", "Part", "Study"]
+__all__ = ["AmountOption", "Part", "Study", "WorkersOption"]
+
+_PACE = 1.0  # seconds between looks at what another process holds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,11 +44,25 @@ class AmountOption:
     expert_episodes: PositiveInt = 600
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorkersOption:
+    """How many processes share the parts of a study.
+
+    Args:
+        workers: processes that take its parts, side by side on the cores of a CPU; an accelerator
+            is for one.
+    """
+
+    workers: PositiveInt = 1
+
+
 class _Options(Protocol):
     @property
     def out(self) -> pathlib.Path: ...
     @property
     def mesh(self) -> MeshOptions: ...
+    @property
+    def workers(self) -> int: ...
 
 
 Config = TypeVar("Config", bound=_Options)
@@ -51,7 +70,10 @@ Config = TypeVar("Config", bound=_Options)
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Work in `out/NAME`, held alone: several processes may take a part each."""
+    """Work in `out/NAME`, held alone: several processes may take a part each.
+
+    run: does what is not done yet; `Taken` where it waits for what another process is at.
+    """
 
     name: str
     run: Callable[[], None]
@@ -61,9 +83,9 @@ class Part:
 class Study(Generic[Config]):
     """One experiment.
 
-    config: class of its options, a dataclass with the folder `out` and a `mesh`. check, parts,
-    summarise: see the module; check sees a folder that is empty or of the same settings. free:
-    settings that may change from start to start.
+    config: class of its options, a dataclass with the folder `out`, a `mesh` and `workers`. check,
+    parts, summarise: see the module; check sees a folder that is empty or of the same settings.
+    free: settings that may change from start to start, beside the number of workers.
     """
 
     config: type[Config]
@@ -75,32 +97,53 @@ class Study(Generic[Config]):
     def run(self, config: Config) -> dict[str, Any]:
         """Do what is not done yet; writes and returns the summary.
 
-        Parts that another process is at are left to it; where it is not done when all others are,
-        InputError says so, for there is no summary yet. Raises InputError before anything is
-        written, for what `check` refuses and where the folder holds something else, or the study
-        of other settings.
+        Other processes in the same folder, `workers` of this one or started apart, take parts as
+        this one does, and what they are at is waited for; a part whose process dies is free again.
+        Raises InputError before anything is written, for what `check` refuses and where the folder
+        holds something else, or the study of other settings; and once all is done, where a worker
+        has failed.
         """
-        settings = _plain(config)
+        settings, free = _plain(config), {*self.free, "workers"}
         check_directory(config.out, resume=True)
-        resume.check(config.out, settings, free=self.free)
+        resume.check(config.out, settings, free=free)
         self.check(config)
         mesh_for(dataclasses.asdict(config.mesh))
+        if config.workers > 1 and distributed.count() > 1:
+            raise InputError(
+                f"workers is {config.workers}, but this process is one of several (--processes), "
+                "which do all together: give one of the two"
+            )
         note_run(config.out, settings)
-        resume.settle(config.out, settings, free=self.free)
-        held = []
-        for part in self.parts(config):
+        resume.settle(config.out, settings, free=free)
+        with beside(config.workers - 1, functools.partial(self.work, config)) as workers:
+            self.work(config)
+            found: list[dict[str, Any]] = []
+            _each([Part("report", lambda: found.append(self.summarise(config)))], config.out)
+            ended(workers)
+        return found[0]
+
+    def work(self, config: Config) -> None:
+        """Do all parts, but for those that other processes do; returns when all are done."""
+        _each(self.parts(config), config.out)
+
+
+def _each(parts: Iterable[Part], out: pathlib.Path) -> None:
+    """Run the parts in order, those that another process is at when that is done with them."""
+    left, waited = list(parts), ""
+    while left:
+        later = []
+        for part in left:
             try:
-                with resume.alone(config.out / part.name):
+                with resume.alone(out / part.name):
                     part.run()
             except Taken:
-                held.append(part.name)
-                print(f"{part.name}: another process is at it", flush=True)
-        if held:
-            raise InputError(
-                f"{config.out}: another process is at {', '.join(held)}, all else is done; the "
-                "same command, when that is done, too, writes the summary"
-            )
-        return self.summarise(config)
+                later.append(part)
+        if len(later) == len(left):
+            if waited != later[0].name:
+                waited = later[0].name
+                print(f"waiting for {waited}, which another process is at", flush=True)
+            time.sleep(_PACE)
+        left = later
 
 
 def _plain(config: Any) -> dict[str, Any]:

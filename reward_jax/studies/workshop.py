@@ -51,6 +51,10 @@ class Workshop(Generic[S]):
         self.folder, self._space = out / part, space
         self._out, self._part, self._save_every, self._mesh = out, part, save_every, mesh
 
+    def has(self, name: str) -> bool:
+        """Whether the model of a name is there."""
+        return there(self.folder / f"{name}.safetensors")
+
     def model(
         self, name: str, steps: int, make: Callable[[RunContext], SpaceModel[S]]
     ) -> SpaceModel[S]:
@@ -115,7 +119,7 @@ class Workshop(Generic[S]):
         """What a training of the model to be at `path` is given; None where the model is there.
 
         It is logged in a run's directory beside the model; its checkpoints are gone once the model
-        is there.
+        is there. Raises Taken while another process trains it.
         """
         folder = path.with_suffix("")
         if there(path):
@@ -125,7 +129,7 @@ class Workshop(Generic[S]):
             about: dict[str, Any] = {"out": str(self._out), "model": name}
             how: dict[str, Any] = {"save_every": self._save_every, "mesh": self._mesh}
             with open_run(folder, about, name, steps, **how) as run:
-                yield run
+                yield None if there(path) else run  # another process may just have made it
         # A start that was killed between the model's writing and here left them, too.
         by_first(lambda: shutil.rmtree(folder / "checkpoints", ignore_errors=True))
 

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import pathlib
 import zipfile
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Bool, Float
 
+from common_jax import resume
 from common_jax.distributed import there
 from common_jax.errors import InputError
 from common_jax.io.files import make_folder, write_arrays
@@ -42,7 +44,7 @@ from reward_jax.studies.images.judge import Judge, network_of, train_judge
 from reward_jax.studies.images.settings import Config, HalfUNetOptions, check_sets, load_sets
 from reward_jax.studies.workshop import Workshop
 
-__all__ = ["Models", "read_arrays"]
+__all__ = ["Models", "make_once", "read_arrays"]
 
 
 class Models:
@@ -122,14 +124,16 @@ class Models:
         self, part: str, name: str, left_out: Bool[np.ndarray, " N"], about: dict[str, Any]
     ) -> ImageModel:
         """`_begun`, trained further; with the same random numbers whatever is left out."""
-        how = self.config.expert_training
+        how, shop = self.config.expert_training, self._shop(part)
+        if not shop.has(name):
+            _ = self._begun  # it may be another process's: ask before a run is opened
 
         def make(context: RunContext) -> ImageModel:
             space = dataclasses.replace(self.space, about=about)
             rows, seed = self._rows(left_out), self.seed("tuned")
             return fit(rows, space, self._begun, how, seed=seed, context=context)
 
-        return self._shop(part).model(name, how.steps, make)
+        return shop.model(name, how.steps, make)
 
     def reward(
         self,
@@ -142,10 +146,11 @@ class Models:
         begin: RelativeReward | None = None,
     ) -> RelativeReward:
         """A reward of the expert relative to the base. Options, as `fit_reward`."""
+        base = self.base
 
         def make(context: RunContext) -> ImageGuide:
             return fit_reward(
-                self.base,
+                base,
                 expert.denoiser,
                 Mixed((self._all_rows, self._rows(left_out))),
                 expert.space,
@@ -164,11 +169,12 @@ class Models:
     def judge(self) -> Judge:
         """The classifier, trained on what the models learn from, apart from them."""
         train, how, path = self.sets[0], self.config.judge, self.config.out / "base" / "judge.npz"
-        if not there(path):
+
+        def make() -> dict[str, Any]:
             made = train_judge(train, how, jax.random.key(self.seed("judge")))
-            flat = flatten_dict(made.params, sep="/")
-            make_folder(path.parent)
-            write_arrays(path, **{name: np.asarray(x) for name, x in flat.items()})
+            return {k: np.asarray(x) for k, x in flatten_dict(made.params, sep="/").items()}
+
+        make_once(path, make)
         flat = {name: jnp.asarray(x) for name, x in read_arrays(path).items()}
         return Judge(unflatten_dict(flat, sep="/"), network_of(train, how))
 
@@ -201,6 +207,19 @@ class Models:
     def _shop(self, part: str) -> Workshop[ImageSpace]:
         c = self.config
         return Workshop(c.out, part, ImageSpace, save_every=c.save_every, mesh=self.mesh)
+
+
+def make_once(path: pathlib.Path, make: Callable[[], Mapping[str, Any]]) -> None:
+    """Write the arrays that `make` returns, where they are not there.
+
+    Raises Taken while another process makes them.
+    """
+    if there(path):
+        return
+    make_folder(path.parent)
+    with resume.lock(path.with_suffix(".lock"), f"{path}: another process makes it"):
+        if not there(path):
+            write_arrays(path, **make())
 
 
 def read_arrays(path: pathlib.Path) -> dict[str, Any]:

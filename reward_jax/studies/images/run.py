@@ -18,8 +18,9 @@ lacks images of all classes, shows what chance gives.
     out/*/base/, ...   metrics of each model's training
     out/results.json, out/report/
 
-What is there is not made again, a training goes on from its last checkpoint, and several processes
-may take a choice each.
+What is there is not made again, and a training goes on from its last checkpoint. Several processes
+may share the work: while one trains what base and experts begin with another makes the classifier,
+then each takes a choice at a time.
 """
 
 import functools
@@ -43,9 +44,9 @@ def _check(config: Config) -> None:
 def _parts(config: Config) -> Iterator[Part]:
     work = Work(config)
     yield Part("base", work.run_base)
-    yield Part("null", work.run_null)
-    for name in config.choices:
+    for name in sorted(config.choices, key=lambda name: name not in config.variants):
         yield Part(choice_part(name), functools.partial(work.run_choice, name))
+    yield Part("null", work.run_null)  # the least work, as parts go: several end together
 
 
 def _summarise(config: Config) -> dict[str, Any]:

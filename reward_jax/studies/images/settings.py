@@ -23,6 +23,7 @@ from reward_jax.planning.extract import Matching
 from reward_jax.planning.fit import Training
 from reward_jax.planning.options import DiffusionOption, MatchingOption, ScalesOption
 from reward_jax.reward.guide import GuidanceOptions
+from reward_jax.studies.base import WorkersOption
 from reward_jax.studies.images.judge import JudgeOptions
 
 __all__ = [
@@ -103,7 +104,13 @@ class HalfUNetOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(
-    SeedOption, DeviceOption, CheckpointOption, ScalesOption, MatchingOption, DiffusionOption
+    SeedOption,
+    DeviceOption,
+    WorkersOption,
+    CheckpointOption,
+    ScalesOption,
+    MatchingOption,
+    DiffusionOption,
 ):
     """Extract what experts lack that never saw some classes of images, and steer a base by it.
 

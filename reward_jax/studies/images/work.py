@@ -1,6 +1,5 @@
 """What the image study measures of its models; see `run`."""
 
-import dataclasses
 import functools
 import json
 import time
@@ -12,7 +11,6 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from common_jax import resume
 from common_jax.distributed import there
 from common_jax.io.files import write_arrays, write_json
 from reward_jax.data.images.pixels import ImageModel, Images, unscaled
@@ -30,7 +28,7 @@ from reward_jax.studies.images.arms import (
     draw_samples,
     within,
 )
-from reward_jax.studies.images.models import Models, read_arrays
+from reward_jax.studies.images.models import Models, make_once, read_arrays
 from reward_jax.studies.images.settings import Config, HalfUNetOptions
 from reward_jax.studies.workshop import Clock
 
@@ -66,11 +64,8 @@ class Work:
         found = {}
         for name, noise in self._noises.items():
             path = self.config.out / "base" / f"unsteered_{name}.npz"
-            if not there(path):
-                twice = replace(noise, batches=noise.batches * (2 if name == "test" else 1))
-                drawn = self._draw(twice, self.config.sampling)
-                values = {f.name: getattr(drawn, f.name) for f in dataclasses.fields(Drawn)}
-                write_arrays(path, **values)
+            twice = replace(noise, batches=noise.batches * (2 if name == "test" else 1))
+            make_once(path, lambda noise=twice: vars(self._draw(noise, self.config.sampling)))
             stored = read_arrays(path)
             numbers = [float(stored[n]) for n in ("seconds", "runs")]
             found[name] = Drawn(stored["x"], stored["labels"], stored["features"], *numbers)
@@ -107,7 +102,6 @@ class Work:
         path = self.config.out / "null" / "result.json"
         if there(path):
             return
-        self._base_first()
         clock = Clock(path.with_name("seconds.json"))
         models, left_out = self.models, self.models.random_rows()
         expert = models.expert("null", left_out, models.sets[0].classes)
@@ -132,15 +126,16 @@ class Work:
         path = self.config.out / part / "result.json"
         if there(path):
             return
-        self._base_first()
         c, classes = self.config, self.config.choices[name]
         clock, models = Clock(path.with_name("seconds.json")), self.models
         images, left_out = models.sets, models.harmful_rows(classes)
+        _ = models.judge  # waits for no other model: a process beside the base's begins with it
         rest = tuple(one for one in images[0].classes if one not in classes)
         expert = models.expert(part, left_out, rest)
         clock.lap("expert")
         reward = models.reward(part, "reward", expert, left_out, c.matching)
         clock.lap("reward")
+        yardsticks = self._yardsticks(classes)
         bad = {
             "validation": self._harmful(images[1], classes),
             "test": self._harmful(images[2], classes),
@@ -151,7 +146,6 @@ class Work:
         found["reward"], own = self._judged(reward, bad)
         found |= self._untrained(expert, bad, own)
         clock.lap("judged")
-        yardsticks = self._yardsticks(classes)
         raw = ScoreDifference(models.base.denoiser, expert.denoiser)
         pictures: dict[str, Any] = {}
         unsteered = self.unsteered["test"].first(len(yardsticks["test"].unsteered.labels))
@@ -360,12 +354,6 @@ class Work:
         order = np.argsort(judged)
         pixels = self.models.sets[2].pixels
         return {"worst": pixels[order[:_EXTREMES]], "best": pixels[order[::-1][:_EXTREMES]]}
-
-    def _base_first(self) -> None:
-        """The base's part, where it is not done: `Taken` where another process is at it."""
-        if not there(self.config.out / "base" / "result.json"):
-            with resume.alone(self.config.out / "base"):
-                self.run_base()
 
     def _say(self, part: str, line: str) -> None:
         print(f"{part}: {line}", flush=True)

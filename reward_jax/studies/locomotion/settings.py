@@ -28,7 +28,7 @@ from reward_jax.planning.options import (
     StopsOption,
 )
 from reward_jax.reward.targets import GradientAt, Target
-from reward_jax.studies.base import AmountOption
+from reward_jax.studies.base import AmountOption, WorkersOption
 from reward_jax.tasks.locomotion.collect import SETS
 from reward_jax.tasks.locomotion.task import TASKS
 
@@ -175,6 +175,7 @@ def changed(ablation: Ablation) -> dict[str, Any]:
 class Config(
     SeedOption,
     DeviceOption,
+    WorkersOption,
     CheckpointOption,
     RolloutOption,
     StopsOption,

@@ -16,7 +16,7 @@ from reward_jax.planning.options import (
     RewardNetOption,
     ScalesOption,
 )
-from reward_jax.studies.base import AmountOption
+from reward_jax.studies.base import AmountOption, WorkersOption
 from reward_jax.tasks.plane import BinsOption, MapOptions
 
 __all__ = ["STRIDES", "Config", "check"]
@@ -29,6 +29,7 @@ STRIDES = {"open": 10, "umaze": 10, "medium": 16, "large": 28}
 class Config(
     SeedOption,
     DeviceOption,
+    WorkersOption,
     CheckpointOption,
     ScalesOption,
     PlansOption,

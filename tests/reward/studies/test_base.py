@@ -1,13 +1,22 @@
 """The one way to run a study: refused before anything is written, in parts, and once."""
 
+import concurrent.futures
+import contextlib
 import dataclasses
+import functools
+import json
+import os
 import pathlib
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
-from common_jax import resume
+from common_jax import distributed
 from common_jax.cli.options import MeshOptions
-from common_jax.errors import InputError
+from common_jax.errors import InputError, Taken
 from reward_jax.studies.base import Part, Study
 
 
@@ -16,6 +25,7 @@ class Config:
     out: pathlib.Path
     size: int = 2
     names: tuple[str, ...] = ("a", "b")
+    workers: int = 1
     mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
 
@@ -53,13 +63,120 @@ def test_a_mesh_that_cannot_be_is_refused_too(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_part_that_another_process_is_at_is_left_to_it(tmp_path, capsys):
+@contextlib.contextmanager
+def held(folder: pathlib.Path):
+    """A process that holds a folder; it is killed at the end, or before."""
+    code = "import sys, time; from common_jax import distributed, resume\n"
+    code += "with resume.alone(sys.argv[1]): print(flush=True); time.sleep(600)"
+    argv = [sys.executable, "-c", code, str(folder)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        yield other
+        other.kill()
+
+
+def until(found) -> None:
+    end = time.monotonic() + 60
+    while not found():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_part_that_another_process_is_at_is_waited_for(tmp_path, capfd):
+    """The other is killed: its part is free, and done here, after all else."""
     done: list[str] = []
-    one, out = study(done), Config(tmp_path / "out", names=("a", "b", "c"))
-    with resume.alone(tmp_path / "out" / "b"):
-        (tmp_path / "out" / "config.yaml").touch()
-        said = "another process is at b, all else is done; the same command"
-        with pytest.raises(InputError, match=said):
-            one.run(out)
-    assert done == ["a", "c"] and "b: another process is at it" in capsys.readouterr().out
-    assert one.run(out) == {"made": ["a", "c", "a", "b", "c"]}
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.yaml").touch()
+    with concurrent.futures.ThreadPoolExecutor() as pool, held(out / "b") as other:
+        found = pool.submit(study(done).run, Config(out, names=("a", "b", "c")))
+        until(lambda: "waiting for b, which another process is at" in capfd.readouterr().out)
+        assert done == ["a", "c"] and not found.done()
+        other.kill()
+        assert found.result(60) == {"made": ["a", "c", "b"]}
+    assert "waiting" not in capfd.readouterr().out
+
+
+def test_a_part_that_needs_what_another_process_makes_is_tried_again(tmp_path, capsys):
+    asked = []
+
+    def needs() -> None:
+        asked.append(None)
+        if len(asked) < 3:
+            raise Taken("the base is another's")
+
+    def parts(config: Config):
+        yield Part("a", needs)
+
+    one = Study(Config, lambda config: None, parts, lambda config: {})
+    one.run(Config(tmp_path / "out"))
+    assert len(asked) == 3
+    assert capsys.readouterr().out.count("waiting for a, which another process is at") == 1
+
+
+# A study of a module, as workers want it: the first process is at `a` until a worker is at `b`,
+# and notes who did a part.
+
+
+def _do(config: Config, name: str) -> None:
+    path = config.out / name / "who"
+    if path.exists():
+        return
+    (config.out / name / "begun").touch()
+    if name == "a":
+        until((config.out / "b" / "begun").exists)
+    elif is_worker():
+        AT_B[config.size]()
+    path.write_text(str(os.getpid()))
+
+
+def is_worker() -> bool:
+    return "serve()" in sys.orig_argv[-1]
+
+
+def no_more() -> None:
+    raise InputError("no worker can do this")
+
+
+AT_B = {2: lambda: None, 3: lambda: os.kill(os.getpid(), signal.SIGKILL), 4: no_more}
+
+
+def _check(config: Config) -> None:
+    pass
+
+
+def _parts(config: Config):
+    for name in config.names[::-1] if is_worker() else config.names:
+        yield Part(name, functools.partial(_do, config, name))
+
+
+def _who(config: Config) -> dict[str, int]:
+    found = {name: int((config.out / name / "who").read_text()) for name in config.names}
+    (config.out / "who.json").write_text(json.dumps(found))
+    return found
+
+
+SHARED = Study(Config, _check, _parts, _who)
+
+
+def test_a_worker_takes_parts(tmp_path):
+    out = tmp_path / "out"
+    who = SHARED.run(Config(out, workers=2))
+    assert who["a"] == os.getpid() != who["b"]
+    assert SHARED.run(Config(out, workers=1)) == who  # their number may change
+    assert not list(out.rglob(".lock"))
+
+
+@pytest.mark.parametrize(("size", "how"), [(3, "was killed by signal 9"), (4, "ended with exit")])
+def test_what_a_worker_leaves_undone_is_done_without_it(tmp_path, size, how):
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=f"worker 2 {how}"):
+        SHARED.run(Config(out, size=size, workers=2))
+    assert json.loads((out / "who.json").read_text()) == {"a": os.getpid(), "b": os.getpid()}
+
+
+def test_workers_of_one_of_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    with pytest.raises(InputError, match="workers is 2, but this process is one of several"):
+        SHARED.run(Config(tmp_path / "out", workers=2))
+    assert not list(tmp_path.iterdir())

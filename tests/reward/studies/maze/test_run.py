@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 
-from common_jax import resume
 from common_jax.cli import command_line
 from common_jax.errors import InputError
 from common_jax.run import Run
@@ -169,15 +168,6 @@ def test_a_second_start_makes_nothing_anew(done, monkeypatch):
     monkeypatch.setattr(MazeTask, "record", None)
     assert STUDY.run(config) == summary
     assert times(config.out / "umaze") == before
-
-
-def test_a_maze_that_another_process_works_on_is_refused(done):
-    config, _ = done
-    with (
-        resume.alone(config.out / "umaze"),
-        pytest.raises(InputError, match="another process is at umaze"),
-    ):
-        STUDY.run(config)
 
 
 def test_a_study_that_was_stopped_goes_on(done, monkeypatch):
