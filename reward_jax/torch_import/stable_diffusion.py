@@ -78,9 +78,9 @@ def load_stable_diffusion(
     return StableDiffusion(**params, schedule=schedule, config=found.config, tokens=found.tokens)
 
 
-def check_stable_diffusion(directory: str | pathlib.Path) -> None:
-    """Raise InputError as `load_stable_diffusion`, but for numbers: no tensor is read."""
-    _open(pathlib.Path(directory))
+def check_stable_diffusion(directory: str | pathlib.Path) -> Config:
+    """What a folder says; raises InputError as `load_stable_diffusion`, but reads no tensor."""
+    return _open(pathlib.Path(directory)).config
 
 
 class _Component(NamedTuple):

@@ -54,10 +54,6 @@ class Images:
         labels = None if self.labels is None else self.labels[index]
         return dataclasses.replace(self, pixels=self.pixels[index], labels=labels)
 
-    def of(self, classes: Collection[str]) -> "Images":
-        """Those of some classes; InputError where there are no labels, or no such class."""
-        return self.choose(np.flatnonzero(np.isin(self.known_labels(), self.numbers(classes))))
-
     def numbers(self, classes: Collection[str]) -> list[int]:
         """The numbers of classes; raises InputError for a name that is none."""
         for name in classes:

@@ -31,16 +31,23 @@ def read_sets(
 ) -> tuple[Images, Images]:
     """Both sets, of one size and of the same classes.
 
-    classes: names of the labels of IDX files. size, channels: of images (`read_folder`); IDX files
-    have theirs. Raises InputError as `read_idx` and `read_folder` do, and where the two differ.
+    classes: names of the labels of IDX files. size, channels: of images (`read_folder`). Raises
+    InputError as `read_idx` and `read_folder` do, where the two differ, and for what the layout
+    has itself: IDX files a size and channels, folders their names.
     """
     folder = pathlib.Path(folder)
     found = [find_idx(folder, f"{part}-{_KINDS[0]}") for part in _PARTS.values()]
     if any(found):
+        if size is not None or channels != 1:
+            raise InputError(
+                f"{folder}: IDX files are of one size, and grey: leave size and channels out"
+            )
         train, test = (_idx(folder, part, classes) for part in _PARTS.values())
         names = max(train.classes, test.classes, key=len)
         train, test = (dataclasses.replace(one, classes=names) for one in (train, test))
     elif all((folder / part).is_dir() for part in _PARTS):
+        if classes:
+            raise InputError(f"{folder}: its folders are the classes: leave classes out")
         train, test = (read_folder(folder / part, size=size, channels=channels) for part in _PARTS)
     else:
         raise InputError(

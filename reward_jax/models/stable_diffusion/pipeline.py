@@ -174,6 +174,24 @@ class StableDiffusion:
             InputError: for empty prompts, latents of another shape or with NaN, a key that is
                 missing, an unknown scheduler or strength, steps that there are not.
         """
+        given = steps, guidance_scale, scheduler, safety, negative_prompts, latents, key
+        found, seen = self.chain(prompts, *given, trajectory)
+        images = _decode(self.decoder, found, config=self.config.vae)
+        return Sampled(found, jnp.clip(images, -1, 1), seen)
+
+    def chain(
+        self,
+        prompts: Sequence[str],
+        steps: int = 50,
+        guidance_scale: float = 7.5,
+        scheduler: SchedulerName = "pndm",
+        safety: Strength | SafeGuidance | None = None,
+        negative_prompts: Sequence[str] | None = None,
+        latents: Float[Array, "B h w C"] | None = None,
+        key: Key[Array, ""] | None = None,
+        trajectory: bool = False,
+    ) -> tuple[Float[Array, "B h w C"], Trajectory | None]:
+        """The latents that `sample` would decode, and the trajectory; parameters are its own."""
         prompts = _texts("prompts", prompts)
         for number, prompt in enumerate(prompts, 1):
             if not prompt.strip():
@@ -191,7 +209,7 @@ class StableDiffusion:
         self._check_latents("latents", latents)
         if len(latents) != len(prompts):
             raise InputError(f"there are {len(latents)} latents for {len(prompts)} prompts")
-        found, seen = chain(
+        return chain(
             self.unet,
             self.schedule,
             made,
@@ -201,8 +219,6 @@ class StableDiffusion:
             model=UNet(self.config.unet),
             trajectory=trajectory,
         )
-        images = _decode(self.decoder, found, config=self.config.vae)
-        return Sampled(found, jnp.clip(images, -1, 1), seen)
 
     def score(self) -> Denoiser:
         """(x_t, t, text) -> score of scaled latents, for `extract_reward` and the like."""

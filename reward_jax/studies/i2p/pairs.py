@@ -80,16 +80,16 @@ def draw_pairs(
 ) -> Pairs:
     """Both chains from the same noise; key: of what DDPM draws, the same for both.
 
-    Raises InputError as `StableDiffusion.sample`. What is not finite is returned as it is.
+    No image is decoded. Raises InputError as `StableDiffusion.sample`. What is not finite is
+    returned as it is.
     """
     given: Any = dataclasses.asdict(how) | {"latents": noise, "key": key, "trajectory": True}
     found = []
     for followed in (False, True):
         guided = dataclasses.replace(safety, followed=followed)
-        drawn = sd.sample(prompts, safety=guided, **given)
-        seen = drawn.trajectory
+        latents, seen = sd.chain(prompts, safety=guided, **given)
         assert seen is not None
-        found.append(fetch((seen.x_t, seen.base, seen.safe, drawn.latents, seen.t)))
+        found.append(fetch((seen.x_t, seen.base, seen.safe, latents, seen.t)))
     x_t, base, safe, last, t = (np.stack(both) for both in zip(*found, strict=True))
     x_t, base, safe = (np.moveaxis(x, 1, 2) for x in (x_t, base, safe))
     return Pairs(x_t, base, safe, last, t[0])
@@ -135,7 +135,7 @@ def compare_ways(
     x_t, base, drawn = (np.moveaxis(x[1], 0, 1) for x in (pairs.x_t, pairs.base, pairs.safe))
     still = dataclasses.replace(safety, momentum=0.0)
     given: Any = dataclasses.asdict(how) | {"latents": jnp.asarray(x_t[0]), "key": key}
-    seen = sd.sample(prompts, safety=still, trajectory=True, **given).trajectory
+    _, seen = sd.chain(prompts, safety=still, trajectory=True, **given)
     assert seen is not None
     along, there, function = fetch(
         (

@@ -7,6 +7,8 @@ from common_jax.cli.options import CheckpointOption, DeviceOption, SeedOption
 from common_jax.cli.ranges import NonNegativeInt, PositiveInt, UnitInterval, check_ranges
 from common_jax.errors import InputError
 from reward_jax.models.stable_diffusion.safety import SafeGuidance, Strength, as_safety
+from reward_jax.models.stable_diffusion.schedulers import plan
+from reward_jax.studies.base import WorkersOption
 from reward_jax.studies.i2p.pairs import ChainOptions
 from reward_jax.studies.i2p.prompts import SplitOptions, read_prompts, split_prompts
 from reward_jax.studies.i2p.reward import LatentNetwork, PairMatching
@@ -30,7 +32,12 @@ class StoreOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(SeedOption, DeviceOption, CheckpointOption):
+class Config(
+    SeedOption,
+    DeviceOption,
+    WorkersOption,
+    CheckpointOption,
+):
     """Extract the reward of safe guidance from chains of prompts, and tell safe from unsafe by it.
 
     Args:
@@ -99,4 +106,8 @@ def check(config: Config) -> None:
             "each of network.multipliers, of which there is one or more"
         )
     split_prompts(read_prompts(c.prompts, c.most), c.split, c.seed)
-    check_stable_diffusion(c.base)
+    scheduler = check_stable_diffusion(c.base).scheduler
+    try:
+        plan(scheduler, c.chains.scheduler, c.chains.steps)
+    except InputError as error:
+        raise InputError(f"chains: {error}") from None

@@ -182,7 +182,7 @@ class Config(
 
 
 def check(config: Config) -> None:
-    """InputError for what would fail after minutes of training; reads the data where given."""
+    """InputError for what would fail after minutes of training; reads the data."""
     check_ranges(config)
     if not config.choices:
         raise InputError("choices is empty: name some classes, as bag: [bag]")
@@ -212,19 +212,20 @@ def check(config: Config) -> None:
     if config.expert_training.prediction != config.base_training.prediction:
         raise InputError("expert_training.prediction must be the base's: experts begin as it is")
     if config.data is None:
-        _check_classes(config, fashion.CLASSES)
+        _check_classes(config, fashion.CLASSES)  # before 30 MB are fetched
         _check_networks(config, fashion.SHAPE)
-    else:
-        check_sets(config, *load_sets(config))
+        if config.classes:
+            raise InputError("classes name those of data, which is not given: leave them out")
+    check_sets(config, *load_sets(config))
 
 
 def load_sets(config: Config) -> tuple[Images, Images]:
     """The images to learn from, and those held out."""
     if config.data is None:
-        return read_sets(fashion.fetch(), classes=fashion.CLASSES)
-    return read_sets(
-        config.data, classes=config.classes, size=config.size, channels=config.channels
-    )
+        folder, classes = fashion.fetch(), fashion.CLASSES
+    else:
+        folder, classes = config.data, config.classes
+    return read_sets(folder, classes=classes, size=config.size, channels=config.channels)
 
 
 def check_sets(config: Config, train: Images, test: Images) -> None:

@@ -18,6 +18,7 @@ from common_jax import distributed
 from common_jax.cli.options import MeshOptions
 from common_jax.errors import InputError, Taken
 from reward_jax.studies.base import Part, Study
+from tests.processes import LIMIT
 
 
 @dataclasses.dataclass
@@ -76,7 +77,7 @@ def held(folder: pathlib.Path):
 
 
 def until(found) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + LIMIT
     while not found():
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -93,7 +94,7 @@ def test_a_part_that_another_process_is_at_is_waited_for(tmp_path, capfd):
         until(lambda: "waiting for b, which another process is at" in capfd.readouterr().out)
         assert done == ["a", "c"] and not found.done()
         other.kill()
-        assert found.result(60) == {"made": ["a", "c", "b"]}
+        assert found.result(LIMIT) == {"made": ["a", "c", "b"]}
     assert "waiting" not in capfd.readouterr().out
 
 

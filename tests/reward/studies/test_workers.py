@@ -13,7 +13,7 @@ import pytest
 
 from common_jax.errors import InputError
 from reward_jax.studies.workers import beside, ended
-from tests.processes import ROOT
+from tests.processes import LIMIT, ROOT
 
 
 def note(folder: pathlib.Path) -> None:
@@ -34,7 +34,7 @@ def die(folder: pathlib.Path) -> None:
 
 
 def until(found: Callable[[], bool]) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + LIMIT
     while not found():
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -90,7 +90,7 @@ def test_they_end_with_the_first(tmp_path, how):
         until(lambda: bool(names(tmp_path)))
         (worker,) = names(tmp_path)
         first.send_signal(how)
-        assert first.wait(120) == -how
+        assert first.wait(LIMIT) == -how
         until(lambda: not is_there(int(worker)))
         said = first.stderr.read() if first.stderr else ""
     # Ctrl-C: one word, of the first.

@@ -27,13 +27,14 @@ def test_batches_are_drawn_scaled():
 
 def test_by_class():
     images = Images(PIXELS, np.array([0, 1, 1, 2]), ("bag", "coat", "shoe"), "here")
-    chosen = images.of(["shoe", "bag"])
+    assert images.numbers(["shoe", "bag"]) == [2, 0]
+    chosen = images.choose(np.array([0, 3]))
     np.testing.assert_array_equal(chosen.pixels, PIXELS[[0, 3]])
     assert chosen.known_labels().tolist() == [0, 2] and len(chosen) == 2
     with pytest.raises(InputError, match="here: has no class 'hat'; its classes are bag, coat"):
-        images.of(["hat"])
+        images.numbers(["hat"])
     with pytest.raises(InputError, match="here: has no labels"):
-        Images(PIXELS, None, (), "here").of([])
+        Images(PIXELS, None, (), "here").known_labels()
 
 
 def test_a_space_comes_back():

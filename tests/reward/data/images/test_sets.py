@@ -21,6 +21,9 @@ def test_idx_files(tmp_path):
     train, test = read_sets(tmp_path)
     assert len(train) == 4 and len(test) == 2
     assert train.classes == test.classes == ("0", "1", "2")
+    for given in ({"size": 8}, {"channels": 3}):
+        with pytest.raises(InputError, match="IDX files are of one size, and grey: leave size"):
+            read_sets(tmp_path, **given)
     write_idx(tmp_path / "t10k-images-idx3-ubyte.gz", some(2, 5))
     with pytest.raises(InputError, match="two sets are of 4 x 4 x 1 and 5 x 5 x 1 values"):
         read_sets(tmp_path)
@@ -42,3 +45,5 @@ def test_folders(tmp_path):
     train, test = read_sets(tmp_path, size=8, channels=3)
     assert train.pixels.shape == test.pixels.shape == (2, 8, 8, 3)
     assert train.classes == ("a", "b")
+    with pytest.raises(InputError, match="its folders are the classes: leave classes out"):
+        read_sets(tmp_path, classes=("a", "b"))

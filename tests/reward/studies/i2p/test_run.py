@@ -7,15 +7,15 @@ import json
 import shlex
 import shutil
 import threading
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from common_jax import resume
 from common_jax.cli import command_line
-from common_jax.errors import InputError
+from common_jax.errors import InputError, Taken
 from reward_jax.data.checkpoint import load_guide
 from reward_jax.data.latents import LatentSpace
 from reward_jax.studies.i2p import work
@@ -28,6 +28,7 @@ from reward_jax.studies.i2p.run import STUDY, Config
 from reward_jax.studies.i2p.store import PairStore
 from tests.processes import LIMIT, together
 from tests.reward.cli_runs import run
+from tests.reward.stable_diffusion_reference import SCHEDULER
 from tests.reward.studies.i2p import tiny
 
 SHARDS = [f"pairs/{i:04d}/pairs.safetensors" for i in range(3)]
@@ -141,20 +142,17 @@ def test_pairs_of_other_weights_or_prompts_are_refused(done, tmp_path, monkeypat
         STUDY.run(dataclasses.replace(config, safety="weak", chains=ChainOptions(steps=20)))
 
 
-def test_a_shard_that_another_process_draws_is_waited_for(done, tmp_path):
+def test_the_reward_waits_for_shards_that_are_missing(done, tmp_path):
     config = copied(done, tmp_path)
     (config.out / SHARDS[1]).unlink()
     (config.out / "reward/result.json").unlink()
-    said = "another process is at pairs/0001, reward, all else is done"
-    with (
-        resume.alone(config.out / "pairs/0001"),
-        pytest.raises(InputError, match=said),
-    ):
-        STUDY.run(config)
+    *_, reward = STUDY.parts(config)
+    with pytest.raises(Taken, match=r"pairs/0001/pairs\.safetensors: another process is at it"):
+        reward.run()
 
 
 def test_two_starts_in_one_folder_share_the_shards(done, tmp_path, monkeypatch):
-    """While one is at the first shard the other draws the rest, and leaves the summary to it."""
+    """While one is at the first shard the other draws the rest, and waits for it."""
     config, draw = dataclasses.replace(done.config, out=tmp_path / "out"), work.draw_pairs
     begun, left, drawn = threading.Event(), threading.Event(), {}
 
@@ -169,10 +167,10 @@ def test_two_starts_in_one_folder_share_the_shards(done, tmp_path, monkeypatch):
     with concurrent.futures.ThreadPoolExecutor(1, "first") as pool:
         first = pool.submit(STUDY.run, config)
         assert begun.wait(LIMIT)
-        with pytest.raises(InputError, match="another process is at pairs/0000, reward, all else"):
-            STUDY.run(config)
-        left.set()
-        summary = first.result()
+        nap = time.sleep
+        monkeypatch.setattr(time, "sleep", lambda seconds: (left.set(), nap(seconds)))
+        summary = STUDY.run(config)
+        assert timeless(first.result()) == timeless(summary)
     assert list(drawn.values()) == [["a cat"], ["violence", "a red cat"]]
     assert timeless(summary) == timeless(done.summary)
 
@@ -237,6 +235,16 @@ def test_bad_settings(tmp_path):
         config = dataclasses.replace(tiny.config(tmp_path, tmp_path), **changes)
         with pytest.raises(InputError, match=message):
             STUDY.run(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_steps_than_the_scheduler_has_are_refused(done, tmp_path):
+    most = SCHEDULER["num_train_timesteps"]
+    config = dataclasses.replace(
+        done.config, out=tmp_path / "out", chains=ChainOptions(steps=most + 1)
+    )
+    with pytest.raises(InputError, match=f"chains: steps must be .*, 1 to {most}, not {most + 1}"):
+        STUDY.run(config)
     assert not (tmp_path / "out").exists()
 
 
