@@ -14,14 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from reward_jax.data.checkpoint import load_guide, load_model
+from reward_jax.data.images.pixels import ImageSpace
 from reward_jax.data.trajectory.space import TrajectorySpace
 from reward_jax.diffusion.denoiser import Denoiser
 from reward_jax.reward.relative import RelativeReward
 from tests.processes import Group, in_one_start
 from tests.reward.cli_runs import MATCHING, SMALL, run, save_all
+from tests.reward.studies.images.sets import smallest, write_quarters
 
 MESHES: dict[int, list[Any]] = {1: [], 2: [], 4: ["--mesh.data", 2, "--mesh.fsdp", 2]}
 STUDY = """
@@ -59,6 +62,7 @@ def commands(made: pathlib.Path, out: pathlib.Path, count: int) -> dict[str, lis
         "train": ["train", *training],
         "extract": ["extract", *matching],
         "study": ["study", "locomotion", "--config", made / "study.yaml"],
+        "images": ["study", "images", "--config", made / "images.yaml"],
         "steer": ["steer", *steered],
         "sweep": ["sweep", *steered, "--scales", "[0,2]", "--t_stopgrads", "[0,4]"],
         "heatmap": ["heatmap", *guide, *windows],
@@ -70,6 +74,14 @@ def commands(made: pathlib.Path, out: pathlib.Path, count: int) -> dict[str, lis
 def made(tmp_path_factory):
     folder = save_all(tmp_path_factory.mktemp("made"))
     (folder / "study.yaml").write_text(STUDY)
+    config = dataclasses.replace(
+        smallest(folder / "out", write_quarters(folder / "data")),
+        choices={"left": ("nw", "sw")},
+        variants=(),
+        paths=None,
+    )
+    settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    (folder / "images.yaml").write_text(yaml.safe_dump(settings))
     return folder
 
 
@@ -77,7 +89,7 @@ def made(tmp_path_factory):
 def alone(made, tmp_path_factory):
     """What one process makes."""
     out = tmp_path_factory.mktemp("alone")
-    assert [run(*line) for line in commands(made, out, 1).values()] == [0] * 6
+    assert [run(*line) for line in commands(made, out, 1).values()] == [0] * 7
     return out
 
 
@@ -174,6 +186,26 @@ def test_a_study(group):
         np.testing.assert_allclose(other["returns"], result["returns"], rtol=0, atol=1e-5)
     pages = [(path / "report" / "report.md").read_text() for path in folders]
     assert all("| Hopper-v5 | reward | " in page for page in pages)
+
+
+def test_a_study_of_images(group):
+    """Networks are trained, and samples drawn, over all; each process judges all of them."""
+    folders = group.alone / "images", group.out / "images"
+    assert names(folders[0]) == names(folders[1])
+    x = jax.random.normal(jax.random.key(0), (64, 8, 8, 1))
+    t = jnp.arange(64) % 6
+    for part in ("base/begun", "base/base", "null/expert", "choices/left/expert"):
+        files = [folder / f"{part}.safetensors" for folder in folders]
+        close(*[load_model(file, ImageSpace).denoiser.x0(x, t) for file in files])
+    for part in ("null/reward", "choices/left/reward"):
+        guides = [load_guide(f / f"{part}.safetensors", ImageSpace).guide for f in folders]
+        close(*[g.learned(x, t) for g in guides if isinstance(g, RelativeReward)])
+    drawn = [dict(np.load(folder / "base" / "unsteered_test.npz")) for folder in folders]
+    for name in ("x", "features", "labels"):
+        close(*[one[name] for one in drawn])
+    one, two = (json.loads((f / "results.json").read_text())["choices"]["left"] for f in folders)
+    for name in ("auc", "harmful_share"):
+        close(one[name], two[name])
 
 
 def names(folder: pathlib.Path) -> set[str]:

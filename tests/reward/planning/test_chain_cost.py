@@ -13,6 +13,7 @@ from reward_jax.models.stable_diffusion.config import UNetConfig
 from reward_jax.models.stable_diffusion.unet import UNet
 from reward_jax.planning import chain_cost
 from reward_jax.planning.chain_cost import ChainPlanOptions, plan_chains
+from tests.reward.cli_runs import run
 
 TINY: dict[str, Any] = {
     "block_out_channels": (8,),
@@ -52,3 +53,9 @@ def test_what_cannot_be_planned():
     for changes, said in cases:
         with pytest.raises(InputError, match=said):
             plan_chains(ChainPlanOptions(**changes))
+
+
+def test_arrays_beyond_counting_are_refused_in_one_line(capsys):
+    assert run("plan", "chains", "--size", 8 * 10**12) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("have more elements than can be counted: give smaller sizes")
