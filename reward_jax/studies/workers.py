@@ -25,7 +25,7 @@ _SERVE = "from reward_jax.studies.workers import serve; serve()"
 @contextlib.contextmanager
 def beside(count: int, work: Callable[[], Any]) -> Iterator[list[subprocess.Popen[bytes]]]:
     """So many processes that call `work`, of some module; those there at the end are ended."""
-    told, begun = pickle.dumps(work) if count else b"", []
+    task, begun = pickle.dumps(work) if count else b"", []
     try:
         for _ in range(count):
             one = subprocess.Popen(
@@ -36,7 +36,7 @@ def beside(count: int, work: Callable[[], Any]) -> Iterator[list[subprocess.Pope
             begun.append(one)
             assert one.stdin is not None
             with contextlib.suppress(BrokenPipeError):  # it has ended: `ended` says so
-                one.stdin.write(told)
+                one.stdin.write(task)
                 one.stdin.flush()
         yield begun
     finally:
