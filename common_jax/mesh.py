@@ -32,6 +32,7 @@ __all__ = [
     "pmap",
     "on_all_devices",
     "put",
+    "read_shards",
     "replicate",
     "traced_mesh",
 ]
@@ -118,6 +119,30 @@ def put(tree: PyTree[Any], shardings: PyTree[Any]) -> PyTree[Shaped[Array, "..."
         return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
 
     return jax.tree.map(place, tree, jax.tree.broadcast(shardings, tree))
+
+
+def read_shards(
+    shape: tuple[int, ...],
+    where: jax.sharding.Sharding | None,
+    read: Callable[[tuple[slice, ...]], Shaped[np.ndarray, "..."]],
+) -> Shaped[Array, "..."]:
+    """An array on its devices (None: the default one), each of which is given its own part.
+
+    read: a part's place, a slice along each axis, -> its numbers; asked once for each part, and of
+    several processes each asks for those of its own devices alone. The host holds one at a time.
+    """
+    if where is None:
+        return jnp.asarray(read(tuple(slice(0, size) for size in shape)))
+    devices = where.addressable_devices_indices_map(shape)
+    owners: dict[Any, list[Any]] = {}
+    for device, index in devices.items():
+        bounds = tuple(s.indices(n)[:2] for s, n in zip(index or (), shape, strict=True))
+        owners.setdefault(bounds, []).append(device)
+    shards = {}
+    for bounds, together in owners.items():
+        part = read(tuple(slice(*ends) for ends in bounds))
+        shards |= {device: jax.device_put(part, device) for device in together}
+    return jax.make_array_from_single_device_arrays(shape, where, [shards[d] for d in devices])
 
 
 def on_all_devices() -> NamedSharding:

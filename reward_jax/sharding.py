@@ -6,15 +6,16 @@ sharded by outputs over "tensor", and the second layer of a block by inputs; the
 whole on every device.
 """
 
+from collections.abc import Callable
 from typing import Any
 
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, Shaped
 
 from common_jax import partition
 from common_jax.partition import Rules
 
-__all__ = ["RULES", "gathered", "keep", "place"]
+__all__ = ["RULES", "gathered", "keep", "place", "placement"]
 
 # See `common_jax/partition.py`.
 RULES: Rules = (
@@ -26,6 +27,11 @@ RULES: Rules = (
 def place(tree: PyTree[Any], mesh: Mesh | None) -> PyTree[Shaped[Array, "..."]]:
     """`partition.place` by these rules, of a model or a training's state."""
     return partition.place(tree, RULES, mesh)
+
+
+def placement(mesh: Mesh | None) -> Callable[[str, tuple[int, ...]], NamedSharding | None]:
+    """`partition.placement` by these rules; without a mesh None for all, the default device."""
+    return (lambda path, shape: None) if mesh is None else partition.placement(RULES, mesh)
 
 
 def keep(tree: PyTree[Any], mesh: Mesh | None) -> PyTree[Shaped[Array, "..."]]:

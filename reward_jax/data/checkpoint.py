@@ -3,24 +3,29 @@
 A file holds all that its use takes: network, prediction, schedule, the space that the model lives
 in (`spaces.py`), and where it came from. The names of its tensors begin with `params/`; of a
 conditional model, those of the condition that stands for none with `null`. Files of the first
-format, in which the space's parts stood beside the rest, are read, too.
+format, in which the space's parts stood beside the rest, are read, too. Over a mesh each device's
+part of a parameter is read from the file by itself, once the header is known to be sound.
 """
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from common_jax.errors import InputError
 from common_jax.io.files import atomic, make_folder, parse_json
+from common_jax.mesh import read_shards
 from reward_jax.data import spaces
 from reward_jax.data.model import Space, SpaceGuide, SpaceModel
 from reward_jax.diffusion.denoiser import score_from
@@ -28,6 +33,7 @@ from reward_jax.diffusion.schedule import Schedule, make_schedule
 from reward_jax.models import catalog
 from reward_jax.reward.discriminator import DiscriminatorGuide
 from reward_jax.reward.relative import RelativeReward
+from reward_jax.sharding import placement
 
 __all__ = ["load_guide", "load_model", "save_guide", "save_model"]
 
@@ -45,18 +51,22 @@ def save_model(path: str | pathlib.Path, model: SpaceModel[Any]) -> None:
     _write(path, trees, kind | catalog.describe(d.model) | _about(model.space, d.schedule))
 
 
-def load_model(path: str | pathlib.Path, space: type[S]) -> SpaceModel[S]:
+def load_model(
+    path: str | pathlib.Path, space: type[S], mesh: Mesh | None = None
+) -> SpaceModel[S]:
     """Read a denoiser of such a space; a run's directory stands for its file.
 
-    Raises InputError for a file that is missing, corrupt, or something else.
+    mesh: over whose fsdp and tensor axes parameters are cut (`reward_jax/sharding.py`). Raises
+    InputError for a file that is missing, corrupt, or something else.
     """
-    path, trees, header = _read(path, "denoiser")
+    file = _open(path, "denoiser")
+    path, header, _ = file
     with _sound(path):
         schedule, network = _schedule(header), catalog.make(header, path)
-        denoiser = score_from(
-            network, trees["params"], header["prediction"], schedule, clip=_clip(header)
-        )
-        return SpaceModel(denoiser, spaces.make(header["space"], space, path), trees.get("null"))
+        clip, own = _clip(header), spaces.make(header["space"], space, path)
+        trees = _read(file, mesh)
+        denoiser = score_from(network, trees["params"], header["prediction"], schedule, clip=clip)
+        return SpaceModel(denoiser, own, trees.get("null"))
 
 
 def save_guide(path: str | pathlib.Path, guide: SpaceGuide[Any]) -> None:
@@ -74,16 +84,21 @@ def save_guide(path: str | pathlib.Path, guide: SpaceGuide[Any]) -> None:
     )
 
 
-def load_guide(path: str | pathlib.Path, space: type[S]) -> SpaceGuide[S]:
-    """Read a reward or a discriminator of such a space; errors as `load_model`."""
-    path, trees, header = _read(path, "reward", "discriminator")
+def load_guide(
+    path: str | pathlib.Path, space: type[S], mesh: Mesh | None = None
+) -> SpaceGuide[S]:
+    """Read a reward or a discriminator of such a space; mesh and errors as of `load_model`."""
+    file = _open(path, "reward", "discriminator")
+    path, header, _ = file
     with _sound(path):
-        module, schedule, params = catalog.make(header, path), _schedule(header), trees["params"]
+        module, schedule = catalog.make(header, path), _schedule(header)
+        own = spaces.make(header["space"], space, path)
+        params = _read(file, mesh)["params"]
         if header["kind"] == "reward":
             guide = RelativeReward(params, schedule, module, header["target"], header["seeds"])
         else:
             guide = DiscriminatorGuide(params, module, header["output"], header["conditional"])
-        return SpaceGuide(guide, spaces.make(header["space"], space, path), schedule)
+        return SpaceGuide(guide, own, schedule)
 
 
 def _about(space: Space, schedule: Schedule) -> dict[str, Any]:
@@ -169,10 +184,16 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _read(
-    path: str | pathlib.Path, *kinds: str
-) -> tuple[pathlib.Path, dict[str, Any], dict[str, Any]]:
-    """The file, its trees of parameters, and its header."""
+class _File(NamedTuple):
+    """A file whose parameters are not read yet; stored: by path, name and shape of each there."""
+
+    path: pathlib.Path
+    header: dict[str, Any]
+    stored: Mapping[str, tuple[str, tuple[int, ...]]]
+
+
+def _open(path: str | pathlib.Path, *kinds: str) -> _File:
+    """The file of one of these kinds, whose header and names are sound."""
     path = pathlib.Path(path)
     wanted = " or ".join(kinds)
     if path.is_dir():  # a run's directory stands for what it made
@@ -180,27 +201,47 @@ def _read(
         path = next((p for p in found if p.is_file()), found[0])
     if not path.is_file():
         raise InputError(f"{path}: there is no such file; a {wanted} is wanted")
-    flat: dict[str, Any] = {}
-    with _sound(path):
-        with safe_open(path, "numpy") as file:
-            header = parse_json((file.metadata() or {})["reward_jax"])
-            first = header["format"] == 1
-            if first:
-                header = _of_format_1(header)
-            if header["format"] != _FORMAT:
-                raise InputError(
-                    f"{path}: is of another version ({header['format']}); train it again"
-                )
-            if header["kind"] not in kinds:
-                raise InputError(f"{path}: holds a {header['kind']}, where a {wanted} is wanted")
-            for stored in file.keys():  # noqa: SIM118 (it is no mapping)
-                value = file.get_tensor(stored)
-                name = f"params/{stored}" if first else stored
-                if not np.isfinite(value).all():
-                    own = name.removeprefix("params/")
-                    raise InputError(f"{path}: parameter {own} is not finite; train it again")
-                flat[name] = jnp.asarray(value)
-        return path, _nested(flat), header
+    with _sound(path), safe_open(path, "numpy") as file:
+        header = parse_json((file.metadata() or {})["reward_jax"])
+        first = header["format"] == 1
+        if first:
+            header = _of_format_1(header)
+        if header["format"] != _FORMAT:
+            raise InputError(f"{path}: is of another version ({header['format']}); train it again")
+        if header["kind"] not in kinds:
+            raise InputError(f"{path}: holds a {header['kind']}, where a {wanted} is wanted")
+        stored = {
+            f"params/{name}" if first else name: (name, tuple(file.get_slice(name).get_shape()))
+            for name in file.keys()  # noqa: SIM118 (it is no mapping)
+        }
+        _nested(stored)
+        return _File(path, header, stored)
+
+
+def _read(opened: _File, mesh: Mesh | None) -> dict[str, Any]:
+    """The trees of parameters, on their devices."""
+    where = placement(mesh)
+    return _nested(
+        {
+            path: read_shards(
+                shape, where(path, shape), functools.partial(_part, opened, path, mesh is not None)
+            )
+            for path, (_, shape) in opened.stored.items()
+        }
+    )
+
+
+def _part(
+    opened: _File, path: str, cut: bool, place: tuple[slice, ...]
+) -> Shaped[np.ndarray, "..."]:
+    """The numbers of a parameter at a place, or all of them."""
+    name, _ = opened.stored[path]
+    with safe_open(opened.path, "numpy") as file:  # anew: what was mapped before is let go
+        value = file.get_slice(name)[place] if cut else file.get_tensor(name)
+    if not np.isfinite(value).all():
+        own = path.removeprefix("params/")
+        raise InputError(f"{opened.path}: parameter {own} is not finite; train it again")
+    return value
 
 
 _IN_SPACE = "horizon", "stride", "actions", "normaliser", "about"

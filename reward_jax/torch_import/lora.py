@@ -6,7 +6,8 @@ A LoRA file (`pytorch_lora_weights.safetensors`) has two factors for each weight
 
 named `unet.<module>.lora_A.weight` (down) and `lora_B`, or `lora.down` and `lora.up` as older
 files have them, with `<module>.alpha` or what the file's metadata says; without either alpha is
-the rank. It is merged into a copy of the weights that it changes; all else is shared.
+the rank. It is merged into a copy of the weights that it changes; all else is shared. Where the
+base lies on a mesh, each device's part of a weight is given the same part of the product.
 """
 
 import json
@@ -14,20 +15,22 @@ import math
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Float
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
 from safetensors import SafetensorError, safe_open
 
 from common_jax.errors import InputError
+from common_jax.mesh import read_shards
 from reward_jax.models.stable_diffusion.pipeline import StableDiffusion, check_pair
 from reward_jax.torch_import.stable_diffusion import (
+    Axes,
     Dtype,
     load_stable_diffusion,
-    ours,
     theirs,
 )
 from reward_jax.torch_import.torch_files import read_safetensors
@@ -49,18 +52,22 @@ _ENDS = (
 
 
 def load_expert(
-    base: StableDiffusion, path: str | pathlib.Path, dtype: Dtype = "float32"
+    base: StableDiffusion,
+    path: str | pathlib.Path,
+    dtype: Dtype = "float32",
+    mesh: Mesh | None = None,
 ) -> StableDiffusion:
     """The expert of a pair: a diffusers folder of the base's architecture, or a LoRA of the base.
 
     path: a folder with model_index.json; or a LoRA's safetensors file, or a folder that has
-    `pytorch_lora_weights.safetensors`. Raises InputError as `load_stable_diffusion`, `with_lora`
-    and `check_pair`.
+    `pytorch_lora_weights.safetensors`. dtype, mesh: of a folder, see `load_stable_diffusion`; what
+    a LoRA changes lies as the base's does. Raises InputError as `load_stable_diffusion`,
+    `with_lora` and `check_pair`.
     """
     path = pathlib.Path(path)
     if path.is_file() or (path / _FILE).is_file():
         return with_lora(base, path)
-    expert = load_stable_diffusion(path, dtype)
+    expert = load_stable_diffusion(path, dtype, mesh)
     check_pair(base, expert)
     return expert
 
@@ -77,7 +84,7 @@ def with_lora(base: StableDiffusion, path: str | pathlib.Path) -> StableDiffusio
         raise InputError(f"{path}: a LoRA is read from safetensors only; convert it")
     factors = _factors(path)
     metadata = _metadata(path)
-    changed = {}
+    changed, products = {}, []
     for owner, field in _OWNERS.items():
         params: dict[str, Any] = flatten_dict(getattr(base, field), sep="/")
         places = {theirs(p).removesuffix(".weight"): p for p in params if p.endswith("kernel")}
@@ -90,12 +97,44 @@ def with_lora(base: StableDiffusion, path: str | pathlib.Path) -> StableDiffusio
             )
         for module, factor in mine.items():
             place = places[module]
-            delta = _delta(path, f"{owner}.{module}", factor, metadata, params[place].shape, place)
-            merged = np.asarray(params[place], np.float32) + delta
-            params[place] = jnp.asarray(merged, params[place].dtype)
+            name, shape = f"{owner}.{module}", params[place].shape
+            products.append((params, place, _product(path, name, factor, metadata, shape, place)))
         if mine:
-            changed[field] = unflatten_dict(params, sep="/")
-    return base.replace(**changed)  # pyright: ignore[reportAttributeAccessIssue]
+            changed[field] = params
+    for params, place, product in products:  # of which none is wrong
+        params[place] = _merged(jnp.asarray(params[place]), product)
+    trees = {field: unflatten_dict(params, sep="/") for field, params in changed.items()}
+    return base.replace(**trees)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _Product(NamedTuple):
+    """scale * up @ down, [outputs, ranks] and [ranks, inputs, ...], for a parameter."""
+
+    up: Float[np.ndarray, "O R"]
+    down: Float[np.ndarray, "R I ..."]
+    scale: float
+    axes: Axes
+
+    def part(self, place: tuple[slice, ...]) -> Float[np.ndarray, "..."]:
+        """The numbers at a place of the parameter, without the others."""
+        outputs, *inputs = self.axes.place(place, self.down.ndim)
+        product = np.tensordot(self.up[outputs], self.down[(slice(None), *inputs)], 1)
+        return self.scale * self.axes.ours(product)
+
+
+def _merged(weight: Float[Array, "..."], product: _Product) -> Float[Array, "..."]:
+    """A weight with a product added, where it lies, part by part."""
+    held = {_bounds(s.index, weight.shape): s.data for s in weight.addressable_shards}
+
+    def read(place: tuple[slice, ...]) -> Float[np.ndarray, "..."]:
+        own = np.asarray(held[_bounds(place, weight.shape)], np.float32)
+        return (own + product.part(place)).astype(weight.dtype)
+
+    return read_shards(weight.shape, weight.sharding if weight.committed else None, read)
+
+
+def _bounds(place: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    return tuple(own.indices(size)[:2] for own, size in zip(place, shape, strict=True))
 
 
 def _factors(path: pathlib.Path) -> dict[tuple[str, str], dict[str, Float[np.ndarray, "..."]]]:
@@ -146,32 +185,33 @@ def _metadata(path: pathlib.Path) -> Mapping[str, Any]:
     return found
 
 
-def _delta(
+def _product(
     path: pathlib.Path,
     name: str,
     factor: Mapping[str, Float[np.ndarray, "..."]],
     metadata: Mapping[str, Any],
     shape: tuple[int, ...],
     place: str,
-) -> Float[np.ndarray, "..."]:
+) -> _Product:
     """What is added to the parameter at `place`."""
     if lack := [kind for kind in ("down", "up") if kind not in factor]:
         raise InputError(f"{path}: {name} has no {lack[0]} factor; the file is incomplete")
     down, up = factor["down"], factor["up"]
-    rank = len(down) if down.ndim else 0
+    rank = len(down) if down.ndim > 1 else 0
     if not rank or up.ndim != down.ndim or up.shape[1] != rank:
         raise InputError(
             f"{path}: the factors of {name} are {list(down.shape)} and {list(up.shape)}, which do "
             "not belong together"
         )
-    product = np.tensordot(up.reshape(len(up), -1), down, 1)
-    delta = ours(place, product, shape)
-    if delta is None:
+    up = up.reshape(len(up), math.prod(up.shape[1:]))
+    changed = (len(up), *down.shape[1:])
+    axes = Axes.of(place, changed, shape) if up.shape[1] == rank else None
+    if axes is None:
         raise InputError(
-            f"{path}: changes {name} by {list(product.shape)}, which the base's weight does not "
+            f"{path}: changes {name} by {list(changed)}, which the base's weight does not "
             "fit; it is of another architecture"
         )
-    return _scale(name, factor, metadata, rank) * delta
+    return _Product(up, down, _scale(name, factor, metadata, rank), axes)
 
 
 def _scale(name: str, factor: Mapping[str, Any], metadata: Mapping[str, Any], rank: int) -> float:

@@ -6,10 +6,12 @@ A folder has `model_index.json`, and for each component a folder with its config
 safetensors, in one file or in several with an index. Our parameters are named as the files name
 them (see `models/stable_diffusion/layers.py`), so that there is no table of names: only the last
 part of a path, and the order of axes, differ. A tensor that is unknown, missing, misshaped or not
-finite is an error that names it.
+finite is an error that names it. Over a mesh each device's part of a tensor is read from the file
+by itself: no host holds a parameter that its devices do not.
 """
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 import warnings
@@ -21,10 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Float, Int
+from jax.sharding import Mesh
+from jaxtyping import Int, Shaped
 
 from common_jax.errors import InputError
 from common_jax.io.files import read_json
+from common_jax.mesh import read_shards
 from reward_jax.models.stable_diffusion.config import (
     SchedulerConfig,
     TextConfig,
@@ -36,10 +40,11 @@ from reward_jax.models.stable_diffusion.schedulers import schedule_of
 from reward_jax.models.stable_diffusion.text import TextEncoder
 from reward_jax.models.stable_diffusion.unet import UNet
 from reward_jax.models.stable_diffusion.vae import Decoder, Encoder
+from reward_jax.sharding import placement
 from reward_jax.torch_import.torch_files import Tensor, read_safetensors
 from reward_jax.torch_import.torch_state import and_more
 
-__all__ = ["Dtype", "check_stable_diffusion", "load_stable_diffusion", "ours", "theirs"]
+__all__ = ["Axes", "Dtype", "check_stable_diffusion", "load_stable_diffusion", "theirs"]
 
 # What `dtype` may be.
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -56,7 +61,7 @@ _UNET, _MODEL = "diffusion_pytorch_model", "model"
 
 
 def load_stable_diffusion(
-    directory: str | pathlib.Path, dtype: Dtype = "float32"
+    directory: str | pathlib.Path, dtype: Dtype = "float32", mesh: Mesh | None = None
 ) -> StableDiffusion:
     """A model of the networks of Stable Diffusion 1.x and 2.x.
 
@@ -64,6 +69,8 @@ def load_stable_diffusion(
         directory: a diffusers folder.
         dtype: of the weights, and of what the networks compute; norms, softmax and what a sampler
             computes are in float32 always.
+        mesh: over whose fsdp and tensor axes the weights are cut (`reward_jax/sharding.py`), each
+            part read from the file to its device.
 
     Raises:
         InputError: for a folder of another pipeline, a missing component, weights that are no
@@ -73,7 +80,7 @@ def load_stable_diffusion(
         raise InputError(f"dtype {dtype!r} is unknown; known are {', '.join(get_args(Dtype))}")
     found, params = _open(pathlib.Path(directory)), {}
     for component in found.components:
-        params |= _read(component, dtype)
+        params |= _read(component, dtype, mesh)
     schedule = schedule_of(found.config.scheduler)
     return StableDiffusion(**params, schedule=schedule, config=found.config, tokens=found.tokens)
 
@@ -267,19 +274,32 @@ def theirs(path: str) -> str:
     return ".".join([*modules, _LEAVES[leaf]])
 
 
-def ours(
-    path: str, stored: Float[np.ndarray, "..."], shape: tuple[int, ...]
-) -> Float[np.ndarray, "..."] | None:
-    """A tensor with its axes in our order; None where its shape does not fit.
+class Axes(tuple[int, ...]):
+    """For each axis of a parameter, which of a tensor's in a file it is; others there are of 1.
 
     Kernels are [outputs, inputs] there, of convolutions [outputs, inputs, height, width].
     """
-    if path.endswith("kernel"):
-        if len(shape) == 2 and stored.shape[2:] == (1, 1):
-            stored = stored[:, :, 0, 0]
-        if stored.ndim == len(shape):
-            stored = stored.transpose(1, 0) if len(shape) == 2 else stored.transpose(2, 3, 1, 0)
-    return stored if stored.shape == shape else None
+
+    @classmethod
+    def of(cls, path: str, stored: tuple[int, ...], shape: tuple[int, ...]) -> "Axes | None":
+        """Of a parameter's path and shape, and the tensor's; None where they do not fit."""
+        axes, beyond = tuple(range(len(shape))), ((),)
+        if path.endswith("kernel"):
+            axes, beyond = ((1, 0), ((), (1, 1))) if len(shape) == 2 else ((2, 3, 1, 0), ((),))
+        fits = len(stored) >= len(shape) == len(axes) and stored[len(shape) :] in beyond
+        return cls(axes) if fits and tuple(stored[axis] for axis in axes) == shape else None
+
+    def place(self, place: tuple[slice, ...], dimensions: int) -> tuple[slice, ...]:
+        """Where a part of the parameter stands in the tensor, which has so many axes."""
+        found = [slice(0, 1)] * dimensions
+        for axis, own in zip(self, place, strict=True):
+            found[axis] = own
+        return tuple(found)
+
+    def ours(self, part: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
+        """That part with its axes in our order."""
+        alone = tuple(axis for axis in range(part.ndim) if axis not in self)
+        return part.transpose(*self, *alone).reshape([part.shape[axis] for axis in self])
 
 
 def _check_tensors(component: _Component) -> None:
@@ -301,31 +321,44 @@ def _check_tensors(component: _Component) -> None:
     for shapes in wanted.values():
         for path, like in shapes.items():
             shape = tensors[theirs(path)].shape
-            if ours(path, np.broadcast_to(np.float32(0), shape), like.shape) is None:
+            if Axes.of(path, shape, like.shape) is None:
                 raise InputError(
                     f"{folder}: tensor {theirs(path)} has shape {list(shape)}, which config.json "
                     "does not fit"
                 )
 
 
-def _read(component: _Component, dtype: str) -> dict[str, Any]:
+def _read(component: _Component, dtype: str, mesh: Mesh | None) -> dict[str, Any]:
     """Every parameter that the modules call for, a tree for each; errors as of the module."""
-    found = {}
+    found, where = {}, placement(mesh)
     for name, shapes in component.wanted.items():
-        tree = {}
-        for path, like in shapes.items():
-            value = ours(path, component.tensors[theirs(path)].read(), like.shape)
-            assert value is not None
-            with np.errstate(over="ignore"):
-                value = value.astype(jnp.dtype(dtype))
-            if not np.isfinite(value).all():
-                raise InputError(
-                    f"{component.folder}: tensor {theirs(path)} holds NaN, infinity or numbers "
-                    "too large"
-                )
-            tree[path] = jnp.asarray(value)
+        tree = {
+            path: read_shards(
+                like.shape,
+                where(path, like.shape),
+                functools.partial(_part, component, path, like.shape, dtype),
+            )
+            for path, like in shapes.items()
+        }
         found[name] = unflatten_dict(tree, sep="/")
     return found
+
+
+def _part(
+    component: _Component, path: str, shape: tuple[int, ...], dtype: str, place: tuple[slice, ...]
+) -> Shaped[np.ndarray, "..."]:
+    """The numbers of a parameter at a place; errors as of the module."""
+    tensor = component.tensors[theirs(path)]
+    axes = Axes.of(path, tensor.shape, shape)
+    assert axes is not None
+    value = axes.ours(tensor.read(axes.place(place, len(tensor.shape))))
+    with np.errstate(over="ignore"):
+        value = value.astype(jnp.dtype(dtype))
+    if not np.isfinite(value).all():
+        raise InputError(
+            f"{component.folder}: tensor {theirs(path)} holds NaN, infinity or numbers too large"
+        )
+    return value
 
 
 @dataclasses.dataclass(frozen=True)

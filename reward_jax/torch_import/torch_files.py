@@ -57,8 +57,12 @@ class Tensor(Protocol):
     @property
     def dtype(self) -> np.dtype: ...
 
-    def read(self) -> Shaped[np.ndarray, "..."]:
-        """The numbers, in the stored dtype; raises InputError for a truncated or corrupt file."""
+    def read(self, place: tuple[slice, ...] = ()) -> Shaped[np.ndarray, "..."]:
+        """The numbers of a part, in the stored dtype; of safetensors no others are read.
+
+        place: a slice along each axis; () for all. Raises InputError for a truncated or corrupt
+        file.
+        """
         ...
 
 
@@ -68,10 +72,10 @@ class _SafeTensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype
 
-    def read(self) -> np.ndarray:
+    def read(self, place: tuple[slice, ...] = ()) -> np.ndarray:
         try:
             with safe_open(self.path, "numpy") as file:
-                return file.get_tensor(self.name)
+                return file.get_slice(self.name)[place] if place else file.get_tensor(self.name)
         except (SafetensorError, OSError) as error:
             raise _corrupt(self.path, error) from None
 
@@ -202,10 +206,10 @@ class _View(NamedTuple):
     def dtype(self) -> np.dtype:
         return self.storage.dtype
 
-    def read(self) -> np.ndarray:
+    def read(self, place: tuple[slice, ...] = ()) -> np.ndarray:
         if 0 in self.shape:
             try:
-                return np.zeros(self.shape, self.dtype)
+                return np.zeros(self.shape, self.dtype)[place or ...]
             except (ValueError, MemoryError) as error:
                 raise _corrupt(self.archive.path, error) from None
         flat = self.archive.numbers(self.storage)
@@ -214,7 +218,7 @@ class _View(NamedTuple):
         apart = (s if n > 1 else 0 for s, n in zip(self.strides, self.shape, strict=True))
         bytes_apart = tuple(s * flat.itemsize for s in apart)
         view = np.lib.stride_tricks.as_strided(flat[self.start :], self.shape, bytes_apart)
-        return np.ascontiguousarray(view).reshape(self.shape)
+        return np.ascontiguousarray(view).reshape(self.shape)[place or ...]
 
 
 class _Dictionary(dict):

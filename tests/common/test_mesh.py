@@ -8,7 +8,15 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from common_jax.errors import InputError
-from common_jax.mesh import AXES, make_mesh, mesh_for, pmap, replicate, traced_mesh
+from common_jax.mesh import (
+    AXES,
+    make_mesh,
+    mesh_for,
+    pmap,
+    read_shards,
+    replicate,
+    traced_mesh,
+)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +91,27 @@ def test_pmap_splits_over_the_devices_it_is_given():
 def test_pmap_refuses_a_ragged_batch():
     with pytest.raises(ValueError, match=r"\[4, 5\] rows"):
         pmap(lambda _, x, y: x + y)((), jnp.zeros(4), jnp.zeros(5))
+
+
+@pytest.mark.parametrize(
+    ("spec", "parts"),
+    [(P("fsdp", "tensor"), 4), (P(("data", "tensor")), 4), (P(None, "data"), 2), (P(), 1)],
+    ids=str,
+)
+def test_each_part_of_an_array_is_read_once(spec, parts):
+    whole, asked = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32), []
+
+    def read(place):
+        asked.append(whole[place].size)
+        return whole[place]
+
+    where = NamedSharding(make_mesh(2, 2, 2), spec)
+    found = read_shards(whole.shape, where, read)
+    assert found.sharding == where and asked == [whole.size // parts] * parts
+    np.testing.assert_array_equal(found, whole)
+    np.testing.assert_array_equal(read_shards(whole.shape, None, read), whole)
+    scalar = read_shards((), NamedSharding(make_mesh(2, 2, 2), P()), lambda place: whole[0, 0])
+    assert scalar.shape == () and scalar == whole[0, 0]
 
 
 def test_types_tell_the_mesh():

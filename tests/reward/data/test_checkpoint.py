@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 from typing import Any, cast
 
@@ -10,16 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from common_jax.errors import InputError
+from common_jax.mesh import make_mesh
+from reward_jax.data import checkpoint
 from reward_jax.data.checkpoint import load_guide, load_model, save_guide, save_model
 from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectorySpace, check_steers
 from reward_jax.diffusion.schedule import cosine_schedule, from_betas
 from reward_jax.models.reward_nets import HalfUnet
 from reward_jax.reward.discriminator import DiscriminatorGuide
 from reward_jax.reward.relative import RelativeReward
+from reward_jax.sharding import placement
 from reward_jax.tasks.find import task_of
 from tests.reward.cli_runs import model, parameters, reward, space
 
@@ -78,6 +83,46 @@ def test_a_directory_gives_what_is_wanted(tmp_path):
     assert load_model(tmp_path, TrajectorySpace).space.horizon == 8
     with pytest.raises(InputError, match=r"reward\.safetensors: there is no such file; a reward "):
         load_guide(tmp_path, TrajectorySpace)
+
+
+@pytest.mark.parametrize("kind", ["model", "reward", "first format"])
+@pytest.mark.parametrize("layout", [(2, 2, 2), (1, 1, 8)], ids=str)
+def test_each_device_reads_its_own_part_once(tmp_path, monkeypatch, kind, layout):
+    path, load = tmp_path / "m.safetensors", load_model if kind == "model" else load_guide
+    if kind == "model":
+        save_model(path, model(3))
+    elif kind == "reward":
+        save_guide(path, reward(1, 3))
+    else:
+        path = FIRST / "reward.safetensors"
+    mesh, asked, read = make_mesh(*layout), {}, checkpoint._part
+
+    def counted(opened, name, cut, place):
+        part = read(opened, name, cut, place)
+        asked.setdefault(name, []).append(part.size)
+        return part
+
+    wanted = load(path, TrajectorySpace)
+    monkeypatch.setattr(checkpoint, "_part", counted)
+    found = load(path, TrajectorySpace, mesh)
+    both = [x.denoiser if kind == "model" else x.guide for x in (found, wanted)]
+    params, alone = (flatten_dict(x.params, sep="/") for x in both)
+    assert set(params) == set(alone)
+    for name, x in params.items():
+        assert x.sharding == placement(mesh)(name, x.shape)
+        np.testing.assert_array_equal(x, alone[name], err_msg=name)
+        share = math.prod(x.sharding.shard_shape(x.shape))
+        assert asked[f"params/{name}"] == [share] * (x.size // share), name
+    assert any(len(sizes) > 1 for sizes in asked.values())
+
+
+def test_nothing_is_read_of_a_file_whose_header_is_damaged(path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_part", None)
+    header = header_of(path)
+    for change in ({"schedule": 3}, {"network": "none"}, {"space": {}}, {"clip": "x"}):
+        rewrite(path, header | change)
+        with pytest.raises(InputError, match="m.safetensors"):
+            load_model(path, TrajectorySpace, make_mesh(1, 2, 4))
 
 
 @pytest.fixture

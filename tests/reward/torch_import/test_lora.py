@@ -11,12 +11,14 @@ import safetensors.numpy
 import torch
 
 from common_jax.errors import InputError
+from common_jax.mesh import make_mesh
 from reward_jax import (
     ExtractionOptions,
     SafeGuidance,
     extract_reward,
     load_stable_diffusion,
 )
+from reward_jax.torch_import import lora
 from reward_jax.torch_import.lora import load_expert, with_lora
 from tests.reward.stable_diffusion_reference import SCHEDULER, UNET, pipeline, restate
 
@@ -66,6 +68,42 @@ def test_a_lora_of_diffusers_is_merged(both):
     assert jax.tree.structure(expert) == jax.tree.structure(base)
 
 
+def test_each_device_is_given_its_own_part_of_the_products(both, monkeypatch):
+    _, base, path = both
+    wanted, asked, part = with_lora(base, path / "lora"), [], lora._Product.part
+
+    def counted(product, place):
+        found = part(product, place)
+        asked.append((product, found.shape))
+        return found
+
+    monkeypatch.setattr(lora._Product, "part", counted)
+    spread = load_stable_diffusion(path / "base", mesh=make_mesh(2, 2, 2))
+    expert = load_expert(spread, path / "lora")
+    assert expert.decoder is spread.decoder
+    assert jax.tree.structure(expert) == jax.tree.structure(spread)
+    changed = []
+    for x, old, alone in zip(*map(jax.tree.leaves, (expert, spread, wanted)), strict=True):
+        assert x.sharding == old.sharding and x.dtype == old.dtype
+        np.testing.assert_allclose(x, alone, atol=1e-6)
+        if x is not old:
+            changed += [x.sharding.shard_shape(x.shape)] * len(
+                set(map(str, x.sharding.devices_indices_map(x.shape).values()))
+            )
+    assert sorted(changed) == sorted(shape for _, shape in asked)
+    assert len(changed) > 2 * len({id(product) for product, _ in asked}) > 20
+
+
+def test_an_expert_that_is_a_folder_lies_as_the_base_does(both):
+    _, base, path = both
+    mesh = make_mesh(1, 2, 4)
+    spread = load_stable_diffusion(path / "base", mesh=mesh)
+    expert = load_expert(spread, path / "base", mesh=mesh)
+    for x, old in zip(*map(jax.tree.leaves, (expert, spread)), strict=True):
+        assert x.sharding == old.sharding
+        np.testing.assert_array_equal(x, old)
+
+
 def test_older_layouts_say_the_same(both, tmp_path):
     """down and up with alphas, and the attention processors' names."""
     _, base, path = both
@@ -110,10 +148,12 @@ def test_older_layouts_say_the_same(both, tmp_path):
         (lambda t: t | {"unet.mid.lora_A.weight": np.ones((1, 2))}, "changes unet.mid, which the"),
         (lambda t: dict(list(t.items())[1:]), "has no down factor"),
         (lambda t: {k: v[:, :2] for k, v in t.items()}, "do not belong together|does not fit"),
+        (lambda t: {k: v.reshape(-1) for k, v in t.items()}, "do not belong together"),
+        (lambda t: {k: v[:0] for k, v in t.items()}, "do not belong together"),
         (lambda t: {k: v * np.nan for k, v in t.items()}, "holds NaN"),
         (lambda t: {}, "holds no tensor"),
     ],
-    ids=["kohya", "unknown", "elsewhere", "half", "misshaped", "nan", "none"],
+    ids=["kohya", "unknown", "elsewhere", "half", "misshaped", "flat", "empty", "nan", "none"],
 )
 def test_bad_factors_are_named(both, tmp_path, change, said):
     _, base, path = both

@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 import warnings
 
@@ -7,10 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax.traverse_util import flatten_dict
 from transformers import tokenization_utils_base
 
 from common_jax.errors import InputError
+from common_jax.mesh import make_mesh
 from reward_jax import load_stable_diffusion
+from reward_jax.sharding import placement
+from reward_jax.torch_import import torch_files
+from reward_jax.torch_import.stable_diffusion import Axes, theirs
 from tests.reward.stable_diffusion_reference import pipeline, restate
 
 
@@ -89,6 +95,94 @@ def test_bfloat16(folder, sd):
     found = half.epsilon(x, jnp.array([50]), text)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, wanted, atol=0.05)
+
+
+FOLDERS = {"unet": "unet", "encoder": "vae", "decoder": "vae", "text": "text_encoder"}
+
+
+@pytest.mark.parametrize(
+    ("layout", "stored", "dtype"),
+    [
+        ((2, 2, 2), np.float32, "float32"),
+        ((1, 8, 1), jnp.bfloat16, "float32"),
+        ((1, 2, 4), np.float16, "bfloat16"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else None,
+)
+def test_each_device_reads_its_own_part_once(copy, monkeypatch, layout, stored, dtype):
+    """Of kernels, whose axes are in another order there, too."""
+    for path in copy.rglob("*.safetensors"):
+        tensors = safetensors.numpy.load_file(path)
+        safetensors.numpy.save_file({n: t.astype(stored) for n, t in tensors.items()}, path)
+    wanted, asked, read = load_stable_diffusion(copy, dtype), {}, torch_files._SafeTensor.read
+
+    def counted(tensor, place=()):
+        part = read(tensor, place)
+        name = tensor.path.parent.name, tensor.name.removeprefix("text_model.")
+        asked.setdefault(name, []).append(part.size)
+        return part
+
+    monkeypatch.setattr(torch_files._SafeTensor, "read", counted)
+    mesh = make_mesh(*layout)
+    found, cut = load_stable_diffusion(copy, dtype, mesh), 0
+    for tree, folder in FOLDERS.items():
+        params = [flatten_dict(getattr(sd, tree), sep="/") for sd in (found, wanted)]
+        assert set(params[0]) == set(params[1])
+        for path, x in params[0].items():
+            assert x.sharding == placement(mesh)(path, x.shape) and x.dtype == dtype
+            np.testing.assert_array_equal(x, params[1][path], err_msg=path)
+            share = math.prod(x.sharding.shard_shape(x.shape))
+            assert asked.pop((folder, theirs(path))) == [share] * (x.size // share), path
+            cut += share < x.size
+    assert not asked and cut > 50
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+
+
+@pytest.mark.parametrize(
+    ("path", "stored", "shape"),
+    [
+        ("a/kernel", (5, 7), (7, 5)),
+        ("a/kernel", (5, 7, 1, 1), (7, 5)),
+        ("a/kernel", (5, 7, 3, 2), (3, 2, 7, 5)),
+        ("a/embedding", (5, 7), (5, 7)),
+        ("a/bias", (5,), (5,)),
+    ],
+)
+def test_a_part_of_a_parameter_is_that_part_of_the_tensor(path, stored, shape):
+    whole, axes = np.random.default_rng(0).normal(size=stored), Axes.of(path, stored, shape)
+    assert axes is not None
+    wanted = axes.ours(whole)
+    assert wanted.shape == shape
+    place = tuple(slice(size // 3, size) for size in shape)
+    part = axes.ours(whole[axes.place(place, len(stored))])
+    np.testing.assert_array_equal(part, wanted[place])
+    for other in ((*stored, 2), (*stored[:-1], 11), stored[:-1]):
+        assert Axes.of(path, other, shape) is None
+
+
+@pytest.mark.parametrize("damage", ["missing", "misshaped", "truncated", "unknown"])
+def test_over_a_mesh_nothing_is_read_of_what_does_not_fit(copy, monkeypatch, damage):
+    path = copy / "text_encoder/model.safetensors"  # the last to be read
+    tensors = safetensors.numpy.load_file(path)
+    name, value = next((n, t) for n, t in tensors.items() if n.endswith("fc1.weight"))
+    changes = {"missing": {}, "misshaped": {name: value.T.copy()}, "unknown": {"more": value}}
+    kept = {n: t for n, t in tensors.items() if n != name or damage == "unknown"}
+    safetensors.numpy.save_file(kept | changes.get(damage, {name: value}), path)
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    monkeypatch.setattr(torch_files._SafeTensor, "read", None)
+    with pytest.raises(InputError, match=r"missing|has shape|truncated|unknown") as error:
+        load_stable_diffusion(copy, mesh=make_mesh(1, 2, 4))
+    assert "\n" not in str(error.value)
+
+
+def test_over_a_mesh_what_is_not_finite_is_named(copy):
+    path = copy / "unet/diffusion_pytorch_model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    tensors["conv_in.weight"][-1, -1, -1, -1] = np.inf
+    safetensors.numpy.save_file(tensors, path)
+    with pytest.raises(InputError, match="tensor conv_in.weight holds NaN, infinity or"):
+        load_stable_diffusion(copy, mesh=make_mesh(1, 2, 4))
 
 
 def test_long_prompts_are_cut_and_said_once(sd, monkeypatch):
