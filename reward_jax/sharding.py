@@ -13,9 +13,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, Shaped
 
 from common_jax import partition
+from common_jax.mesh import traced_mesh
 from common_jax.partition import Rules
 
-__all__ = ["RULES", "gathered", "keep", "place", "placement"]
+__all__ = ["RULES", "gathered", "in_use", "keep", "place", "placement"]
 
 # See `common_jax/partition.py`.
 RULES: Rules = (
@@ -42,3 +43,8 @@ def keep(tree: PyTree[Any], mesh: Mesh | None) -> PyTree[Shaped[Array, "..."]]:
 def gathered(tree: PyTree[Any], mesh: Mesh | None) -> PyTree[Shaped[Array, "..."]]:
     """`partition.gathered` by these rules."""
     return partition.gathered(tree, RULES, mesh)
+
+
+def in_use(tree: PyTree[Any]) -> PyTree[Shaped[Array, "..."]]:
+    """`gathered`, over the mesh that the types of a model's own parameters tell."""
+    return gathered(tree, traced_mesh(tree))

@@ -42,7 +42,7 @@ def run(config: Config) -> None:
     check_ranges(config)
     check_run(config.out, "heatmap", dataclasses.asdict(config))
     mesh = mesh_for(dataclasses.asdict(config.mesh))
-    guide = load_guide(config.reward, TrajectorySpace)
+    guide = load_guide(config.reward, TrajectorySpace, mesh)
     task, goal = task_and_goal(guide.space.about, config.goal)
     plane = plane_of(task)
     check_step(guide, config.t)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from common_jax.mesh import constrain, fetch
+from reward_jax import sharding
 from reward_jax.data.trajectory.space import Plans, TrajectoryModel
 from reward_jax.diffusion.process import first_state
 from reward_jax.reward.guide import GuidanceOptions, guided_sample, sweep
@@ -118,5 +119,5 @@ def score_windows(
 def _score(
     guide: Any, x: Float[Array, "B ..."], t: int, *, mesh: Mesh | None
 ) -> Float[Array, " B"]:
-    x = constrain(x, mesh)
+    guide, x = sharding.gathered(guide, mesh), constrain(x, mesh)
     return guide(x, jnp.full(x.shape[:1], t))

@@ -127,11 +127,12 @@ def load_extraction(options: RewardRunOptions) -> Extraction:
     options.check_data()
     check_directory(options.out, resume=options.resume)
     mesh = mesh_for(dataclasses.asdict(options.mesh))
-    base, expert = (load_model(path, TrajectorySpace) for path in (options.base, options.expert))
+    both = options.base, options.expert
+    base, expert = (load_model(path, TrajectorySpace, mesh) for path in both)
     options.matching.check(base.denoiser.schedule.steps)
     expert_score, notes = expert_in_base_coordinates(base, expert, pin=options.matching.pin)
     space = dataclasses.replace(base.space, about=expert.space.about)
-    begin = _begin(options, base) if options.init else None
+    begin = _begin(options, base, mesh) if options.init else None
     if options.reward.kind != "energy":
         options.reward.make(space)
     padding = options.cut.padding
@@ -146,9 +147,9 @@ def load_extraction(options: RewardRunOptions) -> Extraction:
     return Extraction(base, expert_score, space, source, held_out, begin, mesh, tuple(notes))
 
 
-def _begin(options: RewardRunOptions, base: TrajectoryModel) -> RelativeReward:
+def _begin(options: RewardRunOptions, base: TrajectoryModel, mesh: Mesh | None) -> RelativeReward:
     """The reward to begin with; InputError for one that does not steer this base."""
-    guide = load_guide(options.init or "", TrajectorySpace)
+    guide = load_guide(options.init or "", TrajectorySpace, mesh)
     if not isinstance(guide.guide, RelativeReward):
         raise InputError(f"{options.init}: holds a discriminator; a reward is wanted (init)")
     check_steers("base and the reward to begin with", base, guide)

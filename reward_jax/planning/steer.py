@@ -143,11 +143,12 @@ def load_steering(options: SteeringOptions) -> Steering:
         raise InputError("guidance.skip is of warm starts: give --rollout.warm_start, too")
     if (options.reward is None) == (options.expert is None):
         raise InputError("give --reward, or --expert for the raw difference of the scores")
-    base = load_model(options.base, TrajectorySpace)
+    mesh = mesh_for(dataclasses.asdict(options.mesh))
+    base = load_model(options.base, TrajectorySpace, mesh)
     if options.reward is not None:
-        by = load_guide(options.reward, TrajectorySpace)
+        by = load_guide(options.reward, TrajectorySpace, mesh)
     else:
-        by = load_model(options.expert or "", TrajectorySpace)
+        by = load_model(options.expert or "", TrajectorySpace, mesh)
     return steer_by(
         base,
         by,
@@ -155,7 +156,7 @@ def load_steering(options: SteeringOptions) -> Steering:
         output=options.output,
         options=options.guidance,
         rollout=options.rollout,
-        mesh=mesh_for(dataclasses.asdict(options.mesh)),
+        mesh=mesh,
     )
 
 

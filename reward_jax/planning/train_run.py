@@ -102,7 +102,7 @@ def load_training(options: TrainOptions) -> Prepared:
     options.network.check(None if options.init else options.horizon)
     check_directory(options.out, resume=options.resume)
     mesh = mesh_for(dataclasses.asdict(options.mesh))
-    init = load_model(options.init, TrajectorySpace) if options.init else None
+    init = load_model(options.init, TrajectorySpace, mesh) if options.init else None
     if init:
         check_prediction(options.training, init)
         check_taken_over(options, init)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from reward_jax import sharding
 from reward_jax.diffusion.denoiser import (
     Condition,
     Score,
@@ -73,6 +74,7 @@ def _explained(
     pin: Any,
     gradient_at: GradientAt,
 ) -> Float[Array, " T"]:
+    reward, base, expert = sharding.in_use((reward, base, expert))
     x_0, cond = _split(data)
 
     def at(_: None, given: Any):
@@ -148,6 +150,7 @@ def _antisymmetric(
     probes: int,
     pin: Any,
 ) -> Float[Array, " T"]:
+    base, expert = sharding.in_use((base, expert))
     x_0, cond = _split(data)
 
     def at(_: None, given: Any):
@@ -195,6 +198,7 @@ def seed_agreement(
 def _agreement(
     reward: RelativeReward, base: Any, data: Data, key: Key[Array, ""], *, pin: Any
 ) -> Float[Array, " T"]:
+    reward, base = sharding.in_use((reward, base))
     count, schedule = reward.seeds or 1, reward.schedule
     x_0, cond = _split(data)
 

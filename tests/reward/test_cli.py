@@ -304,11 +304,11 @@ def test_steer_and_sweep(made):
 
 
 def test_maps_and_plans_over_a_mesh(made, tmp_path, monkeypatch):
-    """Eight devices: cut over them, and what one device gave."""
+    """Eight devices: models and rows are cut over them, and what one device gave."""
     from reward_jax.planning import plan as planning
 
     folder, _ = made
-    mesh = ["--mesh.data", 4, "--mesh.fsdp", 2]
+    mesh = ["--mesh.data", 2, "--mesh.fsdp", 2, "--mesh.tensor", 2]
     swept, asked = [], []
 
     def keep(*args, **options):

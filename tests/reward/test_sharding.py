@@ -29,7 +29,7 @@ from reward_jax.reward.extract import extract_reward, init_params
 from reward_jax.reward.guide import guided_sample
 from reward_jax.reward.relative import RelativeReward
 from reward_jax.reward.targets import ExtractionOptions
-from reward_jax.sharding import RULES, place
+from reward_jax.sharding import RULES, in_use, place, placement
 
 NETWORKS = {
     "unet": TemporalUnet(8, 16, (1, 2), attention=True),
@@ -69,6 +69,18 @@ def test_every_kernel_of_stable_diffusion_is_cut():
         cut = {axis for axis in where.spec if axis}
         whole = {"fsdp", "tensor"} if path[-1].key == "kernel" else set()
         assert cut == whole, jax.tree_util.keystr(path)
+
+
+def test_types_tell_where_parameters_are_used():
+    """Whole along fsdp, cut along tensor; arrays without a mesh as they are."""
+    tree, mesh = {"first": {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}}, make_mesh(1, 2, 4)
+    placed = place(tree, mesh)
+    assert placed["first"]["kernel"].sharding == placement(mesh)("first/kernel", (4, 8))
+    found = jax.jit(in_use)(placed)["first"]["kernel"].sharding
+    assert found.shard_shape((4, 8)) == (4, 2)
+    alone = jax.jit(in_use)(tree)["first"]["kernel"].sharding
+    assert alone.device_set == {jax.devices()[0]}
+    assert placement(None)("first/kernel", (4, 8)) is None
 
 
 def test_the_second_layer_of_a_block_takes_what_the_first_gives():

@@ -19,6 +19,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from common_jax.errors import InputError
+from reward_jax import sharding
 from reward_jax.diffusion.denoiser import ClassifierFree, Denoiser, score_from, steps_of
 from reward_jax.diffusion.process import convert, draw_noise
 from reward_jax.diffusion.schedule import Schedule
@@ -338,7 +339,7 @@ def _check_numbers(what: str, x: Any, mend: str) -> None:
 
 @functools.partial(jax.jit, static_argnames="config")
 def _encode_text(params: Params, tokens: Array, *, config: TextConfig) -> Array:
-    found = TextEncoder(config).apply({"params": params}, tokens)
+    found = TextEncoder(config).apply({"params": sharding.in_use(params)}, tokens)
     assert isinstance(found, jax.Array)
     return found
 
@@ -347,6 +348,7 @@ def _encode_text(params: Params, tokens: Array, *, config: TextConfig) -> Array:
 def _epsilon(
     params: Params, schedule: Schedule, x_t: Array, t: Array, text: Array, *, config: Config
 ) -> Array:
+    params = sharding.in_use(params)
     output: Any = UNet(config.unet).apply({"params": params}, x_t, t, text)
     return convert(schedule, output, x_t, t, config.prediction, "epsilon")
 
@@ -355,7 +357,7 @@ def _epsilon(
 def _encode(
     params: Params, images: Array, key: Key[Array, ""] | None, *, config: VAEConfig
 ) -> Array:
-    weights = jax.tree.leaves(params)[0].dtype
+    params, weights = sharding.in_use(params), jax.tree.leaves(params)[0].dtype
     found: Any = Encoder(config).apply({"params": params}, images.astype(weights))
     mean, log_variance = (x.astype(images.dtype) for x in found)
     if key is not None:
@@ -365,7 +367,7 @@ def _encode(
 
 @functools.partial(jax.jit, static_argnames="config")
 def _decode(params: Params, latents: Array, *, config: VAEConfig) -> Array:
-    weights = jax.tree.leaves(params)[0].dtype
+    params, weights = sharding.in_use(params), jax.tree.leaves(params)[0].dtype
     found: Any = Decoder(config).apply(
         {"params": params}, (latents / config.scale).astype(weights)
     )

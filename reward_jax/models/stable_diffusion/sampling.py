@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from reward_jax import sharding
 from reward_jax.diffusion.process import convert, draw_noise
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.models.stable_diffusion.safety import Numbers, away
@@ -66,6 +67,7 @@ def chain(
 
     key: of a plan with noise, of which row i draws `draw_noise(fold_in(key, i), latents.shape)`.
     """
+    params = sharding.in_use(params)
     texts = [x for x in (guided.nothing, guided.prompt, guided.concept) if x is not None]
     text = jnp.concatenate(texts)
 

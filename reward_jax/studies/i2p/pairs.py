@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from common_jax.cli.ranges import PositiveFloat, PositiveInt
 from common_jax.mesh import fetch
+from reward_jax import sharding
 from reward_jax.models.stable_diffusion.pipeline import StableDiffusion
 from reward_jax.models.stable_diffusion.safety import SafeGuidance
 from reward_jax.models.stable_diffusion.schedulers import SchedulerName
@@ -111,6 +112,8 @@ def exact(
 
 @jax.jit
 def _epsilons(score: Any, schedule: Any, x_t: Array, t: Array, text: Array) -> Array:
+    score = sharding.in_use(score)
+
     def one(given: Any) -> Array:
         x, t = given
         return -schedule.sqrt_one_minus_alphas_cumprod[t] * score(x, jnp.full(len(x), t), text)

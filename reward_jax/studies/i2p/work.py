@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Key
 
 from common_jax import resume
@@ -50,13 +49,12 @@ class Work:
 
     @functools.cached_property
     def sd(self) -> StableDiffusion:
-        """The model, on every device; pairs that are there must be of it, and of these prompts."""
-        sd = load_stable_diffusion(self.config.base, self.config.dtype)
+        """The model, on its shards; pairs that are there must be of it, and of these prompts."""
+        sd = load_stable_diffusion(self.config.base, self.config.dtype, self.mesh)
         prompts = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()[:16]
         made_of = {"base (checksum)": checksum(sd), "prompts (checksum)": prompts}
         resume.settle(self.config.out / "pairs", made_of)
-        everywhere = None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
-        return sd if everywhere is None else put(sd, everywhere)
+        return sd
 
     def shard(self, number: int) -> None:
         """The pairs of a shard; the first also compares the two ways to eps_safe."""

@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from common_jax.cli import command_line
+from common_jax.cli.options import MeshOptions
 from common_jax.errors import InputError, Taken
 from reward_jax.data.checkpoint import load_guide
 from reward_jax.data.latents import LatentSpace
@@ -126,6 +127,23 @@ def test_a_study_that_was_stopped_draws_what_is_missing(done, tmp_path, monkeypa
     assert all(np.array_equal(again_drawn[name], whole[name]) for name in whole)
     assert times(config.out / "pairs/0000") == left
     assert timeless(again) == timeless(done.summary)
+
+
+def test_a_model_that_is_cut_over_devices_is_the_same_and_draws_the_same(done, tmp_path):
+    """Its checksum, by which pairs are of it, both chains, and both ways along them."""
+    spread = dataclasses.replace(copied(done, tmp_path), mesh=MeshOptions(2, 2, 2))
+    for name in (SHARDS[0], "ways.json"):
+        (spread.out / name).unlink()
+    made = work.Work(spread)
+    made.shard(0)
+    kernel = made.sd.unet["conv_in"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (3, 3, 2, 4)
+    one, cut = (load_file(folder / SHARDS[0]) for folder in (done.config.out, spread.out))
+    for name in ("x_t", "base", "safe", "last"):
+        np.testing.assert_allclose(cut[name], one[name], rtol=2e-3, atol=2e-3, err_msg=name)
+    ways = [json.loads((x / "ways.json").read_text()) for x in (done.config.out, spread.out)]
+    assert ways[1]["rounding"] < 1e-3
+    assert ways[1]["path"] == pytest.approx(ways[0]["path"], rel=1e-2)
 
 
 def test_pairs_of_other_weights_or_prompts_are_refused(done, tmp_path, monkeypatch):
