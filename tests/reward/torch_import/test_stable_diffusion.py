@@ -166,8 +166,8 @@ def test_over_a_mesh_nothing_is_read_of_what_does_not_fit(copy, monkeypatch, dam
     tensors = safetensors.numpy.load_file(path)
     name, value = next((n, t) for n, t in tensors.items() if n.endswith("fc1.weight"))
     changes = {"missing": {}, "misshaped": {name: value.T.copy()}, "unknown": {"more": value}}
-    kept = {n: t for n, t in tensors.items() if n != name or damage == "unknown"}
-    safetensors.numpy.save_file(kept | changes.get(damage, {name: value}), path)
+    remaining = {n: t for n, t in tensors.items() if n != name or damage == "unknown"}
+    safetensors.numpy.save_file(remaining | changes.get(damage, {name: value}), path)
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-100])
     monkeypatch.setattr(torch_files._SafeTensor, "read", None)
