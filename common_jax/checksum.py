@@ -112,8 +112,13 @@ def _text(value: Any) -> str:
 def _equations(jaxpr: Jaxpr) -> Iterator[bytes | memoryview]:
     """A program: its equations, with variables counted in the order in which they appear."""
     seen: dict[Any, int] = {}
+    placed: dict[Any, Any] = {}  # of what a program says no more than where it lies
+
+    def source(atom: Any) -> Any:
+        return atom if isinstance(atom, Literal) else placed.get(atom, atom)
 
     def of(atom: Any) -> Any:
+        atom = source(atom)
         known = atom.val if isinstance(atom, Literal) else seen.setdefault(atom, len(seen))
         return known, str(atom.aval)
 
@@ -122,6 +127,9 @@ def _equations(jaxpr: Jaxpr) -> Iterator[bytes | memoryview]:
         params = equation.params
         if "callback" in params and not equation.outvars:
             continue  # it prints, and changes no result
+        if equation.primitive.name == "sharding_constraint":
+            placed[equation.outvars[0]] = source(equation.invars[0])
+            continue
         if equation.primitive.name == "jit":
             params = {"jaxpr": params["jaxpr"]}  # the rest is where it runs, and its name
         elif any(isinstance(x, _PROGRAM) for x in jax.tree.leaves(list(params.values()))):

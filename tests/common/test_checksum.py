@@ -16,7 +16,9 @@ from flax import struct
 
 from common_jax.checksum import checksum, program_checksum
 from common_jax.errors import InputError
+from common_jax.mesh import make_mesh
 from reward_jax.models.reward_nets import WindowMLP
+from reward_jax.sharding import in_use, place
 
 TREE = {"a": np.arange(6.0).reshape(2, 3), "b": (np.ones(2, np.float32), 3)}
 X = np.ones(3, np.float32)
@@ -142,6 +144,22 @@ def test_a_function_counts_by_its_program(make, one, other):
         == program_checksum(make(one), X + 1)
         != program_checksum(make(other), X)
     )
+
+
+def test_where_a_program_runs_does_not_count():
+    """Nor does a mesh that it takes from its parameters, so that a run goes on over another."""
+
+    @jax.jit
+    def product(params, x):
+        return x @ in_use(params)["first"]["kernel"]
+
+    tree, x = {"first": {"kernel": np.ones((4, 8), np.float32)}}, np.ones((2, 4), np.float32)
+    alone = program_checksum(product, place(tree, None), x)
+    for layout in ((2, 2, 2), (1, 2, 4)):
+        placed = place(tree, make_mesh(*layout))
+        assert "sharding_constraint" in str(jax.make_jaxpr(product)(placed, x))
+        assert program_checksum(product, placed, x) == alone
+    assert alone != program_checksum(lambda params, x: 2 * product(params, x), tree, x)
 
 
 def test_shapes_and_types_count():
