@@ -105,8 +105,9 @@ def test_each_device_reads_its_own_part_once(tmp_path, monkeypatch, kind, layout
     wanted = load(path, TrajectorySpace)
     monkeypatch.setattr(checkpoint, "_part", counted)
     found = load(path, TrajectorySpace, mesh)
-    both = [x.denoiser if kind == "model" else x.guide for x in (found, wanted)]
-    params, alone = (flatten_dict(x.params, sep="/") for x in both)
+    both = [getattr(x, "denoiser" if kind == "model" else "guide") for x in (found, wanted)]
+    trees: list[Any] = [flatten_dict(x.params, sep="/") for x in both]
+    params, alone = trees
     assert set(params) == set(alone)
     for name, x in params.items():
         assert x.sharding == placement(mesh)(name, x.shape)

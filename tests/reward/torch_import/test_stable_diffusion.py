@@ -2,6 +2,7 @@ import json
 import math
 import shutil
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -126,7 +127,7 @@ def test_each_device_reads_its_own_part_once(copy, monkeypatch, layout, stored, 
     mesh = make_mesh(*layout)
     found, cut = load_stable_diffusion(copy, dtype, mesh), 0
     for tree, folder in FOLDERS.items():
-        params = [flatten_dict(getattr(sd, tree), sep="/") for sd in (found, wanted)]
+        params: list[Any] = [flatten_dict(getattr(sd, tree), sep="/") for sd in (found, wanted)]
         assert set(params[0]) == set(params[1])
         for path, x in params[0].items():
             assert x.sharding == placement(mesh)(path, x.shape) and x.dtype == dtype
