@@ -1,4 +1,7 @@
-"""Reading and scoring take at most 1.3 times the memory of what is held, whatever it is."""
+"""Reading and scoring take at most 1.3 times the memory of what is held, whatever it is.
+
+What is held is stated: with AMX auto would keep bfloat16 weights where float32 is asked for.
+"""
 
 import os
 import re
@@ -41,7 +44,8 @@ from tuco_jax.weights.load import load_model, open_pair
 
 def load(source, adapter):
     if "," in source:
-        return jax.block_until_ready(open_pair(*source.split(","), dtype=dtype).load()[0])
+        pair = open_pair(*source.split(","), dtype=dtype, precision="float32")
+        return jax.block_until_ready(pair.load()[0])
     model = load_model(source, dtype=dtype, tokenizer=False)
     factors = peft.load(adapter, model, dtype=dtype) if adapter else ()
     return jax.block_until_ready((model.params, factors))
@@ -59,7 +63,7 @@ from tuco_jax.scoring.score_file import score_file
 
 def score(pair):
     base, tuned = pair.split(",")
-    options = dict(prompts=prompts, out=out, token_budget=int(budget))
+    options = dict(prompts=prompts, out=out, token_budget=int(budget), precision="float32")
     score_file(ScoreFileOptions(base=base, tuned=tuned, **options), progress=False)
     pathlib.Path(out).unlink()
     pathlib.Path(out + ".meta.json").unlink()
@@ -150,7 +154,7 @@ small, large, layout = sys.argv[1:]
 mesh = make_mesh(*map(int, layout.split("x")))
 
 def load(pair):
-    return jax.tree.leaves(load_pair(*pair.split(","), mesh=mesh)[0])
+    return jax.tree.leaves(load_pair(*pair.split(","), mesh=mesh, precision="float32")[0])
 
 load(small)
 before = memory("VmRSS")
