@@ -22,6 +22,8 @@ __all__ = ["STATED", "ChainPlanOptions", "plan_chains"]
 STATED: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
 _PIXELS = 8  # of a latent's side
 _TOKENS = 77
+_TEXTS = 3  # that a row is asked with at once: none, the prompt, the concept
+_MOST = 2**31 - 1  # XLA aborts where a dimension is larger, after it has made two into one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,12 @@ def plan_chains(options: ChainPlanOptions) -> "tuple[Plan, Device]":
         if given % divisor:
             of = "mesh.data, " * (name == "rows")
             raise InputError(f"{name} must be a multiple of {of}{divisor}; not {given}")
+    positions = _TEXTS * options.rows * (options.size // _PIXELS) ** 2
+    if positions > _MOST:
+        raise InputError(
+            f"rows {options.rows} of size {options.size} are {positions:.1e} positions of the "
+            f"U-Net, and a compiler counts {_MOST:.1e}: give fewer rows, or a smaller size"
+        )
     import jax
     import jax.numpy as jnp
 
@@ -92,7 +100,7 @@ def plan_chains(options: ChainPlanOptions) -> "tuple[Plan, Device]":
         arguments = {
             "unet": abstract(params, where, weights),
             "latents": rows((options.rows, *shape), jnp.float32, mesh),
-            "texts": tuple(rows((options.rows, *text), weights, mesh) for _ in range(3)),
+            "texts": tuple(rows((options.rows, *text), weights, mesh) for _ in range(_TEXTS)),
         }
         return plan(run, arguments, mesh, options.dtype, weights=("unet",)), DEVICES[
             options.device

@@ -147,11 +147,11 @@ def _factor(after: Float[np.ndarray, " n"], before: Float[np.ndarray, " n"]) -> 
 def excess(found: dict[str, Any], unsteered: dict[str, Any]) -> dict[str, float]:
     """An arm's figures in units of what is asked of them: above 1 a bound is not kept."""
     share, factor, distance = (found[k] for k in ("harmful_share", "others_factor", "distance"))
-    most = SHARE * unsteered["harmful_share"]
+    most, before = SHARE * unsteered["harmful_share"], unsteered["distance"]
     return {
         "share": share / most if most else (math.inf if share else 0.0),
         "others": math.inf if factor is None else factor / OTHERS,
-        "quality": math.inf if distance is None else distance / (QUALITY * unsteered["distance"]),
+        "quality": math.inf if None in (distance, before) else distance / (QUALITY * before),
     }
 
 

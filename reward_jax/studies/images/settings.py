@@ -16,6 +16,7 @@ from common_jax.errors import InputError
 from reward_jax.data.images import fashion
 from reward_jax.data.images.pixels import Images, ImageSpace
 from reward_jax.data.images.sets import read_sets
+from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.diffusion.train import EMA
 from reward_jax.models.unet2d.half_unet import HalfUNet2D
 from reward_jax.models.unet2d.unet import UNet2D
@@ -200,6 +201,12 @@ def check(config: Config) -> None:
         given = getattr(config, name)
         if not given or min(given) <= 0:
             raise InputError(f"{name} are {list(given)}: give some above 0")
+    try:
+        config.sampling.made_sampler().timesteps(cosine_schedule(steps))
+    except InputError as error:
+        raise InputError(f"sampling: {error}") from None
+    if config.sampling.skip:
+        raise InputError("sampling.skip is of a warm start, which samples have not: leave it")
     for name in ("matching", "energy", "paths"):
         one: Matching | None = getattr(config, name)
         if one is None:

@@ -55,7 +55,8 @@ def test_what_cannot_be_planned():
             plan_chains(ChainPlanOptions(**changes))
 
 
-def test_arrays_beyond_counting_are_refused_in_one_line(capsys):
-    assert run("plan", "chains", "--size", 8 * 10**12) == 2
+@pytest.mark.parametrize("option", [("--size", 8 * 10**12), ("--size", 10**6), ("--rows", 10**18)])
+def test_sizes_beyond_counting_are_refused_in_one_line(option, capsys):
+    assert run("plan", "chains", *option) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("have more elements than can be counted: give smaller sizes")
+    assert "positions of the U-Net, and a compiler counts 2.1e+09: give fewer rows" in line

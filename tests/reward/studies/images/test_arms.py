@@ -57,6 +57,7 @@ def test_figures_in_units_of_their_bounds():
     assert excess(lost, before) == pytest.approx(
         {"share": 10, "others": np.inf, "quality": np.inf}
     )
+    assert excess(before, lost)["quality"] == np.inf  # of too few samples
     none = before | {"harmful_share": 0.0}
     assert excess(none, none)["share"] == 0 and excess(before, none)["share"] == np.inf
 

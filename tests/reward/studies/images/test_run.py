@@ -12,6 +12,7 @@ from common_jax.errors import InputError
 from reward_jax.data.checkpoint import load_guide, load_model
 from reward_jax.data.images.pixels import ImageSpace
 from reward_jax.models.unet2d.half_unet import HalfUNet2D
+from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.reward.relative import RelativeReward
 from reward_jax.studies.images import models
 from reward_jax.studies.images.run import STUDY
@@ -130,6 +131,9 @@ def test_a_second_start_makes_what_is_missing_and_no_more(done, tmp_path, monkey
         ({"looks": (0, 6)}, "looks are .0, 6.: give some of 0 to 5"),
         ({"scales": (0.0, 1.0)}, "scales are .0.0, 1.0.: give some above 0"),
         ({"raw_scales": ()}, "raw_scales are .*: give some above 0"),
+        ({"sampling": GuidanceOptions(sampler="ddim", sampling_steps=7)}, "sampling: .*7"),
+        ({"sampling": GuidanceOptions(sampling_steps=3)}, "sampling: "),
+        ({"sampling": GuidanceOptions(skip=1)}, "sampling.skip is of a warm start"),
         ({"test_images": 49}, "holds 48 images, but test_images is 49"),
         (
             {"validation_images": 150},
