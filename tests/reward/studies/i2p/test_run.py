@@ -198,6 +198,7 @@ def test_two_processes_give_what_one_gives(done, tmp_path):
     """Over both rows are drawn, four a shard, for three do not divide, and batches matched."""
     out, one = tmp_path / "two", done.config.out
     argv = ["study", "i2p", "--config", one / "config.yaml", "--store.at_once", 4, "--out", out]
+    argv += ["--shown", 0]  # images, which each decodes by itself
     printed = together("reward_jax.cli", argv)
     assert "report: " in printed[0].out and not printed[1].out
     stores = PairStore(one / "pairs", 8, 3), PairStore(out / "pairs", 8, 4)

@@ -13,8 +13,8 @@ ONE_LEVEL: dict[str, Any] = UNET | dict(
     sample_size=4,
     block_out_channels=(8,),
     layers_per_block=1,
-    down_block_types=("CrossAttnDownBlock2D",),
-    up_block_types=("CrossAttnUpBlock2D",),
+    down_block_types=("DownBlock2D",),  # texts come in by the middle
+    up_block_types=("UpBlock2D",),
     attention_head_dim=2,
 )
 
