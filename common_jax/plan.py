@@ -182,18 +182,9 @@ def _amount(size: float) -> str:
 
 
 def report(made: Callable[[], tuple[Plan, Device]], path: str | pathlib.Path | None) -> None:
-    """Print a plan; path: of its figures, too, a .json that is checked before it is made.
-
-    Raises InputError for sizes that the compiler cannot count.
-    """
+    """Print a plan; path: of its figures, too, a .json that is checked before it is made."""
     path = None if path is None else check_writable(path, (".json",))
-    try:
-        found, device = made()
-    except OverflowError:
-        raise InputError(
-            "the arrays of such a program have more elements than can be counted: give smaller "
-            "sizes"
-        ) from None
+    found, device = made()
     print("\n".join(found.lines(device)))
     if path is not None:
         write_json(path, found.on(device))
