@@ -77,8 +77,8 @@ class _Read:
         self._tensor, self.shape = tensor, tuple(tensor.shape)
         self.dtype = np.dtype(np.float32)
 
-    def read(self):
-        return self._tensor.numpy()
+    def read(self, place=()):
+        return self._tensor.numpy()[place or ...]
 
 
 @pytest.mark.parametrize(

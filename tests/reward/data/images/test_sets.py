@@ -1,5 +1,7 @@
 """Two sets of one folder, in both layouts."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,7 +23,8 @@ def test_idx_files(tmp_path):
     train, test = read_sets(tmp_path)
     assert len(train) == 4 and len(test) == 2
     assert train.classes == test.classes == ("0", "1", "2")
-    for given in ({"size": 8}, {"channels": 3}):
+    refused: list[dict[str, Any]] = [{"size": 8}, {"channels": 3}]
+    for given in refused:
         with pytest.raises(InputError, match="IDX files are of one size, and grey: leave size"):
             read_sets(tmp_path, **given)
     write_idx(tmp_path / "t10k-images-idx3-ubyte.gz", some(2, 5))
