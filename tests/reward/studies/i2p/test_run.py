@@ -27,7 +27,7 @@ from reward_jax.studies.i2p.report import write_report
 from reward_jax.studies.i2p.reward import LatentNetwork, PairMatching, Scaling
 from reward_jax.studies.i2p.run import STUDY, Config
 from reward_jax.studies.i2p.store import PairStore
-from tests.processes import LIMIT, together
+from tests.processes import LIMIT, in_one_start
 from tests.reward.cli_runs import run
 from tests.reward.stable_diffusion_reference import SCHEDULER
 from tests.reward.studies.i2p import tiny
@@ -199,7 +199,7 @@ def test_two_processes_give_what_one_gives(done, tmp_path):
     out, one = tmp_path / "two", done.config.out
     argv = ["study", "i2p", "--config", one / "config.yaml", "--store.at_once", 4, "--out", out]
     argv += ["--shown", 0]  # images, which each decodes by itself
-    printed = together("reward_jax.cli", argv)
+    printed = in_one_start("reward-jax", [argv], tmp_path, 2)
     assert "report: " in printed[0].out and not printed[1].out
     stores = PairStore(one / "pairs", 8, 3), PairStore(out / "pairs", 8, 4)
     for name in ("x_t", "base", "safe", "last"):
