@@ -304,7 +304,7 @@ def _fusing() -> Any:
 
     XLA's CPU backend otherwise writes each part's product to memory, and fetches pages for them
     anew in every call (237,000 of a score at three parts): float32's time / three parts' .81
-    without, 1.18 with it (Intel, AMX). An option that a newer XLA lacks is left out.
+    without, 1.19 with it (Intel, AMX). An option that a newer XLA lacks is left out.
     """
     kinds = ("INDIVIDUAL_DOT", "REDUCE", "ELTWISE")
     option = ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in kinds)

@@ -26,6 +26,12 @@ TINY: dict[str, Any] = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _all_devices():
+    """In use before a plan is made, which else settles for this process how many there are."""
+    jax.devices()
+
+
 def test_chains(monkeypatch):
     """Each row is asked three times at each of PNDM's evaluations, of which there is one more."""
     monkeypatch.setattr(chain_cost, "STATED", TINY)
