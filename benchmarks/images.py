@@ -1,12 +1,13 @@
 """Speed of image networks on a CPU: against eager PyTorch, and against the matmul rate.
 
-    python -m benchmarks.images [--rounds 5] [--steps 3] [--sizes patches pixels]
+    python -m benchmarks.images [--rounds 5] [--steps 3] [--sizes patches pixels] [--devices 2]
 
 Training a U-Net, gradient matching and guided sampling of 28 x 28 images, the same random weights
 on both sides. PyTorch runs with both formats of memory, and the quicker counts. One run, all of it
 interleaved, medians, by the wall and by processor time (of one core on a busy machine: begin with
 `taskset -c 0`). A floor is the products that a step cannot do without, at the rate of large
-products in XLA. Prints a report and keeps it.
+products in XLA. Ours run on the CPU as one device, and as one a core with a share of the rows.
+Prints a report and keeps it.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import os
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,10 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
+from jax.sharding import Mesh
 
 from benchmarks import torch_images as theirs
 from benchmarks.machine import machine
 from benchmarks.reward import HERE, matched, matmul_case, products
+from common_jax.mesh import cores, mesh_for
 from reward_jax import extract_reward
 from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.schedule import cosine_schedule
@@ -71,16 +74,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="of a measurement")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--devices", type=int, default=cores(), help="that the CPU is, too")
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "results")
     args = parser.parse_args()
     load = os.getloadavg()[0]
     if load > 0.5:
         print(f"the machine is busy (load {load:.1f}): ratios alone say something", flush=True)
-    found = {name: measure(SIZES[name], args.rounds, args.steps) for name in args.sizes}
+    mesh = mesh_for({"data": args.devices})
+    found = {name: measure(SIZES[name], args.rounds, args.steps, mesh) for name in args.sizes}
     report = {
         "sizes": found,
         "rounds": args.rounds,
         "steps": args.steps,
+        "devices": args.devices,
         "torch_threads": torch.get_num_threads(),
         "load_at_start": load,
         **machine(),
@@ -90,14 +96,17 @@ def main() -> None:
     (args.out / "images.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
-def measure(size: Size, rounds: int, steps: int) -> dict[str, Any]:
+def measure(size: Size, rounds: int, steps: int, mesh: Mesh | None) -> dict[str, Any]:
     """Everything at one size, seconds a step."""
     rows = np.random.default_rng(0).normal(size=(ROWS, SIDE, SIDE, 1)).astype(np.float32)
     params = [init_params(size.net, jax.random.key(seed), rows[:1]) for seed in (0, 1)]
     learned = init_params(size.reward, jax.random.key(2), rows[:1])
     check_agreement(size, params[0], learned, rows[:8])
     cases = torch_cases(size, params, learned, rows, steps)
-    cases |= jax_cases(size, params, learned, rows, steps)
+    meshes = {"jax": None} | ({f"jax, {mesh.size} devices": mesh} if mesh else {})
+    for name, where in meshes.items():
+        ours = jax_cases(size, params, learned, rows, steps, where)
+        cases |= {f"{name}, {part}": case for part, case in ours.items()}
     matmul, product = matmul_case()
     cases["matmul"] = repeated(matmul, MATMULS)
     for name, case in cases.items():
@@ -112,24 +121,29 @@ def measure(size: Size, rounds: int, steps: int) -> dict[str, Any]:
             {name: [getattr(t, clock) for t in taken] for name, taken in times.items()},
             operations,
             product,
+            meshes,
         )
         for clock in Times._fields
     }
 
 
 def _compared(
-    times: Mapping[str, Sequence[float]], operations: Mapping[str, float], product: float
+    times: Mapping[str, Sequence[float]],
+    operations: Mapping[str, float],
+    product: float,
+    ours: Iterable[str],
 ) -> dict[str, Any]:
     median = {name: statistics.median(taken) for name, taken in times.items()}
     rate = product / median["matmul"]
     torchs = {part: min(median[f"torch {part}, {form}"] for form in FORMS) for part in PARTS}
     return {
         "torch_over_jax": {
-            part: {"measured": torchs[part] / median[f"jax {part}"], "asked": ASKED}
+            part: {n: torchs[part] / median[f"{n}, {part}"] for n in ours} | {"asked": ASKED}
             for part in PARTS
         },
         "share_of_matmul_rate": {
-            part: operations[part] / rate / median[f"jax {part}"] for part in PARTS
+            part: {n: operations[part] / rate / median[f"{n}, {part}"] for n in ours}
+            for part in PARTS
         },
         "matmul_gflops": rate / 1e9,
         "seconds": median,
@@ -198,7 +212,7 @@ def _silent(run: Callable[[], Any]) -> None:
 
 
 def jax_cases(
-    size: Size, params: Any, learned: Any, rows: np.ndarray, steps: int
+    size: Size, params: Any, learned: Any, rows: np.ndarray, steps: int, mesh: Mesh | None
 ) -> dict[str, Case]:
     schedule, adam, key = cosine_schedule(STEPS), optax.adam(2e-4), jax.random.key(0)
     base, expert = (score_from(size.net, p, "v", schedule, clip=1.0) for p in params)
@@ -208,7 +222,7 @@ def jax_cases(
     def training(**loop: Any) -> Any:
         options = TrainingOptions(size.batch, steps, "v", EMA(begin=0, every=1))
         return train_denoiser(
-            size.net, state, rows, schedule, adam, key=key, options=options, **loop
+            size.net, state, rows, schedule, adam, key=key, options=options, mesh=mesh, **loop
         )
 
     def matching(**loop: Any) -> Any:
@@ -223,15 +237,18 @@ def jax_cases(
             adam,
             key=key,
             options=options,
+            mesh=mesh,
             **loop,
         )
 
     shape = size.samples, SIDE, SIDE, 1
-    sample = functools.partial(guided_sample, base, schedule, shape, key=key, guide=guide)
+    sample = functools.partial(
+        guided_sample, base, schedule, shape, key=key, guide=guide, mesh=mesh
+    )
     return {
-        "jax training": functools.partial(_step, training, steps),
-        "jax matching": functools.partial(_step, matching, steps),
-        "jax sampling": repeated(sample, STEPS),
+        "training": functools.partial(_step, training, steps),
+        "matching": functools.partial(_step, matching, steps),
+        "sampling": repeated(sample, STEPS),
     }
 
 

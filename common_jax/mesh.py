@@ -8,8 +8,10 @@ offered for data parallelism alone, through one thin wrapper.
 Legend: B rows of a batch.
 """
 
+import contextlib
 import functools
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +28,7 @@ __all__ = [
     "AXES",
     "batch_sharding",
     "constrain",
+    "cores",
     "fetch",
     "make_mesh",
     "mesh_for",
@@ -79,13 +82,16 @@ def mesh_for(sizes: Mapping[str, int] | None) -> Mesh | None:
     """`make_mesh(**sizes)`, or None for one device, whose programs need no mesh.
 
     Sizes that are not given are 1. Over several processes a mesh takes all devices of all of them:
-    along data, where no size is given.
+    along data, where no size is given. A CPU is as many devices as the mesh has, up to its cores,
+    where it is not in use yet.
     """
     many = count() > 1
     if sizes is None or set(sizes.values()) <= {1}:
         if not many:
             return None
         sizes = {"data": -1}
+    if not many:
+        _part_cpu(math.prod(sizes.values()))
     mesh = make_mesh(sizes.get("data", 1), sizes.get("fsdp", 1), sizes.get("tensor", 1))
     if many and mesh.size != len(jax.devices()):
         raise InputError(
@@ -93,6 +99,21 @@ def mesh_for(sizes: Mapping[str, int] | None) -> Mesh | None:
             f"{count()} processes it takes all of their {len(jax.devices())} devices"
         )
     return mesh if mesh.size > 1 else None
+
+
+def _part_cpu(wanted: int) -> None:
+    """Let the CPU be so many devices, if it can: of one, small steps leave cores idle."""
+    given = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if 1 < wanted <= cores() and not given:
+        with contextlib.suppress(RuntimeError):  # it is in use
+            jax.config.update("jax_num_cpu_devices", wanted)
+
+
+def cores() -> int:
+    """Those that this process may use, where the system says; else all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def batch_sharding(mesh: Mesh, rows: int | None = None) -> NamedSharding:

@@ -1,5 +1,9 @@
 """The mesh from settings, and the pmap wrapper on functions of its own."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from common_jax.errors import InputError
 from common_jax.mesh import (
     AXES,
+    cores,
     make_mesh,
     mesh_for,
     pmap,
@@ -42,6 +47,38 @@ def test_one_device_needs_no_mesh():
     assert mesh is not None and dict(mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1}
     with pytest.raises(InputError, match="wants 9 devices, but there are 8"):
         mesh_for({"data": 9})
+
+
+@pytest.mark.parametrize(
+    "before, sizes, flags, devices",
+    [
+        ("", "{'data': 2}", "", 2),
+        ("", "{'data': 1, 'fsdp': 2}", "", 2),
+        ("", "None", "", 1),
+        ("", f"{{'data': {cores() + 1}}}", "", None),  # more than there are cores
+        ("jax.devices()", "{'data': 2}", "", None),  # in use
+        ("", "{'data': 2}", "--xla_force_host_platform_device_count=3", 2),
+    ],
+)
+@pytest.mark.skipif(cores() < 2, reason="a CPU of one core is one device")
+def test_a_cpu_is_as_many_devices_as_a_mesh_has(before, sizes, flags, devices):
+    code = f"""
+import jax
+from common_jax.errors import InputError
+from common_jax.mesh import mesh_for
+{before}
+try:
+    mesh = mesh_for({sizes})
+    print(1 if mesh is None else mesh.size)
+except InputError as error:
+    print(error)
+"""
+    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True
+    )
+    said = done.stdout.strip()
+    assert said == str(devices) if devices else "but there are 1: choose" in said, said
 
 
 def test_mesh_over_given_devices():

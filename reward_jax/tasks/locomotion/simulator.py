@@ -10,7 +10,6 @@ Legend: B robots, O observation width, A action width.
 import concurrent.futures
 import functools
 import importlib
-import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 from common_jax import extras
 from common_jax.errors import InputError
+from common_jax.mesh import cores
 from reward_jax.tasks.locomotion.robots import ROBOTS, environment, quiet
 
 __all__ = ["Simulator", "Step", "resets"]
@@ -62,7 +62,7 @@ class Simulator:
         self.dt = float(model.opt.timestep * self.robot.frame_skip)
         self.actions = int(model.nu)
         self.active = np.ones(len(observations), bool)
-        self._threads = threads or _processors()
+        self._threads = threads or cores()
         self._step: Any = mujoco.mj_step
         self._states: list[Any] = [mujoco.MjData(model) for _ in observations]
         with quiet():
@@ -117,13 +117,6 @@ class Simulator:
             state.ctrl[:] = actions[row]
             self._step(self._model, state, nstep=self.robot.frame_skip)
             self.positions[row], self.velocities[row] = state.qpos, state.qvel
-
-
-def _processors() -> int:
-    """Those that this process may use, where the system says; else all."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @functools.cache
