@@ -66,7 +66,8 @@ fashion-mnist: $(LANGUAGE)
 	$(BIN)/python -c 'from reward_jax.data.images.fashion import fetch; print(fetch())'
 
 # Relative rewards of robots that walk: tiny is HalfCheetah in minutes, cpu all three in an hour or two,
-# ablations what the reward hangs on, energy the dear reward and one distilled from it, paper the paper's sizes, for a GPU.
+# ablations what the reward hangs on, energy the dear reward and one distilled from it, unet the paper's network and
+# what quicker sampling costs, paper the paper's sizes, for a GPU.
 SIZE ?= tiny
 study-locomotion: $(REWARDS)
 	$(BIN)/reward-jax study locomotion --config configs/reward/study_locomotion_$(SIZE).yaml

@@ -15,7 +15,7 @@ import pathlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, BinaryIO
 
-from common_jax.distributed import by_first, there
+from common_jax.distributed import by_first
 from common_jax.errors import InputError, Taken
 from common_jax.io.files import make_folder, parse_json, write_json
 
@@ -48,11 +48,16 @@ def hold(
 
 
 def settle(folder: str | pathlib.Path, settings: Settings, *, free: Collection[str] = ()) -> None:
-    """`check`, and store the settings in `folder`, which exists, for later starts to check."""
+    """`check`, and store the settings in `folder`, which exists, for later starts to check.
+
+    Names that the run there lacks are added to its settings: from here on they are its own.
+    """
     check(folder, settings, free=free)
     path = pathlib.Path(folder) / SETTINGS
-    if not there(path):
-        write_json(path, _plain({k: v for k, v in settings.items() if k not in free}))
+    given = _plain({k: v for k, v in settings.items() if k not in free})
+    found = by_first(lambda: parse_json(path.read_bytes()) if path.exists() else None)
+    if (grown := _grown(found or {}, given)) != found:
+        write_json(path, grown)
 
 
 def check(folder: str | pathlib.Path, settings: Settings, *, free: Collection[str] = ()) -> None:
@@ -176,6 +181,16 @@ def _is(path: pathlib.Path, descriptor: int) -> bool:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
+
+
+def _grown(found: Settings, given: Settings) -> dict[str, Any]:
+    """Stored settings, and the names that they lack; what stands there stays."""
+    stored, grown = {_bare(name): name for name in found}, dict(found)
+    for name, value in given.items():
+        old = grown.setdefault(stored.get(_bare(name), name), value)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            grown[stored.get(_bare(name), name)] = _grown(old, value)
+    return grown
 
 
 def _plain(settings: Settings) -> dict[str, Any]:

@@ -72,6 +72,32 @@ def test_an_option_that_is_newer_than_the_run_is_no_difference(tmp_path):
         pass
 
 
+def test_an_option_that_a_run_went_on_with_is_its_own(tmp_path):
+    """Else a result would stand under another setting: the value that came first is kept."""
+    for given in (SETTINGS, changed(ablations={"a": {"seed": 1}})):
+        with resume.hold(tmp_path, given, free={"mesh"}):
+            pass
+    with resume.hold(tmp_path, SETTINGS):  # of a start that does not know it
+        pass
+    for other, difference in (
+        ({"a": {"seed": 2}}, "ablations.a.seed 1, not 2"),
+        ({"b": {"seed": 1}}, "ablations.a.seed 1, which is not given now"),
+    ):
+        with pytest.raises(InputError, match=f"the run there has {difference}"):
+            resume.settle(tmp_path, changed(ablations=other))
+    both = changed(ablations={"a": {"seed": 1}, "b": {"seed": 3}})
+    resume.settle(tmp_path, both)
+    stored = json.loads((tmp_path / "settings.json").read_text())
+    assert stored == json.loads(json.dumps(both, default=str))
+
+
+def test_names_whose_brackets_changed_are_not_added(tmp_path):
+    begun = {"rows of tokens (their digest)": "aa"}
+    resume.settle(tmp_path, begun)
+    resume.settle(tmp_path, {"rows of tokens (their checksum)": "aa"})
+    assert json.loads((tmp_path / "settings.json").read_text()) == begun
+
+
 def test_a_name_is_the_same_however_its_brackets_explain_it():
     begun = {"steps": 3, "rows of tokens (their digest)": "aa"}
     same, other = ({"steps": 3, "rows of tokens (their checksum)": v} for v in ("aa", "bb"))

@@ -261,6 +261,27 @@ def test_an_ablation_waits_for_its_robot(tmp_path, monkeypatch):
         ablation.run()
 
 
+def test_an_ablation_that_is_added_goes_on_and_is_then_held_to(tmp_path, monkeypatch):
+    """In the same folder, beside what is there; no result stands under another change."""
+    done = []
+    monkeypatch.setattr(work.RobotWork, "run", lambda self: None)
+    monkeypatch.setattr(work.RobotWork, "run_ablation", lambda self, name: done.append(name))
+    study = dataclasses.replace(STUDY, summarise=lambda config: {})
+    slower = {"slower": Ablation(robot="hopper", learning_rate=1e-4)}
+    config = Config(out=tmp_path / "study", robots={"hopper": OWN}, ablations=slower)
+    study.run(config)
+    both = slower | {"wider": Ablation(robot="hopper", widths=(9,))}
+    study.run(dataclasses.replace(config, ablations=both))
+    assert done == ["slower", "slower", "wider"]  # each of which looks for its result
+    for name, other in (
+        ("slower.learning_rate 0.0001, not 0.01", Ablation(robot="hopper", learning_rate=1e-2)),
+        (r"wider.widths \[9\], not \[8\]", Ablation(robot="hopper", widths=(8,))),
+    ):
+        changed = both | {name.partition(".")[0]: other}
+        with pytest.raises(InputError, match=f"the run there has ablations.{name}; give the same"):
+            study.run(dataclasses.replace(config, ablations=changed))
+
+
 def test_robots_without_policies_are_refused_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(policies, "POLICIES", tmp_path)
     policies.policies.cache_clear()
