@@ -163,7 +163,7 @@ def measure(
     )
     found: dict[str, Any] = {}
     shape = jnp.zeros((1, *space.shape)), jnp.zeros(1, jnp.int32)
-    for name, norm in {"mlp": None, **{f"unet, {norm}": norm for norm in NORMS}}.items():
+    for name, norm in {"mlp": None, **{f"unet, {norm}": norm for norm in args.norms}}.items():
         network = Network(norm, args.width, args.dim, tuple(args.multipliers))
         taken: dict[str, list[float]] = {}
         for seed in range(args.seeds):
@@ -183,6 +183,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="What the norm of a temporal U-Net costs.")
     parser.add_argument("--robot", choices=TASKS, default="hopper")
     parser.add_argument("--horizons", type=int, nargs="+", default=[8, 4])
+    parser.add_argument("--norms", choices=NORMS, nargs="+", default=list(NORMS))
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=3)

@@ -55,11 +55,11 @@ def test_a_norm_over_channels_and_one_over_all_of_them():
 @pytest.mark.slow
 def test_a_run_at_a_tiny_size(tmp_path):
     argv = "--horizons 4 --steps 3 --batch-size 4 --seeds 2 --episodes 2 --windows 16 --width 8"
-    argv += f" --dim 8 --multipliers 1 --out {tmp_path}"
-    group_norm.main(argv.split())
+    argv += f" --dim 8 --multipliers 1 --out {tmp_path} --norms"
+    group_norm.main([*argv.split(), "8 groups", "none"])
     found = json.loads((tmp_path / "group_norm_hopper.json").read_text())
     networks = found["horizons"]["4"]
-    assert list(networks) == ["mlp", *(f"unet, {norm}" for norm in NORMS)]
+    assert list(networks) == ["mlp", "unet, 8 groups", "unet, none"]
     for one in networks.values():
         for key in ("t 0", "t 19", "x_t alone", "processor ms of a step"):
             assert len(one[key]["each"]) == 2 and min(one[key]["each"]) > 0
