@@ -275,11 +275,19 @@ def plan(
     """Compile `function(**arguments)` for a mesh, and read what it takes.
 
     arguments: trees of `jax.ShapeDtypeStruct` by the name of their kind. weights: those that are
-    gathered along fsdp when used. donated: those whose memory results take. dtype: of weights.
+    gathered along fsdp when used. donated: those whose memory results take, in the order of these
+    results, as where the function is run. dtype: of weights.
     Raises InputError for a program with arrays that XLA cannot count.
     """
-    jitted = jax.jit(function, donate_argnames=donated)
-    traced = jitted.trace(**arguments)
+    names = tuple(arguments)
+
+    def in_order(*given: Any) -> Any:
+        return function(**dict(zip(names, given, strict=True)))
+
+    # JAX takes arguments by name in their alphabet's order, and gives each result the memory of
+    # the next donated one that fits: another's, which is then copied before.
+    jitted = jax.jit(in_order, donate_argnums=tuple(names.index(name) for name in donated))
+    traced = jitted.trace(*arguments.values())
     if found := uncountable(traced.jaxpr):
         raise InputError(f"the program has {found}, which cannot be counted: give smaller sizes")
     work = products(traced.jaxpr)
