@@ -68,9 +68,9 @@ def test_denoisers_and_rewards_are_read_to_their_shards(tmp_path, asked):
     check_shares(guide.guide.params, reward(1, 2).guide.params, asked)
     # What studies ask of them.
     rows = np.random.default_rng(0).normal(size=(6, 8, 4)).astype(np.float32)
-    for one, alone in zip(each_seed(guide), each_seed(reward(1, 2)), strict=True):
-        found = score_windows(one.guide, rows, mesh=make_mesh(*LAYOUT))
-        np.testing.assert_allclose(found, score_windows(alone.guide, rows), rtol=0, atol=1e-5)
+    one, alone = (each_seed(made)[1].guide for made in (guide, reward(1, 2)))
+    found = score_windows(one, rows, mesh=make_mesh(*LAYOUT))
+    np.testing.assert_allclose(found, score_windows(alone, rows), rtol=0, atol=1e-5)
 
 
 def test_a_discriminator_is_read_to_its_shards(tmp_path, asked):
