@@ -73,7 +73,7 @@ def test_results_take_the_memory_of_what_they_follow():
     """Whatever its name: an average, which comes before the weights, is not copied for them."""
 
     def program(weights, average, x):
-        weights = weights + x
+        weights = weights + x[None]
         return weights, 0.9 * average + 0.1 * weights
 
     mesh = make_mesh(1)
