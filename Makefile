@@ -88,6 +88,7 @@ bench: $(REWARDS) $(DEV)
 	$(BIN)/python -m benchmarks.prefix
 	$(BIN)/python -m benchmarks.attention
 	$(BIN)/python -m benchmarks.load
+	$(BIN)/python -m benchmarks.load_images
 	$(BIN)/python -m benchmarks.stream
 	$(BIN)/python -m benchmarks.soak
 

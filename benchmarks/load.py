@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -67,12 +68,20 @@ def load(folder: pathlib.Path, source: str, layout: tuple[int, int, int]) -> dic
 
     if source == ORBAX:
         check_equal(pair("small"), pair("small", "files"))
-    pair("small")  # imports, the backend, compiled programs
+    where = {"layout": "x".join(map(str, layout)), "process": jax.process_index()}
+    return {"source": source} | where | taken(pair)
+
+
+def taken(load: Callable[[str], Any]) -> dict[str, Any]:
+    """Memory and time that loading "large" takes; load: the name of a size -> a tree of arrays."""
+    import jax
+
+    load("small")  # imports, the backend, compiled programs
     gc.collect()
     before = memory("VmRSS")
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     began = time.perf_counter()
-    leaves = jax.tree.leaves(pair("large"))
+    leaves = jax.tree.leaves(load("large"))
     seconds = time.perf_counter() - began
     # A part that several devices hold is one piece of the host's memory.
     own = [{str(s.index): s.data.nbytes for s in x.addressable_shards} for x in leaves]
@@ -81,9 +90,6 @@ def load(folder: pathlib.Path, source: str, layout: tuple[int, int, int]) -> dic
     beyond = memory("VmHWM") - before - held
     allowed = 1.3 * share + 200e6
     return {
-        "source": source,
-        "layout": "x".join(map(str, layout)),
-        "process": jax.process_index(),
         "arrays": held,
         "share": share,
         "beyond": beyond,
@@ -158,8 +164,10 @@ def store(folder: pathlib.Path) -> None:
         save_pair(where / "store", *load_pair(str(where / "base"), str(where / "tuned")))
 
 
-def start(folder: str, *argv: str, devices: int = 8) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "benchmarks.load", "--folder", folder, *argv]
+def start(
+    folder: str, *argv: str, devices: int = 8, module: str = "benchmarks.load"
+) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", module, "--folder", folder, *argv]
     env = os.environ | {"XLA_FLAGS": f"{FLAG}={devices}"}
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
 

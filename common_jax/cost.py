@@ -8,7 +8,18 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-__all__ = ["Collective", "Products", "collectives", "each_product", "products", "shard_bytes"]
+__all__ = [
+    "LARGEST",
+    "Collective",
+    "Products",
+    "collectives",
+    "each_product",
+    "products",
+    "shard_bytes",
+    "uncountable",
+]
+
+LARGEST = 2**31 - 1  # of an axis: XLA ends the process where one is larger
 
 
 class Products(NamedTuple):
@@ -62,6 +73,44 @@ def _cost(equation: Any) -> Products:
         inner = math.prod(right.shape) // right.shape[features]
     moved = sum(x.size * x.dtype.itemsize for x in (left, right, out))
     return Products(2.0 * out.size * inner, moved)
+
+
+def uncountable(program: Any) -> str | None:
+    """The first array of a program that XLA cannot count, in words; None where it counts all.
+
+    An axis has at most LARGEST numbers, also one that a product's axes of one kind are made into;
+    an array fewer than 2^60 numbers, which are 2^63 bytes at most.
+    """
+    jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
+    for equation in jaxpr.eqns:
+        for x in (*equation.invars, *equation.outvars):
+            shape = getattr(x.aval, "shape", ())
+            size = math.prod(shape) * 8
+            if max(shape, default=0) > LARGEST or size >= 2**63:
+                return f"an array of {' x '.join(map(str, shape))} numbers"
+        if equation.primitive.name in _PRODUCTS and max(_merged(equation)) > LARGEST:
+            shapes = (" x ".join(map(str, x.aval.shape)) for x in equation.invars[:2])
+            return f"a product of {' and '.join(shapes)} numbers"
+        for part in _programs(equation.params):
+            if found := uncountable(part):
+                return found
+    return None
+
+
+def _merged(equation: Any) -> list[int]:
+    """Lengths of a product's axes once those of one kind are one, as XLA makes them."""
+    params = equation.params
+    left, right = (x.aval.shape for x in equation.invars[:2])
+    if equation.primitive.name == "ragged_dot_general":
+        return [*left, *right]
+    if equation.primitive.name == "conv_general_dilated":
+        rows, _, *places = params["dimension_numbers"].lhs_spec
+        return [math.prod(left[axis] for axis in (rows, *places))]
+    (inner, inner_right), (batch, batch_right) = params["dimension_numbers"]
+    free = set(range(len(left))) - {*inner, *batch}
+    free_right = set(range(len(right))) - {*inner_right, *batch_right}
+    kinds = (left, inner), (left, batch), (left, free), (right, free_right)
+    return [math.prod(shape[axis] for axis in axes) for shape, axes in kinds]
 
 
 def _programs(params: Mapping[str, Any]) -> Iterator[Any]:

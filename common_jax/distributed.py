@@ -33,7 +33,19 @@ from typing import Any
 from common_jax.errors import InputError, Taken
 from common_jax.watch import AGAIN, PACE, SILENCE, Watch
 
-__all__ = ["beat", "by_first", "count", "is_first", "joined", "meet", "there"]
+__all__ = [
+    "TERMINATED",
+    "anywhere",
+    "beat",
+    "by_first",
+    "count",
+    "is_first",
+    "joined",
+    "meet",
+    "there",
+]
+
+TERMINATED = 128 + signal.SIGTERM  # exit code of processes that end together, as they were told
 
 _MEETING = 300.0  # seconds in which all processes begin
 _MOST = 1 << 16  # processes; JAX's service makes room for as many as are said to come
@@ -78,6 +90,11 @@ def by_first(act: Callable[[], Any]) -> Any:
 def there(path: pathlib.Path) -> bool:
     """Whether a file is there, in the eyes of process 0: all take the same way from here."""
     return by_first(path.exists)
+
+
+def anywhere(so: bool) -> bool:
+    """Whether it is so in any process; all ask at the same point of the program."""
+    return _world.anywhere(so) if _world and not _world.alone else so
 
 
 @contextlib.contextmanager
@@ -295,6 +312,7 @@ class _World:
         self._store: Any = global_state.client
         self.beats, self.alone = 0, False
         self._meetings, self._said = itertools.count(), itertools.count()
+        self._asked = itertools.count()
         self._waiting = concurrent.futures.ThreadPoolExecutor(1)
         self._watch = Watch(self._store, index, count, patience, self._end)
         self._leaving, self._code = False, 1
@@ -335,6 +353,12 @@ class _World:
             if said is not None:
                 self._store.key_value_set(key, json.dumps(said))
 
+    def anywhere(self, so: bool) -> bool:
+        place = f"tuco_reward/so/{next(self._asked)}/"
+        if so:
+            self._store.key_value_set(f"{place}{self.index}", "so")
+        return self.by_first(lambda: bool(self._store.key_value_dir_get(place)))
+
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Look after the others, and let them know how this one ends."""
@@ -350,9 +374,12 @@ class _World:
         except BaseException as error:
             if _of_another(error):
                 time.sleep(SILENCE + 5 * PACE)  # the watch says who it was
-            self._leaving, self._code = True, 2 if _told(error) else 1
+            agreed = isinstance(error, SystemExit) and error.code == TERMINATED
+            self._leaving = True
+            self._code = TERMINATED if agreed else 2 if _told(error) else 1
             atexit.unregister(jax.distributed.shutdown)  # it would wait for those that are left
-            self._watch.tell(f"{type(error).__name__}: {error}", self._code)
+            what = None if agreed else f"{type(error).__name__}: {error}"  # all know the former
+            self._watch.tell(what, self._code)
             raise
         else:
             signal_of(signal.SIGABRT, before)

@@ -26,13 +26,23 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
-from common_jax.cost import Collective, collectives, products, shard_bytes
+from common_jax.cost import LARGEST, Collective, collectives, products, shard_bytes, uncountable
 from common_jax.errors import InputError
 from common_jax.io.files import check_writable, write_json
 from common_jax.mesh import batch_sharding
 from common_jax.partition import whole_along_fsdp
 
-__all__ = ["DEVICES", "Device", "Plan", "abstract", "devices", "plan", "report", "rows"]
+__all__ = [
+    "DEVICES",
+    "Device",
+    "Plan",
+    "abstract",
+    "check_sizes",
+    "devices",
+    "plan",
+    "report",
+    "rows",
+]
 
 _MOST = 1024  # fake devices
 
@@ -191,6 +201,20 @@ def report(made: Callable[[], tuple[Plan, Device]], path: str | pathlib.Path | N
         print(f"figures: {path}")
 
 
+def check_sizes(options: Any, prefix: str = "") -> None:
+    """Raise InputError naming the first number of a dataclass that is too large for a plan.
+
+    Of seeds, which count nothing, none is. Nested ones, too.
+    """
+    for field in dataclasses.fields(options):
+        value, name = getattr(options, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            check_sizes(value, f"{name}.")
+        for one in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(one, int) and one > LARGEST and name != "seed":
+                raise InputError(f"{name} must be at most {LARGEST} to be planned, not {one}")
+
+
 @contextlib.contextmanager
 def devices(count: int) -> Iterator[list[Any]]:
     """That many CPU devices, fake but for one, on which programs are compiled.
@@ -251,10 +275,21 @@ def plan(
     """Compile `function(**arguments)` for a mesh, and read what it takes.
 
     arguments: trees of `jax.ShapeDtypeStruct` by the name of their kind. weights: those that are
-    gathered along fsdp when used. donated: those whose memory results take. dtype: of weights.
+    gathered along fsdp when used. donated: those whose memory results take, in the order of these
+    results, as where the function is run. dtype: of weights.
+    Raises InputError for a program with arrays that XLA cannot count.
     """
-    jitted = jax.jit(function, donate_argnames=donated)
-    traced = jitted.trace(**arguments)
+    names = tuple(arguments)
+
+    def in_order(*given: Any) -> Any:
+        return function(**dict(zip(names, given, strict=True)))
+
+    # JAX takes arguments by name in their alphabet's order, and gives each result the memory of
+    # the next donated one that fits: another's, which is then copied before.
+    jitted = jax.jit(in_order, donate_argnums=tuple(names.index(name) for name in donated))
+    traced = jitted.trace(*arguments.values())
+    if found := uncountable(traced.jaxpr):
+        raise InputError(f"the program has {found}, which cannot be counted: give smaller sizes")
     work = products(traced.jaxpr)
     options = {
         "xla_backend_optimization_level": 0,

@@ -23,6 +23,7 @@ from common_jax.cli.options import ProcessOptions
 from common_jax.cli.ranges import in_words, plain
 from common_jax.distributed import joined
 from common_jax.errors import InputError
+from common_jax.termination import Terminated
 
 __all__ = ["one_line", "parse", "run", "run_alone"]
 
@@ -41,6 +42,8 @@ Compiled programs are kept in the user's cache folder; JAX_COMPILATION_CACHE_DIR
 
 def run(program: str, about: str, commands: Commands, argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for bad input, 130 when interrupted.
+
+    143 after SIGTERM, where a training has saved what it did.
 
     about: what the program does, for --help. argv: what follows the program's name, or None.
     """
@@ -67,6 +70,8 @@ def _exit_code(program: str, argv: Sequence[str] | None, call: Callable[[list[st
         with extras.named():
             call([token for token in given if token != "--debug"])
     except SystemExit as stop:  # --help, --print_config
+        if isinstance(stop, Terminated):
+            print(f"{program}: {one_line(str(stop))}", file=sys.stderr)
         return int(stop.code or 0)
     except BaseException as stop:
         interrupted = isinstance(stop, KeyboardInterrupt) or came()

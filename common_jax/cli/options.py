@@ -79,7 +79,7 @@ class CheckpointOption:
     """How much of a training a kill costs.
 
     Args:
-        save_every: steps between checkpoints.
+        save_every: steps between checkpoints: as many as a kill loses at most.
     """
 
     save_every: PositiveInt = 1000

@@ -11,6 +11,7 @@ import numpy as np
 from common_jax.errors import InputError
 from common_jax.io.files import why_not_written
 from common_jax.io.orbax_noise import quiet
+from common_jax.termination import Terminated
 
 __all__ = ["Checkpoints"]
 
@@ -49,7 +50,8 @@ class Checkpoints:
             with self._silence, self._written():
                 self._manager.close()
         except InputError:
-            if kind is None:  # else the first error stands, of which this may be the echo
+            # Else the first error stands, of which this may be the echo.
+            if kind in (None, Terminated):
                 raise
 
     def latest(self) -> int | None:

@@ -23,6 +23,7 @@ from common_jax.distributed import count
 from common_jax.errors import InputError
 from common_jax.io.checkpoint import Checkpoints
 from common_jax.mesh import fetch, on_all_devices, put
+from common_jax.termination import Terminated, noticed
 from reward_jax.diffusion.process import Pinned
 from reward_jax.diffusion.schedule import check_schedule
 
@@ -219,7 +220,8 @@ def run_loop(
     run is resumed (`common_jax.resume`).
     Returns the state and the metrics of the steps that were run now.
     Raises InputError when the loss is no longer finite, or the parameters that would be saved or
-    returned are not, naming the step; the checkpoints before it stay as they are.
+    returned are not, naming the step; the checkpoints before it stay as they are. After SIGTERM
+    there is a checkpoint after the call in which it came, and then `Terminated` is raised.
     """
     if on_step is not None and not callable(on_step):
         raise InputError(f"on_step is a {type(on_step).__name__}: give a function")
@@ -231,7 +233,11 @@ def run_loop(
         state = jax.tree.map(_everywhere, state)
     if directory is None:
         return _steps(call, state, 0, steps, per_call, on_step, None, None)
-    with resume.hold(directory, settings()), Checkpoints(directory) as checkpoints:
+    with (
+        noticed() as told,
+        resume.hold(directory, settings()),
+        Checkpoints(directory) as checkpoints,
+    ):
         done = checkpoints.latest() or 0
         if done > steps:
             raise InputError(
@@ -240,7 +246,8 @@ def run_loop(
             )
         if done:
             state = checkpoints.restore(done, like=state)
-        return _steps(call, state, done, steps, per_call, on_step, checkpoints.save, save_every)
+        save = checkpoints.save
+        return _steps(call, state, done, steps, per_call, on_step, save, save_every, told)
 
 
 def _everywhere(x: Any) -> Any:
@@ -266,6 +273,7 @@ def _steps(
     on_step: OnStep | None,
     save: Callable[[int, Any], None] | None,
     save_every: int | None,
+    told: Callable[[], bool] = lambda: False,
 ) -> tuple[Any, dict[str, np.ndarray]]:
     measured: list[dict[str, np.ndarray]] = []
     saved = done
@@ -275,7 +283,8 @@ def _steps(
         metrics = fetch(metrics)
         check_finite(metrics, done, saved if save else None)
         done += count
-        due = done == steps or (save_every and done - saved >= save_every)
+        ends = told()
+        due = ends or done == steps or (save_every and done - saved >= save_every)
         if due:  # the loss of the step that made them infinite is still finite
             _check_parameters(state[0], done, saved if save else None)
         measured.append(metrics)
@@ -284,6 +293,8 @@ def _steps(
         if save and due:
             save(done, state)
             saved = done
+        if ends:
+            raise Terminated(f"step {done} of {steps} is saved, from which the run goes on")
     if not measured:
         return state, {}
     return state, {k: np.concatenate([m[k] for m in measured]) for k in measured[0]}

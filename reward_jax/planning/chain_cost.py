@@ -23,7 +23,6 @@ STATED: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attent
 _PIXELS = 8  # of a latent's side
 _TOKENS = 77
 _TEXTS = 3  # that a row is asked with at once: none, the prompt, the concept
-_MOST = 2**31 - 1  # XLA aborts where a dimension is larger, after it has made two into one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +45,8 @@ class ChainPlanOptions(DeviceOption, DevicePlanOptions):
 def plan_chains(options: ChainPlanOptions) -> "tuple[Plan, Device]":
     """Compile the chains. Raises InputError for options that do not fit one another."""
     check_ranges(options)
+    from common_jax.cost import LARGEST
+
     sizes = sizes_of(options)
     if sizes["fsdp"] * sizes["tensor"] > 1:
         raise InputError("mesh: chains are sharded over data alone; give mesh.data")
@@ -55,10 +56,10 @@ def plan_chains(options: ChainPlanOptions) -> "tuple[Plan, Device]":
             of = "mesh.data, " * (name == "rows")
             raise InputError(f"{name} must be a multiple of {of}{divisor}; not {given}")
     positions = _TEXTS * options.rows * (options.size // _PIXELS) ** 2
-    if positions > _MOST:
+    if positions > LARGEST:
         raise InputError(
             f"rows {options.rows} of size {options.size} are {positions:.1e} positions of the "
-            f"U-Net, and a compiler counts {_MOST:.1e}: give fewer rows, or a smaller size"
+            f"U-Net, and a compiler counts {LARGEST:.1e}: give fewer rows, or a smaller size"
         )
     import jax
     import jax.numpy as jnp

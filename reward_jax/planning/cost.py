@@ -79,10 +79,18 @@ class ExtractionPlanOptions(PlanOptions, NetworkOption, DiffusionOption, RewardR
     horizon: PositiveInt = 32
 
 
+_MOST_BLOCKS = 1_000  # each is compiled
+_MOST_LEVELS = 1_000_000  # of noise, tables on the host
+
+
 def plan_training(options: TrainingPlanOptions) -> "tuple[Plan, Device]":
-    """Compile one step of training. Raises InputError for options that do not fit one another."""
+    """Compile one step of training.
+
+    Raises InputError for options that do not fit one another, and for sizes beyond counting.
+    """
     check_ranges(options)
     sizes = sizes_of(options)
+    _check_sizes(options, options.training.batch_size)
     options.network.check(options.horizon)
     import jax
     import jax.numpy as jnp
@@ -130,6 +138,7 @@ def plan_extraction(options: ExtractionPlanOptions) -> "tuple[Plan, Device]":
     """Compile one step of extraction, the teachers asked. Raises InputError as `plan_training`."""
     check_ranges(options)
     sizes = sizes_of(options)
+    _check_sizes(options, options.matching.batch_size)
     options.network.check(options.horizon)
     options.matching.check(options.diffusion_steps)
     if options.reward.kind == "energy":
@@ -194,6 +203,25 @@ def sizes_of(options: Any) -> dict[str, int]:
     if -1 in sizes.values():
         raise InputError("mesh: -1 is for devices that are here; a plan wants each size")
     return sizes
+
+
+def _check_sizes(options: Any, batch: int) -> None:
+    """InputError for the first size that is too large; batch: windows of a step."""
+    from common_jax.cost import LARGEST
+    from common_jax.plan import check_sizes
+
+    check_sizes(options)
+    most = (("network.blocks", options.network.blocks, _MOST_BLOCKS),)
+    most += (("diffusion_steps", options.diffusion_steps, _MOST_LEVELS),)
+    for name, given, largest in most:
+        if given > largest:
+            raise InputError(f"{name} must be at most {largest} to be planned, not {given}")
+    width = options.observation + options.action
+    if (numbers := batch * options.horizon * width) > LARGEST:
+        raise InputError(
+            f"{batch} windows of horizon {options.horizon} and {width} numbers a row are "
+            f"{numbers:.1e} numbers, and a compiler counts {LARGEST:.1e}: give fewer"
+        )
 
 
 def _space(options: Any, actions: int) -> Any:

@@ -108,6 +108,7 @@ def explained_of(
 def _squares_by_t(
     reward: Guide, targets: Targets, schedule: Schedule, *, pin: Any
 ) -> Float[Array, "2 T"]:
+    reward = sharding.in_use(reward)
     factor = schedule.at(unit(schedule, targets.target), targets.t, targets.x)
     pinned = pin(targets.x) if pin else None
     got = _free(pinned, factor * reward.gradient(targets.x, targets.t))

@@ -36,7 +36,7 @@ class Workshop(Generic[S]):
     """Models of one part of a study.
 
     out: the study's folder; part: the part's name in it. space: what all of them live in. mesh:
-    batches are sharded over it.
+    batches are sharded over its data and fsdp axes, models over fsdp and tensor.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Workshop(Generic[S]):
         with self._training(path, steps) as context:
             if context:
                 save_model(path, make(context))
-        return load_model(path, self._space)
+        return load_model(path, self._space, self._mesh)
 
     def guide(
         self, name: str, steps: int, make: Callable[[RunContext], SpaceGuide[S]]
@@ -73,7 +73,7 @@ class Workshop(Generic[S]):
         with self._training(path, steps) as context:
             if context:
                 save_guide(path, make(context))
-        return load_guide(path, self._space)
+        return load_guide(path, self._space, self._mesh)
 
     def discriminator(
         self,

@@ -4,14 +4,16 @@ import argparse
 import contextlib
 import os
 import pathlib
+import signal
 import sys
 import time
 from collections.abc import Callable
 from unittest import mock
 
 from common_jax import distributed
-from common_jax.distributed import by_first, is_first, joined, meet, there
+from common_jax.distributed import anywhere, by_first, is_first, joined, meet, there
 from common_jax.errors import InputError, Taken
+from common_jax.termination import Terminated, noticed
 from common_jax.watch import Watch
 
 
@@ -79,6 +81,7 @@ def work(act: str) -> None:
         if number == 2:
             assert by_first(lambda: [own, is_first()]) == [0, True]
             assert there(pathlib.Path("/")) and not there(pathlib.Path(f"/no such file {own}"))
+            assert anywhere(own == 1) and not anywhere(False)
             with contextlib.suppress(Taken):  # in both, so that both go on without it
                 by_first(take)
                 raise AssertionError("taken by process 0 alone")
@@ -92,8 +95,19 @@ def work(act: str) -> None:
             refuse()
         if number == 3 and act == "stick" and own == 1:
             time.sleep(1_000_000)
+        if number == 3 and act == "terminate":
+            terminate(own)
         meet()
         time.sleep(0.2)
+
+
+def terminate(own: int) -> None:
+    with noticed() as told:
+        assert not told()
+        if own == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if told():
+            raise Terminated("step 3 is saved")
 
 
 def take() -> None:

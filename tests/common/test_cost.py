@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from common_jax.cost import collectives, products, shard_bytes
+from common_jax.cost import collectives, products, shard_bytes, uncountable
 from common_jax.mesh import make_mesh
 
 
@@ -45,3 +45,33 @@ def test_exchanges_in_loops_are_counted(kind, sent):
     assert found[0].sent == one * sent
     assert found[0].shapes == (((16, 8),) if kind == "all-gather" else found[0].shapes)
     assert shard_bytes({"x": x}) == 16 * 2 * 4
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "said"),
+    [
+        ((70_000, 30_000, 8), (8, 4), None),
+        ((80_000, 30_000, 8), (8, 4), "a product of 80000 x 30000 x 8 and 8 x 4 numbers"),
+        ((2, 8), (8, 2**31), "an array of 8 x 2147483648 numbers"),
+        ((2**30, 2**30), (2**30, 2), "an array of 1073741824 x 1073741824 numbers"),
+    ],
+)
+def test_arrays_beyond_counting(left, right, said):
+    """Of a product the free axes become one; also where it is computed in a loop."""
+
+    def program(x, y):
+        return jax.lax.scan(lambda c, _: (c, (x @ y).sum()), 0.0, length=2)
+
+    given = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (left, right))
+    assert uncountable(jax.make_jaxpr(program)(*given)) == said
+
+
+def test_positions_of_convolutions_beyond_counting():
+    def program(signal, taps):
+        axes = ("NWC", "WIO", "NWC")
+        return jax.lax.conv_general_dilated(signal, taps, (1,), "SAME", dimension_numbers=axes)
+
+    signal, taps = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2**16, 2**15, 4), (3, 4, 4)))
+    assert "a product of 65536 x 32768 x 4" in str(
+        uncountable(jax.make_jaxpr(program)(signal, taps))
+    )

@@ -69,6 +69,22 @@ def test_a_program_takes_what_it_was_planned_to():
     assert found.traffic == 64 * 96 * 4 / 2 + (16 * 64 + 16 * 96) * 4 / 8
 
 
+def test_results_take_the_memory_of_what_they_follow():
+    """Whatever its name: an average, which comes before the weights, is not copied for them."""
+
+    def program(weights, average, x):
+        weights = weights + x[None]
+        return weights, 0.9 * average + 0.1 * weights
+
+    mesh = make_mesh(1)
+    given = {name: rows((512, 512), jnp.float32, mesh) for name in ("weights", "average")}
+    given["x"] = rows((512,), jnp.float32, mesh)
+    found = plan(program, given, mesh, "float32", donated=("weights", "average"))
+    run: Any = jax.jit(program, donate_argnums=(0, 1)).lower(*given.values()).compile()
+    assert found.bytes["output"] < 1000
+    assert found.bytes["temporaries"] == run.memory_analysis().temp_size_in_bytes
+
+
 def test_weights_are_gathered_as_they_are_stored():
     """A CPU casts bfloat16 before it multiplies, and may gather what it has cast."""
     mesh = make_mesh(1, 8)

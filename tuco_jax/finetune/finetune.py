@@ -31,6 +31,7 @@ from common_jax.io.checkpoint import Checkpoints
 from common_jax.mesh import fetch, mesh_for, put
 from common_jax.progress import bar
 from common_jax.run import Run
+from common_jax.termination import Terminated, noticed
 from tuco_jax.core.checksum import weights_checksum
 from tuco_jax.finetune import lora as low_rank
 from tuco_jax.finetune.batches import Batch, Plan, bucket, pack, rows_checksum
@@ -263,6 +264,7 @@ class _Trainer:
             ),
         }
         with (
+            noticed() as told,
             resume.hold(directory, fixed, free=_FREE),
             Checkpoints(directory / "checkpoints", keep=self.config.keep) as checkpoints,
         ):
@@ -270,9 +272,11 @@ class _Trainer:
             if done:
                 state = checkpoints.restore(done, like=state)
             with Run(directory, settings, start=done) as run:
-                return self._steps(state, run, checkpoints)
+                return self._steps(state, run, checkpoints, told)
 
-    def _steps(self, state: TrainState, run: Run, checkpoints: Checkpoints) -> Params:
+    def _steps(
+        self, state: TrainState, run: Run, checkpoints: Checkpoints, told: Callable[[], bool]
+    ) -> Params:
         with bar("training", self.total, start=run.start) as shown:
             if not run.start:
                 self._measure(run, 0, state, always=True)
@@ -297,9 +301,15 @@ class _Trainer:
                     shown.update(step, f"loss {values['loss']:.3f}")
                 paused = time.perf_counter()
                 self._measure(run, step, state, always=last)
-                if saves or last:  # last of all: what is logged up to a checkpoint is kept with it
+                ends = logs and told()  # where values have been waited for
+                if (
+                    saves or last or ends
+                ):  # last of all: what is logged up to a checkpoint is kept with it
                     window.check_weights(step, state.trained)
                     checkpoints.save(step, state)
+                if ends:
+                    done = f"step {step} of {self.total} is saved"
+                    raise Terminated(f"{done}, from which the run goes on with --resume true")
                 window.began += time.perf_counter() - paused
         return state.trained
 

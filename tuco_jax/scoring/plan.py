@@ -60,8 +60,9 @@ def plan_score(options: PlanOptions) -> "tuple[Plan, Device]":
 
     import jax
 
+    from common_jax.cost import LARGEST
     from common_jax.mesh import make_mesh
-    from common_jax.plan import DEVICES, abstract, devices, plan, rows
+    from common_jax.plan import DEVICES, abstract, check_sizes, devices, plan, rows
     from tuco_jax.core.last_token import last_token
     from tuco_jax.models.decoder import param_shapes
     from tuco_jax.models.pair import Pair
@@ -69,6 +70,12 @@ def plan_score(options: PlanOptions) -> "tuple[Plan, Device]":
     from tuco_jax.weights import int8, validate
     from tuco_jax.weights.load import model_config
 
+    check_sizes(options)
+    if (positions := options.batch * options.tokens) > LARGEST:
+        raise InputError(
+            f"batch {options.batch} of {options.tokens} tokens are {positions:.1e}, and a "
+            f"compiler counts {LARGEST:.1e}: give fewer rows"
+        )
     configs = [model_config(source) for source in sources]
     precision = "bfloat16" if options.dtype in ("bfloat16", "int8") else "float32"
     configs = [dataclasses.replace(config, precision=precision) for config in configs]

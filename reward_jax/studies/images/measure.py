@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 from scipy.stats import rankdata
 
+from common_jax.mesh import fetch
+from reward_jax import sharding
 from reward_jax.diffusion.denoiser import Denoiser
 from reward_jax.diffusion.process import q_sample
 from reward_jax.diffusion.schedule import Schedule
@@ -76,18 +78,19 @@ def _in_parts(
         whole = np.zeros((_AT_ONCE, *x_0.shape[1:]), np.float32)  # one program for all
         whole[: len(part)] = part
         key = jax.random.fold_in(looks.key, first)
-        found.append(np.asarray(program(model, looks.schedule, whole, t, key))[:, : len(part)])
+        made = fetch(program(model, looks.schedule, whole, t, key))
+        found.append(np.asarray(made)[:, : len(part)])
     return np.concatenate(found, axis=1)
 
 
 @jax.jit
 def _estimate(model: Any, schedule: Schedule, x_0: Any, t: Any, key: Any) -> Any:
-    return _at_looks(model.x0, schedule, x_0, t, key)
+    return _at_looks(sharding.in_use(model).x0, schedule, x_0, t, key)
 
 
 @jax.jit
 def _score(model: Any, schedule: Schedule, x_0: Any, t: Any, key: Any) -> Any:
-    return _at_looks(model.learned, schedule, x_0, t, key)
+    return _at_looks(sharding.in_use(model).learned, schedule, x_0, t, key)
 
 
 def _at_looks(apply: Any, schedule: Schedule, x_0: Any, t: Any, key: Any) -> Any:

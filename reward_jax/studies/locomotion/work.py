@@ -14,7 +14,7 @@ import numpy as np
 from common_jax.distributed import there
 from common_jax.errors import InputError
 from common_jax.io.files import read_json, write_arrays, write_json
-from common_jax.mesh import mesh_for
+from common_jax.mesh import fetch, mesh_for
 from reward_jax.data.episodes import Episodes
 from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel, TrajectorySpace
 from reward_jax.diffusion.denoiser import Score
@@ -391,9 +391,11 @@ class RobotWork:
                 ),
                 options=self.own.matching,  # whose programs are compiled
                 pin=pin,
+                mesh=self.mesh,
             )
             on_paths = explained_of(reward, targets, base.schedule, pin=pin)
-            found[f"explained_on_{name}_paths"] = np.asarray(on_paths, np.float64).tolist()
+            by_t = np.asarray(fetch(on_paths), np.float64)
+            found[f"explained_on_{name}_paths"] = by_t.tolist()
         return found
 
     def _world(self, purpose: str) -> World:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel
 from reward_jax.planning.plan import planner
@@ -32,21 +33,23 @@ def steered(
     *,
     plans: int,
     seed: int,
+    mesh: Mesh | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Outcomes of base and expert, and of the base steered by reward and discriminator.
 
-    models: base, expert. guides: the reward, the discriminator.
+    models: base, expert. guides: the reward, the discriminator. mesh: plans are sharded over its
+    data and fsdp axes.
     """
     base, expert = models
     reward, judge = guides
     starts, key = task.starts(plans, seed), jax.random.key(seed)
-    planners = {"unsteered": planner(base), "expert": planner(expert)}
+    planners = {"unsteered": planner(base, mesh=mesh), "expert": planner(expert, mesh=mesh)}
     found = outcomes(task, planners, starts, key=key, goal=goal)
     sweep = SweepOptions(scales=tuple(scales), t_stopgrads=(0,), execute=True)
     steerings = (
-        steer_by(base, reward, goal=goal),
-        steer_by(base, judge, goal=goal, output="logit"),
-        steer_by(base, judge, goal=goal, output="sigmoid"),
+        steer_by(base, reward, goal=goal, mesh=mesh),
+        steer_by(base, judge, goal=goal, output="logit", mesh=mesh),
+        steer_by(base, judge, goal=goal, output="sigmoid", mesh=mesh),
     )
     for name, steering in zip(GUIDES, steerings, strict=True):
         for row in sweep_outcomes(steering, starts, sweep, key=key):

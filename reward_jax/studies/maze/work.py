@@ -41,9 +41,9 @@ class MazeWork:
 
     def __init__(self, config: Config, task: MazeTask) -> None:
         self.config, self.task = config, task
-        mesh = mesh_for(dataclasses.asdict(config.mesh))
+        self.mesh = mesh_for(dataclasses.asdict(config.mesh))
         self.shop = Workshop(
-            config.out, task.name, TrajectorySpace, save_every=config.save_every, mesh=mesh
+            config.out, task.name, TrajectorySpace, save_every=config.save_every, mesh=self.mesh
         )
         self.stride = STRIDES[task.name]
 
@@ -138,7 +138,14 @@ class MazeWork:
         peak, judged, *seeds = (peak_at(task, found, place) for found in maps)
         clock.lap("maps")
         steering = steered(
-            task, (base, expert), (guide, judge), place, c.scales, plans=c.plans, seed=seed
+            task,
+            (base, expert),
+            (guide, judge),
+            place,
+            c.scales,
+            plans=c.plans,
+            seed=seed,
+            mesh=self.mesh,
         )
         clock.lap("steering")
         write_arrays(folder / "maps.npz", reward=maps[0].values, discriminator=maps[1].values)
@@ -163,7 +170,8 @@ class MazeWork:
 
     def _maps(self, rows: Float[np.ndarray, "N H D"], *guides: TrajectoryGuide) -> list[HeatMap]:
         """Their maps over the same N windows."""
-        return [map_of(self.task.plane, one, rows, bins=self.config.bins) for one in guides]
+        how: dict[str, Any] = dict(bins=self.config.bins, mesh=self.mesh)
+        return [map_of(self.task.plane, one, rows, **how) for one in guides]
 
     def _reward(
         self,

@@ -14,6 +14,7 @@ from common_jax.cli.commands import Command, Group
 from common_jax.cli.options import MeshOptions
 from common_jax.cli.ranges import PositiveInt
 from common_jax.errors import InputError
+from common_jax.termination import Terminated
 from reward_jax import cli as reward_jax
 from tests.hostile import bounded, fuzzed
 from tuco_jax import cli as tuco_jax
@@ -226,6 +227,9 @@ def test_errors_of_a_command_are_one_line_unless_debugged(program, error):
     assert error() == "artist: error: a.png: no room"
     with pytest.raises(InputError):
         program("draw", "--debug", "--model", "m")
+    program.failure = Terminated("step 3 is saved")
+    assert program("draw", "--model", "m") == 143
+    assert error() == "artist: told to end (SIGTERM): step 3 is saved"
     program.failure = KeyboardInterrupt()
     assert program("draw", "--model", "m") == 130
     assert error() == "artist: interrupted"

@@ -1,6 +1,8 @@
 """The loop: what a resumed run must share with the one that began, and what it saves."""
 
+import os
 import re
+import signal
 from typing import Any
 
 import jax
@@ -11,6 +13,7 @@ import pytest
 from flax import struct
 
 from common_jax.errors import InputError
+from common_jax.termination import Terminated
 from reward_jax.diffusion.denoiser import Denoiser
 from reward_jax.diffusion.loop import LoopOptions, begin, check_seeds, run_loop, steps_done
 from reward_jax.diffusion.process import FirstState, Pinned
@@ -44,6 +47,24 @@ def test_checkpoints_are_those_that_are_due(tmp_path):
     assert metrics["loss"].tolist() == [10, 10, 8, 8, 6, 6, 4]
     assert steps_done(tmp_path / "c") == 7 and steps_done(tmp_path / "none") == 0
     assert sorted(p.name for p in (tmp_path / "c").glob("[0-9]*")) == ["4", "7"]
+
+
+def test_a_run_that_is_told_to_end_saves_first(tmp_path):
+    """And goes on from there, whatever `save_every` is."""
+
+    def run(on_step=None):
+        start, how = (jnp.float32(10),), dict(steps=8, per_call=2, on_step=on_step)
+        return run_loop(count_down, start, directory=tmp_path / "c", **how)
+
+    def tell(done, _):
+        if done == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Terminated, match="step 6 of 8 is saved, from which the run goes on"):
+        run(tell)
+    assert steps_done(tmp_path / "c") == 6
+    state, metrics = run()
+    assert float(state[0]) == 2 and metrics["loss"].tolist() == [4, 4]
 
 
 def test_a_run_that_has_gone_further_is_refused(tmp_path):

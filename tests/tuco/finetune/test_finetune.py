@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import os
+import signal
 from typing import Any
 
 import jax
@@ -17,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from common_jax.cli.options import MeshOptions
 from common_jax.errors import InputError
 from common_jax.run import Run
+from common_jax.termination import Terminated
 from tests.tuco.tiny import save_tiny, tiny_tokenizer
 from tests.tuco.weights.gguf import writer as gguf_writer
 from tuco_jax.finetune import finetune
@@ -162,6 +165,20 @@ def whole(files, tmp_path_factory):
     """A fully tuned model."""
     out = tmp_path_factory.mktemp("runs") / "full"
     return run_finetune(settings(files, out, method="full"))
+
+
+@pytest.mark.slow
+def test_a_run_that_is_told_to_end_saves_first(files, tmp_path, monkeypatch):
+    log = Run.log
+
+    def told(self, step, values):
+        log(self, step, values)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Run, "log", told)
+    with pytest.raises(Terminated, match="step 1 of .* is saved, from which the run goes on"):
+        run_finetune(settings(files, tmp_path / "run", method="lora"))
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").glob("[0-9]*")] == ["1"]
 
 
 @pytest.mark.slow

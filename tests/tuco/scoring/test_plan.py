@@ -100,6 +100,9 @@ def test_the_command_line(folder, tmp_path, capsys):
         ({"mesh": MeshOptions(2000)}, "at most 1024 are planned for"),
         ({"tokens": 65}, "tokens is 65, but the models' context is 64"),
         ({"batch": 0}, "batch must be 1 or more"),
+        ({"batch": 10**15}, "batch must be at most 2147483647 to be planned"),
+        ({"batch": 2 * 10**9}, "batch 2000000000 of 16 tokens are 3.2e.10, and a compiler counts"),
+        ({"rank": 10**18}, "rank must be at most 2147483647 to be planned"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(folder, changes, said):
