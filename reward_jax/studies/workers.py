@@ -14,12 +14,27 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
+import jax
+
 from common_jax.cli.command_line import one_line
 from common_jax.errors import InputError
 
-__all__ = ["beside", "ended", "serve"]
+__all__ = ["beside", "ended", "serve", "with_devices"]
 
 _SERVE = "from reward_jax.studies.workers import serve; serve()"
+
+
+def with_devices(count: int) -> None:
+    """So many devices of this process's CPU, one for each process that shares the work.
+
+    While others wait for what one of them makes, that one can make it on all of the devices. To be
+    called before devices are used; where they are, or were counted by the user, they stay so.
+    """
+    if "--xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    if count > 1 and jax.config.jax_num_cpu_devices < count:
+        with contextlib.suppress(RuntimeError):  # devices are in use
+            jax.config.update("jax_num_cpu_devices", count)
 
 
 @contextlib.contextmanager

@@ -9,10 +9,11 @@ import sys
 import time
 from collections.abc import Callable
 
+import jax
 import pytest
 
 from common_jax.errors import InputError
-from reward_jax.studies.workers import beside, ended
+from reward_jax.studies.workers import beside, ended, with_devices
 from tests.processes import LIMIT, ROOT
 
 
@@ -76,7 +77,7 @@ def test_those_that_are_left_are_ended(tmp_path):
 
 FIRST = """
 import functools, pathlib, sys
-from reward_jax.studies.workers import beside, ended
+from reward_jax.studies.workers import beside, ended, with_devices
 from tests.reward.studies.test_workers import wait
 with beside(1, functools.partial(wait, pathlib.Path(sys.argv[1]))) as workers:
     ended(workers)
@@ -104,3 +105,24 @@ def is_there(process: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
+
+
+def _count(folder: pathlib.Path, wanted: int) -> None:
+    with_devices(wanted)
+    (folder / f"{wanted}-{jax.device_count()}").touch()
+    with_devices(wanted + 1)  # in use by now
+    assert jax.device_count() == wanted
+
+
+@pytest.mark.parametrize("wanted", [1, 3])
+def test_devices_of_a_cpu(tmp_path, monkeypatch, wanted):
+    monkeypatch.delenv("XLA_FLAGS")
+    with beside(1, functools.partial(_count, tmp_path, wanted)) as workers:
+        ended(workers)
+    assert names(tmp_path) == {f"{wanted}-{wanted}"}
+
+
+def test_devices_that_the_user_counted_stay():
+    before = jax.config.jax_num_cpu_devices
+    with_devices(jax.device_count() + 1)  # eight, by XLA_FLAGS
+    assert jax.config.jax_num_cpu_devices == before
