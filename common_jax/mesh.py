@@ -34,6 +34,7 @@ __all__ = [
     "mesh_for",
     "pmap",
     "on_all_devices",
+    "part_cpu",
     "put",
     "read_shards",
     "replicate",
@@ -90,8 +91,7 @@ def mesh_for(sizes: Mapping[str, int] | None) -> Mesh | None:
         if not many:
             return None
         sizes = {"data": -1}
-    if not many:
-        _part_cpu(math.prod(sizes.values()))
+    part_cpu(math.prod(sizes.values()))
     mesh = make_mesh(sizes.get("data", 1), sizes.get("fsdp", 1), sizes.get("tensor", 1))
     if many and mesh.size != len(jax.devices()):
         raise InputError(
@@ -101,11 +101,15 @@ def mesh_for(sizes: Mapping[str, int] | None) -> Mesh | None:
     return mesh if mesh.size > 1 else None
 
 
-def _part_cpu(wanted: int) -> None:
-    """Let the CPU be so many devices, if it can: of one, small steps leave cores idle."""
-    given = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if 1 < wanted <= cores() and not given:
-        with contextlib.suppress(RuntimeError):  # it is in use
+def part_cpu(wanted: int) -> None:
+    """Let the CPU be so many devices, up to its cores: of one, small steps leave cores idle.
+
+    Where devices are in use, were counted in XLA_FLAGS or are those of several processes, they
+    stay as they are.
+    """
+    counted = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if 1 < wanted <= cores() and not counted and count() == 1:
+        with contextlib.suppress(RuntimeError):  # in use
             jax.config.update("jax_num_cpu_devices", wanted)
 
 

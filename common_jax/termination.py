@@ -1,9 +1,9 @@
 """SIGTERM, by which Slurm and Kubernetes announce an end: a training saves before it ends.
 
-    with noticed() as told, Checkpoints(folder) as checkpoints:
+    with noticed() as ending, Checkpoints(folder) as checkpoints:
         for step in range(done, steps):
             ...
-            if told():  # in any process: all of them leave at the same step
+            if ending():  # in any process: all of them leave at the same step
                 checkpoints.save(step + 1, state)
                 raise Terminated(f"step {step + 1} is saved")
 

@@ -234,7 +234,7 @@ def run_loop(
     if directory is None:
         return _steps(call, state, 0, steps, per_call, on_step, None, None)
     with (
-        noticed() as told,
+        noticed() as ending,
         resume.hold(directory, settings()),
         Checkpoints(directory) as checkpoints,
     ):
@@ -247,7 +247,7 @@ def run_loop(
         if done:
             state = checkpoints.restore(done, like=state)
         save = checkpoints.save
-        return _steps(call, state, done, steps, per_call, on_step, save, save_every, told)
+        return _steps(call, state, done, steps, per_call, on_step, save, save_every, ending)
 
 
 def _everywhere(x: Any) -> Any:
@@ -273,7 +273,7 @@ def _steps(
     on_step: OnStep | None,
     save: Callable[[int, Any], None] | None,
     save_every: int | None,
-    told: Callable[[], bool] = lambda: False,
+    ending: Callable[[], bool] = lambda: False,
 ) -> tuple[Any, dict[str, np.ndarray]]:
     measured: list[dict[str, np.ndarray]] = []
     saved = done
@@ -283,7 +283,7 @@ def _steps(
         metrics = fetch(metrics)
         check_finite(metrics, done, saved if save else None)
         done += count
-        ends = told()
+        ends = ending()
         due = ends or done == steps or (save_every and done - saved >= save_every)
         if due:  # the loss of the step that made them infinite is still finite
             _check_parameters(state[0], done, saved if save else None)

@@ -22,7 +22,7 @@ from common_jax import distributed, resume
 from common_jax.cli.options import MeshOptions
 from common_jax.cli.ranges import PositiveInt
 from common_jax.errors import InputError, Taken
-from common_jax.mesh import mesh_for
+from common_jax.mesh import mesh_for, part_cpu
 from common_jax.run import check_directory, note_run
 from reward_jax.studies.workers import beside, ended
 
@@ -103,6 +103,7 @@ class Study(Generic[Config]):
         holds something else, or the study of other settings; and once all is done, where a worker
         has failed.
         """
+        part_cpu(config.workers)
         settings, free = _plain(config), {*self.free, "workers"}
         check_directory(config.out, resume=True)
         resume.check(config.out, settings, free=free)
@@ -124,6 +125,7 @@ class Study(Generic[Config]):
 
     def work(self, config: Config) -> None:
         """Do all parts, but for those that other processes do; returns when all are done."""
+        part_cpu(config.workers)
         _each(self.parts(config), config.out)
 
 

@@ -264,7 +264,7 @@ class _Trainer:
             ),
         }
         with (
-            noticed() as told,
+            noticed() as ending,
             resume.hold(directory, fixed, free=_FREE),
             Checkpoints(directory / "checkpoints", keep=self.config.keep) as checkpoints,
         ):
@@ -272,10 +272,10 @@ class _Trainer:
             if done:
                 state = checkpoints.restore(done, like=state)
             with Run(directory, settings, start=done) as run:
-                return self._steps(state, run, checkpoints, told)
+                return self._steps(state, run, checkpoints, ending)
 
     def _steps(
-        self, state: TrainState, run: Run, checkpoints: Checkpoints, told: Callable[[], bool]
+        self, state: TrainState, run: Run, checkpoints: Checkpoints, ending: Callable[[], bool]
     ) -> Params:
         with bar("training", self.total, start=run.start) as shown:
             if not run.start:
@@ -301,7 +301,7 @@ class _Trainer:
                     shown.update(step, f"loss {values['loss']:.3f}")
                 paused = time.perf_counter()
                 self._measure(run, step, state, always=last)
-                ends = logs and told()  # where values have been waited for
+                ends = logs and ending()  # where values have been waited for
                 if (
                     saves or last or ends
                 ):  # last of all: what is logged up to a checkpoint is kept with it

@@ -20,6 +20,7 @@ from reward_jax.data.images.pixels import ImageModel
 from reward_jax.reward.gradients import Guide
 from reward_jax.reward.guide import GuidanceOptions, guided_sample
 from reward_jax.studies.images.judge import Judge, frechet_distance
+from reward_jax.studies.sweep import sweep
 
 __all__ = ["Drawn", "Noise", "Yardstick", "accept", "choose", "draw_samples", "excess", "within"]
 
@@ -169,14 +170,18 @@ def choose(
     """The scale that serves best on a yardstick's noise, and what each came to.
 
     Of each scale the bound that is kept worst counts (`excess`); the scale at which it is kept
-    best is chosen, the first of equal ones. Of one scale nothing is drawn. Raises InputError where
-    every scale's samples are not finite.
+    best is chosen, the first of equal ones; while that is the smallest or the largest tried, the
+    next one is tried, too (`sweep`). A harmful share counts as if one sample more were harmful and
+    one more were not (Laplace's rule of succession): of a few hundred samples one or none says
+    little. Of one scale nothing is drawn. Raises InputError where every scale's samples are not
+    finite.
     """
     if len(scales) == 1:
         return scales[0], []
     unsteered = yardstick.of(yardstick.unsteered)
     rows: list[dict[str, Any]] = []
-    for scale in scales:
+
+    def attempt(scale: float) -> None:
         try:
             found = yardstick.of(draw(scale))
             said = f"harmful {found['harmful_share']:.3f}, distance {found['distance'] or 0:.3f}"
@@ -186,11 +191,19 @@ def choose(
             rows.append({"scale": scale, "failed": said})
         if done:
             done(f"scale {scale:g}: {said}")
-    lived = [row for row in rows if "failed" not in row]
-    if not lived:
+
+    def worst(row: dict[str, Any]) -> float:
+        share = (row["harmful_share"] * row["samples"] + 1) / (row["samples"] + 2)
+        return max(excess(row | {"harmful_share": share}, unsteered).values())
+
+    def best() -> float | None:
+        lived = [row for row in rows if "failed" not in row]
+        return min(lived, key=worst)["scale"] if lived else None
+
+    sweep(scales, attempt, best)
+    if (chosen := best()) is None:
         raise InputError(f"samples of every scale fail: {rows[-1]['failed']}")
-    best = min(lived, key=lambda row: max(excess(row, unsteered).values()))
-    return best["scale"], rows
+    return chosen, rows
 
 
 def accept(

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float
 
 from common_jax import resume
@@ -188,7 +189,16 @@ class Models:
             rows, how = self._all_rows, c.base_training
             return fit(rows, self.space, begin, how, seed=seed, context=context)
 
-        return self._shop("base").model("begun", self.config.base_training.steps, make)
+        shop = self._shop("base", self._every_device)
+        return shop.model("begun", self.config.base_training.steps, make)
+
+    @functools.cached_property
+    def _every_device(self) -> Mesh | None:
+        """For what every other process waits for: a device for each of them, of a CPU."""
+        workers = self.config.workers
+        if self.mesh or jax.default_backend() != "cpu" or jax.device_count() < workers:
+            return self.mesh
+        return mesh_for({"data": workers})
 
     @functools.cached_property
     def _all_rows(self) -> ImageRows:
@@ -204,9 +214,9 @@ class Models:
         pixels[left_out] = self.sets[0].pixels[order]
         return ImageRows(jnp.asarray(pixels))
 
-    def _shop(self, part: str) -> Workshop[ImageSpace]:
-        c = self.config
-        return Workshop(c.out, part, ImageSpace, save_every=c.save_every, mesh=self.mesh)
+    def _shop(self, part: str, mesh: Mesh | None = None) -> Workshop[ImageSpace]:
+        c, mesh = self.config, mesh or self.mesh
+        return Workshop(c.out, part, ImageSpace, save_every=c.save_every, mesh=mesh)
 
 
 def make_once(path: pathlib.Path, make: Callable[[], Mapping[str, Any]]) -> None:

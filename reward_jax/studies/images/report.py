@@ -46,7 +46,7 @@ def write_report(config: Config, found: Mapping[str, Any]) -> pathlib.Path:
         tables=tables,
         figures=[figure for name in choices for figure in _figures(config, name)],
         method=_method(config, found),
-        caveats=_CAVEATS,
+        caveats=_caveats(choices),
         facts=_facts(config, found),
         data=found,
     )
@@ -55,11 +55,14 @@ def write_report(config: Config, found: Mapping[str, Any]) -> pathlib.Path:
     return write(config.out / "report", findings, command=command)
 
 
-_CAVEATS = (
-    "One seed of data, of models and of noise: no interval says what others would change.",
-    "Steered samples are judged by a classifier, which errs, most of all between kinds of shoes "
-    "and kinds of shirts.",
-)
+def _caveats(choices: Mapping[str, Any]) -> tuple[str, ...]:
+    mistaken = ", ".join(f"{one['judge_mistaken']:.4f} ({k})" for k, one in choices.items())
+    return (
+        "One seed of data, of models and of noise: no interval says what others would change.",
+        "Steered samples are judged by a classifier, which errs, most of all between kinds of "
+        "shoes and kinds of shirts. Of held-out images that are not harmful it calls so many "
+        f"harmful: {mistaken}.",
+    )
 
 
 def claims_of(found: Mapping[str, Any]) -> list[Claim]:
@@ -283,6 +286,7 @@ def _grid(images: UInt8[np.ndarray, "N H W C"], columns: int) -> UInt8[np.ndarra
 
 
 def _method(config: Config, found: Mapping[str, Any]) -> tuple[str, ...]:
+    few = min(config.norm_images, config.validation_images)
     return (
         "A diffusion model is trained on all classes, and from there, equally long, on all of "
         "them (the base) and on those that are not harmful (an expert for each choice): with the "
@@ -292,14 +296,16 @@ def _method(config: Config, found: Mapping[str, Any]) -> tuple[str, ...]:
         "at one diffusion step, with one draw of noise; the step is "
         f"that of the highest AUC on {config.validation_images} images of validation. The "
         f"difference of denoising losses takes {len(config.looks)} steps and both models, the "
-        "norm of the difference of scores one step, chosen likewise, and both models.",
+        f"norm of the difference of scores one step, chosen likewise on {few} of the images, and "
+        "both models.",
         "All arms but rejection are drawn from the same noise; the scale of each guide that has "
         f"several is chosen on other noise ({config.trials} samples of each): of the three bounds "
-        "that are asked, the one that is kept worst counts. A classifier that was "
-        f"trained apart, right of {found['base']['judge_accuracy']:.3f} of the test images, says "
-        "what is harmful; its last features give the distance (of Heusel et al. 2017, there of "
-        "Inception's) to held-out images that are not harmful, the same for all arms. Rejection "
-        "keeps an unsteered sample with the probability that its reward gives.",
+        "that are asked, the one that is kept worst counts, one more harmful sample added; while "
+        "the best scale is the smallest or the largest, the next one is tried, too. A classifier "
+        f"that was trained apart, right of {found['base']['judge_accuracy']:.3f} of the test "
+        "images, says what is harmful; its last features give the distance (of Heusel et al. "
+        "2017, there of Inception's) to held-out images that are not harmful, the same for all "
+        "arms. Rejection keeps an unsteered sample with the probability that its reward gives.",
         "The null pair are the base and one that is made as the experts are, but without images "
         "of all classes, as many as one class has; its reward judges at the step that each "
         "choice's own does.",

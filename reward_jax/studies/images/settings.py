@@ -132,9 +132,12 @@ class Config(
         paths: how the reward is matched further, on guided paths; null for none.
         judge: of the classifier that judges samples.
         validation_images: images taken out of those to learn from, by which is chosen.
+        norm_images: those of them by which the step of the scores' norm is chosen: at each look
+            two network runs of an image, where the reward's takes one, of a small network.
         test_images: held-out images that are judged.
         looks: diffusion steps at which images are looked at; the loss difference takes all.
         raw_scales: guidance scales of the raw difference, each of which is tried.
+        variant_scales: likewise of the variants; by default the small network's own is theirs.
         sampling: how samples are drawn; near the last t the two models hardly differ, a reward is
             all error there, and shifts classes that are not harmful: keep t_startgrad below.
         samples: of each arm; twice as many of the base.
@@ -169,10 +172,12 @@ class Config(
     )
     judge: JudgeOptions = dataclasses.field(default_factory=JudgeOptions)
     validation_images: PositiveInt = 1000
+    norm_images: PositiveInt = 1000
     test_images: PositiveInt = 2000
     looks: tuple[NonNegativeInt, ...] = (1, 4, 7, 10, 13, 16, 20, 24, 28, 33, 38, 44)
     scales: tuple[float, ...] = (1.0, 2.0, 4.0)
     raw_scales: tuple[float, ...] = (1.0, 2.0, 4.0)
+    variant_scales: tuple[float, ...] = ()
     sampling: GuidanceOptions = dataclasses.field(
         default_factory=lambda: GuidanceOptions(
             sampler="ddim", sampling_steps=25, eta=1.0, t_startgrad=44
@@ -197,9 +202,9 @@ def check(config: Config) -> None:
     steps = config.diffusion_steps
     if not config.looks or max(config.looks) >= steps:
         raise InputError(f"looks are {list(config.looks)}: give some of 0 to {steps - 1}")
-    for name in ("scales", "raw_scales"):
+    for name, fewest in (("scales", 1), ("raw_scales", 1), ("variant_scales", 0)):
         given = getattr(config, name)
-        if not given or min(given) <= 0:
+        if len(given) < fewest or min(given, default=1) <= 0:
             raise InputError(f"{name} are {list(given)}: give some above 0")
     try:
         config.sampling.made_sampler().timesteps(cosine_schedule(steps))
@@ -253,12 +258,12 @@ def check_sets(config: Config, train: Images, test: Images) -> None:
     for name, classes in config.choices.items():
         harmful = np.isin(labels, test.numbers(classes))
         share = min(float(harmful.mean()), float((~harmful).mean()))
-        fewest = share * min(config.test_images, config.validation_images)
+        fewest = share * min(config.test_images, config.validation_images, config.norm_images)
         if fewest < _FEWEST:
             raise InputError(
                 f"choices: of {name} or of the other classes there are too few images: some "
-                f"{fewest:.0f} of those that are judged; raise validation_images and "
-                f"test_images, until there are {_FEWEST}"
+                f"{fewest:.0f} of those that are judged; raise validation_images, "
+                f"norm_images and test_images, until there are {_FEWEST}"
             )
 
 

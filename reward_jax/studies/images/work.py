@@ -41,6 +41,7 @@ _ARM = dict.fromkeys(("harmful_share", "distance", "others_factor", "seconds_a_s
 _JUDGED = dict.fromkeys(("auc", "interval", "t"))
 CHOICE = {
     "classes": [None],
+    "judge_mistaken": None,
     "reward": _JUDGED,
     "loss_difference": dict.fromkeys(("auc", "interval")),
     "score_norm": _JUDGED,
@@ -107,7 +108,7 @@ class Work:
         expert = models.expert("null", left_out, models.sets[0].classes)
         reward = models.reward("null", "reward", expert, left_out, self.config.matching)
         clock.lap("models")
-        pair = _Pair(self, expert, models.test, "test")
+        pair = _Pair(self, expert, "test")
         write_arrays(
             path.with_name("judged.npz"),
             reward=measure.scores(reward, models.test, self._looks("test")),
@@ -141,8 +142,9 @@ class Work:
             "test": self._harmful(images[2], classes),
         }
         found: dict[str, Any] = {"classes": list(classes)}
-        right = np.isin(self.judged_test[0], images[2].numbers(classes)) == bad["test"]
-        found["judge_accuracy"] = float(right.mean())
+        called = np.isin(self.judged_test[0], images[2].numbers(classes))
+        found["judge_accuracy"] = float((called == bad["test"]).mean())
+        found["judge_mistaken"] = float(called[~bad["test"]].mean())
         found["reward"], own = self._judged(reward, bad)
         found |= self._untrained(expert, bad, own)
         clock.lap("judged")
@@ -163,7 +165,8 @@ class Work:
         )
         found["arms"] = arms
         if name in c.variants:
-            found["variants"] = self._variants(name, expert, reward, bad, yardsticks)
+            scales = c.variant_scales or (arms["steered"]["scale"],)
+            found["variants"] = self._variants(name, expert, reward, bad, yardsticks, scales)
             clock.lap("variants")
         found["seconds"] = clock.seconds
         write_arrays(path.with_name("judged.npz"), harmful=bad["test"], **own)
@@ -199,13 +202,10 @@ class Work:
         own: dict[str, Any],
     ) -> dict[str, Any]:
         """What needs no training; its judgements of test images are put into `own`."""
-        t = self.config.looks
-        pairs = {
-            "validation": _Pair(self, expert, self.models.validation, "validation"),
-            "test": _Pair(self, expert, self.models.test, "test"),
-        }
+        t, few = self.config.looks, self.config.norm_images
+        pairs = {purpose: _Pair(self, expert, purpose) for purpose in ("validation", "test")}
         losses = pairs["test"].losses.mean(0)
-        best = measure.best_look(pairs["validation"].norms, bad["validation"])
+        best = measure.best_look(pairs["validation"].norms, bad["validation"][:few])
         norms = pairs["test"].norms[best]
         own |= {"loss_difference": losses, "score_norm": norms}
         seconds = pairs["test"].seconds
@@ -285,6 +285,7 @@ class Work:
         reward: RelativeReward,
         bad: Mapping[str, Bool[np.ndarray, " N"]],
         yardsticks: Mapping[str, Yardstick],
+        scales: tuple[float, ...],
     ) -> dict[str, Any]:
         """The reward as a difference of energies, and the small one matched on guided paths."""
         c, part = self.config, choice_part(name)
@@ -301,7 +302,7 @@ class Work:
             seconds = time.perf_counter() - begun
             judged, _ = self._judged(found, bad)
             judged["network_runs"] = runs
-            arm, _ = self._arm(name, variant, found, runs, c.scales, yardsticks)
+            arm, _ = self._arm(name, variant, found, runs, scales, yardsticks)
             made[variant] = {"judged": judged, "arm": arm, "training_seconds": seconds}
         return made
 
@@ -316,9 +317,15 @@ class Work:
             self.models.base.denoiser.schedule, np.asarray(self.config.looks, np.int32), key
         )
 
+    def estimated(self, purpose: str) -> Float[np.ndarray, "N H W C"]:
+        """The images of which both models' estimates are made: the dearest of all judgements."""
+        if purpose == "test":
+            return self.models.test
+        return self.models.validation[: self.config.norm_images]
+
     def estimates(self, model: ImageModel, purpose: str) -> Float[np.ndarray, "L N H W C"]:
-        """A model's estimates of validation or test images; the base's are held."""
-        x_0 = self.models.test if purpose == "test" else self.models.validation
+        """A model's estimates of them; the base's are held."""
+        x_0 = self.estimated(purpose)
         if model is not self.models.base:
             return measure.estimates(model.denoiser, x_0, self._looks(purpose))
         if purpose not in self._held:
@@ -362,8 +369,8 @@ class Work:
 class _Pair:
     """What the two models, without a reward, say of images."""
 
-    def __init__(self, work: Work, expert: ImageModel, x_0: Any, purpose: str) -> None:
-        looks = work._looks(purpose)
+    def __init__(self, work: Work, expert: ImageModel, purpose: str) -> None:
+        looks, x_0 = work._looks(purpose), work.estimated(purpose)
         others = work.estimates(work.models.base, purpose)
         begun = time.perf_counter()
         own = work.estimates(expert, purpose)

@@ -9,7 +9,7 @@ Legend: N episodes, S reward seeds.
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,12 +25,12 @@ from reward_jax.data.trajectory.space import TrajectoryModel
 from reward_jax.planning.plan import planner
 from reward_jax.reward.gradients import Guide
 from reward_jax.reward.guide import GuidanceOptions
+from reward_jax.studies.sweep import sweep
 from reward_jax.tasks.base import Outcome, Rollout
 from reward_jax.tasks.locomotion.task import LocomotionTask
 
 __all__ = ["Arm", "World", "best_of", "choose", "compared", "exceeds", "returns", "summary"]
 
-_WIDENED = 4  # times at most that a sweep goes beyond the scales that it was given
 _ROW = dict.fromkeys(("scale", "t_stopgrad", "return"))
 
 
@@ -87,26 +87,27 @@ def choose(
     known = {(row["scale"], row["t_stopgrad"]): row for row in before}
     rows: list[dict[str, Any]] = []
 
-    def tried(candidates: Iterable[GuidanceOptions]) -> GuidanceOptions | None:
-        for one in candidates:
-            at = one.scale, one.t_stopgrad
-            if at not in known:
-                known[at] = _try(arm, world, count, one)
-                write_json(path, list(known.values()))
-            rows.append(row := known[at])
-            if done:
-                said = row["failed"] if row["return"] is None else f"{row['return']:.0f}"
-                done(f"scale {one.scale:g}, t_stopgrad {one.t_stopgrad}: {said}")
-        return best_of(rows, options)
+    def attempt(one: GuidanceOptions) -> None:
+        at = one.scale, one.t_stopgrad
+        if at not in known:
+            known[at] = _try(arm, world, count, one)
+            write_json(path, list(known.values()))
+        rows.append(row := known[at])
+        if done:
+            said = row["failed"] if row["return"] is None else f"{row['return']:.0f}"
+            done(f"scale {one.scale:g}, t_stopgrad {one.t_stopgrad}: {said}")
 
-    best = tried(replace(options, scale=scale, t_stopgrad=stops[0]) for scale in scales)
+    sweep(
+        scales,
+        lambda scale: attempt(replace(options, scale=scale, t_stopgrad=stops[0])),
+        lambda: (_best(rows) or {}).get("scale"),
+    )
+    best = best_of(rows, options)
     if best is None:
         raise InputError(f"plans of every scale fail: {rows[-1]['failed']}; give lower scales")
-    for _ in range(_WIDENED):
-        if (beyond := _beyond(rows)) is None:
-            break
-        best = tried([replace(best, scale=beyond)]) or best
-    return tried(replace(best, t_stopgrad=stop) for stop in stops[1:]) or best, rows
+    for stop in stops[1:]:
+        attempt(replace(best, t_stopgrad=stop))
+    return best_of(rows, options) or best, rows
 
 
 def _try(arm: Arm, world: World, count: int, options: GuidanceOptions) -> dict[str, Any]:
@@ -117,14 +118,6 @@ def _try(arm: Arm, world: World, count: int, options: GuidanceOptions) -> dict[s
     except InputError as error:  # plans that are not finite, at a scale that is too high
         return row | {"return": None, "failed": str(error)}
     return row | {"return": float(total.mean())}
-
-
-def _beyond(rows: Sequence[dict[str, Any]]) -> float | None:
-    """The scale next to the best where that is at an edge, as far from it as the other side's."""
-    scales, best = sorted({float(row["scale"]) for row in rows}), _best(rows)
-    if best is None or len(scales) < 2 or best["scale"] not in (scales[0], scales[-1]):
-        return None
-    return best["scale"] ** 2 / (scales[1] if best["scale"] == scales[0] else scales[-2])
 
 
 def best_of(rows: Sequence[dict[str, Any]], options: GuidanceOptions) -> GuidanceOptions | None:

@@ -71,9 +71,29 @@ def test_the_scale_whose_worst_bound_is_kept_best_is_chosen():
     }
     scale, rows = choose(arms.__getitem__, stick, list(arms))
     assert scale == 2.0 and [row["scale"] for row in rows] == [1.0, 2.0, 4.0]
-    assert not rows[2]["within"]["quality"]
+    assert rows[1]["harmful_share"] == 0.02 and not rows[2]["within"]["quality"]
     assert choose(arms.__getitem__, stick, [4.0, 4.0])[0] == 4.0
     assert choose({}.__getitem__, stick, [4.0]) == (4.0, [])
+
+
+def test_scales_beyond_an_edge_that_is_best():
+    arms = {
+        0.5: drawn([40, 20, 40]),
+        1.0: drawn([45, 10, 45]),
+        2.0: drawn([49, 2, 49]),
+        4.0: drawn([20, 0, 80]),
+    }
+    scale, rows = choose(arms.__getitem__, yardstick(), [0.5, 1.0])
+    assert scale == 2.0 and [row["scale"] for row in rows] == [0.5, 1.0, 2.0, 4.0]
+
+
+def test_one_harmful_sample_or_none_is_not_taken_for_a_share():
+    arms = {
+        1.0: drawn([41, 1, 39]),  # .012 of them: at .0244 beyond a tenth of .2, at .012 within it
+        2.0: drawn([42, 0, 38]),
+        4.0: drawn([60, 0, 20]),
+    }
+    assert choose(arms.__getitem__, yardstick(), list(arms))[0] == 2.0
 
 
 def test_scales_that_fail():

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -47,3 +48,12 @@ def test_base_and_expert_differ_by_what_is_left_out_alone(models):
     nothing = np.zeros(len(models.sets[0]), bool)
     assert far(nothing) == 0
     assert far(models.harmful_rows(("nw",))) > 1e-4
+
+
+@pytest.mark.slow
+def test_what_all_workers_wait_for_is_trained_on_a_device_of_each(models, tmp_path):
+    of_two = Models(dataclasses.replace(models.config, out=tmp_path, workers=2))
+    assert of_two._every_device.shape["data"] == 2 and models._every_device is None
+    assert of_two.mesh is None  # of all else
+    one, two = (x._begun.denoiser.params for x in (models, of_two))
+    chex.assert_trees_all_close(one, two, atol=1e-5)

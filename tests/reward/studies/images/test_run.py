@@ -59,10 +59,15 @@ def test_results(done):
         rejected = one["arms"]["rejection"]
         assert rejected["network_runs_a_sample"] == pytest.approx(4 / rejected["accepted"])
         rows = one["arms"]["steered"]["validation"]
-        assert [row["scale"] for row in rows] == [1.0, 2.0]
-        assert one["arms"]["steered"]["scale"] in (1.0, 2.0)
+        tried = [row["scale"] for row in rows]
+        assert tried[:2] == [1.0, 2.0] and len(tried) > 2  # one of two is at an edge
+        assert one["arms"]["steered"]["scale"] in tried
         assert set(one["reward"]["by_look"]) == {"0", "2", "4"}
-    assert set(found["choices"]["left"]["variants"]) == {"paths"}
+    left = found["choices"]["left"]
+    assert set(left["variants"]) == {"paths"}
+    assert left["variants"]["paths"]["arm"]["scale"] == left["arms"]["steered"]["scale"]
+    called = left["judge_mistaken"]  # of 24 images of the others
+    assert called * 24 == pytest.approx(round(called * 24)) and 0 <= called < 0.2
     assert "variants" not in found["choices"]["corner"]
     for judge in JUDGES:
         assert set(found["null"][judge]["choices"]) == {"left", "corner"}
@@ -131,6 +136,7 @@ def test_a_second_start_makes_what_is_missing_and_no_more(done, tmp_path, monkey
         ({"looks": (0, 6)}, "looks are .0, 6.: give some of 0 to 5"),
         ({"scales": (0.0, 1.0)}, "scales are .0.0, 1.0.: give some above 0"),
         ({"raw_scales": ()}, "raw_scales are .*: give some above 0"),
+        ({"variant_scales": (-1.0,)}, "variant_scales are .-1.0.: give some above 0"),
         ({"sampling": GuidanceOptions(sampler="ddim", sampling_steps=7)}, "sampling: .*7"),
         ({"sampling": GuidanceOptions(sampling_steps=3)}, "sampling: "),
         ({"sampling": GuidanceOptions(skip=1)}, "sampling.skip is of a warm start"),
@@ -143,6 +149,7 @@ def test_a_second_start_makes_what_is_missing_and_no_more(done, tmp_path, monkey
             {"test_images": 20, "validation_images": 20},
             "of corner or of the other classes there are too few",
         ),
+        ({"norm_images": 20}, "of corner or of the other classes there are too few"),
         ({"data": pathlib.Path("nowhere")}, "nowhere: holds neither train-images-idx3-ubyte"),
         ({"classes": ("a", "b")}, "has the label 3, but 2 classes are named"),
         ({"paths": dataclasses.replace(MATCHING, x_t="base")}, "paths.x_t is base, but the"),
