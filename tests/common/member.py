@@ -102,11 +102,11 @@ def work(act: str) -> None:
 
 
 def terminate(own: int) -> None:
-    with noticed() as told:
-        assert not told()
+    with noticed() as ending:
+        assert not ending()
         if own == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        if told():
+        if ending():
             raise Terminated("step 3 is saved")
 
 

@@ -26,10 +26,10 @@ def default():
 
 def test_the_signal_is_noted(default):
     said = r"told to end \(SIGTERM\): step 3 is saved"
-    with pytest.raises(Terminated, match=said) as raised, noticed() as told:
-        assert not told()
+    with pytest.raises(Terminated, match=said) as raised, noticed() as ending:
+        assert not ending()
         tell()
-        assert told() and told()
+        assert ending() and ending()
         raise Terminated("step 3 is saved")
     assert raised.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -46,8 +46,8 @@ def test_an_error_goes_before_the_signal(default):
 LATE = """
 import os, signal
 from common_jax.termination import noticed
-with noticed() as told:
-    assert not told()
+with noticed() as ending:
+    assert not ending()
     os.kill(os.getpid(), signal.SIGTERM)
     print("saved", flush=True)
 print("not here")
@@ -62,17 +62,17 @@ def test_a_signal_after_the_last_question_ends_the_process_after_the_block():
 def test_a_handler_of_a_program_s_own_stays(default):
     came = []
     signal.signal(signal.SIGTERM, lambda *_: came.append(None))
-    with noticed() as told:
+    with noticed() as ending:
         tell()
-        assert came and not told()
+        assert came and not ending()
 
 
 def test_in_a_thread_nothing_is_noted(default):
     found = []
 
     def look() -> None:
-        with noticed() as told:
-            found.append((told(), signal.getsignal(signal.SIGTERM)))
+        with noticed() as ending:
+            found.append((ending(), signal.getsignal(signal.SIGTERM)))
 
     thread = threading.Thread(target=look)
     thread.start()

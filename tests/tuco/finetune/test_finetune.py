@@ -171,11 +171,11 @@ def whole(files, tmp_path_factory):
 def test_a_run_that_is_told_to_end_saves_first(files, tmp_path, monkeypatch):
     log = Run.log
 
-    def told(self, step, values):
+    def stopping(self, step, values):
         log(self, step, values)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Run, "log", told)
+    monkeypatch.setattr(Run, "log", stopping)
     with pytest.raises(Terminated, match="step 1 of .* is saved, from which the run goes on"):
         run_finetune(settings(files, tmp_path / "run", method="lora"))
     assert [p.name for p in (tmp_path / "run" / "checkpoints").glob("[0-9]*")] == ["1"]
