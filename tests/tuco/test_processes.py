@@ -9,7 +9,7 @@ import json
 import pathlib
 import shlex
 import shutil
-import time
+import signal
 from typing import Any
 
 import numpy as np
@@ -209,13 +209,9 @@ def test_scores_go_on_with_another_number_of_processes(pair, tmp_path):
     rows = [{"id": i, "prompt": prompt(i)} for i in range(600)]
     options = file_options(pair, tmp_path, rows, token_budget=128)
     journal = pathlib.Path(options["out"] + ".journal")
-    with start("tuco_jax.cli", ["score", *argv(options)], 2) as begun:
-        while not journal.exists() or len(journal.read_bytes().splitlines()) < 3:
-            assert begun[1].process.poll() is None
-            time.sleep(0.01)
-        begun[1].process.kill()
-        (left,) = collect(begun[:1])
-    assert left.code == 1 and "process 1 was lost" in left.err
+    with start("tests.tuco.lost", ["score", *argv(options)], 2) as begun:
+        left, killed = collect(begun)
+    assert left.code == 1 and "process 1 was lost" in left.err and killed.code == -signal.SIGKILL
     written = len(journal.read_bytes().splitlines()) - 1
     assert main(["score", *argv(options)]) == 0
     meta = json.loads(pathlib.Path(options["out"] + ".meta.json").read_text())
