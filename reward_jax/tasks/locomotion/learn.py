@@ -26,6 +26,7 @@ from common_jax.errors import InputError
 from common_jax.io.files import writing
 from common_jax.progress import bar
 from common_jax.run import Run, check_directory
+from common_jax.termination import Terminated, noticed
 from reward_jax.tasks.base import TaskOption
 from reward_jax.tasks.locomotion.collect import STEPS
 from reward_jax.tasks.locomotion.policies import FILE, Policy, read_policies, write_policies
@@ -41,7 +42,8 @@ MEDIUM = 1 / 3  # of the expert's return, above a random policy's: roughly D4RL'
 class LearnOptions(DirectoryOption, TaskOption):
     """Learn a policy by reinforcement learning (TQC), evaluated on the way.
 
-    A run that goes on begins a new episode, so that it is not the same to the last bit.
+    A run that goes on begins a new episode, so that it is not the same to the last bit. After
+    SIGTERM what is learned so far is saved.
 
     Args:
         steps: of the environment.
@@ -84,7 +86,10 @@ class Learned:
 
 
 def learn(options: LearnOptions) -> Learned:
-    """Learn, evaluate, keep; raises InputError, before anything is written, for what cannot be."""
+    """Learn, evaluate, keep; raises InputError, before anything is written, for what cannot be.
+
+    After SIGTERM the learner is saved, and `Terminated` raised.
+    """
     check_ranges(options)
     name = robot_of(options.env)
     if name is None:
@@ -104,13 +109,25 @@ def learn(options: LearnOptions) -> Learned:
         found = read_policies(evaluated, name) if done else {}
         found = {stage: p for stage, p in found.items() if p.about["steps"] <= done}
         with (
+            noticed() as ending,
             Run(out, settings | {"resume": False}, start=done) as run,
             bar("learning", options.steps, start=done) as shown,
         ):
+            # Asked where an update is due, so that evaluations stay at their steps.
+            def going(*_: Any) -> bool:
+                return bool(learner.num_timesteps % options.update_every) or not ending()
+
             while done < options.steps:
-                more = options.evaluate_every - done % options.evaluate_every
-                learner.learn(min(more, options.steps - done), reset_num_timesteps=not done)
+                more = min(
+                    options.evaluate_every - done % options.evaluate_every, options.steps - done
+                )
+                learner.learn(more, going, reset_num_timesteps=not done)
                 done = int(learner.num_timesteps)
+                if ending() and done < options.steps:
+                    _save(learner, out)
+                    raise Terminated(
+                        f"step {done} is saved, from which the run goes on by --resume"
+                    )
                 policy = _policy(learner.policy.actor_state.params)
                 scores = returns(name, policy, options.evaluate_episodes, options.seed)
                 facts = {

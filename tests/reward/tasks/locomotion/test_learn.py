@@ -1,6 +1,8 @@
 """Policies that are learned: sbx-rl's learner, kept as ours, and the stages that are chosen."""
 
 import json
+import os
+import signal
 import sys
 
 import jax
@@ -84,6 +86,28 @@ def test_a_run_goes_on(tmp_path, capsys, lenient):
     # What is kept is the policy that was evaluated, but for float16.
     again = learn.returns("hopper", found["expert"], 2, seed=0).mean()
     assert again == pytest.approx(best["return"], rel=0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_that_is_told_to_end_is_saved(tmp_path, capsys, lenient):
+    out = tmp_path / "run"
+    argv = ["policy", "--env", "Hopper-v5", "--out", out, "--hidden", "[8, 8]", "--begin", 50]
+    argv += ["--evaluate_every", 100, "--evaluate_episodes", 2, "--steps", 500]
+    log = learn.Run.log
+
+    def log_and_end(*args):
+        log(*args)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learn.Run, "log", log_and_end)
+        assert run(*argv) == 143
+    said = "told to end (SIGTERM): step 150 is saved, from which the run goes on by --resume"
+    assert said in capsys.readouterr().err
+    assert run(*argv, "--resume", "true") == 0
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [100, 200, 300, 400, 500]
 
 
 def test_what_cannot_be_learned(tmp_path, monkeypatch, capsys):
