@@ -155,5 +155,5 @@ def test_what_is_held_out_has_windows():
     rows = np.zeros((len(fell), 4), np.float32)
     episodes = Episodes(rows, rows[:, :2], lengths, terminations=fell)
     of = space(horizon=4, stride=1)
-    kept, apart = extract.hold_out(episodes, 1 / 2, of, "terminal")
-    assert (kept.lengths.tolist(), apart.lengths.tolist()) == ([2, 9, 2, 2, 9, 2], [9, 3])
+    trained, apart = extract.hold_out(episodes, 1 / 2, of, "terminal")
+    assert (trained.lengths.tolist(), apart.lengths.tolist()) == ([2, 9, 2, 2, 9, 2], [9, 3])
