@@ -141,7 +141,8 @@ class Config(
         out: folder of the study; what is there already is kept.
         data: folder of images: MNIST's four IDX files, or train/CLASS and test/CLASS of PNG and
             JPEG; by default Fashion-MNIST, which is fetched.
-        classes: names of the labels of IDX files; their numbers by default.
+        classes: names of the labels of IDX files; by default their numbers, and Fashion-MNIST's
+            own names where the labels are its.
         size: sides of the images of a folder, scaled and cut; by default they are of one size.
         channels: of the images of a folder: 1 for grey, or 3.
         choices: names, and the classes that are called harmful under each.
@@ -264,7 +265,8 @@ def load_sets(config: Config) -> tuple[Images, Images]:
         folder, classes = fashion.fetch(), fashion.CLASSES
     else:
         folder, classes = config.data, config.classes
-    return read_sets(folder, classes=classes, size=config.size, channels=config.channels)
+    sets = read_sets(folder, classes=classes, size=config.size, channels=config.channels)
+    return sets if classes else fashion.named(*sets)
 
 
 def check_sets(config: Config, train: Images, test: Images) -> None:
@@ -298,8 +300,11 @@ def _check_classes(config: Config, known: tuple[str, ...]) -> None:
     for name, classes in config.choices.items():
         for one in classes:
             if one not in known:
+                numbered = known == tuple(str(number) for number in range(len(known)))
+                mend = ", or give their names as classes" if numbered else ""
                 raise InputError(
-                    f"choices: {name}: {one!r} is no class; there are {', '.join(known)}"
+                    f"choices: {name}: {one!r} is no class; there are {', '.join(known)}: choose "
+                    f"of them{mend}"
                 )
         if not set(known) - set(classes):
             raise InputError(f"choices: {name} calls every class harmful: leave some out")
