@@ -12,11 +12,11 @@ from common_jax.errors import InputError
 from reward_jax.data.checkpoint import load_guide, load_model
 from reward_jax.data.images.pixels import ImageSpace
 from reward_jax.models.unet2d.half_unet import HalfUNet2D
+from reward_jax.planning.image_options import HalfUNetOptions, UNetOptions
 from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.reward.relative import RelativeReward
 from reward_jax.studies.images import models
 from reward_jax.studies.images.run import STUDY
-from reward_jax.studies.images.settings import HalfUNetOptions, UNetOptions
 from reward_jax.studies.images.summary import JUDGES
 from tests.reward.data.images.idx_files import write_idx
 from tests.reward.studies.images.sets import (
