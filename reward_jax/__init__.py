@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from reward_jax.diffusion.train import EMA, TrainingOptions, init_state, train_denoiser
     from reward_jax.models.energy import energy_of
     from reward_jax.models.stable_diffusion.safety import SafeGuidance
+    from reward_jax.reward.capped import CappedReward, cap_reward
     from reward_jax.reward.diagnostics import (
         antisymmetric_part,
         explained_fraction,
@@ -42,6 +43,7 @@ _HOMES = {
     "diffusion.train": ("EMA", "TrainingOptions", "init_state", "train_denoiser"),
     "models.energy": ("energy_of",),
     "models.stable_diffusion.safety": ("SafeGuidance",),
+    "reward.capped": ("CappedReward", "cap_reward"),
     "reward.diagnostics": (
         "antisymmetric_part",
         "explained_fraction",
@@ -60,6 +62,7 @@ _HOMES = {
 
 __all__ = [
     "Ancestral",
+    "CappedReward",
     "ClassifierFree",
     "DDIM",
     "DiscriminatorGuide",
@@ -81,6 +84,7 @@ __all__ = [
     "TrainingOptions",
     "ValueGuide",
     "antisymmetric_part",
+    "cap_reward",
     "cosine_schedule",
     "draw_path_targets",
     "draw_targets",

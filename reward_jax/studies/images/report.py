@@ -166,11 +166,12 @@ def _steered(choices: Mapping[str, Any]) -> Table:
     return Table("Samples of the base", ("harmful", "arm", *_COLUMNS), rows, _NOTE)
 
 
-_COLUMNS = ("scale", "harmful", "distance", "others", "runs a sample", "ms a sample")
+_COLUMNS = ("scale", "harmful", "distance", "others", "of all", "runs a sample", "ms a sample")
 _NOTE = (
     "Distance: of features of the samples that are not harmful to those of held-out images. "
     "Others: the factor by which another class has grown or shrunk most, among those that are not "
-    "harmful."
+    "harmful, which is what is asked to stay: as a share of all samples others grow where the "
+    "harmful go."
 )
 
 
@@ -183,6 +184,7 @@ def _arm(own: Mapping[str, Any]) -> tuple[str, ...]:
         f"{own['harmful_share']:.3f}",
         number(own["distance"]),
         number(own["others_factor"]),
+        number(own["others_factor_of_all"]),
         f"{own['network_runs_a_sample']:.0f}",
         f"{1000 * own['seconds_a_sample']:.0f}",
     )
@@ -191,13 +193,16 @@ def _arm(own: Mapping[str, Any]) -> tuple[str, ...]:
 def _variants(choices: Mapping[str, Any]) -> Table:
     rows = []
     for name, one in choices.items():
-        small = one["reward"] | {"arm": one["arms"]["steered"]}
-        rows.append((name, "small network", _auc(small), "", *_arm(small["arm"])))
+        trained = f"{one['seconds']['reward']:.0f}"
+        arm = one["arms"]["steered"]
+        rows.append((name, "small network", _auc(one["reward"]), trained, *_arm(arm)))
         for variant, own in one.get("variants", {}).items():
-            judged, seconds = own["judged"], f"{own['training_seconds']:.0f}"
+            more = own["training_seconds"]
+            judged, seconds = own["judged"], trained if variant == "uncapped" else f"{more:.0f}"
             rows.append((name, variant, _auc(judged), seconds, *_arm(own["arm"])))
     columns = ("harmful", "reward", "AUC (95%)", "seconds of training", *_COLUMNS)
-    return Table("The reward as an energy, and matched on guided paths", columns, rows)
+    note = "The energy begins as the denoisers are; paths, and uncapped, are of the small network."
+    return Table("Other rewards of the same models", columns, rows, note)
 
 
 def _null(null: Mapping[str, Any]) -> Table:
@@ -289,6 +294,7 @@ def _method(config: Config, found: Mapping[str, Any]) -> tuple[str, ...]:
         f"difference of denoising losses takes {len(config.looks)} steps and both models, the "
         f"norm of the difference of scores one step, chosen likewise on {few} of the images, and "
         "both models.",
+        *_capped(config),
         "All arms but rejection are drawn from the same noise; the scale of each guide that has "
         f"several is chosen on other noise ({config.trials} samples of each): of the three bounds "
         "that are asked, the one that is kept worst counts, one more harmful sample added; while "
@@ -300,6 +306,18 @@ def _method(config: Config, found: Mapping[str, Any]) -> tuple[str, ...]:
         "The null pair are the base and one that is made as the experts are, but without images "
         "of all classes, as many as one class has; its reward judges at the step that each "
         "choice's own does.",
+    )
+
+
+def _capped(config: Config) -> tuple[str, ...]:
+    if (cap := config.cap) is None:
+        return ()
+    return (
+        "A reward that steers is capped: at each diffusion step it levels off, over "
+        f"{cap.width:g} of their standard deviations, at what it gives the {cap.quantile:g} "
+        f"quantile of {cap.images} noised images of validation that are not harmful. Samples as "
+        "good as that are left as they are, so that the scale can be high without raising small "
+        "differences among the other classes to its power.",
     )
 
 

@@ -9,7 +9,13 @@ from typing import Literal
 import numpy as np
 
 from common_jax.cli.options import CheckpointOption, DeviceOption, SeedOption
-from common_jax.cli.ranges import NonNegativeInt, PositiveInt, check_ranges
+from common_jax.cli.ranges import (
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    UnitInterval,
+    check_ranges,
+)
 from common_jax.errors import InputError
 from reward_jax.data.images import fashion
 from reward_jax.data.images.pixels import Images, ImageSpace
@@ -26,6 +32,7 @@ from reward_jax.studies.images.judge import JudgeOptions
 
 __all__ = [
     "CHOICES",
+    "CapOptions",
     "Config",
     "check",
     "check_sets",
@@ -40,6 +47,21 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "sneaker": ("sneaker",),
 }
 _FEWEST = 8  # images of a kind among those that are judged: of fewer an AUC says nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class CapOptions:
+    """How a reward is capped before it steers (`cap_reward`).
+
+    Args:
+        quantile: of the rewards of images that are not harmful: above it there is no guidance.
+        width: over what range guidance ends, in standard deviations of these rewards.
+        images: of validation, of which the quantile is taken, at every diffusion step.
+    """
+
+    quantile: UnitInterval = 0.7
+    width: PositiveFloat = 0.25
+    images: PositiveInt = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,13 +84,16 @@ class Config(
         size: sides of the images of a folder, scaled and cut; by default they are of one size.
         channels: of the images of a folder: 1 for grey, or 3.
         choices: names, and the classes that are called harmful under each.
-        variants: those of them whose reward is also made as `energy` and `paths` say.
+        variants: those of them whose reward is also made as `energy` and `paths` say, and steers
+            uncapped, too.
         unet: of the denoisers.
         half_unet: of the rewards.
         base_training: of a model of all classes, with which base and experts begin.
         expert_training: from there, of the base on all classes and of the experts on the rest.
         energy: how the difference of the models' energies is matched; null for none.
         paths: how the reward is matched further, on guided paths; null for none.
+        cap: what a reward that steers does not raise further, so that high scales leave the
+            shares of other classes as they are; null for none.
         judge: of the classifier that judges samples.
         validation_images: images taken out of those to learn from, by which is chosen.
         norm_images: those of them by which the step of the scores' norm is chosen: at each look
@@ -76,7 +101,8 @@ class Config(
         test_images: held-out images that are judged.
         looks: diffusion steps at which images are looked at; the loss difference takes all.
         raw_scales: guidance scales of the raw difference, each of which is tried.
-        variant_scales: likewise of the variants; by default the small network's own is theirs.
+        variant_scales: likewise of the variants; by default the small network's own is theirs,
+            and uncapped it has all of scales.
         sampling: how samples are drawn; near the last t the two models hardly differ, a reward is
             all error there, and shifts classes that are not harmful: keep t_startgrad below.
         samples: of each arm; twice as many of the base.
@@ -109,6 +135,7 @@ class Config(
             steps=300, draws=3200, path_draws=3200, path_scale=2.0, seeds=1, learning_rate=3e-4
         )
     )
+    cap: CapOptions | None = dataclasses.field(default_factory=CapOptions)
     judge: JudgeOptions = dataclasses.field(default_factory=JudgeOptions)
     validation_images: PositiveInt = 1000
     norm_images: PositiveInt = 1000

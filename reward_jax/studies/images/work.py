@@ -16,7 +16,8 @@ from common_jax.io.files import write_arrays, write_json
 from reward_jax.data.images.pixels import ImageModel, Images, unscaled
 from reward_jax.planning.image_options import HalfUNetOptions
 from reward_jax.reward import measure
-from reward_jax.reward.gradients import ScoreDifference
+from reward_jax.reward.capped import cap_reward
+from reward_jax.reward.gradients import Guide, ScoreDifference
 from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.reward.relative import RelativeReward
 from reward_jax.reward.targets import unit
@@ -155,7 +156,7 @@ class Work:
         arms = {"unsteered": yardsticks["test"].of(unsteered)}
         pictures["unsteered"] = unscaled(unsteered.x[:_SHOWN])
         for arm, guide, runs, scales in (
-            ("steered", reward, 1, c.scales),
+            ("steered", self._capped(reward, classes), 1, c.scales),
             ("raw_difference", raw, 2, c.raw_scales),
         ):
             arms[arm], pictures[arm] = self._arm(name, arm, guide, runs, scales, yardsticks)
@@ -167,7 +168,8 @@ class Work:
         found["arms"] = arms
         if name in c.variants:
             scales = c.variant_scales or (arms["steered"]["scale"],)
-            found["variants"] = self._variants(name, expert, reward, bad, yardsticks, scales)
+            small = reward, found["reward"]
+            found["variants"] = self._variants(name, expert, small, bad, yardsticks, scales)
             clock.lap("variants")
         found["seconds"] = clock.seconds
         write_arrays(path.with_name("judged.npz"), harmful=bad["test"], **own)
@@ -248,6 +250,15 @@ class Work:
         self._say(name, f"{arm}, scale {scale:g}: harmful {found['harmful_share']:.3f}")
         return found, unscaled(drawn.x[:_SHOWN])
 
+    def _capped(self, reward: RelativeReward, classes: tuple[str, ...]) -> Guide:
+        """What steers: it leaves alone what it gives as much as most images that may be drawn."""
+        c, models = self.config, self.models
+        if c.cap is None:
+            return reward
+        x_0 = models.validation[~self._harmful(models.sets[1], classes)][: c.cap.images]
+        key = jax.random.key(models.seed("cap"))
+        return cap_reward(reward, x_0, key, quantile=c.cap.quantile, width=c.cap.width)
+
     def _draw(self, noise: Noise, options: GuidanceOptions, **guidance: Any) -> Drawn:
         models = self.models
         return draw_samples(
@@ -283,15 +294,22 @@ class Work:
         self,
         name: str,
         expert: ImageModel,
-        reward: RelativeReward,
+        small: tuple[RelativeReward, dict[str, Any]],
         bad: Mapping[str, Bool[np.ndarray, " N"]],
         yardsticks: Mapping[str, Yardstick],
         scales: tuple[float, ...],
     ) -> dict[str, Any]:
-        """The reward as a difference of energies, and the small one matched on guided paths."""
-        c, part = self.config, choice_part(name)
-        left_out = self.models.harmful_rows(c.choices[name])
-        made = {}
+        """The reward as a difference of energies, matched on guided paths, and uncapped.
+
+        small: the small network, and how it judges.
+        """
+        c, part, classes = self.config, choice_part(name), self.config.choices[name]
+        reward, judged = small
+        left_out, made = self.models.harmful_rows(classes), {}
+        if c.cap is not None:
+            uncapped = c.variant_scales or c.scales
+            arm, _ = self._arm(name, "uncapped", reward, 1, uncapped, yardsticks)
+            made["uncapped"] = {"judged": judged, "arm": arm, "training_seconds": 0.0}
         for variant, how, runs, options, begin in (
             ("energy", c.energy, 2, HalfUNetOptions(kind="energy"), None),
             ("paths", c.paths, 1, c.half_unet, reward),
@@ -301,9 +319,9 @@ class Work:
             begun = time.perf_counter()
             found = self.models.reward(part, variant, expert, left_out, how, options, begin)
             seconds = time.perf_counter() - begun
-            judged, _ = self._judged(found, bad)
-            judged["network_runs"] = runs
-            arm, _ = self._arm(name, variant, found, runs, scales, yardsticks)
+            judged = self._judged(found, bad)[0] | {"network_runs": runs}
+            guide = self._capped(found, classes)
+            arm, _ = self._arm(name, variant, guide, runs, scales, yardsticks)
             made[variant] = {"judged": judged, "arm": arm, "training_seconds": seconds}
         return made
 

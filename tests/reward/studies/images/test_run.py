@@ -64,8 +64,12 @@ def test_results(done):
         assert one["arms"]["steered"]["scale"] in tried
         assert set(one["reward"]["by_look"]) == {"0", "2", "4"}
     left = found["choices"]["left"]
-    assert set(left["variants"]) == {"paths"}
+    assert set(left["variants"]) == {"uncapped", "paths"}
     assert left["variants"]["paths"]["arm"]["scale"] == left["arms"]["steered"]["scale"]
+    uncapped = left["variants"]["uncapped"]
+    assert uncapped["judged"] == left["reward"]
+    assert uncapped["arm"]["distance"] != left["arms"]["steered"]["distance"]
+    assert uncapped["arm"]["network_runs_a_sample"] == 6
     called = left["judge_mistaken"]  # of 24 images of the others
     assert called * 24 == pytest.approx(round(called * 24)) and 0 <= called < 0.2
     assert "variants" not in found["choices"]["corner"]
@@ -95,7 +99,11 @@ def test_the_report(done):
     text = (folder / "report.md").read_text()
     one = found["choices"]["left"]["reward"]
     assert f"| left | reward | {one['auc']:.3f} (" in text
-    assert "| left | paths | " in text and "| mean | score norm | " in text
+    assert "| left | paths | " in text and "| left | uncapped | " in text
+    assert (
+        "at what it gives the 0.7 quantile of 256 noised images" in text
+        and "| mean | score norm | " in text
+    )
     assert "at most 0.1 of the unsteered share" in text
     for name in ("curves_left", "extremes_corner", "samples_left"):
         assert (folder / f"{name}.svg").stat().st_size > 2000
