@@ -12,17 +12,25 @@ The rest (`fit`, `fit_reward`, `guided_sample`) takes samples of any space.
 import abc
 import dataclasses
 import pathlib
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Shaped
 
 from common_jax.errors import InputError
 from reward_jax.data.checkpoint import space_class
 from reward_jax.data.episodes import Episodes
-from reward_jax.data.images.pixels import ImageRows, Images, ImageSpace, LabelledRows
+from reward_jax.data.images.pixels import (
+    ImageRows,
+    Images,
+    ImageSpace,
+    LabelledRows,
+    scaled,
+)
 from reward_jax.data.images.read import holds_images, read_images, read_like
 from reward_jax.data.model import Space, SpaceGuide, SpaceModel
+from reward_jax.data.spaces import SPACES
 from reward_jax.data.trajectory.convert import expert_in_base_coordinates
 from reward_jax.data.trajectory.space import TrajectorySpace, check_same_space, check_steers
 from reward_jax.data.trajectory.windows import Padding
@@ -38,6 +46,7 @@ from reward_jax.tasks.find import read
 __all__ = [
     "IMAGES",
     "TRAJECTORIES",
+    "HeldOut",
     "ImageSamples",
     "Kind",
     "Samples",
@@ -49,6 +58,7 @@ __all__ = [
 ]
 
 S = TypeVar("S", bound=Space)
+_ASKED = 2000  # held-out images that a reward is asked about, at most
 
 
 class Samples(abc.ABC, Generic[S]):
@@ -61,6 +71,16 @@ class Samples(abc.ABC, Generic[S]):
     @abc.abstractmethod
     def hold_out(self, share: float, space: S) -> tuple[Self, Self]:
         """Those to train on, and a `share` held out; both are all where there are too few."""
+
+
+class HeldOut(NamedTuple):
+    """Samples that a reward is asked about: x_0, and which of them the expert never saw the like.
+
+    lacking: None where nothing says so.
+    """
+
+    x_0: Float[np.ndarray, "N ..."]
+    lacking: Bool[np.ndarray, " N"] | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,11 +150,12 @@ class Kind(abc.ABC, Generic[S]):
 
     name: in messages. parts: what its data are made of, likewise. space: what its models live in.
     foreign: options of commands that are of the other kind, and refused. reward_option: that of
-    the reward's network.
+    the reward's network. made: what a planner makes, in messages.
     """
 
     name: str
     parts: str
+    made: str
     space: type[S]
     foreign: tuple[str, ...]
     reward_option: Literal["reward", "half_unet_2d"]
@@ -173,6 +194,20 @@ class Kind(abc.ABC, Generic[S]):
         """Data, as those of a model of that space were; part: of data that hold some out."""
 
     @abc.abstractmethod
+    def size(self, space: S) -> str:
+        """Of one sample, in words."""
+
+    @abc.abstractmethod
+    def observed(
+        self, x: Float[Array, "B ..."] | Float[np.ndarray, "B ..."], space: S
+    ) -> Shaped[np.ndarray, "B ..."]:
+        """What of samples is seen, in the world's own units, as `Task.recorded` takes it."""
+
+    def held_out(self, path: str, space: S) -> HeldOut | None:
+        """Data for a reward to be asked about, of a model of the expert's space; None for none."""
+        return None
+
+    @abc.abstractmethod
     def check_reward(self, options: Any, space: S) -> None:
         """Raise InputError for a reward's network that does not fit the space."""
 
@@ -192,7 +227,7 @@ class Kind(abc.ABC, Generic[S]):
 
 
 class _Trajectories(Kind[TrajectorySpace]):
-    name, parts = "trajectories", "episodes"
+    name, parts, made = "trajectories", "episodes", "plans"
     space = TrajectorySpace
     foreign = ("images", "unet_2d")
     reward_option = "reward"
@@ -200,7 +235,7 @@ class _Trajectories(Kind[TrajectorySpace]):
     def to_learn(
         self, options: NewSpaceOptions, like: SpaceModel[TrajectorySpace] | None
     ) -> tuple[Source, TrajectorySpace]:
-        episodes = read(options.data, ends=options.cut.ends, env=options.env)
+        episodes = _episodes(options.data, options)
         if like:
             space = like.space
         else:
@@ -236,8 +271,16 @@ class _Trajectories(Kind[TrajectorySpace]):
         *,
         part: Literal["train", "test"] = "train",
     ) -> WindowSamples:
-        episodes = read(path, ends=options.cut.ends, env=options.env)
+        episodes = _episodes(path, options)
         return WindowSamples(episodes, options.cut.padding)
+
+    def size(self, space: TrajectorySpace) -> str:
+        return f"{space.horizon} rows, one every {space.stride} environment steps"
+
+    def observed(
+        self, x: Float[Array, "B H D"] | Float[np.ndarray, "B H D"], space: TrajectorySpace
+    ) -> Shaped[np.ndarray, "B ..."]:
+        return space.plans(x).observations
 
     def check_reward(self, options: Any, space: TrajectorySpace) -> None:
         if options.kind != "energy":
@@ -261,8 +304,14 @@ class _Trajectories(Kind[TrajectorySpace]):
         check_steers(what, base, guide)
 
 
+def _episodes(path: str, options: CutOption) -> Episodes:
+    if holds_images(path):
+        raise InputError(f"{path}: holds images, where episodes are wanted: give a file of them")
+    return read(path, ends=options.cut.ends, env=options.env)
+
+
 class _Images(Kind[ImageSpace]):
-    name = parts = "images"
+    name, parts, made = "images", "images", "samples"
     space = ImageSpace
     reward_option = "half_unet_2d"
     foreign = (
@@ -315,6 +364,24 @@ class _Images(Kind[ImageSpace]):
             read_like(path, space, part=part), tuple(space.about.get("goal") or ())
         )
 
+    def size(self, space: ImageSpace) -> str:
+        return " x ".join(map(str, space.shape))
+
+    def observed(
+        self, x: Float[Array, "B H W C"] | Float[np.ndarray, "B H W C"], space: ImageSpace
+    ) -> Shaped[np.ndarray, "B ..."]:
+        return space.plans(x)
+
+    def held_out(self, path: str, space: ImageSpace) -> HeldOut:
+        """Images of the test set where there is one, else all; some of each class of many."""
+        found = read_like(path, space, part="test")
+        found = found.choose(slice(None, None, -(-len(found) // _ASKED)))
+        goal = space.about.get("goal")
+        lacking = None
+        if goal and found.labels is not None and set(goal) <= set(found.classes):
+            lacking = np.isin(found.labels, found.numbers(goal))
+        return HeldOut(np.asarray(scaled(found.pixels)), lacking)
+
     def check_reward(self, options: Any, space: ImageSpace) -> None:
         if options.kind != "energy":
             check_network("half_unet_2d", options, space)
@@ -329,8 +396,9 @@ class _Images(Kind[ImageSpace]):
 
     def check_same(self, what: str, a: ImageSpace, b: ImageSpace) -> None:
         if a.shape != b.shape:
-            one, other = (" x ".join(map(str, space.shape)) for space in (a, b))
-            raise InputError(f"{what} differ in size: {one} and {other}; train both alike")
+            raise InputError(
+                f"{what} differ in size: {self.size(a)} and {self.size(b)}; train both alike"
+            )
 
     def check_steers(
         self, what: str, base: SpaceModel[ImageSpace], guide: SpaceGuide[ImageSpace]
@@ -355,7 +423,8 @@ def kind_of_model(path: str | pathlib.Path) -> Kind[Any]:
         if kind.space is found:
             return kind
     known = ", ".join(kind.name for kind in _KINDS)
-    raise InputError(f"{path}: is a model of {found.__name__}; commands know those of {known}")
+    (own,) = (name for name, space in SPACES.items() if space is found)
+    raise InputError(f"{path}: is a model of {own}; commands know those of {known}")
 
 
 def kind_of_space(space: Space) -> Kind[Any]:

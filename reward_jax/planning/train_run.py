@@ -139,7 +139,8 @@ def check_taken_over(options: TrainOptions, like: SpaceModel[Any]) -> None:
         "clip_x0": d.clip or 0.0,
     }
     for name, value in theirs.items():
-        given, default = options, _DEFAULTS
+        given: Any = options
+        default: Any = _DEFAULTS
         for part in name.split("."):
             given, default = getattr(given, part), getattr(default, part)
         given = tuple(given) if isinstance(value, tuple) else given
