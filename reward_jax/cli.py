@@ -25,10 +25,10 @@ def _plans() -> Mapping[str, Command]:
 
 _HELP = {
     "data": "record data of a task: of a base, or of an expert",
-    "train": "train a diffusion model on recorded trajectories",
+    "train": "train a diffusion model on recorded trajectories, or on images",
     "extract": "learn the reward of an expert model relative to its base",
     "heatmap": "draw where a reward is high, and its peak against the goal",
-    "steer": "plan with the base, steered by a reward, and execute",
+    "steer": "plan, or draw images, with the base, steered by a reward",
     "sweep": "guidance scales and stop steps, all in one compiled call",
     "report": "one HTML page of a base, an expert and their reward",
     "policy": "learn policies that record data, by reinforcement learning",

@@ -1,4 +1,4 @@
-"""`reward-jax extract`: the reward of an expert relative to its base."""
+"""`reward-jax extract`: the reward of an expert relative to its base, of either kind."""
 
 from reward_jax.planning.reward_run import RewardRunOptions as Config
 from reward_jax.planning.reward_run import load_extraction, run_extraction

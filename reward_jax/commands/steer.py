@@ -1,4 +1,4 @@
-"""`reward-jax steer`: plans of a base, steered by a reward, and what comes of them."""
+"""`reward-jax steer`: plans or images of a base, steered by a reward, and what comes of them."""
 
 import dataclasses
 from typing import Any
@@ -16,7 +16,10 @@ __all__ = ["Config", "run"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(SteeredOption, SteeringOptions):
-    """Plan with a base model, steered by a reward; writes plans.npz, steer.json and steer.png."""
+    """Plan with a base model, steered by a reward; writes plans.npz, steer.json and steer.png.
+
+    Plans of a model of images are images, 0 .. 255, and steer.png shows them side by side.
+    """
 
 
 def run(config: Config) -> None:

@@ -39,6 +39,8 @@ def run(config: Config) -> None:
     task = steering.task
     measure = task.shown_measure(executed=config.execute)
     if measure is None:
+        if config.execute:
+            raise InputError(f"nothing of {task.name} is executed: leave execute out")
         raise InputError(f"plans of {task.name} alone tell nothing: give --execute")
     with held_run(config.out, "sweep", dataclasses.asdict(config)):
         starts, key = task.starts(config.plans, config.seed), jax.random.key(config.seed)

@@ -1,4 +1,4 @@
-"""`reward-jax train`: a diffusion model of trajectories, from a file of episodes."""
+"""`reward-jax train`: a diffusion model of trajectories or of images, from data of them."""
 
 from reward_jax.planning.train_run import TrainOptions as Config
 from reward_jax.planning.train_run import load_training, run_training

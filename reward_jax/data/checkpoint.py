@@ -35,7 +35,7 @@ from reward_jax.reward.discriminator import DiscriminatorGuide
 from reward_jax.reward.relative import RelativeReward
 from reward_jax.sharding import placement
 
-__all__ = ["load_guide", "load_model", "save_guide", "save_model"]
+__all__ = ["load_guide", "load_model", "save_guide", "save_model", "space_class"]
 
 _FORMAT = 2
 _MOST_STEPS = 10**6  # diffusion steps that a file may name: their tables are made from the number
@@ -49,6 +49,13 @@ def save_model(path: str | pathlib.Path, model: SpaceModel[Any]) -> None:
     kind = {"kind": "denoiser", "prediction": d.prediction, "clip": d.clip}
     trees = {"params": d.params} | ({} if model.null is None else {"null": model.null})
     _write(path, trees, kind | catalog.describe(d.model) | _about(model.space, d.schedule))
+
+
+def space_class(path: str | pathlib.Path) -> type[Space]:
+    """Of what space the denoiser of a file is; errors as of `load_model`."""
+    path, header, _ = _open(path, "denoiser")
+    with _sound(path):
+        return spaces.SPACES[header["space"]["kind"]]
 
 
 def load_model(

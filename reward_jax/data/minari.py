@@ -184,7 +184,10 @@ def _open(dataset: str | pathlib.Path) -> tuple[str, Any]:
         # Minari's own folders hold the files under data/; that folder itself is taken, too.
         inner = folder / "data" if (folder / "data").is_dir() else folder
         if not (inner / "metadata.json").is_file():
-            raise InputError(f"{name}: has no data/metadata.json; give a Minari dataset's folder")
+            raise InputError(
+                f"{name}: has no data/metadata.json; give a Minari dataset's folder, or, to train "
+                "on, one that holds images"
+            )
         opened = functools.partial(minari.MinariDataset, inner)
     else:
         if not IDENTIFIER.fullmatch(str(dataset)):

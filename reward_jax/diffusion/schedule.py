@@ -15,6 +15,7 @@ from common_jax.errors import InputError
 
 __all__ = [
     "Schedule",
+    "check_same_schedule",
     "check_schedule",
     "cosine_schedule",
     "from_betas",
@@ -114,3 +115,17 @@ def check_schedule(schedule: Any) -> None:
 def _check(steps: int) -> None:
     if steps < 1:
         raise InputError(f"a schedule needs 1 diffusion step or more, not {steps}")
+
+
+def check_same_schedule(what: str, a: Schedule, b: Schedule) -> None:
+    """Raise InputError where two schedules differ in steps, or in abar by more than 1e-5."""
+    if a.steps != b.steps:
+        raise InputError(
+            f"{what} differ in diffusion steps: {a.steps} and {b.steps}; train both alike"
+        )
+    gap = float(jnp.abs(a.alphas_cumprod - b.alphas_cumprod).max())
+    if gap > 1e-5:
+        raise InputError(
+            f"{what} differ in schedule: {a.name} and {b.name} (abar by up to {gap:.3f}); train "
+            "both alike"
+        )

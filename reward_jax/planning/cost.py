@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from common_jax.cli.ranges import NonNegativeInt, PositiveInt, check_ranges
 from common_jax.errors import InputError
+from reward_jax.planning.kinds import TRAJECTORIES, check_own
 from reward_jax.planning.options import DiffusionOption, NetworkOption
 from reward_jax.planning.reward_run import RewardRunOptions
 from reward_jax.planning.train_run import TrainOptions
@@ -89,6 +90,7 @@ def plan_training(options: TrainingPlanOptions) -> "tuple[Plan, Device]":
     Raises InputError for options that do not fit one another, and for sizes beyond counting.
     """
     check_ranges(options)
+    check_own(TRAJECTORIES, "what is planned is", options)
     sizes = sizes_of(options)
     _check_sizes(options, options.training.batch_size)
     options.network.check(options.horizon)
@@ -141,7 +143,7 @@ def plan_extraction(options: ExtractionPlanOptions) -> "tuple[Plan, Device]":
     _check_sizes(options, options.matching.batch_size)
     options.network.check(options.horizon)
     options.matching.check(options.diffusion_steps)
-    if options.reward.kind == "energy":
+    if TRAJECTORIES.reward(options).kind == "energy":
         raise InputError("reward.kind energy is not planned for: give window or half_unet")
     import jax
     import jax.numpy as jnp

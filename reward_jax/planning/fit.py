@@ -37,7 +37,7 @@ from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.loop import OnStep, steps_done
 from reward_jax.diffusion.process import action_weights
 from reward_jax.diffusion.schedule import Schedule
-from reward_jax.diffusion.sources import Source, Strided
+from reward_jax.diffusion.sources import Source, Strided, example, split_batch
 from reward_jax.diffusion.train import TrainingOptions, init_state, train_denoiser
 from reward_jax.models.temporal.mlp import ResidualMLP
 from reward_jax.models.temporal.unet import TemporalUnet
@@ -147,6 +147,7 @@ class Training(TrainingOptions, AdamOptions):
 
 S = TypeVar("S", bound=Space)
 _S = TypeVar("_S", bound=Space, contravariant=True)
+_DROPPED = 0.1  # share of rows that are trained on without their condition
 
 
 class Network(Protocol[_S]):
@@ -329,9 +330,10 @@ def fit(
 ) -> SpaceModel[S]:
     """Train a denoiser on samples of `space`, from nothing or from another model.
 
-    source: of x_0, of any space, as training needs no more of it than shape and pin. begin: a
-    model's network, schedule, clip and parameters are those to begin with. Raises InputError when
-    the loss is no longer finite, naming the step.
+    source: of x_0, of any space, as training needs no more of it than shape and pin; or of x_0 and
+    a condition, which a tenth of the rows go without, for a network that says what stands for none
+    (`null`, as `UNet2D`'s). begin: a model's network, schedule, clip and parameters are those to
+    begin with. Raises InputError when the loss is no longer finite, naming the step.
     """
     context = context or RunContext()
     if isinstance(begin, Untrained):
@@ -342,9 +344,10 @@ def fit(
         old = begin.denoiser
         model, schedule, clip_x0, params = old.model, old.schedule, old.clip, old.params
     adam = optimizer(training, clip=training.clip)
-    state = init_state(
-        model, adam, jnp.zeros((1, *space.shape)), jax.random.key(seed), params=params
-    )
+    rows, null = jnp.zeros((1, *space.shape)), None
+    if (cond := split_batch(example(source))[1]) is not None:
+        rows, null = (rows, jax.tree.map(lambda x: x[:1], cond)), jnp.asarray(model.null)
+    state = init_state(model, adam, rows, jax.random.key(seed), params=params)
     weights = 1.0
     if isinstance(space, TrajectorySpace) and space.actions:
         weights = action_weights(*space.shape, space.actions, training.action_weight)
@@ -358,6 +361,8 @@ def fit(
         key=jax.random.key(seed + 1),
         options=training,
         weights=weights,
+        drop_condition=0.0 if null is None else _DROPPED,
+        null=null,
         pin=space.pin,
         on_step=context.on_step,
         checkpoints=context.checkpoints,
@@ -366,7 +371,7 @@ def fit(
     )
     average = fetch(state.average)
     denoiser = score_from(model, average, training.prediction, schedule, clip=clip_x0)
-    return SpaceModel(denoiser, space)
+    return SpaceModel(denoiser, space, null)
 
 
 def check_prediction(training: Training, like: SpaceModel[Any]) -> None:

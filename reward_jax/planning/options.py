@@ -7,11 +7,13 @@ default sets it, and inherits the words. Of several bases the last one's options
 
 import dataclasses
 import pathlib
+from typing import Literal
 
 from common_jax.cli.ranges import NonNegativeInt, PositiveInt
-from reward_jax.data.trajectory.windows import CutOptions
+from reward_jax.data.trajectory.windows import CutOptions, WindowSize
 from reward_jax.planning.extract import Matching, RewardOptions
 from reward_jax.planning.fit import NetworkOptions
+from reward_jax.planning.image_options import ClassUNetOptions, HalfUNetOptions, ImageOptions
 from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.tasks.base import Rollout
 
@@ -26,6 +28,7 @@ __all__ = [
     "GuidanceOption",
     "MatchingOption",
     "NetworkOption",
+    "NewSpaceOptions",
     "PairOption",
     "PlansOption",
     "RewardNetOption",
@@ -40,7 +43,7 @@ STEERED = GuidanceOptions(scale=2.0)  # where nothing is swept: the scale that s
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CutOption:
-    """How data are read.
+    """How episodes are read.
 
     Args:
         env: the task that they are of, by name or by its Gymnasium id, where they do not say (as
@@ -54,11 +57,12 @@ class CutOption:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EpisodesOption(CutOption):
-    """Episodes that are read.
+    """Data that are read.
 
     Args:
         data: episodes (for a map, the base's): a file of `reward-jax data`, D4RL's HDF5, or a
-            Minari data set.
+            Minari data set; or images, where a model is of them: a folder of PNG and JPEG, one
+            with a folder for each class, or IDX files.
     """
 
     data: str
@@ -114,7 +118,7 @@ class PlansOption:
     """How many plans.
 
     Args:
-        plans: how many are made, from starts that the task draws.
+        plans: how many are made, from starts that the task draws; or how many images.
     """
 
     plans: PositiveInt = 256
@@ -176,7 +180,7 @@ class NetworkOption:
     """What is trained.
 
     Args:
-        network: of the denoiser.
+        network: of the denoiser of trajectories.
     """
 
     network: NetworkOptions = dataclasses.field(default_factory=NetworkOptions)
@@ -209,7 +213,26 @@ class RewardNetOption(MatchingOption):
     """What reward is extracted.
 
     Args:
-        reward: the reward's network.
+        reward: the reward's network, of trajectories.
+        half_unet_2d: the reward's network, of images.
     """
 
     reward: RewardOptions = dataclasses.field(default_factory=RewardOptions)
+    half_unet_2d: HalfUNetOptions = dataclasses.field(default_factory=HalfUNetOptions)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NewSpaceOptions(NetworkOption, WindowSize, EpisodesOption):
+    """Data, and of what a model is that begins from nothing: trajectories, or images.
+
+    Args:
+        actions: keep the actions in the trajectories.
+        normaliser: of trajectories: limits (to -1 .. 1) or gaussian.
+        images: how images are read.
+        unet_2d: the denoiser's network, of images.
+    """
+
+    actions: bool = False
+    normaliser: Literal["limits", "gaussian"] = "limits"
+    images: ImageOptions = dataclasses.field(default_factory=ImageOptions)
+    unet_2d: ClassUNetOptions = dataclasses.field(default_factory=ClassUNetOptions)

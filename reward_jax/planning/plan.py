@@ -1,4 +1,6 @@
-"""Plans of a trajectory model, by itself or steered by a reward; rewards of whole trajectories.
+"""Plans of a model, by itself or steered by a reward; rewards of whole samples.
+
+A plan is a trajectory; of a model of images it is a sample, from a start of width 0.
 
 Legend: B plans, H horizon, D transition width, O observation width, N windows.
 """
@@ -15,7 +17,8 @@ from jaxtyping import Array, Float, Key
 
 from common_jax.mesh import constrain, fetch
 from reward_jax import sharding
-from reward_jax.data.trajectory.space import Plans, TrajectoryModel
+from reward_jax.data.model import SpaceModel
+from reward_jax.data.trajectory.space import Plans
 from reward_jax.diffusion.process import first_state
 from reward_jax.reward.guide import GuidanceOptions, guided_sample, sweep
 from reward_jax.tasks.base import Planner, WarmPlanner
@@ -24,33 +27,33 @@ __all__ = ["plan", "plan_sweep", "planner", "precomputed", "score_windows"]
 
 
 def plan(
-    model: TrajectoryModel,
+    model: SpaceModel[Any],
     starts: Float[np.ndarray, "B O"],
     *,
     key: Key[Array, ""],
     **options: Any,
-) -> Float[Array, "B H D"]:
-    """Trajectories of a model from these starts; options: as of `guided_sample`."""
+) -> Float[Array, "B ..."]:
+    """Samples of a model from these starts; options: as of `guided_sample`."""
     shape, pinned = _pinned(model, starts)
     d = model.denoiser
     return guided_sample(d, d.schedule, shape, key=key, pinned=pinned, **options)
 
 
 def plan_sweep(
-    model: TrajectoryModel,
+    model: SpaceModel[Any],
     starts: Float[np.ndarray, "B O"],
     *,
     key: Key[Array, ""],
     **options: Any,
-) -> Float[Array, "scales t_stopgrads B H D"]:
-    """Trajectories for every scale and t_stopgrad; options: as of `sweep`."""
+) -> Float[Array, "scales t_stopgrads B ..."]:
+    """Samples for every scale and t_stopgrad; options: as of `sweep`."""
     shape, pinned = _pinned(model, starts)
     d = model.denoiser
     return sweep(d, d.schedule, shape, key=key, pinned=pinned, **options)
 
 
 def planner(
-    model: TrajectoryModel, *, options: GuidanceOptions | None = None, **given: Any
+    model: SpaceModel[Any], *, options: GuidanceOptions | None = None, **given: Any
 ) -> WarmPlanner:
     """A planner, for a task to execute, of a model's plans; options, given: as of `plan`.
 
@@ -63,7 +66,7 @@ def planner(
         key: Key[Array, ""],
         previous: Plans | None = None,
         executed: int = 0,
-    ) -> Plans:
+    ) -> Any:
         warm, how = None, options or GuidanceOptions()
         if previous is None:
             how = dataclasses.replace(how, skip=0)
@@ -76,19 +79,21 @@ def planner(
     return planned
 
 
-def precomputed(plans: Plans) -> Planner:
+def precomputed(plans: Any) -> Planner:
     """A planner that returns these plans, for a task that calls it once."""
 
-    def planned(observations: Float[np.ndarray, "B O"], key: Key[Array, ""]) -> Plans:
+    def planned(observations: Float[np.ndarray, "B O"], key: Key[Array, ""]) -> Any:
         return plans
 
     return planned
 
 
 def _pinned(
-    model: TrajectoryModel, starts: Float[np.ndarray, "B O"]
+    model: SpaceModel[Any], starts: Float[np.ndarray, "B O"]
 ) -> tuple[tuple[int, ...], Any]:
     space = model.space
+    if space.pin is None:
+        return (len(starts), *space.shape), None
     pinned = first_state(jnp.asarray(space.normalise(starts)), *space.shape)
     return (len(starts), *space.shape), pinned
 

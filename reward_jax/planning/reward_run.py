@@ -1,4 +1,4 @@
-"""The run that extracts a reward, from files of models and episodes to a file of the reward.
+"""The run that extracts a reward, from files of models and data to a file of the reward.
 
     options = RewardRunOptions(base="runs/base", expert="runs/expert", out="runs/reward", ...)
     found = run_extraction(load_extraction(options), options)
@@ -26,20 +26,14 @@ from common_jax.io.files import read_json, write_json
 from common_jax.mesh import mesh_for
 from common_jax.run import check_directory
 from reward_jax.data.checkpoint import load_guide, load_model, save_guide
-from reward_jax.data.trajectory.convert import expert_in_base_coordinates
-from reward_jax.data.trajectory.space import (
-    TrajectoryGuide,
-    TrajectoryModel,
-    TrajectorySpace,
-    check_steers,
-)
+from reward_jax.data.model import Space, SpaceGuide, SpaceModel
 from reward_jax.diffusion.denoiser import Score
 from reward_jax.diffusion.sources import Mixed
-from reward_jax.planning.extract import RewardOptions, diagnose, fit_reward, hold_out
-from reward_jax.planning.fit import open_run, window_source
+from reward_jax.planning.extract import diagnose, fit_reward
+from reward_jax.planning.fit import open_run
+from reward_jax.planning.kinds import Kind, check_own, kind_of_model
 from reward_jax.planning.options import CutOption, PairOption, RewardNetOption
 from reward_jax.reward.relative import RelativeReward
-from reward_jax.tasks.find import read
 
 __all__ = [
     "Extracted",
@@ -58,9 +52,10 @@ class RewardRunOptions(RunOptions, RewardNetOption, CutOption, PairOption):
     Args:
         init: a reward to begin with, a file or a run: its network, target and seeds are taken
             over, and matching.path_draws are on its own paths.
-        data: the base's episodes, for matching.x_t mixed or base: x_t is noised data.
-        expert_data: the expert's episodes, for matching.x_t mixed or expert.
-        held_out: share of the episodes that the diagnostics are measured on, and nothing else.
+        data: the base's data, for matching.x_t mixed or base: x_t is noised data. Images are read
+            as the model's were: of its size, and without the classes that it never saw.
+        expert_data: the expert's data, likewise, for matching.x_t mixed or expert.
+        held_out: share of the data that the diagnostics are measured on, and nothing else.
     """
 
     init: str | None = None
@@ -86,16 +81,17 @@ class RewardRunOptions(RunOptions, RewardNetOption, CutOption, PairOption):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Extraction:
-    """Two models that fit each other, and the windows that their scores are compared at.
+    """Two models that fit each other, and the samples that their scores are compared at.
 
-    expert_score: in the base's coordinates. space: the base's, with the expert's `about`. source:
-    of windows to train on. held_out: of those for diagnostics. begin: a reward to begin with.
-    notes: what a user should know.
+    expert_score: in the base's coordinates. space: the base's, with the expert's `about`. network:
+    options of the reward's. source: of samples to train on. held_out: of those for diagnostics.
+    begin: a reward to begin with. notes: what a user should know.
     """
 
-    base: TrajectoryModel
+    base: SpaceModel[Any]
     expert_score: Score
-    space: TrajectorySpace
+    space: Space
+    network: Any
     source: Mixed
     held_out: Mixed
     begin: RelativeReward | None
@@ -108,7 +104,7 @@ class Extracted:
     """A reward, the file that it is in, and its diagnostics at each diffusion step."""
 
     path: pathlib.Path
-    guide: TrajectoryGuide
+    guide: SpaceGuide[Any]
     diagnostics: dict[str, list[float]]
 
     def __str__(self) -> str:
@@ -119,7 +115,7 @@ class Extracted:
 
 
 def load_extraction(options: RewardRunOptions) -> Extraction:
-    """Read models and episodes; writes nothing.
+    """Read models and data; writes nothing.
 
     Raises InputError where base and expert do not fit each other, or the run cannot be written.
     """
@@ -127,35 +123,42 @@ def load_extraction(options: RewardRunOptions) -> Extraction:
     options.check_data()
     check_directory(options.out, resume=options.resume)
     mesh = mesh_for(dataclasses.asdict(options.mesh))
-    both = options.base, options.expert
-    base, expert = (load_model(path, TrajectorySpace, mesh) for path in both)
+    kind = kind_of_model(options.base)
+    check_own(kind, f"{options.base} is", options)
+    base, expert = (load_model(p, kind.space, mesh) for p in (options.base, options.expert))
     options.matching.check(base.denoiser.schedule.steps)
-    expert_score, notes = expert_in_base_coordinates(base, expert, pin=options.matching.pin)
+    expert_score, notes = kind.expert_score(base, expert, pin=options.matching.pin)
     space = dataclasses.replace(base.space, about=expert.space.about)
-    begin = _begin(options, base, mesh) if options.init else None
-    if options.reward.kind != "energy":
-        options.reward.make(space)
-    padding = options.cut.padding
-    names = [name for name in (options.data, options.expert_data) if name]
-    episodes = [read(name, ends=options.cut.ends, env=options.env) for name in names]
-    parts = [hold_out(one, options.held_out, space, padding) for one in episodes]
-    source, held_out = (
-        Mixed(tuple(window_source(p[i], space, padding) for p in parts)) for i in (0, 1)
-    )
+    network = kind.reward(options)
+    begin = _begin(options, kind, base, network, mesh) if options.init else None
+    kind.check_reward(network, space)
+    given = ((options.data, base), (options.expert_data, expert))
+    samples = [kind.read(path, model.space, options) for path, model in given if path]
+    parts = [one.hold_out(options.held_out, space) for one in samples]
+    source, held_out = (Mixed(tuple(p[i].source(space) for p in parts)) for i in (0, 1))
     if options.held_out and any(p[0] is p[1] for p in parts):
-        notes.append("too few episodes to hold some out: diagnostics are of those trained on")
-    return Extraction(base, expert_score, space, source, held_out, begin, mesh, tuple(notes))
+        notes.append(f"too few {kind.parts} to hold some out: diagnostics are of those trained on")
+    return Extraction(
+        base, expert_score, space, network, source, held_out, begin, mesh, tuple(notes)
+    )
 
 
-def _begin(options: RewardRunOptions, base: TrajectoryModel, mesh: Mesh | None) -> RelativeReward:
+def _begin(
+    options: RewardRunOptions,
+    kind: Kind[Any],
+    base: SpaceModel[Any],
+    network: Any,
+    mesh: Mesh | None,
+) -> RelativeReward:
     """The reward to begin with; InputError for one that does not steer this base."""
-    guide = load_guide(options.init or "", TrajectorySpace, mesh)
+    guide = load_guide(options.init or "", kind.space, mesh)
     if not isinstance(guide.guide, RelativeReward):
         raise InputError(f"{options.init}: holds a discriminator; a reward is wanted (init)")
-    check_steers("base and the reward to begin with", base, guide)
-    if options.reward != RewardOptions():
+    kind.check_steers("base and the reward to begin with", base, guide)
+    if network != type(network)():
         raise InputError(
-            "the network is that of the reward to begin with (init): leave reward out"
+            "the network is that of the reward to begin with (init): leave "
+            f"{kind.reward_option} out"
         )
     return guide.guide
 
@@ -163,7 +166,8 @@ def _begin(options: RewardRunOptions, base: TrajectoryModel, mesh: Mesh | None) 
 def run_extraction(extraction: Extraction, options: RewardRunOptions) -> Extracted:
     """Train, diagnose and write, in the directory `options.out`, where a run goes on.
 
-    options: those that the extraction was loaded with; its paths are noted, and not read again.
+    options: those that the extraction was loaded with; its paths and its network are noted, and
+    not read again.
     Raises InputError when the loss is no longer finite, naming the step.
     """
     e, out = extraction, pathlib.Path(options.out)
@@ -181,7 +185,7 @@ def run_extraction(extraction: Extraction, options: RewardRunOptions) -> Extract
             e.expert_score,
             e.source,
             e.space,
-            options.reward,
+            e.network,
             options.matching,
             seed=options.seed,
             begin=e.begin,

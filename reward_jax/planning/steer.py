@@ -22,14 +22,8 @@ from common_jax.cli.ranges import check_ranges
 from common_jax.errors import InputError
 from common_jax.mesh import fetch, mesh_for
 from reward_jax.data.checkpoint import load_guide, load_model
-from reward_jax.data.model import SpaceModel
-from reward_jax.data.trajectory.convert import expert_in_base_coordinates
-from reward_jax.data.trajectory.space import (
-    TrajectoryGuide,
-    TrajectoryModel,
-    TrajectorySpace,
-    check_steers,
-)
+from reward_jax.data.model import SpaceGuide, SpaceModel
+from reward_jax.planning.kinds import check_own, kind_of_model, kind_of_space
 from reward_jax.planning.options import (
     BaseOption,
     FolderOption,
@@ -71,7 +65,7 @@ class Steering:
     should know of it, sentences.
     """
 
-    base: TrajectoryModel
+    base: SpaceModel[Any]
     guide: Guide
     task: Task
     goal: Any
@@ -89,8 +83,8 @@ class Steering:
 
 
 def steer_by(
-    base: TrajectoryModel,
-    by: TrajectoryGuide | TrajectoryModel,
+    base: SpaceModel[Any],
+    by: SpaceGuide[Any] | SpaceModel[Any],
     *,
     goal: Any = None,
     output: Output = "logit",
@@ -104,11 +98,12 @@ def steer_by(
     any reward. goal: by default the one that the data of `by` had. output: of a discriminator.
     """
     notes: list[str] = []
+    kind = kind_of_space(base.space)
     if isinstance(by, SpaceModel):
-        score, notes = expert_in_base_coordinates(base, by)
+        score, notes = kind.expert_score(base, by)
         guide = ScoreDifference(base.denoiser, score)
     else:
-        check_steers("base and reward", base, by)
+        kind.check_steers("base and reward", base, by)
         guide = by.guide
         if isinstance(guide, DiscriminatorGuide):
             guide = dataclasses.replace(guide, output=output)
@@ -144,11 +139,13 @@ def load_steering(options: SteeringOptions) -> Steering:
     if (options.reward is None) == (options.expert is None):
         raise InputError("give --reward, or --expert for the raw difference of the scores")
     mesh = mesh_for(dataclasses.asdict(options.mesh))
-    base = load_model(options.base, TrajectorySpace, mesh)
+    kind = kind_of_model(options.base)
+    check_own(kind, f"{options.base} is", options)
+    base = load_model(options.base, kind.space, mesh)
     if options.reward is not None:
-        by = load_guide(options.reward, TrajectorySpace, mesh)
+        by = load_guide(options.reward, kind.space, mesh)
     else:
-        by = load_model(options.expert or "", TrajectorySpace, mesh)
+        by = load_model(options.expert or "", kind.space, mesh)
     return steer_by(
         base,
         by,

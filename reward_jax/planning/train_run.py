@@ -1,4 +1,4 @@
-"""The run that trains a denoiser, from a file of episodes to a file of the model.
+"""The run that trains a denoiser, from a file of episodes or images to a file of the model.
 
     options = TrainOptions(data="episodes.hdf5", out="runs/base")
     found = run_training(load_training(options), options)
@@ -22,22 +22,12 @@ from common_jax.errors import InputError
 from common_jax.mesh import mesh_for
 from common_jax.run import check_directory
 from reward_jax.data.checkpoint import load_model, save_model
-from reward_jax.data.trajectory.space import TrajectoryModel, TrajectorySpace
-from reward_jax.data.trajectory.windows import WindowSize
+from reward_jax.data.model import Space, SpaceModel
 from reward_jax.diffusion.schedule import make_schedule
-from reward_jax.diffusion.sources import Strided
-from reward_jax.planning.fit import (
-    NetworkOptions,
-    Training,
-    Untrained,
-    check_prediction,
-    fit,
-    open_run,
-    space_of,
-    window_source,
-)
-from reward_jax.planning.options import DiffusionOption, EpisodesOption, NetworkOption
-from reward_jax.tasks.find import read
+from reward_jax.diffusion.sources import Source
+from reward_jax.planning.fit import Training, Untrained, check_prediction, fit, open_run
+from reward_jax.planning.kinds import check_own, kind_of_data, kind_of_model, kind_of_space
+from reward_jax.planning.options import DiffusionOption, NewSpaceOptions
 
 __all__ = [
     "Prepared",
@@ -50,23 +40,19 @@ __all__ = [
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainOptions(RunOptions, NetworkOption, DiffusionOption, WindowSize, EpisodesOption):
-    """Train a diffusion model on the windows of a file of episodes.
+class TrainOptions(RunOptions, DiffusionOption, NewSpaceOptions):
+    """Train a diffusion model on the windows of a file of episodes, or on images.
 
     Args:
         init: a trained denoiser (file or run) to begin with: an expert from its base. Its network,
-            horizon, stride, actions, normaliser, schedule, diffusion_steps and clip_x0 are taken
-            over: leave those options out.
-        actions: keep the actions in the trajectories.
-        normaliser: limits (to -1 .. 1) or gaussian.
+            horizon, stride, actions, normaliser, size, schedule, diffusion_steps and clip_x0 are
+            taken over: leave those options out.
         schedule: cosine or linear.
         clip_x0: cut x_0 to [-clip_x0, clip_x0] when the model is used; 0 for none.
         training: how it is trained.
     """
 
     init: str | None = None
-    actions: bool = False
-    normaliser: Literal["limits", "gaussian"] = "limits"
     schedule: Literal["cosine", "linear"] = "cosine"
     clip_x0: NonNegativeFloat = Untrained.clip_x0 or 0.0
     training: Training = dataclasses.field(default_factory=Training)
@@ -74,11 +60,11 @@ class TrainOptions(RunOptions, NetworkOption, DiffusionOption, WindowSize, Episo
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prepared:
-    """What a training begins with, and the windows that it is on."""
+    """What a training begins with, and the samples that it is on."""
 
-    begin: TrajectoryModel | Untrained
-    space: TrajectorySpace
-    source: Strided
+    begin: SpaceModel[Any] | Untrained[Any]
+    space: Space
+    source: Source
     mesh: Mesh | None
 
 
@@ -87,40 +73,32 @@ class Trained:
     """A denoiser, and the file that it is in."""
 
     path: pathlib.Path
-    model: TrajectoryModel
+    model: SpaceModel[Any]
 
     def __str__(self) -> str:
         return f"denoiser: {self.path}"
 
 
 def load_training(options: TrainOptions) -> Prepared:
-    """Read episodes and the model to begin with; writes nothing.
+    """Read data and the model to begin with; writes nothing.
 
     Raises InputError for bad settings or data, and where the run cannot be written.
     """
     check_ranges(options)
+    kind = kind_of_model(options.init) if options.init else kind_of_data(options.data)
     options.network.check(None if options.init else options.horizon)
     check_directory(options.out, resume=options.resume)
     mesh = mesh_for(dataclasses.asdict(options.mesh))
-    init = load_model(options.init, TrajectorySpace, mesh) if options.init else None
+    init = load_model(options.init, kind.space, mesh) if options.init else None
     if init:
         check_prediction(options.training, init)
         check_taken_over(options, init)
-    episodes = read(options.data, ends=options.cut.ends, env=options.env)
+    source, space = kind.to_learn(options, init)
+    check_own(kind, f"{options.data} is", options)
     if init:
-        begin, space = init, init.space
-    else:
-        space = space_of(
-            episodes,
-            horizon=options.horizon,
-            stride=options.stride,
-            actions=options.actions,
-            normaliser=options.normaliser,
-        )
-        schedule = make_schedule(options.schedule, options.diffusion_steps)
-        begin = Untrained(schedule, options.network, options.clip_x0 or None)
-    source = window_source(episodes, space, options.cut.padding)  # of the space's task, or refused
-    space = dataclasses.replace(space, about=dict(episodes.about))
+        return Prepared(init, space, source, mesh)
+    schedule = make_schedule(options.schedule, options.diffusion_steps)
+    begin = Untrained(schedule, kind.network(options, space), options.clip_x0 or None)
     return Prepared(begin, space, source, mesh)
 
 
@@ -149,26 +127,22 @@ def run_training(prepared: Prepared, options: TrainOptions) -> Trained:
     return Trained(path, model)
 
 
-def check_taken_over(options: TrainOptions, like: TrajectoryModel) -> None:
+_DEFAULTS = TrainOptions(data="", out="")
+
+
+def check_taken_over(options: TrainOptions, like: SpaceModel[Any]) -> None:
     """InputError naming the first option that is neither its default nor what `like` has."""
-    d, space = like.denoiser, like.space
-    theirs: dict[str, Any] = {
-        "horizon": space.horizon,
-        "stride": space.stride,
-        "actions": space.actions > 0,
-        "normaliser": space.normaliser.kind,
+    d = like.denoiser
+    theirs: dict[str, Any] = kind_of_space(like.space).taken_over(like) | {
         "schedule": d.schedule.name,
         "diffusion_steps": d.schedule.steps,
         "clip_x0": d.clip or 0.0,
     }
-    pairs = [(name, options, TrainOptions, value) for name, value in theirs.items()]
-    pairs += [
-        (f"network.{name}", options.network, NetworkOptions, value)
-        for name, value in NetworkOptions.of(d.model).items()
-    ]
-    for name, asked, defaults, value in pairs:
-        field = name.rpartition(".")[2]
-        given, default = getattr(asked, field), getattr(defaults, field)
+    for name, value in theirs.items():
+        given: Any = options
+        default: Any = _DEFAULTS
+        for part in name.split("."):
+            given, default = getattr(given, part), getattr(default, part)
         given = tuple(given) if isinstance(value, tuple) else given
         if given not in (default, value):
             raise InputError(

@@ -1,14 +1,14 @@
-"""Figures of a reward and of plans: those of a page, and pictures of their own."""
+"""Figures of a reward and of plans or images: those of a page, and pictures of their own."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import matplotlib.figure
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from common_jax.report.figures import PALETTE, draw
-from reward_jax.report.measure import SHOWN, Maps, Measured
+from reward_jax.report.measure import SHOWN, Maps, Measured, Told
 from reward_jax.tasks.base import Outcome, Task
 from reward_jax.tasks.plane import HeatMap, Plane, draw_map
 
@@ -43,7 +43,7 @@ def page_figures(measured: Measured) -> dict[str, tuple[str, str]]:
     """Name -> (data URI, what it shows in words)."""
     (task, goal), maps = (measured.compared.task, measured.compared.goal), measured.maps
 
-    def paths(shown: Float[np.ndarray, "B ..."], color: str) -> Callable[[Any], None]:
+    def paths(shown: Shaped[np.ndarray, "B ..."], color: str) -> Callable[[Any], None]:
         return lambda axis: task.draw(axis, shown[:SHOWN], goal=goal, color=color)
 
     def loss(axis: Any) -> None:
@@ -65,21 +65,45 @@ def page_figures(measured: Measured) -> dict[str, tuple[str, str]]:
 
     unsteered, steered, expert = (outcome.shown for outcome in measured.outcomes.values())
     size: dict[str, Any] = dict(width=4.8, height=4.4)
+    made = measured.compared.kind.made
     figures = {
         "base": (draw(paths(measured.recorded, PALETTE[1]), **size), task.captions.alt_base),
         "expert": (draw(paths(expert, PALETTE[3]), **size), task.captions.alt_expert),
-        "unsteered": (draw(paths(unsteered, PALETTE[1]), **size), "unsteered plans"),
-        "steered": (draw(paths(steered, PALETTE[0]), **size), "steered plans"),
+        "unsteered": (draw(paths(unsteered, PALETTE[1]), **size), f"unsteered {made}"),
+        "steered": (draw(paths(steered, PALETTE[0]), **size), f"steered {made}"),
     }
     if maps:
         away = f"the peak lies {maps.peak.distance:.2f} {maps.peak.unit} from the goal"
         heat = draw(lambda axis: _heat(axis, measured, maps), width=5.6, height=4.6)
         figures["heat"] = heat, f"heat map of the reward; {away}"
+    if told := measured.told:
+        columns = 1 if told.lacking is None else 2
+        drawn = draw(lambda axes: _told(axes, told), width=4.0 * columns, columns=columns)
+        figures["told"] = drawn, str(told)
     if measured.metrics:
         figures["loss"] = draw(loss), "loss of the reward against training steps"
     if measured.diagnostics:
         figures["explained"] = draw(explained), "diagnostics at each diffusion step"
     return figures
+
+
+def _told(axes: Any, told: Told) -> None:
+    """Rewards at the step that tells images apart best, else at a middle one; and AUC by step."""
+    if told.lacking is None:
+        best, parts = len(told.t) // 2, [(np.ones(told.rewards.shape[1], bool), 0, "images")]
+    else:
+        found = told.aucs()
+        best = int(np.argmax(found))
+        parts = [(~told.lacking, 0, "others"), (told.lacking, 2, "never seen by the expert")]
+        axes, curve = axes
+        curve.plot(told.t, found, "o-", color=PALETTE[0])
+        curve.set(xlabel="diffusion step t", ylabel="AUC", ylim=(0, 1.02))
+    rewards = told.rewards[best]
+    bins = np.linspace(rewards.min(), rewards.max(), 40)
+    for rows, color, label in parts:
+        axes.hist(rewards[rows], bins, color=PALETTE[color], alpha=0.6, density=True, label=label)
+    axes.set(xlabel=f"reward of images noised to t = {told.t[best]}", yticks=[])
+    axes.legend(fontsize=8)
 
 
 def _heat(axis: Any, measured: Measured, maps: Maps) -> None:

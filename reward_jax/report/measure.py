@@ -4,7 +4,7 @@
     measured = measure(compared, rows, PageOptions(plans=64))
     measured.lines()
 
-Legend: N windows of H rows, D wide; S steps of the sampler.
+Legend: N windows of H rows, D wide, or N images; S steps of the sampler; L looks.
 """
 
 import dataclasses
@@ -13,28 +13,26 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from common_jax.cli.options import SeedOption
 from common_jax.errors import InputError
-from reward_jax.data.trajectory.space import (
-    TrajectoryGuide,
-    TrajectoryModel,
-    check_same_space,
-    check_steers,
-)
+from reward_jax.data.model import SpaceGuide, SpaceModel
+from reward_jax.planning.kinds import HeldOut, Kind, kind_of_space
 from reward_jax.planning.maps import each_seed, map_of
 from reward_jax.planning.options import RolloutOption, SteeredOption
 from reward_jax.planning.plan import plan, planner
 from reward_jax.planning.steer import outcomes
+from reward_jax.reward.measure import Looks, auc, scores
 from reward_jax.reward.relative import RelativeReward
 from reward_jax.tasks.base import Outcome, Planner, Task
 from reward_jax.tasks.find import task_and_goal
 from reward_jax.tasks.plane import HeatMap, MapOptions, Peak, Plane
 
-__all__ = ["SHOWN", "Compared", "Maps", "Measured", "PageOptions", "compare", "measure"]
+__all__ = ["SHOWN", "Compared", "Maps", "Measured", "PageOptions", "Told", "compare", "measure"]
 
-SHOWN = 48  # trajectories of a figure
+SHOWN = 48  # trajectories or images of a figure
+_LOOKS = 8  # diffusion steps at which a reward is asked about held-out images
 _PLANNERS = ("base, unsteered", "base, steered by the reward", "expert")
 
 
@@ -47,11 +45,16 @@ class PageOptions(SeedOption, MapOptions, RolloutOption, SteeredOption):
 class Compared:
     """A base, an expert and the reward between them, in their world."""
 
-    base: TrajectoryModel
-    expert: TrajectoryModel
-    guide: TrajectoryGuide
+    base: SpaceModel[Any]
+    expert: SpaceModel[Any]
+    guide: SpaceGuide[Any]
     task: Task
     goal: Any
+
+    @property
+    def kind(self) -> Kind[Any]:
+        """What their samples are."""
+        return kind_of_space(self.base.space)
 
     @property
     def reward(self) -> RelativeReward:
@@ -60,12 +63,13 @@ class Compared:
         return self.guide.guide
 
 
-def compare(base: TrajectoryModel, expert: TrajectoryModel, guide: TrajectoryGuide) -> Compared:
+def compare(base: SpaceModel[Any], expert: SpaceModel[Any], guide: SpaceGuide[Any]) -> Compared:
     """The three; raises InputError where they do not fit one another, or have no goal."""
     if not isinstance(guide.guide, RelativeReward):
         raise InputError("the guide is a discriminator; a reward is wanted")
-    check_steers("base and reward", base, guide)
-    check_same_space("base and expert", base.space, expert.space)
+    kind = kind_of_space(base.space)
+    kind.check_steers("base and reward", base, guide)
+    kind.check_same("base and expert", base.space, expert.space)
     return Compared(base, expert, guide, *task_and_goal(guide.space.about))
 
 
@@ -85,18 +89,48 @@ class Maps:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Told:
+    """The reward of held-out images, each noised at some diffusion steps.
+
+    t: these. rewards: the network's own output. lacking: images of classes that the expert never
+    saw; None where that is not known, or there are none, or no others.
+    """
+
+    t: Int[np.ndarray, " L"]
+    rewards: Float[np.ndarray, "L N"]
+    lacking: Bool[np.ndarray, " N"] | None
+
+    def aucs(self) -> list[float]:
+        """At each step, the share of pairs in which an image that is lacking has the lower."""
+        assert self.lacking is not None
+        return [auc(one, self.lacking) for one in self.rewards]
+
+    def __str__(self) -> str:
+        if self.lacking is None:
+            return f"reward of {self.rewards.shape[1]} images of the data"
+        found = self.aucs()
+        best = int(np.argmax(found))
+        return (
+            "images of classes that the expert never saw have the lower reward: AUC "
+            f"{found[best]:.3f} at t {self.t[best]}, the highest of {len(found)} steps"
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
     """What a page shows.
 
-    recorded: windows of the base's data, as the task draws them. outcomes: by what was steered.
-    maps: None without a plane. metrics, diagnostics: of the reward's training, where it kept any.
+    recorded: some of the base's data, as the task draws them. outcomes: by what was steered.
+    maps: None without a plane. told: None without held-out data. metrics, diagnostics: of the
+    reward's training, where it kept any.
     """
 
     compared: Compared
     options: PageOptions
-    recorded: Float[np.ndarray, "B ..."]
+    recorded: Shaped[np.ndarray, "B ..."]
     outcomes: dict[str, Outcome]
     maps: Maps | None
+    told: Told | None = None
     metrics: Sequence[Mapping[str, float]] = ()
     diagnostics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -104,20 +138,22 @@ class Measured:
         """What was found, in words: the peak against the goal, and the outcomes."""
         summarise = self.compared.task.summarise
         found = [f"{name}: {summarise(one.means())}" for name, one in self.outcomes.items()]
+        found += [str(self.told)] if self.told else []
         return [str(self.maps.peak), *found] if self.maps else found
 
 
 def measure(
     compared: Compared,
-    rows: Float[np.ndarray, "N H D"],
+    rows: Float[np.ndarray, "N ..."],
     options: PageOptions,
     *,
+    held_out: HeldOut | None = None,
     metrics: Sequence[Mapping[str, float]] = (),
     diagnostics: Mapping[str, Any] | None = None,
 ) -> Measured:
     """Plan with base and expert, unsteered and steered, and map the reward over `rows`.
 
-    rows: windows of the base's data, as its model sees them.
+    rows: of the base's data, as its model sees them. held_out: what the reward is asked about.
     """
     c, key = compared, jax.random.key(options.seed + 1)
     starts = c.task.starts(options.plans, options.seed)
@@ -130,8 +166,19 @@ def measure(
     named: dict[str, Planner] = dict(zip(_PLANNERS, planners, strict=True))
     found = outcomes(c.task, named, starts, key=key, goal=c.goal, rollout=options.rollout)
     maps = _maps(c, c.task.plane, rows, starts, options, key) if c.task.plane else None
-    recorded = c.task.recorded(c.base.space.plans(rows[:SHOWN]).observations)
-    return Measured(c, options, recorded, found, maps, metrics, diagnostics or {})
+    recorded = c.task.recorded(c.kind.observed(rows[:SHOWN], c.base.space))
+    told = _told(c, held_out, key) if held_out else None
+    return Measured(c, options, recorded, found, maps, told, metrics, diagnostics or {})
+
+
+def _told(compared: Compared, held_out: HeldOut, key: Key[Array, ""]) -> Told:
+    """The reward at steps from the first to the last."""
+    schedule = compared.guide.schedule
+    t = np.unique(np.linspace(0, schedule.steps - 1, _LOOKS).round().astype(np.int32))
+    found = scores(compared.reward, held_out.x_0, Looks(schedule, t, key))
+    lacking = held_out.lacking
+    both = lacking is not None and 0 < lacking.sum() < len(lacking)
+    return Told(t, found, lacking if both else None)
 
 
 def _maps(

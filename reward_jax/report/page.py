@@ -15,19 +15,21 @@ __all__ = ["render"]
 
 _STEP = GuidanceOptions.step
 _METHOD = (
-    "The difference of the scores of two diffusion models over the same trajectories is the "
+    "The difference of the scores of two diffusion models over the same {samples} is the "
     "gradient of a relative reward, expert against base (Nuti, Franzmeyer and Henriques, NeurIPS "
     "2023, arXiv 2306.01804). A network's gradient is matched to that difference on noised "
-    "trajectories; no environment, rewards or labels are used.",
-    "The map averages the reward of clean trajectories over the places that they visit "
-    "(winsorised at 0.5% a tail, scaled to 0 .. 1). To steer, each denoising step of the base "
-    "first climbs the reward.",
+    "{samples}; no environment, rewards or labels are used."
 )
+_MAP = (
+    "The map averages the reward of clean trajectories over the places that they visit "
+    "(winsorised at 0.5% a tail, scaled to 0 .. 1). "
+)
+_STEERING = "To steer, each denoising step of the base first climbs the reward."
 
 
 def render(measured: Measured) -> str:
     """Self-contained HTML."""
-    task = measured.compared.task
+    task, kind = measured.compared.task, measured.compared.kind
     means = {name: outcome.means() for name, outcome in measured.outcomes.items()}
     unsteered, steered, _ = means.values()
     result = f"Steered by it: {task.summarise(steered)} (unsteered: {task.summarise(unsteered)})."
@@ -43,7 +45,9 @@ def render(measured: Measured) -> str:
             "from the difference of the two models alone.",
             result,
         ],
-        method=_METHOD,
+        method=(_METHOD.format(samples=kind.name), (_MAP if measured.maps else "") + _STEERING),
+        samples=kind.name,
+        made=kind.made,
         facts=_facts(measured),
         captions=task.captions,
         measures=task.measures,
@@ -62,8 +66,7 @@ def _facts(measured: Measured) -> dict[str, str]:
         "denoisers": f"{sum(x.size for x in jax.tree.leaves(d.params)):,} parameters each, "
         f"{d.prediction} prediction, {d.schedule.steps} diffusion steps, {d.schedule.name} "
         "schedule",
-        "trajectories": f"{compared.guide.space.horizon} rows, one every "
-        f"{compared.base.space.stride} environment steps",
+        compared.kind.name: compared.kind.size(compared.base.space),
         "reward": f"{count:,} parameters, {reward.seeds or 1} seeds, matched to differences of "
         f"{reward.target}",
         "guidance": _guidance(options.guidance),

@@ -11,14 +11,12 @@ from common_jax.errors import InputError
 from common_jax.io.files import atomic
 from common_jax.run import check_run, held_run, read_metrics
 from reward_jax.data.checkpoint import load_guide, load_model
-from reward_jax.data.trajectory.space import TrajectorySpace
-from reward_jax.planning.fit import window_source
+from reward_jax.planning.kinds import check_own, kind_of_model
 from reward_jax.planning.options import EpisodesOption, FolderOption, PairOption
 from reward_jax.planning.reward_run import read_diagnostics
-from reward_jax.report.measure import Measured, PageOptions, compare, measure
+from reward_jax.report.measure import SHOWN, Measured, PageOptions, compare, measure
 from reward_jax.report.page import render
 from reward_jax.reward.discriminator import DiscriminatorGuide
-from reward_jax.tasks.find import read
 
 __all__ = ["ReportOptions", "Written", "write_report"]
 
@@ -50,20 +48,22 @@ def write_report(options: ReportOptions) -> Written:
     check_ranges(options)
     options.guidance.made_sampler()
     check_run(options.out, "report", dataclasses.asdict(options))
-    base, expert = (
-        load_model(options.base, TrajectorySpace),
-        load_model(options.expert, TrajectorySpace),
-    )
-    guide = load_guide(options.reward, TrajectorySpace)
+    kind = kind_of_model(options.base)
+    check_own(kind, f"{options.base} is", options)
+    base, expert = (load_model(path, kind.space) for path in (options.base, options.expert))
+    guide = load_guide(options.reward, kind.space)
     if isinstance(guide.guide, DiscriminatorGuide):
         raise InputError(f"{options.reward}: holds a discriminator; a reward is wanted")
     compared = compare(base, expert, guide)
     metrics, diagnostics = read_metrics(options.reward), read_diagnostics(options.reward)
-    episodes = read(options.data, ends=options.cut.ends, env=options.env)
-    source = window_source(episodes, base.space, options.cut.padding)
+    source = kind.read(options.data, base.space, options).source(base.space)
+    held_out = kind.held_out(options.data, expert.space)
+    windows = options.windows if compared.task.plane else SHOWN
     with held_run(options.out, "report", dataclasses.asdict(options)):
-        rows = np.asarray(source.sample(jax.random.key(options.seed), options.windows))
-        measured = measure(compared, rows, options, metrics=metrics, diagnostics=diagnostics)
+        rows = np.asarray(source.sample(jax.random.key(options.seed), windows))
+        measured = measure(
+            compared, rows, options, held_out=held_out, metrics=metrics, diagnostics=diagnostics
+        )
         path = options.out / "report.html"
         with atomic(path) as temporary:
             temporary.write_text(render(measured), "utf-8")

@@ -1,10 +1,11 @@
 """The contract of a task: what training, steering and reports need of a world.
 
-A task is one world by one name: a maze, an environment of physics, a set of images. It gives data
-to learn from, starts, and the outcome of a planner; commands know nothing else of it. How a
-planner is used is up to the task: mazes call it once and follow the plan to its end, locomotion
-calls it every k steps and acts (`replans`), images call it once for samples (observations of width
-0) that a classifier judges. `tasks/obstacles/` is the smallest whole example.
+A task is one world by one name: a maze, an environment of physics; or images. It gives data to
+learn from, starts, and the outcome of a planner; commands know nothing else of it. How a planner
+is used is up to the task: mazes call it once and follow the plan to its end, locomotion calls it
+every k steps and acts (`replans`), images call it once for samples (observations of width 0).
+`tasks/obstacles/` is the smallest whole example. Images are had and not recorded: their task's
+`record` says so, and how data of either kind are read is `planning/kinds.py`'s.
 
 Legend: B rows, O observation width, H rows of a plan.
 """
@@ -35,9 +36,12 @@ __all__ = [
 
 
 class Planner(Protocol):
-    """Observations, in the world's own units, and a key -> a plan for each row."""
+    """Observations, in the world's own units, and a key -> a plan for each row.
 
-    def __call__(self, observations: Float[np.ndarray, "B O"], key: Key[Array, ""]) -> Plans: ...
+    Plans are `Plans`, those of images pixels 0 .. 255, [B, H, W, C].
+    """
+
+    def __call__(self, observations: Float[np.ndarray, "B O"], key: Key[Array, ""]) -> Any: ...
 
 
 class WarmPlanner(Planner, Protocol):
@@ -49,7 +53,7 @@ class WarmPlanner(Planner, Protocol):
         key: Key[Array, ""],
         previous: Plans | None = None,
         executed: int = 0,
-    ) -> Plans: ...
+    ) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Outcome:
     """
 
     measured: dict[str, Shaped[np.ndarray, " B"] | None]
-    shown: Float[np.ndarray, "B ..."]
+    shown: Shaped[np.ndarray, "B ..."]
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def means(self) -> dict[str, float | None]:
@@ -179,7 +183,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def goals(self) -> list[Any]:
-        """Example goals of experts, as JSON: always the same, in the same order."""
+        """Example goals of experts, as JSON: always the same, in the same order; [] for none."""
 
     @abc.abstractmethod
     def goal(self, given: Any) -> Any:
@@ -216,13 +220,13 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def draw(
-        self, axes: Any, shown: Float[np.ndarray, "B ..."], *, goal: Any, color: str = "#0072b2"
+        self, axes: Any, shown: Shaped[np.ndarray, "B ..."], *, goal: Any, color: str = "#0072b2"
     ) -> None:
         """Draw outcomes (`Outcome.shown`), or recorded data, on matplotlib's axes."""
 
     @abc.abstractmethod
-    def recorded(self, observations: Float[np.ndarray, "B H O"]) -> Float[np.ndarray, "B ..."]:
-        """Recorded observations as `draw` takes them."""
+    def recorded(self, observations: Shaped[np.ndarray, "B ..."]) -> Shaped[np.ndarray, "B ..."]:
+        """Recorded observations [B, H, O], or images, as `draw` takes them."""
 
     @abc.abstractmethod
     def summarise(self, means: dict[str, float | None]) -> str:

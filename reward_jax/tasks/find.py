@@ -11,6 +11,7 @@ from common_jax.errors import InputError
 from reward_jax.data.episodes import Episodes, without_terminations
 from reward_jax.data.files import read_episodes
 from reward_jax.tasks.base import Task
+from reward_jax.tasks.images import task as images
 from reward_jax.tasks.locomotion import task as locomotion
 from reward_jax.tasks.maze import task as maze
 from reward_jax.tasks.obstacles import task as obstacles
@@ -22,6 +23,7 @@ TASKS: Mapping[str, Callable[[str], Task]] = {
     **dict.fromkeys(locomotion.TASKS, locomotion.LocomotionTask),
     **dict.fromkeys(maze.TASKS, maze.MazeTask),
     **dict.fromkeys(obstacles.TASKS, obstacles.ObstaclesTask),
+    **dict.fromkeys(images.TASKS, images.ImagesTask),
 }
 # Each takes an environment's name elsewhere (a Gymnasium id) -> the name of its task, or None.
 _KNOWN: tuple[Callable[[str], str | None], ...] = (maze.task_of, locomotion.task_of)

@@ -18,7 +18,17 @@ from common_jax.errors import InputError
 from reward_jax.data.grids import GridSpace
 from reward_jax.data.model import SpaceGuide, SpaceModel
 
-__all__ = ["ImageGuide", "ImageModel", "ImageRows", "ImageSpace", "Images", "scaled", "unscaled"]
+__all__ = [
+    "ImageGuide",
+    "ImageModel",
+    "ImageRows",
+    "ImageSpace",
+    "Images",
+    "LabelledRows",
+    "scaled",
+    "tiled",
+    "unscaled",
+]
 
 
 def scaled(
@@ -31,6 +41,16 @@ def scaled(
 def unscaled(x: Float[np.ndarray, "..."] | Float[Array, "..."]) -> UInt8[np.ndarray, "..."]:
     """-1 .. 1 as 0 .. 255, rounded; what lies beyond is cut off."""
     return np.clip(np.rint((np.asarray(x) + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def tiled(images: UInt8[np.ndarray, "N H W C"], columns: int) -> UInt8[np.ndarray, "h w C"]:
+    """Images side by side, as one; what is missing of the last row is black."""
+    rows = max(1, -(-len(images) // columns))
+    height, width, channels = images.shape[1:]
+    whole = np.zeros((rows * columns, height, width, channels), np.uint8)
+    whole[: len(images)] = images
+    whole = whole.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    return whole.reshape(rows * height, columns * width, channels)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,8 +103,37 @@ class ImageRows:
         return jnp.asarray(scaled(self.pixels[rows]))
 
 
+@struct.dataclass
+class LabelledRows:
+    """The same of images with their labels, which are the condition of a model of classes."""
+
+    pixels: UInt8[Array, "N H W C"]
+    labels: Int[Array, " N"]
+
+    def sample(
+        self, key: Key[Array, ""], count: int
+    ) -> tuple[Float[Array, "count H W C"], Int[Array, " count"]]:
+        """See `Source`."""
+        rows = jax.random.randint(key, (count,), 0, self.pixels.shape[0])
+        return jnp.asarray(scaled(self.pixels[rows])), self.labels[rows]
+
+
 class ImageSpace(GridSpace):
     """Images of one size."""
+
+    def plans(
+        self, x: Float[Array, "B H W C"] | Float[np.ndarray, "B H W C"]
+    ) -> UInt8[np.ndarray, "B H W C"]:
+        """Samples of a model in the world's own units, 0 .. 255.
+
+        Raises InputError for samples that are not finite.
+        """
+        if not np.isfinite(found := np.asarray(x)).all():
+            raise InputError(
+                "samples are not finite: lower guidance.scale, or train the models again where "
+                "unsteered ones are not, too"
+            )
+        return unscaled(found)
 
 
 ImageModel = SpaceModel[ImageSpace]

@@ -18,14 +18,10 @@ from jaxtyping import Array, Float, Int
 
 from common_jax.errors import InputError
 from reward_jax.data.trajectory.normalisers import Normaliser, on_last
-from reward_jax.data.trajectory.space import (
-    TrajectoryModel,
-    check_same_schedule,
-    check_same_space,
-)
+from reward_jax.data.trajectory.space import TrajectoryModel, check_same_space
 from reward_jax.diffusion.denoiser import Condition, Score, estimate_x0
 from reward_jax.diffusion.process import Pinned, x0_to_score
-from reward_jax.diffusion.schedule import Schedule
+from reward_jax.diffusion.schedule import Schedule, check_same_schedule
 
 __all__ = ["Converted", "expert_in_base_coordinates"]
 

@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -15,14 +14,13 @@ from common_jax.errors import InputError
 from reward_jax.data.model import SpaceGuide, SpaceModel
 from reward_jax.data.trajectory.normalisers import KINDS, Normaliser
 from reward_jax.diffusion.process import FirstState
-from reward_jax.diffusion.schedule import Schedule
+from reward_jax.diffusion.schedule import check_same_schedule
 
 __all__ = [
     "Plans",
     "TrajectoryGuide",
     "TrajectoryModel",
     "TrajectorySpace",
-    "check_same_schedule",
     "check_same_space",
     "check_steers",
 ]
@@ -161,18 +159,4 @@ def check_steers(what: str, base: TrajectoryModel, guide: TrajectoryGuide) -> No
         raise InputError(
             f"{what} differ in their normalisers: train this base from the reward's own (--init), "
             "which keeps the normaliser"
-        )
-
-
-def check_same_schedule(what: str, a: Schedule, b: Schedule) -> None:
-    """Raise InputError where two schedules differ in steps, or in abar by more than 1e-5."""
-    if a.steps != b.steps:
-        raise InputError(
-            f"{what} differ in diffusion steps: {a.steps} and {b.steps}; train both alike"
-        )
-    gap = float(jnp.abs(a.alphas_cumprod - b.alphas_cumprod).max())
-    if gap > 1e-5:
-        raise InputError(
-            f"{what} differ in schedule: {a.name} and {b.name} (abar by up to {gap:.3f}); train "
-            "both alike"
         )

@@ -40,9 +40,10 @@ from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.diffusion.sources import Mixed
 from reward_jax.planning.extract import Matching, fit_reward
 from reward_jax.planning.fit import RunContext, Untrained, fit
+from reward_jax.planning.image_options import HalfUNetOptions
 from reward_jax.reward.relative import RelativeReward
 from reward_jax.studies.images.judge import Judge, network_of, train_judge
-from reward_jax.studies.images.settings import Config, HalfUNetOptions, check_sets, load_sets
+from reward_jax.studies.images.settings import Config, check_sets, load_sets
 from reward_jax.studies.workshop import Workshop
 
 __all__ = ["Models", "make_once", "read_arrays"]

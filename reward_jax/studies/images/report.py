@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from common_jax.report.figures import PALETTE, draw
 from common_jax.report.findings import Claim, Figure, Findings, Table, print_tables, write
 from common_jax.run import environment
+from reward_jax.data.images.pixels import tiled
 from reward_jax.studies.images.arms import OTHERS, QUALITY, SHARE
 from reward_jax.studies.images.models import read_arrays
 from reward_jax.studies.images.settings import Config
@@ -244,12 +245,12 @@ def _figures(config: Config, name: str) -> list[Figure]:
 
     def extremes(axes: Any) -> None:
         for axis, kind in zip(axes, ("best", "worst"), strict=True):
-            _show(axis, _grid(pictures[kind], 10), f"judged {kind}")
+            _show(axis, tiled(pictures[kind], 10), f"judged {kind}")
 
     def samples(axes: Any) -> None:
         arms = ("unsteered", "steered", "raw_difference", "rejection")
         for axis, arm in zip(np.ravel(axes), arms, strict=True):
-            _show(axis, _grid(pictures[arm][:40], 10), arm.replace("_", " "))
+            _show(axis, tiled(pictures[arm][:40], 10), arm.replace("_", " "))
 
     return [
         Figure(
@@ -278,16 +279,6 @@ def _show(axis: Any, picture: UInt8[np.ndarray, "H W C"], title: str) -> None:
     axis.set_title(title, fontsize=9)
     axis.axis("off")
     axis.set_anchor("NW")
-
-
-def _grid(images: UInt8[np.ndarray, "N H W C"], columns: int) -> UInt8[np.ndarray, "H W C"]:
-    """Images side by side; what is missing is black."""
-    rows = max(1, -(-len(images) // columns))
-    height, width, channels = images.shape[1:]
-    whole = np.zeros((rows * columns, height, width, channels), np.uint8)
-    whole[: len(images)] = images
-    whole = whole.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    return whole.reshape(rows * height, columns * width, channels)
 
 
 def _method(config: Config, found: Mapping[str, Any]) -> tuple[str, ...]:

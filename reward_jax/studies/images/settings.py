@@ -6,8 +6,6 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from common_jax.cli.options import CheckpointOption, DeviceOption, SeedOption
@@ -24,10 +22,9 @@ from reward_jax.data.images.pixels import Images, ImageSpace
 from reward_jax.data.images.sets import read_sets
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.diffusion.train import EMA
-from reward_jax.models.unet2d.half_unet import HalfUNet2D
-from reward_jax.models.unet2d.unet import UNet2D
 from reward_jax.planning.extract import Matching
 from reward_jax.planning.fit import Training
+from reward_jax.planning.image_options import HalfUNetOptions, UNetOptions, check_network
 from reward_jax.planning.options import DiffusionOption, MatchingOption, ScalesOption
 from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.studies.base import WorkersOption
@@ -37,8 +34,6 @@ __all__ = [
     "CHOICES",
     "CapOptions",
     "Config",
-    "HalfUNetOptions",
-    "UNetOptions",
     "check",
     "check_sets",
     "load_sets",
@@ -52,62 +47,6 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "sneaker": ("sneaker",),
 }
 _FEWEST = 8  # images of a kind among those that are judged: of fewer an AUC says nothing
-
-
-@dataclasses.dataclass(frozen=True)
-class UNetOptions:
-    """A denoiser of images: fields of `UNet2D`, with its defaults.
-
-    Args:
-        dim: channels of the first level.
-        multipliers: channels of each level, in units of dim.
-        blocks: residual blocks of a level.
-        attention: levels that have attention, by the longer side of their positions.
-        patch: patches of patch x patch pixels are the positions of the first level.
-    """
-
-    dim: PositiveInt = UNet2D.dim
-    multipliers: tuple[PositiveInt, ...] = UNet2D.multipliers
-    blocks: PositiveInt = UNet2D.blocks
-    attention: tuple[PositiveInt, ...] = UNet2D.attention
-    patch: PositiveInt = UNet2D.patch
-
-    def make(self, space: ImageSpace) -> UNet2D:
-        """The module, for images of that space."""
-        return UNet2D(
-            space.channels,
-            self.dim,
-            tuple(self.multipliers),
-            self.blocks,
-            tuple(self.attention),
-            patch=self.patch,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class HalfUNetOptions:
-    """A reward of images: fields of `HalfUNet2D`, with its defaults.
-
-    Args:
-        kind: half_unet, or energy (the difference of both denoisers' energies, which begins as
-            they are).
-        dim: channels of the first level.
-        multipliers: channels of each level, in units of dim.
-        blocks: residual blocks of a level.
-        patch: patches of patch x patch pixels are the positions of the first level.
-    """
-
-    kind: Literal["half_unet", "energy"] = "half_unet"
-    dim: PositiveInt = HalfUNet2D.dim
-    multipliers: tuple[PositiveInt, ...] = HalfUNet2D.multipliers
-    blocks: PositiveInt = HalfUNet2D.blocks
-    patch: PositiveInt = HalfUNet2D.patch
-
-    def make(self, space: ImageSpace) -> HalfUNet2D:
-        """The module, for images of that space; of an energy there is none."""
-        return HalfUNet2D(
-            space.channels, self.dim, tuple(self.multipliers), self.blocks, patch=self.patch
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,12 +251,7 @@ def _check_classes(config: Config, known: tuple[str, ...]) -> None:
 
 def _check_networks(config: Config, shape: tuple[int, ...]) -> None:
     """InputError for a network that images [H, W, C] do not go through; computes nothing."""
-    (height, width, channels), of = shape, jax.ShapeDtypeStruct
-    x, t = of((1, *shape), jnp.float32), of((1,), jnp.int32)
+    height, width, channels = shape
     space = ImageSpace(height, width, channels, {})
     for name in ("unet", "half_unet"):
-        options: UNetOptions | HalfUNetOptions = getattr(config, name)
-        try:
-            jax.eval_shape(options.make(space).init, jax.random.key(0), x, t)
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from None
+        check_network(name, getattr(config, name), space)

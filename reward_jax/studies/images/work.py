@@ -14,12 +14,13 @@ from jaxtyping import Bool, Float, Int
 from common_jax.distributed import there
 from common_jax.io.files import write_arrays, write_json
 from reward_jax.data.images.pixels import ImageModel, Images, unscaled
+from reward_jax.planning.image_options import HalfUNetOptions
+from reward_jax.reward import measure
 from reward_jax.reward.capped import cap_reward
 from reward_jax.reward.gradients import Guide, ScoreDifference
 from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.reward.relative import RelativeReward
 from reward_jax.reward.targets import unit
-from reward_jax.studies.images import measure
 from reward_jax.studies.images.arms import (
     Drawn,
     Noise,
@@ -30,7 +31,7 @@ from reward_jax.studies.images.arms import (
     within,
 )
 from reward_jax.studies.images.models import Models, make_once, read_arrays
-from reward_jax.studies.images.settings import Config, HalfUNetOptions
+from reward_jax.studies.images.settings import Config
 from reward_jax.studies.workshop import Clock
 
 __all__ = ["CHOICE", "Work", "choice_part"]

@@ -20,8 +20,8 @@ from reward_jax.models.unet2d.unet import UNet2D
 from reward_jax.planning.extract import Matching, RewardOptions
 from reward_jax.planning.maps import each_seed
 from reward_jax.planning.plan import score_windows
+from reward_jax.reward import measure
 from reward_jax.sharding import placement
-from reward_jax.studies.images import measure
 from reward_jax.studies.workshop import Workshop
 from tests.reward.cli_runs import model, parameters, reward
 

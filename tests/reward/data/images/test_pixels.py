@@ -6,7 +6,15 @@ import pytest
 
 from common_jax.errors import InputError
 from reward_jax.data import spaces
-from reward_jax.data.images.pixels import ImageRows, Images, ImageSpace, scaled, unscaled
+from reward_jax.data.images.pixels import (
+    ImageRows,
+    Images,
+    ImageSpace,
+    LabelledRows,
+    scaled,
+    tiled,
+    unscaled,
+)
 
 PIXELS = np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1)
 
@@ -23,6 +31,29 @@ def test_batches_are_drawn_scaled():
     assert found.shape == (20, 8, 8, 1)
     np.testing.assert_allclose(found, scaled(unscaled(found)), atol=1e-6)
     assert {row.tobytes() for row in unscaled(found)} == {row.tobytes() for row in PIXELS}
+
+
+def test_labels_are_drawn_with_their_images():
+    labels = jax.numpy.arange(4)
+    source = LabelledRows(jax.numpy.asarray(PIXELS), labels)
+    x, found = source.sample(jax.random.key(0), 20)
+    assert len(set(found.tolist())) == 4
+    np.testing.assert_array_equal(unscaled(np.asarray(x)), PIXELS[np.asarray(found)])
+
+
+def test_side_by_side():
+    whole = tiled(PIXELS[:3], 2)
+    assert whole.shape == (16, 16, 1)
+    np.testing.assert_array_equal(whole[:8, 8:], PIXELS[1])
+    np.testing.assert_array_equal(whole[8:, :8], PIXELS[2])
+    assert not whole[8:, 8:].any() and tiled(PIXELS[:0], 2).shape == (8, 16, 1)
+
+
+def test_samples_that_are_not_finite_are_refused():
+    space = ImageSpace(8, 8, 1, {})
+    np.testing.assert_array_equal(space.plans(scaled(PIXELS)), PIXELS)
+    with pytest.raises(InputError, match=r"samples are not finite: lower guidance\.scale"):
+        space.plans(np.array([[0.0, np.nan]]))
 
 
 def test_by_class():

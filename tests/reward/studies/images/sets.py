@@ -8,10 +8,10 @@ import numpy as np
 from reward_jax.diffusion.train import EMA
 from reward_jax.planning.extract import Matching
 from reward_jax.planning.fit import Training
+from reward_jax.planning.image_options import HalfUNetOptions, UNetOptions
 from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.studies.images.judge import JudgeOptions
 from reward_jax.studies.images.run import Config
-from reward_jax.studies.images.settings import HalfUNetOptions, UNetOptions
 from tests.reward.data.images.idx_files import write_set
 
 CLASSES = ("nw", "ne", "sw", "se")

@@ -14,11 +14,12 @@ from reward_jax.data.checkpoint import load_guide, load_model
 from reward_jax.data.images import fashion
 from reward_jax.data.images.pixels import ImageSpace
 from reward_jax.models.unet2d.half_unet import HalfUNet2D
+from reward_jax.planning.image_options import HalfUNetOptions, UNetOptions
 from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.reward.relative import RelativeReward
 from reward_jax.studies.images import models
 from reward_jax.studies.images.run import STUDY, Config
-from reward_jax.studies.images.settings import HalfUNetOptions, UNetOptions, check, load_sets
+from reward_jax.studies.images.settings import check, load_sets
 from reward_jax.studies.images.summary import JUDGES
 from tests.reward.data.images.idx_files import write_idx, write_set
 from tests.reward.studies.images.sets import (

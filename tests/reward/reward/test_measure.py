@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from reward_jax.studies.images.measure import auc, best_look, interval, mean_auc
+from reward_jax.reward.measure import auc, best_look, interval, mean_auc
 
 RANDOM = np.random.default_rng(0)
 HARMFUL = RANDOM.random(200) < 0.3
