@@ -4,9 +4,10 @@ Reads the folder that `studies/locomotion/run.py` fills; measures nothing.
 """
 
 import importlib.metadata
+import math
 import pathlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +19,6 @@ from common_jax.run import environment
 from reward_jax.studies.locomotion.arms import compared
 from reward_jax.studies.locomotion.claims import (
     PAPER,
-    PAPER_ERROR,
     PAPER_UNSEEN,
     claims_of,
     learnable,
@@ -183,15 +183,28 @@ def _swept(row: Mapping[str, Any]) -> str:
 def _against_paper(
     environments: Mapping[str, Any], unseen: Mapping[str, Any], *, own: bool
 ) -> Table:
-    rows = [
-        (identifier, base, name, _normalized(arms[name]), _of_paper(identifier, figure, paper))
-        for base, measured, paper in (
-            ("the reward's own", environments, PAPER),
-            ("unseen", unseen, PAPER_UNSEEN),
-        )
-        for identifier, arms in measured.items()
-        for name, figure in paper.get(identifier, {}).items()
-    ]
+    rows = []
+    for base, measured, paper in (
+        ("the reward's own", environments, PAPER),
+        ("unseen", unseen, PAPER_UNSEEN),
+    ):
+        both = {i: (measured[i], paper[i]) for i in measured if i in paper}
+        rows += [
+            (identifier, base, arm, _normalized(arms[arm]), _of_paper(figure))
+            for identifier, (arms, figures) in both.items()
+            for arm, figure in figures.items()
+        ]
+        if len(both) == len(paper):  # the paper's last row is of all of its robots
+            rows += [
+                (
+                    "mean",
+                    base,
+                    arm,
+                    _normalized(_mean([arms[arm] for arms, _ in both.values()])),
+                    f"{np.mean([figures[arm][0] for _, figures in both.values()]):.2f}",
+                )
+                for arm in next(iter(paper.values()))
+            ]
     return Table(
         "Normalized returns beside the paper's",
         ("environment", "base", "arm", "here", "paper (as remembered)"),
@@ -201,8 +214,18 @@ def _against_paper(
     )
 
 
-def _of_paper(identifier: str, figure: float, paper: Mapping[str, Any]) -> str:
-    return f"{figure:.2f}" + (f" +- {PAPER_ERROR[identifier]:.2f}" if paper is PAPER else "")
+def _of_paper(figure: tuple[float, float | None]) -> str:
+    mean, error = figure
+    return f"{mean:.2f}" + ("" if error is None else f" +- {error:.2f}")
+
+
+def _mean(arms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One arm on the mean of robots, whose errors are independent."""
+    found: dict[str, Any] = {"normalized": np.mean([one["normalized"] for one in arms])}
+    for kind in ("normalized_standard_error", "normalized_seed_standard_error"):
+        errors = [one[kind] for one in arms]
+        found[kind] = None if None in errors else math.hypot(*errors) / len(errors)
+    return found
 
 
 def _gaps(robots: Mapping[str, Any]) -> Table:
