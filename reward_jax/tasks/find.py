@@ -25,6 +25,8 @@ TASKS: Mapping[str, Callable[[str], Task]] = {
 }
 # Each takes an environment's name elsewhere (a Gymnasium id) -> the name of its task, or None.
 _KNOWN: tuple[Callable[[str], str | None], ...] = (maze.task_of, locomotion.task_of)
+# Terminal states that data of a world without any may seem to have: one a file, of joined files.
+_STRAY = 5
 
 
 @functools.cache
@@ -59,8 +61,8 @@ def read(source: str | pathlib.Path, *, ends: str = "auto", env: str | None = No
 
     env: the task's name, or a Gymnasium id, where the data do not say (as D4RL's files do not).
     Raises InputError for data that say another, or of other widths than the task's. Where a task
-    has no terminal states, flags of them are not followed: the episode goes on (each of D4RL's
-    files of one such world has one, D4RL issue 107).
+    has no terminal states, a few flags of them are not followed: the episode goes on (each of
+    D4RL's files of one such world has one, D4RL issue 107); more than these are another world's.
     """
     episodes = read_episodes(source, ends=ends)
     name = _name(episodes.about)
@@ -85,8 +87,24 @@ def read(source: str | pathlib.Path, *, ends: str = "auto", env: str | None = No
                 "windows would go on beyond a fall; give data with `terminals`"
             )
     if task is not None and not task.terminates:
+        _check_strays(source, task, episodes)
         episodes = without_terminations(episodes)
     return dataclasses.replace(episodes, about=episodes.about | {"task": name})
+
+
+def _check_strays(source: str | pathlib.Path, task: Task, episodes: Episodes) -> None:
+    """InputError for terminal states in numbers, in data of a task that has none."""
+    flags = episodes.terminations
+    count = 0 if flags is None else int(flags.sum())
+    if count <= _STRAY:
+        return
+    kin = (find(name) for name, make in TASKS.items() if make is TASKS[task.name])
+    like = [one.name for one in kin if one.terminates and one.widths == task.widths]
+    other = f"give --env {' or '.join(like)} where it is of that, or" if like else "give"
+    raise InputError(
+        f"{source}: has {count} terminal states, but {task.environment} has none: {other} data of "
+        f"{task.name}"
+    )
 
 
 def _name(about: Mapping[str, Any]) -> str | None:

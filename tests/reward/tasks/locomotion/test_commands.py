@@ -153,6 +153,22 @@ def test_d4rl_s_files_by_the_task_that_is_named(tmp_path):
         find.read(given, env="halfcheetah")
 
 
+def test_a_robot_that_falls_is_none_that_cannot(tmp_path):
+    """Two robots have 17 observations and 6 actions: falls tell them apart."""
+    given = tmp_path / "walker2d_medium-v2.hdf5"
+    rows = np.random.default_rng(0).normal(size=(400, 23)).astype(np.float32)
+    terminals = np.zeros(400, bool)
+    terminals[19::20] = True
+    with h5py.File(given, "w") as file:
+        file["observations"], file["actions"] = rows[:, :17], rows[:, 17:]
+        file["rewards"] = rows[:, 0]
+        file["terminals"], file["timeouts"] = terminals, np.zeros(400, bool)
+    said = "has 20 terminal states, but HalfCheetah-v5 has none: give --env walker2d where it is"
+    with pytest.raises(InputError, match=said):
+        find.read(given, env="halfcheetah")
+    assert find.read(given, env="walker2d").lengths.tolist() == [20] * 20
+
+
 def test_data_of_a_robot_that_falls_must_say_where(tmp_path):
     """Else windows would go on beyond a fall."""
     given = tmp_path / "hopper.hdf5"
