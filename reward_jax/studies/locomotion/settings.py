@@ -262,6 +262,12 @@ def check(config: Config) -> None:
                 f"rollout.execute is {config.rollout.execute}, but a plan of {name} has "
                 f"{own.horizon} steps (its horizon): give as many or fewer"
             )
+        if any(stop >= own.diffusion_steps for stop in config.t_stopgrads):
+            raise InputError(
+                f"t_stopgrads are {', '.join(map(str, config.t_stopgrads))}, but t of {name} goes "
+                f"from 0 to {own.diffusion_steps - 1}: a guide that stops above it never acts; "
+                f"give numbers below {own.diffusion_steps}"
+            )
         if own.distilled and own.distilled.reward.kind == "energy":
             raise InputError(
                 f"robots.{name}.distilled.reward.kind is energy, the dear one: give window"
