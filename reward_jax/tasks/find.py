@@ -69,7 +69,9 @@ def read(source: str | pathlib.Path, *, ends: str = "auto", env: str | None = No
     if env is not None:
         asked = find(_name({"environment": env}) or env).name
         if name not in (None, asked):
-            raise InputError(f"{source}: is of {name}, not of {asked}: leave the task out")
+            raise InputError(
+                f"{source}: is of {name}, not of {asked}: leave --env out, or give data of {asked}"
+            )
         name = asked
     if name is None:
         return episodes

@@ -9,7 +9,8 @@ import pytest
 
 from common_jax.errors import InputError
 from reward_jax.data.checkpoint import load_guide, load_model, save_model
-from reward_jax.data.files import read_episodes
+from reward_jax.data.episodes import Episodes
+from reward_jax.data.files import read_episodes, write_episodes
 from reward_jax.data.trajectory.space import TrajectorySpace
 from reward_jax.reward.relative import RelativeReward
 from reward_jax.tasks import find
@@ -120,7 +121,7 @@ def test_models_and_data_of_another_robot_are_refused(made, capsys):
     folder, _ = made
     argv = ["train", "--data", folder / "base.hdf5", "--out", folder / "none", *SMALL]
     assert run(*argv, "--env", "walker2d") == 2
-    assert "is of hopper, not of walker2d: leave the task out" in capsys.readouterr().err
+    assert "is of hopper, not of walker2d: leave --env out, or give" in capsys.readouterr().err
     with h5py.File(folder / "base.hdf5") as file, h5py.File(folder / "d4rl.hdf5", "w") as other:
         for name in ("observations", "actions", "rewards", "terminals", "timeouts"):
             other[name] = file[name][()]  # pyright: ignore[reportIndexIssue]
@@ -167,6 +168,19 @@ def test_a_robot_that_falls_is_none_that_cannot(tmp_path):
     with pytest.raises(InputError, match=said):
         find.read(given, env="halfcheetah")
     assert find.read(given, env="walker2d").lengths.tolist() == [20] * 20
+
+
+def test_data_that_say_another_robot_name_the_option(tmp_path):
+    made = Episodes(
+        np.zeros((8, 11), np.float32),
+        np.zeros((8, 3), np.float32),
+        np.array([8]),
+        {"task": "hopper"},
+        terminations=np.zeros(8, bool),
+    )
+    write_episodes(tmp_path / "ho.hdf5", made)
+    with pytest.raises(InputError, match="is of hopper, not of halfcheetah: leave --env out, or"):
+        find.read(tmp_path / "ho.hdf5", env="halfcheetah")
 
 
 def test_data_of_a_robot_that_falls_must_say_where(tmp_path):
