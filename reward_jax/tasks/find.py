@@ -27,9 +27,8 @@ TASKS: Mapping[str, Callable[[str], Task]] = {
 }
 # Each takes an environment's name elsewhere (a Gymnasium id) -> the name of its task, or None.
 _KNOWN: tuple[Callable[[str], str | None], ...] = (maze.task_of, locomotion.task_of)
-_STRAY = (
-    5  # flags of terminal states that data of a world without any may have: of a file or so each
-)
+# Terminal states that data of a world without any may seem to have: one a file, of joined files.
+_STRAY = 5
 
 
 @functools.cache
