@@ -20,7 +20,7 @@ from tuco_jax.core.decompose import decompose
 from tuco_jax.models.sharding import place, placement, put_rows
 from tuco_jax.scoring.options import ScoreFileOptions
 from tuco_jax.scoring.score_file import score_file
-from tuco_jax.weights import int8
+from tuco_jax.weights import int8, precision
 from tuco_jax.weights.load import load_model
 
 
@@ -80,3 +80,17 @@ def refused(base: str, tuned: str, other: str, folder: str, sizes: str) -> None:
             score_file(options, progress=False)
         meet()  # process 0 has taken its journal away
         assert not list(place.glob(f"*{out.name}*"))
+
+
+def where_parts_pay() -> None:
+    """Three parts are what all processes take, or none does."""
+    stored = {"base": frozenset({"bfloat16"})}
+    for slow in (None, 0, jax.process_count() - 1):
+
+        def pays(_: Any, slow: int | None = slow) -> bool:
+            return jax.process_index() != slow
+
+        with mock.patch.object(precision, "_three_parts_pay", pays):
+            wanted = precision.Wanted("float32", "auto")
+            assert wanted.settled(stored) == ("bfloat16x3" if slow is None else "float32")
+            assert wanted.held == ("as published" if slow is None else "float32")

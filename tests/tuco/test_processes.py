@@ -125,6 +125,7 @@ def group(request, pair, studies, alone, tmp_path_factory):
     runs += [[*given["tuned"], "--out", str(out / "begun"), "--resume", "true"]]
     runs += [["tests.tuco.member:rounded", pair[0], str(out)]]
     sizes = "21" if count == 2 else "22"
+    runs += [["tests.tuco.member:where_parts_pay"]]
     runs += [["tests.tuco.member:refused", *pair, str(made / "other"), str(out), sizes]]
     sizes = "12" if count == 2 else "22"
     runs += [["tests.tuco.member:decomposed", str(out / "decomposed.npz"), sizes]]
@@ -155,6 +156,12 @@ def test_files_that_are_not_the_same_for_all(group):
     """Which `tests.tuco.member:refused` has seen in every process."""
     for one in group.ended:
         assert "several: tests.tuco.member:refused" in one.err
+
+
+def test_precision_is_one_for_all(group):
+    """Also where one process's device would take another."""
+    for one in group.ended:
+        assert "several: tests.tuco.member:where_parts_pay" in one.err
 
 
 def test_options_that_are_not_the_same_for_all(tmp_path):
