@@ -17,10 +17,14 @@ __all__ = ["Wanted", "three_parts_pay"]
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """dtype and precision as `load_pair` takes them; InputError where they exclude each other."""
+    """dtype and precision as `load_pair` takes them; InputError where they exclude each other.
+
+    pays: whether three parts take less time than float32; by default, on the device that is here.
+    """
 
     dtype: str
     precision: AskedPrecision
+    pays: bool | None = None
 
     def __post_init__(self) -> None:
         check_precision(self.dtype, self.precision)
@@ -30,7 +34,10 @@ class Wanted:
         """As asked; "auto": three parts where they pay, which lose nothing that float32 keeps."""
         if self.precision != "auto":
             return self.precision
-        return "bfloat16x3" if self.dtype != "float16" and three_parts_pay() else "float32"
+        if self.dtype == "float16":
+            return "float32"
+        pays = three_parts_pay() if self.pays is None else self.pays
+        return "bfloat16x3" if pays else "float32"
 
     @property
     def held(self) -> str:
