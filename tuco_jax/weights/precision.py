@@ -23,10 +23,12 @@ class Wanted:
     """dtype and precision as `load_pair` takes them; InputError where they exclude each other.
 
     Several processes ask it the same: what "auto" stands for is for all of their devices.
+    pays: whether three parts take less time than float32; by default, on the devices that are here.
     """
 
     dtype: str
     precision: AskedPrecision
+    pays: bool | None = None
 
     def __post_init__(self) -> None:
         check_precision(self.dtype, self.precision)
@@ -36,7 +38,10 @@ class Wanted:
         """As asked; "auto": three parts where they pay, which lose nothing that float32 keeps."""
         if self.precision != "auto":
             return self.precision
-        return "bfloat16x3" if self.dtype != "float16" and three_parts_pay() else "float32"
+        if self.dtype == "float16":
+            return "float32"
+        pays = three_parts_pay() if self.pays is None else self.pays
+        return "bfloat16x3" if pays else "float32"
 
     @property
     def held(self) -> str:
