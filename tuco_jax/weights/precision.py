@@ -23,7 +23,7 @@ class Wanted:
     """dtype and precision as `load_pair` takes them; InputError where they exclude each other.
 
     Several processes ask it the same: what "auto" stands for is for all of their devices.
-    pays: whether three parts take less time than float32; by default, on the devices that are here.
+    pays: whether three parts take less time than float32; by default, on the devices here.
     """
 
     dtype: str
