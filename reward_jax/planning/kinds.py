@@ -133,11 +133,9 @@ class ImageSamples(Samples[ImageSpace]):
         return LabelledRows(pixels, jnp.asarray(found.known_labels(), jnp.int32))
 
     def hold_out(self, share: float, space: ImageSpace) -> tuple[Self, Self]:
-        """Every (1 / share)-th of all images is held out: of a folder, some of each class."""
-        apart = np.zeros(len(self.images), bool)
-        if share:
-            every = round(1 / share)
-            apart[every - 1 :: every] = True
+        """Always the same ones of as many images, whichever classes are left out."""
+        order = np.random.default_rng(0).permutation(len(self.images))
+        apart = order < round(share * len(order))
         if not apart.any():
             return self, self
         parts = (self.images.choose(np.flatnonzero(rows)) for rows in (~apart, apart))
@@ -183,15 +181,8 @@ class Kind(abc.ABC, Generic[S]):
         """Options that a model to begin with has, by their names with dots, and its values."""
 
     @abc.abstractmethod
-    def read(
-        self,
-        path: str,
-        space: S,
-        options: CutOption,
-        *,
-        part: Literal["train", "test"] = "train",
-    ) -> Samples[S]:
-        """Data, as those of a model of that space were; part: of data that hold some out."""
+    def read(self, path: str, space: S, options: CutOption) -> Samples[S]:
+        """Data, read as those of a model of that space were."""
 
     @abc.abstractmethod
     def size(self, space: S) -> str:
@@ -263,14 +254,7 @@ class _Trajectories(Kind[TrajectorySpace]):
             "normaliser": space.normaliser.kind,
         } | {f"network.{name}": value for name, value in own}
 
-    def read(
-        self,
-        path: str,
-        space: TrajectorySpace,
-        options: CutOption,
-        *,
-        part: Literal["train", "test"] = "train",
-    ) -> WindowSamples:
+    def read(self, path: str, space: TrajectorySpace, options: CutOption) -> WindowSamples:
         episodes = _episodes(path, options)
         return WindowSamples(episodes, options.cut.padding)
 
@@ -352,17 +336,8 @@ class _Images(Kind[ImageSpace]):
             "unet_2d.by_class": like.null is not None,
         } | {f"unet_2d.{name}": getattr(model, name) for name in fields if hasattr(model, name)}
 
-    def read(
-        self,
-        path: str,
-        space: ImageSpace,
-        options: CutOption,
-        *,
-        part: Literal["train", "test"] = "train",
-    ) -> ImageSamples:
-        return ImageSamples(
-            read_like(path, space, part=part), tuple(space.about.get("goal") or ())
-        )
+    def read(self, path: str, space: ImageSpace, options: CutOption) -> ImageSamples:
+        return ImageSamples(read_like(path, space), tuple(space.about.get("goal") or ()))
 
     def size(self, space: ImageSpace) -> str:
         return " x ".join(map(str, space.shape))

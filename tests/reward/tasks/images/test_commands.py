@@ -130,7 +130,10 @@ def given(tmp_path_factory):
         (["--data", "good", "--images.leave_out", "[a, b]"], "every image is of a class that is"),
         (["--data", "good", "--unet_2d.patch", 3], "unet_2d: "),
         (["--data", "good", "--horizon", 16], "horizon is of trajectories, and "),
-        (["--data", "data.hdf5", "--unet_2d.dim", 16], "unet_2d is of images, and "),
+        (
+            ["--data", "data.hdf5", "--horizon", 8, "--unet_2d.dim", 16],
+            "unet_2d is of images, and ",
+        ),
         (["--data", "good", "--init", "base.safetensors"], "good: holds images, where episodes"),
     ],
 )
