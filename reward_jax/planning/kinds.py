@@ -40,7 +40,7 @@ from reward_jax.diffusion.sources import Source
 from reward_jax.planning.extract import hold_out
 from reward_jax.planning.fit import Network, NetworkOptions, space_of, window_source
 from reward_jax.planning.image_options import check_network
-from reward_jax.planning.options import CutOption, NewSpaceOptions, RewardNetOption
+from reward_jax.planning.options import AnyRewardNetOption, CutOption, NewSpaceOptions
 from reward_jax.tasks.find import read
 
 __all__ = [
@@ -115,10 +115,10 @@ class ImageSamples(Samples[ImageSpace]):
         if not self.left_out:
             return self.images
         numbers = self.images.numbers(self.left_out)
-        kept = ~np.isin(self.images.known_labels(), numbers)
-        if not kept.any():
+        seen = ~np.isin(self.images.known_labels(), numbers)
+        if not seen.any():
             raise InputError(f"{self.images.source}: every image is of a class that is left out")
-        return self.images.choose(np.flatnonzero(kept))
+        return self.images.choose(np.flatnonzero(seen))
 
     def source(self, space: ImageSpace) -> Source:
         found = self.chosen
@@ -158,7 +158,7 @@ class Kind(abc.ABC, Generic[S]):
     foreign: tuple[str, ...]
     reward_option: Literal["reward", "half_unet_2d"]
 
-    def reward(self, options: RewardNetOption) -> Any:
+    def reward(self, options: AnyRewardNetOption) -> Any:
         """Of the reward's network; raises InputError where the other kind's are given."""
         for kind in _KINDS:
             if kind is not self:

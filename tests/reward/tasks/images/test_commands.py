@@ -93,15 +93,15 @@ def test_samples_are_steered(made):
 def test_a_report_of_images(made):
     folder, printed = made
     text = (folder / "report" / "report.html").read_text("utf-8")
-    for words in (
+    for part in (
         "Steered samples",
         "The reward of held-out images",
         "noised images",
         "8 x 8 x 1",
     ):
-        assert words in text, words
+        assert part in text, part
     assert "trajector" not in text and "plans" not in text
-    # base, expert, unsteered, steered, told, loss, diagnostics
+    # base, expert, unsteered, steered, judged, loss, diagnostics
     assert text.count("data:image/svg+xml;base64,") == 7
     assert "images of classes that the expert never saw have the lower" in printed["report"]
 
