@@ -251,11 +251,13 @@ def check_sets(config: Config, train: Images, test: Images) -> None:
     if len(train) < config.validation_images + batch:
         raise InputError(
             f"{train.source}: holds {len(train):,} images, too few for "
-            f"{config.validation_images} of validation and a batch of {batch}"
+            f"{config.validation_images} of validation and a batch of {batch}: lower "
+            "validation_images or batch_size"
         )
     if len(test) < config.test_images:
         raise InputError(
-            f"{test.source}: holds {len(test):,} images, but test_images is {config.test_images}"
+            f"{test.source}: holds {len(test):,} images, but test_images is {config.test_images}: "
+            "give no more"
         )
     for name, classes in config.choices.items():
         harmful = np.isin(labels, test.numbers(classes))
