@@ -113,7 +113,7 @@ class Config(
     MatchingOption,
     DiffusionOption,
 ):
-    """Extract what experts lack that never saw some classes of images, and steer a base by it.
+    """Extract what experts lack that were tuned on without some classes, and steer a base by it.
 
     Args:
         out: folder of the study; what is there already is kept.
