@@ -258,9 +258,15 @@ def _check(stated: Mapping[str, Any], where: Any, known: Mapping[str, Any]) -> N
         if option not in known:
             if value is False:
                 continue
-            raise InputError(f"{where}: the option {option:.80} is unknown, and not implemented")
+            raise InputError(
+                f"{where}: the option {option:.80} is unknown, and not implemented; take a model "
+                "that was saved without it"
+            )
         if value not in known[option]:
-            raise InputError(f"{where}: {option} {value!r:.80} is not implemented")
+            raise InputError(
+                f"{where}: {option} {value!r:.80} is not implemented; take a model that has "
+                + " or ".join(map(str, known[option]))
+            )
 
 
 def _count(

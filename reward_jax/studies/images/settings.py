@@ -74,7 +74,7 @@ class Config(
     MatchingOption,
     DiffusionOption,
 ):
-    """Extract what experts lack that never saw some classes of images, and steer a base by it.
+    """Extract what experts lack that were tuned on without some classes, and steer a base by it.
 
     Args:
         out: folder of the study; what is there already is kept.
@@ -217,11 +217,13 @@ def check_sets(config: Config, train: Images, test: Images) -> None:
     if len(train) < config.validation_images + batch:
         raise InputError(
             f"{train.source}: holds {len(train):,} images, too few for "
-            f"{config.validation_images} of validation and a batch of {batch}"
+            f"{config.validation_images} of validation and a batch of {batch}: lower "
+            "validation_images or batch_size"
         )
     if len(test) < config.test_images:
         raise InputError(
-            f"{test.source}: holds {len(test):,} images, but test_images is {config.test_images}"
+            f"{test.source}: holds {len(test):,} images, but test_images is {config.test_images}: "
+            "give no more"
         )
     for name, classes in config.choices.items():
         harmful = np.isin(labels, test.numbers(classes))

@@ -152,10 +152,10 @@ def test_a_second_start_makes_what_is_missing_and_no_more(done, tmp_path, monkey
         ({"sampling": GuidanceOptions(sampler="ddim", sampling_steps=7)}, "sampling: .*7"),
         ({"sampling": GuidanceOptions(sampling_steps=3)}, "sampling: "),
         ({"sampling": GuidanceOptions(skip=1)}, "sampling.skip is of a warm start"),
-        ({"test_images": 49}, "holds 48 images, but test_images is 49"),
+        ({"test_images": 49}, "holds 48 images, but test_images is 49: give no more$"),
         (
             {"validation_images": 150},
-            "holds 160 images, too few for 150 of validation and a batch of 16",
+            "too few for 150 of validation and a batch of 16: lower validation_images or batch_",
         ),
         (
             {"test_images": 20, "validation_images": 20},
