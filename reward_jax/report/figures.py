@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from common_jax.report.figures import PALETTE, draw
-from reward_jax.report.measure import SHOWN, Maps, Measured, Told
+from reward_jax.report.measure import SHOWN, Judged, Maps, Measured
 from reward_jax.tasks.base import Outcome, Task
 from reward_jax.tasks.plane import HeatMap, Plane, draw_map
 
@@ -76,10 +76,10 @@ def page_figures(measured: Measured) -> dict[str, tuple[str, str]]:
         away = f"the peak lies {maps.peak.distance:.2f} {maps.peak.unit} from the goal"
         heat = draw(lambda axis: _heat(axis, measured, maps), width=5.6, height=4.6)
         figures["heat"] = heat, f"heat map of the reward; {away}"
-    if told := measured.told:
-        columns = 1 if told.lacking is None else 2
-        drawn = draw(lambda axes: _told(axes, told), width=4.0 * columns, columns=columns)
-        figures["told"] = drawn, str(told)
+    if judged := measured.judged:
+        columns = 1 if judged.lacking is None else 2
+        drawn = draw(lambda axes: _judged(axes, judged), width=4.0 * columns, columns=columns)
+        figures["judged"] = drawn, str(judged)
     if measured.metrics:
         figures["loss"] = draw(loss), "loss of the reward against training steps"
     if measured.diagnostics:
@@ -87,22 +87,22 @@ def page_figures(measured: Measured) -> dict[str, tuple[str, str]]:
     return figures
 
 
-def _told(axes: Any, told: Told) -> None:
+def _judged(axes: Any, judged: Judged) -> None:
     """Rewards at the step that tells images apart best, else at a middle one; and AUC by step."""
-    if told.lacking is None:
-        best, parts = len(told.t) // 2, [(np.ones(told.rewards.shape[1], bool), 0, "images")]
+    if judged.lacking is None:
+        best, parts = len(judged.t) // 2, [(np.ones(judged.rewards.shape[1], bool), 0, "images")]
     else:
-        found = told.aucs()
+        found = judged.aucs()
         best = int(np.argmax(found))
-        parts = [(~told.lacking, 0, "others"), (told.lacking, 2, "never seen by the expert")]
+        parts = [(~judged.lacking, 0, "others"), (judged.lacking, 2, "never seen by the expert")]
         axes, curve = axes
-        curve.plot(told.t, found, "o-", color=PALETTE[0])
+        curve.plot(judged.t, found, "o-", color=PALETTE[0])
         curve.set(xlabel="diffusion step t", ylabel="AUC", ylim=(0, 1.02))
-    rewards = told.rewards[best]
+    rewards = judged.rewards[best]
     bins = np.linspace(rewards.min(), rewards.max(), 40)
     for rows, color, label in parts:
         axes.hist(rewards[rows], bins, color=PALETTE[color], alpha=0.6, density=True, label=label)
-    axes.set(xlabel=f"reward of images noised to t = {told.t[best]}", yticks=[])
+    axes.set(xlabel=f"reward of images noised to t = {judged.t[best]}", yticks=[])
     axes.legend(fontsize=8)
 
 

@@ -29,7 +29,7 @@ from reward_jax.tasks.base import Outcome, Planner, Task
 from reward_jax.tasks.find import task_and_goal
 from reward_jax.tasks.plane import HeatMap, MapOptions, Peak, Plane
 
-__all__ = ["SHOWN", "Compared", "Maps", "Measured", "PageOptions", "Told", "compare", "measure"]
+__all__ = ["SHOWN", "Compared", "Maps", "Measured", "PageOptions", "Judged", "compare", "measure"]
 
 SHOWN = 48  # trajectories or images of a figure
 _LOOKS = 8  # diffusion steps at which a reward is asked about held-out images
@@ -89,7 +89,7 @@ class Maps:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Told:
+class Judged:
     """The reward of held-out images, each noised at some diffusion steps.
 
     t: these. rewards: the network's own output. lacking: images of classes that the expert never
@@ -121,7 +121,7 @@ class Measured:
     """What a page shows.
 
     recorded: some of the base's data, as the task draws them. outcomes: by what was steered.
-    maps: None without a plane. told: None without held-out data. metrics, diagnostics: of the
+    maps: None without a plane. judged: None without held-out data. metrics, diagnostics: of the
     reward's training, where it kept any.
     """
 
@@ -130,7 +130,7 @@ class Measured:
     recorded: Shaped[np.ndarray, "B ..."]
     outcomes: dict[str, Outcome]
     maps: Maps | None
-    told: Told | None = None
+    judged: Judged | None = None
     metrics: Sequence[Mapping[str, float]] = ()
     diagnostics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -138,7 +138,7 @@ class Measured:
         """What was found, in words: the peak against the goal, and the outcomes."""
         summarise = self.compared.task.summarise
         found = [f"{name}: {summarise(one.means())}" for name, one in self.outcomes.items()]
-        found += [str(self.told)] if self.told else []
+        found += [str(self.judged)] if self.judged else []
         return [str(self.maps.peak), *found] if self.maps else found
 
 
@@ -167,18 +167,18 @@ def measure(
     found = outcomes(c.task, named, starts, key=key, goal=c.goal, rollout=options.rollout)
     maps = _maps(c, c.task.plane, rows, starts, options, key) if c.task.plane else None
     recorded = c.task.recorded(c.kind.observed(rows[:SHOWN], c.base.space))
-    told = _told(c, held_out, key) if held_out else None
-    return Measured(c, options, recorded, found, maps, told, metrics, diagnostics or {})
+    judged = _judged(c, held_out, key) if held_out else None
+    return Measured(c, options, recorded, found, maps, judged, metrics, diagnostics or {})
 
 
-def _told(compared: Compared, held_out: HeldOut, key: Key[Array, ""]) -> Told:
+def _judged(compared: Compared, held_out: HeldOut, key: Key[Array, ""]) -> Judged:
     """The reward at steps from the first to the last."""
     schedule = compared.guide.schedule
     t = np.unique(np.linspace(0, schedule.steps - 1, _LOOKS).round().astype(np.int32))
     found = scores(compared.reward, held_out.x_0, Looks(schedule, t, key))
     lacking = held_out.lacking
     both = lacking is not None and 0 < lacking.sum() < len(lacking)
-    return Told(t, found, lacking if both else None)
+    return Judged(t, found, lacking if both else None)
 
 
 def _maps(

@@ -93,13 +93,13 @@ def test_samples_are_steered(made):
 def test_a_report_of_images(made):
     folder, printed = made
     text = (folder / "report" / "report.html").read_text("utf-8")
-    for words in (
+    for part in (
         "Steered samples",
         "The reward of held-out images",
         "noised images",
         "8 x 8 x 1",
     ):
-        assert words in text, words
+        assert part in text, part
     assert "trajector" not in text and "plans" not in text
     # base, expert, unsteered, steered, told, loss, diagnostics
     assert text.count("data:image/svg+xml;base64,") == 7
