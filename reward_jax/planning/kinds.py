@@ -115,10 +115,10 @@ class ImageSamples(Samples[ImageSpace]):
         if not self.left_out:
             return self.images
         numbers = self.images.numbers(self.left_out)
-        seen = ~np.isin(self.images.known_labels(), numbers)
-        if not seen.any():
+        others = ~np.isin(self.images.known_labels(), numbers)
+        if not others.any():
             raise InputError(f"{self.images.source}: every image is of a class that is left out")
-        return self.images.choose(np.flatnonzero(seen))
+        return self.images.choose(np.flatnonzero(others))
 
     def source(self, space: ImageSpace) -> Source:
         found = self.chosen
