@@ -8,6 +8,7 @@ import functools
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
+from common_jax.cli.options import TopologyOption
 from common_jax.cli.ranges import NonNegativeInt, PositiveInt, check_ranges
 from common_jax.errors import InputError
 from tuco_jax.weights.options import BaseOptions, check_source
@@ -19,7 +20,7 @@ __all__ = ["PlanOptions", "plan_score"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanOptions(BaseOptions):
+class PlanOptions(TopologyOption, BaseOptions):
     """Plan the scoring of a pair, of which config.json is enough.
 
     Both operands of products with weights are of their dtype; with int8 weights they are
@@ -49,6 +50,7 @@ def plan_score(options: PlanOptions) -> "tuple[Plan, Device]":
     are longer than their context, and for a mesh that cannot be had.
     """
     check_ranges(options)
+    options.check_topology(options.device)
     if options.rank and options.tuned is not None:
         raise InputError("rank is of an adapter in place of a tuned model: give one of the two")
     sizes = dataclasses.asdict(options.mesh)
@@ -91,7 +93,7 @@ def plan_score(options: PlanOptions) -> "tuple[Plan, Device]":
         out = last_token(pair, *given["inputs"], mesh=mesh)
         return out.tuco, out.layers, out.telescoping
 
-    with devices(math.prod(sizes.values())) as found:
+    with devices(math.prod(sizes.values()), options.topology) as found:
         mesh = make_mesh(**sizes, devices=found)
         rounds = options.dtype == "int8"
         kind = None if rounds else jax.numpy.dtype(options.dtype)
