@@ -10,6 +10,9 @@ fake CPU devices. Arguments and results are those of any device. Temporaries are
 program as CPUs run it, at most: they cast bfloat16 to multiply it, and their attention holds more
 than an accelerator's kernels do. Weights that they cast before they gather them count as stored.
 
+`devices(8, "v5e:2x4")` are TPUs of such a slice: then XLA's compiler for TPUs (libtpu, no TPU)
+makes the program that they would run, and temporaries and exchanges are its own.
+
 Legend of the report: bytes are of one device, FLOPs of all.
 """
 
@@ -238,11 +241,12 @@ def check_sizes(options: Any, prefix: str = "") -> None:
 
 
 @contextlib.contextmanager
-def devices(count: int) -> Iterator[list[Any]]:
+def devices(count: int, topology: str | None = None) -> Iterator[list[Any]]:
     """That many CPU devices, fake but for one, on which programs are compiled.
 
+    topology: of TPUs that are not here, whose devices take the place of those.
     In a process whose devices are in use already those must be enough; InputError where they are
-    not, or where more are asked for than this can hold.
+    not, where more are asked for than this can hold, or where a topology cannot be had.
     """
     if count > _MOST:
         raise InputError(f"a mesh of {count} devices: at most {_MOST} are planned for")
@@ -261,7 +265,27 @@ def devices(count: int) -> Iterator[list[Any]]:
             "process of its own"
         )
     with jax.default_device(found[0]):
-        yield found[:count]
+        yield (found if topology is None else _slice(topology, count))[:count]
+
+
+def _slice(topology: str, count: int) -> list[Any]:
+    """The devices of a slice of TPUs."""
+    from jax.experimental.topologies import get_topology_desc
+
+    # Nothing runs: libtpu need not ask a cloud what machine this is, nor be one process's alone.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    try:
+        found = list(get_topology_desc(platform="tpu", topology_name=topology).devices)
+    except Exception as error:  # of libtpu, whatever its kind
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"topology {topology}: cannot be compiled for ({line:.120}); install the extra tpu, "
+            'and name a slice as "v5e:2x4"'
+        ) from None
+    if len(found) < count:
+        raise InputError(f"topology {topology} has {len(found)} devices, the mesh {count}")
+    return found
 
 
 def abstract(
@@ -322,7 +346,8 @@ def plan(
         # A CPU casts bfloat16 weights to multiply them: those of a layer, not of all before.
         "xla_disable_hlo_passes": "while-loop-invariant-code-motion",
     }
-    compiled = traced.lower().compile(compiler_options=options)
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    compiled = traced.lower().compile(compiler_options=options if on_cpu else None)
     analysis: Any = compiled.memory_analysis()
     stored = {
         (_whole(x)[-2:]): x.dtype.itemsize

@@ -7,6 +7,7 @@ default where they need one.
 import dataclasses
 
 from common_jax.cli.ranges import MeshSize, NonNegativeFloat, NonNegativeInt, PositiveInt, Seed
+from common_jax.errors import InputError
 
 __all__ = [
     "CheckpointOption",
@@ -16,6 +17,7 @@ __all__ = [
     "ProcessOptions",
     "RunOptions",
     "SeedOption",
+    "TopologyOption",
 ]
 
 
@@ -72,6 +74,23 @@ class DeviceOption:
     """
 
     mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TopologyOption:
+    """What a program is compiled for that is planned.
+
+    Args:
+        topology: a slice of TPUs, such as "v5e:2x4", by their own compiler, which the extra tpu
+            brings; by default CPUs, whose temporaries are larger.
+    """
+
+    topology: str | None = None
+
+    def check_topology(self, device: str) -> None:
+        """Raise InputError for another device than the slice's."""
+        if self.topology is not None and device != "tpu-v5e":
+            raise InputError(f"topology {self.topology} is of TPUs: give device tpu-v5e")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ this. Legend: B rows, each a prompt with a noise, h and w height and width of la
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from common_jax.cli.options import DeviceOption
+from common_jax.cli.options import DeviceOption, TopologyOption
 from common_jax.cli.ranges import PositiveInt, check_ranges
 from common_jax.errors import InputError
 from reward_jax.planning.cost import DevicePlanOptions, sizes_of
@@ -26,7 +26,7 @@ _TEXTS = 3  # that a row is asked with at once: none, the prompt, the concept
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ChainPlanOptions(DeviceOption, DevicePlanOptions):
+class ChainPlanOptions(TopologyOption, DeviceOption, DevicePlanOptions):
     """Plan safe chains whose latents and epsilons are kept, as `reward-jax study i2p` draws them.
 
     Args:
@@ -45,6 +45,7 @@ class ChainPlanOptions(DeviceOption, DevicePlanOptions):
 def plan_chains(options: ChainPlanOptions) -> "tuple[Plan, Device]":
     """Compile the chains. Raises InputError for options that do not fit one another."""
     check_ranges(options)
+    options.check_topology(options.device)
     from common_jax.cost import LARGEST
 
     sizes = sizes_of(options)
@@ -82,7 +83,7 @@ def plan_chains(options: ChainPlanOptions) -> "tuple[Plan, Device]":
     of = jax.ShapeDtypeStruct
     text = _TOKENS, config.text_width
 
-    with devices(sizes["data"]) as found:
+    with devices(sizes["data"], options.topology) as found:
         mesh = make_mesh(**sizes, devices=found)
         schedule = schedulers.schedule_of(scheduler)
         made = schedulers.plan(scheduler, "pndm", options.steps)

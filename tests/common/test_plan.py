@@ -1,6 +1,7 @@
 """What binds, from figures by hand; and a small program against what it takes when it is run."""
 
 import dataclasses
+import importlib.util
 import json
 from typing import Any
 
@@ -135,3 +136,23 @@ def test_weights_are_gathered_as_they_are_stored():
 def test_more_devices_than_can_be_had(count, said):
     with pytest.raises(InputError, match=said), devices(count):
         pass
+
+
+def test_a_slice_of_tpus_that_are_not_here():
+    """By the TPU's own compiler where it is installed, and one clear line where it is not."""
+    if importlib.util.find_spec("libtpu") is None:
+        with pytest.raises(InputError, match="install the extra tpu"), devices(8, "v5e:2x4"):
+            pass
+        return
+    with devices(8, "v5e:2x4") as found:
+        mesh = make_mesh(4, 2, devices=found)
+        cut = NamedSharding(mesh, PartitionSpec("fsdp"))
+        given = {"x": rows((512, 256), jnp.bfloat16, mesh)}
+        given["w"] = jax.ShapeDtypeStruct((256, 128), jnp.bfloat16, sharding=cut)
+        one = plan(lambda x, w: jnp.tanh(x @ w), given, mesh, "bfloat16", weights=("w",))
+    assert one.bytes["x"] == 512 * 256 * 2 / 8 and one.bytes["w"] == 256 * 128 * 2 / 2
+    assert one.flops == 2 * 512 * 256 * 128
+    assert one.kinds()["all-gather"] == {"count": 1, "bytes": 256 * 128 * 2 / 2}
+    for name, said in (("v5e:2x2", "has 4 devices, the mesh 8"), ("nowhere", "name a slice")):
+        with pytest.raises(InputError, match=said), devices(8, name):
+            pass

@@ -16,11 +16,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.pallas.ops.tpu import splash_attention as ops
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
+from common_jax.mesh import batch_sharding, traced_mesh
 from tuco_jax.models.positions import Positions
 
 __all__ = ["cudnn", "splash"]
@@ -67,8 +67,9 @@ def _splash_over(
 ) -> Callable[..., jax.Array]:
     """The kernel over q [B, K, G, T, h], keys, values [B, K, T, h] and segments [B, T] int.
 
-    Rows and key/value heads may be sharded over a mesh: XLA does not partition Mosaic kernels by
-    itself, so that the rule is stated here.
+    Rows and key/value heads may be sharded over a mesh of `make_mesh`, which the types of arrays
+    tell: XLA does not partition Mosaic kernels by itself, and takes no rule for one on a TPU
+    (`custom_partitioning`), so that each device is given its own part here.
     """
     shape = tokens, tokens
     mask = ops.LocalMask(shape, (window - 1, 0), 0) if window else ops.CausalMask(shape)
@@ -82,7 +83,7 @@ def _splash_over(
         )
         tables, tree = jax.tree.flatten(jax.tree.map(np.asarray, kernel))
 
-    def run(q, keys, values, segments, *tables):
+    def run(q, keys, values, segments):
         # Traced in here, products take this precision, and Mosaic then contracts in float32.
         exact = "highest" if keys.dtype == jnp.float32 else "default"
         flat = q.reshape(q.shape[0], -1, *q.shape[3:])
@@ -90,23 +91,18 @@ def _splash_over(
             kernel = jax.vmap(jax.tree.unflatten(tree, tables))
             return kernel(flat, keys, values, ops.SegmentIds(segments, segments)).reshape(q.shape)
 
-    def partition(mesh, arguments, _):
-        rows, shared = (*arguments[0].sharding.spec, None, None)[:2]
-        by_head, by_row, whole = (
-            NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((rows, shared), (rows,), ())
-        )
-        return mesh, run, by_head, (by_head, by_head, by_head, by_row, *(whole for _ in tables))
+    def over(q, keys, values, segments):
+        mesh = traced_mesh(q)
+        if mesh is None:
+            return run(q, keys, values, segments)
+        (rows,) = batch_sharding(mesh, len(q)).spec
+        shared = None if q.shape[1] % mesh.shape["tensor"] else "tensor"
+        by_head, by_row = PartitionSpec(rows, shared), PartitionSpec(rows)
+        given = by_head, by_head, by_head, by_row
+        part = jax.shard_map(run, mesh=mesh, in_specs=given, out_specs=by_head, check_vma=False)
+        return part(q, keys, values, segments)
 
-    names = [[f"m{i}{axis}" for axis in range(t.ndim)] for i, t in enumerate(tables)]
-    rule = ", ".join(["b k g t h", "b k t h", "b k t h", "b t", *(" ".join(n) for n in names)])
-    cut = custom_partitioning(run)
-    cut.def_partition(
-        partition=partition,
-        sharding_rule=f"{rule} -> b k g t h",
-        need_replication_factors=("g", "t", "h", *(n for axes in names for n in axes)),
-    )
-    cut = jax.custom_batching.sequential_vmap(cut)
-    return lambda *arrays: cut(*arrays, *tables)
+    return jax.custom_batching.sequential_vmap(over)
 
 
 def cudnn(

@@ -8,6 +8,7 @@ import functools
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
+from common_jax.cli.options import TopologyOption
 from common_jax.cli.ranges import NonNegativeInt, PositiveInt, check_ranges
 from common_jax.errors import InputError
 from tuco_jax.weights.options import (
@@ -24,7 +25,7 @@ __all__ = ["PlanOptions", "plan_score"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanOptions(PrecisionOption, BaseOptions):
+class PlanOptions(TopologyOption, PrecisionOption, BaseOptions):
     """Plan the scoring of a pair, of which config.json is enough.
 
     What auto stands for, and which weights stay in bfloat16, is what scoring would choose on the
@@ -56,6 +57,7 @@ def plan_score(options: PlanOptions) -> "tuple[Plan, Device]":
     """
     check_ranges(options)
     check_precision(options.dtype, options.precision)
+    options.check_topology(options.device)
     if options.rank and options.tuned is not None:
         raise InputError("rank is of an adapter in place of a tuned model: give one of the two")
     sizes = dataclasses.asdict(options.mesh)
@@ -103,7 +105,7 @@ def plan_score(options: PlanOptions) -> "tuple[Plan, Device]":
         out = last_token(pair, *given["inputs"], mesh=mesh)
         return out.tuco, out.layers, out.telescoping
 
-    with devices(math.prod(sizes.values())) as found:
+    with devices(math.prod(sizes.values()), options.topology) as found:
         mesh = make_mesh(**sizes, devices=found)
         shards = functools.partial(abstract, where=placement(mesh))
         models = [_held(param_shapes(base), wanted.held, stored[sources[0]])]

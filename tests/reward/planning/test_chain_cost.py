@@ -55,6 +55,7 @@ def test_what_cannot_be_planned():
         (dict(size=100), "size must be a multiple of 8; not 100"),
         (dict(mesh=MeshOptions(fsdp=2)), "chains are sharded over data alone; give mesh.data"),
         (dict(mesh=MeshOptions(data=-1)), "a plan wants each size"),
+        (dict(topology="v5e:2x4"), "topology v5e:2x4 is of TPUs: give device tpu-v5e"),
     ]
     for changes, said in cases:
         with pytest.raises(InputError, match=said):

@@ -1,6 +1,7 @@
 """Every form of attention gives the CPU form's numbers, and holds no square array of a row."""
 
 import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from common_jax.mesh import make_mesh
 from tests.tuco import random_models as rm
 from tuco_jax.models import attention, attention_kernels, decoder
 from tuco_jax.models.attention import _in_chunks, _in_parts, _query_parts, kernels
@@ -184,19 +186,23 @@ def test_a_kernel_has_the_derivatives_of_chunks():
 
 def test_splash_over_a_mesh_and_under_vmap():
     """Rows over one axis, key/value heads over another: no device sees all of either."""
-    mesh = jax.make_mesh((3, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    mesh = make_mesh(3, 1, 2)
     at, arrays = places(200, "packed"), tensors(200)
     reference = _in_parts(0.0, *arrays, at, at, jnp.int32(37))
     cut = NamedSharding(mesh, PartitionSpec("data", "tensor"))
     spread = [jax.device_put(a, cut) for a in arrays]
 
-    @jax.jit
-    def run(q, keys, values):
-        return attention_kernels.splash(37, 0.0, q, keys, values, at, interpret=True)
+    def splash(q, keys, values, interpret=False):
+        return attention_kernels.splash(37, 0.0, q, keys, values, at, interpret=interpret)
 
+    run = jax.jit(functools.partial(splash, interpret=True))
     ours = run(*spread)
     assert_same(ours, reference, at)
     assert ours.sharding.is_equivalent_to(cut, ours.ndim)
+    # A TPU's compiler takes no partitioner of ours: each device's part is in the program.
+    text = jax.jit(splash).trace(*spread).lower(lowering_platforms=("tpu",)).as_text()
+    assert "@tpu_custom_call" in text and "CustomSPMDPartitioning" not in text
+    assert "manual_computation" in text
     q, keys, values = arrays
     both = jax.vmap(run, (0, None, None))(jnp.stack([q, 2 * q]), keys, values)
     assert_same(both[0], reference, at)

@@ -144,6 +144,7 @@ def test_the_command_line(folder, tmp_path, capsys):
         ({"batch": 0}, "batch must be 1 or more"),
         ({"dtype": "float16", "precision": "bfloat16"}, "not weights of --dtype float16"),
         ({"precision": "bfloat16x2"}, "its weights are stored in float32, and --precision bfl"),
+        ({"topology": "v5e:2x4", "device": "h100"}, "topology v5e:2x4 is of TPUs: give device"),
         ({"batch": 10**15}, "batch must be at most 2147483647 to be planned"),
         ({"batch": 2 * 10**9}, "batch 2000000000 of 16 tokens are 3.2e.10, and a compiler counts"),
         ({"rank": 10**18}, "rank must be at most 2147483647 to be planned"),

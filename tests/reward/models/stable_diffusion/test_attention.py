@@ -1,5 +1,7 @@
 """Which form attention takes, and that it is the same by cuDNN; chains hold it to diffusers'."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from reward_jax.models.stable_diffusion import attention
 from reward_jax.models.stable_diffusion.attention import attend
 
 
-def tensors(dtype=jnp.bfloat16, width=40, queries=70, keys=77):
+def tensors(dtype: Any = jnp.bfloat16, width=40, queries=70, keys=77) -> Any:
     """Of 1.5's head width at the finest level, to a text."""
     rng = np.random.default_rng(0)
     shapes = (2, queries, 3, width), (2, keys, 3, width), (2, keys, 3, width)

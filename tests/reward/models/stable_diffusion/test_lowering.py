@@ -1,5 +1,6 @@
 """The main functions, lowered for a TPU and a GPU that are not here; nothing is computed."""
 
+import inspect
 import re
 from typing import Any
 
@@ -73,7 +74,7 @@ def lowered(platform, function, *shapes):
     return jax.jit(function).trace(*shapes).lower(lowering_platforms=(platform,)).as_text()
 
 
-def shaped(*shape, dtype: Any = jnp.float32):
+def shaped(*shape, dtype: Any = jnp.float32) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
@@ -107,8 +108,9 @@ def test_chains(platform, dtype, safe):
     def run(params, latents, prompt, nothing, concept=None):
         guided = Guided(prompt, nothing, concept, jnp.float32(7.5), numbers)
         given = params, schedule, steps, latents, guided, None
-        # Not `chain`: what is traced here must not be what another test finds, on a CPU.
-        return chain.__wrapped__(*given, model=UNET, trajectory=True)
+        # Not `chain` itself: what is traced here must not be what another test finds, on a CPU.
+        whole: Any = inspect.unwrap(chain)
+        return whole(*given, model=UNET, trajectory=True)
 
     texts = [shaped(*text, dtype=dtype)] * (3 if safe else 2)
     found = lowered(platform, run, params, latents, *texts)
@@ -146,7 +148,7 @@ def test_matching_of_latents(platform):
     fixed: dict[str, Any] = dict(pin=None, seeds=False, apart=False, mesh=None)
 
     def run(state, weights, targets):
-        step = learn.__wrapped__  # as of `chain`
+        step = inspect.unwrap(learn)  # as of `chain`
         return step(state, weights, None, targets, reward=half, rule=adam.update, **fixed)
 
     text = lowered(platform, run, state, shaped(200), Targets(x, t, x, "epsilon"))

@@ -1,5 +1,6 @@
 """Stable Diffusion 1.5's real size, without its weights: nothing is computed or held."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import diffusers as untyped
@@ -8,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from jax._src.cudnn import fused_attention_stablehlo as fused
 from torch.utils.flop_counter import FlopCounterMode
 
-from common_jax.cost import each_product, products
+from common_jax.cost import _programs, each_product, products
+from reward_jax.models.stable_diffusion import attention
 from reward_jax.models.stable_diffusion.config import UNetConfig
 from reward_jax.models.stable_diffusion.unet import UNet
 
@@ -20,15 +23,30 @@ diffusers: Any = untyped  # its lazy names are unknown to a type checker
 STATED = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
 
 
-@pytest.fixture(scope="module")
-def program():
+def traced(dtype: Any):
     """The U-Net's parameters' shapes and its program at one latent of 64 x 64."""
     module = UNet(UNetConfig.of(STATED, "here"))
     of = jax.ShapeDtypeStruct
     given = of((1, 64, 64, 4), jnp.float32), of((1,), jnp.int32), of((1, 77, 768), jnp.float32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), *given)["params"]
+    params = jax.tree.map(lambda x: of(x.shape, dtype), shapes)
     run = jax.jit(lambda params, *given: module.apply({"params": params}, *given))
-    return shapes, jax.make_jaxpr(run)(shapes, *given)
+    return shapes, jax.make_jaxpr(run)(params, *given[:2], of(given[2].shape, dtype))
+
+
+@pytest.fixture(scope="module")
+def program():
+    """In float32, whose attention is in parts everywhere."""
+    return traced(jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def program_of_a_gpu():
+    """In bfloat16, whose attention is cuDNN's where its heads are not too wide."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "cudnn_width", lambda: 256)
+        patch.setattr(fused, "check_cudnn_version", lambda: 91000)
+        return traced(jnp.bfloat16)
 
 
 def test_flops_are_those_of_the_reference(program):
@@ -43,14 +61,36 @@ def test_flops_are_those_of_the_reference(program):
     assert products(jaxpr).flops == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
-def test_no_logits_are_larger_than_twice_the_largest_activation(program):
-    """Attention over 4096 places is computed for some of them at a time."""
-    _, jaxpr = program
-    logits = activations = 0
-    for equation, _ in each_product(jaxpr):
-        size, numbers = equation.outvars[0].aval.size, equation.params["dimension_numbers"]
-        if equation.primitive.name == "dot_general" and numbers[1][0]:
-            logits = max(logits, size)
-        else:
-            activations = max(activations, size)
-    assert 0 < logits <= 2 * activations
+def equations(program: Any) -> Iterator[Any]:
+    """All of a program's, those of loops, branches and calls too."""
+    for equation in getattr(program, "jaxpr", program).eqns:
+        yield equation
+        for inside in _programs(equation.params):
+            yield from equations(inside)
+
+
+@pytest.mark.parametrize(
+    ("which", "by_cudnn"),
+    [("program", 0), pytest.param("program_of_a_gpu", 2 * 10, marks=pytest.mark.slow)],
+    ids=["anywhere", "gpu"],
+)
+def test_no_array_is_larger_than_twice_the_largest_activation(which, by_cudnn, request):
+    """Bytes of all that is computed: attention over 4096 places, for one, is in parts.
+
+    Activations are what weights give, convolutions and products of a layer.
+    """
+    _, jaxpr = request.getfixturevalue(which)
+    found = list(equations(jaxpr))
+    assert (
+        sum(one.primitive.name == "dot_product_attention_fwd_wrapper" for one in found) == by_cudnn
+    )
+    activations = [
+        x.outvars[0].aval
+        for x, _ in each_product(jaxpr)
+        if x.primitive.name != "dot_general" or not x.params["dimension_numbers"][1][0]
+    ]
+    largest = max(x.size * x.dtype.itemsize for x in activations)
+    assert largest == 4096 * 8 * 320 * activations[0].dtype.itemsize  # of an MLP, with its gate
+    for one in found:
+        for out in one.outvars:
+            assert out.aval.size * out.aval.dtype.itemsize <= 2 * largest, one
