@@ -5,9 +5,11 @@ import contextlib
 import os
 import pathlib
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 from common_jax import distributed
@@ -73,7 +75,13 @@ def work(act: str) -> None:
     assert mesh is not None and mesh.size == jax.process_count() * jax.local_device_count()
     own = jax.process_index()
     host = np.arange(24, dtype=np.float32).reshape(12, 2)
-    step = jax.jit(lambda x: (x + 1, x.sum()))
+
+    def traced(x: Any) -> Any:
+        if act == "late to compile" and own == 1:
+            time.sleep(LATE)
+        return x + 1, x.sum()
+
+    step = jax.jit(traced)
 
     for number in range(1_000_000):
         rows, total = fetch(step(put(host, batch_sharding(mesh, 12))))
@@ -91,9 +99,12 @@ def work(act: str) -> None:
                 by_first(take)
                 raise AssertionError("taken by process 0 alone")
             print("ready", file=sys.stderr, flush=True)
-        if number == 3 and act == "end":
+        if (number == 3 and act == "end") or (number == 5 and "late" in act):
             print("done")
             return
+        if number == 3 and "late" in act:
+            be_late(act, own)
+            continue  # to the next exchange, where the others are, without a meeting
         if number == 3 and act == "refuse":
             by_first(refuse)
         if number == 3 and act == "disagree":
@@ -106,6 +117,21 @@ def work(act: str) -> None:
             terminate(own)
         meet()
         time.sleep(0.2)
+
+
+LATE, SHORT = 40.0, 20.0  # seconds: more than Gloo gives, and less than a sign of life may take
+
+
+def be_late(act: str, own: int) -> None:
+    """To the next exchange."""
+    if act == "late to write":
+        by_first(lambda: time.sleep(LATE))
+    if act == "late to a step" and own == 1:
+        time.sleep(LATE)
+    if act == "late, stopped" and own == 1:
+        later = f"sleep {SHORT:g}; kill -CONT {os.getpid()}"
+        with subprocess.Popen(["sh", "-c", later]):
+            os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def terminate(own: int) -> None:

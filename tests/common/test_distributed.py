@@ -238,5 +238,22 @@ def test_others_end_and_say_why(left, name):
         assert all(n * PACE + FAREWELL < 60 for n in looks), one
 
 
+LATE = ("late to compile", "late to a step", "late to write", "late, stopped")
+
+
+@pytest.fixture(scope="module")
+def late() -> dict[str, list[Ended]]:
+    """Each group as it ended, likewise side by side."""
+    with contextlib.ExitStack() as stack:
+        groups = {n: stack.enter_context(start(MEMBER, ["--act", n], 2)) for n in LATE}
+        return {name: collect(group) for name, group in groups.items()}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_a_process_that_is_late_is_waited_for(late, name):
+    """40 s, which are more than Gloo gives to a first exchange; one that is stopped, 20 s."""
+    assert [(one.code, one.out) for one in late[name]] == [(0, "done\n"), (0, "")], late[name]
+
+
 def test_what_is_printed_is_process_0_s(left):
     assert [(one.code, one.out) for one in left["end"]] == [(0, "done\n"), (0, "")]

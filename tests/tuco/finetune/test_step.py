@@ -168,6 +168,20 @@ def test_accumulation_equals_one_large_batch(small):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_no_exchange_is_a_reduce_scatter(small, method):
+    """To which, on CPUs, Gloo lets no process come 30 s after another (jax issue 40831)."""
+    config, params, lora, batch, optimizer, *_ = small
+    mesh, full = make_mesh(data=2, fsdp=2, tensor=2), method == "full"
+    step = make_step(config, Method(None if full else 0.5, "float32"), optimizer, mesh=mesh)
+    state = sharding.place(start(copied(params if full else lora), optimizer), mesh)
+    rows = jax.device_put(one(batch), jax.NamedSharding(mesh, jax.P(None, ("data", "fsdp"))))
+    base = {} if full else sharding.place(params, mesh)
+    text = str(step.lower(state, base, rows).compile().as_text())
+    assert "all-reduce" in text and "reduce-scatter" not in text
+
+
+@pytest.mark.slow
 def test_a_mesh_changes_nothing(small, caplog):
     config, params, lora, batch, optimizer, expected, metrics = small
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
