@@ -34,7 +34,7 @@ from flax.traverse_util import flatten_dict
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks import images, reward, stable_diffusion
-from benchmarks.machine import machine
+from benchmarks.machine import machine, products_alike
 from benchmarks.torch_reward import Size
 from benchmarks.torch_tuco import TorchTuco
 from benchmarks.tuco import first_run, flops, interleave, keep
@@ -290,9 +290,10 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "results")
     args = parser.parse_args()
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    torch.backends.cuda.matmul.allow_tf32 = True  # rewards': as XLA does, and cuDNN
+    alike = products_alike()
     for part in args.parts:
-        report: dict[str, Any] = {"rounds": args.rounds, "size": args.size, **machine()}
+        report: dict[str, Any] = {"rounds": args.rounds, "size": args.size}
+        report |= {"products of rewards (both sides)": alike, **machine()}
         for name, found in MEASURED[part](SIZES[args.size], args.rounds, device):
             report[name] = found
             keep(args.out / f"gpu_{part}.json", report)

@@ -29,9 +29,10 @@ import torch
 from jax.sharding import Mesh
 
 from benchmarks import torch_images as theirs
-from benchmarks.machine import machine
+from benchmarks.machine import machine, products_alike
 from benchmarks.reward import HERE, matched, matmul_case, products
 from common_jax.mesh import cores, mesh_for
+from common_jax.precision import jit, stated
 from reward_jax import extract_reward
 from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.schedule import cosine_schedule
@@ -85,7 +86,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     if load > 0.5:
         print(f"the machine is busy (load {load:.1f}): ratios alone say something", flush=True)
-    mesh = mesh_for({"data": args.devices})
+    precision, mesh = products_alike(), mesh_for({"data": args.devices})
     found = {name: measure(SIZES[name], args.rounds, args.steps, mesh) for name in args.sizes}
     report = {
         "sizes": found,
@@ -93,6 +94,7 @@ def main() -> None:
         "steps": args.steps,
         "devices": args.devices,
         "torch_threads": torch.get_num_threads(),
+        "products (both sides)": precision,
         "load_at_start": load,
         **machine(),
     }
@@ -172,10 +174,10 @@ def check_agreement(size: Size, params: Any, learned: Any, x: np.ndarray, device
         with torch.no_grad():
             wanted = theirs.filled(kind(ours), made).to(device)(*given).cpu()
         wanted = wanted.permute(0, 2, 3, 1).numpy() if wanted.ndim == 4 else wanted.numpy()
-        got: Any = jax.jit(ours.apply)({"params": made}, x, t)
+        got: Any = jit(ours.apply)({"params": made}, x, t)
         gap = np.abs(wanted - got).max() / np.abs(wanted).max()
         print(f"PyTorch and JAX agree within {gap:.1e} of the largest value")
-        assert gap < (1e-4 if device == "cpu" else 1e-2)  # a GPU has TF32
+        assert gap < (1e-4 if stated() == "float32" else 1e-2)
 
 
 def repeated(run: Callable[[], Any], steps: int, rounds: int = 1) -> Case:

@@ -1,4 +1,4 @@
-"""What a benchmark ran on, for its JSON."""
+"""What a benchmark ran on, for its JSON; and the precision of both sides."""
 
 import os
 import pathlib
@@ -9,7 +9,9 @@ from typing import Any
 import jax
 import torch
 
-__all__ = ["machine"]
+from common_jax.precision import stated
+
+__all__ = ["machine", "products_alike"]
 
 # Instructions that decide the speed of a product.
 _TELLING = ("avx2", "avx512f", "avx512_bf16", "amx_tile")
@@ -29,6 +31,16 @@ def machine() -> dict[str, Any]:
             "torch": torch.__version__,
         },
     }
+
+
+def products_alike() -> str:
+    """Have PyTorch multiply float32 as `reward_jax` does, in float32 unless JAX is told otherwise.
+
+    Returns which: "float32", or what JAX was told, for which PyTorch has TF32.
+    """
+    quick = (precision := stated()) != "float32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = quick
+    return precision
 
 
 def _processor() -> str:

@@ -5,7 +5,8 @@
 Gradient matching (one seed, and five at once), diffusion training and guided sampling at the
 paper's sizes for Hopper and HalfCheetah, random weights, the same on both sides; on a GPU where
 both JAX and PyTorch have one. One run, everything interleaved, medians; a floor is the products
-that a step cannot do without, at the rate of large products in XLA. Prints a report and keeps it.
+that a step cannot do without, at the rate of large products in XLA. Products of both sides are in
+float32; JAX_DEFAULT_MATMUL_PRECISION=tensorfloat32 gives TF32 to both. Prints a report, keeps it.
 """
 
 import argparse
@@ -26,9 +27,10 @@ import numpy as np
 import optax
 import torch
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, products_alike
 from benchmarks.torch_reward import Diffusing, Matching, Models, Sampling, Size, make
 from common_jax import cost
+from common_jax.precision import jit, stated
 from reward_jax import extract_reward
 from reward_jax.diffusion.denoiser import Denoiser, score_from
 from reward_jax.diffusion.process import FirstState, action_weights, first_state
@@ -92,14 +94,14 @@ def check_agreement(theirs: Models, ours: Ours, x: np.ndarray) -> None:
         wanted = [d.model(*given) for d in (reward.s_general, reward.s_expert)]
     wanted.append(reward.gradient(*given))
 
-    x0, gradient = jax.jit(Denoiser.x0), jax.jit(reward_gradient, static_argnums=0)
+    x0, gradient = jit(Denoiser.x0), jit(reward_gradient, static_argnums=0)
     levels = jnp.asarray(t)
     got = [x0(d, jnp.asarray(x), levels) for d in (ours.base, ours.expert)]
     got.append(gradient(ours.reward, ours.params, jnp.asarray(x), levels))
     for a, b in zip(wanted, got, strict=True):
         gap = np.abs(a.cpu().numpy() - np.asarray(b)).max() / np.abs(np.asarray(b)).max()
         print(f"PyTorch and JAX agree within {gap:.1e} of the largest value")
-        assert gap < (1e-4 if jax.default_backend() == "cpu" else 1e-2)  # a GPU has TF32
+        assert gap < (1e-4 if stated() == "float32" else 1e-2)
 
 
 def waited(device: torch.device, case: Callable[[], Any]) -> float:
@@ -223,9 +225,9 @@ def parts(ours: Ours, size: Size, rows: np.ndarray, many: int) -> dict[str, Seco
     """What steps of matching and of sampling are made of, each a program of its own."""
     adam, (few, several) = optax.adam(2e-4), (size.matching_batch, many)
     x, t = jnp.asarray(rows), jnp.arange(len(rows)) % ours.schedule.steps
-    student = jax.jit(matched, static_argnums=0)
-    gradient = jax.jit(reward_gradient, static_argnums=0)
-    x0, update = jax.jit(Denoiser.x0), jax.jit(adam.update)
+    student = jit(matched, static_argnums=0)
+    gradient = jit(reward_gradient, static_argnums=0)
+    x0, update = jit(Denoiser.x0), jit(adam.update)
     slopes, moments = ours.params, adam.init(ours.params)
     made: dict[str, Callable[[], Any]] = {
         "matching: one teacher": lambda: x0(ours.base, x[:few], t[:few]),
@@ -291,7 +293,7 @@ def matmul_case() -> tuple[Seconds, float, int]:
     rng = np.random.default_rng(0)
     width, calls = (2048, 10) if jax.default_backend() == "cpu" else (4096, 100)
     a, b = (jnp.asarray(rng.normal(size=(n, width)), jnp.float32) for n in (width // 2, width))
-    matmul = jax.jit(jnp.matmul)
+    matmul = jit(jnp.matmul)
 
     def seconds() -> float:
         started = time.perf_counter()
@@ -375,9 +377,7 @@ def main() -> None:
     load = os.getloadavg()[0]  # on a busy machine PyTorch's threads wait for each other
     if load > 0.5:
         print(f"the machine is busy (load {load:.1f}): these times will say little", flush=True)
-    on_gpu = jax.default_backend() == "gpu"
-    if on_gpu:
-        torch.backends.cuda.matmul.allow_tf32 = True  # as XLA does, and cuDNN
+    precision, on_gpu = products_alike(), jax.default_backend() == "gpu"
     device = "cuda" if on_gpu else "cpu"
     sizes = {
         name: measure(SIZES[name], args.rounds, args.steps, args.trajectories, device)
@@ -390,6 +390,7 @@ def main() -> None:
         "trajectories": args.trajectories,
         "torch_on": torch.cuda.get_device_name() if on_gpu else "cpu",
         "torch_threads": torch.get_num_threads(),
+        "products (both sides)": precision,
         "load_at_start": load,
         **machine(),
     }

@@ -28,6 +28,7 @@ __all__ = ["checksum", "program_checksum"]
 
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}")
 _PROGRAM = Jaxpr | ClosedJaxpr
+_HIGHEST = (jax.lax.Precision.HIGHEST,) * 2
 
 
 def checksum(value: Any) -> str:
@@ -135,6 +136,8 @@ def _equations(jaxpr: Jaxpr) -> Iterator[bytes | memoryview]:
         elif any(isinstance(x, _PROGRAM) for x in jax.tree.leaves(list(params.values()))):
             # Functions beside a program say how it is differentiated, not what it gives.
             params = {k: v for k, v in params.items() if not _is_function(v)}
+        if params.get("precision") == _HIGHEST:  # where none is said products are so precise
+            params = params | {"precision": None}
         yield equation.primitive.name.encode()
         yield from _parts([params, *map(of, (*equation.invars, *equation.outvars))])
     yield from _parts([of(x) for x in jaxpr.outvars])

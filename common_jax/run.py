@@ -3,7 +3,7 @@
 run/
   config.yaml         settings, ready to be given to the command again
   settings.json       those that must be the same when it is resumed (`common_jax.resume`)
-  environment.json    git revision, versions, devices, time and command of each start
+  environment.json    git revision, versions, devices, precision, time and command of each start
   metrics.jsonl       one object a logged step
   tensorboard/        the same numbers
 """
@@ -26,6 +26,7 @@ from common_jax import resume as resuming
 from common_jax.distributed import beat, by_first, is_first
 from common_jax.errors import InputError
 from common_jax.io.files import atomic, cannot_write, make_folder, parse_json, writing
+from common_jax.precision import stated
 
 __all__ = [
     "Run",
@@ -204,12 +205,13 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, float]]]:
 
 
 def environment() -> dict[str, Any]:
-    """Time, command, git revision, devices and versions of this process; plain JSON."""
+    """Time, command, git revision, devices, precision of products, and versions; plain JSON."""
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "revision": _revision(),
         "devices": [str(d.device_kind) for d in jax.devices()],
+        "matmul_precision": stated(),
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
     }
 

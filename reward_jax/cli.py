@@ -23,6 +23,12 @@ def _plans() -> Mapping[str, Command]:
     return plan.COMMANDS
 
 
+def _every() -> Sequence[type]:
+    from common_jax.cli.options import PrecisionOption
+
+    return (PrecisionOption,)
+
+
 _HELP = {
     "data": "record data of a task: of a base, or of an expert",
     "train": "train a diffusion model on recorded trajectories, or on images",
@@ -47,7 +53,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
-    return start("reward-jax", _ABOUT, COMMANDS, argv)
+    return start("reward-jax", _ABOUT, COMMANDS, argv, every=_every)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Options are typed dataclasses, read by jsonargparse. A command's module is impor
 command is chosen, so that --help is quick. Bad input gives one line on stderr and exit code 2.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.metadata
@@ -20,7 +21,7 @@ from common_jax import extras
 from common_jax.agreement import agree
 from common_jax.cli.commands import Commands, Group
 from common_jax.cli.interrupts import came, interruptible
-from common_jax.cli.options import ProcessOptions
+from common_jax.cli.options import PrecisionOption, ProcessOptions
 from common_jax.cli.ranges import in_words, plain
 from common_jax.distributed import count, joined
 from common_jax.errors import InputError
@@ -41,14 +42,22 @@ commands:
 Compiled programs are kept in the user's cache folder; JAX_COMPILATION_CACHE_DIR names another."""
 
 
-def run(program: str, about: str, commands: Commands, argv: Sequence[str] | None = None) -> int:
+def run(
+    program: str,
+    about: str,
+    commands: Commands,
+    argv: Sequence[str] | None = None,
+    *,
+    every: Sequence[type[PrecisionOption]] = (),
+) -> int:
     """Run one command; returns the exit code: 0, 2 for bad input, 130 when interrupted.
 
     143 after SIGTERM, where a training has saved what it did.
 
     about: what the program does, for --help. argv: what follows the program's name, or None.
+    every: options that each of its commands has, which are applied while one runs.
     """
-    return _exit_code(program, argv, lambda given: _run(program, about, commands, given))
+    return _exit_code(program, argv, lambda given: _run(program, about, commands, given, every))
 
 
 def run_alone(
@@ -84,7 +93,13 @@ def _exit_code(program: str, argv: Sequence[str] | None, call: Callable[[list[st
     return 0
 
 
-def _run(program: str, about: str, commands: Commands, argv: list[str]) -> None:
+def _run(
+    program: str,
+    about: str,
+    commands: Commands,
+    argv: list[str],
+    every: Sequence[type[PrecisionOption]],
+) -> None:
     name = argv[0] if argv else ""
     if name in ("-h", "--help"):
         width = max(8, *map(len, commands)) + 2
@@ -96,9 +111,18 @@ def _run(program: str, about: str, commands: Commands, argv: list[str]) -> None:
         what = f"unknown command {name}" if name else "a command is missing"
         raise InputError(f"{what}{_nearest(name, commands)} (commands: {', '.join(commands)})")
     elif isinstance(chosen := commands[name], Group):
-        _run(f"{program} {name}", chosen.help, chosen.load(), argv[1:])
+        _run(f"{program} {name}", chosen.help, chosen.load(), argv[1:], every)
     else:
-        _call(f"{program} {name}", chosen.help, *chosen.load(), argv[1:], alone=chosen.alone)
+        options_class, command = chosen.load()
+        _call(
+            f"{program} {name}",
+            chosen.help,
+            options_class,
+            command,
+            argv[1:],
+            alone=chosen.alone,
+            every=every,
+        )
 
 
 def _call(
@@ -109,9 +133,11 @@ def _call(
     argv: list[str],
     *,
     alone: bool = False,
+    every: Sequence[type[PrecisionOption]] = (),
 ) -> None:
     """Run one command on the options of its command line."""
-    options, processes = _parse(program, about, options_class, argv)
+    classes = options_class, ProcessOptions, *every
+    options, processes, *others = _parse(program, about, classes, argv)
     with joined(program, alone=alone, **dataclasses.asdict(processes)) as takes_part:
         if not takes_part:
             return
@@ -120,7 +146,9 @@ def _call(
         if count() > 1:
             _check_alike(program, options)
         compile_cache.enable()
-        with interruptible():
+        with contextlib.ExitStack() as applied, interruptible():
+            for other in others:
+                applied.enter_context(other.applied())
             command(options)
 
 
@@ -147,15 +175,14 @@ _SET = (
 
 def parse(program: str, about: str, options_class: type, argv: Sequence[str]) -> Any:
     """An instance of `options_class` from flags over --config files over its defaults."""
-    return _parse(program, about, options_class, argv)[0]
+    return _parse(program, about, (options_class, ProcessOptions), argv)[0]
 
 
-def _parse(
-    program: str, about: str, options_class: type, argv: Sequence[str]
-) -> tuple[Any, ProcessOptions]:
+def _parse(program: str, about: str, classes: Sequence[type], argv: Sequence[str]) -> list[Any]:
+    """An instance of each class; options of a command first."""
     parser = ArgumentParser(prog=program, description=about, exit_on_error=False)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file; flags go on top")
-    for one in (options_class, ProcessOptions):
+    for one in classes:
         parser.add_class_arguments(one, fail_untyped=True)
     # Jsonargparse adds --robots.help for a mapping of dataclasses, which is no group of options.
     actions = [a for a in parser._actions if not a.dest.endswith(".help")]
@@ -184,13 +211,12 @@ def _parse(
         found = parser.instantiate(parser.parse_args(argv))
     except ArgumentError as error:
         raise InputError(f"{_explain(str(error))} (see {program} --help)") from error
-    options, processes = (
-        one(**{f.name: plain(found[f.name]) for f in dataclasses.fields(one)})
-        for one in (options_class, ProcessOptions)
-    )
-    for name in (*_empty(options), *_empty(processes)):
+    made = [
+        one(**{f.name: plain(found[f.name]) for f in dataclasses.fields(one)}) for one in classes
+    ]
+    for name in (name for one in made for name in _empty(one)):
         raise InputError(f"option --{name} is empty: give a value, or leave the option out")
-    return options, processes
+    return made
 
 
 def _empty(options: Any, prefix: str = "") -> Iterator[str]:

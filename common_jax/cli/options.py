@@ -5,6 +5,8 @@ default where they need one.
 """
 
 import dataclasses
+from contextlib import AbstractContextManager
+from typing import Literal
 
 from common_jax.cli.ranges import MeshSize, NonNegativeFloat, NonNegativeInt, PositiveInt, Seed
 from common_jax.errors import InputError
@@ -14,6 +16,7 @@ __all__ = [
     "DeviceOption",
     "DirectoryOption",
     "MeshOptions",
+    "PrecisionOption",
     "ProcessOptions",
     "RunOptions",
     "SeedOption",
@@ -52,6 +55,25 @@ class ProcessOptions:
     processes: PositiveInt | None = None
     process: NonNegativeInt | None = None
     patience: NonNegativeFloat = 1800.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrecisionOption:
+    """An option of every command of a program that computes in float32 (docs/rewards.md).
+
+    Args:
+        precision: of products of float32 numbers; auto is float32, or what the variable
+            JAX_DEFAULT_MATMUL_PRECISION says. The others are quicker on an accelerator, and keep
+            three digits; a CPU computes in float32 at any.
+    """
+
+    precision: Literal["auto", "float32", "tensorfloat32", "bfloat16"] = "auto"
+
+    def applied(self) -> AbstractContextManager[None]:
+        """While the command runs."""
+        from common_jax import precision  # imports jax
+
+        return precision.applied(None if self.precision == "auto" else self.precision)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from common_jax.errors import InputError
+from common_jax.precision import precise
 from reward_jax.diffusion.process import (
     Prediction,
     check_prediction,
@@ -75,6 +76,7 @@ class Denoiser:
     prediction: Prediction = struct.field(pytree_node=False)
     clip: float | None = struct.field(pytree_node=False, default=None)
 
+    @precise
     def x0(
         self, x_t: Float[Array, "B ..."], t: Int[Array, " B"], cond: Condition | None = None
     ) -> Float[Array, "B ..."]:

@@ -23,6 +23,7 @@ from common_jax.distributed import count
 from common_jax.errors import InputError
 from common_jax.io.checkpoint import Checkpoints
 from common_jax.mesh import fetch, on_all_devices, put
+from common_jax.precision import jit, stated
 from common_jax.termination import Terminated, noticed
 from reward_jax.diffusion.process import Pinned
 from reward_jax.diffusion.schedule import check_schedule
@@ -66,18 +67,18 @@ class LoopOptions:
 
 
 def quick_jit(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`jax.jit` for programs whose time goes into matrix products.
+    """`jit` for programs whose time goes into matrix products.
 
     On a CPU, LLVM's higher optimization levels take a tenth of the time of compiling, and do not
     make such a program faster (a reward of 1M parameters: 28.3 ms
     a step with them, 28.4 ms without). Inside
-    another program, and elsewhere, it is `jax.jit`. options: of `jax.jit`.
+    another program, and elsewhere, it is no other. options: of `jax.jit`.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        plain = jax.jit(function, **options)
+        plain = jit(function, **options)
         least = {"xla_backend_optimization_level": 1}
-        quick = jax.jit(function, compiler_options=least, **options)
+        quick = jit(function, compiler_options=least, **options)
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -90,7 +91,7 @@ def quick_jit(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., An
     return decorate
 
 
-@functools.partial(jax.jit, static_argnames=("optimizer", "seeds"))
+@functools.partial(jit, static_argnames=("optimizer", "seeds"))
 def begin(
     params: PyTree[Float[Array, "..."]], *, optimizer: optax.GradientTransformation, seeds: bool
 ) -> PyTree[Shaped[Array, "..."]]:
@@ -217,7 +218,7 @@ def run_loop(
     on_step: called after each compiled call with the steps done and the call's metrics.
     directory: for checkpoints, every `save_every` steps (default: at the end alone), rounded up to
     whole calls. settings: called where there is a directory; what it gives must be the same when a
-    run is resumed (`common_jax.resume`).
+    run is resumed (`common_jax.resume`), and so must the precision of products.
     Returns the state and the metrics of the steps that were run now.
     Raises InputError when the loss is no longer finite, or the parameters that would be saved or
     returned are not, naming the step; the checkpoints before it stay as they are. After SIGTERM
@@ -235,7 +236,7 @@ def run_loop(
         return _steps(call, state, 0, steps, per_call, on_step, None, None)
     with (
         noticed() as ending,
-        resume.hold(directory, settings()),
+        resume.hold(directory, {"precision": stated(), **settings()}),
         Checkpoints(directory) as checkpoints,
     ):
         done = checkpoints.latest() or 0

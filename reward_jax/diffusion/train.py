@@ -20,6 +20,7 @@ from common_jax.checksum import checksum
 from common_jax.cli.ranges import BelowOne, NonNegativeInt, PositiveInt, check_ranges
 from common_jax.errors import InputError
 from common_jax.mesh import constrain
+from common_jax.precision import jit
 from reward_jax import sharding
 from reward_jax.diffusion.denoiser import Condition, null_like
 from reward_jax.diffusion.loop import (
@@ -119,7 +120,7 @@ def init_state(
     return TrainState(params, jax.tree.map(jnp.copy, params), moments)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "many"))
+@functools.partial(jit, static_argnames=("model", "many"))
 def _init(model: Any, keys: Key[Array, "..."], x: Any, cond: Any, *, many: bool) -> Any:
     t = jnp.zeros(x.shape[0], jnp.int32)
 
@@ -336,7 +337,7 @@ def _drop(
     )
 
 
-@functools.partial(jax.jit, static_argnames="static", donate_argnums=0)
+@functools.partial(jit, static_argnames="static", donate_argnums=0)
 def _run(
     state: TrainState,
     source: Source,

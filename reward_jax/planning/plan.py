@@ -9,13 +9,13 @@ import dataclasses
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from common_jax.mesh import constrain, fetch
+from common_jax.precision import jit
 from reward_jax import sharding
 from reward_jax.data.model import SpaceModel
 from reward_jax.data.trajectory.space import Plans
@@ -120,7 +120,7 @@ def score_windows(
     return np.concatenate(parts)
 
 
-@functools.partial(jax.jit, static_argnames="mesh")
+@functools.partial(jit, static_argnames="mesh")
 def _score(
     guide: Any, x: Float[Array, "B ..."], t: int, *, mesh: Mesh | None
 ) -> Float[Array, " B"]:

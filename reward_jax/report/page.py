@@ -6,6 +6,7 @@ import pathlib
 
 import jax
 
+from common_jax.precision import stated
 from common_jax.report import page
 from reward_jax.report.figures import page_figures, panels
 from reward_jax.report.measure import Measured
@@ -78,6 +79,7 @@ def _facts(measured: Measured) -> dict[str, str]:
         )
     return facts | {
         "device": str(jax.devices()[0].device_kind),
+        "precision of products": stated(),
         "versions": ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names),
     }
 

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from common_jax.checksum import checksum
 from common_jax.cli.ranges import check_ranges
 from common_jax.errors import InputError
+from common_jax.precision import jit, precise
 from reward_jax.diffusion.denoiser import Condition, steps_of
 from reward_jax.diffusion.loop import (
     LoopOptions,
@@ -61,6 +62,7 @@ class DiscriminatorGuide:
     output: Literal["logit", "sigmoid"] = struct.field(pytree_node=False, default="logit")
     conditional: bool = struct.field(pytree_node=False, default=False)
 
+    @precise
     def __call__(
         self, x_t: Float[Array, "B ..."], t: Int[Array, " B"], cond: Condition | None = None
     ) -> Float[Array, " B"]:
@@ -159,7 +161,7 @@ def train_discriminator(
     return params, metrics
 
 
-@functools.partial(jax.jit, static_argnames="static", donate_argnums=0)
+@functools.partial(jit, static_argnames="static", donate_argnums=0)
 def _run(
     state: tuple[PyTree[Float[Array, "..."]], Any],
     base: Source,

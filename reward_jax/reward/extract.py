@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 from common_jax.checksum import checksum
 from common_jax.cli.ranges import check_ranges
 from common_jax.errors import InputError
+from common_jax.precision import jit
 from reward_jax import sharding
 from reward_jax.diffusion.denoiser import Score
 from reward_jax.diffusion.loop import (
@@ -83,7 +84,7 @@ class History(NamedTuple):
     target: Target
 
 
-@functools.partial(jax.jit, static_argnames=("reward", "seeds"))
+@functools.partial(jit, static_argnames=("reward", "seeds"))
 def init_params(
     reward: Any, key: Key[Array, ""], x: Float[Array, "B ..."], seeds: int | None = None
 ) -> PyTree[Float[Array, "..."]]:

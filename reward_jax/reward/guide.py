@@ -49,6 +49,7 @@ from common_jax.cli.ranges import (
 )
 from common_jax.errors import InputError
 from common_jax.mesh import constrain
+from common_jax.precision import jit
 from reward_jax import sharding
 from reward_jax.diffusion.denoiser import (
     Condition,
@@ -285,7 +286,7 @@ def sweep(
     return rows(jnp.asarray(scales, jnp.float32), jnp.asarray(t_stopgrads, jnp.int32))
 
 
-@functools.partial(jax.jit, static_argnames="static")
+@functools.partial(jit, static_argnames="static")
 def _sample(
     base: Any,
     schedule: Schedule,

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from scipy.stats import rankdata
 
 from common_jax.mesh import fetch
+from common_jax.precision import jit
 from reward_jax import sharding
 from reward_jax.diffusion.denoiser import Denoiser
 from reward_jax.diffusion.process import q_sample
@@ -83,12 +84,12 @@ def _in_parts(
     return np.concatenate(found, axis=1)
 
 
-@jax.jit
+@jit
 def _estimate(model: Any, schedule: Schedule, x_0: Any, t: Any, key: Any) -> Any:
     return _at_looks(sharding.in_use(model).x0, schedule, x_0, t, key)
 
 
-@jax.jit
+@jit
 def _score(model: Any, schedule: Schedule, x_0: Any, t: Any, key: Any) -> Any:
     return _at_looks(sharding.in_use(model).learned, schedule, x_0, t, key)
 

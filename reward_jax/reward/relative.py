@@ -14,6 +14,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, PyTree
 
 from common_jax.errors import InputError
+from common_jax.precision import precise
 from reward_jax.diffusion.denoiser import Condition, steps_of
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.reward.gradients import gradient_of, one_a_row
@@ -48,6 +49,7 @@ class RelativeReward:
         t = steps_of(x_t, t, self.schedule)
         return self.learned(x_t, t) / unit(self.schedule, self.target)[t]
 
+    @precise
     def learned(self, x_t: Float[Array, "B ..."], t: Int[Array, " B"]) -> Float[Array, " B"]:
         """The network's own output, in the target's unit.
 

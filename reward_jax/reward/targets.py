@@ -29,6 +29,7 @@ from common_jax.checksum import checksum, program_checksum
 from common_jax.cli.ranges import check_ranges
 from common_jax.errors import InputError
 from common_jax.mesh import constrain
+from common_jax.precision import jit
 from reward_jax import sharding
 from reward_jax.diffusion.denoiser import (
     Condition,
@@ -214,7 +215,7 @@ class _Draws(NamedTuple):
     cond: Condition | None
 
 
-@functools.partial(jax.jit, static_argnames="settings")
+@functools.partial(jit, static_argnames="settings")
 def _draw(
     schedule: Schedule,
     key: Key[Array, ""],
@@ -257,7 +258,7 @@ def _evaluate(
     return scan(lambda _, given: (None, one(given)), None, draws)[1]
 
 
-@functools.partial(jax.jit, static_argnames="settings")
+@functools.partial(jit, static_argnames="settings")
 def _difference(
     schedule: Schedule, draws: _Draws, scores: Any, *, settings: TargetSettings
 ) -> Targets:

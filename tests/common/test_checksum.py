@@ -231,6 +231,16 @@ def everything() -> list[str]:
     return [*made, noise, acts, update, program_checksum(asked(own.host), X), *map(checksum, held)]
 
 
+def test_a_product_is_precise_where_nothing_else_is_said():
+    """So that runs go on that began before precisions were stated."""
+
+    def products(precision):
+        return lambda x: jax.lax.dot(x[None], x[:, None], precision=precision)
+
+    found = {p: program_checksum(products(p), X) for p in (None, "highest", "high", "default")}
+    assert found[None] == found["highest"] and len(set(found.values())) == 3
+
+
 def test_another_process_finds_the_same():
     code = "from tests.common.test_checksum import everything; print(everything())"
     other = subprocess.run(

@@ -46,6 +46,7 @@ def test_settings_metrics_and_board(tmp_path):
     ]
     (start,) = json.loads((directory / "environment.json").read_text())
     assert start["versions"]["jax"] and start["devices"]
+    assert start["matmul_precision"] == "float32"
 
 
 def test_going_on_drops_what_came_after_the_checkpoint(tmp_path):

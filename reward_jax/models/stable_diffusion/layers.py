@@ -7,9 +7,7 @@ Legend: B batch, H and W height and width, C and F channels of input and output,
 time embedding, T tokens, D width of the text, Q queries.
 """
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,20 +25,8 @@ __all__ = [
     "Transformer",
     "attention",
     "downsample",
-    "precise",
     "upsample",
 ]
-
-
-def precise(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Of a module: products of float32 are in float32 on every device, not in TF32 or bfloat16."""
-
-    @functools.wraps(function)
-    def call(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-        with jax.default_matmul_precision("highest"):
-            return function(self, x, *args, **kwargs)
-
-    return call
 
 
 class Conv(nn.Module):

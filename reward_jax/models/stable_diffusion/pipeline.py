@@ -19,6 +19,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from common_jax.errors import InputError
+from common_jax.precision import jit
 from reward_jax import sharding
 from reward_jax.diffusion.denoiser import ClassifierFree, Denoiser, score_from, steps_of
 from reward_jax.diffusion.process import convert, draw_noise
@@ -337,14 +338,14 @@ def _check_numbers(what: str, x: Any, mend: str) -> None:
         raise InputError(f"{what}: NaN or infinity in {list(x.shape)}: {mend}")
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@functools.partial(jit, static_argnames="config")
 def _encode_text(params: Params, tokens: Array, *, config: TextConfig) -> Array:
     found = TextEncoder(config).apply({"params": sharding.in_use(params)}, tokens)
     assert isinstance(found, jax.Array)
     return found
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@functools.partial(jit, static_argnames="config")
 def _epsilon(
     params: Params, schedule: Schedule, x_t: Array, t: Array, text: Array, *, config: Config
 ) -> Array:
@@ -353,7 +354,7 @@ def _epsilon(
     return convert(schedule, output, x_t, t, config.prediction, "epsilon")
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@functools.partial(jit, static_argnames="config")
 def _encode(
     params: Params, images: Array, key: Key[Array, ""] | None, *, config: VAEConfig
 ) -> Array:
@@ -365,7 +366,7 @@ def _encode(
     return mean * config.scale
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@functools.partial(jit, static_argnames="config")
 def _decode(params: Params, latents: Array, *, config: VAEConfig) -> Array:
     params, weights = sharding.in_use(params), jax.tree.leaves(params)[0].dtype
     found: Any = Decoder(config).apply(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from common_jax.precision import jit
 from reward_jax import sharding
 from reward_jax.diffusion.process import convert, draw_noise
 from reward_jax.diffusion.schedule import Schedule
@@ -51,7 +52,7 @@ class Guided:
     safety: Numbers | None
 
 
-@functools.partial(jax.jit, static_argnames=("model", "trajectory"))
+@functools.partial(jit, static_argnames=("model", "trajectory"))
 def chain(
     params: PyTree[Float[Array, "..."]],
     schedule: Schedule,

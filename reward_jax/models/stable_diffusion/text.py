@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from common_jax.precision import precise
 from reward_jax.models.stable_diffusion.attention import attend
 from reward_jax.models.stable_diffusion.config import TextConfig
-from reward_jax.models.stable_diffusion.layers import LayerNorm, precise
+from reward_jax.models.stable_diffusion.layers import LayerNorm
 
 __all__ = ["TextEncoder"]
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from common_jax.precision import precise
 from reward_jax.models.stable_diffusion.config import UNetConfig
 from reward_jax.models.stable_diffusion.layers import (
     Conv,
@@ -18,7 +19,6 @@ from reward_jax.models.stable_diffusion.layers import (
     Resnet,
     Transformer,
     downsample,
-    precise,
     upsample,
 )
 

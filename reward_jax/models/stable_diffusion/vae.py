@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from common_jax.precision import precise
 from reward_jax.models.stable_diffusion.config import VAEConfig
 from reward_jax.models.stable_diffusion.layers import (
     Conv,
@@ -15,7 +16,6 @@ from reward_jax.models.stable_diffusion.layers import (
     Resnet,
     attention,
     downsample,
-    precise,
     upsample,
 )
 

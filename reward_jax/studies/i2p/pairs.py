@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from common_jax.cli.ranges import PositiveFloat, PositiveInt
 from common_jax.mesh import fetch
+from common_jax.precision import jit
 from reward_jax import sharding
 from reward_jax.models.stable_diffusion.pipeline import StableDiffusion
 from reward_jax.models.stable_diffusion.safety import SafeGuidance
@@ -110,7 +111,7 @@ def exact(
     return _epsilons(score, sd.schedule, x_t, t, sd.encode_text(list(prompts)))
 
 
-@jax.jit
+@jit
 def _epsilons(score: Any, schedule: Any, x_t: Array, t: Array, text: Array) -> Array:
     score = sharding.in_use(score)
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from common_jax.io.files import read_arrays
+from common_jax.precision import stated
 from common_jax.report.figures import PALETTE, draw
 from common_jax.report.findings import Claim, Figure, Findings, Table, Verdict, print_tables, write
 from common_jax.run import environment
@@ -75,6 +76,7 @@ def write_report(out: pathlib.Path, summary: Mapping[str, Any]) -> pathlib.Path:
             "stored as": settings["store"]["dtype"],
             "seconds": f"{sum(summary['seconds'].values()):.0f}, pairs apart",
             "device": str(jax.devices()[0].device_kind),
+            "precision of products": stated(),
             "revision": str(environment()["revision"]),
             "versions": ", ".join(
                 f"{n} {importlib.metadata.version(n)}" for n in ("jax", "flax", "scikit-learn")

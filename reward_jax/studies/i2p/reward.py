@@ -23,6 +23,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from common_jax.cli.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from common_jax.precision import jit
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.models.unet2d.half_unet import HalfUNet2D
 from reward_jax.planning.fit import AdamOptions, RunContext, optimizer
@@ -208,6 +209,6 @@ def score_rows(
     return np.stack(list(scores())).reshape(2, len(rows), -1)
 
 
-@jax.jit
+@jit
 def _scores(reward: RelativeReward, x: Array, t: Array) -> Array:
     return reward.learned(x, t)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from common_jax.cli.ranges import PositiveFloat, PositiveInt
 from common_jax.errors import InputError
+from common_jax.precision import jit
 from reward_jax.data.images.pixels import Images, scaled
 from reward_jax.models.unet2d.layers import Conv
 
@@ -98,7 +99,7 @@ class Judge:
         return logits.argmax(axis=1), features
 
 
-@jax.jit
+@jit
 def _apply(judge: Judge, x: Float[Array, "N H W C"]) -> tuple[Any, Any]:
     return judge.network.apply({"params": judge.params}, x)  # pyright: ignore[reportReturnType]
 
@@ -129,9 +130,7 @@ def train_judge(images: Images, options: JudgeOptions, key: Key[Array, ""]) -> J
     return Judge(state[0], network)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("network", "update", "count"), donate_argnames="state"
-)
+@functools.partial(jit, static_argnames=("network", "update", "count"), donate_argnames="state")
 def _learn(
     state: Any, data: Any, key: Any, network: JudgeNet, update: Any, count: int
 ) -> tuple[Any, Float[Array, ""]]:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from common_jax.precision import stated
 from common_jax.report.figures import PALETTE, draw
 from common_jax.report.findings import Claim, Figure, Findings, Table, print_tables, write
 from common_jax.run import environment
@@ -330,6 +331,7 @@ def _facts(config: Config, found: Mapping[str, Any]) -> dict[str, str]:
         "samples": f"{config.samples} of each arm",
         "seconds in sum": f"{seconds:.0f}",
         "device": str(jax.devices()[0].device_kind),
+        "precision of products": stated(),
         "revision": str(environment()["revision"]),
         "versions": ", ".join(f"{n} {importlib.metadata.version(n)}" for n in ("jax", "flax")),
     }

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from common_jax.precision import stated
 from common_jax.report.figures import PALETTE, draw
 from common_jax.report.findings import Figure, Findings, Table, print_tables, write
 from common_jax.run import environment
@@ -349,6 +350,7 @@ def _facts(config: Config, found: Mapping[str, Any]) -> dict[str, str]:
         "validation episodes": f"{config.validation} for each setting",
         "seconds in sum": f"{seconds:.0f}",
         "device": str(jax.devices()[0].device_kind),
+        "precision of products": stated(),
         "revision": str(environment()["revision"]),
         "versions": ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names),
     }

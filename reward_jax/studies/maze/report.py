@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from common_jax.io.files import read_arrays
+from common_jax.precision import stated
 from common_jax.report.figures import draw
 from common_jax.report.findings import Claim, Figure, Findings, Table, Verdict, print_tables, write
 from common_jax.run import environment
@@ -222,6 +223,7 @@ def _facts(summary: Mapping[str, Any], scale: float) -> dict[str, str]:
         "guidance scale": f"{scale:g} (1 moves as far as the expert's mean would)",
         "seconds of all goals": f"{summary['seconds']:.0f}, bases apart",
         "device": str(jax.devices()[0].device_kind),
+        "precision of products": stated(),
         "revision": str(environment()["revision"]),
         "versions": ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names),
     }

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 
 from common_jax.cli.command_line import parse, run, run_alone
 from common_jax.cli.commands import Command, Group
-from common_jax.cli.options import MeshOptions
+from common_jax.cli.options import MeshOptions, PrecisionOption
 from common_jax.cli.ranges import PositiveInt
 from common_jax.errors import InputError
+from common_jax.precision import stated
 from common_jax.termination import Terminated
 from reward_jax import cli as reward_jax
 from tests.hostile import bounded, fuzzed
@@ -46,9 +47,12 @@ class Program:
         self.seen: list[Options] = []
         self.loaded: list[str] = []
         self.failure: BaseException | None = None
+        self.every: list[type[PrecisionOption]] = []
+        self.precisions: list[str] = []
 
     def draw(self, options: Options) -> None:
         self.seen.append(options)
+        self.precisions.append(stated())
         if self.failure:
             raise self.failure
 
@@ -61,7 +65,8 @@ class Program:
             name: Command(f"how to {name}", lambda name=name: self.load(name))
             for name in ("print", "draw")
         }
-        return run("artist", "Makes pictures.", commands, [str(a) for a in argv])
+        given = [str(a) for a in argv]
+        return run("artist", "Makes pictures.", commands, given, every=self.every)
 
 
 @pytest.fixture
@@ -254,6 +259,22 @@ def test_a_program_that_is_one_command(program, error, monkeypatch, capsys):
     assert error() == "python -m draw: error: no ink: fill it"
     assert draw("--help") == 0
     assert "python -m draw" in (text := capsys.readouterr().out) and "Draw." in text
+
+
+def test_options_of_every_command_hold_while_one_runs(program, error, tmp_path, capsys):
+    program.every = [PrecisionOption]
+    path = tmp_path / "c.yaml"
+    path.write_text("precision: bfloat16\nmodel: m\n")
+    assert program("draw", "--config", path) == 0
+    assert program("draw", "--config", path, "--precision", "tensorfloat32") == 0
+    assert program("draw", "--model", "m") == 0
+    assert program.precisions == ["bfloat16", "tensorfloat32", "float32"]
+    assert program("draw", "--model", "m", "--precision", "tf32") == 2
+    assert error().startswith("artist: error: option --precision: Expected a Literal['auto', ")
+    assert program("draw", "--help") == 0 and "--precision" in capsys.readouterr().out
+    program.every = []
+    assert program("draw", "--config", path) == 2
+    assert "unknown key 'precision'" in error()
 
 
 HOSTILE = {

@@ -1,5 +1,6 @@
 """The loop: what a resumed run must share with the one that began, and what it saves."""
 
+import json
 import os
 import re
 import signal
@@ -81,6 +82,23 @@ def test_a_run_that_has_gone_further_is_refused(tmp_path):
     ):
         run(4)
     assert run(6)[1] == {}
+
+
+def test_a_run_of_another_precision_is_refused(tmp_path):
+    """One that began before precisions were stated goes on."""
+
+    def run(steps):
+        start, how = (jnp.float32(10),), dict(steps=steps, per_call=2)
+        return run_loop(count_down, start, directory=tmp_path / "c", **how)
+
+    run(2)
+    said = "c: the run there has precision 'float32', not 'bfloat16'; give the same settings"
+    with jax.default_matmul_precision("bfloat16"), pytest.raises(InputError, match=said):
+        run(4)
+    path = tmp_path / "c" / "settings.json"
+    path.write_text(json.dumps({"another": 1}))
+    assert float(run(4)[0][0]) == 6
+    assert json.loads(path.read_text()) == {"another": 1, "precision": "float32"}
 
 
 def test_seeds_need_an_axis_of_their_own():
