@@ -55,6 +55,11 @@ class Sampler:
 
     guides_first: ClassVar[bool] = False
 
+    @property
+    def draws_noise(self) -> bool:
+        """Whether moves draw noise; where none do, a temperature changes nothing."""
+        return True
+
     def timesteps(self, schedule: Schedule) -> Int[Array, " S"]:
         """The diffusion steps at which the model is evaluated, falling; S is static."""
         raise NotImplementedError
@@ -118,6 +123,11 @@ class DDIM(Sampler):
 
     steps: int | None = struct.field(pytree_node=False, default=None)
     eta: float | Float[Array, ""] | Float[np.ndarray, ""] = 0.0
+
+    @property
+    def draws_noise(self) -> bool:
+        """False where eta is the number 0; an array's value is not looked at."""
+        return not isinstance(self.eta, int | float) or self.eta != 0
 
     def timesteps(self, schedule: Schedule) -> Int[Array, " S"]:
         """round(T (S - i) / S) - 1 for i = 0 .. S - 1."""

@@ -17,6 +17,7 @@ from common_jax.precision import stated
 from common_jax.report.figures import PALETTE, draw
 from common_jax.report.findings import Figure, Findings, Table, print_tables, write
 from common_jax.run import environment
+from reward_jax.diffusion.samplers import make_sampler
 from reward_jax.studies.locomotion.arms import compared
 from reward_jax.studies.locomotion.claims import (
     PAPER,
@@ -283,8 +284,7 @@ def _ablations(found: Mapping[str, Any]) -> Table:
         }
         for name, arms in every.items():
             change = more(compared(arms["reward"], whole["reward"])) if whole else ""
-            shown = _arm(arms[best]) if (best := _best_temperature(arms)) else ""
-            of_arms = (*(_arm(arms[arm]) for arm in MAIN), shown)
+            of_arms = (*(_arm(arms[arm]) for arm in MAIN), _best_temperature(arms))
             share = share_of(arms, "reward", "raw_difference")
             rows.append((identifier, name, *of_arms, _scale(arms["reward"]), change, share))
     names = (*(arm.replace("_", " ") for arm in MAIN), "best temperature")
@@ -299,9 +299,14 @@ def _changed(option: str, value: Any) -> str:
     return f"{option} {shown}"
 
 
-def _best_temperature(arms: Mapping[str, Any]) -> str | None:
+def _best_temperature(arms: Mapping[str, Any]) -> str:
+    """The best temperature's returns; of older results, too, where none could have changed any."""
+    settings = arms["unsteered"]["settings"]
+    if not make_sampler(settings["sampler"], eta=settings["eta"]).draws_noise:
+        return "none: no noise is drawn"
     names = [name for name in arms if name.startswith("temperature ")]
-    return max(names, key=lambda name: arms[name]["mean"], default=None)
+    best = max(names, key=lambda name: arms[name]["mean"], default=None)
+    return _arm(arms[best]) if best else ""
 
 
 def _sentences(environments: Mapping[str, Any]) -> list[str]:

@@ -308,6 +308,9 @@ class RobotWork:
         return ["unsteered", *temperatures, *guided, "expert"]
 
     def _temperatures(self) -> dict[str, float]:
+        """None where the sampler draws no noise: each would be the unsteered base once more."""
+        if not self.sampling.made_sampler().draws_noise:
+            return {}
         return {f"temperature {t:g}": t for t in self.config.temperatures}
 
     def _arm(self, name: str, base: TrajectoryModel) -> Arm:

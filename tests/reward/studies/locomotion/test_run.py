@@ -17,7 +17,7 @@ from reward_jax.planning.extract import Matching, RewardOptions
 from reward_jax.planning.fit import NetworkOptions, Training
 from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.studies.locomotion import arms, run, work
-from reward_jax.studies.locomotion.report import write_report
+from reward_jax.studies.locomotion.report import _best_temperature, write_report
 from reward_jax.studies.locomotion.run import STUDY, Config
 from reward_jax.studies.locomotion.settings import Ablation, RobotSettings, Rounds
 from reward_jax.studies.locomotion.summary import MAIN
@@ -141,14 +141,16 @@ def test_ablations(done):
     """What a change does not touch is the study's own; the rest is made anew."""
     config, found = done
     whole = found["environments"]["Hopper-v5"]
-    changed: dict[str, set[str]] = dict.fromkeys(("one step", "warm", "less data"), EVERY)
+    changed: dict[str, set[str]] = dict.fromkeys(("one step", "less data"), EVERY)
+    changed |= {"warm": {*MAIN}}  # without noise there is no temperature
     changed |= dict.fromkeys(("slower", "narrow", "low t"), {"reward"})
     guided = {"discriminator", "raw_difference", "reward"}
     changed["the authors"] = guided  # of other scales, which the two may have had before
     for name, wanted in changed.items():
         one = found["ablations"][name]
-        assert set(one) == {*EVERY, "change"}
-        differs = {arm for arm in EVERY if one[arm]["returns"] != whole[arm]["returns"]}
+        own = {*MAIN} if name == "warm" else EVERY
+        assert set(one) == {*own, "change"}
+        differs = {arm for arm in own if one[arm]["returns"] != whole[arm]["returns"]}
         assert {"reward"} <= differs <= wanted if wanted == guided else differs == wanted, name
     made = {
         p.parent.name: {f.stem for f in p.parent.glob("*.safetensors")}
@@ -207,6 +209,8 @@ def test_the_report(done):
     assert "| Hopper-v5 | less data (base_episodes 6) | " in text
     assert "| environment | base | arm | scale " in text and "| unseen | raw difference | " in text
     assert "| Hopper-v5 | narrow (path_draws 0, rounds 1, widths 5) | " in text
+    warm = next(x for x in text.splitlines() if x.startswith("| Hopper-v5 | warm "))
+    assert "| none: no noise is drawn |" in warm
     assert "no renderer" not in text and (page.parent / "strips_hopper.svg").exists()
     assert (page.parent / "explained.svg").exists()
 
@@ -280,6 +284,28 @@ def test_an_ablation_that_is_added_goes_on_and_is_then_held_to(tmp_path, monkeyp
         changed = both | {name.partition(".")[0]: other}
         with pytest.raises(InputError, match=f"the run there has ablations.{name}; give the same"):
             study.run(dataclasses.replace(config, ablations=changed))
+
+
+def test_where_no_noise_is_drawn_there_are_no_temperatures(tmp_path):
+    """Each would be the unsteered base once more; older results have them still."""
+    one = work.RobotWork(Config(out=tmp_path, robots={"hopper": OWN}), "hopper")
+    arms = one._arms()
+    temperatures = {"temperature 0", "temperature 0.5", "temperature 0.8"}
+    assert temperatures < set(arms)
+    one.sampling = GuidanceOptions(sampler="ddim", sampling_steps=3)
+    assert one._arms() == [name for name in arms if name not in temperatures]
+    one.sampling = GuidanceOptions(sampler="ddim", eta=0.5)
+    assert one._arms() == arms
+
+    def best(settings, *names):
+        own = {"mean": 3.0, "standard_error": 1.0, "seed_standard_error": None}
+        return _best_temperature({n: own | {"settings": settings} for n in ("unsteered", *names)})
+
+    ddim, ancestral = {"sampler": "ddim", "eta": 0.0}, {"sampler": "ancestral", "eta": 0.0}
+    said = "none: no noise is drawn"
+    assert best(ddim) == best(ddim, "temperature 0.5") == said
+    assert best(ancestral, "temperature 0.5") == best(ddim | {"eta": 1.0}, "temperature 0") != said
+    assert best(ancestral, "temperature 0.5") == "3 +- 1" and best(ancestral) == ""
 
 
 def test_robots_without_policies_are_refused_at_once(tmp_path, monkeypatch):
