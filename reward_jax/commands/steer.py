@@ -8,7 +8,7 @@ import jax
 from common_jax.io.files import atomic, write_arrays, write_json
 from common_jax.run import check_run, held_run
 from reward_jax.planning.options import SteeredOption
-from reward_jax.planning.steer import SteeringOptions, both_outcomes, load_steering
+from reward_jax.planning.steer import SteeringOptions, both_outcomes, errors_of, load_steering
 from reward_jax.report.figures import outcomes_figure
 
 __all__ = ["Config", "run"]
@@ -19,6 +19,7 @@ class Config(SteeredOption, SteeringOptions):
     """Plan with a base model, steered by a reward; writes plans.npz, steer.json and steer.png.
 
     Plans of a model of images are images, 0 .. 255, and steer.png shows them side by side.
+    By_seed, the plans that are written are those of each seed in turn.
     """
 
 
@@ -35,7 +36,8 @@ def run(config: Config) -> None:
 
         means = {name: outcome.means() for name, outcome in found.items()}
         for name, mean in means.items():
-            print(f"{name}: {task.summarise(mean)}")
+            errors = errors_of(task, found[name]) if config.by_seed else ""
+            print(f"{name}: {task.summarise(mean)}{errors}")
         write_arrays(
             config.out / "plans.npz",
             plans=found["steered"].shown,
@@ -46,6 +48,9 @@ def run(config: Config) -> None:
             outcomes_figure(task, found, goal).savefig(temporary, dpi=120, format="png")
         facts: dict[str, Any] = {"goal": goal, "scale": config.guidance.scale}
         facts["standard_errors"] = {n: outcome.standard_errors() for n, outcome in found.items()}
+        if config.by_seed:
+            facts["seed_means"] = found["steered"].seed_means()
+            facts["seed_standard_errors"] = found["steered"].seed_standard_errors()
         facts["seconds"] = {name: outcome.seconds for name, outcome in found.items()}
         write_json(config.out / "steer.json", means | facts)
         print(f"plans: {config.out}")

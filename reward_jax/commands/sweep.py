@@ -1,6 +1,7 @@
 """`reward-jax sweep`: how far to push a base's plans, and until when."""
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -11,10 +12,12 @@ from common_jax.run import check_run, held_run
 from reward_jax.planning.steer import (
     SteeringOptions,
     SweepOptions,
+    Swept,
     load_steering,
     sweep_outcomes,
 )
 from reward_jax.reward.guide import GuidanceOptions
+from reward_jax.tasks.base import Measure, Outcome
 
 __all__ = ["Config", "run"]
 
@@ -44,19 +47,42 @@ def run(config: Config) -> None:
         raise InputError(f"plans of {task.name} alone tell nothing: give --execute")
     with held_run(config.out, "sweep", dataclasses.asdict(config)):
         starts, key = task.starts(config.plans, config.seed), jax.random.key(config.seed)
-        found = []
-        print(measure.title)
-        print("scale \\ t_stopgrad" + "".join(f"{stop:8d}" for stop in config.t_stopgrads))
+        found, width = [], 28 if config.by_seed else 8
+        errors = f" (its standard errors over starts; over {steering.seeds} reward seeds)"
+        print(measure.title + (errors if config.by_seed else ""))
+        stops = "".join(f"{stop:{width}d}" for stop in config.t_stopgrads)
+        print(f"scale \\ t_stopgrad{stops}")
         for row in sweep_outcomes(steering, starts, config, key=key):
-            means = [one.outcome.means() for one in row]
-            found += [
-                {"scale": one.scale, "t_stopgrad": one.t_stopgrad}
-                | mean
-                | {"standard_errors": one.outcome.standard_errors()}
-                | {"seconds": one.outcome.seconds}
-                for one, mean in zip(row, means, strict=True)
-            ]
-            line = "".join(f"{mean[measure.name]:8.{measure.digits}f}" for mean in means)
-            print(f"{row[0].scale:18g}{line}")
+            found += [_row(one, by_seed=config.by_seed) for one in row]
+            cells = (_cell(one.outcome, measure, by_seed=config.by_seed) for one in row)
+            print(f"{row[0].scale:18g}" + "".join(f"{cell:>{width}}" for cell in cells))
         write_json(config.out / "sweep.json", found)
         print(f"sweep: {config.out / 'sweep.json'}")
+
+
+def _row(one: Swept, *, by_seed: bool) -> dict[str, Any]:
+    """What a setting came to, as JSON."""
+    outcome = one.outcome
+    seeds = {
+        "seed_means": outcome.seed_means(),
+        "seed_standard_errors": outcome.seed_standard_errors(),
+    }
+    return {
+        "scale": one.scale,
+        "t_stopgrad": one.t_stopgrad,
+        **outcome.means(),
+        "standard_errors": outcome.standard_errors(),
+        **(seeds if by_seed else {}),
+        "seconds": outcome.seconds,
+    }
+
+
+def _cell(outcome: Outcome, measure: Measure, *, by_seed: bool) -> str:
+    """The mean of a measure, by seed with both its errors."""
+    found = [outcome.means()]
+    if by_seed:
+        found += [outcome.standard_errors(), outcome.seed_standard_errors()]
+    mean, *errors = (
+        "-" if (x := of[measure.name]) is None else f"{x:.{measure.digits}f}" for of in found
+    )
+    return f"{mean} ({'; '.join(errors)})" if errors else mean

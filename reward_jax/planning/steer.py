@@ -9,7 +9,6 @@ Legend: B plans, O observation width, S guidance scales.
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -37,6 +36,7 @@ from reward_jax.planning.plan import plan_sweep, planner, precomputed
 from reward_jax.reward.discriminator import DiscriminatorGuide
 from reward_jax.reward.gradients import Guide, ScoreDifference
 from reward_jax.reward.guide import GuidanceOptions
+from reward_jax.reward.relative import RelativeReward, SeedBlocks
 from reward_jax.tasks.base import Outcome, Planner, Rollout, Task
 from reward_jax.tasks.find import task_and_goal
 
@@ -47,6 +47,7 @@ __all__ = [
     "SweepOptions",
     "Swept",
     "both_outcomes",
+    "errors_of",
     "load_steering",
     "outcomes",
     "steer_by",
@@ -62,7 +63,7 @@ class Steering:
 
     goal: what outcomes are measured against. options: how plans are drawn and steered. rollout:
     how they are acted on. mesh: plans are sharded over its data and fsdp axes. notes: what a user
-    should know of it, sentences.
+    should know of it, sentences. seeds: S, where the guide has a block of plans for each seed.
     """
 
     base: SpaceModel[Any]
@@ -73,6 +74,7 @@ class Steering:
     rollout: Rollout = dataclasses.field(default_factory=Rollout)
     mesh: Mesh | None = None
     notes: tuple[str, ...] = ()
+    seeds: int = 1
 
     def planner(self, *, steered: bool = True, **options: Any) -> Planner:
         """Of the base, with these options in place of some."""
@@ -91,11 +93,14 @@ def steer_by(
     options: GuidanceOptions | None = None,
     rollout: Rollout | None = None,
     mesh: Mesh | None = None,
+    by_seed: bool = False,
 ) -> Steering:
     """A base with what steers it; they must fit one another, or InputError is raised.
 
     by: a reward or a discriminator; or an expert, for the raw difference of both scores, without
     any reward. goal: by default the one that the data of `by` had. output: of a discriminator.
+    by_seed: each seed of a reward steers plans of its own, from every start; by default their mean
+    steers.
     """
     notes: list[str] = []
     kind = kind_of_space(base.space)
@@ -109,7 +114,14 @@ def steer_by(
             guide = dataclasses.replace(guide, output=output)
     task, goal = task_and_goal(by.space.about, goal)
     how = options or GuidanceOptions(), rollout or Rollout()
-    return Steering(base, guide, task, goal, *how, mesh, tuple(notes))
+    if not by_seed:
+        return Steering(base, guide, task, goal, *how, mesh, tuple(notes))
+    reward = guide if isinstance(guide, RelativeReward) else None
+    seeds = (reward.seeds or 1) if reward else 0
+    if reward is None or seeds < 2:
+        what = "this reward has one" if reward else "what steers has none"
+        raise InputError(f"by_seed is of a reward of several seeds, and {what}: leave it out")
+    return Steering(base, SeedBlocks(reward), task, goal, *how, mesh, tuple(notes), seeds)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,11 +135,14 @@ class SteeringOptions(
         expert: or an expert's denoiser: the raw difference of both scores steers, without any
             reward (the baseline that it is).
         output: of a discriminator: logit, or sigmoid.
+        by_seed: each seed of a reward steers plans of its own, as many, and errors are told over
+            starts and over seeds apart; by default the mean of the seeds steers.
     """
 
     reward: str | None = None
     expert: str | None = None
     output: Output = "logit"
+    by_seed: bool = False
 
 
 def load_steering(options: SteeringOptions) -> Steering:
@@ -154,6 +169,7 @@ def load_steering(options: SteeringOptions) -> Steering:
         options=options.guidance,
         rollout=options.rollout,
         mesh=mesh,
+        by_seed=options.by_seed,
     )
 
 
@@ -174,13 +190,28 @@ def outcomes(
 def both_outcomes(
     steering: Steering, starts: Float[np.ndarray, "B O"], *, key: Key[Array, ""]
 ) -> dict[str, Outcome]:
-    """Of the base "unsteered" and "steered"."""
-    planners = {
-        "unsteered": steering.planner(steered=False),
-        "steered": steering.planner(),
-    }
+    """Of the base "unsteered" and "steered", where seeds are apart by each from every start."""
     given: dict[str, Any] = dict(key=key, goal=steering.goal, rollout=steering.rollout)
-    return outcomes(steering.task, planners, starts, **given)
+    execute = steering.task.execute
+    rows = np.tile(starts, (steering.seeds, 1))
+    unsteered = execute(steering.planner(steered=False), starts, **given)
+    steered = execute(steering.planner(), rows, **given)
+    steered = dataclasses.replace(steered, seeds=steering.seeds)
+    return {"unsteered": unsteered, "steered": steered}
+
+
+def errors_of(task: Task, outcome: Outcome) -> str:
+    """Standard errors of the measure that a table shows, over starts and seeds, to end a line."""
+    over, seeds = outcome.standard_errors(), outcome.seed_standard_errors()
+    for measure in (task.shown_measure(executed=executed) for executed in (True, False)):
+        if measure is None or (error := over[measure.name]) is None:
+            continue
+        digits, starts = measure.digits, len(outcome.shown) // outcome.seeds
+        shown = f"; {measure.heading}: standard error {error:.{digits}f} over {starts} starts"
+        apart = seeds[measure.name]
+        also = "" if apart is None else f", {apart:.{digits}f} over {outcome.seeds} reward seeds"
+        return shown + also
+    return ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -221,13 +252,18 @@ def sweep_outcomes(
     each pair of settings by itself. Of the steering's options, scale and t_stopgrad are not used.
     """
     options.check()
+    starts = np.tile(starts, (steering.seeds, 1))
     given: dict[str, Any] = dict(
         key=key, goal=steering.goal, simulate=options.execute, rollout=steering.rollout
     )
-    execute = functools.partial(steering.task.execute, starts=starts, **given)
+
+    def executed(one: Planner) -> Outcome:
+        found = steering.task.execute(one, starts, **given)
+        return dataclasses.replace(found, seeds=steering.seeds)
+
     return (
         [
-            Swept(scale, stop, execute(one))
+            Swept(scale, stop, executed(one))
             for stop, one in zip(options.t_stopgrads, planners, strict=True)
         ]
         for scale, planners in _planners(steering, starts, options, key)

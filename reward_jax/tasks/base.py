@@ -12,6 +12,7 @@ Legend: B rows, O observation width, H rows of a plan.
 
 import abc
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,6 +33,7 @@ __all__ = [
     "Task",
     "TaskOption",
     "WarmPlanner",
+    "error_of",
 ]
 
 
@@ -77,23 +79,47 @@ class Outcome:
 
     measured: the task's measures by name (bool, or a number such as a return); None for one that
     needs execution where there was none. shown: what `Task.draw` draws. seconds: of the clock, by
-    what they went into, where the task plans as it goes.
+    what they went into, where the task plans as it goes. seeds: S, where rows are S blocks from
+    the same starts, each steered by a seed of its own (`SeedBlocks`).
     """
 
     measured: dict[str, Shaped[np.ndarray, " B"] | None]
     shown: Shaped[np.ndarray, "B ..."]
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    seeds: int = 1
 
     def means(self) -> dict[str, float | None]:
         """Each measure's mean over all rows: of a bool, the share of rows."""
         return {k: None if v is None else float(v.mean()) for k, v in self.measured.items()}
 
     def standard_errors(self) -> dict[str, float | None]:
-        """Of those means, over rows; None of one row, and where there was no measuring."""
-        return {
-            k: None if v is None or len(v) < 2 else float(v.std(ddof=1) / len(v) ** 0.5)
-            for k, v in self.measured.items()
-        }
+        """Of those means, over starts, of which each counts by its mean over seeds.
+
+        None of one start, and where there was no measuring.
+        """
+        return {k: None if v is None else _error(v.mean(axis=0)) for k, v in self._by_seed()}
+
+    def seed_means(self) -> dict[str, list[float] | None]:
+        """Each measure's mean over the starts, of each seed."""
+        return {k: None if v is None else v.mean(axis=1).tolist() for k, v in self._by_seed()}
+
+    def seed_standard_errors(self) -> dict[str, float | None]:
+        """Of the means over all rows, over seeds; None of one seed, and without measuring."""
+        return {k: None if v is None else _error(v.mean(axis=1)) for k, v in self._by_seed()}
+
+    def _by_seed(self) -> Iterator[tuple[str, Float[np.ndarray, "S n"] | None]]:
+        for name, value in self.measured.items():
+            rows = None if value is None else np.asarray(value, np.float64)
+            yield name, None if rows is None else rows.reshape(self.seeds, -1)
+
+
+def _error(values: Float[np.ndarray, " n"]) -> float | None:
+    return error_of(values) if len(values) > 1 else None
+
+
+def error_of(values: Float[np.ndarray, " N"]) -> float:
+    """The standard error of a mean of two values or more."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
 
 from common_jax.distributed import there
 from common_jax.errors import InputError
@@ -26,7 +25,7 @@ from reward_jax.planning.plan import planner
 from reward_jax.reward.gradients import Guide
 from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.studies.sweep import sweep
-from reward_jax.tasks.base import Outcome, Rollout
+from reward_jax.tasks.base import Outcome, Rollout, error_of
 from reward_jax.tasks.locomotion.task import LocomotionTask
 
 __all__ = ["Arm", "World", "best_of", "choose", "compared", "exceeds", "returns", "summary"]
@@ -64,7 +63,8 @@ def returns(arm: Arm, world: World, count: int, options: GuidanceOptions) -> Out
     starts = np.tile(world.task.starts(count, world.seed), (arm.seeds, 1))
     acts = planner(arm.model, guide=arm.guide, options=options, mesh=world.mesh)
     key = jax.random.key(world.seed)
-    return world.task.execute(acts, starts, key=key, goal=None, rollout=world.rollout)
+    found = world.task.execute(acts, starts, key=key, goal=None, rollout=world.rollout)
+    return replace(found, seeds=arm.seeds)
 
 
 def choose(
@@ -137,16 +137,15 @@ def summary(
 ) -> dict[str, Any]:
     """An arm's returns, as JSON: errors over environments and seeds apart; with its settings."""
     total = np.asarray(outcome.measured["return"], np.float64)
-    by_seed = total.reshape(arm.seeds, -1)
-    each = by_seed.mean(axis=0)  # one an environment, the mean over seeds
+    by_seed = total.reshape(outcome.seeds, -1)
     return {
         "mean": float(total.mean()),
-        "standard_error": error_of(each),
-        "seed_standard_error": error_of(by_seed.mean(axis=1)) if arm.seeds > 1 else None,
+        "standard_error": outcome.standard_errors()["return"],
+        "seed_standard_error": outcome.seed_standard_errors()["return"],
         "normalized": float(task.robot.normalized(total).mean()),
         "episodes": len(total),
         "steps": float(np.asarray(outcome.measured["steps"], np.float64).mean()),
-        "returns": each.round(3).tolist(),
+        "returns": by_seed.mean(axis=0).round(3).tolist(),
         "seed_returns": by_seed.mean(axis=1).round(3).tolist(),
         "settings": dataclasses.asdict(options) | ({} if arm.guide else {"scale": 0.0}),
         "seconds": {name: round(value, 2) for name, value in outcome.seconds.items()},
@@ -172,8 +171,3 @@ def exceeds(gap: dict[str, Any]) -> bool:
     """Whether a difference of `compared` is above 0 by two standard errors, of both kinds."""
     error = math.hypot(gap["standard_error"], gap["seed_standard_error"] or 0.0)
     return gap["mean"] > 2 * error > 0
-
-
-def error_of(values: Float[np.ndarray, " N"]) -> float:
-    """The standard error of a mean of two values or more."""
-    return float(np.std(values, ddof=1) / np.sqrt(len(values)))

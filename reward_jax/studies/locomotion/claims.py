@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from common_jax.report.findings import Claim, Verdict
-from reward_jax.studies.locomotion.arms import error_of, exceeds
+from reward_jax.studies.locomotion.arms import exceeds
 from reward_jax.studies.locomotion.work import PLAIN
+from reward_jax.tasks.base import error_of
 from reward_jax.tasks.locomotion.robots import ROBOTS
 
 __all__ = [

@@ -27,6 +27,21 @@ def test_standard_errors_of_means():
     assert one.standard_errors() == {"reached": None}
 
 
+def test_errors_over_starts_and_over_seeds():
+    """Of two blocks of three starts."""
+    rows = np.array([1.0, 2.0, 6.0, 3.0, 6.0, 6.0])
+    measured = {"far": rows, "reached": rows > 2, "left": None}
+    found = Outcome(measured, np.zeros((6, 2)), seeds=2)
+    of_starts, of_seeds = [2.0, 4.0, 6.0], [3.0, 5.0]
+    assert found.means()["far"] == 4.0
+    assert found.standard_errors()["far"] == pytest.approx(np.std(of_starts, ddof=1) / 3**0.5)
+    assert found.seed_means() == {"far": of_seeds, "reached": [1 / 3, 1.0], "left": None}
+    errors = found.seed_standard_errors()
+    assert errors["far"] == pytest.approx(np.std(of_seeds, ddof=1) / 2**0.5)
+    assert errors["reached"] == pytest.approx(1 / 3) and errors["left"] is None
+    assert Outcome(measured, np.zeros((6, 2))).seed_standard_errors()["far"] is None
+
+
 def test_the_measure_that_is_shown():
     measures = (
         Measure("a", "", "", executed=False),
