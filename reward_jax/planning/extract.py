@@ -174,14 +174,16 @@ def fit_reward(
     *,
     seed: int,
     begin: RelativeReward | None = None,
+    paths: Source | None = None,
     context: RunContext | None = None,
 ) -> SpaceGuide[S]:
     """Extract the reward of an expert relative to a base.
 
     expert: its score in the base's coordinates (`expert_in_base_coordinates`). source: of x_0.
     space: the base's, with the expert's `about` (its goal). options: of the reward network. begin:
-    a reward to begin with, whose network, target and seeds are taken over. Raises InputError for
-    options that do not fit one another, or these models.
+    a reward to begin with, whose network, target and seeds are taken over. paths: of the rows that
+    guided paths begin from, by default `source`. Raises InputError for options that do not fit one
+    another, or these models.
     """
     context = context or RunContext()
     key, schedule = jax.random.key(seed), base.denoiser.schedule
@@ -198,9 +200,9 @@ def fit_reward(
     if matching.draws:
         batches = draw_targets(*both, source, schedule, count=matching.draws, key=key, **shared)
     if matching.path_draws:
-        paths = draw_path_targets(
+        on_paths = draw_path_targets(
             *both,
-            source,
+            source if paths is None else paths,
             schedule,
             guide=begin or ScoreDifference(*both),
             count=matching.path_draws,
@@ -208,10 +210,11 @@ def fit_reward(
             guidance=GuidanceOptions(scale=matching.path_scale),
             **shared,
         )
-        batches = join_targets(batches, paths)
+        batches = join_targets(batches, on_paths)
     if matching.draws and context.checkpoints:
         m = matching
         drawn = (key, begin, start.target, m.pin, m.apart, m.draws, m.path_draws, m.path_scale)
+        drawn += () if paths is None else (paths,)
         of = origin(*both, source, schedule, options=matching, others=drawn)
         batches = Drawn(batches, of)
     params, _ = extract_reward(

@@ -18,12 +18,20 @@ from common_jax.mesh import constrain, fetch
 from common_jax.precision import jit
 from reward_jax import sharding
 from reward_jax.data.model import SpaceModel
-from reward_jax.data.trajectory.space import Plans
+from reward_jax.data.trajectory.space import Plans, TrajectorySpace
 from reward_jax.diffusion.process import first_state
 from reward_jax.reward.guide import GuidanceOptions, guided_sample, sweep
 from reward_jax.tasks.base import Planner, WarmPlanner
 
-__all__ = ["plan", "plan_sweep", "planner", "precomputed", "score_windows"]
+__all__ = [
+    "Watched",
+    "plan",
+    "plan_sweep",
+    "planner",
+    "precomputed",
+    "score_windows",
+    "start_rows",
+]
 
 
 def plan(
@@ -86,6 +94,50 @@ def precomputed(plans: Any) -> Planner:
         return plans
 
     return planned
+
+
+class Watched:
+    """A planner that keeps the observations for which it is asked: states that a world comes by.
+
+    met: [N, O], in the world's own units. A row that has not moved since the planner was asked
+    last, as one that has ended does not, is not kept again.
+    """
+
+    def __init__(self, planner: WarmPlanner) -> None:
+        self._planner = planner
+        self._met: list[Float[np.ndarray, "n O"]] = []
+        self._last: Float[np.ndarray, "B O"] | None = None
+
+    def __call__(
+        self,
+        observations: Float[np.ndarray, "B O"],
+        key: Key[Array, ""],
+        previous: Plans | None = None,
+        executed: int = 0,
+    ) -> Plans:
+        """The plans of the planner."""
+        moved = np.ones(len(observations), bool)
+        if self._last is not None and self._last.shape == observations.shape:
+            moved = (observations != self._last).any(axis=1)
+        self._met.append(np.array(observations)[moved])
+        self._last = np.array(observations)
+        return self._planner(observations, key, previous, executed)
+
+    @property
+    def met(self) -> Float[np.ndarray, "N O"]:
+        """The states so far."""
+        return np.concatenate(self._met)
+
+
+def start_rows(
+    space: TrajectorySpace, observations: Float[np.ndarray, "N O"]
+) -> Float[Array, "N H D"]:
+    """Trajectories that begin at these observations, all else 0: what chains are pinned to.
+
+    Where guided paths begin (`draw_path_targets`), in the space's own pin.
+    """
+    pinned = first_state(jnp.asarray(space.normalise(observations)), *space.shape)
+    return pinned(jnp.zeros((len(observations), *space.shape)))
 
 
 def _pinned(

@@ -23,6 +23,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
 from common_jax.errors import InputError
+from common_jax.precision import jit
 from reward_jax import sharding
 from reward_jax.diffusion.denoiser import Condition, steps_of
 from reward_jax.diffusion.process import q_sample
@@ -92,7 +93,7 @@ def cap_reward(
     return CappedReward(reward, level, width * spread)
 
 
-@jax.jit
+@jit
 def _by_step(
     reward: RelativeReward, x_0: Float[Array, "N ..."], key: Key[Array, ""]
 ) -> Float[Array, "T N"]:

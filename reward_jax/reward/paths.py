@@ -56,8 +56,10 @@ def draw_path_targets(
     """Targets at every x_t of guided chains of the base, as `draw_targets` gives them of q(x_t).
 
     batches: x_0 [N, ...] or a source, from whose rows chains are pinned (with `pin`; without, they
-    are not used). guide, guidance: what steers the chains, and how. count: how many, rounded up to
-    whole chains of whole batches. Twelve parameters: those of `draw_targets`, and two of guidance.
+    are not used): data, or where the world was met under a guide (`Watched` and `start_rows` of
+    `planning/plan.py`). guide, guidance: what steers the chains, and how. count: how many, rounded
+    up to whole chains of whole batches. Twelve parameters: those of `draw_targets`, and two of
+    guidance.
     """
     o = ExtractionOptions() if options is None else options
     g = GuidanceOptions() if guidance is None else guidance

@@ -52,9 +52,12 @@ class Rounds(RewardNetOption):
 
     Args:
         rounds: of matching; after the first, paths are those of the reward at hand.
+        met: after the first round paths begin where the base comes by in its world, steered by the
+            reward at hand (matching.path_scale, as many episodes as `validation`), not in data.
     """
 
     rounds: PositiveInt = 1
+    met: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,6 +118,7 @@ class Ablation:
         pin: of matching.
         t_weights: of matching.
         rounds: of matching.
+        met: of matching.
         kind: of the reward.
         widths: of the reward's network.
         execute: steps of a plan that are executed.
@@ -139,6 +143,7 @@ class Ablation:
     pin: bool | None = None
     t_weights: tuple[NonNegativeFloat, ...] | None = None
     rounds: PositiveInt | None = None
+    met: bool | None = None
     kind: Literal["window", "half_unet", "energy"] | None = None
     widths: tuple[PositiveInt, ...] | None = None
     execute: PositiveInt | None = None
@@ -170,7 +175,7 @@ def ablated(config: "Config", name: str) -> "Config":
         reward=dataclasses.replace(own.reward, **network),
         matching=dataclasses.replace(own.matching, **matching),
         distilled=None,
-        **given(rounds=a.rounds),
+        **given(rounds=a.rounds, met=a.met),
     )
     acts = given(execute=a.execute, warm_start=True if a.skip else None)
     return dataclasses.replace(
@@ -287,6 +292,12 @@ def check(config: Config) -> None:
             )
         for one in (own, *([own.distilled] if own.distilled else [])):
             one.matching.check(own.diffusion_steps)
+            if one.met and not (one.rounds > 1 and one.matching.path_draws and one.matching.pin):
+                where = f"robots.{name}" + (".distilled" if one is own.distilled else "")
+                raise InputError(
+                    f"{where}.met is of paths of a second round that begin at a state: give "
+                    "rounds 2 or more, matching.path_draws, and matching.pin true"
+                )
         if own.expert_training.prediction != own.base_training.prediction:
             raise InputError(
                 f"robots.{name}: expert_training.prediction must be base_training.prediction, for "

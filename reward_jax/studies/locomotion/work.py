@@ -19,9 +19,10 @@ from reward_jax.data.episodes import Episodes
 from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel, TrajectorySpace
 from reward_jax.diffusion.denoiser import Score
 from reward_jax.diffusion.schedule import cosine_schedule
-from reward_jax.diffusion.sources import Mixed, Strided
+from reward_jax.diffusion.sources import Mixed, Rows, Strided
 from reward_jax.planning.extract import Noised, diagnose, fit_reward
 from reward_jax.planning.fit import RunContext, Untrained, fit, space_of, window_source
+from reward_jax.planning.plan import Watched, planner, start_rows
 from reward_jax.reward.diagnostics import explained_of
 from reward_jax.reward.gradients import ScoreDifference, SteeredScore
 from reward_jax.reward.guide import GuidanceOptions
@@ -219,6 +220,7 @@ class RobotWork:
                     how.matching,
                     seed=self._seed(f"{name} {index}"),
                     begin=begin,
+                    paths=self._met(f"{name}_{index}", begin, how) if how.met and begin else None,
                     context=context,
                 )
 
@@ -227,6 +229,20 @@ class RobotWork:
             found = guide
         assert found is not None
         return found
+
+    def _met(self, name: str, by: RelativeReward, how: Rounds) -> Rows:
+        """Where the base comes by, steered by a reward; kept in NAME.met.npz, so that it stays."""
+        path = self.shop.folder / f"{name}.met.npz"
+        if there(path):
+            with np.load(path) as stored:
+                return Rows(start_rows(self.base.space, stored["observations"]))
+        world = self._world("where paths begin")
+        options = replace(self.sampling, scale=how.matching.path_scale)
+        acts = Watched(planner(self.base, guide=by, options=options, mesh=self.mesh))
+        starts, key = self.task.starts(self.config.validation, world.seed), world.seed
+        self.task.execute(acts, starts, key=jax.random.key(key), goal=None, rollout=world.rollout)
+        write_arrays(path, observations=acts.met)
+        return Rows(start_rows(self.base.space, acts.met))
 
     @functools.cached_property
     def judge(self) -> TrajectoryGuide:

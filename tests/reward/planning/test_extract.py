@@ -122,6 +122,11 @@ def test_errors_count_in_the_target_s_unit_whatever_the_network_s_own():
             wrong.check(schedule.steps)
 
 
+def _starts(targets):
+    """First observations of each x_t, beside an axis of what they are compared to."""
+    return np.asarray(targets.x)[:, None, 0, 1:]
+
+
 def test_guided_paths_and_the_first_action(monkeypatch):
     """Paths of the raw difference, or of the reward to begin with, are matched, too."""
     options, guides, given = extract.RewardOptions(widths=(8,)), [], []
@@ -136,6 +141,12 @@ def test_guided_paths_and_the_first_action(monkeypatch):
     first = found_of(options, matching)
     second = found_of(options, matching, begin=first)
     assert isinstance(guides[0], ScoreDifference) and guides[1] is first
+    met = Rows(ROWS.rows[:3] + 1)
+    assert np.abs(_starts(given[-1][0]) - ROWS.rows[:, 0, 1:]).max(-1).min(-1).max() < 1e-5
+    found_of(options, matching, begin=first, paths=met)
+    begun, (targets, _) = met.rows[:, 0, 1:], given.pop()
+    assert np.abs(_starts(targets)[160:] - begun).max(-1).min(-1).max() < 1e-5
+    assert np.abs(_starts(targets)[:160] - begun).max(-1).min(-1).min() > 0.1
     for targets, more in given:
         assert len(targets.t) == 160 + 128
         assert more["entries"][0, 0] == 10 and more["entries"].sum() == 8 * 4 + 9

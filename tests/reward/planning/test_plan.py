@@ -7,8 +7,18 @@ import pytest
 from flax import struct
 
 from common_jax.mesh import make_mesh
-from reward_jax.planning.plan import plan, planner, precomputed, score_windows
+from reward_jax.planning.plan import (
+    Watched,
+    plan,
+    planner,
+    precomputed,
+    score_windows,
+    start_rows,
+)
+from reward_jax.reward.gradients import ScoreDifference
 from reward_jax.reward.guide import GuidanceOptions
+from reward_jax.reward.paths import draw_path_targets
+from reward_jax.reward.targets import ExtractionOptions
 from tests.reward.cli_runs import model, reward, space
 
 
@@ -54,6 +64,41 @@ def test_a_planner_gives_plans_in_the_world_s_own_units():
     np.testing.assert_allclose(plans.observations, x[..., 1:], atol=1e-5)
     assert precomputed(plans)(starts, key) is plans
     assert model().space.plans(np.zeros((2, 8, 4))).actions is None
+
+
+def test_states_that_a_world_comes_by_are_where_paths_begin():
+    """In the base's own coordinates; a row that has ended is met once."""
+    offset = np.arange(4, dtype=np.float32)
+    base = model(actions=1, normaliser=space().normaliser.replace(offset=offset))  # pyright: ignore[reportAttributeAccessIssue]
+    asked = []
+
+    def plans(observations, key, previous=None, executed=0):
+        asked.append((previous, executed))
+        return base.space.plans(np.zeros((len(observations), 8, 4)))
+
+    watched, key = Watched(plans), jax.random.key(0)
+    states = np.random.default_rng(0).normal(size=(3, 2, 3))
+    states[2, 1] = states[1, 1]  # the second has fallen
+    now = states[0].copy()
+    watched(now, key)
+    now[:] = states[1]  # as a simulator may, in place
+    watched(now, key, previous="last", executed=2)  # pyright: ignore[reportArgumentType]
+    watched(states[2], key)
+    assert asked == [(None, 0), ("last", 2), (None, 0)]
+    np.testing.assert_array_equal(watched.met, np.concatenate([*states[:2], states[2, :1]]))
+
+    rows = start_rows(base.space, watched.met)
+    assert rows.shape == (5, 8, 4)
+    found = base.space.plans(base.space.pin(rows)(np.ones((5, 8, 4), np.float32)))
+    np.testing.assert_allclose(found.observations[:, 0], watched.met, atol=1e-5)
+    targets = draw_path_targets(
+        base.denoiser, model(1, actions=1).denoiser, rows, base.denoiser.schedule,
+        guide=ScoreDifference(base.denoiser, model(1, actions=1).denoiser), count=64,
+        key=key, options=ExtractionOptions(batch_size=8), pin=base.space.pin,
+    )  # fmt: skip
+    at = base.space.plans(targets.x).observations[:, 0]
+    away = np.abs(at[:, None] - watched.met[None]).max(-1).min(1)
+    assert away.max() < 1e-4 and len(np.unique(at.round(3), axis=0)) > 2
 
 
 def test_a_warm_start_begins_with_what_is_left_of_the_last_plans():

@@ -88,6 +88,7 @@ def done(tmp_path_factory):
                     rounds=1,
                     scales=(0.5,),
                 ),
+                "met": Ablation(robot="hopper", met=True),
                 "low t": Ablation(robot="hopper", t_weights=(2.0, 1.0, 0.5, 0.1, 0.0, 0.0)),
             },
         )
@@ -143,7 +144,7 @@ def test_ablations(done):
     whole = found["environments"]["Hopper-v5"]
     changed: dict[str, set[str]] = dict.fromkeys(("one step", "less data"), EVERY)
     changed |= {"warm": {*MAIN}}  # without noise there is no temperature
-    changed |= dict.fromkeys(("slower", "narrow", "low t"), {"reward"})
+    changed |= dict.fromkeys(("slower", "narrow", "met", "low t"), {"reward"})
     guided = {"discriminator", "raw_difference", "reward"}
     changed["the authors"] = guided  # of other scales, which the two may have had before
     for name, wanted in changed.items():
@@ -162,11 +163,18 @@ def test_ablations(done):
         "narrow": {"reward_0"},
         "the-authors": {"reward_0"},
         "low-t": rewards,
+        "met": rewards,
         "one-step": set(),
         "warm": set(),
         "less-data": {"base", "expert", "discriminator", *rewards},
     }
     assert found["ablations"]["less data"]["change"] == {"base_episodes": 6}
+    with np.load(config.out / "ablations" / "met" / "reward_1.met.npz") as stored:
+        met = stored["observations"]
+    assert (
+        met.shape[1] == 11 and 2 < len(met) <= 2 * 4
+    )  # of two robots, asked every two of 8 steps
+    assert not (config.out / "ablations" / "met" / "reward_0.met.npz").exists()
 
 
 @pytest.mark.slow
@@ -466,6 +474,14 @@ def test_a_sweep_that_was_cut_short_goes_on(monkeypatch, tmp_path):
         (
             {"ablations": {"x": Ablation(robot="hopper", t_weights=(1.0, 0.0))}},
             "ablations.x: matching.t_weights are 2: give one for each of the 6 steps",
+        ),
+        (
+            {"ablations": {"x": Ablation(robot="hopper", met=True, path_draws=0)}},
+            "ablations.x: robots.hopper.met is of paths of a second round that begin at a state",
+        ),
+        (
+            {"robots": {"hopper": dataclasses.replace(OWN, met=True, rounds=1)}},
+            "robots.hopper.met is of paths .*: give rounds 2 or more, matching.path_draws, and",
         ),
         (
             {"ablations": {"x": Ablation(robot="hopper")}},
