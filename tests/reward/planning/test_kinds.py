@@ -1,13 +1,21 @@
 """Trajectories and images keep one contract; options of the other kind are refused."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 
 from common_jax.errors import InputError
 from reward_jax.data.checkpoint import save_model
-from reward_jax.data.images.pixels import ImageGuide, ImageModel, Images, ImageSpace
+from reward_jax.data.images.pixels import (
+    ImageGuide,
+    ImageModel,
+    ImageRows,
+    Images,
+    ImageSpace,
+    LabelledRows,
+)
 from reward_jax.data.latents import LatentSpace
 from reward_jax.data.model import SpaceModel
 from reward_jax.diffusion.denoiser import score_from
@@ -56,7 +64,8 @@ def test_classes_are_left_out():
     whole = images()
     samples = ImageSamples(whole, ("nw", "se"))
     assert set(samples.chosen.known_labels()) == {1, 2} and len(samples.chosen) == 8
-    assert samples.source(SPACE).pixels.shape == (8, 8, 8, 1)
+    source = samples.source(SPACE)
+    assert isinstance(source, ImageRows) and source.pixels.shape == (8, 8, 8, 1)
     with pytest.raises(InputError, match="here: every image is of a class that is left out"):
         ImageSamples(whole, CLASSES).source(SPACE)
     with pytest.raises(InputError, match="here: has no class 'bag'"):
@@ -65,7 +74,8 @@ def test_classes_are_left_out():
 
 def test_labels_are_a_condition_where_the_model_is_of_classes():
     source = ImageSamples(images(), by_class=True).source(SPACE)
-    np.testing.assert_array_equal(source.labels, images().labels)
+    assert isinstance(source, LabelledRows)
+    np.testing.assert_array_equal(source.labels, images().known_labels())
     other = dataclasses.replace(SPACE, about=ABOUT | {"classes": ["a", "b"]})
     with pytest.raises(InputError, match="its classes are nw, ne, sw, se, the model's a, b: giv"):
         ImageSamples(images(), by_class=True).source(other)
@@ -119,7 +129,8 @@ def test_options_of_the_other_kind_are_refused():
         (TRAJECTORIES, "images", ImageOptions(size=8), "images"),
         (TRAJECTORIES, "unet_2d", ClassUNetOptions(dim=8), "images"),
     ):
-        options = TrainOptions(data="", out="", **{name: value})
+        given: dict[str, Any] = {name: value}
+        options = TrainOptions(data="", out="", **given)
         with pytest.raises(InputError) as error:
             check_own(kind, "it is", options)
         said = f"{name} is of {other}, and it is of {kind.name}: leave {name} out"
