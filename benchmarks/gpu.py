@@ -1,14 +1,20 @@
-"""Both packages on one GPU: scores of a 1B and a 7B pair, and rewards at Hopper's size.
+"""Both packages on one GPU: scores of a 1B and a 7B pair, rewards of robots and of images.
 
-    python -m benchmarks.gpu [--size full] [--parts scores rewards] [--rounds 5] [--out FOLDER]
+    python -m benchmarks.gpu [--size full] [--parts scores rewards images stable_diffusion]
+        [--rounds 5] [--out FOLDER]
 
-One script for a short loan of a device: eight minutes on one H200, 110 GB of its memory (a guess:
-no GPU was at hand). Random pairs of Llama's shapes are made there, in bfloat16. `score_tokens` at
-each precision takes turns with PyTorch's hooks over the same weights, in bfloat16, as the paper's
-code has them; then extraction and guided sampling at Hopper's size with PyTorch's (`reward.py`).
-Medians. A share of the peak is the least time of a score's products, by its precision and the
-maker's rates, over the time that was measured. What is measured is kept after each part, so that
-a run that is broken off leaves what it has. `--size tiny` goes the same way on a CPU, in seconds.
+Parts for short loans of a device, 110 GB of one H200's memory (a guess: no GPU was at hand); where
+a loan ends sooner, one command a part. Each takes turns with eager PyTorch; medians.
+
+    scores            `score_tokens` of random pairs of Llama's shapes, made there in bfloat16, at
+                      each precision, and hooks over the same weights, as the paper's code has it
+    rewards           extraction, training and guided sampling at Hopper's size (`reward.py`)
+    images            the same of images, at two sizes (`images.py`)
+    stable_diffusion  one evaluation of 1.x's U-Net (`stable_diffusion.py`)
+
+A share of the peak is the least time of the products, by their precision and the maker's rates,
+over the time that was measured. Each part has its file, kept after each of its sizes, so that a
+run that is broken off leaves what it has. `--size tiny` goes the same way on a CPU, in seconds.
 """
 
 import argparse
@@ -17,7 +23,7 @@ import functools
 import gc
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -27,12 +33,15 @@ import torch
 from flax.traverse_util import flatten_dict
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from benchmarks import reward
+from benchmarks import images, reward, stable_diffusion
 from benchmarks.machine import machine
 from benchmarks.torch_reward import Size
 from benchmarks.torch_tuco import TorchTuco
 from benchmarks.tuco import first_run, flops, interleave, keep
 from common_jax.plan import DEVICES, Device
+from reward_jax.models.unet2d.half_unet import HalfUNet2D
+from reward_jax.models.unet2d.unet import UNet2D
+from reward_jax.planning.chain_cost import STATED
 from tuco_jax.models import decoder
 from tuco_jax.models.config import ModelConfig, Precision
 from tuco_jax.models.decoder import Params
@@ -48,9 +57,10 @@ HERE = pathlib.Path(__file__).parent
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What is run: pairs by name, prompts of so many tokens, and a world of rewards.
+    """What is run: pairs by name, prompts of so many tokens, a world of rewards, and images.
 
     batch: prompts of a batch of PyTorch's. side: of the matrices that tell the device's rate.
+    unet: of Stable Diffusion, as its config states it; rows: that it is asked at once.
     """
 
     pairs: Mapping[str, Mapping[str, Any]]
@@ -61,6 +71,9 @@ class Sizes:
     world: Size
     trajectories: int
     steps: int
+    images: Mapping[str, images.Size]
+    unet: Mapping[str, Any]
+    rows: int
 
 
 def llama(vocab: int, width: int, mlp: int, depth: int, heads: int, shared: int) -> dict[str, Any]:
@@ -89,6 +102,9 @@ SIZES = {
         world=reward.SIZES["hopper"],
         trajectories=512,
         steps=20,
+        images={name: images.SIZES[name] for name in ("pixels", "paper")},
+        unet=STATED,
+        rows=2,
     ),
     "tiny": Sizes(
         {"tiny": llama(64, 32, 48, 2, 4, 2)},
@@ -99,6 +115,22 @@ SIZES = {
         world=Size("tiny world", 5, 2, 4, (1, 2), False, 0.2, 2, 4, 4, (2, 2), 8, 4),
         trajectories=4,
         steps=1,
+        images={
+            "tiny images": images.Size(
+                UNet2D(1, 8, groups=4), HalfUNet2D(1, 8, (1,), groups=4), 4, 2
+            )
+        },
+        unet=dict(
+            sample_size=8,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            attention_head_dim=2,
+            cross_attention_dim=12,
+            norm_num_groups=4,
+        ),
+        rows=2,
     ),
 }
 
@@ -221,30 +253,51 @@ def scored(pair: Pair, rows: list[np.ndarray], names: list[Prompt]) -> np.ndarra
     return score_tokens(pair, rows, names).tuco
 
 
+def each_pair(sizes: Sizes, rounds: int, device: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, fields in sizes.pairs.items():
+        yield name, scores(sizes, fields, rounds, device)
+
+
+def each_world(sizes: Sizes, rounds: int, device: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    world = sizes.world
+    yield world.name, reward.measure(world, rounds, sizes.steps, sizes.trajectories, device)
+
+
+def each_image(sizes: Sizes, rounds: int, device: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, size in sizes.images.items():
+        yield name, images.measure(size, rounds, sizes.steps, None, device)
+
+
+def each_unet(sizes: Sizes, rounds: int, device: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    known = maker()
+    rates = None if known is None else known.rates
+    yield "unet", stable_diffusion.measure(sizes.unet, sizes.rows, rounds, device, rates)
+
+
+MEASURED = {
+    "scores": each_pair,
+    "rewards": each_world,
+    "images": each_image,
+    "stable_diffusion": each_unet,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Scores and rewards on one GPU.")
     parser.add_argument("--size", choices=SIZES, default="full")
     parser.add_argument("--rounds", type=int, default=5)
-    both = ["scores", "rewards"]
-    parser.add_argument("--parts", nargs="+", choices=both, default=both)
+    parser.add_argument("--parts", nargs="+", choices=MEASURED, default=list(MEASURED))
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "results")
     args = parser.parse_args()
-    sizes = SIZES[args.size]
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = True  # rewards': as XLA does, and cuDNN
-    report: dict[str, Any] = {"rounds": args.rounds, "size": args.size, **machine()}
-    for name, fields in sizes.pairs.items() if "scores" in args.parts else ():
-        report[name] = scores(sizes, fields, args.rounds, device)
-        keep(args.out / "gpu.json", report)
-        gc.collect()  # the pair, of which the next has no room beside it
-        torch.cuda.empty_cache()
-    if "rewards" not in args.parts:
-        return
-    world = sizes.world
-    report[world.name] = reward.measure(
-        world, args.rounds, sizes.steps, sizes.trajectories, device
-    )
-    keep(args.out / "gpu.json", report)
+    for part in args.parts:
+        report: dict[str, Any] = {"rounds": args.rounds, "size": args.size, **machine()}
+        for name, found in MEASURED[part](SIZES[args.size], args.rounds, device):
+            report[name] = found
+            keep(args.out / f"gpu_{part}.json", report)
+            gc.collect()  # what the next has no room beside
+            torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

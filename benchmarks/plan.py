@@ -176,7 +176,7 @@ def main() -> None:
     space = TrajectorySpace(SIZE.horizon, 1, SIZE.actions, gaussian(SIZE), {})
     gap = check_agreement(theirs, *paper(ours, space), SIZE)
     made = cases(theirs, ours, SIZE, space, args.environments)
-    matmul, product = matmul_case()
+    matmul, product, _ = matmul_case()
     runs = {name: functools.partial(timed, made[name]) for name in args.cases}
     runs["matmul"] = functools.partial(timed, matmul)
     for name, run in runs.items():

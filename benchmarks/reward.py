@@ -286,8 +286,8 @@ def products(function: Callable[..., Any], *args: Any) -> float:
     return cost.products(jax.make_jaxpr(function)(*args)).flops
 
 
-def matmul_case() -> tuple[Seconds, float]:
-    """Seconds of a product in XLA, and its floating-point operations."""
+def matmul_case() -> tuple[Seconds, float, int]:
+    """Seconds of a product in XLA, its floating-point operations, and how many one call takes."""
     rng = np.random.default_rng(0)
     width, calls = (2048, 10) if jax.default_backend() == "cpu" else (4096, 100)
     a, b = (jnp.asarray(rng.normal(size=(n, width)), jnp.float32) for n in (width // 2, width))
@@ -298,7 +298,7 @@ def matmul_case() -> tuple[Seconds, float]:
         jax.block_until_ready([matmul(a, b) for _ in range(calls)])
         return (time.perf_counter() - started) / calls
 
-    return seconds, float(width**3)  # 2 * width / 2 * width * width
+    return seconds, float(width**3), calls  # 2 * width / 2 * width * width
 
 
 def measure(size: Size, rounds: int, steps: int, many: int, device: str) -> dict[str, Any]:
@@ -310,7 +310,7 @@ def measure(size: Size, rounds: int, steps: int, many: int, device: str) -> dict
     check_agreement(theirs, ours, rows[:32])
 
     runs, sampling = jax_runs(ours, size, rows), jax_sampling(ours, size, rows, many)
-    matmul, product = matmul_case()
+    matmul, product, _ = matmul_case()
     cases: dict[str, Seconds] = torch_cases(theirs, size, rows, steps, many)
     for name, case in cases.items():
         print(f"{size.name}: first run of {name}: {case():.3f} s a step", flush=True)

@@ -28,7 +28,8 @@ class Time(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         half = self.width // 2
-        rates = torch.exp(torch.arange(half) * (-math.log(10000) / (half - 1)))
+        places = torch.arange(half, device=t.device)
+        rates = torch.exp(places * (-math.log(10000) / (half - 1)))
         angles = t[:, None].float() * rates[None]
         x = torch.cat([angles.sin(), angles.cos()], -1)
         return self.second(F.silu(self.first(x)))
@@ -154,16 +155,17 @@ def _leaves(params: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 
 
 class _Drawing:
-    """Draws x_t of rows [N, 1, H, W], in one format of memory. bar: abar, [T]."""
+    """Draws x_t of rows [N, 1, H, W], in one format of memory, where they are. bar: abar, [T]."""
 
     def __init__(self, rows: Tensor, bar: Tensor, batch: int, form: torch.memory_format) -> None:
         self.rows, self.bar, self.batch, self.form = rows, bar, batch, form
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
         """x_t, t, the v that is to be predicted."""
-        x_0 = self.rows[torch.randint(len(self.rows), (self.batch,))]
+        device = self.rows.device
+        x_0 = self.rows[torch.randint(len(self.rows), (self.batch,), device=device)]
         x_0 = x_0.contiguous(memory_format=self.form)
-        t = torch.randint(len(self.bar), (self.batch,))
+        t = torch.randint(len(self.bar), (self.batch,), device=device)
         noise = torch.randn_like(x_0)
         keep, spread = (f[t, None, None, None] for f in (self.bar.sqrt(), (1 - self.bar).sqrt()))
         return keep * x_0 + spread * noise, t, keep * noise - spread * x_0
@@ -224,10 +226,12 @@ class Sampling:
         self.base, self.reward, self.bar, self.shape, self.form = base, reward, bar, shape, form
 
     def __call__(self) -> Tensor:
-        x = torch.randn(self.shape).contiguous(memory_format=self.form)
+        device = self.bar.device
+        x = torch.randn(self.shape, device=device).contiguous(memory_format=self.form)
+        one = torch.ones((), device=device)
         for step in reversed(range(len(self.bar))):
-            t = torch.full((len(x),), step)
-            bar, before = self.bar[step], self.bar[step - 1] if step else torch.ones(())
+            t = torch.full((len(x),), step, device=device)
+            bar, before = self.bar[step], self.bar[step - 1] if step else one
             beta = 1 - bar / before
             x = x.detach().requires_grad_()
             slope = torch.autograd.grad(self.reward(x, t).sum(), x)[0]

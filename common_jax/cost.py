@@ -14,6 +14,7 @@ __all__ = [
     "Products",
     "collectives",
     "each_product",
+    "flops_by_type",
     "products",
     "shard_bytes",
     "uncountable",
@@ -36,6 +37,16 @@ def products(program: Any) -> Products:
         one = _cost(equation)
         total = Products(total.flops + times * one.flops, total.bytes + times * one.bytes)
     return total
+
+
+def flops_by_type(program: Any) -> dict[str, float]:
+    """FLOPs of `products` by the type of operands, the wider of two: "bfloat16", "float32", ..."""
+    found: dict[str, float] = {}
+    for equation, times in each_product(program):
+        kinds = [x.aval.dtype for x in equation.invars[:2]]
+        kind = str(max(kinds, key=lambda kind: kind.itemsize))
+        found[kind] = found.get(kind, 0.0) + times * _cost(equation).flops
+    return found
 
 
 def each_product(program: Any, times: int = 1) -> Iterator[tuple[Any, int]]:

@@ -39,6 +39,7 @@ __all__ = [
     "beat",
     "by_first",
     "count",
+    "heard",
     "is_first",
     "joined",
     "meet",
@@ -92,9 +93,19 @@ def there(path: pathlib.Path) -> bool:
     return by_first(path.exists)
 
 
+def heard(what: str | None) -> list[tuple[int, str]]:
+    """What processes say, by their number, of those that say anything; the same for all.
+
+    All call it at the same point of the program.
+    """
+    if _world and not _world.alone:
+        return _world.heard(what)
+    return [] if what is None else [(0, what)]
+
+
 def anywhere(so: bool) -> bool:
     """Whether it is so in any process; all ask at the same point of the program."""
-    return _world.anywhere(so) if _world and not _world.alone else so
+    return bool(heard("so" if so else None))
 
 
 @contextlib.contextmanager
@@ -353,11 +364,16 @@ class _World:
             if said is not None:
                 self._store.key_value_set(key, json.dumps(said))
 
-    def anywhere(self, so: bool) -> bool:
-        place = f"tuco_reward/so/{next(self._asked)}/"
-        if so:
-            self._store.key_value_set(f"{place}{self.index}", "so")
-        return self.by_first(lambda: bool(self._store.key_value_dir_get(place)))
+    def heard(self, what: str | None) -> list[tuple[int, str]]:
+        place = f"tuco_reward/heard/{next(self._asked)}/"
+        if what is not None:
+            self._store.key_value_set(f"{place}{self.index}", what)
+
+        def all_of_them() -> list[tuple[int, str]]:
+            found = self._store.key_value_dir_get(place)
+            return sorted((int(key.rpartition("/")[2]), text) for key, text in found)
+
+        return [(process, text) for process, text in self.by_first(all_of_them)]
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:

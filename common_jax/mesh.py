@@ -29,6 +29,7 @@ __all__ = [
     "batch_sharding",
     "constrain",
     "cores",
+    "cudnn_width",
     "fetch",
     "make_mesh",
     "mesh_for",
@@ -118,6 +119,14 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def cudnn_width() -> int:
+    """The widest attention head that cuDNN takes on this process's GPUs; 0: it takes none."""
+    stated = [getattr(d, "compute_capability", "") for d in jax.devices() if d.platform == "gpu"]
+    known = [float(x) if x[:1].isdecimal() else 0.0 for x in stated]  # AMD's is such as gfx90a
+    least = min(known, default=0.0)
+    return 256 if least >= 9 else 128 if least >= 8 else 0
 
 
 def batch_sharding(mesh: Mesh, rows: int | None = None) -> NamedSharding:

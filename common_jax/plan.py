@@ -26,7 +26,15 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
-from common_jax.cost import LARGEST, Collective, collectives, products, shard_bytes, uncountable
+from common_jax.cost import (
+    LARGEST,
+    Collective,
+    collectives,
+    flops_by_type,
+    products,
+    shard_bytes,
+    uncountable,
+)
 from common_jax.errors import InputError
 from common_jax.io.files import check_writable, write_json
 from common_jax.mesh import batch_sharding
@@ -52,7 +60,7 @@ class Device:
     """What one device has, by its maker.
 
     memory: bytes. bandwidth: of it, bytes/s. link: to other devices, bytes/s sent. rates: FLOP/s
-    of matrix products, by what is multiplied. source: where these figures stand.
+    of matrix products, by the type of their operands. source: where these figures stand.
     """
 
     name: str
@@ -65,13 +73,13 @@ class Device:
 
 DEVICES = {
     # Float32 products are six passes of bfloat16 (XLA's HIGHEST). A link's two directions are
-    # 400 GB/s together. Integers of int8 weights are multiplied in bfloat16, here and below.
+    # 400 GB/s together.
     "tpu-v5e": Device(
         "TPU v5e",
         16e9,
         819e9,
         200e9,
-        {"bfloat16": 197e12, "float16": 197e12, "float32": 197e12 / 6, "int8": 197e12},
+        {"bfloat16": 197e12, "float16": 197e12, "float32": 197e12 / 6},
         "docs.cloud.google.com/tpu/docs/v5e",
     ),
     # Dense rates of the tensor cores; float32 without TF32. NVLink's two directions are 900 GB/s.
@@ -80,7 +88,7 @@ DEVICES = {
         80e9,
         3350e9,
         450e9,
-        {"bfloat16": 989e12, "float16": 989e12, "float32": 67e12, "int8": 989e12},
+        {"bfloat16": 989e12, "float16": 989e12, "float32": 67e12},
         "nvidia.com/en-us/data-center/h100",
     ),
 }
@@ -90,17 +98,24 @@ DEVICES = {
 class Plan:
     """What a program takes.
 
-    bytes: on one device, by kind: of each argument, of "output" and of "temporaries". flops: of
-    all devices. traffic: bytes that one device's products read and write, at least. exchanges: of
-    one device. dtype: of the weights. mesh: sizes of its axes.
+    bytes: on one device, by kind: of each argument, of "output" and of "temporaries". products:
+    FLOPs of all devices, by the type of operands. traffic: bytes that one device's products read
+    and write, at least. exchanges: of one device. dtype: of the weights. mesh: sizes of its axes.
+    precision: how products take activations, where that is not the weights' type.
     """
 
     bytes: Mapping[str, int]
-    flops: float
+    products: Mapping[str, float]
     traffic: float
     exchanges: tuple[Collective, ...]
     dtype: str
     mesh: Mapping[str, int]
+    precision: str = ""
+
+    @property
+    def flops(self) -> float:
+        """Of all devices, all types together."""
+        return sum(self.products.values())
 
     @property
     def held(self) -> int:
@@ -133,8 +148,10 @@ class Plan:
 
     def seconds(self, device: Device) -> dict[str, float]:
         """The least time of a run by each limit, at the device's peak."""
+        rates, slowest = device.rates, device.rates["float32"]
+        busy = sum(flops / rates.get(kind, slowest) for kind, flops in self.products.items())
         return {
-            "compute": self.flops / self.size / device.rates[self.dtype],
+            "compute": busy / self.size,
             "memory bandwidth": self.traffic / device.bandwidth,
             "links": self.sent / device.link,
         }
@@ -152,8 +169,10 @@ class Plan:
             "device": dataclasses.asdict(device),
             "mesh": dict(self.mesh),
             "dtype": self.dtype,
+            **({"precision": self.precision} if self.precision else {}),
             "bytes_a_device": {**self.bytes, "all": self.held},
             "flops": self.flops,
+            "flops_by_type": dict(self.products),
             "traffic_a_device": self.traffic,
             "flops_a_byte": self.intensity,
             "collectives": self.kinds(),
@@ -165,11 +184,14 @@ class Plan:
         """The same in words."""
         seconds, most = self.seconds(device), device.memory
         parts = ", ".join(f"{name} {_amount(size)}" for name, size in self.bytes.items() if size)
+        types = ", ".join(f"{kind} {flops:.3g}" for kind, flops in self.products.items())
+        of = f" weights, products in {self.precision}" if self.precision else ""
         found = [
             f"{self.size} x {device.name} ({device.source}), mesh "
-            f"{' x '.join(map(str, self.mesh.values()))} ({' x '.join(self.mesh)}), {self.dtype}",
+            f"{' x '.join(map(str, self.mesh.values()))} ({' x '.join(self.mesh)}), "
+            f"{self.dtype}{of}",
             f"bytes a device: {_amount(self.held)} of {_amount(most)}: {parts}",
-            f"FLOPs: {self.flops:.3g} in all, {self.flops / self.size:.3g} a device, "
+            f"FLOPs: {self.flops:.3g} in all ({types}), {self.flops / self.size:.3g} a device, "
             f"{self.intensity:.0f} for each byte of its memory's traffic",
         ]
         for kind, amount in self.kinds().items():
@@ -271,12 +293,15 @@ def plan(
     *,
     weights: tuple[str, ...] = (),
     donated: tuple[str, ...] = (),
+    precision: str = "",
+    readings: Mapping[str, int] | None = None,
 ) -> Plan:
     """Compile `function(**arguments)` for a mesh, and read what it takes.
 
     arguments: trees of `jax.ShapeDtypeStruct` by the name of their kind. weights: those that are
     gathered along fsdp when used. donated: those whose memory results take, in the order of these
-    results, as where the function is run. dtype: of weights.
+    results, as where the function is run. dtype: of weights. precision: as in `Plan`. readings:
+    how often products read weights of a name; else once.
     Raises InputError for a program with arrays that XLA cannot count.
     """
     names = tuple(arguments)
@@ -306,7 +331,8 @@ def plan(
         if len(x.shape) > 1
     }
     # Each product reads its weights whole along fsdp; the rest of it is spread over all devices.
-    whole = sum(math.prod(x.shape) * x.dtype.itemsize for name in weights
+    times = {name: 1 for name in weights} | dict(readings or {})
+    whole = sum(times[name] * math.prod(x.shape) * x.dtype.itemsize for name in weights
                 for x in jax.tree.leaves(arguments[name]))  # fmt: skip
     spread = max(work.bytes - whole, 0) / mesh.size
     sizes = {name: shard_bytes(tree) for name, tree in arguments.items()}
@@ -314,11 +340,12 @@ def plan(
     sizes["temporaries"] = analysis.temp_size_in_bytes
     return Plan(
         sizes,
-        work.flops,
+        flops_by_type(traced.jaxpr),
         whole / mesh.shape["tensor"] + spread,
         tuple(_as_stored(one, stored) for one in collectives(str(compiled.as_text()))),
         dtype,
         dict(mesh.shape),
+        precision,
     )
 
 

@@ -9,12 +9,12 @@ what is too long to name (weights, rows of data). They are stored in the folder'
 
 import contextlib
 import fcntl
-import json
 import os
 import pathlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, BinaryIO
 
+from common_jax.agreement import agree, flat, plain
 from common_jax.distributed import by_first
 from common_jax.errors import InputError, Taken
 from common_jax.io.files import make_folder, parse_json, write_json
@@ -54,7 +54,7 @@ def settle(folder: str | pathlib.Path, settings: Settings, *, free: Collection[s
     """
     check(folder, settings, free=free)
     path = pathlib.Path(folder) / SETTINGS
-    given = _plain({k: v for k, v in settings.items() if k not in free})
+    given = plain({k: v for k, v in settings.items() if k not in free})
     found = by_first(lambda: parse_json(path.read_bytes()) if path.exists() else None)
     if (grown := _grown(found or {}, given)) != found:
         write_json(path, grown)
@@ -63,8 +63,10 @@ def settle(folder: str | pathlib.Path, settings: Settings, *, free: Collection[s
 def check(folder: str | pathlib.Path, settings: Settings, *, free: Collection[str] = ()) -> None:
     """Raise InputError where the work in `folder` began with other settings; writes nothing.
 
-    settings: all of them must be the same in a resumed run, except the names in `free`.
+    settings: all of them must be the same in a resumed run, except the names in `free`, and in
+    every process of it.
     """
+    agree({k: v for k, v in settings.items() if k not in free})
     by_first(lambda: _check(folder, settings, free))
 
 
@@ -98,8 +100,8 @@ def difference(found: Settings, wanted: Settings, *, free: Collection[str] = ())
     `found` has, in a group that is given, is an option that was removed: a difference. What a name
     says in brackets explains it, in words that may change: "rows (their checksum)" is "rows".
     """
-    before = _flat({k: v for k, v in _plain(found).items() if k not in free})
-    now = _flat({k: v for k, v in _plain(wanted).items() if k not in free})
+    before = flat({k: v for k, v in plain(found).items() if k not in free})
+    now = flat({k: v for k, v in plain(wanted).items() if k not in free})
     stored = {_bare(name): value for name, value in before.items()}
     for name, value in now.items():
         if (old := stored.get(_bare(name), value)) != value:
@@ -193,18 +195,5 @@ def _grown(found: Settings, given: Settings) -> dict[str, Any]:
     return grown
 
 
-def _plain(settings: Settings) -> dict[str, Any]:
-    """Settings as JSON gives them back: tuples are lists, paths are texts."""
-    return json.loads(json.dumps(dict(settings), default=str))
-
-
 def _bare(name: str) -> str:
     return name.partition(" (")[0]
-
-
-def _flat(settings: Settings, prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        inner = isinstance(value, Mapping)
-        found |= _flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
-    return found

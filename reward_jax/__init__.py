@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from reward_jax.reward.paths import draw_path_targets, join_targets
     from reward_jax.reward.relative import RelativeReward, SeedBlocks
     from reward_jax.reward.targets import ExtractionOptions, draw_targets
+    from reward_jax.torch_import.lora import load_expert
     from reward_jax.torch_import.stable_diffusion import load_stable_diffusion
 
 _HOMES = {
@@ -57,6 +58,7 @@ _HOMES = {
     "reward.paths": ("draw_path_targets", "join_targets"),
     "reward.relative": ("RelativeReward", "SeedBlocks"),
     "reward.targets": ("ExtractionOptions", "draw_targets"),
+    "torch_import.lora": ("load_expert",),
     "torch_import.stable_diffusion": ("load_stable_diffusion",),
 }
 
@@ -98,6 +100,7 @@ __all__ = [
     "init_state",
     "join_targets",
     "linear_schedule",
+    "load_expert",
     "load_stable_diffusion",
     "score_from",
     "seed_agreement",

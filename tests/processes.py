@@ -78,8 +78,13 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def start(module: str, argv: Sequence[Any], count: int) -> Iterator[list[Running]]:
-    """`python -m MODULE ARGV...` as `count` processes; those still there at the end are killed."""
+def start(
+    module: str, argv: Sequence[Any], count: int, each: Sequence[Sequence[Any]] = ()
+) -> Iterator[list[Running]]:
+    """`python -m MODULE ARGV...` as `count` processes; those still there at the end are killed.
+
+    each: what stands behind ARGV in one after another of them.
+    """
     flags = re.sub(r"(device_count)=\d+", r"\1=1", os.environ["XLA_FLAGS"])
     port, begun = free_port(), []
     with tempfile.TemporaryDirectory() as folder:
@@ -89,8 +94,9 @@ def start(module: str, argv: Sequence[Any], count: int) -> Iterator[list[Running
                 own.mkdir()
                 where = ["--coordinator", f"localhost:{port}", "--processes", count, "--process"]
                 with (own / "out").open("wb") as out, (own / "err").open("wb") as err:
+                    given = [*argv, *(each[i] if i < len(each) else ()), *where, i]
                     process = subprocess.Popen(
-                        [sys.executable, "-m", module, *map(str, [*argv, *where, i])],
+                        [sys.executable, "-m", module, *map(str, given)],
                         cwd=ROOT,
                         env=os.environ | {"XLA_FLAGS": flags},
                         stdout=out,

@@ -17,11 +17,12 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser  # pyright: ignore[reportPrivateImportUsage]
 
 from common_jax import extras
+from common_jax.agreement import agree
 from common_jax.cli.commands import Commands, Group
 from common_jax.cli.interrupts import came, interruptible
 from common_jax.cli.options import ProcessOptions
 from common_jax.cli.ranges import in_words, plain
-from common_jax.distributed import joined
+from common_jax.distributed import count, joined
 from common_jax.errors import InputError
 from common_jax.termination import Terminated
 
@@ -116,9 +117,32 @@ def _call(
             return
         from common_jax.io import compile_cache  # imports jax
 
+        if count() > 1:
+            _check_alike(program, options)
         compile_cache.enable()
         with interruptible():
             command(options)
+
+
+def _check_alike(program: str, options: Any) -> None:
+    """InputError in all processes where one was started with other options, or other programs."""
+    import jax
+
+    agree({"command": program, **dataclasses.asdict(options)}, "give all the same options")
+    versions = {name: importlib.metadata.version(name) for name in _VERSIONS}
+    agree(versions, "install the same versions for all")
+    agree({name: getattr(jax.config, name.lower()) for name in _SET}, "set it alike for all")
+
+
+_VERSIONS = ("tuco-reward-jax", "jax", "jaxlib")
+# Variables that choose the kind of device, or change what programs compute.
+_SET = (
+    "JAX_PLATFORMS",
+    "JAX_ENABLE_X64",
+    "JAX_DEFAULT_MATMUL_PRECISION",
+    "JAX_DEFAULT_PRNG_IMPL",
+    "JAX_THREEFRY_PARTITIONABLE",
+)
 
 
 def parse(program: str, about: str, options_class: type, argv: Sequence[str]) -> Any:

@@ -19,6 +19,7 @@ __all__ = [
     "is_full",
     "make_folder",
     "parse_json",
+    "read_arrays",
     "read_json",
     "why_not_written",
     "write_arrays",
@@ -124,6 +125,29 @@ def write_arrays(path: pathlib.Path, **arrays: Any) -> None:
 
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
+
+
+def read_arrays(
+    path: pathlib.Path,
+    names: Collection[str] = (),
+    mend: str = "delete it, and it is made again",
+) -> dict[str, Any]:
+    """The arrays of an .npz file by name.
+
+    Raises InputError where it is missing, damaged or lacks one of the names. mend: the end of the
+    message, which says what to do.
+    """
+    import zipfile
+    import zlib
+
+    import numpy as np
+
+    damaged = KeyError, EOFError, RuntimeError, TypeError, ValueError, OSError
+    try:
+        with np.load(path) as stored:
+            return {name: stored[name] for name in dict.fromkeys([*names, *stored])}
+    except (*damaged, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: is missing or damaged; {mend}") from error
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -17,7 +17,7 @@ from common_jax.mesh import fetch
 from reward_jax.data.episodes import Episodes
 from reward_jax.data.model import Space, SpaceGuide, SpaceModel
 from reward_jax.data.trajectory.space import TrajectorySpace
-from reward_jax.data.trajectory.windows import Padding
+from reward_jax.data.trajectory.windows import Padding, begins
 from reward_jax.diffusion.denoiser import Score
 from reward_jax.diffusion.process import action_weights
 from reward_jax.diffusion.schedule import Schedule
@@ -325,10 +325,10 @@ def hold_out(
 ) -> tuple[Episodes, Episodes]:
     """Episodes to train on, and a `share` of them held out; both are all episodes if too few.
 
-    Of those that are long enough for a window every (1 / share)-th is held out.
+    Of those in which a window begins every (1 / share)-th is held out.
     """
-    span = 1 if padding != "none" else (space.horizon - 1) * space.stride + 1
-    long = np.flatnonzero(np.asarray(episodes.lengths) >= span)
+    span = (space.horizon - 1) * space.stride + 1
+    long = np.flatnonzero(begins(episodes, span, padding))
     every = round(1 / share) if share else len(long) + 1
     apart = np.zeros(len(episodes.lengths), bool)
     apart[long[every - 1 :: every]] = True

@@ -40,7 +40,7 @@ from reward_jax.diffusion.sources import Source
 from reward_jax.planning.extract import hold_out
 from reward_jax.planning.fit import Network, NetworkOptions, space_of, window_source
 from reward_jax.planning.image_options import check_network
-from reward_jax.planning.options import CutOption, NewSpaceOptions, RewardNetOption
+from reward_jax.planning.options import AnyRewardNetOption, CutOption, NewSpaceOptions
 from reward_jax.tasks.find import read
 
 __all__ = [
@@ -158,7 +158,7 @@ class Kind(abc.ABC, Generic[S]):
     foreign: tuple[str, ...]
     reward_option: Literal["reward", "half_unet_2d"]
 
-    def reward(self, options: RewardNetOption) -> Any:
+    def reward(self, options: AnyRewardNetOption) -> Any:
         """Of the reward's network; raises InputError where the other kind's are given."""
         for kind in _KINDS:
             if kind is not self:

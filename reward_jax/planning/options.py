@@ -18,6 +18,7 @@ from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.tasks.base import Rollout
 
 __all__ = [
+    "AnyRewardNetOption",
     "STEERED",
     "BaseOption",
     "CutOption",
@@ -210,14 +211,23 @@ class MatchingOption:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardNetOption(MatchingOption):
-    """What reward is extracted.
+    """What reward of trajectories is extracted.
 
     Args:
         reward: the reward's network, of trajectories.
-        half_unet_2d: the reward's network, of images.
     """
 
     reward: RewardOptions = dataclasses.field(default_factory=RewardOptions)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnyRewardNetOption(RewardNetOption):
+    """What reward is extracted: of trajectories, or of images.
+
+    Args:
+        half_unet_2d: the reward's network, of images.
+    """
+
     half_unet_2d: HalfUNetOptions = dataclasses.field(default_factory=HalfUNetOptions)
 
 

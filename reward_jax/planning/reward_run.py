@@ -32,7 +32,7 @@ from reward_jax.diffusion.sources import Mixed
 from reward_jax.planning.extract import diagnose, fit_reward
 from reward_jax.planning.fit import open_run
 from reward_jax.planning.kinds import Kind, check_own, kind_of_model
-from reward_jax.planning.options import CutOption, PairOption, RewardNetOption
+from reward_jax.planning.options import AnyRewardNetOption, CutOption, PairOption
 from reward_jax.reward.relative import RelativeReward
 
 __all__ = [
@@ -46,7 +46,7 @@ __all__ = [
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RewardRunOptions(RunOptions, RewardNetOption, CutOption, PairOption):
+class RewardRunOptions(RunOptions, AnyRewardNetOption, CutOption, PairOption):
     """Extract a relative reward from two diffusion models.
 
     Args:

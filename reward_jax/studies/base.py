@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Generic, Protocol, TypeVar
 
+import jax
+
 from common_jax import distributed, resume
 from common_jax.cli.options import MeshOptions
 from common_jax.cli.ranges import PositiveInt
@@ -49,8 +51,8 @@ class WorkersOption:
     """How many processes share the parts of a study.
 
     Args:
-        workers: processes that take its parts, side by side on the cores of a CPU; an accelerator
-            is for one.
+        workers: processes that take its parts, side by side on the cores of a CPU; on a GPU or a
+            TPU, which one process has for itself, there is one.
     """
 
     workers: PositiveInt = 1
@@ -114,6 +116,7 @@ class Study(Generic[Config]):
                 f"workers is {config.workers}, but this process is one of several (--processes), "
                 "which do all together: give one of the two"
             )
+        config = _alone_on_accelerator(config)
         note_run(config.out, settings)
         resume.settle(config.out, settings, free=free)
         with beside(config.workers - 1, functools.partial(self.work, config)) as workers:
@@ -127,6 +130,15 @@ class Study(Generic[Config]):
         """Do all parts, but for those that other processes do; returns when all are done."""
         part_cpu(config.workers)
         _each(self.parts(config), config.out)
+
+
+def _alone_on_accelerator(config: Config) -> Config:
+    """One worker where the first would keep the device, or most of its memory, from others."""
+    backend = jax.default_backend()
+    if config.workers == 1 or backend == "cpu":
+        return config
+    print(f"workers: 1, not {config.workers}: a {backend} is for one process", flush=True)
+    return dataclasses.replace(config, workers=1)  # pyright: ignore[reportArgumentType]
 
 
 def _each(parts: Iterable[Part], out: pathlib.Path) -> None:

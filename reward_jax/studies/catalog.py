@@ -10,7 +10,7 @@ __all__ = ["STUDIES", "load_study"]
 
 STUDIES = {
     "i2p": "Stable Diffusion: the reward of safe guidance, on I2P's prompts (section 5.3)",
-    "images": "images: what experts never saw is judged, and steered away from",
+    "images": "images: what experts were tuned on without is judged, and steered away from",
     "locomotion": "robots: returns of every arm, steered and unsteered (section 5.2)",
     "maze": "four mazes, eight goals each: a reward and a map for every goal (section 5.1)",
 }

@@ -27,6 +27,8 @@ TASKS: Mapping[str, Callable[[str], Task]] = {
 }
 # Each takes an environment's name elsewhere (a Gymnasium id) -> the name of its task, or None.
 _KNOWN: tuple[Callable[[str], str | None], ...] = (maze.task_of, locomotion.task_of)
+# Terminal states that data of a world without any may seem to have: one a file, of joined files.
+_STRAY = 5
 
 
 @functools.cache
@@ -61,15 +63,17 @@ def read(source: str | pathlib.Path, *, ends: str = "auto", env: str | None = No
 
     env: the task's name, or a Gymnasium id, where the data do not say (as D4RL's files do not).
     Raises InputError for data that say another, or of other widths than the task's. Where a task
-    has no terminal states, flags of them are not followed: the episode goes on (each of D4RL's
-    files of one such world has one, D4RL issue 107).
+    has no terminal states, a few flags of them are not followed: the episode goes on (each of
+    D4RL's files of one such world has one, D4RL issue 107); more than these are another world's.
     """
     episodes = read_episodes(source, ends=ends)
     name = _name(episodes.about)
     if env is not None:
         asked = find(_name({"environment": env}) or env).name
         if name not in (None, asked):
-            raise InputError(f"{source}: is of {name}, not of {asked}: leave the task out")
+            raise InputError(
+                f"{source}: is of {name}, not of {asked}: leave --env out, or give data of {asked}"
+            )
         name = asked
     if name is None:
         return episodes
@@ -87,8 +91,24 @@ def read(source: str | pathlib.Path, *, ends: str = "auto", env: str | None = No
                 "windows would go on beyond a fall; give data with `terminals`"
             )
     if task is not None and not task.terminates:
+        _check_strays(source, task, episodes)
         episodes = without_terminations(episodes)
     return dataclasses.replace(episodes, about=episodes.about | {"task": name})
+
+
+def _check_strays(source: str | pathlib.Path, task: Task, episodes: Episodes) -> None:
+    """InputError for terminal states in numbers, in data of a task that has none."""
+    flags = episodes.terminations
+    count = 0 if flags is None else int(flags.sum())
+    if count <= _STRAY:
+        return
+    kin = (find(name) for name, make in TASKS.items() if make is TASKS[task.name])
+    like = [one.name for one in kin if one.terminates and one.widths == task.widths]
+    other = f"give --env {' or '.join(like)} where it is of that, or" if like else "give"
+    raise InputError(
+        f"{source}: has {count} terminal states, but {task.environment} has none: {other} data of "
+        f"{task.name}"
+    )
 
 
 def _name(about: Mapping[str, Any]) -> str | None:

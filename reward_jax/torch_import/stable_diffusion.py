@@ -56,6 +56,7 @@ _PIPELINES = (
 )
 _OTHERS = {"StableDiffusionXL": "SDXL", "StableDiffusion3": "SD 3", "Flux": "Flux"}
 _MEND = "fetch it again"
+_TWO = "the components are of two models: take all from one folder"
 _LARGEST = 1 << 24  # bytes of a config, an index or a file of the tokenizer
 _UNET, _MODEL = "diffusion_pytorch_model", "model"
 
@@ -130,7 +131,7 @@ def _open(folder: pathlib.Path) -> _Folder:
         if layers[name] > len(files[name]):
             raise InputError(
                 f"{part}: config.json says {layers[name]} layers, the weights are "
-                f"{len(files[name])} tensors; they are of two models"
+                f"{len(files[name])} tensors; they are of two models: take both from one folder"
             )
     tokens = _tokens(folder / "tokenizer", config.text)
     c, latents = config, (1, 8, 8, config.unet.in_channels)
@@ -211,12 +212,12 @@ def _check_fit(folder: pathlib.Path, c: Config) -> None:
     if c.unet.text_width != c.text.width:
         raise InputError(
             f"{folder}: the U-Net takes texts of width {c.unet.text_width}, the text encoder "
-            f"gives {c.text.width}; the components are of two models"
+            f"gives {c.text.width}; {_TWO}"
         )
     if c.unet.in_channels != c.vae.latent_channels:
         raise InputError(
             f"{folder}: the U-Net takes latents of {c.unet.in_channels} channels, the autoencoder "
-            f"gives {c.vae.latent_channels}; the components are of two models"
+            f"gives {c.vae.latent_channels}; {_TWO}"
         )
 
 
@@ -309,14 +310,14 @@ def _check_tensors(component: _Component) -> None:
     if missing := sorted(expected - set(tensors)):
         raise InputError(
             f"{folder}: tensor {missing[0]} is missing{and_more(missing)}; the weights are "
-            "incomplete, or of another network than config.json says"
+            f"incomplete, or of another network than config.json says; {_MEND}"
         )
     beside = ("position_ids",)  # a constant that older files hold
     unknown = sorted(n for n in set(tensors) - expected if not n.endswith(beside))
     if unknown:
         raise InputError(
             f"{folder}: tensor {unknown[0]} is unknown{and_more(unknown)}; the weights are of "
-            "another network than config.json says"
+            f"another network than config.json says; {_MEND}"
         )
     for shapes in wanted.values():
         for path, like in shapes.items():
@@ -324,7 +325,7 @@ def _check_tensors(component: _Component) -> None:
             if Axes.of(path, shape, like.shape) is None:
                 raise InputError(
                     f"{folder}: tensor {theirs(path)} has shape {list(shape)}, which config.json "
-                    "does not fit"
+                    f"does not fit; {_MEND}"
                 )
 
 
@@ -414,7 +415,6 @@ def _tokens(folder: pathlib.Path, text: TextConfig) -> _Tokens:
         raise InputError(f"{folder}: no tokenizer of CLIP ({line:.120}); {_MEND}") from None
     if largest > text.vocabulary:
         raise InputError(
-            f"{folder}: has {largest} tokens, the text encoder {text.vocabulary}; the "
-            "components are of two models"
+            f"{folder}: has {largest} tokens, the text encoder {text.vocabulary}; {_TWO}"
         )
     return made

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from unittest import mock
 
 from common_jax import distributed
-from common_jax.distributed import anywhere, by_first, is_first, joined, meet, there
+from common_jax.agreement import agree
+from common_jax.distributed import anywhere, by_first, heard, is_first, joined, meet, there
 from common_jax.errors import InputError, Taken
 from common_jax.termination import Terminated, noticed
 from common_jax.watch import Watch
@@ -82,6 +83,10 @@ def work(act: str) -> None:
             assert by_first(lambda: [own, is_first()]) == [0, True]
             assert there(pathlib.Path("/")) and not there(pathlib.Path(f"/no such file {own}"))
             assert anywhere(own == 1) and not anywhere(False)
+            assert heard(f"{own}" if own else None) == [
+                (i, str(i)) for i in range(1, jax.process_count())
+            ]
+            agree({"norm": 1, "out": pathlib.Path("x"), "ranges": {"low": float("nan")}})
             with contextlib.suppress(Taken):  # in both, so that both go on without it
                 by_first(take)
                 raise AssertionError("taken by process 0 alone")
@@ -91,6 +96,8 @@ def work(act: str) -> None:
             return
         if number == 3 and act == "refuse":
             by_first(refuse)
+        if number == 3 and act == "disagree":
+            agree({"norm": 1 + own}, "give all the same options")
         if number == 3 and act == "refuse alone" and own == 1:
             refuse()
         if number == 3 and act == "stick" and own == 1:

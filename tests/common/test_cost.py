@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from common_jax.cost import collectives, products, shard_bytes, uncountable
+from common_jax.cost import (
+    collectives,
+    flops_by_type,
+    products,
+    shard_bytes,
+    uncountable,
+)
 from common_jax.mesh import make_mesh
 
 
@@ -22,6 +28,20 @@ def test_products_of_loops_branches_and_convolutions():
     found = products(jax.make_jaxpr(program)(x, w, signal, taps))
     assert found.flops == 4 * (2 * 4 * 8 * 8) + 2 * (6 * 2) * (3 * 5)
     assert found.bytes == 4 * (4 * (32 + 64 + 32) + 30 + 30 + 12)
+
+
+def test_products_by_the_type_of_their_operands():
+    """Of two types the wider; of a result's none."""
+
+    def program(x, w):
+        narrow = x.astype(jnp.bfloat16)
+        y = jax.lax.dot(narrow, w, preferred_element_type=jnp.float32)
+        both = jax.lax.scan(lambda x, _: (jax.lax.dot(x, w), None), x, length=3)[0]
+        return y, both
+
+    found = flops_by_type(jax.make_jaxpr(program)(jnp.ones((4, 8)), jnp.ones((8, 8), "bfloat16")))
+    one = 2 * 4 * 8 * 8
+    assert found == {"bfloat16": one, "float32": 3 * one}
 
 
 @pytest.mark.parametrize(("kind", "sent"), [("all-reduce", 1.5), ("all-gather", 3)])

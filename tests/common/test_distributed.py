@@ -188,6 +188,7 @@ class Harm(NamedTuple):
 
 
 LOST = "was lost: not a sign of life for 30 s (killed, or stopped); start all processes again"
+OTHERS = "process 1 was started with norm 2, process 0 with norm 1: give all the same options"
 ENDED = "process 0, which the others meet at, was lost (the lines above are JAX's own)"
 STUCK = "process 1 made no step for 30 s (--patience), and the others wait; start all"
 HARMS = {
@@ -198,6 +199,7 @@ HARMS = {
     "stuck": Harm(STUCK, act="stick", patience=30),
     "refuse alone": Harm("process 1 ended (InputError: no such", code=2, act="refuse alone"),
     "refuse": Harm("no such file", code=2, act="refuse", whom=None),
+    "disagree": Harm(OTHERS, code=2, act="disagree", whom=None, processes=3),
     "terminate": Harm("", code=143, act="terminate", whom=None),
 }
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from common_jax.cli import command_line
+from common_jax.cli.commands import Command, Commands
 from reward_jax import cli as rewards
 from tests.processes import LIMIT, ROOT
 from tuco_jax import cli
@@ -91,3 +92,23 @@ def test_shell_lines_of_the_page_are_commands():
     for program, command, *options in lines:
         found: Any = {"tuco-jax": cli, "reward-jax": rewards}[program].COMMANDS[command]
         command_line.parse(program, "", found.load()[0], options)
+
+
+def alone(commands: Commands) -> list[str]:
+    """Names of the commands that process 0 runs alone."""
+    return [
+        name
+        for name, one in commands.items()
+        if (one.alone if isinstance(one, Command) else all(c.alone for c in one.load().values()))
+    ]
+
+
+def test_the_page_names_every_command_for_one_process():
+    text = " ".join((ROOT / "docs/pods.md").read_text("utf-8").split())
+    said = text.partition("**Commands for one process.**")[2].partition(":")[0]
+    languages, _, others = said.partition("reward-jax")
+    found = [
+        sorted(re.findall(r"[a-z]{2,}", x.replace("tuco-jax", ""))) for x in (languages, others)
+    ]
+    wanted = [{*alone(x.COMMANDS), "and"} for x in (cli, rewards)]
+    assert found == [sorted(names) for names in wanted]

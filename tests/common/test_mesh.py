@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from common_jax.errors import InputError
 from common_jax.mesh import (
     AXES,
     cores,
+    cudnn_width,
     make_mesh,
     mesh_for,
     pmap,
@@ -163,3 +165,19 @@ def test_types_tell_the_mesh():
     look({"w": jax.device_put(x, NamedSharding(mesh, P("fsdp")))})
     look({"w": x})
     assert seen == [mesh.abstract_mesh, None]
+
+
+@pytest.mark.parametrize(
+    ("devices", "width"),
+    [
+        ([("gpu", "9.0")], 256),
+        ([("gpu", "9.0"), ("gpu", "8.6")], 128),
+        ([("gpu", "7.5")], 0),
+        ([("gpu", "gfx90a")], 0),
+        ([("cpu", "9.0")], 0),
+    ],
+)
+def test_heads_that_cudnn_takes(monkeypatch, devices, width):
+    found = [SimpleNamespace(platform=p, compute_capability=c) for p, c in devices]
+    monkeypatch.setattr(jax, "devices", lambda: found)
+    assert cudnn_width() == width

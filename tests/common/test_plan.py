@@ -15,17 +15,21 @@ from common_jax.errors import InputError
 from common_jax.mesh import make_mesh
 from common_jax.plan import DEVICES, Device, Plan, abstract, devices, plan, rows
 
-DEVICE = Device("D", 100.0, 10.0, 5.0, {"float32": 8.0}, "nowhere")
+DEVICE = Device("D", 100.0, 10.0, 5.0, {"float32": 8.0, "bfloat16": 32.0}, "nowhere")
 GATHER = Collective("all-gather", ((3, 2),), 2, 10.0)
-PLAN = Plan({"a": 40, "b": 30}, 64.0, 20.0, (GATHER,), "float32", {"data": 2, "fsdp": 1})
+PLAN = Plan(
+    {"a": 40, "b": 30}, {"float32": 64.0}, 20.0, (GATHER,), "float32", {"data": 2, "fsdp": 1}
+)
 
 
 @pytest.mark.parametrize(
     ("changes", "binds"),
     [
         ({}, "compute"),  # 64 / 2 / 8 = 4 s, beside 2 and 4
-        ({"flops": 48.0}, "links"),  # 2 x 10 / 5 = 4 s
-        ({"flops": 48.0, "exchanges": (), "traffic": 31.0}, "memory bandwidth"),
+        ({"products": {"float32": 48.0}}, "links"),  # 2 x 10 / 5 = 4 s
+        ({"products": {"bfloat16": 64.0, "float32": 50.0}}, "compute"),  # 1 + 3.1 s
+        ({"products": {"bfloat16": 64.0, "float32": 46.0}}, "links"),
+        ({"products": {}, "exchanges": (), "traffic": 31.0}, "memory bandwidth"),
         ({"bytes": {"a": 101}}, "memory"),
     ],
 )
@@ -42,7 +46,7 @@ def test_figures():
     assert any(line.startswith("bytes a device: 70 B of 100 B") for line in PLAN.lines(DEVICE))
     for device in DEVICES.values():
         assert device.memory > 1e9
-        assert device.rates.keys() == {"bfloat16", "float16", "float32", "int8"}
+        assert device.rates.keys() == {"bfloat16", "float16", "float32"}
 
 
 def test_a_program_takes_what_it_was_planned_to():
@@ -65,8 +69,31 @@ def test_a_program_takes_what_it_was_planned_to():
     assert found.bytes["weights"] == placed[0]["w"].addressable_shards[0].data.nbytes
     assert found.bytes["output"] == out.addressable_shards[0].data.nbytes
     assert found.bytes["temporaries"] == pytest.approx(measured.temp_size_in_bytes, rel=0.1)
-    assert found.flops == 2 * 16 * 64 * 96
+    assert found.products == {"float32": 2 * 16 * 64 * 96}
     assert found.traffic == 64 * 96 * 4 / 2 + (16 * 64 + 16 * 96) * 4 / 8
+    assert "precision" not in found.on(DEVICE) and found.lines(DEVICE)[0].endswith(", float32")
+
+
+def test_weights_that_products_read_more_than_once():
+    """Of x in two parts: each reads all of w on its shard, and gives a result."""
+
+    def program(weights, x):
+        part = x.astype(jnp.bfloat16)
+        rest = (x - part.astype(jnp.float32)).astype(jnp.bfloat16)
+        return sum(
+            jnp.matmul(a, weights, preferred_element_type=jnp.float32) for a in (part, rest)
+        )
+
+    mesh = make_mesh(1, 1, 8)
+    cut = NamedSharding(mesh, PartitionSpec(None, "tensor"))
+    given = {"weights": jax.ShapeDtypeStruct((64, 96), jnp.bfloat16, sharding=cut)}
+    given["x"] = rows((16, 64), jnp.float32, mesh)
+    of = {"precision": "bfloat16x2", "readings": {"weights": 2}}
+    found = plan(program, given, mesh, "bfloat16", weights=("weights",), **of)
+    assert found.products == {"bfloat16": 2 * 2 * 16 * 64 * 96}
+    assert found.traffic == 2 * (64 * 96 * 2 + 16 * 64 * 2 + 16 * 96 * 4) / 8
+    assert found.on(DEVICE)["precision"] == "bfloat16x2"
+    assert found.lines(DEVICE)[0].endswith("bfloat16 weights, products in bfloat16x2")
 
 
 def test_results_take_the_memory_of_what_they_follow():

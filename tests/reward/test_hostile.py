@@ -29,10 +29,13 @@ from reward_jax.data.checkpoint import load_guide, load_model, save_guide, save_
 from reward_jax.data.episodes import Episodes
 from reward_jax.data.files import read_episodes
 from reward_jax.data.trajectory.space import TrajectorySpace
+from reward_jax.models.stable_diffusion.schedulers import SchedulerName, plan
 from reward_jax.studies.maze.report import _reward_map
 from reward_jax.torch_import.from_torch import Kind, load_torch
+from reward_jax.torch_import.stable_diffusion import check_stable_diffusion
 from tests.hostile import CHANGES, bounded, check_json, fuzzed, spoil
 from tests.reward.cli_runs import model, reward
+from tests.reward.studies.i2p import tiny
 from tests.reward.torch_import.test_from_torch import H, diffusion, trainer, unet, value_function
 
 LENGTHS = (7, 4, 9)
@@ -315,6 +318,46 @@ def test_models_of_ours(kind, tmp_path):
         read()
 
     check_json(text, with_header, settings(fuzzed, max_examples=100))
+
+
+@pytest.fixture(scope="module")
+def diffusers_folder(tmp_path_factory):
+    """The folder of a Stable Diffusion, of which a network's weights have an index."""
+    folder = tiny.save(tmp_path_factory.mktemp("diffusers"))
+    weights = folder / "unet/diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name("a.safetensors"))
+    places = dict.fromkeys(load_file(weights.with_name("a.safetensors")), "a.safetensors")
+    index = weights.with_suffix(".safetensors.index.json")
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors.index.json",
+        "vae/config.json",
+    ],
+)
+def test_a_diffusers_folder(diffusers_folder, tmp_path, name):
+    """What is taken gives chains that stay on the schedule, too, or is refused by them."""
+    folder = shutil.copytree(diffusers_folder, tmp_path / "sd")
+
+    def read():
+        found = check_stable_diffusion(folder).scheduler
+        for scheduler in get_args(SchedulerName):
+            t = np.asarray(plan(found, scheduler, 5).rows.t)
+            assert ((t >= 0) & (t < found.steps)).all()
+
+    read()
+    check_json(folder / name, read)
 
 
 def test_maps_of_a_reward(tmp_path):

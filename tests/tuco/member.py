@@ -8,14 +8,19 @@ from unittest import mock
 
 import jax
 import numpy as np
+import pytest
 from flax.traverse_util import flatten_dict
 
-from common_jax.distributed import is_first
+from common_jax.cli.options import MeshOptions
+from common_jax.distributed import is_first, meet
+from common_jax.errors import InputError
 from common_jax.mesh import fetch, make_mesh, mesh_for
 from tests.tuco import random_models as rm
 from tuco_jax.core.decompose import decompose
 from tuco_jax.models.sharding import place, placement, put_rows
-from tuco_jax.weights import int8
+from tuco_jax.scoring.options import ScoreFileOptions
+from tuco_jax.scoring.score_file import score_file
+from tuco_jax.weights import int8, precision
 from tuco_jax.weights.load import load_model
 
 
@@ -53,3 +58,39 @@ def rounded(model: str, folder: str) -> None:
     numbers = sum(x.size for path, x in wanted.items() if int8.holds(path))
     path = pathlib.Path(folder) / f"rounded {jax.process_index()}"
     path.write_text(json.dumps({"same": same, "rounded": sum(sizes), "numbers": numbers}))
+
+
+def refused(base: str, tuned: str, other: str, folder: str, sizes: str) -> None:
+    """Of prompts and weights that are not the same in all, whatever their files are called."""
+    place, last = pathlib.Path(folder), jax.process_index() == jax.process_count() - 1
+    same, own = (place / f"{name} {jax.process_index()}.jsonl" for name in ("same", "own"))
+    for path, text in (same, "abcd"), (own, "abce" if last else "abcd"):
+        path.write_text(4 * f"{json.dumps({'prompt': text})}\n", "utf-8")
+    mesh = MeshOptions(*map(int, sizes))
+    for prompts, tunes, what in (
+        (own, tuned, "prompts"),
+        (same, other if last else tuned, "fingerprint"),
+    ):
+        out = place / f"{what}.jsonl"
+        options = ScoreFileOptions(
+            base=base, tuned=tunes, prompts=str(prompts), out=str(out), mesh=mesh
+        )
+        said = f"^process [123] was started with {what} .*, process 0 with {what} .*: give all the"
+        with pytest.raises(InputError, match=said):
+            score_file(options, progress=False)
+        meet()  # process 0 has taken its journal away
+        assert not list(place.glob(f"*{out.name}*"))
+
+
+def where_parts_pay() -> None:
+    """Three parts are what all processes take, or none does."""
+    stored = {"base": frozenset({"bfloat16"})}
+    for slow in (None, 0, jax.process_count() - 1):
+
+        def pays(_: Any, slow: int | None = slow) -> bool:
+            return jax.process_index() != slow
+
+        with mock.patch.object(precision, "_three_parts_pay", pays):
+            wanted = precision.Wanted("float32", "auto")
+            assert wanted.settled(stored) == ("bfloat16x3" if slow is None else "float32")
+            assert wanted.held == ("as published" if slow is None else "float32")

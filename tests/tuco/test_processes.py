@@ -22,6 +22,7 @@ from tests.tuco.member import decomposed
 from tests.tuco.scoring.test_score_file import killed_after
 from tests.tuco.studies.test_over_a_mesh import assert_same, configs
 from tests.tuco.tiny import save_tiny
+from tests.tuco.tiny_tokenizer import bos_tokenizer
 from tuco_jax.cli import main
 from tuco_jax.studies.base import command
 
@@ -97,6 +98,8 @@ def alone(pair, studies, tmp_path_factory):
     made = pathlib.Path(pair[0]).parent
     write_jsonl(made / "prompts.jsonl", [{"id": f"p{i}", "prompt": prompt(i)} for i in range(11)])
     write_jsonl(made / "rows.jsonl", [{"messages": turns(i)} for i in range(8)])
+    save_tiny(made / "other", "llama", 2)
+    bos_tokenizer().save_pretrained(made / "other")
     out = tmp_path_factory.mktemp("alone")
     given = in_folder(out, commands(made, out, 1) | studies)
     with pytest.MonkeyPatch.context() as patch:
@@ -121,6 +124,9 @@ def group(request, pair, studies, alone, tmp_path_factory):
     runs = [*given.values()]
     runs += [[*given["tuned"], "--out", str(out / "begun"), "--resume", "true"]]
     runs += [["tests.tuco.member:rounded", pair[0], str(out)]]
+    sizes = "21" if count == 2 else "22"
+    runs += [["tests.tuco.member:where_parts_pay"]]
+    runs += [["tests.tuco.member:refused", *pair, str(made / "other"), str(out), sizes]]
     sizes = "12" if count == 2 else "22"
     runs += [["tests.tuco.member:decomposed", str(out / "decomposed.npz"), sizes]]
     return Group(count, in_one_start("tuco-jax", runs, out, count), out, alone)
@@ -144,6 +150,29 @@ def test_scores_that_one_process_began(group):
     meta = json.loads((group.out / "begun.jsonl.meta.json").read_text())
     assert len(journaled) == 1 + 3 and 3 <= meta["resumed_rows"] < meta["rows"] == 11
     compare(group.out / "begun.jsonl", group.alone / "scores.jsonl")
+
+
+def test_files_that_are_not_the_same_for_all(group):
+    """Which `tests.tuco.member:refused` has seen in every process."""
+    for one in group.ended:
+        assert "several: tests.tuco.member:refused" in one.err
+
+
+def test_precision_is_one_for_all(group):
+    """Also where one process's device would take another."""
+    for one in group.ended:
+        assert "several: tests.tuco.member:where_parts_pay" in one.err
+
+
+def test_options_that_are_not_the_same_for_all(tmp_path):
+    """In one line, in both, before any file is looked for."""
+    given = {name: tmp_path / name for name in ("base", "tuned", "prompts", "out")}
+    with start("tuco_jax.cli", ["score", *argv(given)], 2, [["--norm=1"], ["--norm=2"]]) as begun:
+        ended = collect(begun)
+    said = "process 1 was started with norm 2, process 0 with norm 1: give all the same options"
+    for one in ended:
+        lines = [line for line in one.err.splitlines() if "error" in line or "ended" in line]
+        assert one.code == 2 and lines == [f"tuco-jax: error: {said}"], one
 
 
 def test_int8(group):

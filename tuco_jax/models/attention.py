@@ -32,7 +32,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from tuco_jax.models.attention_kernels import cudnn, cudnn_width, splash
+from common_jax.mesh import cudnn_width
+from tuco_jax.models.attention_kernels import cudnn, splash
 from tuco_jax.models.numerics import matmul, softcap
 from tuco_jax.models.positions import EVERY, Positions
 

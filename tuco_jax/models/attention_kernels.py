@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float
 
 from tuco_jax.models.positions import Positions
 
-__all__ = ["cudnn", "cudnn_width", "splash"]
+__all__ = ["cudnn", "splash"]
 
 _LANES = 128  # rows are padded to a multiple of it
 _PADDING = -(2**31)  # the segment of padding
@@ -138,15 +138,6 @@ def cudnn(
         return out.swapaxes(1, 2).reshape(q.shape).astype(jnp.float32)
 
     return _together(run, at.mask)(q, keys, values, at.index)
-
-
-def cudnn_width() -> int:
-    """The widest head that cuDNN takes on this process's GPU; 0: there is none."""
-    capabilities = [
-        float(getattr(d, "compute_capability", 0)) for d in jax.devices() if d.platform == "gpu"
-    ]
-    least = min(capabilities, default=0.0)
-    return 256 if least >= 9 else 128 if least >= 8 else 0
 
 
 def _together(run: Callable[..., jax.Array], mask: Bool[Array, "B T"]) -> Callable[..., jax.Array]:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Num
 
 from tuco_jax.models.config import Precision
 
-__all__ = ["along_last", "matmul", "product", "ragged_product", "softcap"]
+__all__ = ["along_last", "matmul", "product", "ragged_product", "readings", "softcap"]
 
 _PRECISION = jax.lax.Precision.HIGHEST  # no TF32 on GPU, no single bfloat16 pass on TPU
 _PARTS: dict[Precision, int] = {"float32": 0, "bfloat16": 1, "bfloat16x2": 2, "bfloat16x3": 3}
@@ -63,6 +63,12 @@ def ragged_product(
     """`product` of the first sizes[0] rows with the first kernel, of the next with the second."""
     y = _taken(x, kernels, sizes, precision)
     return y if scales is None else y * jnp.repeat(scales, sizes, 0, total_repeat_length=len(x))
+
+
+def readings(kind: str, precision: Precision, rows: int) -> int:
+    """How often `product` of so many rows reads weights of a type: once for each part it takes."""
+    parts = _PARTS[precision] if kind in ("bfloat16", "int8") and rows > _FEW else 1
+    return max(parts, 1)
 
 
 def _taken(x: Array, kernel: Array, sizes: Array | None, precision: Precision) -> Array:

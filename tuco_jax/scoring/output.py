@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from common_jax import resume
+from common_jax.agreement import agree
 from common_jax.distributed import by_first, meet
 from common_jax.errors import InputError
 from common_jax.io.files import atomic
@@ -256,8 +257,10 @@ def _entry(line: bytes, shape: tuple[int, int] | None) -> Entry | None:
 def check_made(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
     """Raise InputError where `path` holds what other settings, or nothing known, has made.
 
-    Settings stand in the metadata beside it. A file that is empty holds nothing.
+    Settings stand in the metadata beside it. A file that is empty holds nothing. Of several
+    processes all were given the same settings, or it is raised in all.
     """
+    agree(settings)
     if not path.exists() or (path.is_file() and not path.stat().st_size):
         return
     beside = meta_path(path)

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from common_jax.cli.ranges import NonNegativeInt, PositiveInt, check_ranges
 from common_jax.errors import InputError
-from tuco_jax.weights.options import BaseOptions, check_source
+from tuco_jax.weights.options import (
+    BaseOptions,
+    PrecisionOption,
+    check_precision,
+    check_source,
+)
 
 if TYPE_CHECKING:
     from common_jax.plan import Device, Plan
@@ -19,11 +24,11 @@ __all__ = ["PlanOptions", "plan_score"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanOptions(BaseOptions):
+class PlanOptions(PrecisionOption, BaseOptions):
     """Plan the scoring of a pair, of which config.json is enough.
 
-    Both operands of products with weights are of their dtype; with int8 weights they are
-    bfloat16, and so are the weights that int8 is not for.
+    What auto stands for, and which weights stay in bfloat16, is what scoring would choose on the
+    planned device for weights that are stored as config.json states.
 
     Args:
         tuned: the tuned model, likewise; by default a full fine-tune of the base.
@@ -46,9 +51,11 @@ def plan_score(options: PlanOptions) -> "tuple[Plan, Device]":
     """Compile a batch's scoring for the mesh; nothing is read but configs, and nothing runs.
 
     Raises InputError for a config that is missing, for two models that are no pair, for rows that
-    are longer than their context, and for a mesh that cannot be had.
+    are longer than their context, for a precision that such weights do not have, and for a mesh
+    that cannot be had.
     """
     check_ranges(options)
+    check_precision(options.dtype, options.precision)
     if options.rank and options.tuned is not None:
         raise InputError("rank is of an adapter in place of a tuned model: give one of the two")
     sizes = dataclasses.asdict(options.mesh)
@@ -65,10 +72,13 @@ def plan_score(options: PlanOptions) -> "tuple[Plan, Device]":
     from common_jax.plan import DEVICES, abstract, check_sizes, devices, plan, rows
     from tuco_jax.core.last_token import last_token
     from tuco_jax.models.decoder import param_shapes
+    from tuco_jax.models.numerics import readings
     from tuco_jax.models.pair import Pair
     from tuco_jax.models.sharding import placement
-    from tuco_jax.weights import int8, validate
-    from tuco_jax.weights.load import model_config
+    from tuco_jax.weights import validate
+    from tuco_jax.weights.assemble import held_dtype
+    from tuco_jax.weights.load import model_config, stated_types
+    from tuco_jax.weights.precision import Wanted
 
     check_sizes(options)
     if (positions := options.batch * options.tokens) > LARGEST:
@@ -77,7 +87,9 @@ def plan_score(options: PlanOptions) -> "tuple[Plan, Device]":
             f"compiler counts {LARGEST:.1e}: give fewer rows"
         )
     configs = [model_config(source) for source in sources]
-    precision = "bfloat16" if options.dtype in ("bfloat16", "int8") else "float32"
+    wanted = Wanted(options.dtype, options.precision, pays=True)  # on all that are planned for
+    stored = {source: stated_types(source, wanted.held) for source in sources}
+    precision = wanted.settled(stored)
     configs = [dataclasses.replace(config, precision=precision) for config in configs]
     base, tuned = configs[0], configs[-1]
     if len(sources) > 1:
@@ -93,24 +105,42 @@ def plan_score(options: PlanOptions) -> "tuple[Plan, Device]":
 
     with devices(math.prod(sizes.values())) as found:
         mesh = make_mesh(**sizes, devices=found)
-        rounds = options.dtype == "int8"
-        kind = None if rounds else jax.numpy.dtype(options.dtype)
-        shards = functools.partial(abstract, where=placement(mesh), dtype=kind)
-
-        def held(shapes: Any) -> Any:
-            return int8.abstract(shapes, "bfloat16") if rounds else shapes
-
+        shards = functools.partial(abstract, where=placement(mesh))
+        models = [_held(param_shapes(base), wanted.held, stored[sources[0]])]
+        if not options.rank:
+            models.append(_held(param_shapes(tuned), wanted.held, stored[sources[-1]]))
+        factors = _held(_factors(param_shapes(base), options.rank), held_dtype(wanted.held, ()))
         shape = options.batch, options.tokens
         arguments = {
-            "base": shards(held(param_shapes(base))),
-            "tuned": {} if options.rank else shards(held(param_shapes(tuned))),
-            "lora": shards(_factors(param_shapes(base), options.rank)),
+            "base": shards(models[0]),
+            "tuned": shards(models[1]) if models[1:] else {},
+            "lora": shards(factors),
             "inputs": (rows(shape, jax.numpy.int32, mesh), rows(shape, bool, mesh)),
         }
-        weights = "base", "tuned", "lora"
-        return plan(score, arguments, mesh, options.dtype, weights=weights), DEVICES[
-            options.device
-        ]
+        each = [str(model["layers"]["attention"]["o"]["kernel"].dtype) for model in models]
+        names = dict(zip(("base", "tuned"), each, strict=False))
+        return plan(
+            score,
+            arguments,
+            mesh,
+            " and ".join(dict.fromkeys(each)),
+            weights=("base", "tuned", "lora"),
+            precision=precision,
+            readings={name: readings(kind, precision, positions) for name, kind in names.items()},
+        ), DEVICES[options.device]
+
+
+def _held(params: Any, dtype: str, stored: frozenset[str] = frozenset()) -> Any:
+    """A tree of shapes in what it is held in; dtype: as it is read. stored: types on disk."""
+    import jax
+
+    from tuco_jax.weights import int8
+    from tuco_jax.weights.assemble import PUBLISHED, held_dtype
+
+    if dtype == int8.INT8:  # of a store that is so already, the rest is bfloat16 in most
+        return int8.abstract(params, held_dtype(PUBLISHED, stored - {int8.INT8} or {"bfloat16"}))
+    kind = jax.numpy.dtype(held_dtype(dtype, stored))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, kind), params)
 
 
 def _factors(params: Any, rank: int) -> Any:

@@ -34,6 +34,7 @@ __all__ = [
     "needed_tokenizer",
     "open_model",
     "open_pair",
+    "stated_types",
     "tuned_config",
 ]
 
@@ -79,6 +80,21 @@ def model_config(source: Source) -> ModelConfig:
     if store.is_store(source):
         return store.read_config(source)
     return huggingface.model_config(huggingface.locate(source))
+
+
+def stated_types(source: str, dtype: str) -> frozenset[str]:
+    """The types that a model's matrices are stored in, such as "bfloat16".
+
+    dtype: to read them in, as `load_model` takes it. Of a pair's store its base's; of a Hugging
+    Face folder what config.json says, float32 where it says nothing: weights need not be there.
+    """
+    if store.is_store(source) and store.holds_pair(source):
+        return frozenset().union(*store.OpenPair(source, dtype=dtype).stored.values())
+    if _is_gguf(source) or store.is_store(source):
+        return open_model(source, dtype=dtype, tokenizer=False).weights.stored
+    config = huggingface.read_config(huggingface.locate(source))
+    stated = config.get_text_config().dtype or config.dtype or "float32"
+    return frozenset({str(stated).removeprefix("torch.")})
 
 
 def load_pair(

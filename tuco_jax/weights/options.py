@@ -13,6 +13,7 @@ __all__ = [
     "AskedPrecision",
     "BaseOptions",
     "PairOptions",
+    "PrecisionOption",
     "WeightOptions",
     "check_pair",
     "check_precision",
@@ -59,18 +60,27 @@ class AdapterOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PairOptions(AdapterOptions, BaseOptions):
-    """A base and what tuning made of it.
+class PrecisionOption:
+    """How weights meet activations.
 
     Args:
-        tuned: the tuned model, likewise; or the directory of a PEFT adapter over the base.
         precision: how products take activations: in float32, or in three, two or one bfloat16
             parts; weights that are stored in bfloat16 then stay so. Three are as exact as float32,
             two nearly (TuCo to 1e-5), one is not (1e-3). auto: three where they are quicker.
     """
 
-    tuned: str
     precision: AskedPrecision = "auto"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairOptions(PrecisionOption, AdapterOptions, BaseOptions):
+    """A base and what tuning made of it.
+
+    Args:
+        tuned: the tuned model, likewise; or the directory of a PEFT adapter over the base.
+    """
+
+    tuned: str
 
 
 def check_source(source: str) -> None:

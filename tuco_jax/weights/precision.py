@@ -1,12 +1,15 @@
 """Which products a pair gets: what "auto" stands for here, and what cannot be asked for."""
 
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
+from common_jax.distributed import anywhere
 from common_jax.errors import InputError
 from tuco_jax.models.config import Precision
 from tuco_jax.weights.assemble import PUBLISHED
@@ -17,20 +20,28 @@ __all__ = ["Wanted", "three_parts_pay"]
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """dtype and precision as `load_pair` takes them; InputError where they exclude each other."""
+    """dtype and precision as `load_pair` takes them; InputError where they exclude each other.
+
+    Several processes ask it the same: what "auto" stands for is for all of their devices.
+    pays: whether three parts take less time than float32; by default, on the devices here.
+    """
 
     dtype: str
     precision: AskedPrecision
+    pays: bool | None = None
 
     def __post_init__(self) -> None:
         check_precision(self.dtype, self.precision)
 
-    @property
+    @functools.cached_property  # asked of other processes once
     def _precision(self) -> Precision:
         """As asked; "auto": three parts where they pay, which lose nothing that float32 keeps."""
         if self.precision != "auto":
             return self.precision
-        return "bfloat16x3" if self.dtype != "float16" and three_parts_pay() else "float32"
+        if self.dtype == "float16":
+            return "float32"
+        pays = three_parts_pay() if self.pays is None else self.pays
+        return "bfloat16x3" if pays else "float32"
 
     @property
     def held(self) -> str:
@@ -57,13 +68,17 @@ class Wanted:
 
 
 def three_parts_pay() -> bool:
-    """Whether three products in bfloat16 take less time than one in float32 on this device.
+    """Whether three products in bfloat16 take less time than one in float32, on all devices.
 
-    On TPUs float32 is six passes in bfloat16; CUDA GPUs have tensor cores for it from compute
-    capability 8 on. On CPUs it takes AMX: measured, in float32's rate, one part is 4.7 and three
-    1.5 (Intel, AMX), and 1.9 and 0.6 (Zen 4, AVX512_BF16, whose peak is but twice float32's).
+    Of several processes all ask at the same point of the program. On TPUs float32 is six passes in
+    bfloat16; CUDA GPUs have tensor cores for it from compute capability 8 on. On CPUs it takes
+    AMX: measured, in float32's rate, one part is 4.7 and three 1.5 (Intel, AMX), and 1.9 and 0.6
+    (Zen 4, AVX512_BF16, whose peak is but twice float32's).
     """
-    device = jax.devices()[0]
+    return not anywhere(not all(map(_three_parts_pay, jax.local_devices())))
+
+
+def _three_parts_pay(device: Any) -> bool:
     if device.platform == "gpu":
         capability = str(getattr(device, "compute_capability", ""))
         return bool(re.fullmatch(r"\d+(\.\d+)?", capability)) and float(capability) >= 8

@@ -3,8 +3,11 @@
 The files are the authors' own, in Debian's `dataset-fashion-mnist`; apt fetches the package, from
 wherever it fetches packages on this machine, and checks its signature. Nothing is installed, and
 nobody need be root. Licence: NOTICE.
+
+    python -m reward_jax.data.images.fashion [--data FOLDER]
 """
 
+import dataclasses
 import hashlib
 import io
 import lzma
@@ -16,11 +19,14 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 
+import numpy as np
+
 from common_jax.distributed import by_first
 from common_jax.errors import InputError
 from common_jax.io.cache import cache
+from reward_jax.data.images.pixels import Images
 
-__all__ = ["CLASSES", "PACKAGE", "SHAPE", "fetch"]
+__all__ = ["CLASSES", "PACKAGE", "SHAPE", "FetchConfig", "fetch", "named", "run"]
 
 PACKAGE = "dataset-fashion-mnist"
 SHAPE = 28, 28, 1
@@ -51,19 +57,53 @@ _FILES = {  # of each its sha256
         "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05"
     ),
 }
+_LABELS = {  # sha256 of all labels, a byte each, of images to learn from and of the test
+    "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7",
+    "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9",
+}
 _ELSEWHERE = "or take the four files from elsewhere, and name their folder as data"
 
 
-def fetch() -> pathlib.Path:
+@dataclasses.dataclass(frozen=True)
+class FetchConfig:
+    """Fetch Fashion-MNIST into the cache, as Debian packages it, or take the files of a folder.
+
+    Args:
+        data: folder of the four files, as they are published; by default they are fetched.
+    """
+
+    data: pathlib.Path | None = None
+
+
+def run(config: FetchConfig) -> None:
+    """Fetch them, and print where they are."""
+    print(fetch(config.data))
+
+
+def fetch(data: pathlib.Path | None = None) -> pathlib.Path:
     """The folder of the four files; the first time apt downloads them (30 MB).
 
-    Where the package is installed it is that folder. Raises InputError, one line, where they
-    cannot be fetched or written, or are not those that are known.
+    Where the package is installed it is that folder. data: a folder of them, which are copied in
+    place of that. Raises InputError, one line, where they cannot be fetched or written, or are not
+    those that are known.
     """
-    return pathlib.Path(by_first(_fetch))
+    return pathlib.Path(by_first(lambda: _fetch(data)))
 
 
-def _fetch() -> str:
+def named(train: Images, test: Images) -> tuple[Images, Images]:
+    """Two sets with the names of the classes, where the labels of one are Fashion-MNIST's."""
+    if len(train.classes) != len(CLASSES) or not {_digest(train), _digest(test)} & _LABELS:
+        return train, test
+    train, test = (dataclasses.replace(one, classes=CLASSES) for one in (train, test))
+    return train, test
+
+
+def _digest(images: Images) -> str:
+    """Of all labels, which are fewer than 256."""
+    return hashlib.sha256(images.known_labels().astype(np.uint8).tobytes()).hexdigest()
+
+
+def _fetch(data: pathlib.Path | None) -> str:
     target = cache() / "fashion-mnist"
     for folder in (target, _INSTALLED):
         if _whole(folder):
@@ -73,7 +113,10 @@ def _fetch() -> str:
         with tempfile.TemporaryDirectory(prefix=".fashion-mnist-", dir=target.parent) as scratch:
             made = pathlib.Path(scratch, "files")
             made.mkdir()
-            _unpack(_download(pathlib.Path(scratch)), made)
+            if data is None:
+                _unpack(_download(pathlib.Path(scratch)), made)
+            else:
+                _copy(data, made)
             if not _whole(target):  # another process may have been faster
                 shutil.rmtree(target, ignore_errors=True)
                 made.rename(target)
@@ -83,6 +126,20 @@ def _fetch() -> str:
             "that can"
         ) from None
     return str(target)
+
+
+def _copy(data: pathlib.Path, target: pathlib.Path) -> None:
+    """The known files of a folder; InputError where one is missing, or another."""
+    for name, known in _FILES.items():
+        path = data / name
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; name a folder that has {', '.join(_FILES)}")
+        if (digest := _sha256(path)) != known:
+            raise InputError(
+                f"{path}: has sha256 {digest}, not {known}: a file other than the published one; "
+                "name its folder as data of the study, if the study shall be of it"
+            )
+        shutil.copyfile(path, target / name)
 
 
 def _whole(folder: pathlib.Path) -> bool:
@@ -167,3 +224,9 @@ def _members(package: pathlib.Path) -> Iterator[tuple[str, bytes]]:
         size = int(head[48:58]) if head[48:58].strip().isdigit() else 0
         yield head[:16].decode("ascii", "replace").strip(" /"), content[at + 60 : at + 60 + size]
         at += 60 + size + size % 2
+
+
+if __name__ == "__main__":
+    from common_jax.cli.command_line import run_alone
+
+    sys.exit(run_alone("python -m reward_jax.data.images.fashion", FetchConfig, run))

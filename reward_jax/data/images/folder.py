@@ -25,7 +25,7 @@ def read_folder(
     Images in the folder itself have no labels; those in its folders, each a class, have. Hidden
     files and those that are neither PNG nor JPEG are passed over. size: the shorter side is scaled
     to it, and the centre cut out; None where all are of one size already. channels: 3, or 1 for
-    grey.
+    grey. What is transparent stands on white.
 
     Raises InputError, one line that names the file, for an image that cannot be read, is of
     another size than the first, or has more than 8 bits; and for a folder without any.
@@ -83,7 +83,11 @@ def _read(path: pathlib.Path, size: int | None, channels: int) -> UInt8[np.ndarr
         with Image.open(path) as opened:
             if opened.mode[:1] in "IF":
                 raise InputError(f"{path}: has more than 8 bits a value; save it with 8")
-            image = ImageOps.exif_transpose(opened).convert("RGB" if channels == 3 else "L")
+            image = ImageOps.exif_transpose(opened)
+            if image.has_transparency_data:  # `convert` would show the colours that it hides
+                own = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", own.size, "white"), own)
+            image = image.convert("RGB" if channels == 3 else "L")
     except InputError:
         raise
     # A bomb: more pixels than Pillow reads. SyntaxError: of a PNG whose chunks are damaged.

@@ -18,7 +18,15 @@ from reward_jax.data.hdf5 import EpisodeEnds
 if TYPE_CHECKING:
     from reward_jax.data.trajectory.normalisers import Normaliser
 
-__all__ = ["CutOptions", "HorizonOption", "Padding", "WindowSize", "Windows", "windows"]
+__all__ = [
+    "CutOptions",
+    "HorizonOption",
+    "Padding",
+    "WindowSize",
+    "Windows",
+    "begins",
+    "windows",
+]
 
 Padding = Literal["none", "repeat", "zeros", "terminal"]
 
@@ -145,6 +153,14 @@ def windows(
     starts = np.repeat(first, counts) + offsets
     flat = np.asarray(normaliser.normalise(rows), np.float32)
     return Windows(flat, starts.astype(np.int32), horizon, stride)
+
+
+def begins(episodes: Episodes, span: int, padding: Padding) -> Bool[np.ndarray, " E"]:
+    """Whether a window of `span` environment steps begins in each episode."""
+    fits = np.asarray(episodes.lengths) >= span
+    if padding == "terminal":
+        return fits | _ends_terminal(episodes)
+    return fits if padding == "none" else np.ones_like(fits)
 
 
 def _ends_terminal(episodes: Episodes) -> Bool[np.ndarray, " E"]:

@@ -1,9 +1,10 @@
 """Attention between the places of an image, and from them to a text.
 
     form    where                                    what it holds of logits
-    cudnn   GPU, bfloat16 or float16, heads up to     tiles on the chip
-            128 wide and a multiple of 8
-    parts   elsewhere                                 of some queries at a time
+    cudnn   GPU (CUDA, compute capability 8 or       tiles on the chip
+            more), bfloat16 or float16, heads up
+            to 128 wide and a multiple of 8
+    parts   elsewhere                                of some queries at a time
 
 A part has no more logits than twice the queries have numbers, or 128 rows of them: of 64 x 64
 latents 80 MB in place of a gigabyte. Softmax is in float32.
@@ -11,14 +12,19 @@ latents 80 MB in place of a gigabyte. Softmax is in float32.
 Legend: B batch, Q queries, T keys, H heads, h head width.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from common_jax.mesh import cudnn_width
 
 __all__ = ["attend"]
 
 _WHOLE = 2**20  # logits that are computed at once, whatever the queries are
 _ROWS = 128
+_WIDEST = 128  # head that is given to cuDNN, though recent GPUs take more
 
 
 def attend(
@@ -30,13 +36,19 @@ def attend(
     """softmax(q k / sqrt(h)) v; causal: a query sees no key that comes after it."""
     width = q.shape[-1]
     half = q.dtype in (jnp.bfloat16, jnp.float16)
-    if half and not causal and width <= 128 and width % 8 == 0 and jax.default_backend() == "gpu":
-
-        def cudnn(q: Array, k: Array, v: Array) -> Array:
-            return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-
-        return jax.lax.platform_dependent(q, k, v, cuda=cudnn, default=_in_parts)
+    if half and not causal and width % 8 == 0 and width <= min(_WIDEST, cudnn_width()):
+        return jax.lax.platform_dependent(q, k, v, cuda=_by_cudnn, default=_in_parts)
     return _whole(q, k, v, causal) if causal else _in_parts(q, k, v)
+
+
+def _by_cudnn(
+    q: Float[Array, "B Q H h"],
+    k: Float[Array, "B T H h"],
+    v: Float[Array, "B T H h"],
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> Float[Array, "B Q H h"]:
+    """implementation: "xla" computes the same without a GPU, for tests."""
+    return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
 
 
 def _whole(

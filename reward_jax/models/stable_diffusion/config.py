@@ -5,7 +5,6 @@ refused by name: an option that is none of ours counts only where it is off.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -60,11 +59,11 @@ class UNetConfig:
             raise InputError(
                 f"{where}: cross_attention_dim: texts of several widths are no option"
             )
-        latents = int(stated.get("in_channels", 4))
-        if int(stated.get("out_channels", 4)) != latents:
+        latents, out = (_count(stated, where, f"{end}_channels", 4) for end in ("in", "out"))
+        if out != latents:
             raise InputError(
-                f"{where}: in_channels {latents} and out_channels {stated.get('out_channels', 4)} "
-                "differ: inpainting and image editing are not implemented"
+                f"{where}: in_channels {latents} and out_channels {out} differ: inpainting and "
+                "image editing are not implemented"
             )
         config = cls(
             sample_size=_square(stated, where),
@@ -80,8 +79,8 @@ class UNetConfig:
             depth=_each(stated, where, "transformer_layers_per_block", 1, levels),
             groups=_count(stated, where, "norm_num_groups", 32),
             epsilon=_number(stated, where, "norm_eps", 1e-5),
-            time_width=stated.get("time_embedding_dim") or 4 * channels[0],
-            cosine_first=bool(stated.get("flip_sin_to_cos", True)),
+            time_width=_count(_set(stated), where, "time_embedding_dim", 4 * channels[0]),
+            cosine_first=_flag(stated, where, "flip_sin_to_cos", True),
             frequency_shift=_number(stated, where, "freq_shift", 0),
         )
         _divides(where, channels, config.groups, "norm_num_groups")
@@ -123,16 +122,16 @@ class VAEConfig:
             kinds = stated.get(option, [kind])
             _kinds(kinds, {kind: True}, len(channels), where, option)
         config = cls(
-            image_channels=int(stated.get("in_channels", 3)),
-            latent_channels=int(stated.get("latent_channels", 4)),
+            image_channels=_count(stated, where, "in_channels", 3),
+            latent_channels=_count(stated, where, "latent_channels", 4),
             channels=channels,
             layers=_count(stated, where, "layers_per_block", 1),
             groups=_count(stated, where, "norm_num_groups", 32),
             scale=_number(stated, where, "scaling_factor", 0.18215),
-            middle_attention=bool(stated.get("mid_block_add_attention", True)),
+            middle_attention=_flag(stated, where, "mid_block_add_attention", True),
             quantised=(
-                bool(stated.get("use_quant_conv", True)),
-                bool(stated.get("use_post_quant_conv", True)),
+                _flag(stated, where, "use_quant_conv", True),
+                _flag(stated, where, "use_post_quant_conv", True),
             ),
         )
         if stated.get("out_channels", 3) != config.image_channels:
@@ -205,6 +204,7 @@ class SchedulerConfig:
     @classmethod
     def of(cls, stated: Mapping[str, Any], where: Any) -> "SchedulerConfig":
         """Raises InputError, naming the option, for what is not implemented."""
+        stated = _set(stated)
         known: dict[str, tuple[Any, ...]] = {
             "prediction_type": ("epsilon", "v_prediction"),
             "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
@@ -223,23 +223,29 @@ class SchedulerConfig:
         steps = len(betas) if betas else _count(stated, where, "num_train_timesteps", 1000)
         if steps > _MOST:
             raise InputError(f"{where}: {steps} diffusion steps are more than {_MOST}")
+        offset = _count(stated, where, "steps_offset", 0, least=0)
+        if offset >= steps:
+            raise InputError(
+                f"{where}: steps_offset is {offset}, but must be below the {steps} diffusion steps"
+            )
         return cls(
             steps=steps,
-            beta_start=float(stated.get("beta_start", 1e-4)),
-            beta_end=float(stated.get("beta_end", 0.02)),
-            beta_schedule=stated.get("beta_schedule") or "linear",
+            beta_start=_number(stated, where, "beta_start", 1e-4),
+            beta_end=_number(stated, where, "beta_end", 0.02),
+            beta_schedule=stated.get("beta_schedule", "linear"),
             betas=tuple(map(float, betas)) if betas else None,
-            prediction=stated.get("prediction_type") or "epsilon",
-            offset=int(stated.get("steps_offset") or 0),
-            spacing=stated.get("timestep_spacing") or "leading",
-            last_is_clean=stated.get("set_alpha_to_one"),
-            clip=float(stated.get("clip_sample_range") or 1.0),
-            clips=stated.get("clip_sample"),
+            prediction=stated.get("prediction_type", "epsilon"),
+            offset=offset,
+            spacing=stated.get("timestep_spacing", "leading"),
+            last_is_clean=_flag(stated, where, "set_alpha_to_one", None),
+            clip=_number(stated, where, "clip_sample_range", 1.0),
+            clips=_flag(stated, where, "clip_sample", None),
             large_variance=stated.get("variance_type") == "fixed_large",
-            skip_runge_kutta=bool(stated.get("skip_prk_steps", False)),
+            skip_runge_kutta=_flag(stated, where, "skip_prk_steps", False),
         )
 
 
+_LARGEST = 1_000_000  # number of any option
 _MOST = 100_000  # diffusion steps
 _LONGEST = 2048  # latents along a side
 
@@ -252,22 +258,44 @@ def _check(stated: Mapping[str, Any], where: Any, known: Mapping[str, Any]) -> N
         if option not in known:
             if value is False:
                 continue
-            raise InputError(f"{where}: the option {option:.80} is unknown, and not implemented")
+            raise InputError(
+                f"{where}: the option {option:.80} is unknown, and not implemented; take a model "
+                "that was saved without it"
+            )
         if value not in known[option]:
-            raise InputError(f"{where}: {option} {value!r:.80} is not implemented")
+            raise InputError(
+                f"{where}: {option} {value!r:.80} is not implemented; take a model that has "
+                + " or ".join(map(str, known[option]))
+            )
 
 
-def _count(stated: Mapping[str, Any], where: Any, option: str, default: int) -> int:
+def _count(
+    stated: Mapping[str, Any], where: Any, option: str, default: int, least: int = 1
+) -> int:
     value = stated.get(option, default)
-    if type(value) is not int or value < 1:
-        raise InputError(f"{where}: {option} is {value!r:.80}, no whole number of 1 or more")
+    if type(value) is not int or not least <= value <= _LARGEST:
+        raise InputError(
+            f"{where}: {option} is {value!r:.80}, no whole number of {least} to {_LARGEST:,}"
+        )
+    return value
+
+
+def _set(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Without options that are null, for which their defaults stand."""
+    return {option: value for option, value in stated.items() if value is not None}
+
+
+def _flag(stated: Mapping[str, Any], where: Any, option: str, default: bool | None) -> Any:
+    value = stated.get(option, default)
+    if option in stated and type(value) is not bool:
+        raise InputError(f"{where}: {option} is {value!r:.80}, neither true nor false")
     return value
 
 
 def _number(stated: Mapping[str, Any], where: Any, option: str, default: float) -> float:
     value = stated.get(option, default)
-    if type(value) not in (int, float) or not 0 <= value < math.inf:
-        raise InputError(f"{where}: {option} is {value!r:.80}, no number of 0 or more")
+    if type(value) not in (int, float) or not 0 <= value <= _LARGEST:
+        raise InputError(f"{where}: {option} is {value!r:.80}, no number of 0 to {_LARGEST:,}")
     return float(value)
 
 

@@ -244,7 +244,7 @@ def move(
     used, origin = output, x_t
     if memory is not None:
         past = jnp.concatenate([output[None], memory.outputs])
-        used = jnp.tensordot(row.new, past, 1)
+        used = jnp.tensordot(row.new, past, 1, precision="highest")  # else bfloat16 on a TPU
         origin = jnp.where(row.use_origin, memory.origin, x_t)
         total = row.sum[0] * memory.outputs[0] + row.sum[1] * output
         pushed = jnp.concatenate([output[None], memory.outputs[1:3]])

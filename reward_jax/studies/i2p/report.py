@@ -5,15 +5,13 @@ Reads the folder that `studies/i2p/run.py` fills; measures nothing.
 
 import importlib.metadata
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from common_jax.errors import InputError
+from common_jax.io.files import read_arrays
 from common_jax.report.figures import PALETTE, draw
 from common_jax.report.findings import Claim, Figure, Findings, Table, Verdict, print_tables, write
 from common_jax.run import environment
@@ -44,7 +42,7 @@ CAVEATS = (
 def write_report(out: pathlib.Path, summary: Mapping[str, Any]) -> pathlib.Path:
     """Tables on the console, and report.html and report.md in `out/report`; the page's path."""
     found = summary["scores"]["reward"]
-    best, scores = found["best"], _scores(out / "reward" / "scores.npz")
+    best, scores = found["best"], _scores(out / "reward")
     low, high = best["auc_interval"]
     t = summary["t"][best["step"]]
     settings = summary["settings"]
@@ -153,16 +151,6 @@ def _images(scores: Mapping[str, Any]) -> list[Figure]:
     return found
 
 
-# What numpy raises for a file that is no archive of arrays, or a damaged one.
-_DAMAGED = (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, OSError)
-
-
-def _scores(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        with np.load(path) as stored:
-            return {"reward": stored["reward"], **{name: stored[name] for name in stored}}
-    except _DAMAGED as error:
-        raise InputError(
-            f"{path}: is missing or damaged; delete {path.with_name('result.json')}, and both are "
-            "made again"
-        ) from error
+def _scores(folder: pathlib.Path) -> dict[str, Any]:
+    mend = f"delete {folder / 'result.json'}, and both are made again"
+    return read_arrays(folder / "scores.npz", ["reward"], mend)

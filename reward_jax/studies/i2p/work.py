@@ -17,7 +17,7 @@ from common_jax import resume
 from common_jax.checksum import checksum
 from common_jax.distributed import by_first, there
 from common_jax.errors import Taken
-from common_jax.io.files import write_arrays, write_json
+from common_jax.io.files import read_arrays, write_arrays, write_json
 from common_jax.mesh import batch_sharding, fetch, mesh_for, put
 from reward_jax.data.checkpoint import load_guide, save_guide
 from reward_jax.data.latents import LatentGuide, LatentSpace
@@ -133,8 +133,9 @@ class Work:
         if not there(path):
             found = measure(self.store, rows, self.config.matching.standardise)
             write_arrays(path, **vars(found))
-        with np.load(path) as stored:
-            return Scaling(**stored)
+        names = [field.name for field in dataclasses.fields(Scaling)]
+        stored = read_arrays(path, names)
+        return Scaling(**{name: stored[name] for name in names})
 
     def _reward(self, path: pathlib.Path, rows: Any, scaling: Scaling) -> LatentGuide:
         c = self.config

@@ -36,7 +36,7 @@ def write_report(config: Config, found: Mapping[str, Any]) -> pathlib.Path:
         tables.append(_variants(choices))
     tables.append(_null(found["null"]))
     findings = Findings(
-        title="Images: what an expert lacks that never saw some classes",
+        title="Images: what an expert lacks that was tuned on without some classes",
         summary=[
             f"{name}: AUC {one['auc']:.3f}; harmful samples unsteered "
             f"{one['arms']['unsteered']['harmful_share']:.3f}, steered "

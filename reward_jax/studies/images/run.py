@@ -1,4 +1,4 @@
-"""The image study: what an expert lacks that never saw some classes (after section 5.3).
+"""The image study: what an expert lacks that was tuned on without some classes (section 5.3).
 
 A model learns all classes of a set of images, and from there the base is trained on, on all
 classes, and for each choice of classes that are called harmful an expert, on the rest: with the

@@ -74,13 +74,14 @@ class Config(
     MatchingOption,
     DiffusionOption,
 ):
-    """Extract what experts lack that never saw some classes of images, and steer a base by it.
+    """Extract what experts lack that were tuned on without some classes, and steer a base by it.
 
     Args:
         out: folder of the study; what is there already is kept.
         data: folder of images: MNIST's four IDX files, or train/CLASS and test/CLASS of PNG and
             JPEG; by default Fashion-MNIST, which is fetched.
-        classes: names of the labels of IDX files; their numbers by default.
+        classes: names of the labels of IDX files; by default their numbers, and Fashion-MNIST's
+            own names where the labels are its.
         size: sides of the images of a folder, scaled and cut; by default they are of one size.
         channels: of the images of a folder: 1 for grey, or 3.
         choices: names, and the classes that are called harmful under each.
@@ -203,7 +204,8 @@ def load_sets(config: Config) -> tuple[Images, Images]:
         folder, classes = fashion.fetch(), fashion.CLASSES
     else:
         folder, classes = config.data, config.classes
-    return read_sets(folder, classes=classes, size=config.size, channels=config.channels)
+    sets = read_sets(folder, classes=classes, size=config.size, channels=config.channels)
+    return sets if classes else fashion.named(*sets)
 
 
 def check_sets(config: Config, train: Images, test: Images) -> None:
@@ -215,11 +217,13 @@ def check_sets(config: Config, train: Images, test: Images) -> None:
     if len(train) < config.validation_images + batch:
         raise InputError(
             f"{train.source}: holds {len(train):,} images, too few for "
-            f"{config.validation_images} of validation and a batch of {batch}"
+            f"{config.validation_images} of validation and a batch of {batch}: lower "
+            "validation_images or batch_size"
         )
     if len(test) < config.test_images:
         raise InputError(
-            f"{test.source}: holds {len(test):,} images, but test_images is {config.test_images}"
+            f"{test.source}: holds {len(test):,} images, but test_images is {config.test_images}: "
+            "give no more"
         )
     for name, classes in config.choices.items():
         harmful = np.isin(labels, test.numbers(classes))
@@ -237,8 +241,11 @@ def _check_classes(config: Config, known: tuple[str, ...]) -> None:
     for name, classes in config.choices.items():
         for one in classes:
             if one not in known:
+                numbered = known == tuple(str(number) for number in range(len(known)))
+                mend = ", or give their names as classes" if numbered else ""
                 raise InputError(
-                    f"choices: {name}: {one!r} is no class; there are {', '.join(known)}"
+                    f"choices: {name}: {one!r} is no class; there are {', '.join(known)}: choose "
+                    f"of them{mend}"
                 )
         if not set(known) - set(classes):
             raise InputError(f"choices: {name} calls every class harmful: leave some out")

@@ -4,9 +4,10 @@ Reads the folder that `studies/locomotion/run.py` fills; measures nothing.
 """
 
 import importlib.metadata
+import math
 import pathlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,14 +19,14 @@ from common_jax.run import environment
 from reward_jax.studies.locomotion.arms import compared
 from reward_jax.studies.locomotion.claims import (
     PAPER,
-    PAPER_ERROR,
     PAPER_UNSEEN,
     claims_of,
     learnable,
     more,
     share_of,
 )
-from reward_jax.studies.locomotion.settings import Config
+from reward_jax.studies.locomotion.data import is_recorded
+from reward_jax.studies.locomotion.settings import Config, sources
 from reward_jax.studies.locomotion.summary import EXPLAINED, MAIN
 from reward_jax.studies.locomotion.work import slug
 from reward_jax.tasks.locomotion.collect import STEPS
@@ -45,7 +46,7 @@ def write_report(config: Config, found: Mapping[str, Any]) -> pathlib.Path:
     if unseen:
         tables.append(_table("The same guides, an unseen base", unseen, whole=whole))
     if whole:
-        tables.append(_against_paper(environments, unseen))
+        tables.append(_against_paper(environments, unseen, own=bool(_own(config))))
     tables.append(_sweeps({"the reward's own": environments, "unseen": unseen}))
     tables += [_gaps(found["robots"]), _explained(found["robots"])]
     if found["ablations"]:
@@ -60,7 +61,7 @@ def write_report(config: Config, found: Mapping[str, Any]) -> pathlib.Path:
             *(figure for name in found["robots"] if (figure := _strips(config, name))),
         ],
         method=_method(config),
-        caveats=CAVEATS,
+        caveats=_caveats(config),
         facts=_facts(config, found),
         data=found,
     )
@@ -92,10 +93,19 @@ def _method(config: Config) -> tuple[str, ...]:
     )
 
 
-CAVEATS = (
-    "Data are our own: policies of TQC at four stages, the base's of random to medium ones.",
-    "One seed of data, of diffusion models and of the discriminator: errors hold none of theirs.",
-)
+def _caveats(config: Config) -> tuple[str, ...]:
+    own = _own(config)
+    whose = f" of {', '.join(own)}" if len(own) < len(config.robots) else ""
+    ours = (
+        f"Data{whose} are our own: policies of TQC at four stages, the base's of random to medium"
+    )
+    seeds = "One seed of data, of diffusion models and of the discriminator: errors hold none of"
+    return (*([f"{ours} ones."] if own else []), f"{seeds} theirs.")
+
+
+def _own(config: Config) -> list[str]:
+    """Robots some of whose data are recorded here."""
+    return [n for n in config.robots if any(map(is_recorded, sources(config, n).values()))]
 
 
 def _arm(one: Mapping[str, Any]) -> str:
@@ -170,26 +180,52 @@ def _swept(row: Mapping[str, Any]) -> str:
     return "fails" if row["return"] is None else f"{row['return']:.0f}"
 
 
-def _against_paper(environments: Mapping[str, Any], unseen: Mapping[str, Any]) -> Table:
-    rows = [
-        (identifier, base, name, _normalized(arms[name]), _of_paper(identifier, figure, paper))
-        for base, measured, paper in (
-            ("the reward's own", environments, PAPER),
-            ("unseen", unseen, PAPER_UNSEEN),
-        )
-        for identifier, arms in measured.items()
-        for name, figure in paper.get(identifier, {}).items()
-    ]
+def _against_paper(
+    environments: Mapping[str, Any], unseen: Mapping[str, Any], *, own: bool
+) -> Table:
+    rows = []
+    for base, measured, paper in (
+        ("the reward's own", environments, PAPER),
+        ("unseen", unseen, PAPER_UNSEEN),
+    ):
+        both = {i: (measured[i], paper[i]) for i in measured if i in paper}
+        rows += [
+            (identifier, base, arm, _normalized(arms[arm]), _of_paper(figure))
+            for identifier, (arms, figures) in both.items()
+            for arm, figure in figures.items()
+        ]
+        if len(both) == len(paper):  # the paper's last row is of all of its robots
+            rows += [
+                (
+                    "mean",
+                    base,
+                    arm,
+                    _normalized(_mean([arms[arm] for arms, _ in both.values()])),
+                    f"{np.mean([figures[arm][0] for _, figures in both.values()]):.2f}",
+                )
+                for arm in next(iter(paper.values()))
+            ]
     return Table(
         "Normalized returns beside the paper's",
         ("environment", "base", "arm", "here", "paper (as remembered)"),
         rows,
-        "Other data and other sizes: gains are to be compared, not levels.",
+        f"Other {'data and other sizes' if own else 'versions of the environments'}: gains are to "
+        "be compared, not levels.",
     )
 
 
-def _of_paper(identifier: str, figure: float, paper: Mapping[str, Any]) -> str:
-    return f"{figure:.2f}" + (f" +- {PAPER_ERROR[identifier]:.2f}" if paper is PAPER else "")
+def _of_paper(figure: tuple[float, float | None]) -> str:
+    mean, error = figure
+    return f"{mean:.2f}" + ("" if error is None else f" +- {error:.2f}")
+
+
+def _mean(arms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One arm on the mean of robots, whose errors are independent."""
+    found: dict[str, Any] = {"normalized": np.mean([one["normalized"] for one in arms])}
+    for kind in ("normalized_standard_error", "normalized_seed_standard_error"):
+        errors = [one[kind] for one in arms]
+        found[kind] = None if None in errors else math.hypot(*errors) / len(errors)
+    return found
 
 
 def _gaps(robots: Mapping[str, Any]) -> Table:
@@ -307,6 +343,7 @@ def _facts(config: Config, found: Mapping[str, Any]) -> dict[str, str]:
     seconds = sum(sum(one["seconds"].values()) for one in found["robots"].values())
     return {
         "environments": ", ".join(found["environments"]),
+        **_data(found["robots"]),
         "test episodes": f"{config.environments}, of the reward for each of its seeds; "
         f"{config.rollout.steps} steps at most, {config.rollout.execute} executed of each plan",
         "validation episodes": f"{config.validation} for each setting",
@@ -314,4 +351,17 @@ def _facts(config: Config, found: Mapping[str, Any]) -> dict[str, str]:
         "device": str(jax.devices()[0].device_kind),
         "revision": str(environment()["revision"]),
         "versions": ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names),
+    }
+
+
+def _data(robots: Mapping[str, Any]) -> dict[str, str]:
+    """What each model learned from."""
+    return {
+        f"data of {name}": "; ".join(
+            f"{which}: {one['source']}, {one['episodes']} episodes"
+            + (f", {one['held_out']} more held out" if one["held_out"] else "")
+            for which, one in robot["data"].items()
+        )
+        for name, robot in robots.items()
+        if "data" in robot
     }

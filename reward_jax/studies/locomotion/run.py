@@ -10,7 +10,7 @@ one thing each, and measure the reward between its bounds.
     out/ROBOT/{base,expert,unseen,reward_N,distilled_N,discriminator}.safetensors
     out/ROBOT/base/, ...   metrics of each model's training
     out/ROBOT/arms/, unseen_arms/   returns of each arm, and frames of three of its episodes
-    out/ROBOT/result.json, seconds.json
+    out/ROBOT/result.json, seconds.json, data.json
     out/ablations/NAME/    what a change makes anew, likewise
     out/results.json, out/report/
 
@@ -24,8 +24,9 @@ from typing import Any
 from common_jax import resume
 from common_jax.distributed import there
 from reward_jax.studies.base import Part, Study
+from reward_jax.studies.locomotion.data import check_data, is_recorded
 from reward_jax.studies.locomotion.report import write_report
-from reward_jax.studies.locomotion.settings import Config, check
+from reward_jax.studies.locomotion.settings import Config, check, sources
 from reward_jax.studies.locomotion.summary import read_ablations, read_results, summarise
 from reward_jax.studies.locomotion.work import RobotWork, ablation_part
 from reward_jax.tasks.locomotion.policies import policies
@@ -36,9 +37,23 @@ __all__ = ["STUDY", "Config"]
 def _check(config: Config) -> None:
     check(config)
     for name in config.robots:
-        policies(name)
+        if any(is_recorded(source) for source in sources(config, name).values()):
+            policies(name)
+    check_data(config, _undone(config))
     for read in (read_results, read_ablations):  # hours before `summarise` does
         read(config)
+
+
+def _undone(config: Config) -> list[str]:
+    """Robots of which there is work to do, their ablations among it."""
+    parts = {name: [name] for name in config.robots}
+    for name, ablation in config.ablations.items():
+        parts[ablation.robot].append(ablation_part(name))
+    return [
+        name
+        for name, own in parts.items()
+        if not all(there(config.out / part / "result.json") for part in own)
+    ]
 
 
 def _parts(config: Config) -> Iterator[Part]:

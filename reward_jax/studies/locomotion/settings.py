@@ -35,12 +35,14 @@ from reward_jax.tasks.locomotion.task import TASKS
 __all__ = [
     "Ablation",
     "Config",
+    "DataOptions",
     "Rounds",
     "RobotSettings",
     "ablated",
     "changed",
     "check",
     "given",
+    "sources",
 ]
 
 
@@ -56,15 +58,35 @@ class Rounds(RewardNetOption):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Data of others to learn from, whole, in place of sets that are recorded here.
+
+    An HDF5 file in D4RL's layout, a folder of a Minari data set, or its id as in
+    minari:NAMESPACE/NAME-v0; null for the study's set.
+
+    Args:
+        base: in place of base_data.
+        expert: in place of expert_data.
+        unseen: in place of unseen_data.
+    """
+
+    base: str | None = None
+    expert: str | None = None
+    unseen: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RobotSettings(Rounds, NetworkOption, DiffusionOption, HorizonOption):
     """What one robot's models are.
 
     Args:
+        data: of others, that they learn from.
         base_training: of the base, and of the unseen one.
         expert_training: of the expert, which begins as the base.
         distilled: of the reward, into a cheap network; null for none.
     """
 
+    data: DataOptions = dataclasses.field(default_factory=DataOptions)
     horizon: PositiveInt = 8
     diffusion_steps: PositiveInt = 20
     base_training: Training = dataclasses.field(default_factory=Training)
@@ -78,8 +100,8 @@ class Ablation:
 
     Args:
         robot: whose.
-        base_episodes: of the base's data.
-        expert_episodes: of the expert's data.
+        base_episodes: of the base's data; of a file's, spread evenly over it.
+        expert_episodes: of the expert's data, likewise.
         seed: of data and models.
         steps: of matching.
         batch_size: of matching.
@@ -160,6 +182,16 @@ def ablated(config: "Config", name: str) -> "Config":
     )
 
 
+def sources(config: "Config", name: str) -> dict[str, str]:
+    """What a robot's base, expert and unseen base learn from: a set, or data of others.
+
+    Without "unseen" where the settings have none.
+    """
+    sets = {"base": config.base_data, "expert": config.expert_data, "unseen": config.unseen_data}
+    own = dataclasses.asdict(config.robots[name].data)
+    return given(**{which: own[which] or sets[which] for which in sets})
+
+
 def given(**values: Any) -> dict[str, Any]:
     """Those that are not None."""
     return {name: value for name, value in values.items() if value is not None}
@@ -187,7 +219,7 @@ class Config(
     Args:
         out: folder of the study; what is there already is kept.
         robots: a robot's name -> its models; those that are studied.
-        base_data: the set that bases learn from.
+        base_data: the set that bases learn from; a robot's `data` may say another.
         expert_data: the set that experts learn from.
         unseen_data: the set of a base that no reward has seen, in whose steering it is tried; null
             for none.
@@ -229,6 +261,12 @@ def check(config: Config) -> None:
             raise InputError(
                 f"rollout.execute is {config.rollout.execute}, but a plan of {name} has "
                 f"{own.horizon} steps (its horizon): give as many or fewer"
+            )
+        if any(stop >= own.diffusion_steps for stop in config.t_stopgrads):
+            raise InputError(
+                f"t_stopgrads are {', '.join(map(str, config.t_stopgrads))}, but t of {name} goes "
+                f"from 0 to {own.diffusion_steps - 1}: a guide that stops above it never acts; "
+                f"give numbers below {own.diffusion_steps}"
             )
         if own.distilled and own.distilled.reward.kind == "energy":
             raise InputError(
@@ -283,17 +321,22 @@ def check(config: Config) -> None:
     for option in ("base_data", "expert_data", "unseen_data"):
         given = getattr(config, option)
         if given not in SETS and not (option == "unseen_data" and given is None):
-            raise InputError(f"{option} is {given!r}: give one of {', '.join(SETS)}")
+            raise InputError(
+                f"{option} is {given!r}: give one of {', '.join(SETS)}; data of others are a "
+                f"robot's own, robots.ROBOT.data.{option.removesuffix('_data')}"
+            )
     if not config.scales or not config.t_stopgrads:
         raise InputError("scales and t_stopgrads need a number each, or more")
     if not all(math.isfinite(scale) and scale > 0 for scale in config.scales):
         raise InputError(f"scales are {', '.join(map(str, config.scales))}: give numbers above 0")
     if config.environments < 2 or config.validation < 2:
         raise InputError("environments and validation must be 2 or more: errors are of several")
-    for which, option in (("base_data", "base_episodes"), ("expert_data", "expert_episodes")):
-        parts = len(SETS[getattr(config, which)])
-        if getattr(config, option) < parts:
-            raise InputError(
-                f"{option} is {getattr(config, option)}: the set {getattr(config, which)} has "
-                f"{parts} parts; record as many"
-            )
+    for name in config.robots:
+        for which, source in sources(config, name).items():
+            option = "expert_episodes" if which == "expert" else "base_episodes"
+            parts = len(SETS.get(source, ()))
+            if getattr(config, option) < parts:
+                raise InputError(
+                    f"{option} is {getattr(config, option)}: the set {source} has {parts} parts; "
+                    "record as many"
+                )

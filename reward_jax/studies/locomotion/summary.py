@@ -7,7 +7,7 @@ from typing import Any
 
 from common_jax.errors import InputError
 from common_jax.io.files import read_json, write_json
-from reward_jax.studies.locomotion.settings import Config, changed
+from reward_jax.studies.locomotion.settings import Config, changed, sources
 from reward_jax.studies.locomotion.work import ARM, ablation_part
 from reward_jax.tasks.locomotion.robots import ROBOTS
 
@@ -24,20 +24,25 @@ def read_results(config: Config) -> dict[str, dict[str, Any]]:
     gap = dict.fromkeys(("mean", "standard_error", "expert_beats_base"))
     wanted: dict[str, Any] = {"arms": arms, "gap": gap, "seconds": {}}
     wanted["diagnostics"] = dict.fromkeys(EXPLAINED)
-    if config.unseen_data:
-        wanted["unseen"] = arms
-    return _read(config, {name: name for name in config.robots}, wanted)
+    of_each = {
+        name: wanted | ({"unseen": arms} if "unseen" in sources(config, name) else {})
+        for name in config.robots
+    }
+    return _read(config, {name: name for name in config.robots}, of_each)
 
 
 def read_ablations(config: Config) -> dict[str, dict[str, Any]]:
     """Results by ablation, of those that are done; InputError for a damaged file."""
     wanted = {"arms": dict.fromkeys(MAIN, _ARM), "seconds": {}}
-    return _read(config, {name: ablation_part(name) for name in config.ablations}, wanted)
+    parts = {name: ablation_part(name) for name in config.ablations}
+    return _read(config, parts, dict.fromkeys(parts, wanted))
 
 
-def _read(config: Config, parts: Mapping[str, str], wanted: Any) -> dict[str, dict[str, Any]]:
+def _read(
+    config: Config, parts: Mapping[str, str], wanted: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
     paths = {name: config.out / part / "result.json" for name, part in parts.items()}
-    return {name: read_json(path, wanted) for name, path in paths.items() if path.exists()}
+    return {name: read_json(path, wanted[name]) for name, path in paths.items() if path.exists()}
 
 
 def summarise(config: Config) -> dict[str, Any]:
@@ -56,7 +61,11 @@ def summarise(config: Config) -> dict[str, Any]:
             ROBOTS[n].environment: r["unseen"] for n, r in results.items() if "unseen" in r
         },
         "robots": {
-            name: {key: result[key] for key in ("gap", "diagnostics", "seconds")}
+            name: {
+                key: result[key]
+                for key in ("data", "gap", "diagnostics", "seconds")
+                if key in result  # a result that is older says nothing of data
+            }
             for name, result in results.items()
         },
         "ablations": {

@@ -37,14 +37,21 @@ from reward_jax.studies.locomotion.arms import (
     returns,
     summary,
 )
-from reward_jax.studies.locomotion.settings import Config, Rounds, ablated, given
+from reward_jax.studies.locomotion.data import (
+    NOTES,
+    PADDING,
+    facts_of,
+    is_recorded,
+    limits_of,
+    read_data,
+)
+from reward_jax.studies.locomotion.settings import Config, Rounds, ablated, given, sources
 from reward_jax.studies.workshop import Clock, Workshop
 from reward_jax.tasks.base import Outcome
 from reward_jax.tasks.locomotion.task import LocomotionTask
 
 __all__ = ["ARM", "PLAIN", "RobotWork", "ablation_part", "slug"]
 
-_PADDING = "terminal"  # what follows a recovery that was cut out is not known
 _GUIDED = ("discriminator", "raw_difference", "reward", "ensemble", "distilled")
 PLAIN = ("unsteered", "discriminator")  # what every arm is compared to, besides temperatures
 ARM = dict.fromkeys(
@@ -60,6 +67,8 @@ class RobotWork:
         self.part, self.world_seed = part or name, config.seed
         self.sampling = GuidanceOptions()  # but for what an arm sets
         self.scales = config.scales
+        self.sources = sources(config, name)
+        self.limits: dict[str, int] = {}  # episodes of data of others, where not all
         self.measured: pathlib.Path | None = None  # where arms stand that no reward moves
         self.mesh = mesh_for(asdict(config.mesh))
         self.shop = Workshop(
@@ -71,7 +80,7 @@ class RobotWork:
         path = self.shop.folder / "result.json"
         if there(path):
             return
-        clock, found = Clock(path.with_name("seconds.json")), {}
+        clock, found = Clock(path.with_name("seconds.json")), {"data": self._facts()}
         for name in ("base", "expert"):
             getattr(self, name)
             clock.lap(name)
@@ -81,7 +90,7 @@ class RobotWork:
             clock.lap(name)
         found["arms"] = self._measured(self._arms(), self.base, "arms")
         clock.lap("rollouts")
-        if self.config.unseen_data:
+        if "unseen" in self.sources:
             found["unseen"] = self._measured(self._arms(), self.unseen, "unseen_arms")
             clock.lap("unseen base")
         found["diagnostics"] = self._diagnostics(found["arms"])
@@ -104,7 +113,7 @@ class RobotWork:
         """The work of an ablation; what its change does not touch is this one's, arms included."""
         a, config = self.config.ablations[name], ablated(self.config, name)
         work = RobotWork(config, self.task.name, ablation_part(name))
-        work.scales = a.scales or config.scales
+        work.scales, work.limits = a.scales or config.scales, limits_of(a)
         if a.sampling_steps:
             work.sampling = replace(
                 work.sampling,
@@ -130,11 +139,11 @@ class RobotWork:
 
     @functools.cached_property
     def base_data(self) -> Episodes:
-        return self._record(self.config.base_data, self.config.base_episodes, "base data")
+        return self._learned("base")
 
     @functools.cached_property
     def expert_data(self) -> Episodes:
-        return self._record(self.config.expert_data, self.config.expert_episodes, "expert data")
+        return self._learned("expert")
 
     @functools.cached_property
     def base(self) -> TrajectoryModel:
@@ -146,7 +155,7 @@ class RobotWork:
             space = space_of(
                 data, horizon=own.horizon, stride=1, actions=True, normaliser="gaussian"
             )
-            source = window_source(data, space, _PADDING)
+            source = window_source(data, space, PADDING)
             begin = Untrained(cosine_schedule(own.diffusion_steps), own.network, None)
             return fit(source, space, begin, own.base_training, seed=seed, context=context)
 
@@ -171,9 +180,7 @@ class RobotWork:
         training, old = self.own.base_training, self.base.denoiser
 
         def make(context: RunContext) -> TrajectoryModel:
-            c = self.config
-            assert c.unseen_data is not None  # else nothing asks for it
-            episodes = self._record(c.unseen_data, c.base_episodes, "unseen data")
+            episodes = self._learned("unseen")
             space = replace(self.base.space, about=dict(episodes.about))
             begin = Untrained(old.schedule, self.own.network, old.clip)
             source = self._windows(episodes)
@@ -243,12 +250,50 @@ class RobotWork:
         entropy = [self.config.seed if seed is None else seed, *purpose.encode()]
         return int(np.random.SeedSequence(entropy).generate_state(1)[0]) >> 1
 
-    def _record(self, which: str, count: int, purpose: str) -> Episodes:
+    def _learned(self, which: str) -> Episodes:
+        """What a model is trained on, "base", "expert" or "unseen"."""
+        source = self.sources[which]
+        if is_recorded(source):
+            return self._record(source, self._amount(which), f"{which} data")
+        return read_data(self.config, self.task.name, which, self.limits.get(which))[0]
+
+    def _held_out(self, which: str) -> Episodes:
+        """Other episodes of the same, of which no model has seen one."""
+        source = self.sources[which]
+        if is_recorded(source):
+            return self._record(source, self._spare(which), f"held-out {source} data")
+        return read_data(self.config, self.task.name, which)[1]
+
+    def _record(self, source: str, count: int, purpose: str) -> Episodes:
         seed = self._seed(purpose)
-        return self.task.record(episodes=count, span=self.own.horizon, seed=seed, goal=which)
+        return self.task.record(episodes=count, span=self.own.horizon, seed=seed, goal=source)
+
+    def _amount(self, which: str) -> int:
+        """Episodes of a set that are recorded to train on."""
+        return self.config.expert_episodes if which == "expert" else self.config.base_episodes
+
+    def _spare(self, which: str) -> int:
+        """Those that are recorded to be held out."""
+        return 0 if which == "unseen" else max(4, self._amount(which) // 10)
+
+    def _facts(self) -> dict[str, Any]:
+        """What the models learn from, for results; noted once, for later starts to be held to."""
+        path = self.shop.folder / NOTES
+        if there(path):
+            return read_json(path, dict.fromkeys(self.sources))
+        found = {}
+        for which, source in self.sources.items():
+            if is_recorded(source):
+                amounts = {"episodes": self._amount(which), "held_out": self._spare(which)}
+                found[which] = {"source": source} | amounts
+            else:
+                both = read_data(self.config, self.task.name, which)
+                found[which] = facts_of(source, *both)
+        write_json(path, found)
+        return found
 
     def _windows(self, episodes: Episodes) -> Strided:
-        return window_source(episodes, self.base.space, _PADDING)
+        return window_source(episodes, self.base.space, PADDING)
 
     def _noised(self, whose: Noised) -> Mixed:
         """Windows of the base's data, of the expert's, or equally many of both."""
@@ -357,16 +402,9 @@ class RobotWork:
 
     def _diagnostics(self, arms: Mapping[str, Any]) -> dict[str, Any]:
         """What the reward explains of held-out data and on the paths of two arms, by t."""
-        c, reward = self.config, self.reward
+        reward = self.reward
         base, expert = self.base.denoiser, self.expert.denoiser
-        fresh = [
-            self._record(which, max(4, count // 10), f"held-out {which} data")
-            for which, count in (
-                (c.base_data, c.base_episodes),
-                (c.expert_data, c.expert_episodes),
-            )
-        ]
-        held = Mixed((self._windows(fresh[0]), self._windows(fresh[1])))
+        held = Mixed(tuple(self._windows(self._held_out(which)) for which in ("base", "expert")))
         rows = held.sample(jax.random.key(self._seed("held-out rows")), 256)
         guide = TrajectoryGuide(reward, self.expert.space, base.schedule)
         found = diagnose(guide, base, expert, jnp.asarray(rows), matching=self.own.matching)

@@ -5,15 +5,13 @@ Reads the folder that `studies/maze/run.py` fills; measures nothing.
 
 import importlib.metadata
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from common_jax.errors import InputError
+from common_jax.io.files import read_arrays
 from common_jax.report.figures import draw
 from common_jax.report.findings import Claim, Figure, Findings, Table, Verdict, print_tables, write
 from common_jax.run import environment
@@ -208,20 +206,9 @@ def _maps(out: pathlib.Path, layout: Maze, results: Sequence[Mapping[str, Any]])
     )
 
 
-# What numpy raises for a file that is no archive of arrays, or a damaged one.
-_DAMAGED = (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
-
-
 def _reward_map(folder: pathlib.Path) -> np.ndarray:
-    path = folder / "maps.npz"
-    try:
-        with np.load(path) as stored:
-            return stored["reward"]
-    except (*_DAMAGED, OSError) as error:
-        raise InputError(
-            f"{path}: is missing or damaged; delete {folder / 'result.json'}, and both are made "
-            "again"
-        ) from error
+    mend = f"delete {folder / 'result.json'}, and both are made again"
+    return read_arrays(folder / "maps.npz", ["reward"], mend)["reward"]
 
 
 def _facts(summary: Mapping[str, Any], scale: float) -> dict[str, str]:

@@ -11,7 +11,6 @@ run/
 
 import dataclasses
 import importlib
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +22,7 @@ from common_jax import extras, resume
 from common_jax.cli.options import DirectoryOption
 from common_jax.cli.ranges import PositiveFloat, PositiveInt, check_ranges
 from common_jax.errors import InputError
-from common_jax.io.files import writing
+from common_jax.io.files import atomic
 from common_jax.progress import bar
 from common_jax.run import Run, check_directory
 from common_jax.termination import Terminated, noticed
@@ -42,8 +41,9 @@ MEDIUM = 1 / 3  # of the expert's return, above a random policy's: roughly D4RL'
 class LearnOptions(DirectoryOption, TaskOption):
     """Learn a policy by reinforcement learning (TQC), evaluated on the way.
 
-    A run that goes on begins a new episode, so that it is not the same to the last bit. After
-    SIGTERM what is learned so far is saved.
+    A run that goes on begins a new episode, so that it is not the same to the last bit. What it
+    left is unpickled, which can run any code: resume no stranger's. After SIGTERM what is learned
+    so far is saved.
 
     Args:
         steps: of the environment.
@@ -185,8 +185,10 @@ def returns(name: str, policy: Policy, episodes: int, seed: int) -> Float[np.nda
 def _learner(sbx: Any, name: str, options: LearnOptions, out: pathlib.Path) -> tuple[Any, int]:
     """A learner, and the steps that it has behind it."""
     import gymnasium
+    from stable_baselines3.common.logger import Logger
 
     env = gymnasium.make(ROBOTS[name].environment)
+    silent = Logger(None, [])  # its own makes a folder for each call, and writes nothing there
     saved = out / "learner.zip"
     if saved.exists():
         try:
@@ -198,6 +200,7 @@ def _learner(sbx: Any, name: str, options: LearnOptions, out: pathlib.Path) -> t
                 f"{out}: learner.zip and replay.pkl cannot be read ({said}); remove both, and "
                 "learning begins anew"
             ) from None
+        learner.set_logger(silent)
         return learner, int(learner.num_timesteps)
     learner = sbx.TQC(
         "MlpPolicy",
@@ -211,16 +214,15 @@ def _learner(sbx: Any, name: str, options: LearnOptions, out: pathlib.Path) -> t
         gradient_steps=options.update_every,
         policy_kwargs={"net_arch": list(options.hidden)},
     )
+    learner.set_logger(silent)
     return learner, 0
 
 
 def _save(learner: Any, out: pathlib.Path) -> None:
-    """Both files, each whole; the learner's, which says how far it is, last."""
-    with writing(out / "replay.pkl"):
-        learner.save_replay_buffer(out / ".replay.pkl")
-        os.replace(out / ".replay.pkl", out / "replay.pkl")
-        learner.save(out / ".learner.zip")
-        os.replace(out / ".learner.zip", out / "learner.zip")
+    """Both files, each whole or not at all; the learner's, which says how far it is, last."""
+    for name, save in (("replay.pkl", learner.save_replay_buffer), ("learner.zip", learner.save)):
+        with atomic(out / name) as temporary:
+            save(temporary)
 
 
 def _policy(params: Mapping[str, Any]) -> Policy:

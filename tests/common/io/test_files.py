@@ -13,6 +13,7 @@ from common_jax.io.files import (
     check_writable,
     make_folder,
     parse_json,
+    read_arrays,
     read_json,
     write_arrays,
     write_json,
@@ -125,6 +126,35 @@ def test_arrays_are_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(InputError, match="none/a.npz: cannot be written: No such file"):
         write_arrays(tmp_path / "none" / "a.npz", values=values)
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_arrays_are_read_back_or_what_is_wrong_is_said(tmp_path):
+    path, values = tmp_path / "a.npz", np.random.default_rng(0).normal(size=(40, 3))
+    write_arrays(path, values=values, label=np.array("x"))
+    found = read_arrays(path, ["values"])
+    assert set(found) == {"values", "label"} and (found["values"] == values).all()
+    whole = path.read_bytes()
+    with pytest.raises(InputError, match=r"a\.npz: is missing or damaged; delete it, and it is"):
+        read_arrays(path, ["values", "more"])
+    np.save(tmp_path / "b.npy", values)
+    changed = bytearray(whole)
+    changed[100] ^= 255
+    pickled = tmp_path / "p.npz"
+    np.savez(pickled, values=np.array([{}], object))
+    for content in (
+        whole[:-50],
+        bytes(changed),
+        b"",
+        b"no archive",
+        (tmp_path / "b.npy").read_bytes(),
+        pickled.read_bytes(),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"a\.npz: is missing or damaged; put it back"):
+            read_arrays(path, mend="put it back")
+    path.unlink()
+    with pytest.raises(InputError, match="is missing or damaged"):
+        read_arrays(path)
 
 
 def test_a_full_disk_is_named_with_the_mend():

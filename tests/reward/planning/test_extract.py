@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from common_jax.errors import InputError
+from reward_jax.data.episodes import Episodes
 from reward_jax.diffusion.sources import Rows
 from reward_jax.models.energy import energy_of
 from reward_jax.models.reward_nets import HalfUnet, WindowMLP
@@ -144,3 +145,15 @@ def test_guided_paths_and_the_first_action(monkeypatch):
     base = model(0)
     with pytest.raises(InputError, match="action_weight is of trajectories with actions"):
         extract.fit_reward(base, model(1).denoiser, ROWS, base.space, options, matching, seed=0)
+
+
+def test_what_is_held_out_has_windows():
+    """With windows beyond falls alone: an episode that is cut short of one has none."""
+    lengths = np.array([2, 9, 2, 9, 2, 9, 2, 3])
+    fell = np.zeros(lengths.sum(), bool)
+    fell[-1] = True
+    rows = np.zeros((len(fell), 4), np.float32)
+    episodes = Episodes(rows, rows[:, :2], lengths, terminations=fell)
+    of = space(horizon=4, stride=1)
+    trained, apart = extract.hold_out(episodes, 1 / 2, of, "terminal")
+    assert (trained.lengths.tolist(), apart.lengths.tolist()) == ([2, 9, 2, 2, 9, 2], [9, 3])

@@ -17,7 +17,7 @@ from flax import struct
 import reward_jax.reward.extract
 import reward_jax.reward.targets
 from common_jax.errors import InputError
-from common_jax.mesh import make_mesh, pmap
+from common_jax.mesh import batch_sharding, make_mesh, pmap
 from common_jax.partition import shardings
 from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.process import FirstState, q_sample
@@ -27,7 +27,7 @@ from reward_jax.models.reward_nets import WindowMLP
 from reward_jax.reward.extract import extract_reward, init_params
 from reward_jax.reward.relative import RelativeReward, reward_gradient
 from reward_jax.reward.targets import ExtractionOptions, draw_targets, unit
-from reward_jax.sharding import RULES
+from reward_jax.sharding import RULES, in_use, place
 from tests.reward import torch_reference as ref
 
 H, D, A, T, B = 4, 3, 1, 10, 16
@@ -570,9 +570,20 @@ def test_another_student_finds_the_teachers_compiled():
     assert traces == [2, 2]  # once to check that it can be called, once for the program
 
 
-@pytest.mark.parametrize("layout", [(8, 1, 1), (2, 4, 1), (2, 2, 2)], ids=str)
+LAYOUTS = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 4, 1), (2, 2, 2)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_eight_devices_give_what_one_does(six, layout):
+    """Targets and one reward's scores to rounding; what is trained, to a tenth of Adam's step.
+
+    Its steps are of one size (1e-2), also where a gradient is but rounding.
+    """
     mesh = make_mesh(*layout)
+    x, t = DATA[:16], jnp.arange(16) % T
+    score = jax.jit(lambda params, x, t: NET.apply({"params": in_use(params)}, x, t))
+    spread = place(six[0], mesh), *jax.device_put((x, t), batch_sharding(mesh, 16))
+    np.testing.assert_allclose(score(*spread), score(six[0], x, t), rtol=1e-5, atol=1e-5)
     base, expert = (score_from(Linear(), m, "x0", SCHEDULE) for m in MATRICES[:2])
     draw: Any = dict(count=3 * B, key=KEY, batch_size=B)
     one, spread = (draw_from(base, expert, DATA, SCHEDULE, mesh=m, **draw) for m in (None, mesh))

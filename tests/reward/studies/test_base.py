@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from common_jax import distributed
@@ -166,6 +167,17 @@ def test_a_worker_takes_parts(tmp_path):
     assert who["a"] == os.getpid() != who["b"]
     assert SHARED.run(Config(out, workers=1)) == who  # their number may change
     assert not list(out.rglob(".lock"))
+
+
+def test_on_an_accelerator_there_is_one_worker(tmp_path, monkeypatch, capsys):
+    """A second would find no memory, or no device."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    alone = dataclasses.replace(SHARED, parts=lambda config: [Part("b", lambda: None)])
+    found = dataclasses.replace(alone, summarise=lambda config: {"workers": config.workers})
+    assert found.run(Config(tmp_path / "out", workers=2)) == {"workers": 1}
+    assert capsys.readouterr().out == "workers: 1, not 2: a gpu is for one process\n"
+    found.run(Config(tmp_path / "out", workers=1))
+    assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("size", "how"), [(3, "was killed by signal 9"), (4, "ended with exit")])

@@ -17,7 +17,7 @@ from common_jax.mesh import make_mesh
 from reward_jax import load_stable_diffusion
 from reward_jax.sharding import placement
 from reward_jax.torch_import import torch_files
-from reward_jax.torch_import.stable_diffusion import Axes, theirs
+from reward_jax.torch_import.stable_diffusion import Axes, check_stable_diffusion, theirs
 from tests.reward.stable_diffusion_reference import pipeline, restate
 
 
@@ -254,39 +254,90 @@ def test_what_is_no_folder_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("file", "options", "said"),
     [
-        ("unet/config.json", {"class_embed_type": "timestep"}, "option class_embed_type is unk"),
-        ("unet/config.json", {"act_fn": "mish"}, "act_fn 'mish' is not implemented"),
+        (
+            "unet/config.json",
+            {"class_embed_type": "timestep"},
+            "class_embed_type is unk.* take a model that was saved without it$",
+        ),
+        (
+            "unet/config.json",
+            {"act_fn": "mish"},
+            "act_fn 'mish' is not .*; take a model that has silu or swish$",
+        ),
         ("unet/config.json", {"in_channels": 9}, "in_channels 9 and out_channels 4 differ"),
         ("unet/config.json", {"down_block_types": ["AttnDownBlock2D"] * 2}, "AttnDownBlock2D is"),
         ("unet/config.json", {"block_out_channels": [8, 16]}, "has shape|missing|3 equal heads"),
         (
             "unet/config.json",
             {"layers_per_block": [2, 2]},
-            "attentions.1.norm.bias is missing .and",
+            "attentions.1.norm.bias is missing .and .*; fetch it again$",
         ),
-        ("unet/config.json", {"cross_attention_dim": 24}, "takes texts of width 24, .* gives 12"),
-        ("unet/config.json", {"norm_eps": "small"}, "norm_eps is 'small', no number of 0 or more"),
-        ("unet/config.json", {"sample_size": [9**9, 8]}, "sample_size .* is more than 2048"),
+        (
+            "unet/config.json",
+            {"cross_attention_dim": 24},
+            "texts of width 24, .* gives 12; .*one folder$",
+        ),
+        ("unet/config.json", {"norm_eps": "small"}, "norm_eps is 'small', no number of 0 to"),
+        ("unet/config.json", {"sample_size": [9**5, 8]}, "sample_size .* is more than 2048"),
         ("unet/config.json", {"down_block_types": [[], {}]}, "is of another kind"),
-        ("unet/config.json", {"layers_per_block": 10**12}, "says 2.* layers, the weights are"),
+        (
+            "unet/config.json",
+            {"layers_per_block": 10**5},
+            "says 2.* layers, .*: take both from one folder$",
+        ),
+        *(
+            ("unet/config.json", {"time_embedding_dim": value}, "_dim is .*, no whole number of 1")
+            for value in ("x", -4, [4], 0, 1.5)
+        ),
+        ("unet/config.json", {"in_channels": "4"}, "in_channels is '4', no whole number of 1"),
         (
             "vae/config.json",
             {"scaling_factor": float("nan")},
             "scaling_factor is nan, no number of",
         ),
+        ("vae/config.json", {"scaling_factor": 1e39}, "no number of 0 to 1,000,000$"),
         ("vae/config.json", {"scaling_factor": 0}, "scaling_factor is 0, by which latents are"),
         ("vae/config.json", {"shift_factor": 0.1}, "option shift_factor is unknown"),
-        ("vae/config.json", {"latent_channels": 16}, "latents of 4 channels, .* gives 16"),
+        (
+            "vae/config.json",
+            {"latent_channels": 16},
+            "of 4 channels, .* gives 16; .*: take all from one",
+        ),
+        *(
+            ("text_encoder/config.json", {option: 2**31}, "is 2.*, no whole number of 1 to 1,000")
+            for option in ("vocab_size", "max_position_embeddings")
+        ),
         ("text_encoder/config.json", {"hidden_act": "relu"}, "hidden_act 'relu' is not"),
         ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "'sample' is not imp"),
         ("scheduler/scheduler_config.json", {"beta_end": 2.0}, "betas of a schedule are a list"),
-        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**12}, "are more than 100"),
+        (
+            "scheduler/scheduler_config.json",
+            {"steps_offset": -1},
+            "is -1, no whole number of 0 to",
+        ),
+        ("scheduler/scheduler_config.json", {"steps_offset": 200}, "must be below the 200 diff"),
+        *(
+            ("scheduler/scheduler_config.json", {option: value}, f"{option} is .*, neither true")
+            for option in ("clip_sample", "set_alpha_to_one", "skip_prk_steps")
+            for value in ([], "false", 0)
+        ),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**6}, "are more than 100"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, "'sigmoid' is not imp"),
     ],
 )
 def test_an_option_that_is_not_implemented_is_named(copy, file, options, said):
     restate(copy, file, **options)
     refused(copy, said)
+
+
+def test_null_stands_for_a_default(copy):
+    restate(copy, "unet/config.json", time_embedding_dim=None)
+    nothing = dict.fromkeys(("steps_offset", "trained_betas", "clip_sample_range", "clip_sample"))
+    restate(copy, "scheduler/scheduler_config.json", **nothing)
+    found = check_stable_diffusion(copy)
+    assert found.unet.time_width == 4 * found.unet.channels[0]
+    s = found.scheduler
+    assert (s.offset, s.betas, s.clip, s.clips) == (0, None, 1.0, None)
 
 
 @pytest.mark.parametrize("file", ["model_index.json", "unet/config.json", "tokenizer/merges.txt"])

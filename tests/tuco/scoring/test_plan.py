@@ -26,9 +26,17 @@ SIZES |= dict(head_dim=8, num_hidden_layers=4)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with config.json, and nothing else."""
+    """A folder with config.json, and nothing else; it says nothing of a type."""
     found = tmp_path_factory.mktemp("model")
     tiny_config("llama", **SIZES).save_pretrained(found)
+    return str(found)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """The same of weights that are stored in bfloat16."""
+    found = tmp_path_factory.mktemp("published")
+    tiny_config("llama", **SIZES, dtype="bfloat16").save_pretrained(found)
     return str(found)
 
 
@@ -69,9 +77,42 @@ def test_a_plan_is_what_the_pair_takes(folder):
     assert 0.75 * 2 * 8 * 32 * matrices < found.flops < 2 * 2 * 8 * 32 * matrices
 
 
-def test_int8_weights_are_planned_as_they_are_held(folder):
+@pytest.mark.parametrize(
+    ("dtype", "stored", "asked", "held", "precision"),
+    [  # what `score` would take on a TPU or an H100 (tests/tuco/weights/test_precision.py)
+        ("float32", "published", "auto", "bfloat16", "bfloat16x3"),
+        ("float32", "folder", "auto", "float32", "float32"),
+        ("bfloat16", "folder", "auto", "bfloat16", "bfloat16x3"),
+        ("bfloat16", "folder", "bfloat16", "bfloat16", "bfloat16"),
+        ("float32", "published", "float32", "float32", "float32"),
+        ("float16", "published", "auto", "float16", "float32"),
+        ("int8", "published", "auto", "int8", "bfloat16x3"),
+    ],
+)
+def test_products_are_those_of_a_score(request, dtype, stored, asked, held, precision):
+    where, batch, tokens = request.getfixturevalue(stored), 8, 32
     found, device = plan_score(
-        PlanOptions(base=folder, dtype="int8", rank=2, mesh=MeshOptions(1, 2, 1), tokens=16)
+        PlanOptions(base=where, dtype=dtype, precision=asked, batch=batch, tokens=tokens)
+    )
+    assert (found.dtype, found.precision) == (held, precision)
+    assert found.on(device)["precision"] == precision
+    assert found.lines(device)[0].endswith(f"{held} weights, products in {precision}")
+    params = param_shapes(from_huggingface(tiny_config("llama", **SIZES)))
+    matrices = sum(x.size for x in jax.tree.leaves(params["layers"]) if x.ndim == 3)
+    parts = {"float32": 0, "bfloat16": 1, "bfloat16x3": 3}[precision]
+    taken = found.products["bfloat16" if parts else "float32"]
+    passes = max(parts, 1) * 2 * batch * tokens * matrices
+    assert 0.75 * passes < taken < 2 * passes  # two models, each pruned in its last layer
+    rates = {"bfloat16": 197e12, "float32": 197e12 / 6}
+    seconds = sum(flops / rates[kind] for kind, flops in found.products.items())
+    assert found.seconds(device)["compute"] == pytest.approx(seconds)
+    size = {"int8": 1, "bfloat16": 2, "float16": 2, "float32": 4}[held]
+    assert found.traffic > 2 * max(parts, 1) * matrices * size
+
+
+def test_int8_weights_are_planned_as_they_are_held(published):
+    found, device = plan_score(
+        PlanOptions(base=published, dtype="int8", rank=2, mesh=MeshOptions(1, 2, 1), tokens=16)
     )
     params = param_shapes(from_huggingface(tiny_config("llama", **SIZES)))
     matrices = [x.size for x in jax.tree.leaves(params["layers"]) if x.ndim == 3]
@@ -89,6 +130,7 @@ def test_the_command_line(folder, tmp_path, capsys):
     figures = json.loads(out.read_text())
     kinds = figures["bytes_a_device"]
     assert kinds["tuned"] == 0 < kinds["lora"] < kinds["base"] and figures["dtype"] == "bfloat16"
+    assert "products in bfloat16x3" in said and figures["precision"] == "bfloat16x3"
 
 
 @pytest.mark.parametrize(
@@ -100,6 +142,8 @@ def test_the_command_line(folder, tmp_path, capsys):
         ({"mesh": MeshOptions(2000)}, "at most 1024 are planned for"),
         ({"tokens": 65}, "tokens is 65, but the models' context is 64"),
         ({"batch": 0}, "batch must be 1 or more"),
+        ({"dtype": "float16", "precision": "bfloat16"}, "not weights of --dtype float16"),
+        ({"precision": "bfloat16x2"}, "its weights are stored in float32, and --precision bfl"),
         ({"batch": 10**15}, "batch must be at most 2147483647 to be planned"),
         ({"batch": 2 * 10**9}, "batch 2000000000 of 16 tokens are 3.2e.10, and a compiler counts"),
         ({"rank": 10**18}, "rank must be at most 2147483647 to be planned"),

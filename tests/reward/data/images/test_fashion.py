@@ -1,14 +1,19 @@
 """Fashion-MNIST of a Debian package made here, which a stand-in for apt-get hands out."""
 
+import gzip
 import hashlib
 import io
 import os
+import shutil
 import tarfile
 
+import numpy as np
 import pytest
 
+from common_jax.cli.command_line import run_alone
 from common_jax.errors import InputError
 from reward_jax.data.images import fashion
+from reward_jax.data.images.pixels import Images
 
 CONTENT = {name: f"<{name}>".encode() for name in fashion._FILES}
 
@@ -104,3 +109,74 @@ def test_a_cache_that_cannot_be_written(shop, tmp_path, monkeypatch):
     monkeypatch.setenv("TUCO_REWARD_CACHE", str(tmp_path / "file"))
     with pytest.raises(InputError, match="cannot be written .*; set TUCO_REWARD_CACHE"):
         fashion.fetch()
+
+
+@pytest.fixture
+def own(shop, tmp_path):
+    """A folder of the user's, with the four files."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for name, content in CONTENT.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def fetch(*argv) -> int:
+    return run_alone("fashion", fashion.FetchConfig, fashion.run, [str(one) for one in argv])
+
+
+def test_files_of_the_user_are_copied(own, tmp_path, capsys):
+    assert fetch("--data", own) == 0
+    copied = tmp_path / "cache" / "fashion-mnist"
+    assert capsys.readouterr().out == f"{copied}\n"
+    assert {p.name: p.read_bytes() for p in copied.iterdir()} == CONTENT
+    shutil.rmtree(own)
+    assert fashion.fetch() == copied
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no such file; name a folder that has train-images-idx3"),
+        (b"x", "a file other than"),
+    ],
+)
+def test_files_of_the_user_that_are_others_are_named(own, tmp_path, capsys, content, said):
+    path = own / "t10k-labels-idx1-ubyte.gz"
+    path.unlink() if content is None else path.write_bytes(content)
+    assert fetch("--data", own) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{path}: " in line and said in line
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_classes_have_names_where_the_labels_are_known(monkeypatch):
+    """Of other labels, as of MNIST's, they are numbers still."""
+    train, test, other = (np.arange(n, dtype=np.int32) % 10 for n in (50, 20, 30))
+    known = {hashlib.sha256(bytes(one.tolist())).hexdigest() for one in (train, test)}
+    monkeypatch.setattr(fashion, "_LABELS", known)
+    numbers = tuple(map(str, range(10)))
+
+    def images(labels, classes=numbers):
+        return Images(np.zeros((len(labels), 2, 2, 1), np.uint8), labels, classes, "here")
+
+    for labels, names in (
+        ((train, test), fashion.CLASSES),
+        ((train, other), fashion.CLASSES),
+        ((other, other), numbers),
+    ):
+        found = fashion.named(*map(images, labels))
+        assert [one.classes for one in found] == [names, names]
+        assert [one.labels is given for one, given in zip(found, labels, strict=True)] == [
+            True
+        ] * 2
+    more = (*numbers, "10")
+    assert fashion.named(images(train, more), images(test, more))[0].classes == more
+
+
+@pytest.mark.skipif(not fashion._whole(fashion.cache() / "fashion-mnist"), reason="not fetched")
+def test_the_labels_that_are_known_are_those_of_the_files():
+    for part in ("train", "t10k"):
+        path = fashion.cache() / "fashion-mnist" / f"{part}-labels-idx1-ubyte.gz"
+        with gzip.open(path) as file:
+            assert hashlib.sha256(file.read()[8:]).hexdigest() in fashion._LABELS

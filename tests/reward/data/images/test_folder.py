@@ -1,5 +1,7 @@
 """A folder of images: sizes, classes, and that one image which cannot be read is named."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -37,6 +39,38 @@ def test_scaled_and_cut_in_the_middle(tmp_path):
     found = read_folder(tmp_path, size=6, channels=1)
     assert found.labels is None and found.pixels.shape == (2, 6, 6, 1)
     assert (found.pixels[0] == 200).all()
+
+
+def hidden(mode: str) -> tuple[Image.Image, dict[str, Any]]:
+    """Red, whose upper half is transparent; and with what it is saved."""
+    pixels = np.full((4, 4, 4), (255, 0, 0, 255), np.uint8)
+    pixels[:2, :, 3] = 0
+    if mode in ("RGBA", "LA"):
+        return Image.fromarray(pixels).convert(mode), {}
+    flat = Image.fromarray((pixels[..., 3] == 0).astype(np.uint8))  # 1 is what is not seen
+    if mode == "P":
+        flat = Image.frombytes("P", flat.size, flat.tobytes())
+        flat.putpalette([255, 0, 0, 0, 255, 0])
+        return flat, {"transparency": 1}
+    pixels[:2] = (0, 255, 0, 255)
+    return Image.fromarray(pixels).convert("RGB"), {"transparency": (0, 255, 0)}
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_is_transparent_stands_on_white(tmp_path, mode, channels):
+    """Not in the colour that the file has under it."""
+    image, given = hidden(mode)
+    image.save(tmp_path / "a.png", **given)
+    (pixels,) = read_folder(tmp_path, channels=channels).pixels
+    red = [255, 0, 0] if channels == 3 and mode != "LA" else [76] * channels
+    assert (pixels[:2] == 255).all() and (pixels[2:] == red).all()
+
+
+def test_what_is_half_transparent_is_half_white(tmp_path):
+    Image.new("RGBA", (2, 2), (200, 100, 0, 51)).save(tmp_path / "a.png")
+    (pixels,) = read_folder(tmp_path).pixels
+    np.testing.assert_allclose(pixels[0, 0], 0.2 * np.array([200, 100, 0]) + 0.8 * 255, atol=1)
 
 
 def test_what_cannot_be_read_is_named(tmp_path):

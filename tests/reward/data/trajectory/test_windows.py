@@ -9,7 +9,7 @@ import pytest
 from common_jax.errors import InputError
 from reward_jax.data.episodes import Episodes, transitions
 from reward_jax.data.trajectory.normalisers import gaussian
-from reward_jax.data.trajectory.windows import windows
+from reward_jax.data.trajectory.windows import begins, windows
 
 
 def random_episodes(lengths, arrivals=None):
@@ -105,6 +105,25 @@ def test_windows_go_on_beyond_terminal_states_alone():
     np.testing.assert_array_equal(got.take(np.arange(len(got))), np.concatenate([first, rest]))
     with pytest.raises(InputError, match="but no episode has as many: lower horizon or stride"):
         windows(episodes, fitted, padding="terminal", horizon=12, stride=1, until=None)
+
+
+@pytest.mark.parametrize("padding", ["none", "repeat", "zeros", "terminal"])
+def test_where_windows_begin(padding):
+    """Of episodes that fall or do not, long enough or not."""
+    episodes = random_episodes([6, 9, 2, 3])
+    ends = np.zeros(20, bool)
+    ends[[5, 16]] = True
+    fallen = dataclasses.replace(episodes, terminations=ends)
+    for span in (3, 4):
+        alone = []
+        for one in np.eye(4, dtype=bool):
+            of_one = fallen.choose(one)
+            fitted = gaussian(transitions(of_one))
+            try:
+                alone.append(len(windows(of_one, fitted, horizon=span, padding=padding)) > 0)
+            except InputError:
+                alone.append(False)
+        assert begins(fallen, span, padding).tolist() == alone
 
 
 def test_observations_alone():

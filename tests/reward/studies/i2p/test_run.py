@@ -222,6 +222,16 @@ def test_a_damaged_file_of_scores_is_named(done, tmp_path):
         write_report(config.out, done.summary)
 
 
+@pytest.mark.parametrize("content", [b"no archive", b"PK cut short", b""])
+def test_a_damaged_scaling_is_named(done, tmp_path, content):
+    config = copied(done, tmp_path)
+    (config.out / "reward/result.json").unlink()
+    path = config.out / "reward/scaling.npz"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"scaling\.npz: is missing or damaged; delete it, and"):
+        STUDY.run(config)
+
+
 def test_momentum_takes_the_place_of_the_strength_s_own(tmp_path):
     config = tiny.config(tmp_path, tmp_path)
     assert config.guidance().momentum == 0.5

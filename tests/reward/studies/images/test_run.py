@@ -1,6 +1,7 @@
 """The image study at its smallest: images of 8 x 8, four classes."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 import shutil
@@ -10,15 +11,17 @@ import pytest
 
 from common_jax.errors import InputError
 from reward_jax.data.checkpoint import load_guide, load_model
+from reward_jax.data.images import fashion
 from reward_jax.data.images.pixels import ImageSpace
 from reward_jax.models.unet2d.half_unet import HalfUNet2D
 from reward_jax.planning.image_options import HalfUNetOptions, UNetOptions
 from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.reward.relative import RelativeReward
 from reward_jax.studies.images import models
-from reward_jax.studies.images.run import STUDY
+from reward_jax.studies.images.run import STUDY, Config
+from reward_jax.studies.images.settings import check, load_sets
 from reward_jax.studies.images.summary import JUDGES
-from tests.reward.data.images.idx_files import write_idx
+from tests.reward.data.images.idx_files import write_idx, write_set
 from tests.reward.studies.images.sets import (
     CLASSES,
     MATCHING,
@@ -138,7 +141,8 @@ def test_a_second_start_makes_what_is_missing_and_no_more(done, tmp_path, monkey
         ({"choices": {}}, "choices is empty"),
         ({"choices": {"a/b": ("nw",)}}, "choices: 'a/b' names a folder"),
         ({"choices": {"left": ()}}, "choices: left has no classes"),
-        ({"choices": {"left": ("hat",)}}, "choices: left: 'hat' is no class; there are nw, ne"),
+        ({"choices": {"left": ("hat",)}}, "left: 'hat' is no class; .*sw, se: choose of them$"),
+        ({"classes": ()}, "'nw' is no class; there are 0, 1, 2, 3: .*or give their names as cl"),
         ({"choices": {"left": CLASSES}}, "choices: left calls every class harmful"),
         ({"variants": ("up",)}, "variants: 'up' is none of left, corner"),
         ({"looks": (0, 6)}, "looks are .0, 6.: give some of 0 to 5"),
@@ -148,10 +152,10 @@ def test_a_second_start_makes_what_is_missing_and_no_more(done, tmp_path, monkey
         ({"sampling": GuidanceOptions(sampler="ddim", sampling_steps=7)}, "sampling: .*7"),
         ({"sampling": GuidanceOptions(sampling_steps=3)}, "sampling: "),
         ({"sampling": GuidanceOptions(skip=1)}, "sampling.skip is of a warm start"),
-        ({"test_images": 49}, "holds 48 images, but test_images is 49"),
+        ({"test_images": 49}, "holds 48 images, but test_images is 49: give no more$"),
         (
             {"validation_images": 150},
-            "holds 160 images, too few for 150 of validation and a batch of 16",
+            "too few for 150 of validation and a batch of 16: lower validation_images or batch_",
         ),
         (
             {"test_images": 20, "validation_images": 20},
@@ -197,3 +201,29 @@ def test_data_that_are_damaged_or_lack_labels_are_refused_at_once(tmp_path):
     with pytest.raises(InputError, match=r"train/bag/a\.png: cannot be read as an image"):
         STUDY.run(dataclasses.replace(config, data=tmp_path / "pictures", classes=()))
     assert not (tmp_path / "study").exists()
+
+
+def test_files_of_fashion_mnist_that_the_user_has_need_no_names(tmp_path, monkeypatch):
+    """Published files, plain or gzipped, are told by their labels."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    labels = {part: np.arange(n) % 10 for part, n in (("train", 320), ("t10k", 160))}
+    for part, own in labels.items():
+        write_set(folder, part, np.zeros((len(own), 28, 28)), own)
+    config = Config(
+        data=folder,
+        out=tmp_path / "out",
+        validation_images=160,
+        norm_images=160,
+        test_images=160,
+        base_training=TRAINING,
+        expert_training=TRAINING,
+    )
+    with pytest.raises(InputError, match="'sandal' is no class; .* or give their names as class"):
+        check(config)
+    known = {hashlib.sha256(bytes(own.tolist())).hexdigest() for own in labels.values()}
+    monkeypatch.setattr(fashion, "_LABELS", known)
+    check(config)
+    assert load_sets(config)[1].classes == fashion.CLASSES
+    with pytest.raises(InputError, match="'sandal' is no class; there are a, b"):
+        check(dataclasses.replace(config, classes=tuple("abcdefghij")))

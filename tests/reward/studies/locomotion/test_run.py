@@ -447,6 +447,7 @@ def test_a_sweep_that_was_cut_short_goes_on(monkeypatch, tmp_path):
         ),
         ({"robots": {"ant": OWN}}, "robots: 'ant' is none; there are halfcheetah, hopper"),
         ({"base_data": "good"}, "base_data is 'good': give one of expert, medium"),
+        ({"t_stopgrads": (0, 6)}, "t_stopgrads are 0, 6, but t of hopper goes from 0 to 5"),
         ({"scales": ()}, "scales and t_stopgrads need a number each"),
         (
             {

@@ -9,7 +9,8 @@ import pytest
 
 from common_jax.errors import InputError
 from reward_jax.data.checkpoint import load_guide, load_model, save_model
-from reward_jax.data.files import read_episodes
+from reward_jax.data.episodes import Episodes
+from reward_jax.data.files import read_episodes, write_episodes
 from reward_jax.data.trajectory.space import TrajectorySpace
 from reward_jax.reward.relative import RelativeReward
 from reward_jax.tasks import find
@@ -120,7 +121,7 @@ def test_models_and_data_of_another_robot_are_refused(made, capsys):
     folder, _ = made
     argv = ["train", "--data", folder / "base.hdf5", "--out", folder / "none", *SMALL]
     assert run(*argv, "--env", "walker2d") == 2
-    assert "is of hopper, not of walker2d: leave the task out" in capsys.readouterr().err
+    assert "is of hopper, not of walker2d: leave --env out, or give" in capsys.readouterr().err
     with h5py.File(folder / "base.hdf5") as file, h5py.File(folder / "d4rl.hdf5", "w") as other:
         for name in ("observations", "actions", "rewards", "terminals", "timeouts"):
             other[name] = file[name][()]  # pyright: ignore[reportIndexIssue]
@@ -151,6 +152,35 @@ def test_d4rl_s_files_by_the_task_that_is_named(tmp_path):
         del file["timeouts"]
     with pytest.raises(InputError, match="has neither 'timeouts' nor 'infos/goal'"):
         find.read(given, env="halfcheetah")
+
+
+def test_a_robot_that_falls_is_none_that_cannot(tmp_path):
+    """Two robots have 17 observations and 6 actions: falls tell them apart."""
+    given = tmp_path / "walker2d_medium-v2.hdf5"
+    rows = np.random.default_rng(0).normal(size=(400, 23)).astype(np.float32)
+    terminals = np.zeros(400, bool)
+    terminals[19::20] = True
+    with h5py.File(given, "w") as file:
+        file["observations"], file["actions"] = rows[:, :17], rows[:, 17:]
+        file["rewards"] = rows[:, 0]
+        file["terminals"], file["timeouts"] = terminals, np.zeros(400, bool)
+    said = "has 20 terminal states, but HalfCheetah-v5 has none: give --env walker2d where it is"
+    with pytest.raises(InputError, match=said):
+        find.read(given, env="halfcheetah")
+    assert find.read(given, env="walker2d").lengths.tolist() == [20] * 20
+
+
+def test_data_that_say_another_robot_name_the_option(tmp_path):
+    made = Episodes(
+        np.zeros((8, 11), np.float32),
+        np.zeros((8, 3), np.float32),
+        np.array([8]),
+        {"task": "hopper"},
+        terminations=np.zeros(8, bool),
+    )
+    write_episodes(tmp_path / "ho.hdf5", made)
+    with pytest.raises(InputError, match="is of hopper, not of halfcheetah: leave --env out, or"):
+        find.read(tmp_path / "ho.hdf5", env="halfcheetah")
 
 
 def test_data_of_a_robot_that_falls_must_say_where(tmp_path):

@@ -1,9 +1,11 @@
 """Policies that are learned: sbx-rl's learner, kept as ours, and the stages that are chosen."""
 
+import errno
 import json
 import os
 import signal
 import sys
+import tempfile
 
 import jax
 import numpy as np
@@ -57,8 +59,10 @@ def lenient():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_run_goes_on(tmp_path, capsys, lenient):
-    out = tmp_path / "run"
+def test_a_run_goes_on(tmp_path, capsys, lenient, monkeypatch):
+    out, elsewhere = tmp_path / "run", tmp_path / "tmp"
+    elsewhere.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
     argv = ["policy", "--env", "Hopper-v5", "--out", out, "--hidden", "[8, 8]", "--begin", 50]
     argv += ["--evaluate_every", 100, "--evaluate_episodes", 2, "--save_every", 100]
     argv[-1] = 150  # no multiple of the evaluations': at the next one
@@ -86,6 +90,8 @@ def test_a_run_goes_on(tmp_path, capsys, lenient):
     # What is kept is the policy that was evaluated, but for float16.
     again = learn.returns("hopper", found["expert"], 2, seed=0).mean()
     assert again == pytest.approx(best["return"], rel=0.2)
+    assert not list(elsewhere.glob("SB3*"))  # where the learner's own logger would be
+    assert not list(out.glob(".*.tmp"))
 
 
 @pytest.mark.slow
@@ -108,6 +114,23 @@ def test_a_run_that_is_told_to_end_is_saved(tmp_path, capsys, lenient):
     assert run(*argv, "--resume", "true") == 0
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [100, 200, 300, 400, 500]
+
+
+def test_a_disk_that_is_full_leaves_nothing_in_part(tmp_path):
+    """Neither file: what was saved before stays, and the rest is removed."""
+
+    class Learner:
+        def save(self, path):
+            path.write_bytes(b"learner")
+
+        def save_replay_buffer(self, path):
+            path.write_bytes(b"a part")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "replay.pkl").write_bytes(b"before")
+    with pytest.raises(InputError, match=r"replay.pkl: cannot be written.*No space left"):
+        learn._save(Learner(), tmp_path)
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("replay.pkl", b"before")]
 
 
 def test_what_cannot_be_learned(tmp_path, monkeypatch, capsys):
