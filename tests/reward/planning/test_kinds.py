@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common_jax.cli import command_line
 from common_jax.errors import InputError
 from reward_jax.data.checkpoint import save_model
 from reward_jax.data.images.pixels import (
@@ -165,6 +166,17 @@ def test_what_a_model_to_begin_with_has():
     assert found["images.size"] == 8 and found["unet_2d.dim"] == 8
     assert found["unet_2d.by_class"] and found["images.classes"] == CLASSES
     assert IMAGES.taken_over(model(ImageSpace(8, 12, 1, {})))["images.size"] is None
+
+
+def test_classes_are_named_by_numbers_where_they_have_no_names(tmp_path):
+    write_quarters(tmp_path, 16, 4)
+    argv = ["--data", str(tmp_path), "--out", "o", "--images.leave_out", "[1, 3]"]
+    options = command_line.parse("reward-jax train", "", TrainOptions, argv)
+    source, found = IMAGES.to_learn(options, None)
+    assert isinstance(source, ImageRows) and len(source.pixels) == 8
+    assert found.about["classes"] == ["0", "1", "2", "3"] and found.about["goal"] == ["1", "3"]
+    named = dataclasses.replace(options, images=ImageOptions(classes=CLASSES, leave_out=("se",)))
+    assert IMAGES.to_learn(named, None)[1].about["goal"] == ["se"]
 
 
 def test_what_an_expert_never_saw_is_held_out(tmp_path):
