@@ -34,8 +34,8 @@ class ImageOptions:
 
     size: PositiveInt | None = None
     channels: Literal[1, 3] | None = None
-    classes: tuple[str, ...] = ()
-    leave_out: tuple[str, ...] = ()
+    classes: tuple[str | int, ...] = ()  # of a command line, a name of digits is a number
+    leave_out: tuple[str | int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

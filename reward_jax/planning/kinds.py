@@ -307,19 +307,20 @@ class _Images(Kind[ImageSpace]):
         self, options: NewSpaceOptions, like: SpaceModel[ImageSpace] | None
     ) -> tuple[Source, ImageSpace]:
         o, by_class = options.images, options.unet_2d.by_class
+        classes, left_out = (tuple(map(str, names)) for names in (o.classes, o.leave_out))
         if like:
             by_class = like.null is not None
             found = read_like(options.data, like.space)
         else:
             sizes: dict[str, Any] = {"size": o.size, "channels": o.channels}
-            found = read_images(options.data, classes=o.classes, **sizes)
+            found = read_images(options.data, classes=classes, **sizes)
         if by_class:
             found.known_labels()
         about = {"task": self.name, "data": found.source, "classes": list(found.classes)}
-        about |= {"goal": list(o.leave_out)} if o.leave_out else {}
+        about |= {"goal": list(left_out)} if left_out else {}
         height, width, channels = found.pixels.shape[1:]
         space = ImageSpace(height, width, channels, about)
-        samples = ImageSamples(found, tuple(o.leave_out), by_class)
+        samples = ImageSamples(found, left_out, by_class)
         return samples.source(like.space if like else space), space
 
     def network(self, options: NewSpaceOptions, space: ImageSpace) -> Network[ImageSpace]:

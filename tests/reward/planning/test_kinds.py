@@ -1,13 +1,22 @@
 """Trajectories and images keep one contract; options of the other kind are refused."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 
+from common_jax.cli import command_line
 from common_jax.errors import InputError
 from reward_jax.data.checkpoint import save_model
-from reward_jax.data.images.pixels import ImageGuide, ImageModel, Images, ImageSpace
+from reward_jax.data.images.pixels import (
+    ImageGuide,
+    ImageModel,
+    ImageRows,
+    Images,
+    ImageSpace,
+    LabelledRows,
+)
 from reward_jax.data.latents import LatentSpace
 from reward_jax.data.model import SpaceModel
 from reward_jax.diffusion.denoiser import score_from
@@ -56,7 +65,8 @@ def test_classes_are_left_out():
     whole = images()
     samples = ImageSamples(whole, ("nw", "se"))
     assert set(samples.chosen.known_labels()) == {1, 2} and len(samples.chosen) == 8
-    assert samples.source(SPACE).pixels.shape == (8, 8, 8, 1)
+    source = samples.source(SPACE)
+    assert isinstance(source, ImageRows) and source.pixels.shape == (8, 8, 8, 1)
     with pytest.raises(InputError, match="here: every image is of a class that is left out"):
         ImageSamples(whole, CLASSES).source(SPACE)
     with pytest.raises(InputError, match="here: has no class 'bag'"):
@@ -65,7 +75,8 @@ def test_classes_are_left_out():
 
 def test_labels_are_a_condition_where_the_model_is_of_classes():
     source = ImageSamples(images(), by_class=True).source(SPACE)
-    np.testing.assert_array_equal(source.labels, images().labels)
+    assert isinstance(source, LabelledRows)
+    np.testing.assert_array_equal(source.labels, images().known_labels())
     other = dataclasses.replace(SPACE, about=ABOUT | {"classes": ["a", "b"]})
     with pytest.raises(InputError, match="its classes are nw, ne, sw, se, the model's a, b: giv"):
         ImageSamples(images(), by_class=True).source(other)
@@ -119,7 +130,8 @@ def test_options_of_the_other_kind_are_refused():
         (TRAJECTORIES, "images", ImageOptions(size=8), "images"),
         (TRAJECTORIES, "unet_2d", ClassUNetOptions(dim=8), "images"),
     ):
-        options = TrainOptions(data="", out="", **{name: value})
+        given: dict[str, Any] = {name: value}
+        options = TrainOptions(data="", out="", **given)
         with pytest.raises(InputError) as error:
             check_own(kind, "it is", options)
         said = f"{name} is of {other}, and it is of {kind.name}: leave {name} out"
@@ -154,6 +166,17 @@ def test_what_a_model_to_begin_with_has():
     assert found["images.size"] == 8 and found["unet_2d.dim"] == 8
     assert found["unet_2d.by_class"] and found["images.classes"] == CLASSES
     assert IMAGES.taken_over(model(ImageSpace(8, 12, 1, {})))["images.size"] is None
+
+
+def test_classes_are_named_by_numbers_where_they_have_no_names(tmp_path):
+    write_quarters(tmp_path, 16, 4)
+    argv = ["--data", str(tmp_path), "--out", "o", "--images.leave_out", "[1, 3]"]
+    options = command_line.parse("reward-jax train", "", TrainOptions, argv)
+    source, found = IMAGES.to_learn(options, None)
+    assert isinstance(source, ImageRows) and len(source.pixels) == 8
+    assert found.about["classes"] == ["0", "1", "2", "3"] and found.about["goal"] == ["1", "3"]
+    named = dataclasses.replace(options, images=ImageOptions(classes=CLASSES, leave_out=("se",)))
+    assert IMAGES.to_learn(named, None)[1].about["goal"] == ["se"]
 
 
 def test_what_an_expert_never_saw_is_held_out(tmp_path):

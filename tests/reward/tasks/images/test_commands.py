@@ -9,6 +9,7 @@ from PIL import Image
 from reward_jax.data.checkpoint import load_guide, load_model
 from reward_jax.data.images.pixels import ImageSpace
 from reward_jax.models.unet2d.half_unet import HalfUNet2D
+from reward_jax.reward.relative import RelativeReward
 from tests.reward.cli_runs import run, save_all
 from tests.reward.studies.images.sets import write_quarters
 
@@ -34,7 +35,8 @@ def made(tmp_path_factory):
 
     base, expert, reward = (folder / name for name in ("base", "expert", "reward"))
     data = ["--data", write_quarters(folder / "data")]
-    go("train", "train", *data, *SMALL, *CLASSES, "--out", base)
+    lacking = ["--images.leave_out", "[se]"]  # as many are left: one program for base and expert
+    go("train", "train", *data, *SMALL, *CLASSES, *lacking, "--out", base)
     go(
         "expert", "train", *data, *STEPS, "--init", base, "--images.leave_out", "[nw]",
         "--out", expert,
@@ -58,12 +60,13 @@ def test_models_know_what_they_are_of(made):
     folder, printed = made
     base, expert = (load_model(folder / name, ImageSpace) for name in ("base", "expert"))
     assert base.space.shape == expert.space.shape == (8, 8, 1)
-    assert base.space.about["task"] == "images" and "goal" not in base.space.about
+    assert base.space.about["task"] == "images" and base.space.about["goal"] == ["se"]
     assert base.space.about["classes"] == ["nw", "ne", "sw", "se"]
     assert expert.space.about["goal"] == ["nw"]
     assert base.denoiser.model == expert.denoiser.model and base.denoiser.model.dim == 8
     assert printed["train"] == f"denoiser: {folder / 'base' / 'denoiser.safetensors'}"
     guide = load_guide(folder / "reward", ImageSpace)
+    assert isinstance(guide.guide, RelativeReward)
     assert guide.guide.reward == HalfUNet2D(1, 8, (1,))
     assert guide.space == expert.space and guide.schedule.steps == 6
     found = json.loads((folder / "reward" / "diagnostics.json").read_text())
