@@ -55,8 +55,8 @@ def main() -> None:
     parser.add_argument("--folder", type=pathlib.Path, help="of one load, in its own process")
     args = parser.parse_args()
     if args.folder is not None:
-        (layout,) = (tuple(map(int, one.split("x"))) for one in args.layouts)
-        print(json.dumps(load(args.folder, layout)))
+        data, fsdp, tensor = map(int, args.layouts[0].split("x"))
+        print(json.dumps(load(args.folder, (data, fsdp, tensor))))
         return
 
     with tempfile.TemporaryDirectory() as name:

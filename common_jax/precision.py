@@ -16,6 +16,7 @@ import jax
 
 __all__ = ["applied", "jit", "precise", "stated"]
 
+_config: Any = jax.config  # whose options no type checker knows
 _VARIABLE = "JAX_DEFAULT_MATMUL_PRECISION"
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -26,7 +27,7 @@ def precise(function: F) -> F:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        chosen = jax.config.jax_default_matmul_precision
+        chosen = _config.jax_default_matmul_precision
         with jax.default_matmul_precision(chosen or "highest"):
             return function(*args, **kwargs)
 
@@ -43,7 +44,7 @@ def jit(function: Callable[..., Any], **options: Any) -> Any:
 
 def stated() -> str:
     """What such products are computed in now, as JAX names it, for reports."""
-    chosen = jax.config.jax_default_matmul_precision
+    chosen = _config.jax_default_matmul_precision
     return "float32" if chosen in (None, "highest") else str(chosen)
 
 
@@ -53,7 +54,7 @@ def applied(precision: str | None) -> Iterator[None]:
     if precision is None:
         yield
         return
-    before = jax.config.jax_default_matmul_precision, os.environ.get(_VARIABLE)
+    before = _config.jax_default_matmul_precision, os.environ.get(_VARIABLE)
     jax.config.update("jax_default_matmul_precision", precision)
     os.environ[_VARIABLE] = precision
     try:

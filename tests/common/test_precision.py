@@ -63,7 +63,7 @@ def test_an_option_holds_in_processes_that_are_started(precision):
 def test_what_stood_before_stands_again(monkeypatch):
     monkeypatch.setenv("JAX_DEFAULT_MATMUL_PRECISION", "float32")
     with PrecisionOption().applied():
-        assert jax.config.jax_default_matmul_precision is None
+        assert stated() == "float32" and "JAX_DEFAULT_MATMUL_PRECISION" in os.environ
     with pytest.raises(KeyError), applied("bfloat16"):
         raise KeyError
     assert os.environ["JAX_DEFAULT_MATMUL_PRECISION"] == "float32" and stated() == "float32"

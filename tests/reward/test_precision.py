@@ -5,6 +5,7 @@ TF32 and bfloat16 keep three digits, and a reward is learned from the difference
 
 import functools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ def extract(plain=False):
     if plain:  # a score that is no pytree of ours
         base, expert = (functools.partial(_score, model=model) for model in (base, expert))
     options = ExtractionOptions(4, 1)
-    given = base, expert, Own(True), params, DATA, SCHEDULE, ADAM
+    given: Any = base, expert, Own(True), params, DATA, SCHEDULE, ADAM
     return extract_reward(*given, steps=2, key=KEY, options=options)[0]
 
 
@@ -75,7 +76,7 @@ def discriminate():
     return train_discriminator(*given, steps=2, key=KEY, options=ExtractionOptions(4, 1))[0]
 
 
-def sample(x=DATA, sampler="ancestral"):
+def sample(x=DATA, sampler: Any = "ancestral"):
     base, _, params = models()
     reward = RelativeReward(params, SCHEDULE, Own(True))
     options = GuidanceOptions(sampler=sampler)

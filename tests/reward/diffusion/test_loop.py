@@ -54,8 +54,8 @@ def test_a_run_that_is_told_to_end_saves_first(tmp_path):
     """And goes on from there, whatever `save_every` is."""
 
     def run(on_step=None):
-        start, how = (jnp.float32(10),), dict(steps=8, per_call=2, on_step=on_step)
-        return run_loop(count_down, start, directory=tmp_path / "c", **how)
+        how: dict[str, Any] = dict(steps=8, per_call=2, on_step=on_step)
+        return run_loop(count_down, (jnp.float32(10),), directory=tmp_path / "c", **how)
 
     def tell(done, _):
         if done == 4:
@@ -88,8 +88,8 @@ def test_a_run_of_another_precision_is_refused(tmp_path):
     """One that began before precisions were stated goes on."""
 
     def run(steps):
-        start, how = (jnp.float32(10),), dict(steps=steps, per_call=2)
-        return run_loop(count_down, start, directory=tmp_path / "c", **how)
+        how: dict[str, Any] = dict(steps=steps, per_call=2)
+        return run_loop(count_down, (jnp.float32(10),), directory=tmp_path / "c", **how)
 
     run(2)
     said = "c: the run there has precision 'float32', not 'bfloat16'; give the same settings"

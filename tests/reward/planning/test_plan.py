@@ -89,7 +89,7 @@ def test_states_that_a_world_comes_by_are_where_paths_begin():
 
     rows = start_rows(base.space, watched.met)
     assert rows.shape == (5, 8, 4)
-    found = base.space.plans(base.space.pin(rows)(np.ones((5, 8, 4), np.float32)))
+    found = base.space.plans(base.space.pin(rows)(jnp.ones((5, 8, 4))))
     np.testing.assert_allclose(found.observations[:, 0], watched.met, atol=1e-5)
     targets = draw_path_targets(
         base.denoiser, model(1, actions=1).denoiser, rows, base.denoiser.schedule,

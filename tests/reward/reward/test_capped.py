@@ -82,7 +82,7 @@ def test_at_a_high_scale_what_is_good_enough_stays_where_the_base_has_it():
             self.param("none", nn.initializers.zeros, ())
             return log_density(x, t, tilt) - log_density(x, t, even)
 
-    def score(x, t):
+    def score(x, t, cond=None):
         return jax.grad(lambda x: log_density(x, t, even).sum())(x)
 
     reward = RelativeReward({"none": jnp.zeros(())}, schedule, Ratio(), "score")

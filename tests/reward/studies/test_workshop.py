@@ -47,7 +47,8 @@ def check_shares(params: Any, alone: Any, asked: dict[str, list[int]]) -> None:
     where = placement(make_mesh(*LAYOUT))
     flat, wanted = flatten_dict(params, sep="/"), flatten_dict(alone, sep="/")
     assert flat.keys() == wanted.keys() == asked.keys()
-    for name, x in flat.items():
+    for name, value in flat.items():
+        x: Any = value
         assert x.sharding == where(name, x.shape)
         np.testing.assert_array_equal(x, wanted[name], err_msg=name)
         share = math.prod(x.sharding.shard_shape(x.shape))

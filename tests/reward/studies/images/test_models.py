@@ -53,7 +53,8 @@ def test_base_and_expert_differ_by_what_is_left_out_alone(models):
 @pytest.mark.slow
 def test_what_all_workers_wait_for_is_trained_on_a_device_of_each(models, tmp_path):
     of_two = Models(dataclasses.replace(models.config, out=tmp_path, workers=2))
-    assert of_two._every_device.shape["data"] == 2 and models._every_device is None
+    both = of_two._every_device
+    assert both is not None and both.shape["data"] == 2 and models._every_device is None
     assert of_two.mesh is None  # of all else
     # Estimates, not weights: a bias in front of a norm moves nothing, and is rounding's alone.
     rows = jax.random.normal(jax.random.key(0), (4, *models.space.shape))
