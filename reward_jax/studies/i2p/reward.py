@@ -13,6 +13,7 @@ Legend: S evaluations of the model in a chain, h, w, C of latents, B batch.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from common_jax.cli.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from common_jax.io.files import read_arrays
 from common_jax.precision import jit
 from reward_jax.diffusion.schedule import Schedule
 from reward_jax.models.unet2d.half_unet import HalfUNet2D
@@ -32,7 +34,15 @@ from reward_jax.reward.relative import RelativeReward
 from reward_jax.reward.targets import ExtractionOptions, Targets
 from reward_jax.studies.i2p.store import PairStore
 
-__all__ = ["LatentNetwork", "PairMatching", "Scaling", "fit_reward", "measure", "score_rows"]
+__all__ = [
+    "LatentNetwork",
+    "PairMatching",
+    "Scaling",
+    "fit_reward",
+    "measure",
+    "read_scaling",
+    "score_rows",
+]
 
 Standardise = Literal["timestep", "pixel", "none"]
 
@@ -94,6 +104,13 @@ class Scaling:
     ) -> Float[np.ndarray, "B h w C"]:
         """What the reward sees of latents at those steps of a chain."""
         return (x_t - self.mean[step]) / self.deviation[step]
+
+
+def read_scaling(path: pathlib.Path) -> Scaling:
+    """The scaling that a study has written; raises InputError for a file that is damaged."""
+    names = [field.name for field in dataclasses.fields(Scaling)]
+    stored = read_arrays(path, names)
+    return Scaling(**{name: stored[name] for name in names})
 
 
 def measure(store: PairStore, rows: Int[np.ndarray, " R"], by: Standardise) -> Scaling:

@@ -17,7 +17,7 @@ from common_jax import resume
 from common_jax.checksum import checksum
 from common_jax.distributed import by_first, there
 from common_jax.errors import Taken
-from common_jax.io.files import read_arrays, write_arrays, write_json
+from common_jax.io.files import write_arrays, write_json
 from common_jax.mesh import batch_sharding, fetch, mesh_for, put
 from reward_jax.data.checkpoint import load_guide, save_guide
 from reward_jax.data.latents import LatentGuide, LatentSpace
@@ -27,7 +27,7 @@ from reward_jax.reward.relative import RelativeReward
 from reward_jax.studies.i2p.evaluate import judge
 from reward_jax.studies.i2p.pairs import CHAINS, compare_ways, draw_pairs
 from reward_jax.studies.i2p.prompts import Prompt, read_prompts, split_prompts
-from reward_jax.studies.i2p.reward import Scaling, fit_reward, measure, score_rows
+from reward_jax.studies.i2p.reward import Scaling, fit_reward, measure, read_scaling, score_rows
 from reward_jax.studies.i2p.settings import Config
 from reward_jax.studies.i2p.store import PairStore
 from reward_jax.studies.workshop import Clock
@@ -133,9 +133,7 @@ class Work:
         if not there(path):
             found = measure(self.store, rows, self.config.matching.standardise)
             write_arrays(path, **vars(found))
-        names = [field.name for field in dataclasses.fields(Scaling)]
-        stored = read_arrays(path, names)
-        return Scaling(**{name: stored[name] for name in names})
+        return read_scaling(path)
 
     def _reward(self, path: pathlib.Path, rows: Any, scaling: Scaling) -> LatentGuide:
         c = self.config

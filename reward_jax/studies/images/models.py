@@ -12,7 +12,6 @@ Legend: N images; H, W, C height, width and channels; F features.
 import dataclasses
 import functools
 import pathlib
-import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,8 +24,7 @@ from jaxtyping import Bool, Float
 
 from common_jax import resume
 from common_jax.distributed import there
-from common_jax.errors import InputError
-from common_jax.io.files import make_folder, write_arrays
+from common_jax.io.files import make_folder, read_arrays, write_arrays
 from common_jax.mesh import mesh_for
 from reward_jax.data.images.pixels import (
     ImageGuide,
@@ -46,7 +44,7 @@ from reward_jax.studies.images.judge import Judge, network_of, train_judge
 from reward_jax.studies.images.settings import Config, check_sets, load_sets
 from reward_jax.studies.workshop import Workshop
 
-__all__ = ["Models", "make_once", "read_arrays"]
+__all__ = ["Models", "make_once"]
 
 
 class Models:
@@ -231,14 +229,3 @@ def make_once(path: pathlib.Path, make: Callable[[], Mapping[str, Any]]) -> None
     with resume.lock(path.with_suffix(".lock"), f"{path}: another process makes it"):
         if not there(path):
             write_arrays(path, **make())
-
-
-def read_arrays(path: pathlib.Path) -> dict[str, Any]:
-    """Arrays by name; raises InputError for a file that is damaged."""
-    try:
-        with np.load(path) as stored:
-            return dict(stored)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{path}: cannot be read ({str(error)[:80]}); delete it, and it is made again"
-        ) from error

@@ -12,13 +12,13 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from common_jax.io.files import read_arrays
 from common_jax.precision import stated
 from common_jax.report.figures import PALETTE, draw
 from common_jax.report.findings import Claim, Figure, Findings, Table, print_tables, write
 from common_jax.run import environment
 from reward_jax.data.images.pixels import tiled
 from reward_jax.studies.images.arms import OTHERS, QUALITY, SHARE
-from reward_jax.studies.images.models import read_arrays
 from reward_jax.studies.images.settings import Config
 from reward_jax.studies.images.summary import JUDGES
 from reward_jax.studies.images.work import choice_part

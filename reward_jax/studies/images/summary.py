@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from common_jax.errors import InputError
-from common_jax.io.files import read_json, write_json
+from common_jax.io.files import read_arrays, read_json, write_json
 from reward_jax.reward import measure
-from reward_jax.studies.images.models import read_arrays
 from reward_jax.studies.images.settings import Config
 from reward_jax.studies.images.work import CHOICE, choice_part
 

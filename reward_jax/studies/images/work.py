@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from common_jax.distributed import there
-from common_jax.io.files import write_arrays, write_json
+from common_jax.io.files import read_arrays, write_arrays, write_json
 from reward_jax.data.images.pixels import ImageModel, Images, unscaled
 from reward_jax.planning.image_options import HalfUNetOptions
 from reward_jax.reward import measure
@@ -30,7 +30,7 @@ from reward_jax.studies.images.arms import (
     draw_samples,
     within,
 )
-from reward_jax.studies.images.models import Models, make_once, read_arrays
+from reward_jax.studies.images.models import Models, make_once
 from reward_jax.studies.images.settings import Config
 from reward_jax.studies.workshop import Clock
 

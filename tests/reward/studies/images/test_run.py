@@ -131,7 +131,7 @@ def test_a_second_start_makes_what_is_missing_and_no_more(done, tmp_path, monkey
         STUDY.run(dataclasses.replace(moved, samples=32))
     (out / "base" / "judge.npz").write_bytes(b"PK cut short")
     (out / "choices" / "left" / "result.json").unlink()
-    with pytest.raises(InputError, match=r"judge\.npz: cannot be read .*; delete it, and it is"):
+    with pytest.raises(InputError, match=r"judge\.npz: is missing or damaged; delete it, and"):
         STUDY.run(moved)
 
 
