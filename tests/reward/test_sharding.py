@@ -3,6 +3,8 @@
 Of images, whole runs: what several devices give is what one does.
 """
 
+import functools
+import math
 from typing import Any
 
 import jax
@@ -10,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from common_jax.mesh import make_mesh
-from common_jax.partition import shardings
-from reward_jax.diffusion.denoiser import score_from
+from common_jax.cost import collectives
+from common_jax.mesh import batch_sharding, make_mesh
+from common_jax.partition import shardings, whole_along_fsdp
+from common_jax.plan import abstract
+from reward_jax.diffusion.denoiser import as_argument, score_from
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.diffusion.train import TrainingOptions, init_state, train_denoiser
 from reward_jax.models.reward_nets import HalfUnet, WindowMLP
@@ -25,6 +29,7 @@ from reward_jax.models.temporal.unet import TemporalUnet
 from reward_jax.models.unet2d.half_unet import HalfUNet2D
 from reward_jax.models.unet2d.unet import UNet2D
 from reward_jax.planning.chain_cost import STATED
+from reward_jax.reward import targets
 from reward_jax.reward.extract import extract_reward, init_params
 from reward_jax.reward.guide import guided_sample
 from reward_jax.reward.relative import RelativeReward
@@ -90,6 +95,46 @@ def test_the_second_layer_of_a_block_takes_what_the_first_gives():
     block = shardings(params, RULES, make_mesh(1, 2, 4))["down_0_0"]
     first, second = (block[name]["conv"]["kernel"].spec for name in ("first", "second"))
     assert first[-1] == second[-2] == "tensor" and first[-2] == second[-1] == "fsdp"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [(1, 8, 1), (1, 1, 8), (2, 2, 2)], ids=str)
+def test_kernels_that_are_whole(layout):
+    """Of a teacher's program: along fsdp all at once, as docs/rewards.md says; no more than that.
+
+    Along tensor none but the first, whose inputs are as few as numbers of a row.
+    """
+    net, mesh, rows = TemporalUnet(6, 64, (1, 3)), make_mesh(*layout), 16
+    x, t = jax.ShapeDtypeStruct((1, 8, 6), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+    params = jax.eval_shape(net.init, jax.random.key(0), x, t)["params"]
+    schedule, where = cosine_schedule(5), placement(mesh)
+    make = functools.partial(score_from, net, prediction="x0", schedule=schedule)
+    model = abstract(jax.eval_shape(lambda p: as_argument(make(p)), params), where)
+    by_row = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh, rows).spec))
+    x, t = (
+        jax.ShapeDtypeStruct((2, rows, *one.shape[1:]), one.dtype, sharding=by_row)
+        for one in (x, t)
+    )
+    run = jax.jit(targets._evaluate.__wrapped__, static_argnames="mesh")  # pyright: ignore
+    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    draws = targets._Draws(x, t, None)
+    compiled = run.lower(model, schedule, draws, mesh=mesh).compile(compiler_options=options)
+    kernels = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): one
+        for path, one in jax.tree_util.tree_leaves_with_path(params)
+        if path[-1].key == "kernel"
+    }
+    used = [
+        whole_along_fsdp(where(path, one.shape)).shard_shape(one.shape)
+        for path, one in kernels.items()
+    ]
+    used = 4 * sum(math.prod(shape) for shape in used)
+    assert compiled.memory_analysis().temp_size_in_bytes < 2 * used + 200_000
+    if layout[2] > 1:
+        exchanged = collectives(str(compiled.as_text()))
+        gathered = [sorted(s) for one in exchanged if one.kind == "all-gather" for s in one.shapes]
+        whole = [sorted(one.shape) for one in kernels.values()]
+        assert [shape for shape in whole if shape in gathered] in ([], [[5, 6, 64]])
 
 
 TEXT = 6, 8  # tokens, width
