@@ -51,7 +51,8 @@ class Steering:
         """With the scaling that the reward was matched with."""
         t, first = np.unique(scaling.t, return_index=True)  # PNDM walks one step twice
         leaves = scaling.mean, scaling.deviation, scaling.size
-        return cls(reward, *(jnp.asarray(leaf[first]) for leaf in leaves), jnp.asarray(t))
+        mean, deviation, size = (jnp.asarray(leaf[first]) for leaf in leaves)
+        return cls(reward, mean, deviation, size, jnp.asarray(t))
 
     @property
     def schedule(self) -> Schedule:

@@ -85,7 +85,8 @@ def test_between_steps_the_scaling_is_interpolated():
 
 
 def test_a_chain_that_is_walked_in_one_step_has_its_scaling_everywhere():
-    s = Scaling(*(np.full((1, 1, 1, 1), v, np.float32) for v in (0.5, 2, 3)), np.array([20]))
+    mean, deviation, size = (np.full((1, 1, 1, 1), v, np.float32) for v in (0.5, 2, 3))
+    s = Scaling(mean, deviation, size, np.array([20]))
     reward, x = learned(), jax.random.normal(jax.random.key(4), (2, *SHAPE))
     t = jnp.array([3, 44])
     per_score = SCHEDULE.sqrt_one_minus_alphas_cumprod[t].reshape(-1, 1, 1, 1)
@@ -99,7 +100,7 @@ def test_what_a_study_left_steers(done, tmp_path):
     how: dict[str, Any] = dict(sampler="ddim", sampling_steps=4)
     still, moved = (
         guided_sample(
-            lambda x, t: -x,
+            lambda x, t, cond=None: -x,
             schedule,
             (2, 4, 4, 4),
             key=key,
