@@ -152,6 +152,8 @@ _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([\w\-]+)\(")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\w*\[([\d,]*)\]")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_BOUND = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _CALLED = re.compile(r"(?:body|to_apply|calls)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 # {{0,1},{2,3}}, or [groups,size]<=..., or mesh['a'=2,'b'=4] ... {'b'}: along those axes.
@@ -183,12 +185,22 @@ def _walk(bodies: Mapping[str, list[str]], name: str, times: int) -> Iterator[Co
         if kind in _KINDS:
             yield _exchange(kind, found[1], line, times)
             continue
-        rounds = int(trips[1]) if found[2] == "while" and (trips := _TRIPS.search(line)) else 1
+        rounds = _rounds(bodies, line) if found[2] == "while" else 1
         called = _CALLED.findall(line)
         for some in _BRANCHES.findall(line):
             called += re.findall(r"[\w.\-]+", some)
         for inner in called:
             yield from _walk(bodies, inner, times * rounds)
+
+
+def _rounds(bodies: Mapping[str, list[str]], line: str) -> int:
+    """How often a loop's body runs: as stated, or up to the one number of its condition (TPUs)."""
+    if trips := _TRIPS.search(line):
+        return int(trips[1])
+    condition = _CONDITION.search(line)
+    text = "\n".join(bodies.get(condition[1], ())) if condition else ""
+    bounds = _BOUND.findall(text)
+    return int(bounds[0]) if len(bounds) == 1 and "direction=LT" in text else 1
 
 
 def _exchange(kind: str, result: str, line: str, times: int) -> Collective:

@@ -95,3 +95,27 @@ def test_positions_of_convolutions_beyond_counting():
     assert "a product of 65536 x 32768 x 4" in str(
         uncountable(jax.make_jaxpr(program)(signal, taps))
     )
+
+
+# As a TPU's compiler writes a loop, but for what is not read.
+TPU = """
+%body.1 (p: (s32[], bf16[128,64])) -> (s32[], bf16[128,64]) {
+  %all-gather.9 = bf16[1,64,64]{2,1,0:T(8,128)(2,1)S(1)} all-gather(%w), channel_id=3, replica_groups=mesh['axis_0'=8,'axis_1'=1] {'axis_0'}, dimensions={1}
+}
+
+%region_1.2 (p: (s32[], bf16[128,64])) -> pred[] {
+  %constant.5 = s32[]{:T(128)} constant(12)
+  ROOT %lt.3 = pred[]{:T(512)} compare(%i, %constant.5), direction=LT
+}
+
+ENTRY %main.3 (p: bf16[128,64]) -> bf16[128,64] {
+  %while.9 = (s32[]{:T(128)}, bf16[128,64]{1,0:T(8,128)}) while(%tuple.13), condition=%region_1.2, body=%body.1
+}
+"""  # noqa: E501
+
+
+def test_rounds_of_a_loop_that_does_not_state_them():
+    (one,) = collectives(TPU)
+    assert one.times == 12 and one.sent == 64 * 64 * 2 * 7 / 8
+    (one,) = collectives(TPU.replace("direction=LT", "direction=NE"))
+    assert one.times == 1
