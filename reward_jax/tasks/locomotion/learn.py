@@ -185,10 +185,10 @@ def returns(name: str, policy: Policy, episodes: int, seed: int) -> Float[np.nda
 def _learner(sbx: Any, name: str, options: LearnOptions, out: pathlib.Path) -> tuple[Any, int]:
     """A learner, and the steps that it has behind it."""
     import gymnasium
-    from stable_baselines3.common.logger import Logger
 
+    logger: Any = importlib.import_module("stable_baselines3.common.logger")  # sbx-rl brings it
     env = gymnasium.make(ROBOTS[name].environment)
-    silent = Logger(None, [])  # its own makes a folder for each call, and writes nothing there
+    silent = logger.Logger(None, [])  # its own makes a folder a call, and writes nothing there
     saved = out / "learner.zip"
     if saved.exists():
         try:
