@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# One stamp for what `pip install .` brings, one for each extra on top.
+# One stamp for what `pip install .` brings, one for worlds on top, one for all that tests need: a pip call each.
 LANGUAGE := $(VENV)/.installed
 REWARDS := $(VENV)/.installed-rewards
 DEV := $(VENV)/.installed-dev
@@ -19,11 +19,11 @@ demo: $(LANGUAGE)
 demo-reward: $(REWARDS)
 	$(BIN)/reward-jax demo
 
-test: $(REWARDS) $(DEV)
+test: $(DEV)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What a change most likely breaks: the rest takes three quarters of the time.
-test-quick: $(REWARDS) $(DEV)
+test-quick: $(DEV)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 # How the adapter that the demo ships is made: 10 minutes of training, 4 of answers on two cores.
@@ -78,7 +78,7 @@ DATA ?=
 study-images: $(REWARDS)
 	$(BIN)/reward-jax study images --config configs/reward/study_images_$(SIZE).yaml $(if $(DATA),--data $(DATA))
 
-bench: $(REWARDS) $(DEV)
+bench: $(DEV)
 	$(BIN)/python -m benchmarks.tuco
 	$(BIN)/python -m benchmarks.tuco --precisions
 	$(BIN)/python -m benchmarks.int8
@@ -93,7 +93,7 @@ bench: $(REWARDS) $(DEV)
 	$(BIN)/python -m benchmarks.stream
 	$(BIN)/python -m benchmarks.soak
 
-check: $(REWARDS) $(DEV)
+check: $(DEV)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/pyright
@@ -112,10 +112,10 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) \
 	  || { rm -rf $(VENV); echo "no virtual environment: is the package python3-venv there?"; exit 2; }
 
-$(LANGUAGE): $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) install --quiet --constraint constraints.txt --editable .
-	@touch $@
-
-$(REWARDS) $(DEV): $(VENV)/.installed-%: $(LANGUAGE)
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[$*]'
-	@touch $@
+$(REWARDS): EXTRAS := [rewards]
+$(REWARDS): HOLDS := $(LANGUAGE)
+$(DEV): EXTRAS := [rewards,dev]
+$(DEV): HOLDS := $(LANGUAGE) $(REWARDS)
+$(LANGUAGE) $(REWARDS) $(DEV): $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) install --quiet --constraint constraints.txt --editable '.$(EXTRAS)'
+	@touch $(HOLDS) $@
