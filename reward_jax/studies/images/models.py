@@ -188,8 +188,10 @@ class Models:
             rows, how = self._all_rows, c.base_training
             return fit(rows, self.space, begin, how, seed=seed, context=context)
 
-        shop = self._shop("base", self._every_device)
-        return shop.model("begun", self.config.base_training.steps, make)
+        steps = self.config.base_training.steps
+        self._shop("base", self._every_device).model("begun", steps, make)
+        # Read where all else is: what is whole on many devices each of them would train on.
+        return self._shop("base").model("begun", steps, make)
 
     @functools.cached_property
     def _every_device(self) -> Mesh | None:

@@ -61,3 +61,6 @@ def test_what_all_workers_wait_for_is_trained_on_a_device_of_each(models, tmp_pa
     t = jax.numpy.arange(4) % models.config.diffusion_steps
     one, two = (x._begun.denoiser.x0(rows, t) for x in (models, of_two))
     chex.assert_trees_all_close(one, two, atol=1e-5)
+    # Trained on there, each of its devices would do the same work.
+    leaves = jax.tree.leaves(of_two._begun.denoiser.params)
+    assert all(len(leaf.sharding.device_set) == 1 for leaf in leaves)
