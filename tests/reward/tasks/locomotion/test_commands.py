@@ -12,6 +12,7 @@ from reward_jax.data.checkpoint import load_guide, load_model, save_model
 from reward_jax.data.episodes import Episodes
 from reward_jax.data.files import read_episodes, write_episodes
 from reward_jax.data.trajectory.space import TrajectorySpace
+from reward_jax.data.trajectory.windows import begins
 from reward_jax.reward.relative import RelativeReward
 from reward_jax.tasks import find
 from reward_jax.tasks.locomotion import policies
@@ -152,6 +153,12 @@ def test_d4rl_s_files_by_the_task_that_is_named(tmp_path):
         del file["timeouts"]
     with pytest.raises(InputError, match="has neither 'timeouts' nor 'infos/goal'"):
         find.read(given, env="halfcheetah")
+    with h5py.File(given, "r+") as file:
+        del file["terminals"]
+        file["timeouts"] = timeouts
+    assert begins(find.read(given, env="halfcheetah"), 20, "terminal").all()  # it has none to say
+    with pytest.raises(InputError, match="terminal states: .* name their world by --env where it"):
+        begins(find.read(given), 20, "terminal")
 
 
 def test_a_robot_that_falls_is_none_that_cannot(tmp_path):
