@@ -243,6 +243,19 @@ def test_models_of_another_robot_are_refused(made, capsys):
 
 
 @pytest.mark.slow
+def test_more_of_a_plan_than_it_has_is_not_executed(made, capsys):
+    folder, _ = made
+    own = ["--base", folder / "base", "--reward", folder / "reward", "--out", folder / "none"]
+    more = ["--expert", folder / "expert", "--data", folder / "base.hdf5"]
+    for argv in (["steer", *own], ["sweep", *own, "--execute"], ["report", *own, *more]):
+        assert run(*argv, "--plans", 2, "--rollout.steps", 9, "--rollout.execute", 5) == 2
+        said = "rollout.execute is 5, but a plan of hopper has 4 steps (its horizon): give as many"
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+        assert not (folder / "none").exists()
+
+
+@pytest.mark.slow
 def test_a_model_of_another_robot_is_not_trained_further(made, capsys):
     folder, _ = made
     other = of_another(load_model(folder / "base", TrajectorySpace))
