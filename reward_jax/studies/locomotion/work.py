@@ -13,7 +13,7 @@ import numpy as np
 
 from common_jax.distributed import there
 from common_jax.errors import InputError
-from common_jax.io.files import read_json, write_arrays, write_json
+from common_jax.io.files import read_arrays, read_json, write_arrays, write_json
 from common_jax.mesh import fetch, mesh_for
 from reward_jax.data.episodes import Episodes
 from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel, TrajectorySpace
@@ -234,8 +234,8 @@ class RobotWork:
         """Where the base comes by, steered by a reward; kept in NAME.met.npz, so that it stays."""
         path = self.shop.folder / f"{name}.met.npz"
         if there(path):
-            with np.load(path) as stored:
-                return Rows(start_rows(self.base.space, stored["observations"]))
+            met = read_arrays(path, ("observations",))["observations"]
+            return Rows(start_rows(self.base.space, met))
         world = self._world("where paths begin")
         options = replace(self.sampling, scale=how.matching.path_scale)
         acts = Watched(planner(self.base, guide=by, options=options, mesh=self.mesh))

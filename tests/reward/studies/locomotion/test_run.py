@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import types
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 
 from common_jax import resume
 from common_jax.errors import InputError, Taken
+from common_jax.io.files import write_arrays
 from reward_jax.data.checkpoint import load_guide, load_model
+from reward_jax.data.trajectory.normalisers import Normaliser
 from reward_jax.data.trajectory.space import TrajectorySpace
 from reward_jax.diffusion.train import EMA
 from reward_jax.planning.extract import Matching, RewardOptions
@@ -314,6 +317,24 @@ def test_where_no_noise_is_drawn_there_are_no_temperatures(tmp_path):
     assert best(ddim) == best(ddim, "temperature 0.5") == said
     assert best(ancestral, "temperature 0.5") == best(ddim | {"eta": 1.0}, "temperature 0") != said
     assert best(ancestral, "temperature 0.5") == "3 +- 1" and best(ancestral) == ""
+
+
+def test_states_that_were_met_are_kept_and_a_damaged_file_of_them_is_one_line(tmp_path):
+    one = work.RobotWork(Config(out=tmp_path, robots={"hopper": OWN}), "hopper")
+    normaliser = Normaliser(np.zeros(14, np.float32), np.ones(14, np.float32), "gaussian")
+    space = TrajectorySpace(4, 1, 3, normaliser, {})
+    vars(one).update(base=types.SimpleNamespace(space=space))
+    path = tmp_path / "hopper" / "reward_1.met.npz"
+    path.parent.mkdir()
+    met = np.random.default_rng(0).normal(size=(5, 11)).astype(np.float32)
+    write_arrays(path, observations=met)
+    by: Any = None
+    np.testing.assert_allclose(one._met("reward_1", by, OWN).rows[:, 0, 3:], met, rtol=1e-6)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(
+        InputError, match="reward_1.met.npz: is missing or damaged; delete it, and"
+    ):
+        one._met("reward_1", by, OWN)
 
 
 def test_robots_without_policies_are_refused_at_once(tmp_path, monkeypatch):
