@@ -222,8 +222,8 @@ def test_the_report(done):
     assert "| Hopper-v5 | narrow (path_draws 0, rounds 1, widths 5) | " in text
     warm = next(x for x in text.splitlines() if x.startswith("| Hopper-v5 | warm "))
     assert "| none: no noise is drawn |" in warm
-    assert "no renderer" not in text and (page.parent / "strips_hopper.svg").exists()
-    assert (page.parent / "explained.svg").exists()
+    for name in ("strips_hopper", "explained"):
+        assert f"]({name}.svg)" in text and (page.parent / f"{name}.svg").exists()
 
 
 @pytest.mark.slow
@@ -317,6 +317,25 @@ def test_where_no_noise_is_drawn_there_are_no_temperatures(tmp_path):
     assert best(ddim) == best(ddim, "temperature 0.5") == said
     assert best(ancestral, "temperature 0.5") == best(ddim | {"eta": 1.0}, "temperature 0") != said
     assert best(ancestral, "temperature 0.5") == "3 +- 1" and best(ancestral) == ""
+
+
+def test_where_the_expert_is_no_better_there_is_no_reward_to_learn(tmp_path, monkeypatch, capsys):
+    """It is said, and noted, that its plans do not beat the base's by two standard errors."""
+    one = work.RobotWork(Config(out=tmp_path, robots={"hopper": OWN}), "hopper")
+    vars(one).update(base="base", expert="expert")
+    above = {"base": np.zeros(4)}
+
+    def returns(arm, world, count, options):
+        shown = {"return": 7.0 + above[arm.model], "steps": np.full(4, 9)}
+        return Outcome(shown, np.zeros(0))
+
+    monkeypatch.setattr(work, "returns", returns)
+    for more, beats in ((np.array([1.0, 2, 3, 4]), True), (np.array([-1.0, 2, 0, 1]), False)):
+        above["expert"] = more
+        gap = one._gap()
+        assert (gap["mean"], gap["expert_beats_base"]) == (pytest.approx(more.mean()), beats)
+        said = "the expert's plans return 0.5 (0.6) more than the base's: there is no reward to"
+        assert (said in capsys.readouterr().out) == (not beats)
 
 
 def test_states_that_were_met_are_kept_and_a_damaged_file_of_them_is_one_line(tmp_path):
