@@ -1,8 +1,10 @@
 """The locomotion study at its smallest: one robot, policies of random weights."""
 
+import contextlib
 import dataclasses
 import json
 import re
+import shutil
 import types
 from typing import Any
 
@@ -23,7 +25,7 @@ from reward_jax.studies.locomotion import arms, run, work
 from reward_jax.studies.locomotion.report import _best_temperature, write_report
 from reward_jax.studies.locomotion.run import STUDY, Config
 from reward_jax.studies.locomotion.settings import Ablation, RobotSettings, Rounds
-from reward_jax.studies.locomotion.summary import MAIN
+from reward_jax.studies.locomotion.summary import EXPLAINED, MAIN
 from reward_jax.tasks.base import Outcome, Rollout
 from reward_jax.tasks.locomotion import policies
 from reward_jax.tasks.locomotion.task import LocomotionTask
@@ -56,15 +58,22 @@ OWN = RobotSettings(
 )
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    shipped = tmp_path_factory.mktemp("policies")
+@contextlib.contextmanager
+def shipped(folder):
+    """Policies of random weights, always the same, in place of those that are shipped."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(policies, "POLICIES", shipped)
+        patch.setattr(policies, "POLICIES", folder)
         policies.policies.cache_clear()
         stages = ("early", "late", "medium", "expert")
         made = {stage: random_policy("hopper", i) for i, stage in enumerate(stages)}
-        policies.write_policies(shipped / "hopper.safetensors", made)
+        policies.write_policies(folder / "hopper.safetensors", made)
+        yield
+    policies.policies.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    with shipped(tmp_path_factory.mktemp("policies")):
         config = Config(
             out=tmp_path_factory.mktemp("study"),
             robots={"hopper": OWN},
@@ -96,7 +105,6 @@ def done(tmp_path_factory):
             },
         )
         found = STUDY.run(config)
-    policies.policies.cache_clear()
     return config, found
 
 
@@ -153,7 +161,7 @@ def test_ablations(done):
     for name, wanted in changed.items():
         one = found["ablations"][name]
         own = {*MAIN} if name == "warm" else EVERY
-        assert set(one) == {*own, "change"}
+        assert set(one) == {*own, "change", "diagnostics"}
         differs = {arm for arm in own if one[arm]["returns"] != whole[arm]["returns"]}
         assert {"reward"} <= differs <= wanted if wanted == guided else differs == wanted, name
     made = {
@@ -178,6 +186,54 @@ def test_ablations(done):
         met.shape[1] == 11 and 2 < len(met) <= 2 * 4
     )  # of two robots, asked every two of 8 steps
     assert not (config.out / "ablations" / "met" / "reward_0.met.npz").exists()
+
+
+@pytest.mark.slow
+def test_what_an_ablation_s_reward_explains(done):
+    """Of the same held-out data as the study's own where the data are the same, by every t."""
+    _, found = done
+    own = found["robots"]["hopper"]["diagnostics"]
+    for name, one in found["ablations"].items():
+        diagnostics = one["diagnostics"]
+        assert set(diagnostics) == set(own)
+        for key in EXPLAINED:
+            by_t = np.array(diagnostics[key], np.float64)
+            missing = [0, 4] if name == "warm" and key != "explained" else []  # DDIM of 4 of 6
+            assert np.flatnonzero(np.isnan(by_t)).tolist() == missing, (name, key)
+    of = {name: one["diagnostics"] for name, one in found["ablations"].items()}
+    assert of["one step"]["explained"] == of["warm"]["explained"] == own["explained"]
+    assert (
+        of["slower"]["antisymmetric"] == own["antisymmetric"] != of["less data"]["antisymmetric"]
+    )
+    assert of["slower"]["explained"] != own["explained"]
+    assert of["warm"]["explained_on_own_paths"] != own["explained_on_own_paths"]
+
+
+@pytest.mark.slow
+def test_an_older_ablation_is_given_what_it_explains_where_its_models_are(
+    done, tmp_path, monkeypatch
+):
+    """Without training or rollouts; where a model is gone its result stays as it is."""
+    config, found = done
+    shutil.copytree(config.out, out := tmp_path / "study")
+    for path in (out / "ablations").glob("*/result.json"):
+        result = json.loads(path.read_text())
+        del result["diagnostics"], result["seconds"]["diagnostics"]
+        path.write_text(json.dumps(result))
+    (out / "ablations" / "less-data" / "reward_0.safetensors").unlink()
+    for module, name in ((work, "fit"), (work, "fit_reward"), (work, "returns")):
+        monkeypatch.setattr(module, name, None)
+    with shipped(tmp_path):
+        again = STUDY.run(dataclasses.replace(config, out=out))
+    wanted = json.loads(json.dumps(found["ablations"]))
+    del wanted["less data"]["diagnostics"]
+    assert again["ablations"] == wanted
+    seconds = json.loads((out / "ablations/slower/result.json").read_text())["seconds"]
+    assert set(seconds) == {"all", "diagnostics"}
+    text = (out / "report" / "report.md").read_text()
+    assert "explained on data | on its own paths |" in text
+    rows = [x for x in text.splitlines() if "| Hopper-v5 | less data (base_episodes 6) |" in x]
+    assert len(rows) == 1 and rows[0].endswith("|  |  |")
 
 
 @pytest.mark.slow
@@ -224,6 +280,16 @@ def test_the_report(done):
     assert "| none: no noise is drawn |" in warm
     for name in ("strips_hopper", "explained"):
         assert f"]({name}.svg)" in text and (page.parent / f"{name}.svg").exists()
+    shares = [
+        [
+            f"{np.nanmean(np.array(one['diagnostics'][key], np.float64)):.2f}"
+            for key in ("explained", "explained_on_own_paths")
+        ]
+        for one in (found["robots"]["hopper"], found["ablations"]["warm"])
+    ]
+    above = next(x for x in text.splitlines() if x.startswith("| Hopper-v5 | as above |"))
+    assert above.endswith(f" | {' | '.join(shares[0])} |")
+    assert warm.endswith(f" | {' | '.join(shares[1])} |")
 
 
 @pytest.mark.slow
