@@ -18,6 +18,7 @@ from reward_jax.data.checkpoint import load_guide, load_model
 from reward_jax.data.trajectory.normalisers import Normaliser
 from reward_jax.data.trajectory.space import TrajectorySpace
 from reward_jax.diffusion.train import EMA
+from reward_jax.models.reward_nets import HalfUnet
 from reward_jax.planning.extract import Matching, RewardOptions
 from reward_jax.planning.fit import NetworkOptions, Training
 from reward_jax.reward.guide import GuidanceOptions
@@ -40,7 +41,7 @@ OWN = RobotSettings(
     network=NetworkOptions(kind="mlp", width=16, blocks=1),
     base_training=TRAINING,
     expert_training=TRAINING,
-    reward=RewardOptions(widths=(8,)),
+    reward=RewardOptions(widths=(8,), multipliers=(8,)),
     matching=Matching(
         steps=10,
         batch_size=8,
@@ -101,6 +102,7 @@ def done(tmp_path_factory):
                     scales=(0.5,),
                 ),
                 "met": Ablation(robot="hopper", met=True),
+                "half u-net": Ablation(robot="hopper", kind="half_unet"),
                 "low t": Ablation(robot="hopper", t_weights=(2.0, 1.0, 0.5, 0.1, 0.0, 0.0)),
             },
         )
@@ -155,7 +157,7 @@ def test_ablations(done):
     whole = found["environments"]["Hopper-v5"]
     changed: dict[str, set[str]] = dict.fromkeys(("one step", "less data"), EVERY)
     changed |= {"warm": {*MAIN}}  # without noise there is no temperature
-    changed |= dict.fromkeys(("slower", "narrow", "met", "low t"), {"reward"})
+    changed |= dict.fromkeys(("slower", "narrow", "met", "half u-net", "low t"), {"reward"})
     guided = {"discriminator", "raw_difference", "reward"}
     changed["the authors"] = guided  # of other scales, which the two may have had before
     for name, wanted in changed.items():
@@ -175,11 +177,14 @@ def test_ablations(done):
         "the-authors": {"reward_0"},
         "low-t": rewards,
         "met": rewards,
+        "half-u-net": rewards,
         "one-step": set(),
         "warm": set(),
         "less-data": {"base", "expert", "discriminator", *rewards},
     }
     assert found["ablations"]["less data"]["change"] == {"base_episodes": 6}
+    guide = load_guide(config.out / "ablations/half-u-net/reward_1.safetensors", TrajectorySpace)
+    assert guide.guide.reward == HalfUnet(4, (8,))  # pyright: ignore[reportAttributeAccessIssue]
     with np.load(config.out / "ablations" / "met" / "reward_1.met.npz") as stored:
         met = stored["observations"]
     assert (
