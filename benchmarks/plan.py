@@ -219,7 +219,6 @@ def main() -> None:
         "gflop": {n: f / 1e9 for n, f in flops.items()},
         "matmul_gflops (one core)": rate / 1e9,
         "seconds (clock, processor)": times,
-        "loss in return (DDIM, warm start, against ancestral)": None,  # of trained models
         "environments": args.environments,
         "ddim": {"steps": STEPS, "skipped by a warm start": SKIP},
         "load before and after": loads,

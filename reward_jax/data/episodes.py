@@ -88,10 +88,14 @@ def without_terminations(episodes: Episodes) -> Episodes:
     """The same rows, for a world without terminal states: what seems one ends no episode.
 
     An episode that ended in one goes on with the next, but for the last of all, which is
-    truncated. Of joined episodes the goals and arrivals of the first are kept.
+    truncated. Of joined episodes the goals and arrivals of the first are kept. Data without flags
+    get them, all false.
     """
     flags = episodes.terminations
-    if flags is None or not flags.any():
+    if flags is None:
+        none = np.zeros(len(episodes.observations), bool)
+        return dataclasses.replace(episodes, terminations=none)
+    if not flags.any():
         return episodes
     last = episodes.ends - 1
     ended = np.ones(len(last), bool)

@@ -134,8 +134,8 @@ class Matching(ExtractionOptions, AdamOptions):
         seeds: rewards trained at once.
         action_weight: weight of the first action, which is executed, in the error.
         path_draws: targets on guided paths, besides: where samples go that a guide moves, and a
-            reward of noised data alone is wrong. The raw difference of the scores guides them, or
-            the reward to begin with.
+            reward of noised data alone may be wrong. The raw difference of the scores guides
+            them, or the reward to begin with.
         path_scale: guidance scale of these paths.
     """
 

@@ -114,6 +114,8 @@ def steer_by(
             guide = dataclasses.replace(guide, output=output)
     task, goal = task_and_goal(by.space.about, goal)
     how = options or GuidanceOptions(), rollout or Rollout()
+    if task.replans:
+        how[1].check(base.space.shape[0], task.name)
     if not by_seed:
         return Steering(base, guide, task, goal, *how, mesh, tuple(notes))
     reward = guide if isinstance(guide, RelativeReward) else None

@@ -55,6 +55,8 @@ def write_report(options: ReportOptions) -> Written:
     if isinstance(guide.guide, DiscriminatorGuide):
         raise InputError(f"{options.reward}: holds a discriminator; a reward is wanted")
     compared = compare(base, expert, guide)
+    if compared.task.replans:
+        options.rollout.check(base.space.shape[0], compared.task.name)
     metrics, diagnostics = read_metrics(options.reward), read_diagnostics(options.reward)
     source = kind.read(options.data, base.space, options).source(base.space)
     held_out = kind.held_out(options.data, expert.space)

@@ -1,4 +1,4 @@
-"""Targets on the paths that guided sampling takes, where rewards matched to noised data go wrong.
+"""Targets on the paths that guided sampling takes, off the data that rewards are matched on.
 
 x_t of data noised at random (q(x_t)) is where two models were trained; a guide moves samples to
 elsewhere, and what a reward says there decides the outcome. So targets are drawn on guided chains,

@@ -148,6 +148,14 @@ class Rollout:
     execute: PositiveInt = 1
     warm_start: bool = False
 
+    def check(self, rows: int, whose: str) -> None:
+        """InputError for more actions than a plan has rows; whose: the plan, in words."""
+        if self.execute > rows:
+            raise InputError(
+                f"rollout.execute is {self.execute}, but a plan of {whose} has {rows} steps (its "
+                "horizon): give as many or fewer"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class Captions:

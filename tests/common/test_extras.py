@@ -12,6 +12,7 @@ from common_jax.errors import InputError
 from reward_jax import cli as reward_jax
 from reward_jax.data import hdf5, minari
 from reward_jax.tasks.find import find
+from reward_jax.tasks.locomotion import robots
 from reward_jax.tasks.maze import mazes
 from tests.common.test_imports import ALL, IMPORTS, PACKAGES, ROOT
 
@@ -57,17 +58,26 @@ def hide(monkeypatch):
                 monkeypatch.delitem(sys.modules, loaded)
         for name in names:
             monkeypatch.setitem(sys.modules, name, None)
-        mazes.maze.cache_clear()
-        find.cache_clear()
+        forget()
+
+    def forget() -> None:
+        for made in (mazes.maze, robots.environment, find):
+            made.cache_clear()
 
     yield hide
-    mazes.maze.cache_clear()
+    forget()
 
 
-@pytest.mark.parametrize("module", ["gymnasium", "gymnasium_robotics", "mujoco"])
-def test_a_command_names_the_extra_in_one_line(module, hide, capsys, tmp_path):
+@pytest.mark.parametrize(
+    ("env", "module"),
+    [
+        *(("umaze", name) for name in ("gymnasium", "gymnasium_robotics", "mujoco")),
+        *(("halfcheetah", name) for name in ("gymnasium", "mujoco")),
+    ],
+)
+def test_a_command_names_the_extra_in_one_line(env, module, hide, capsys, tmp_path):
     hide(module)
-    argv = ["data", "--env", "umaze", "--out", str(tmp_path / "walks.hdf5")]
+    argv = ["data", "--env", env, "--out", str(tmp_path / "walks.hdf5")]
     assert reward_jax.main(argv) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -81,8 +91,9 @@ def test_functions_name_the_extra(hide, tmp_path):
         hdf5.read(tmp_path / "walks.hdf5")
     with pytest.raises(InputError, match=LINE.format("minari")):
         minari.read("D4RL/pointmaze/umaze-v2")
-    with pytest.raises(InputError, match=LINE.format("gymnasium")):
-        mazes.maze("umaze")
+    for make in (lambda: mazes.maze("umaze"), lambda: robots.environment("halfcheetah")):
+        with pytest.raises(InputError, match=LINE.format("gymnasium")):
+            make()
 
 
 def test_other_modules_are_no_concern_of_extras(monkeypatch):

@@ -120,7 +120,8 @@ def windows(
     ("zeros": Diffuser's `use_padding`, which fills a buffer of zeros and then normalises; it
     starts no window at the last row, nor pads episodes that fill its buffer). "terminal" is
     "repeat" for episodes that end in a terminal state, and lets windows of others end with them:
-    how an episode goes on that was cut is not known.
+    how an episode goes on that was cut is not known. InputError where the data do not say which
+    states are terminal.
 
     actions: False for observations alone, with a normaliser of as many dimensions.
     """
@@ -156,7 +157,7 @@ def windows(
 
 
 def begins(episodes: Episodes, span: int, padding: Padding) -> Bool[np.ndarray, " E"]:
-    """Whether a window of `span` environment steps begins in each episode."""
+    """Whether a window of `span` environment steps begins in each episode; raises as `windows`."""
     fits = np.asarray(episodes.lengths) >= span
     if padding == "terminal":
         return fits | _ends_terminal(episodes)
@@ -164,11 +165,14 @@ def begins(episodes: Episodes, span: int, padding: Padding) -> Bool[np.ndarray, 
 
 
 def _ends_terminal(episodes: Episodes) -> Bool[np.ndarray, " E"]:
-    """Whether each episode ends in a terminal state; none does where that is not known."""
-    ends = episodes.starts + np.asarray(episodes.lengths) - 1
+    """Whether each episode ends in a terminal state; InputError where that is not known."""
     if episodes.terminations is None:
-        return np.zeros(len(ends), bool)
-    return np.asarray(episodes.terminations)[ends]
+        raise InputError(
+            "cut.padding is terminal, but the data have no flags of terminal states: give data "
+            "with `terminals`, name their world by --env where it has none, or give another "
+            "padding"
+        )
+    return np.asarray(episodes.terminations)[episodes.ends - 1]
 
 
 def _last_that_fit(

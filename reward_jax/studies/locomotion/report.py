@@ -276,7 +276,8 @@ def _ablations(found: Mapping[str, Any]) -> Table:
     for robot in robots:
         identifier = ROBOTS[robot].environment
         whole = found["environments"].get(identifier)
-        every = {"as above": whole} if whole else {}
+        own = {"diagnostics": found["robots"][robot]["diagnostics"]} if whole else {}
+        every = {"as above": whole | own} if whole else {}
         every |= {
             f"{name} ({', '.join(_changed(*item) for item in one['change'].items())})": one
             for name, one in found["ablations"].items()
@@ -286,11 +287,24 @@ def _ablations(found: Mapping[str, Any]) -> Table:
             change = more(compared(arms["reward"], whole["reward"])) if whole else ""
             of_arms = (*(_arm(arms[arm]) for arm in MAIN), _best_temperature(arms))
             share = share_of(arms, "reward", "raw_difference")
-            rows.append((identifier, name, *of_arms, _scale(arms["reward"]), change, share))
+            explained = _means_explained(arms.get("diagnostics"))
+            scale = _scale(arms["reward"])
+            rows.append((identifier, name, *of_arms, scale, change, share, *explained))
     names = (*(arm.replace("_", " ") for arm in MAIN), "best temperature")
     rest = ("the reward's scale", "reward, changed", "gain / raw difference's")
-    columns = ("environment", "change", *names, *rest)
-    return Table("Ablations", columns, rows, "One change each, on the same test seeds.")
+    columns = ("environment", "change", *names, *rest, "explained on data", "on its own paths")
+    note = "One change each, on the same test seeds. Shares explained are means over t."
+    return Table("Ablations", columns, rows, note)
+
+
+def _means_explained(diagnostics: Mapping[str, Any] | None) -> tuple[str, str]:
+    """What the reward explains of data and on its own paths; blank of an older result."""
+    if diagnostics is None:
+        return "", ""
+    on_data, _, on_paths = (
+        f"{np.nanmean(np.array(diagnostics[key], np.float64)):.2f}" for key in EXPLAINED
+    )
+    return on_data, on_paths
 
 
 def _changed(option: str, value: Any) -> str:

@@ -262,11 +262,7 @@ def check(config: Config) -> None:
         if name not in TASKS:
             raise InputError(f"robots: {name!r} is none; there are {', '.join(TASKS)}")
         own.network.check(own.horizon)
-        if config.rollout.execute > own.horizon:
-            raise InputError(
-                f"rollout.execute is {config.rollout.execute}, but a plan of {name} has "
-                f"{own.horizon} steps (its horizon): give as many or fewer"
-            )
+        config.rollout.check(own.horizon, name)
         if any(stop >= own.diffusion_steps for stop in config.t_stopgrads):
             raise InputError(
                 f"t_stopgrads are {', '.join(map(str, config.t_stopgrads))}, but t of {name} goes "

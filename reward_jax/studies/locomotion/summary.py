@@ -49,7 +49,8 @@ def summarise(config: Config) -> dict[str, Any]:
     """The study's figures from what is there; also written to results.json.
 
     environments -> id -> arm -> mean, standard_error, normalized, episodes, with every setting
-    beside; ablations -> name -> arm, likewise.
+    beside; ablations -> name -> arm, likewise, and what the reward explains (diagnostics), which
+    older results lack.
     """
     results = read_results(config)
     if not results:
@@ -69,7 +70,9 @@ def summarise(config: Config) -> dict[str, Any]:
             for name, result in results.items()
         },
         "ablations": {
-            name: result["arms"] | {"change": changed(config.ablations[name])}
+            name: result["arms"]
+            | {"change": changed(config.ablations[name])}
+            | {key: result[key] for key in ("diagnostics",) if key in result}
             for name, result in read_ablations(config).items()
         },
         "settings": settings,

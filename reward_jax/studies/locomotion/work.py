@@ -2,8 +2,9 @@
 
 import functools
 import json
+import math
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from common_jax.distributed import there
 from common_jax.errors import InputError
-from common_jax.io.files import read_json, write_arrays, write_json
+from common_jax.io.files import read_arrays, read_json, write_arrays, write_json
 from common_jax.mesh import fetch, mesh_for
 from reward_jax.data.episodes import Episodes
 from reward_jax.data.trajectory.space import TrajectoryGuide, TrajectoryModel, TrajectorySpace
@@ -101,17 +102,46 @@ class RobotWork:
         self._say(json.dumps(clock.seconds))
 
     def run_ablation(self, name: str) -> None:
-        """The reward and its bounds with one thing changed, of a robot whose own work is done."""
-        path = self.config.out / ablation_part(name) / "result.json"
-        if there(path):
-            return
-        work, clock = self._ablated(name), Clock(path.with_name("seconds.json"))
-        found = work._measured(work._arms(), work.base, "arms")
-        clock.lap("all")
-        write_json(path, {"arms": found, "seconds": clock.seconds})
+        """The reward and its bounds with one thing changed, of a robot whose own work is done.
 
-    def _ablated(self, name: str) -> "RobotWork":
-        """The work of an ablation; what its change does not touch is this one's, arms included."""
+        A result of before ablations had diagnostics gets them, and keeps its returns, where its
+        models are there and its data are recorded here; else it stays as it is.
+        """
+        path = self.config.out / ablation_part(name) / "result.json"
+        found = read_json(path, {"arms": {}, "seconds": {}}) if there(path) else {}
+        work, untouched = self._ablated(name)
+        if found:
+            untouched = [one for one in untouched if one != "judge"]  # which only arms ask for
+            if "diagnostics" in found or not self._all_there(work, untouched):
+                return
+        # `cached_property` takes what stands in the object already.
+        vars(work).update({one: getattr(self, one) for one in untouched})
+        clock = Clock(path.with_name("seconds.json"))
+        if not found:
+            found["arms"] = work._measured(work._arms(), work.base, "arms")
+            clock.lap("all")
+        found["diagnostics"] = work._diagnostics(found["arms"])
+        clock.lap("diagnostics")
+        write_json(path, found | {"seconds": found.get("seconds", {}) | clock.seconds})
+
+    def _all_there(self, work: "RobotWork", untouched: Collection[str]) -> bool:
+        """Whether an ablation's models are in files, untouched ones in this one's folder.
+
+        And its data are recorded here: files of others may be gone.
+        """
+        files = {"base": ["base"], "expert": ["expert"]}
+        files["reward"] = [f"reward_{index}" for index in range(work.own.rounds)]
+        return all(map(is_recorded, self.sources.values())) and all(
+            (self if model in untouched else work).shop.has(name)
+            for model, names in files.items()
+            for name in names
+        )
+
+    def _ablated(self, name: str) -> tuple["RobotWork", list[str]]:
+        """The work of an ablation, and this one's models that its change does not touch.
+
+        Where it touches none, nor how robots act, arms are this one's, too.
+        """
         a, config = self.config.ablations[name], ablated(self.config, name)
         work = RobotWork(config, self.task.name, ablation_part(name))
         work.scales, work.limits = a.scales or config.scales, limits_of(a)
@@ -134,9 +164,7 @@ class RobotWork:
                 work.measured = self.shop.folder / "arms"
             if replace(work.own, distilled=None) == replace(self.own, distilled=None):
                 untouched += ["reward"]
-        # `cached_property` takes what stands in the object already.
-        vars(work).update({one: getattr(self, one) for one in untouched})
-        return work
+        return work, untouched
 
     @functools.cached_property
     def base_data(self) -> Episodes:
@@ -234,8 +262,8 @@ class RobotWork:
         """Where the base comes by, steered by a reward; kept in NAME.met.npz, so that it stays."""
         path = self.shop.folder / f"{name}.met.npz"
         if there(path):
-            with np.load(path) as stored:
-                return Rows(start_rows(self.base.space, stored["observations"]))
+            met = read_arrays(path, ("observations",))["observations"]
+            return Rows(start_rows(self.base.space, met))
         world = self._world("where paths begin")
         options = replace(self.sampling, scale=how.matching.path_scale)
         acts = Watched(planner(self.base, guide=by, options=options, mesh=self.mesh))
@@ -420,7 +448,10 @@ class RobotWork:
         return gap | {"expert_beats_base": beats}
 
     def _diagnostics(self, arms: Mapping[str, Any]) -> dict[str, Any]:
-        """What the reward explains of held-out data and on the paths of two arms, by t."""
+        """What the reward explains of held-out data and on the paths of two arms, by t.
+
+        On paths None where the sampler leaves a t out.
+        """
         reward = self.reward
         base, expert = self.base.denoiser, self.expert.denoiser
         held = Mixed(tuple(self._windows(self._held_out(which)) for which in ("base", "expert")))
@@ -445,14 +476,15 @@ class RobotWork:
                     self.sampling,
                     scale=arms[arm]["settings"]["scale"],
                     t_stopgrad=arms[arm]["settings"]["t_stopgrad"],
+                    skip=0,  # chains are from noise, not from what is left of a plan
                 ),
                 options=self.own.matching,  # whose programs are compiled
                 pin=pin,
                 mesh=self.mesh,
             )
             on_paths = explained_of(reward, targets, base.schedule, pin=pin)
-            by_t = np.asarray(fetch(on_paths), np.float64)
-            found[f"explained_on_{name}_paths"] = by_t.tolist()
+            by_t = np.asarray(fetch(on_paths), np.float64).tolist()
+            found[f"explained_on_{name}_paths"] = [None if math.isnan(x) else x for x in by_t]
         return found
 
     def _world(self, purpose: str) -> World:

@@ -26,7 +26,7 @@ from common_jax.io.files import atomic
 from common_jax.progress import bar
 from common_jax.run import Run, check_directory
 from common_jax.termination import Terminated, noticed
-from reward_jax.tasks.base import TaskOption
+from reward_jax.tasks.base import TaskOption, error_of
 from reward_jax.tasks.locomotion.collect import STEPS
 from reward_jax.tasks.locomotion.policies import FILE, Policy, read_policies, write_policies
 from reward_jax.tasks.locomotion.robots import ROBOTS, quiet, robot_of
@@ -132,7 +132,7 @@ def learn(options: LearnOptions) -> Learned:
                 scores = returns(name, policy, options.evaluate_episodes, options.seed)
                 facts = {
                     "return": float(scores.mean()),
-                    "standard_error": float(scores.std() / np.sqrt(max(1, len(scores) - 1))),
+                    "standard_error": error_of(scores) if len(scores) > 1 else 0.0,
                 }
                 found[f"{done:08d}"] = dataclasses.replace(policy, about={"steps": done, **facts})
                 write_policies(evaluated, found, name)

@@ -107,7 +107,8 @@ class LocomotionTask(Task):
         """Returns of episodes; each plan is made for all robots at once, also those that fell.
 
         shown: positions [B, F, P] of frames evenly spaced in time. Without steps of the world
-        there is nothing to measure. Raises InputError for plans without actions, or with strides.
+        there is nothing to measure. Raises InputError for plans without actions, with strides, or
+        of fewer rows than are to be executed.
         """
         rollout, count = rollout or Rollout(), len(starts)
         last = rollout.steps if simulate else 0
@@ -126,7 +127,8 @@ class LocomotionTask(Task):
                 plans = planner(observations, fresh)
             planning += time.perf_counter() - asked
             actions = self._actions(plans.actions, plans.stride)
-            for row in range(min(rollout.execute, actions.shape[1], last - done)):
+            rollout.check(actions.shape[1], self.name)
+            for row in range(min(rollout.execute, last - done)):
                 steps += simulator.active
                 step = simulator.step(actions[:, row])
                 returns += step.rewards

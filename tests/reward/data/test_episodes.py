@@ -1,5 +1,7 @@
 """Rows that are no data, whatever file they come from."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -91,3 +93,6 @@ def test_what_seems_a_terminal_state_ends_nothing_in_a_world_without():
     np.testing.assert_array_equal(found.arrivals, [0, 2, 3])  # pyright: ignore
     np.testing.assert_array_equal(found.observations, data.observations)
     assert without_terminations(found) is found
+    unsaid = without_terminations(dataclasses.replace(data, terminations=None))
+    assert unsaid.terminations is not None and unsaid.terminations.shape == (11,)
+    assert not unsaid.terminations.any() and unsaid.lengths.tolist() == [3, 2, 4, 2]

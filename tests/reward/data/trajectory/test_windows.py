@@ -103,8 +103,20 @@ def test_windows_go_on_beyond_terminal_states_alone():
     first = windows(episodes, fitted, padding="repeat", **options).take(np.arange(6))
     rest = windows(episodes, fitted, **options).take(np.arange(3, 9))
     np.testing.assert_array_equal(got.take(np.arange(len(got))), np.concatenate([first, rest]))
+    cut = dataclasses.replace(episodes, terminations=np.zeros(17, bool))
     with pytest.raises(InputError, match="but no episode has as many: lower horizon or stride"):
-        windows(episodes, fitted, padding="terminal", horizon=12, stride=1, until=None)
+        windows(cut, fitted, padding="terminal", horizon=12, stride=1, until=None)
+
+
+def test_where_terminal_states_are_is_not_guessed():
+    """Of data that do not say: a fall would be taken for an end by time."""
+    episodes = random_episodes([6, 9])
+    fitted = gaussian(transitions(episodes))
+    said = "data have no flags of terminal states: give .*`terminals`, name .* --env .* or give an"
+    with pytest.raises(InputError, match=said):
+        windows(episodes, fitted, padding="terminal", horizon=4)
+    with pytest.raises(InputError, match=said):
+        begins(episodes, 4, "terminal")
 
 
 @pytest.mark.parametrize("padding", ["none", "repeat", "zeros", "terminal"])

@@ -1,8 +1,11 @@
 """The locomotion study at its smallest: one robot, policies of random weights."""
 
+import contextlib
 import dataclasses
 import json
 import re
+import shutil
+import types
 from typing import Any
 
 import numpy as np
@@ -10,9 +13,12 @@ import pytest
 
 from common_jax import resume
 from common_jax.errors import InputError, Taken
+from common_jax.io.files import write_arrays
 from reward_jax.data.checkpoint import load_guide, load_model
+from reward_jax.data.trajectory.normalisers import Normaliser
 from reward_jax.data.trajectory.space import TrajectorySpace
 from reward_jax.diffusion.train import EMA
+from reward_jax.models.reward_nets import HalfUnet
 from reward_jax.planning.extract import Matching, RewardOptions
 from reward_jax.planning.fit import NetworkOptions, Training
 from reward_jax.reward.guide import GuidanceOptions
@@ -20,7 +26,7 @@ from reward_jax.studies.locomotion import arms, run, work
 from reward_jax.studies.locomotion.report import _best_temperature, write_report
 from reward_jax.studies.locomotion.run import STUDY, Config
 from reward_jax.studies.locomotion.settings import Ablation, RobotSettings, Rounds
-from reward_jax.studies.locomotion.summary import MAIN
+from reward_jax.studies.locomotion.summary import EXPLAINED, MAIN
 from reward_jax.tasks.base import Outcome, Rollout
 from reward_jax.tasks.locomotion import policies
 from reward_jax.tasks.locomotion.task import LocomotionTask
@@ -35,7 +41,7 @@ OWN = RobotSettings(
     network=NetworkOptions(kind="mlp", width=16, blocks=1),
     base_training=TRAINING,
     expert_training=TRAINING,
-    reward=RewardOptions(widths=(8,)),
+    reward=RewardOptions(widths=(8,), multipliers=(8,)),
     matching=Matching(
         steps=10,
         batch_size=8,
@@ -53,15 +59,22 @@ OWN = RobotSettings(
 )
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    shipped = tmp_path_factory.mktemp("policies")
+@contextlib.contextmanager
+def shipped(folder):
+    """Policies of random weights, always the same, in place of those that are shipped."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(policies, "POLICIES", shipped)
+        patch.setattr(policies, "POLICIES", folder)
         policies.policies.cache_clear()
         stages = ("early", "late", "medium", "expert")
         made = {stage: random_policy("hopper", i) for i, stage in enumerate(stages)}
-        policies.write_policies(shipped / "hopper.safetensors", made)
+        policies.write_policies(folder / "hopper.safetensors", made)
+        yield
+    policies.policies.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    with shipped(tmp_path_factory.mktemp("policies")):
         config = Config(
             out=tmp_path_factory.mktemp("study"),
             robots={"hopper": OWN},
@@ -89,11 +102,11 @@ def done(tmp_path_factory):
                     scales=(0.5,),
                 ),
                 "met": Ablation(robot="hopper", met=True),
+                "half u-net": Ablation(robot="hopper", kind="half_unet"),
                 "low t": Ablation(robot="hopper", t_weights=(2.0, 1.0, 0.5, 0.1, 0.0, 0.0)),
             },
         )
         found = STUDY.run(config)
-    policies.policies.cache_clear()
     return config, found
 
 
@@ -144,13 +157,13 @@ def test_ablations(done):
     whole = found["environments"]["Hopper-v5"]
     changed: dict[str, set[str]] = dict.fromkeys(("one step", "less data"), EVERY)
     changed |= {"warm": {*MAIN}}  # without noise there is no temperature
-    changed |= dict.fromkeys(("slower", "narrow", "met", "low t"), {"reward"})
+    changed |= dict.fromkeys(("slower", "narrow", "met", "half u-net", "low t"), {"reward"})
     guided = {"discriminator", "raw_difference", "reward"}
     changed["the authors"] = guided  # of other scales, which the two may have had before
     for name, wanted in changed.items():
         one = found["ablations"][name]
         own = {*MAIN} if name == "warm" else EVERY
-        assert set(one) == {*own, "change"}
+        assert set(one) == {*own, "change", "diagnostics"}
         differs = {arm for arm in own if one[arm]["returns"] != whole[arm]["returns"]}
         assert {"reward"} <= differs <= wanted if wanted == guided else differs == wanted, name
     made = {
@@ -164,17 +177,68 @@ def test_ablations(done):
         "the-authors": {"reward_0"},
         "low-t": rewards,
         "met": rewards,
+        "half-u-net": rewards,
         "one-step": set(),
         "warm": set(),
         "less-data": {"base", "expert", "discriminator", *rewards},
     }
     assert found["ablations"]["less data"]["change"] == {"base_episodes": 6}
+    guide = load_guide(config.out / "ablations/half-u-net/reward_1.safetensors", TrajectorySpace)
+    assert guide.guide.reward == HalfUnet(4, (8,))  # pyright: ignore[reportAttributeAccessIssue]
     with np.load(config.out / "ablations" / "met" / "reward_1.met.npz") as stored:
         met = stored["observations"]
     assert (
         met.shape[1] == 11 and 2 < len(met) <= 2 * 4
     )  # of two robots, asked every two of 8 steps
     assert not (config.out / "ablations" / "met" / "reward_0.met.npz").exists()
+
+
+@pytest.mark.slow
+def test_what_an_ablation_s_reward_explains(done):
+    """Of the same held-out data as the study's own where the data are the same, by every t."""
+    _, found = done
+    own = found["robots"]["hopper"]["diagnostics"]
+    for name, one in found["ablations"].items():
+        diagnostics = one["diagnostics"]
+        assert set(diagnostics) == set(own)
+        for key in EXPLAINED:
+            by_t = np.array(diagnostics[key], np.float64)
+            missing = [0, 4] if name == "warm" and key != "explained" else []  # DDIM of 4 of 6
+            assert np.flatnonzero(np.isnan(by_t)).tolist() == missing, (name, key)
+    of = {name: one["diagnostics"] for name, one in found["ablations"].items()}
+    assert of["one step"]["explained"] == of["warm"]["explained"] == own["explained"]
+    assert (
+        of["slower"]["antisymmetric"] == own["antisymmetric"] != of["less data"]["antisymmetric"]
+    )
+    assert of["slower"]["explained"] != own["explained"]
+    assert of["warm"]["explained_on_own_paths"] != own["explained_on_own_paths"]
+
+
+@pytest.mark.slow
+def test_an_older_ablation_is_given_what_it_explains_where_its_models_are(
+    done, tmp_path, monkeypatch
+):
+    """Without training or rollouts; where a model is gone its result stays as it is."""
+    config, found = done
+    shutil.copytree(config.out, out := tmp_path / "study")
+    for path in (out / "ablations").glob("*/result.json"):
+        result = json.loads(path.read_text())
+        del result["diagnostics"], result["seconds"]["diagnostics"]
+        path.write_text(json.dumps(result))
+    (out / "ablations" / "less-data" / "reward_0.safetensors").unlink()
+    for module, name in ((work, "fit"), (work, "fit_reward"), (work, "returns")):
+        monkeypatch.setattr(module, name, None)
+    with shipped(tmp_path):
+        again = STUDY.run(dataclasses.replace(config, out=out))
+    wanted = json.loads(json.dumps(found["ablations"]))
+    del wanted["less data"]["diagnostics"]
+    assert again["ablations"] == wanted
+    seconds = json.loads((out / "ablations/slower/result.json").read_text())["seconds"]
+    assert set(seconds) == {"all", "diagnostics"}
+    text = (out / "report" / "report.md").read_text()
+    assert "explained on data | on its own paths |" in text
+    rows = [x for x in text.splitlines() if "| Hopper-v5 | less data (base_episodes 6) |" in x]
+    assert len(rows) == 1 and rows[0].endswith("|  |  |")
 
 
 @pytest.mark.slow
@@ -219,8 +283,18 @@ def test_the_report(done):
     assert "| Hopper-v5 | narrow (path_draws 0, rounds 1, widths 5) | " in text
     warm = next(x for x in text.splitlines() if x.startswith("| Hopper-v5 | warm "))
     assert "| none: no noise is drawn |" in warm
-    assert "no renderer" not in text and (page.parent / "strips_hopper.svg").exists()
-    assert (page.parent / "explained.svg").exists()
+    for name in ("strips_hopper", "explained"):
+        assert f"]({name}.svg)" in text and (page.parent / f"{name}.svg").exists()
+    shares = [
+        [
+            f"{np.nanmean(np.array(one['diagnostics'][key], np.float64)):.2f}"
+            for key in ("explained", "explained_on_own_paths")
+        ]
+        for one in (found["robots"]["hopper"], found["ablations"]["warm"])
+    ]
+    above = next(x for x in text.splitlines() if x.startswith("| Hopper-v5 | as above |"))
+    assert above.endswith(f" | {' | '.join(shares[0])} |")
+    assert warm.endswith(f" | {' | '.join(shares[1])} |")
 
 
 @pytest.mark.slow
@@ -314,6 +388,43 @@ def test_where_no_noise_is_drawn_there_are_no_temperatures(tmp_path):
     assert best(ddim) == best(ddim, "temperature 0.5") == said
     assert best(ancestral, "temperature 0.5") == best(ddim | {"eta": 1.0}, "temperature 0") != said
     assert best(ancestral, "temperature 0.5") == "3 +- 1" and best(ancestral) == ""
+
+
+def test_where_the_expert_is_no_better_there_is_no_reward_to_learn(tmp_path, monkeypatch, capsys):
+    """It is said, and noted, that its plans do not beat the base's by two standard errors."""
+    one = work.RobotWork(Config(out=tmp_path, robots={"hopper": OWN}), "hopper")
+    vars(one).update(base="base", expert="expert")
+    above = {"base": np.zeros(4)}
+
+    def returns(arm, world, count, options):
+        shown = {"return": 7.0 + above[arm.model], "steps": np.full(4, 9)}
+        return Outcome(shown, np.zeros(0))
+
+    monkeypatch.setattr(work, "returns", returns)
+    for more, beats in ((np.array([1.0, 2, 3, 4]), True), (np.array([-1.0, 2, 0, 1]), False)):
+        above["expert"] = more
+        gap = one._gap()
+        assert (gap["mean"], gap["expert_beats_base"]) == (pytest.approx(more.mean()), beats)
+        said = "the expert's plans return 0.5 (0.6) more than the base's: there is no reward to"
+        assert (said in capsys.readouterr().out) == (not beats)
+
+
+def test_states_that_were_met_are_kept_and_a_damaged_file_of_them_is_one_line(tmp_path):
+    one = work.RobotWork(Config(out=tmp_path, robots={"hopper": OWN}), "hopper")
+    normaliser = Normaliser(np.zeros(14, np.float32), np.ones(14, np.float32), "gaussian")
+    space = TrajectorySpace(4, 1, 3, normaliser, {})
+    vars(one).update(base=types.SimpleNamespace(space=space))
+    path = tmp_path / "hopper" / "reward_1.met.npz"
+    path.parent.mkdir()
+    met = np.random.default_rng(0).normal(size=(5, 11)).astype(np.float32)
+    write_arrays(path, observations=met)
+    by: Any = None
+    np.testing.assert_allclose(one._met("reward_1", by, OWN).rows[:, 0, 3:], met, rtol=1e-6)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(
+        InputError, match="reward_1.met.npz: is missing or damaged; delete it, and"
+    ):
+        one._met("reward_1", by, OWN)
 
 
 def test_robots_without_policies_are_refused_at_once(tmp_path, monkeypatch):

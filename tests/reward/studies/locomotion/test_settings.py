@@ -2,11 +2,17 @@
 
 import pathlib
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from common_jax.cli import command_line
+from reward_jax.data.trajectory.normalisers import Normaliser
+from reward_jax.data.trajectory.space import TrajectorySpace
+from reward_jax.models.reward_nets import HalfUnet
 from reward_jax.planning.train_run import TrainOptions
-from reward_jax.studies.locomotion.settings import Config
+from reward_jax.studies.locomotion.settings import Config, ablated, check
 from reward_jax.tasks.locomotion.robots import ROBOTS
 
 CONFIGS = pathlib.Path(__file__).parents[4] / "configs" / "reward"
@@ -24,3 +30,27 @@ def test_the_paper_s_models_are_trained_as_its_commands_train_them(robot, which)
     assert getattr(own, f"{which}_training") == command.training
     assert (own.horizon, own.diffusion_steps) == (command.horizon, command.diffusion_steps)
     assert own.network == command.network
+
+
+def test_the_half_u_net_of_the_ablations_is_the_paper_s_and_takes_windows_of_4():
+    config = read(Config, "study_locomotion_ablations.yaml")
+    check(config)
+    own = ablated(config, "half u-net").robots["halfcheetah"]
+    normaliser = Normaliser(np.zeros(23, np.float32), np.ones(23, np.float32), "gaussian")
+    network = own.reward.make(TrajectorySpace(own.horizon, 1, 6, normaliser, {}))
+    paper = read(Config, "study_locomotion_paper.yaml").robots["halfcheetah"]
+    assert network == paper.reward.make(TrajectorySpace(paper.horizon, 1, 6, normaliser, {}))
+    assert isinstance(network, HalfUnet) and len(network.multipliers) == 4
+
+    def gradient(key, x, t):
+        params = network.init(key, x, t)["params"]
+        return jax.grad(lambda x: network.apply({"params": params}, x, t).sum())(x)  # pyright: ignore
+
+    x, t = jnp.zeros((2, 4, 23)), jnp.zeros(2, jnp.int32)
+    assert jax.eval_shape(gradient, jax.random.key(0), x, t).shape == x.shape
+
+
+def test_paths_of_the_ablations_begin_in_the_world():
+    config = read(Config, "study_locomotion_ablations.yaml")
+    assert ablated(config, "met in the world").robots["halfcheetah"].met
+    assert not config.robots["halfcheetah"].met

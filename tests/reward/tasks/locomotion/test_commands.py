@@ -2,16 +2,18 @@
 
 import dataclasses
 import json
+import re
 
 import h5py
 import numpy as np
 import pytest
 
 from common_jax.errors import InputError
-from reward_jax.data.checkpoint import load_guide, load_model, save_model
+from reward_jax.data.checkpoint import load_guide, load_model, save_guide, save_model
 from reward_jax.data.episodes import Episodes
 from reward_jax.data.files import read_episodes, write_episodes
 from reward_jax.data.trajectory.space import TrajectorySpace
+from reward_jax.data.trajectory.windows import begins
 from reward_jax.reward.relative import RelativeReward
 from reward_jax.tasks import find
 from reward_jax.tasks.locomotion import policies
@@ -117,7 +119,7 @@ def test_returns_and_times(made):
 
 
 @pytest.mark.slow
-def test_models_and_data_of_another_robot_are_refused(made, capsys):
+def test_data_of_another_robot_are_refused(made, capsys):
     folder, _ = made
     argv = ["train", "--data", folder / "base.hdf5", "--out", folder / "none", *SMALL]
     assert run(*argv, "--env", "walker2d") == 2
@@ -152,6 +154,12 @@ def test_d4rl_s_files_by_the_task_that_is_named(tmp_path):
         del file["timeouts"]
     with pytest.raises(InputError, match="has neither 'timeouts' nor 'infos/goal'"):
         find.read(given, env="halfcheetah")
+    with h5py.File(given, "r+") as file:
+        del file["terminals"]
+        file["timeouts"] = timeouts
+    assert begins(find.read(given, env="halfcheetah"), 20, "terminal").all()  # it has none to say
+    with pytest.raises(InputError, match="terminal states: .* name their world by --env where it"):
+        begins(find.read(given), 20, "terminal")
 
 
 def test_a_robot_that_falls_is_none_that_cannot(tmp_path):
@@ -199,13 +207,58 @@ def test_data_of_a_robot_that_falls_must_say_where(tmp_path):
     assert find.read(given, env="hopper").lengths.tolist() == [20, 20]
 
 
+def of_another(made):
+    """A model or a reward, said to be of another robot."""
+    about = dict(made.space.about) | {"task": "halfcheetah"}
+    return dataclasses.replace(made, space=dataclasses.replace(made.space, about=about))
+
+
 @pytest.mark.slow
-def test_a_model_of_another_robot_is_not_trained_further(made, capsys):
+def test_models_of_another_robot_are_refused(made, capsys):
     """Shapes do not always tell: two robots have 17 observations and 6 actions."""
     folder, _ = made
-    model = load_model(folder / "base", TrajectorySpace)
-    about = dict(model.space.about) | {"task": "halfcheetah"}
-    other = dataclasses.replace(model, space=dataclasses.replace(model.space, about=about))
+    base, expert, reward = (folder / f"other_{n}.safetensors" for n in ("b", "e", "r"))
+    for name, path in (("base", base), ("expert", expert)):
+        save_model(path, of_another(load_model(folder / name, TrajectorySpace)))
+    save_guide(reward, of_another(load_guide(folder / "reward", TrajectorySpace)))
+    own = {name: ["--" + name, folder / name] for name in ("base", "expert", "reward")}
+    data = ["--data", folder / "base.hdf5", "--expert_data", folder / "expert-v0"]
+    data += ["--cut.padding", "repeat"]
+    out, acts = ["--out", folder / "none"], ["--plans", 2, "--rollout.steps", 2]
+    both = ["base and expert", "base and reward"]
+    for argv, said in (
+        (["extract", "--base", base, *own["expert"], *data], both[0]),
+        (["extract", *own["base"], "--expert", expert, *data], both[0]),
+        (["steer", "--base", base, *own["reward"], *acts], both[1]),
+        (["steer", *own["base"], "--reward", reward, *acts], both[1]),
+        (["steer", *own["base"], "--expert", expert, *acts], both[0]),
+        (["sweep", "--base", base, *own["reward"], *acts, "--execute"], both[1]),
+        (["report", *own["base"], "--expert", expert, *own["reward"], *data[:2]], both[0]),
+    ):
+        assert run(*argv, *out) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and f"{said} differ in task: " in error
+        assert {"hopper", "halfcheetah"} <= set(re.findall(r"\w+", error))
+        assert error.endswith("; train both alike\n") and not (folder / "none").exists()
+
+
+@pytest.mark.slow
+def test_more_of_a_plan_than_it_has_is_not_executed(made, capsys):
+    folder, _ = made
+    own = ["--base", folder / "base", "--reward", folder / "reward", "--out", folder / "none"]
+    more = ["--expert", folder / "expert", "--data", folder / "base.hdf5"]
+    for argv in (["steer", *own], ["sweep", *own, "--execute"], ["report", *own, *more]):
+        assert run(*argv, "--plans", 2, "--rollout.steps", 9, "--rollout.execute", 5) == 2
+        said = "rollout.execute is 5, but a plan of hopper has 4 steps (its horizon): give as many"
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+        assert not (folder / "none").exists()
+
+
+@pytest.mark.slow
+def test_a_model_of_another_robot_is_not_trained_further(made, capsys):
+    folder, _ = made
+    other = of_another(load_model(folder / "base", TrajectorySpace))
     save_model(folder / "other.safetensors", other)
     begin = ["--init", folder / "other.safetensors", "--cut.padding", "repeat", *STEPS]
     assert run("train", "--data", folder / "base.hdf5", "--out", folder / "no", *begin) == 2

@@ -66,13 +66,14 @@ def test_plans_that_cannot_be_acted_on():
     task = find("hopper")
     starts = task.starts(2, seed=0)
 
-    def execute(actions, stride):
+    def execute(actions, stride, rollout=None):
         plans = Plans(np.zeros((2, 4, 11)), actions, stride)
         task.execute(
             lambda observations, key: plans,
             starts,
             key=jax.random.key(0),
             goal=None,
+            rollout=rollout,
         )
 
     with pytest.raises(InputError, match=r"have no actions: train it with --actions true"):
@@ -81,6 +82,8 @@ def test_plans_that_cannot_be_acted_on():
         execute(np.zeros((2, 4, 3)), 10)
     with pytest.raises(InputError, match=r"has actions \[B, 3\], not \[2, 6\]"):
         execute(np.zeros((2, 4, 6)), 1)
+    with pytest.raises(InputError, match="execute is 5, but a plan of hopper has 4 steps .its ho"):
+        execute(np.zeros((2, 4, 3)), 1, Rollout(execute=5))
     alone = task.execute(
         lambda observations, key: pytest.fail("planned"),
         starts,
