@@ -36,9 +36,10 @@ from reward_jax.studies.images.work import Work, choice_part
 __all__ = ["STUDY", "Config"]
 
 
-def _check(config: Config) -> None:
-    check(config)
+def _check(config: Config) -> dict[str, str]:
+    found = check(config)
     read_results(config)  # long before `summarise` does
+    return found
 
 
 def _parts(config: Config) -> Iterator[Part]:

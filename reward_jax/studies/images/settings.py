@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from common_jax.checksum import checksum
 from common_jax.cli.options import CheckpointOption, DeviceOption, SeedOption
 from common_jax.cli.ranges import (
     NonNegativeInt,
@@ -154,8 +155,11 @@ class Config(
     trials: PositiveInt = 128
 
 
-def check(config: Config) -> None:
-    """InputError for what would fail after minutes of training; reads the data."""
+def check(config: Config) -> dict[str, str]:
+    """InputError for what would fail after minutes of training; reads the data.
+
+    Returns their checksum, by what it is of.
+    """
     check_ranges(config)
     if not config.choices:
         raise InputError("choices is empty: name some classes, as bag: [bag]")
@@ -195,7 +199,10 @@ def check(config: Config) -> None:
         _check_networks(config, fashion.SHAPE)
         if config.classes:
             raise InputError("classes name those of data, which is not given: leave them out")
-    check_sets(config, *load_sets(config))
+    sets = load_sets(config)
+    check_sets(config, *sets)
+    images = [(one.pixels, one.known_labels(), one.classes) for one in sets]
+    return {"images of data (checksum of pixels, labels and classes)": checksum(images)}
 
 
 def load_sets(config: Config) -> tuple[Images, Images]:

@@ -26,6 +26,7 @@ from tests.reward.studies.images.sets import (
     CLASSES,
     MATCHING,
     TRAINING,
+    quarters,
     smallest,
     write_quarters,
 )
@@ -183,6 +184,24 @@ def test_what_could_not_be_studied_is_refused_at_once(tmp_path, changes, said):
     with pytest.raises(InputError, match=said):
         STUDY.run(dataclasses.replace(config, **changes))
     assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize("what", ["pixels", "labels"])
+def test_other_data_behind_the_same_path_are_refused(tmp_path, what):
+    """Of as many images, sizes and classes; models of both would be mixed."""
+    data = write_quarters(tmp_path / "data")
+    config = smallest(tmp_path / "study", data)
+    study = dataclasses.replace(STUDY, parts=lambda config: [], summarise=lambda config: {})
+    study.run(config)
+    study.run(config)
+    pixels, labels = quarters(160, 0)
+    if what == "pixels":
+        pixels[7, 3, 3] += 1
+    else:
+        labels[:2] = labels[1::-1]
+    write_set(data, "train", pixels, labels)
+    with pytest.raises(InputError, match=r"study: the run there has images of data .*; give the"):
+        study.run(config)
 
 
 def test_data_that_are_damaged_or_lack_labels_are_refused_at_once(tmp_path):
