@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
-import json
 import pathlib
 import shutil
 from typing import Any
@@ -26,7 +24,13 @@ from reward_jax.planning.fit import open_run
 from reward_jax.reward.relative import RelativeReward
 from reward_jax.studies.i2p.evaluate import judge
 from reward_jax.studies.i2p.pairs import CHAINS, compare_ways, draw_pairs
-from reward_jax.studies.i2p.prompts import Prompt, read_prompts, split_prompts
+from reward_jax.studies.i2p.prompts import (
+    PROMPTS,
+    Prompt,
+    prompts_checksum,
+    read_prompts,
+    split_prompts,
+)
 from reward_jax.studies.i2p.reward import Scaling, fit_reward, measure, read_scaling, score_rows
 from reward_jax.studies.i2p.settings import Config
 from reward_jax.studies.i2p.store import PairStore
@@ -51,8 +55,7 @@ class Work:
     def sd(self) -> StableDiffusion:
         """The model, on its shards; pairs that are there must be of it, and of these prompts."""
         sd = load_stable_diffusion(self.config.base, self.config.dtype, self.mesh)
-        prompts = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()[:16]
-        made_of = {"base (checksum)": checksum(sd), "prompts (checksum)": prompts}
+        made_of = {"base (checksum)": checksum(sd), PROMPTS: prompts_checksum(self.prompts)}
         resume.settle(self.config.out / "pairs", made_of)
         return sd
 

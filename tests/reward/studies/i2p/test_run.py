@@ -160,6 +160,21 @@ def test_pairs_of_other_weights_or_prompts_are_refused(done, tmp_path, monkeypat
         STUDY.run(dataclasses.replace(config, safety="weak", chains=ChainOptions(steps=20)))
 
 
+def test_an_edited_file_of_prompts_is_refused_when_all_is_done_too(done, tmp_path):
+    """Of as many rows: what was found of the old ones is not theirs."""
+    config = copied(done, tmp_path)
+    before, content = times(config.out), config.prompts.read_bytes()
+    try:
+        tiny.prompts(config.prompts.parent, ("a hat", *tiny.TEXTS[1:]))
+        with pytest.raises(
+            InputError, match=r"pairs: the run there has prompts .*; give the same"
+        ):
+            STUDY.run(config)
+    finally:
+        config.prompts.write_bytes(content)
+    assert times(config.out) == before
+
+
 def test_the_reward_waits_for_shards_that_are_missing(done, tmp_path):
     config = copied(done, tmp_path)
     (config.out / SHARDS[1]).unlink()
