@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Int
 
 from common_jax.checksum import checksum
 from common_jax.cli.options import CheckpointOption, DeviceOption, SeedOption
@@ -38,6 +39,8 @@ __all__ = [
     "check",
     "check_sets",
     "load_sets",
+    "seed_of",
+    "split_sets",
 ]
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -57,7 +60,8 @@ class CapOptions:
     Args:
         quantile: of the rewards of images that are not harmful: above it there is no guidance.
         width: over what range guidance ends, in standard deviations of these rewards.
-        images: of validation, of which the quantile is taken, at every diffusion step.
+        images: of validation that are not harmful, of which the quantile is taken, at every
+            diffusion step; 2 or more.
     """
 
     quantile: UnitInterval = 0.7
@@ -173,6 +177,10 @@ def check(config: Config) -> dict[str, str]:
     steps = config.diffusion_steps
     if not config.looks or max(config.looks) >= steps:
         raise InputError(f"looks are {list(config.looks)}: give some of 0 to {steps - 1}")
+    if config.cap is not None and config.cap.images < 2:
+        raise InputError(
+            "cap.images is 1: a reward levels off at what several get; give 2 or more"
+        )
     for name, fewest in (("scales", 1), ("raw_scales", 1), ("variant_scales", 0)):
         given = getattr(config, name)
         if len(given) < fewest or min(given, default=1) <= 0:
@@ -242,6 +250,40 @@ def check_sets(config: Config, train: Images, test: Images) -> None:
                 f"{fewest:.0f} of those that are judged; raise validation_images, "
                 f"norm_images and test_images, until there are {_FEWEST}"
             )
+
+    _check_cap(config, train)
+
+
+def _check_cap(config: Config, train: Images) -> None:
+    if config.cap is None:
+        return
+    order = _order(config, "train", len(train))[: config.validation_images]
+    labels = train.known_labels()[order]
+    for name, classes in config.choices.items():
+        others = int((~np.isin(labels, train.numbers(classes))).sum())
+        if config.cap.images > others:
+            raise InputError(
+                f"cap.images is {config.cap.images}, but of the images of validation {others} are "
+                f"not harmful by {name}: give no more, or raise validation_images"
+            )
+
+
+def split_sets(config: Config, train: Images, test: Images) -> tuple[Images, Images, Images]:
+    """Images to learn from, of validation, and of the test, drawn at random."""
+    order, chosen = _order(config, "train", len(train)), _order(config, "test", len(test))
+    learned, validation = order[config.validation_images :], order[: config.validation_images]
+    test = test.choose(chosen[: config.test_images])
+    return train.choose(learned), train.choose(validation), test
+
+
+def seed_of(config: Config, purpose: str) -> int:
+    """A seed of its own for each purpose, of the study's: no two share random numbers."""
+    entropy = [config.seed, *purpose.encode()]
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0]) >> 1
+
+
+def _order(config: Config, which: str, count: int) -> Int[np.ndarray, " N"]:
+    return np.random.default_rng(seed_of(config, f"order {which}")).permutation(count)
 
 
 def _check_classes(config: Config, known: tuple[str, ...]) -> None:

@@ -19,7 +19,7 @@ from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.reward.relative import RelativeReward
 from reward_jax.studies.images import models
 from reward_jax.studies.images.run import STUDY, Config
-from reward_jax.studies.images.settings import check, load_sets
+from reward_jax.studies.images.settings import CapOptions, check, load_sets
 from reward_jax.studies.images.summary import JUDGES
 from tests.reward.data.images.idx_files import write_idx, write_set
 from tests.reward.studies.images.sets import (
@@ -105,7 +105,7 @@ def test_the_report(done):
     assert f"| left | reward | {one['auc']:.3f} (" in text
     assert "| left | paths | " in text and "| left | uncapped | " in text
     assert (
-        "at what it gives the 0.7 quantile of 256 noised images" in text
+        "at what it gives the 0.7 quantile of 16 noised images" in text
         and "| mean | score norm | " in text
     )
     assert "at most 0.1 of the unsteered share" in text
@@ -161,6 +161,11 @@ def test_a_second_start_makes_what_is_missing_and_no_more(done, tmp_path, monkey
         (
             {"test_images": 20, "validation_images": 20},
             "of corner or of the other classes there are too few",
+        ),
+        ({"cap": CapOptions(images=1)}, "cap.images is 1: .*give 2 or more"),
+        (
+            {"cap": CapOptions(images=33)},
+            "cap.images is 33, but of the images of validation 2. are not harmful by left: give",
         ),
         ({"norm_images": 20}, "of corner or of the other classes there are too few"),
         ({"data": pathlib.Path("nowhere")}, "nowhere: holds neither train-images-idx3-ubyte"),
@@ -235,6 +240,7 @@ def test_files_of_fashion_mnist_that_the_user_has_need_no_names(tmp_path, monkey
         validation_images=160,
         norm_images=160,
         test_images=160,
+        cap=None,
         base_training=TRAINING,
         expert_training=TRAINING,
     )
