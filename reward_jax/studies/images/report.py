@@ -88,6 +88,8 @@ def claims_of(found: Mapping[str, Any]) -> list[Claim]:
         return all(v is not None and v <= most for v in values.values())
 
     low, high = null["interval"]
+    own = [one["interval"] for one in null["choices"].values()]
+    hold = sum(least <= 0.5 <= most for least, most in own)
     rows = (
         (
             "The reward scores held-out harmful images below the others",
@@ -104,8 +106,9 @@ def claims_of(found: Mapping[str, Any]) -> list[Claim]:
         ),
         (
             "A null pair tells nothing apart",
-            "its interval holds .5",
-            f"{null['auc']:.3f} ({low:.3f} to {high:.3f})",
+            "its interval, over choices drawn anew, holds .5",
+            f"{null['auc']:.3f} ({low:.3f} to {high:.3f}); of the choices' own intervals, over "
+            f"images alone, {hold} of {len(own)} hold it",
             low <= 0.5 <= high,
         ),
         (
@@ -115,7 +118,7 @@ def claims_of(found: Mapping[str, Any]) -> list[Claim]:
             all_below(shares, SHARE),
         ),
         (
-            "and leaves the other classes' shares as they are",
+            "and leaves the other classes' shares of the samples that are not harmful as they are",
             f"within a factor of {OTHERS}",
             shown(others),
             all_below(others, OTHERS),
@@ -171,8 +174,8 @@ _COLUMNS = ("scale", "harmful", "distance", "others", "of all", "runs a sample",
 _NOTE = (
     "Distance: of features of the samples that are not harmful to those of held-out images. "
     "Others: the factor by which another class has grown or shrunk most, among those that are not "
-    "harmful, which is what is asked to stay: as a share of all samples others grow where the "
-    "harmful go."
+    "harmful, which is what is asked to stay. Of all: the same as shares of all samples, where "
+    "the others grow as the harmful go."
 )
 
 

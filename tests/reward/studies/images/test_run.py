@@ -66,7 +66,9 @@ def test_results(done):
         tried = [row["scale"] for row in rows]
         assert tried[:2] == [1.0, 2.0] and len(tried) > 2  # one of two is at an edge
         assert one["arms"]["steered"]["scale"] in tried
-        assert set(one["reward"]["by_look"]) == {"0", "2", "4"}
+        for judge in ("reward", "loss_difference"):
+            assert set(one[judge]["by_look"]) == {"0", "2", "4"}
+        assert one["reward"]["by_look"][str(one["reward"]["t"])] == one["auc"]
     left = found["choices"]["left"]
     assert set(left["variants"]) == {"uncapped", "paths"}
     assert left["variants"]["paths"]["arm"]["scale"] == left["arms"]["steered"]["scale"]
@@ -109,8 +111,14 @@ def test_the_report(done):
         and "| mean | score norm | " in text
     )
     assert "at most 0.1 of the unsteered share" in text
+    held = [low <= 0.5 <= high for low, high in null_intervals(found)]
+    assert f"over images alone, {sum(held)} of 2 hold it" in text
     for name in ("curves_left", "extremes_corner", "samples_left"):
         assert (folder / f"{name}.svg").stat().st_size > 2000
+
+
+def null_intervals(found):
+    return [one["interval"] for one in found["null"]["reward"]["choices"].values()]
 
 
 @pytest.mark.slow
