@@ -1,9 +1,12 @@
 """What the I2P study makes: pairs, the reward, and its judgement; each where it is not there."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
 import shutil
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -19,7 +22,7 @@ from common_jax.io.files import write_arrays, write_json
 from common_jax.mesh import batch_sharding, fetch, mesh_for, put
 from reward_jax.data.checkpoint import load_guide, save_guide
 from reward_jax.data.latents import LatentGuide, LatentSpace
-from reward_jax.models.stable_diffusion.pipeline import StableDiffusion
+from reward_jax.models.stable_diffusion.pipeline import CutPrompts, StableDiffusion
 from reward_jax.planning.fit import open_run
 from reward_jax.reward.relative import RelativeReward
 from reward_jax.studies.i2p.evaluate import judge
@@ -69,13 +72,32 @@ class Work:
         filled = rows + rows[-1:] * (c.store.at_once - len(rows))
         texts = [self.texts[row] for row in filled]
         how = c.guidance(), c.chains, jax.random.fold_in(self._keys()[1], number)
-        drawn = draw_pairs(self.sd, texts, self._noise(filled), *how)
+        if number == 0:
+            self._say_cut()
+        with _cut_in_silence():
+            drawn = draw_pairs(self.sd, texts, self._noise(filled), *how)
         if not there(self.store.path(number)):
             self.store.write(number, drawn.first(len(rows)), texts[: len(rows)])
             print(f"pairs: shard {number + 1} of {self.store.shards}", flush=True)
         if number == 0:
             few = min(c.compared, len(rows))
-            write_json(ways, compare_ways(self.sd, drawn.first(few), texts[:few], *how))
+            with _cut_in_silence():
+                found = compare_ways(self.sd, drawn.first(few), texts[:few], *how)
+            write_json(ways, found)
+
+    @functools.cached_property
+    def _cut(self) -> list[str]:
+        """Prompts that are longer than what the text encoder reads."""
+        return self.sd.tokens.long([prompt.text for prompt in self.prompts])
+
+    def _say_cut(self) -> None:
+        """Once, and of all prompts, what each shard's own warning would say of its own."""
+        if cut := self._cut:
+            print(
+                f"prompts: {len(cut)} of {len(self.prompts)} have more than "
+                f"{self.sd.tokens.length} tokens, and are cut there: the first is {cut[0]:.60}",
+                flush=True,
+            )
 
     def _keys(self) -> Key[Array, "2"]:
         """Of the noise that chains begin from, and of what DDPM draws in them."""
@@ -123,6 +145,7 @@ class Work:
                 "prompts": {
                     "all": len(self.prompts),
                     "different": len({p.text for p in self.prompts}),
+                    "cut": len(self._cut),
                     **{name: len(side) for name, side in split._asdict().items()},
                 },
                 "t": scaling.t.tolist(),
@@ -175,3 +198,10 @@ class Work:
             found[name] = np.clip((images + 1) * 127.5, 0, 255).round().astype(np.uint8)
             found[f"{name}_chain"] = np.array([CHAINS[c] for c, _ in at])
         return found
+
+
+@contextlib.contextmanager
+def _cut_in_silence() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CutPrompts)
+        yield
