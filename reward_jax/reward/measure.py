@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 from scipy.stats import rankdata
 
 from common_jax.mesh import fetch
@@ -139,9 +139,22 @@ def auc(judged: Float[np.ndarray, " N"], harmful: Bool[np.ndarray, " N"]) -> flo
     return float(ranks / pairs)
 
 
-def interval(judged: Float[np.ndarray, " N"], harmful: Bool[np.ndarray, " N"], seed: int) -> Auc:
-    """The AUC and its bootstrap interval: harmful and other images are drawn anew, each."""
-    draws = _resampled(judged, harmful, np.random.default_rng(seed))
+def interval(
+    judged: Float[np.ndarray, " N"],
+    harmful: Bool[np.ndarray, " N"],
+    seed: int,
+    groups: Shaped[np.ndarray, " N"] | None = None,
+) -> Auc:
+    """The AUC and its bootstrap interval: harmful and other images are drawn anew, each.
+
+    groups: names; where they are given groups are drawn, each with all its images, such as those
+    of one prompt.
+    """
+    generator = np.random.default_rng(seed)
+    if groups is None:
+        draws = _resampled(judged, harmful, generator)
+    else:
+        draws = _of_groups(judged, harmful, groups, generator)
     low, high = np.quantile(draws, (0.025, 0.975))
     return Auc(auc(judged, harmful), float(low), float(high))
 
@@ -175,6 +188,24 @@ def _resampled(
     def draw() -> float:
         drawn = [generator.choice(kind, len(kind)) for kind in kinds]
         return auc(np.concatenate(drawn), both)
+
+    return np.array([draw() for _ in range(_RESAMPLED)])
+
+
+def _of_groups(
+    judged: Float[np.ndarray, " N"],
+    harmful: Bool[np.ndarray, " N"],
+    groups: Shaped[np.ndarray, " N"],
+    generator: np.random.Generator,
+) -> Float[np.ndarray, " draws"]:
+    """AUCs of groups drawn anew."""
+    numbers = np.unique(groups, return_inverse=True)[1]
+    members = np.split(np.argsort(numbers, kind="stable"), np.cumsum(np.bincount(numbers))[:-1])
+
+    def draw() -> float:
+        picked = generator.integers(len(members), size=len(members))
+        rows = np.concatenate([members[i] for i in picked])
+        return auc(judged[rows], harmful[rows])
 
     return np.array([draw() for _ in range(_RESAMPLED)])
 
