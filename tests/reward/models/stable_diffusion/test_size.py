@@ -114,9 +114,10 @@ def test_no_array_is_larger_than_twice_the_largest_activation(which, by_cudnn, r
     ids=["encoder", "decoder"],
 )
 def test_nor_in_the_autoencoder(make, given, largest, dtype):
-    module, x = make(AUTOENCODER), jax.ShapeDtypeStruct(given, dtype)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
-    params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), shapes)
+    module, of = make(AUTOENCODER), jax.ShapeDtypeStruct
+    shapes = jax.eval_shape(module.init, jax.random.key(0), of(given, jnp.float32))["params"]
+    params = jax.tree.map(lambda p: of(p.shape, dtype), shapes)
+    x = of(given, dtype)
     run = jax.jit(lambda params, x: module.apply({"params": params}, x))
     check_sizes(jax.make_jaxpr(run)(params, x), largest)
 
