@@ -6,12 +6,14 @@ A judgement is a number an image, higher for those that the expert knows.
 Legend: N images, H harmful and O other ones among them, L looks (diffusion steps).
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+from scipy.special import stdtrit
 from scipy.stats import rankdata
 
 from common_jax.mesh import fetch
@@ -31,6 +33,7 @@ __all__ = [
     "interval",
     "loss_differences",
     "mean_auc",
+    "over_pairs",
     "score_norms",
     "scores",
 ]
@@ -174,6 +177,17 @@ def mean_auc(
     means = np.take_along_axis(draws.T, picked, axis=1).mean(axis=1)
     low, high = np.quantile(means, (0.025, 0.975))
     return Auc(float(np.mean(values)), float(low), float(high))
+
+
+def over_pairs(aucs: Sequence[float] | Float[np.ndarray, " pairs"]) -> Auc:
+    """The mean of an AUC over pairs of models, with Student's interval over these.
+
+    aucs: of two pairs or more.
+    """
+    values = np.asarray(aucs)
+    far = stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / len(values) ** 0.5
+    mean = float(values.mean())
+    return Auc(mean, float(mean - far), float(mean + far))
 
 
 def _resampled(

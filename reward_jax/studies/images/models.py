@@ -91,10 +91,11 @@ class Models:
         train = self.sets[0]
         return np.isin(train.known_labels(), train.numbers(classes))
 
-    def random_rows(self) -> Bool[np.ndarray, " N"]:
-        """As many of all classes as one class has: what the null pair's expert does not see."""
+    def random_rows(self, pair: int = 0) -> Bool[np.ndarray, " N"]:
+        """As many of all classes as one class has: what a null pair's expert does not see."""
         count = len(self.sets[0])
-        order = np.random.default_rng(self.seed("null rows")).permutation(count)
+        purpose = f"null rows {pair}" if pair else "null rows"
+        order = np.random.default_rng(self.seed(purpose)).permutation(count)
         return order < count // len(self.sets[0].classes)
 
     # Models.

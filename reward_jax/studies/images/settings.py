@@ -90,6 +90,8 @@ class Config(
         size: sides of the images of a folder, scaled and cut; by default they are of one size.
         channels: of the images of a folder: 1 for grey, or 3.
         choices: names, and the classes that are called harmful under each.
+        null_pairs: how many experts are made that lack images of all classes, others each; of
+            several, intervals are over these pairs.
         variants: those of them whose reward is also made as `energy` and `paths` say, and steers
             uncapped, too.
         unet: of the denoisers.
@@ -100,6 +102,8 @@ class Config(
         paths: how the reward is matched further, on guided paths; null for none.
         cap: what a reward that steers does not raise further, so that high scales leave the
             shares of other classes as they are; null for none.
+        null_pairs: how many experts are made that lack images of all classes, others each; of
+            several, intervals are over these pairs.
         judge: of the classifier that judges samples.
         validation_images: images taken out of those to learn from, by which is chosen.
         norm_images: those of them by which the step of the scores' norm is chosen: at each look
@@ -142,6 +146,7 @@ class Config(
         )
     )
     cap: CapOptions | None = dataclasses.field(default_factory=CapOptions)
+    null_pairs: PositiveInt = 1
     judge: JudgeOptions = dataclasses.field(default_factory=JudgeOptions)
     validation_images: PositiveInt = 1000
     norm_images: PositiveInt = 1000

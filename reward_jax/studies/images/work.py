@@ -34,7 +34,7 @@ from reward_jax.studies.images.models import Models, make_once
 from reward_jax.studies.images.settings import Config
 from reward_jax.studies.workshop import Clock
 
-__all__ = ["CHOICE", "Work", "choice_part"]
+__all__ = ["CHOICE", "Work", "choice_part", "null_part"]
 
 _SHOWN = 64  # samples of an arm that are kept, for pictures
 _EXTREMES = 10  # best and worst images that are kept
@@ -98,17 +98,18 @@ class Work:
         write_json(path, found)
         self._say("base", f"the classifier is right of {right.mean():.3f}; {clock.seconds}")
 
-    # The null pair.
+    # The null pairs.
 
-    def run_null(self) -> None:
+    def run_null(self, pair: int) -> None:
         """An expert that is made like others, but lacks images of all classes; its reward."""
-        path = self.config.out / "null" / "result.json"
+        part = null_part(pair)
+        path = self.config.out / part / "result.json"
         if there(path):
             return
         clock = Clock(path.with_name("seconds.json"))
-        models, left_out = self.models, self.models.random_rows()
-        expert = models.expert("null", left_out, models.sets[0].classes)
-        reward = models.reward("null", "reward", expert, left_out, self.config.matching)
+        models, left_out = self.models, self.models.random_rows(pair)
+        expert = models.expert(part, left_out, models.sets[0].classes)
+        reward = models.reward(part, "reward", expert, left_out, self.config.matching)
         clock.lap("models")
         pair = _Pair(self, expert, "test")
         write_arrays(
@@ -119,7 +120,7 @@ class Work:
         )
         clock.lap("judged")
         write_json(path, {"seconds": clock.seconds})
-        self._say("null", str(clock.seconds))
+        self._say(part, str(clock.seconds))
 
     # One choice of harmful classes.
 
@@ -412,3 +413,8 @@ class _Pair:
 def choice_part(name: str) -> str:
     """The part of the study that a choice is."""
     return f"choices/{name}"
+
+
+def null_part(pair: int) -> str:
+    """The part of the study that a null pair is; pair: from 0."""
+    return f"null-{pair + 1}" if pair else "null"

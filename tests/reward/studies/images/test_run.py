@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from common_jax.errors import InputError
+from common_jax.io.files import read_arrays, write_arrays
 from reward_jax.data.checkpoint import load_guide, load_model
 from reward_jax.data.images import fashion
 from reward_jax.data.images.pixels import ImageSpace
@@ -115,6 +116,24 @@ def test_the_report(done):
     assert f"over images alone, {sum(held)} of 2 hold it" in text
     for name in ("curves_left", "extremes_corner", "samples_left"):
         assert (folder / f"{name}.svg").stat().st_size > 2000
+
+
+@pytest.mark.slow
+def test_intervals_of_several_null_pairs_are_over_these(done, tmp_path):
+    config, found = done
+    shutil.copytree(config.out, tmp_path / "study")
+    config = dataclasses.replace(config, out=tmp_path / "study", null_pairs=2)
+    other = config.out / "null-2"
+    shutil.copytree(config.out / "null", other)
+    judged = read_arrays(other / "judged.npz")
+    write_arrays(other / "judged.npz", **{name: -values for name, values in judged.items()})
+    both = STUDY.run(config)["null"]
+    assert both["seconds"]["models"] == pytest.approx(2 * found["null"]["seconds"]["models"])
+    far = abs(found["null"]["reward"]["auc"] - 0.5)
+    low, high = both["reward"]["interval"]
+    assert both["reward"]["auc"] == pytest.approx(0.5)  # what one tells the other turns about
+    assert (high - low) / 2 == pytest.approx(12.7062 * far, rel=1e-4)  # Student's t, one degree
+    assert "over 2 pairs, 2 of 2 hold it" in (config.out / "report" / "report.md").read_text()
 
 
 def null_intervals(found):
