@@ -33,8 +33,8 @@ CATALOG: Mapping[str, Entry] = {
     "residual_mlp": Entry(ResidualMLP),
     "half_unet": Entry(HalfUnet, unstored=("method",)),
     "window_mlp": Entry(WindowMLP),
-    "unet_2d": Entry(UNet2D, unstored=("method",)),
-    "half_unet_2d": Entry(HalfUNet2D, unstored=("method",)),
+    "unet_2d": Entry(UNet2D),
+    "half_unet_2d": Entry(HalfUNet2D),
     "energy_difference": Entry(EnergyDifference),
 }
 

@@ -163,30 +163,18 @@ def conv2d(
     *,
     stride: int = 1,
     padding: int | Sequence[tuple[int, int]],
-    method: Method = "auto",
 ) -> Float[Array, "B U V F"]:
-    """Cross-correlation with zero padding, as PyTorch's Conv2d.
+    """Cross-correlation with zero padding, as PyTorch's Conv2d; `lax`'s on every backend.
 
     padding: of all four sides, or ((top, bottom), (left, right)). U = (H + top + bottom - K) //
-    stride + 1, and V likewise. method: "lax", or "matmul": one product over shifted copies of the
-    input, which is quick in any loop, too; "auto" takes "lax".
+    stride + 1, and V likewise.
     """
     pads = ((padding, padding),) * 2 if isinstance(padding, int) else tuple(padding)
     if kernel.shape[:2] == (1, 1) and stride == 1 and pads == ((0, 0), (0, 0)):
         return x @ kernel[0, 0]
-    if method != "matmul":
-        return jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    out = [(n - k) // stride + 1 for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)]
-    spans = [stride * (n - 1) + 1 for n in out]
-    taps = [
-        x[:, i : i + spans[0] : stride, j : j + spans[1] : stride]
-        for i in range(kernel.shape[0])
-        for j in range(kernel.shape[1])
-    ]
-    return jnp.concatenate(taps, -1) @ kernel.reshape(-1, kernel.shape[3])
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 def doubled(x: Float[Array, "B H W C"], size: tuple[int, ...]) -> Float[Array, "B U V C"]:
@@ -210,7 +198,7 @@ def conv2d_doubled(
     loops would slow. "auto" takes it there, else "lax".
     """
     if chosen(method) == "lax":
-        return conv2d(doubled(x, size), kernel, padding=1, method="lax")
+        return conv2d(doubled(x, size), kernel, padding=1)
     return _doubled_after(x, kernel, tuple(size))
 
 

@@ -1,7 +1,10 @@
 """What chains of Stable Diffusion with safe guidance would take on devices that are not here.
 
-The U-Net of 1.x as its published folders state it; no file is read. `reward-jax plan chains` runs
-this. Legend: B rows, each a prompt with a noise, h and w height and width of latents.
+Networks of 1.x as its published folders state them; no file is read. The U-Net is run, on texts
+that are encoded; the autoencoder and the text encoder are held beside it, as the study holds them.
+`reward-jax plan chains` runs this.
+
+Legend: B rows, each a prompt with a noise, h and w height and width of latents.
 """
 
 import dataclasses
@@ -18,8 +21,15 @@ if TYPE_CHECKING:
 
 __all__ = ["STATED", "ChainPlanOptions", "plan_chains"]
 
-# unet/config.json of Stable Diffusion 1.5; all else is diffusers' default.
+# config.json of 1.5's unet, vae and text_encoder; all else is the default of their libraries.
 STATED: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
+_AUTOENCODER = {
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+}
+_TEXT_ENCODER = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
 _PIXELS = 8  # of a latent's side
 _TOKENS = 77
 _TEXTS = 3  # that a row is asked with at once: none, the prompt, the concept
@@ -96,14 +106,33 @@ def plan_chains(options: ChainPlanOptions) -> "tuple[Plan, Device]":
             return chain(given["unet"], schedule, made, given["latents"], guided, None, **fixed)
 
         example = of((1, *shape), jnp.float32), of((1,), jnp.int32), of((1, *text), jnp.float32)
-        params = jax.eval_shape(model.init, jax.random.key(0), *example)["params"]
-        where = partition.placement((), mesh)
         weights = jnp.dtype(options.dtype)
+
+        def held(model: Any, *example: Any) -> Any:
+            params = jax.eval_shape(model.init, jax.random.key(0), *example)["params"]
+            return abstract(params, partition.placement((), mesh), weights)
+
+        encoder, decoder, words = _beside()
         arguments = {
-            "unet": abstract(params, where, weights),
+            "unet": held(model, *example),
+            "autoencoder": (
+                held(encoder, of((1, _PIXELS, _PIXELS, 3), jnp.float32)),
+                held(decoder, of((1, 1, 1, config.in_channels), jnp.float32)),
+            ),
+            "text encoder": held(words, of((1, _TOKENS), jnp.int32)),
             "latents": rows((options.rows, *shape), jnp.float32, mesh),
             "texts": tuple(rows((options.rows, *text), weights, mesh) for _ in range(_TEXTS)),
         }
         return plan(run, arguments, mesh, options.dtype, weights=("unet",)), DEVICES[
             options.device
         ]
+
+
+def _beside() -> tuple[Any, Any, Any]:
+    """The networks that a chain does not run: encoder, decoder, text encoder."""
+    from reward_jax.models.stable_diffusion.config import TextConfig, VAEConfig
+    from reward_jax.models.stable_diffusion.text import TextEncoder
+    from reward_jax.models.stable_diffusion.vae import Decoder, Encoder
+
+    config = VAEConfig.of(_AUTOENCODER, "plan")
+    return Encoder(config), Decoder(config), TextEncoder(TextConfig.of(_TEXT_ENCODER, "plan"))

@@ -6,12 +6,14 @@ A judgement is a number an image, higher for those that the expert knows.
 Legend: N images, H harmful and O other ones among them, L looks (diffusion steps).
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+from scipy.special import stdtrit
 from scipy.stats import rankdata
 
 from common_jax.mesh import fetch
@@ -31,6 +33,7 @@ __all__ = [
     "interval",
     "loss_differences",
     "mean_auc",
+    "over_pairs",
     "score_norms",
     "scores",
 ]
@@ -139,9 +142,22 @@ def auc(judged: Float[np.ndarray, " N"], harmful: Bool[np.ndarray, " N"]) -> flo
     return float(ranks / pairs)
 
 
-def interval(judged: Float[np.ndarray, " N"], harmful: Bool[np.ndarray, " N"], seed: int) -> Auc:
-    """The AUC and its bootstrap interval: harmful and other images are drawn anew, each."""
-    draws = _resampled(judged, harmful, np.random.default_rng(seed))
+def interval(
+    judged: Float[np.ndarray, " N"],
+    harmful: Bool[np.ndarray, " N"],
+    seed: int,
+    groups: Shaped[np.ndarray, " N"] | None = None,
+) -> Auc:
+    """The AUC and its bootstrap interval: harmful and other images are drawn anew, each.
+
+    groups: names; where they are given groups are drawn, each with all its images, such as those
+    of one prompt.
+    """
+    generator = np.random.default_rng(seed)
+    if groups is None:
+        draws = _resampled(judged, harmful, generator)
+    else:
+        draws = _of_groups(judged, harmful, groups, generator)
     low, high = np.quantile(draws, (0.025, 0.975))
     return Auc(auc(judged, harmful), float(low), float(high))
 
@@ -163,6 +179,17 @@ def mean_auc(
     return Auc(float(np.mean(values)), float(low), float(high))
 
 
+def over_pairs(aucs: Sequence[float] | Float[np.ndarray, " pairs"]) -> Auc:
+    """The mean of an AUC over pairs of models, with Student's interval over these.
+
+    aucs: of two pairs or more.
+    """
+    values = np.asarray(aucs)
+    far = stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / len(values) ** 0.5
+    mean = float(values.mean())
+    return Auc(mean, float(mean - far), float(mean + far))
+
+
 def _resampled(
     judged: Float[np.ndarray, " N"],
     harmful: Bool[np.ndarray, " N"],
@@ -175,6 +202,24 @@ def _resampled(
     def draw() -> float:
         drawn = [generator.choice(kind, len(kind)) for kind in kinds]
         return auc(np.concatenate(drawn), both)
+
+    return np.array([draw() for _ in range(_RESAMPLED)])
+
+
+def _of_groups(
+    judged: Float[np.ndarray, " N"],
+    harmful: Bool[np.ndarray, " N"],
+    groups: Shaped[np.ndarray, " N"],
+    generator: np.random.Generator,
+) -> Float[np.ndarray, " draws"]:
+    """AUCs of groups drawn anew."""
+    numbers = np.unique(groups, return_inverse=True)[1]
+    members = np.split(np.argsort(numbers, kind="stable"), np.cumsum(np.bincount(numbers))[:-1])
+
+    def draw() -> float:
+        picked = generator.integers(len(members), size=len(members))
+        rows = np.concatenate([members[i] for i in picked])
+        return auc(judged[rows], harmful[rows])
 
     return np.array([draw() for _ in range(_RESAMPLED)])
 

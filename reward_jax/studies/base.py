@@ -3,7 +3,9 @@
 A study trains many models, for hours: it is cut into parts, each with a folder of its own, and
 one that was stopped goes on where it stood. Its module holds `Config`, the options, and `STUDY`:
 
-    check(config)           InputError for what cannot be studied; writes nothing
+    check(config)           InputError for what cannot be studied; writes nothing; returns
+                            checksums, by name, of data that the settings only name, if there are
+                            any: later starts must be of the same
     parts(config)           its parts, in order; each makes what its folder lacks
     summarise(config)       results.json and the report, from what the parts left
 
@@ -15,7 +17,7 @@ import functools
 import json
 import pathlib
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 import jax
@@ -91,7 +93,7 @@ class Study(Generic[Config]):
     """
 
     config: type[Config]
-    check: Callable[[Config], None]
+    check: Callable[[Config], Mapping[str, str] | None]
     parts: Callable[[Config], Iterable[Part]]
     summarise: Callable[[Config], dict[str, Any]]
     free: Collection[str] = ("out", "mesh")
@@ -102,14 +104,15 @@ class Study(Generic[Config]):
         Other processes in the same folder, `workers` of this one or started apart, take parts as
         this one does, and what they are at is waited for; a part whose process dies is free again.
         Raises InputError before anything is written, for what `check` refuses and where the folder
-        holds something else, or the study of other settings; and once all is done, where a worker
-        has failed.
+        holds something else, or the study of other settings or data; and once all is done, where
+        a worker has failed.
         """
         part_cpu(config.workers)
         settings, free = _plain(config), {*self.free, "workers"}
         check_directory(config.out, resume=True)
         resume.check(config.out, settings, free=free)
-        self.check(config)
+        data = self.check(config) or {}
+        resume.check(config.out, data)
         mesh_for(dataclasses.asdict(config.mesh))
         if config.workers > 1 and distributed.count() > 1:
             raise InputError(
@@ -118,7 +121,7 @@ class Study(Generic[Config]):
             )
         config = _alone_on_accelerator(config)
         note_run(config.out, settings)
-        resume.settle(config.out, settings, free=free)
+        resume.settle(config.out, settings | {**data}, free=free)
         with beside(config.workers - 1, functools.partial(self.work, config)) as workers:
             self.work(config)
             found: list[dict[str, Any]] = []

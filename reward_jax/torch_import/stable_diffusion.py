@@ -35,7 +35,7 @@ from reward_jax.models.stable_diffusion.config import (
     UNetConfig,
     VAEConfig,
 )
-from reward_jax.models.stable_diffusion.pipeline import Config, StableDiffusion
+from reward_jax.models.stable_diffusion.pipeline import Config, CutPrompts, StableDiffusion
 from reward_jax.models.stable_diffusion.schedulers import schedule_of
 from reward_jax.models.stable_diffusion.text import TextEncoder
 from reward_jax.models.stable_diffusion.unet import UNet
@@ -372,18 +372,22 @@ class _Tokens:
 
     def __call__(self, prompts: Sequence[str]) -> Int[np.ndarray, "B L"]:
         """Tokens, cut and filled up; says how many prompts were cut."""
-        whole = self.tokenizer(list(prompts), verbose=False)["input_ids"]
-        long = [text for text, ids in zip(prompts, whole, strict=True) if len(ids) > self.length]
-        if long:
+        if long := self.long(prompts):
             warnings.warn(
                 f"prompts of more than {self.length} tokens are cut there: {len(long)} of "
                 f"{len(prompts)}, the first {long[0]:.60}",
+                CutPrompts,
                 stacklevel=3,
             )
         ids = self.tokenizer(
             list(prompts), padding="max_length", max_length=self.length, truncation=True
         )["input_ids"]
         return np.asarray(ids, np.int32)
+
+    def long(self, prompts: Sequence[str]) -> list[str]:
+        """Those that are cut."""
+        whole = self.tokenizer(list(prompts), verbose=False)["input_ids"]
+        return [text for text, ids in zip(prompts, whole, strict=True) if len(ids) > self.length]
 
 
 def _tokens(folder: pathlib.Path, text: TextConfig) -> _Tokens:

@@ -43,16 +43,29 @@ from reward_jax.models.stable_diffusion.text import TextEncoder
 from reward_jax.models.stable_diffusion.unet import UNet
 from reward_jax.models.stable_diffusion.vae import Decoder, Encoder
 
-__all__ = ["Config", "Sampled", "StableDiffusion", "Tokens", "check_pair"]
+__all__ = ["Config", "CutPrompts", "Sampled", "StableDiffusion", "Tokens", "check_pair"]
 
 Params = PyTree[Float[Array, "..."]]
+
+
+class CutPrompts(UserWarning):
+    """Prompts have more tokens than the text encoder reads; the rest of them is left out."""
 
 
 class Tokens(Protocol):
     """A tokenizer: prompts -> [B, L], cut and filled up to one length; hashable."""
 
+    @property
+    def length(self) -> int:
+        """L."""
+        ...
+
     def __call__(self, prompts: Sequence[str]) -> Int[np.ndarray, "B L"]:
-        """The tokens."""
+        """The tokens; warns of `CutPrompts`."""
+        ...
+
+    def long(self, prompts: Sequence[str]) -> list[str]:
+        """Those of more tokens, which are cut."""
         ...
 
 

@@ -7,7 +7,6 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from common_jax.errors import InputError
-from reward_jax.models.conv import Method
 from reward_jax.models.temporal.layers import TimeEmbedding
 from reward_jax.models.unet2d.layers import Conv, Norm, ResidualBlock, check_images, to_patches
 
@@ -25,7 +24,6 @@ class HalfUNet2D(nn.Module):
         blocks: residual blocks of a level.
         groups: of the group norms, a divisor of every level's channels.
         patch: patches of patch x patch pixels are the positions of the first level.
-        method: of convolutions (`models/conv.py`).
 
     Raises InputError for images of other channels, and sides that the patch does not divide.
     """
@@ -36,7 +34,6 @@ class HalfUNet2D(nn.Module):
     blocks: int = 1
     groups: int = 8
     patch: int = 4
-    method: Method = "auto"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], t: Int[Array, " B"]) -> Float[Array, " B"]:
@@ -46,13 +43,13 @@ class HalfUNet2D(nn.Module):
                 "a half U-Net needs multipliers, one a level, and a block or more a level"
             )
         time = TimeEmbedding(self.dim, "silu", name="time")(t)
-        x = Conv(self.dim, method=self.method, name="in")(to_patches(x, self.patch))
+        x = Conv(self.dim, name="in")(to_patches(x, self.patch))
         for level, multiplier in enumerate(self.multipliers):
             if level:
-                x = Conv(x.shape[-1], 3, 2, self.method, name=f"down_{level}_sample")(x)
+                x = Conv(x.shape[-1], 3, 2, name=f"down_{level}_sample")(x)
             for block in range(self.blocks):
                 made = ResidualBlock(
-                    self.dim * multiplier, self.groups, self.method, name=f"down_{level}_{block}"
+                    self.dim * multiplier, self.groups, name=f"down_{level}_{block}"
                 )
                 x = made(x, time)
         pooled = nn.silu(Norm(self.groups, name="norm")(x)).mean((1, 2))

@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from common_jax.errors import InputError
-from reward_jax.models.conv import Method, conv2d, conv2d_doubled
+from reward_jax.models.conv import conv2d, conv2d_doubled
 from reward_jax.models.temporal.layers import GroupNorm
 
 __all__ = [
@@ -66,14 +66,13 @@ class Conv(nn.Module):
     features: int
     size: int = 3
     stride: int = 1
-    method: Method = "auto"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B U V F"]:
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, shape[-1:])
-        y = conv2d(x, kernel, stride=self.stride, padding=(self.size - 1) // 2, method=self.method)
+        y = conv2d(x, kernel, stride=self.stride, padding=(self.size - 1) // 2)
         return y + bias[None, None, None]
 
 
@@ -82,14 +81,13 @@ class Upsample(nn.Module):
 
     features: int
     size: tuple[int, ...]
-    method: Method = "auto"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B U V F"]:
         shape = (3, 3, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, shape[-1:])
-        y = conv2d_doubled(x, kernel, self.size, method=self.method)
+        y = conv2d_doubled(x, kernel, self.size)
         return y + bias[None, None, None]
 
 
@@ -109,17 +107,16 @@ class ResidualBlock(nn.Module):
 
     features: int
     groups: int = 8
-    method: Method = "auto"
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B H W C"], time: Float[Array, "B E"]
     ) -> Float[Array, "B H W F"]:
         y = nn.silu(Norm(self.groups, name="norm_first")(x))
-        y = Conv(self.features, method=self.method, name="first")(y)
+        y = Conv(self.features, name="first")(y)
         y = y + nn.Dense(self.features, name="time")(nn.silu(time))[:, None, None]
         y = nn.silu(Norm(self.groups, name="norm_second")(y))
-        y = Conv(self.features, method=self.method, name="second")(y)
+        y = Conv(self.features, name="second")(y)
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, name="shortcut")(x)
         return y + x

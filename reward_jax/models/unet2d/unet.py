@@ -10,7 +10,6 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from common_jax.errors import InputError
-from reward_jax.models.conv import Method
 from reward_jax.models.temporal.layers import TimeEmbedding
 from reward_jax.models.unet2d.layers import (
     Attention,
@@ -44,7 +43,6 @@ class UNet2D(nn.Module):
         patch: patches of patch x patch pixels are the positions of the first level.
         classes: labels 0 .. classes - 1 are the condition, and `null` stands for none of them;
             None: no condition.
-        method: of convolutions (`models/conv.py`).
 
     Raises InputError for images of other channels, sides that the patch does not divide, and a
     size of attention that no level has.
@@ -59,7 +57,6 @@ class UNet2D(nn.Module):
     groups: int = 8
     patch: int = 4
     classes: int | None = None
-    method: Method = "auto"
 
     @property
     def null(self) -> int:
@@ -82,7 +79,7 @@ class UNet2D(nn.Module):
         time = TimeEmbedding(self.dim, "silu", name="time")(t)
         if self.classes is not None:
             time = time + nn.Embed(self.classes + 1, self.dim, name="classes")(labels)
-        x = Conv(self.dim, method=self.method, name="in")(to_patches(x, self.patch))
+        x = Conv(self.dim, name="in")(to_patches(x, self.patch))
         sides = _sides(max(x.shape[1:3]), len(self.multipliers))
         if strange := sorted(set(self.attention) - set(sides)):
             raise InputError(
@@ -93,7 +90,7 @@ class UNet2D(nn.Module):
         skips = []
         for level, width in enumerate(widths):
             if level:
-                x = Conv(x.shape[-1], 3, 2, self.method, name=f"down_{level}_sample")(x)
+                x = Conv(x.shape[-1], 3, 2, name=f"down_{level}_sample")(x)
             x = self._blocks(x, time, width, f"down_{level}")
             skips.append(x)
         x = self._blocks(x, time, widths[-1], "middle")
@@ -102,9 +99,9 @@ class UNet2D(nn.Module):
             x = self._blocks(x, time, width, f"up_{level}")
             if level:
                 size = skips[-1].shape[1:3]
-                x = Upsample(width, size, self.method, name=f"up_{level}_sample")(x)
+                x = Upsample(width, size, name=f"up_{level}_sample")(x)
         x = nn.silu(Norm(self.groups, name="norm")(x))
-        x = Conv(self.patch**2 * self.channels, method=self.method, name="out")(x)
+        x = Conv(self.patch**2 * self.channels, name="out")(x)
         return from_patches(x, self.patch)
 
     def _labels(self, cond: Int[Array, " B"] | None, rows: int) -> Int[Array, " B"] | None:
@@ -125,7 +122,7 @@ class UNet2D(nn.Module):
         self, x: Float[Array, "B H W C"], time: Float[Array, "B E"], width: int, name: str
     ) -> Float[Array, "B H W F"]:
         for block in range(self.blocks):
-            made = ResidualBlock(width, self.groups, self.method, name=f"{name}_{block}")
+            made = ResidualBlock(width, self.groups, name=f"{name}_{block}")
             x = made(x, time)
             if max(x.shape[1:3]) in self.attention:
                 x = Attention(self.heads, self.groups, name=f"{name}_{block}_attention")(x)

@@ -12,32 +12,31 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+
+from reward_jax.reward import measure
 
 __all__ = ["auc", "judge", "interval"]
-
-_DRAWS = 200  # of an interval
 
 
 def auc(scores: Float[np.ndarray, "2 P"]) -> float:
     """Of telling the safe chains, scores[1], from the base's by a higher score."""
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(np.repeat([0, 1], scores.shape[1]), scores.ravel()))
+    return measure.auc(*_told(scores))
 
 
 def interval(
     scores: Float[np.ndarray, "2 P"], groups: Sequence[str], seed: int
 ) -> tuple[float, float]:
     """95% of the AUC, over prompts drawn anew; groups: the prompt of each row."""
-    rng, names = np.random.default_rng(seed), np.asarray(groups)
-    rows = [np.flatnonzero(names == name) for name in dict.fromkeys(groups)]
-    found = [
-        auc(scores[:, np.concatenate([rows[i] for i in rng.integers(len(rows), size=len(rows))])])
-        for _ in range(_DRAWS)
-    ]
-    low, high = np.percentile(found, [2.5, 97.5])
-    return float(low), float(high)
+    found = measure.interval(*_told(scores), seed, np.tile(np.asarray(groups), 2))
+    return found.low, found.high
+
+
+def _told(
+    scores: Float[np.ndarray, "2 P"],
+) -> tuple[Float[np.ndarray, " 2*P"], Bool[np.ndarray, " 2*P"]]:
+    """Scores of all chains, and which are the base's."""
+    return scores.ravel(), np.repeat([True, False], scores.shape[1])
 
 
 def judge(

@@ -8,6 +8,8 @@ sd_guidance_scale, sd_image_width, sd_image_height, sd_model and others) `prompt
 
 import csv
 import dataclasses
+import hashlib
+import json
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TextIO
@@ -18,8 +20,17 @@ from jaxtyping import Int
 from common_jax.cli.ranges import UnitInterval
 from common_jax.errors import InputError
 
-__all__ = ["Prompt", "Split", "SplitOptions", "read_prompts", "split_prompts"]
+__all__ = [
+    "PROMPTS",
+    "Prompt",
+    "Split",
+    "SplitOptions",
+    "prompts_checksum",
+    "read_prompts",
+    "split_prompts",
+]
 
+PROMPTS = "prompts (checksum)"  # among the settings of pairs
 _LONGEST = 1 << 20  # characters of one cell, and of one line
 
 
@@ -73,6 +84,11 @@ def read_prompts(path: str | pathlib.Path, most: int = 0) -> list[Prompt]:
     if not found:
         raise InputError(f"{path}: holds no prompts, only a header; add a row or more")
     return found
+
+
+def prompts_checksum(prompts: Sequence[Prompt]) -> str:
+    """Of texts and categories, in their order: what pairs were drawn of."""
+    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
 
 
 def _lines(file: TextIO) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+from common_jax import resume
 from common_jax.cli.options import CheckpointOption, DeviceOption, SeedOption
 from common_jax.cli.ranges import NonNegativeInt, PositiveInt, UnitInterval, check_ranges
 from common_jax.errors import InputError
@@ -10,7 +11,13 @@ from reward_jax.models.stable_diffusion.safety import SafeGuidance, Strength, as
 from reward_jax.models.stable_diffusion.schedulers import plan
 from reward_jax.studies.base import WorkersOption
 from reward_jax.studies.i2p.pairs import ChainOptions
-from reward_jax.studies.i2p.prompts import SplitOptions, read_prompts, split_prompts
+from reward_jax.studies.i2p.prompts import (
+    PROMPTS,
+    SplitOptions,
+    prompts_checksum,
+    read_prompts,
+    split_prompts,
+)
 from reward_jax.studies.i2p.reward import LatentNetwork, PairMatching
 from reward_jax.studies.i2p.store import Half
 from reward_jax.torch_import.stable_diffusion import Dtype, check_stable_diffusion
@@ -105,7 +112,9 @@ def check(config: Config) -> None:
             f"network.groups {c.network.groups} must divide network.dim {c.network.dim} times "
             "each of network.multipliers, of which there is one or more"
         )
-    split_prompts(read_prompts(c.prompts, c.most), c.split, c.seed)
+    prompts = read_prompts(c.prompts, c.most)
+    split_prompts(prompts, c.split, c.seed)
+    resume.check(c.out / "pairs", {PROMPTS: prompts_checksum(prompts)})
     scheduler = check_stable_diffusion(c.base).scheduler
     try:
         plan(scheduler, c.chains.scheduler, c.chains.steps)

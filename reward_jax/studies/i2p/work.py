@@ -1,11 +1,12 @@
 """What the I2P study makes: pairs, the reward, and its judgement; each where it is not there."""
 
+import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
 import pathlib
 import shutil
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -21,12 +22,18 @@ from common_jax.io.files import write_arrays, write_json
 from common_jax.mesh import batch_sharding, fetch, mesh_for, put
 from reward_jax.data.checkpoint import load_guide, save_guide
 from reward_jax.data.latents import LatentGuide, LatentSpace
-from reward_jax.models.stable_diffusion.pipeline import StableDiffusion
+from reward_jax.models.stable_diffusion.pipeline import CutPrompts, StableDiffusion
 from reward_jax.planning.fit import open_run
 from reward_jax.reward.relative import RelativeReward
 from reward_jax.studies.i2p.evaluate import judge
 from reward_jax.studies.i2p.pairs import CHAINS, compare_ways, draw_pairs
-from reward_jax.studies.i2p.prompts import Prompt, read_prompts, split_prompts
+from reward_jax.studies.i2p.prompts import (
+    PROMPTS,
+    Prompt,
+    prompts_checksum,
+    read_prompts,
+    split_prompts,
+)
 from reward_jax.studies.i2p.reward import Scaling, fit_reward, measure, read_scaling, score_rows
 from reward_jax.studies.i2p.settings import Config
 from reward_jax.studies.i2p.store import PairStore
@@ -51,8 +58,7 @@ class Work:
     def sd(self) -> StableDiffusion:
         """The model, on its shards; pairs that are there must be of it, and of these prompts."""
         sd = load_stable_diffusion(self.config.base, self.config.dtype, self.mesh)
-        prompts = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()[:16]
-        made_of = {"base (checksum)": checksum(sd), "prompts (checksum)": prompts}
+        made_of = {"base (checksum)": checksum(sd), PROMPTS: prompts_checksum(self.prompts)}
         resume.settle(self.config.out / "pairs", made_of)
         return sd
 
@@ -66,13 +72,32 @@ class Work:
         filled = rows + rows[-1:] * (c.store.at_once - len(rows))
         texts = [self.texts[row] for row in filled]
         how = c.guidance(), c.chains, jax.random.fold_in(self._keys()[1], number)
-        drawn = draw_pairs(self.sd, texts, self._noise(filled), *how)
+        if number == 0:
+            self._say_cut()
+        with _cut_in_silence():
+            drawn = draw_pairs(self.sd, texts, self._noise(filled), *how)
         if not there(self.store.path(number)):
             self.store.write(number, drawn.first(len(rows)), texts[: len(rows)])
             print(f"pairs: shard {number + 1} of {self.store.shards}", flush=True)
         if number == 0:
             few = min(c.compared, len(rows))
-            write_json(ways, compare_ways(self.sd, drawn.first(few), texts[:few], *how))
+            with _cut_in_silence():
+                found = compare_ways(self.sd, drawn.first(few), texts[:few], *how)
+            write_json(ways, found)
+
+    @functools.cached_property
+    def _cut(self) -> list[str]:
+        """Prompts that are longer than what the text encoder reads."""
+        return self.sd.tokens.long([prompt.text for prompt in self.prompts])
+
+    def _say_cut(self) -> None:
+        """Once, and of all prompts, what each shard's own warning would say of its own."""
+        if cut := self._cut:
+            print(
+                f"prompts: {len(cut)} of {len(self.prompts)} have more than "
+                f"{self.sd.tokens.length} tokens, and are cut there: the first is {cut[0]:.60}",
+                flush=True,
+            )
 
     def _keys(self) -> Key[Array, "2"]:
         """Of the noise that chains begin from, and of what DDPM draws in them."""
@@ -120,6 +145,7 @@ class Work:
                 "prompts": {
                     "all": len(self.prompts),
                     "different": len({p.text for p in self.prompts}),
+                    "cut": len(self._cut),
                     **{name: len(side) for name, side in split._asdict().items()},
                 },
                 "t": scaling.t.tolist(),
@@ -172,3 +198,10 @@ class Work:
             found[name] = np.clip((images + 1) * 127.5, 0, 255).round().astype(np.uint8)
             found[f"{name}_chain"] = np.array([CHAINS[c] for c, _ in at])
         return found
+
+
+@contextlib.contextmanager
+def _cut_in_silence() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CutPrompts)
+        yield

@@ -17,12 +17,23 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from common_jax.errors import InputError
 from common_jax.mesh import fetch
 from reward_jax.data.images.pixels import ImageModel
+from reward_jax.diffusion.schedule import Schedule
 from reward_jax.reward.gradients import Guide
 from reward_jax.reward.guide import GuidanceOptions, guided_sample
 from reward_jax.studies.images.judge import Judge, frechet_distance
 from reward_jax.studies.sweep import sweep
 
-__all__ = ["Drawn", "Noise", "Yardstick", "accept", "choose", "draw_samples", "excess", "within"]
+__all__ = [
+    "Drawn",
+    "Noise",
+    "Yardstick",
+    "accept",
+    "choose",
+    "draw_samples",
+    "excess",
+    "network_runs",
+    "within",
+]
 
 SHARE, QUALITY, OTHERS = 0.1, 1.1, 1.5  # what is asked of steering, beside the unsteered base
 
@@ -84,8 +95,19 @@ def draw_samples(
     if not np.isfinite(x).all():
         raise InputError(f"samples of guidance scale {options.scale:g} are not finite: lower it")
     labels, features = judge.judge(np.clip(x, -1, 1))
-    levels = len(options.made_sampler().timesteps(denoiser.schedule))
-    return Drawn(x, labels, features, min(seconds), float(levels * (1 + runs)))
+    took = network_runs(options, denoiser.schedule, runs)
+    return Drawn(x, labels, features, min(seconds), float(took))
+
+
+def network_runs(options: GuidanceOptions, schedule: Schedule, guide: int) -> int:
+    """Network runs of a sample, the base's and a guide's, whose gradient takes so many.
+
+    Below t_stopgrad, above t_startgrad and at scale 0 the guide is not asked (`guided_sample`).
+    """
+    t = np.asarray(options.made_sampler().timesteps(schedule))
+    highest = schedule.steps if options.t_startgrad is None else options.t_startgrad
+    guided = (t >= options.t_stopgrad) & (t <= highest) & (options.scale != 0)
+    return len(t) + guide * options.n_guide_steps * int(guided.sum())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -41,7 +41,7 @@ from reward_jax.planning.fit import RunContext, Untrained, fit
 from reward_jax.planning.image_options import HalfUNetOptions
 from reward_jax.reward.relative import RelativeReward
 from reward_jax.studies.images.judge import Judge, network_of, train_judge
-from reward_jax.studies.images.settings import Config, check_sets, load_sets
+from reward_jax.studies.images.settings import Config, check_sets, load_sets, seed_of, split_sets
 from reward_jax.studies.workshop import Workshop
 
 __all__ = ["Models", "make_once"]
@@ -62,16 +62,7 @@ class Models:
         c = self.config
         train, test = load_sets(c)
         check_sets(c, train, test)
-        order, chosen = (
-            np.random.default_rng(self.seed(f"order {name}")).permutation(len(one))
-            for name, one in (("train", train), ("test", test))
-        )
-        learned, validation = order[c.validation_images :], order[: c.validation_images]
-        return (
-            train.choose(learned),
-            train.choose(validation),
-            test.choose(chosen[: c.test_images]),
-        )
+        return split_sets(c, train, test)
 
     @functools.cached_property
     def space(self) -> ImageSpace:
@@ -92,19 +83,19 @@ class Models:
         return np.asarray(scaled(self.sets[2].pixels))
 
     def seed(self, purpose: str) -> int:
-        """A seed of its own for each purpose, of the study's: no two share random numbers."""
-        entropy = [self.config.seed, *purpose.encode()]
-        return int(np.random.SeedSequence(entropy).generate_state(1)[0]) >> 1
+        """See `seed_of`."""
+        return seed_of(self.config, purpose)
 
     def harmful_rows(self, classes: tuple[str, ...]) -> Bool[np.ndarray, " N"]:
         """Which images to learn from an expert does not see."""
         train = self.sets[0]
         return np.isin(train.known_labels(), train.numbers(classes))
 
-    def random_rows(self) -> Bool[np.ndarray, " N"]:
-        """As many of all classes as one class has: what the null pair's expert does not see."""
+    def random_rows(self, pair: int = 0) -> Bool[np.ndarray, " N"]:
+        """As many of all classes as one class has: what a null pair's expert does not see."""
         count = len(self.sets[0])
-        order = np.random.default_rng(self.seed("null rows")).permutation(count)
+        purpose = f"null rows {pair}" if pair else "null rows"
+        order = np.random.default_rng(self.seed(purpose)).permutation(count)
         return order < count // len(self.sets[0].classes)
 
     # Models.

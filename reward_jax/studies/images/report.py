@@ -35,7 +35,7 @@ def write_report(config: Config, found: Mapping[str, Any]) -> pathlib.Path:
     tables = [_judged(found), _steered(choices)]
     if any("variants" in one for one in choices.values()):
         tables.append(_variants(choices))
-    tables.append(_null(found["null"]))
+    tables.append(_null(found["null"], config.null_pairs))
     findings = Findings(
         title="Images: what an expert lacks that was tuned on without some classes",
         summary=[
@@ -88,6 +88,12 @@ def claims_of(found: Mapping[str, Any]) -> list[Claim]:
         return all(v is not None and v <= most for v in values.values())
 
     low, high = null["interval"]
+    own = [one["interval"] for one in null["choices"].values()]
+    hold = sum(least <= 0.5 <= most for least, most in own)
+    pairs = found["settings"]["null_pairs"]
+    over, within = "choices drawn anew", "images alone"
+    if pairs > 1:
+        over = within = f"{pairs} pairs"
     rows = (
         (
             "The reward scores held-out harmful images below the others",
@@ -104,8 +110,9 @@ def claims_of(found: Mapping[str, Any]) -> list[Claim]:
         ),
         (
             "A null pair tells nothing apart",
-            "its interval holds .5",
-            f"{null['auc']:.3f} ({low:.3f} to {high:.3f})",
+            f"the interval, over {over}, holds .5",
+            f"{null['auc']:.3f} ({low:.3f} to {high:.3f}); of the choices' own intervals, over "
+            f"{within}, {hold} of {len(own)} hold it",
             low <= 0.5 <= high,
         ),
         (
@@ -115,7 +122,7 @@ def claims_of(found: Mapping[str, Any]) -> list[Claim]:
             all_below(shares, SHARE),
         ),
         (
-            "and leaves the other classes' shares as they are",
+            "and leaves the other classes' shares of the samples that are not harmful as they are",
             f"within a factor of {OTHERS}",
             shown(others),
             all_below(others, OTHERS),
@@ -171,8 +178,8 @@ _COLUMNS = ("scale", "harmful", "distance", "others", "of all", "runs a sample",
 _NOTE = (
     "Distance: of features of the samples that are not harmful to those of held-out images. "
     "Others: the factor by which another class has grown or shrunk most, among those that are not "
-    "harmful, which is what is asked to stay: as a share of all samples others grow where the "
-    "harmful go."
+    "harmful, which is what is asked to stay. Of all: the same as shares of all samples, where "
+    "the others grow as the harmful go."
 )
 
 
@@ -206,7 +213,7 @@ def _variants(choices: Mapping[str, Any]) -> Table:
     return Table("Other rewards of the same models", columns, rows, note)
 
 
-def _null(null: Mapping[str, Any]) -> Table:
+def _null(null: Mapping[str, Any], pairs: int) -> Table:
     rows = []
     for judge in JUDGES:
         rows.append(("mean", judge.replace("_", " "), _auc(null[judge])))
@@ -215,6 +222,8 @@ def _null(null: Mapping[str, Any]) -> Table:
             for name, one in null[judge]["choices"].items()
         ]
     note = "Intervals of choices are over images, of the mean over choices, too."
+    if pairs > 1:
+        note = f"Means over {pairs} pairs, and intervals over these."
     return Table("The null pair", ("harmful", "judged by", "AUC (95%)"), rows, note)
 
 
@@ -304,7 +313,7 @@ def _method(config: Config, found: Mapping[str, Any]) -> tuple[str, ...]:
         "images, says what is harmful; its last features give the distance (of Heusel et al. "
         "2017, there of Inception's) to held-out images that are not harmful, the same for all "
         "arms. Rejection keeps an unsteered sample with the probability that its reward gives.",
-        "The null pair are the base and one that is made as the experts are, but without images "
+        "A null pair are the base and one that is made as the experts are, but without images "
         "of all classes, as many as one class has; its reward judges at the step that each "
         "choice's own does.",
     )

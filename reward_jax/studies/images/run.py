@@ -7,11 +7,11 @@ Held-out images are judged by it, each noised once, beside two judgements that n
 the difference of the denoising losses, and the norm of the difference of the scores. Then the base
 is steered away from the harmful classes, by the reward and by the raw difference of the scores,
 and its samples are rejected by the reward; a classifier that was trained apart counts what is
-harmful, and its features tell how far samples lie from held-out images. A null pair, whose expert
-lacks images of all classes, shows what chance gives.
+harmful, and its features tell how far samples lie from held-out images. Null pairs, whose experts
+lack images of all classes, show what chance gives.
 
     out/base/{begun,base}.safetensors, judge.npz, unsteered_*.npz
-    out/null/{expert,reward}.safetensors, judged.npz
+    out/null/{expert,reward}.safetensors, judged.npz; out/null-2, ... of further pairs
     out/choices/NAME/{expert,reward,energy,paths}.safetensors
     out/choices/NAME/judged.npz, pictures.npz
     {result,seconds}.json in each of these folders
@@ -31,14 +31,15 @@ from reward_jax.studies.base import Part, Study
 from reward_jax.studies.images.report import write_report
 from reward_jax.studies.images.settings import Config, check
 from reward_jax.studies.images.summary import read_results, summarise
-from reward_jax.studies.images.work import Work, choice_part
+from reward_jax.studies.images.work import Work, choice_part, null_part
 
 __all__ = ["STUDY", "Config"]
 
 
-def _check(config: Config) -> None:
-    check(config)
+def _check(config: Config) -> dict[str, str]:
+    found = check(config)
     read_results(config)  # long before `summarise` does
+    return found
 
 
 def _parts(config: Config) -> Iterator[Part]:
@@ -46,7 +47,8 @@ def _parts(config: Config) -> Iterator[Part]:
     yield Part("base", work.run_base)
     for name in sorted(config.choices, key=lambda name: name not in config.variants):
         yield Part(choice_part(name), functools.partial(work.run_choice, name))
-    yield Part("null", work.run_null)  # the least work, as parts go: several end together
+    for pair in range(config.null_pairs):  # the least work, as parts go: several end together
+        yield Part(null_part(pair), functools.partial(work.run_null, pair))
 
 
 def _summarise(config: Config) -> dict[str, Any]:
@@ -56,4 +58,4 @@ def _summarise(config: Config) -> dict[str, Any]:
     return found
 
 
-STUDY = Study(Config, _check, _parts, _summarise, free=("out", "save_every", "mesh"))
+STUDY = Study(Config, _check, _parts, _summarise, free=("out", "save_every", "mesh", "null_pairs"))

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Int
 
+from common_jax.checksum import checksum
 from common_jax.cli.options import CheckpointOption, DeviceOption, SeedOption
 from common_jax.cli.ranges import (
     NonNegativeInt,
@@ -37,6 +39,8 @@ __all__ = [
     "check",
     "check_sets",
     "load_sets",
+    "seed_of",
+    "split_sets",
 ]
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -56,7 +60,8 @@ class CapOptions:
     Args:
         quantile: of the rewards of images that are not harmful: above it there is no guidance.
         width: over what range guidance ends, in standard deviations of these rewards.
-        images: of validation, of which the quantile is taken, at every diffusion step.
+        images: of validation that are not harmful, of which the quantile is taken, at every
+            diffusion step; 2 or more.
     """
 
     quantile: UnitInterval = 0.7
@@ -85,6 +90,8 @@ class Config(
         size: sides of the images of a folder, scaled and cut; by default they are of one size.
         channels: of the images of a folder: 1 for grey, or 3.
         choices: names, and the classes that are called harmful under each.
+        null_pairs: how many experts are made that lack images of all classes, others each; of
+            several, intervals are over these pairs.
         variants: those of them whose reward is also made as `energy` and `paths` say, and steers
             uncapped, too.
         unet: of the denoisers.
@@ -95,6 +102,8 @@ class Config(
         paths: how the reward is matched further, on guided paths; null for none.
         cap: what a reward that steers does not raise further, so that high scales leave the
             shares of other classes as they are; null for none.
+        null_pairs: how many experts are made that lack images of all classes, others each; of
+            several, intervals are over these pairs.
         judge: of the classifier that judges samples.
         validation_images: images taken out of those to learn from, by which is chosen.
         norm_images: those of them by which the step of the scores' norm is chosen: at each look
@@ -137,6 +146,7 @@ class Config(
         )
     )
     cap: CapOptions | None = dataclasses.field(default_factory=CapOptions)
+    null_pairs: PositiveInt = 1
     judge: JudgeOptions = dataclasses.field(default_factory=JudgeOptions)
     validation_images: PositiveInt = 1000
     norm_images: PositiveInt = 1000
@@ -154,8 +164,11 @@ class Config(
     trials: PositiveInt = 128
 
 
-def check(config: Config) -> None:
-    """InputError for what would fail after minutes of training; reads the data."""
+def check(config: Config) -> dict[str, str]:
+    """InputError for what would fail after minutes of training; reads the data.
+
+    Returns their checksum, by what it is of.
+    """
     check_ranges(config)
     if not config.choices:
         raise InputError("choices is empty: name some classes, as bag: [bag]")
@@ -169,6 +182,10 @@ def check(config: Config) -> None:
     steps = config.diffusion_steps
     if not config.looks or max(config.looks) >= steps:
         raise InputError(f"looks are {list(config.looks)}: give some of 0 to {steps - 1}")
+    if config.cap is not None and config.cap.images < 2:
+        raise InputError(
+            "cap.images is 1: a reward levels off at what several get; give 2 or more"
+        )
     for name, fewest in (("scales", 1), ("raw_scales", 1), ("variant_scales", 0)):
         given = getattr(config, name)
         if len(given) < fewest or min(given, default=1) <= 0:
@@ -195,7 +212,10 @@ def check(config: Config) -> None:
         _check_networks(config, fashion.SHAPE)
         if config.classes:
             raise InputError("classes name those of data, which is not given: leave them out")
-    check_sets(config, *load_sets(config))
+    sets = load_sets(config)
+    check_sets(config, *sets)
+    images = [(one.pixels, one.known_labels(), one.classes) for one in sets]
+    return {"images of data (checksum of pixels, labels and classes)": checksum(images)}
 
 
 def load_sets(config: Config) -> tuple[Images, Images]:
@@ -235,6 +255,40 @@ def check_sets(config: Config, train: Images, test: Images) -> None:
                 f"{fewest:.0f} of those that are judged; raise validation_images, "
                 f"norm_images and test_images, until there are {_FEWEST}"
             )
+
+    _check_cap(config, train)
+
+
+def _check_cap(config: Config, train: Images) -> None:
+    if config.cap is None:
+        return
+    order = _order(config, "train", len(train))[: config.validation_images]
+    labels = train.known_labels()[order]
+    for name, classes in config.choices.items():
+        others = int((~np.isin(labels, train.numbers(classes))).sum())
+        if config.cap.images > others:
+            raise InputError(
+                f"cap.images is {config.cap.images}, but of the images of validation {others} are "
+                f"not harmful by {name}: give no more, or raise validation_images"
+            )
+
+
+def split_sets(config: Config, train: Images, test: Images) -> tuple[Images, Images, Images]:
+    """Images to learn from, of validation, and of the test, drawn at random."""
+    order, chosen = _order(config, "train", len(train)), _order(config, "test", len(test))
+    learned, validation = order[config.validation_images :], order[: config.validation_images]
+    test = test.choose(chosen[: config.test_images])
+    return train.choose(learned), train.choose(validation), test
+
+
+def seed_of(config: Config, purpose: str) -> int:
+    """A seed of its own for each purpose, of the study's: no two share random numbers."""
+    entropy = [config.seed, *purpose.encode()]
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0]) >> 1
+
+
+def _order(config: Config, which: str, count: int) -> Int[np.ndarray, " N"]:
+    return np.random.default_rng(seed_of(config, f"order {which}")).permutation(count)
 
 
 def _check_classes(config: Config, known: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ from common_jax.errors import InputError
 from common_jax.io.files import read_arrays, read_json, write_json
 from reward_jax.reward import measure
 from reward_jax.studies.images.settings import Config
-from reward_jax.studies.images.work import CHOICE, choice_part
+from reward_jax.studies.images.work import CHOICE, choice_part, null_part
 
 __all__ = ["JUDGES", "read_results", "summarise"]
 
@@ -56,25 +56,30 @@ def summarise(config: Config) -> dict[str, Any]:
 
 
 def _null(config: Config, results: Mapping[str, Any]) -> dict[str, Any]:
-    """What the null pair tells of each choice's harmful classes, at the choice's own looks.
+    """What null pairs tell of each choice's harmful classes, at the choice's own looks.
 
-    Its intervals: of each choice over images alone; of the mean over choices, too, for classes
-    differ in all that one more tuning changes, and which are called harmful is chance.
+    Intervals of one pair: of each choice over images alone; of the mean over choices, too, for
+    classes differ in all that one more tuning changes, and which are called harmful is chance. Of
+    several pairs: over these, which is what chance is.
     """
-    folder = config.out / "null"
-    judged = read_arrays(folder / "judged.npz")
-    seconds = read_json(folder / "result.json", {"seconds": {}})["seconds"]
-    found: dict[str, Any] = {"seconds": seconds}
+    folders = [config.out / null_part(pair) for pair in range(config.null_pairs)]
+    judged = [read_arrays(folder / "judged.npz") for folder in folders]
+    laps = [read_json(folder / "result.json", {"seconds": {}})["seconds"] for folder in folders]
+    found: dict[str, Any] = {"seconds": {k: sum(lap[k] for lap in laps) for k in laps[0]}}
     for judge in JUDGES:
-        pairs = {}
+        of_pairs: dict[str, list[Any]] = {}
         for name, one in results.items():
             harmful = read_arrays(config.out / choice_part(name) / "judged.npz")["harmful"]
-            values = judged[judge]
-            if judge != "loss_difference":
-                values = values[config.looks.index(one[judge]["t"])]
-            pairs[name] = values, harmful
-        of_each = {k: measure.interval(x, bad, config.seed) for k, (x, bad) in pairs.items()}
-        mean = measure.mean_auc(list(pairs.values()), config.seed)
+            look = ... if judge == "loss_difference" else config.looks.index(one[judge]["t"])
+            of_pairs[name] = [(pair[judge][look], harmful) for pair in judged]
+        if len(judged) == 1:
+            alone = {name: pair for name, [pair] in of_pairs.items()}
+            of_each = {k: measure.interval(*one, config.seed) for k, one in alone.items()}
+            mean = measure.mean_auc(list(alone.values()), config.seed)
+        else:
+            aucs = {k: [measure.auc(*pair) for pair in pairs] for k, pairs in of_pairs.items()}
+            of_each = {k: measure.over_pairs(values) for k, values in aucs.items()}
+            mean = measure.over_pairs(np.mean(list(aucs.values()), axis=0))
         found[judge] = {
             "auc": mean.value,
             "interval": [mean.low, mean.high],

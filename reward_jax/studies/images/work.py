@@ -34,7 +34,7 @@ from reward_jax.studies.images.models import Models, make_once
 from reward_jax.studies.images.settings import Config
 from reward_jax.studies.workshop import Clock
 
-__all__ = ["CHOICE", "Work", "choice_part"]
+__all__ = ["CHOICE", "Work", "choice_part", "null_part"]
 
 _SHOWN = 64  # samples of an arm that are kept, for pictures
 _EXTREMES = 10  # best and worst images that are kept
@@ -98,28 +98,29 @@ class Work:
         write_json(path, found)
         self._say("base", f"the classifier is right of {right.mean():.3f}; {clock.seconds}")
 
-    # The null pair.
+    # The null pairs.
 
-    def run_null(self) -> None:
+    def run_null(self, pair: int) -> None:
         """An expert that is made like others, but lacks images of all classes; its reward."""
-        path = self.config.out / "null" / "result.json"
+        part = null_part(pair)
+        path = self.config.out / part / "result.json"
         if there(path):
             return
         clock = Clock(path.with_name("seconds.json"))
-        models, left_out = self.models, self.models.random_rows()
-        expert = models.expert("null", left_out, models.sets[0].classes)
-        reward = models.reward("null", "reward", expert, left_out, self.config.matching)
+        models, left_out = self.models, self.models.random_rows(pair)
+        expert = models.expert(part, left_out, models.sets[0].classes)
+        reward = models.reward(part, "reward", expert, left_out, self.config.matching)
         clock.lap("models")
         pair = _Pair(self, expert, "test")
         write_arrays(
             path.with_name("judged.npz"),
-            reward=measure.scores(reward, models.test, self._looks("test")),
+            reward=measure.scores(reward, models.test, self.looks("test")),
             loss_difference=pair.losses.mean(0),
             score_norm=pair.norms,
         )
         clock.lap("judged")
         write_json(path, {"seconds": clock.seconds})
-        self._say("null", str(clock.seconds))
+        self._say(part, str(clock.seconds))
 
     # One choice of harmful classes.
 
@@ -182,16 +183,14 @@ class Work:
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """AUC at the best look of validation images; and the judgements of test images."""
         t = self.config.looks
-        by_look = measure.scores(reward, self.models.validation, self._looks("validation"))
+        by_look = measure.scores(reward, self.models.validation, self.looks("validation"))
         best = measure.best_look(by_look, bad["validation"])
         begun = time.perf_counter()
-        tested = measure.scores(reward, self.models.test, self._looks("test"))
+        tested = measure.scores(reward, self.models.test, self.looks("test"))
         seconds = (time.perf_counter() - begun) / (len(self.models.test) * len(t))
         found = self._auc(tested[best], bad["test"]) | {
             "t": t[best],
-            "by_look": {
-                str(k): measure.auc(x, bad["test"]) for k, x in zip(t, tested, strict=True)
-            },
+            "by_look": self._by_look(tested, bad["test"]),
             "all_looks": measure.auc(tested.mean(0), bad["test"]),
             "network_runs": 1,
             "seconds_a_judgement": seconds,
@@ -207,17 +206,29 @@ class Work:
         """What needs no training; its judgements of test images are put into `own`."""
         t, few = self.config.looks, self.config.norm_images
         pairs = {purpose: _Pair(self, expert, purpose) for purpose in ("validation", "test")}
-        losses = pairs["test"].losses.mean(0)
+        by_look = pairs["test"].losses
+        losses = by_look.mean(0)
         best = measure.best_look(pairs["validation"].norms, bad["validation"][:few])
         norms = pairs["test"].norms[best]
         own |= {"loss_difference": losses, "score_norm": norms}
         seconds = pairs["test"].seconds
         return {
             "loss_difference": self._auc(losses, bad["test"])
-            | {"network_runs": 2 * len(t), "seconds_a_judgement": seconds * 2 * len(t)},
+            | {
+                "by_look": self._by_look(by_look, bad["test"]),
+                "network_runs": 2 * len(t),
+                "seconds_a_judgement": seconds * 2 * len(t),
+            },
             "score_norm": self._auc(norms, bad["test"])
             | {"t": t[best], "network_runs": 2, "seconds_a_judgement": seconds * 2},
         }
+
+    def _by_look(
+        self, judged: Float[np.ndarray, "L N"], harmful: Bool[np.ndarray, " N"]
+    ) -> dict[str, float]:
+        """The AUC of each look, by its diffusion step."""
+        looks = zip(self.config.looks, judged, strict=True)
+        return {str(t): measure.auc(one, harmful) for t, one in looks}
 
     def _auc(
         self, judged: Float[np.ndarray, " N"], harmful: Bool[np.ndarray, " N"]
@@ -330,7 +341,8 @@ class Work:
     def _harmful(self, images: Images, classes: tuple[str, ...]) -> Bool[np.ndarray, " N"]:
         return np.isin(images.known_labels(), images.numbers(classes))
 
-    def _looks(self, purpose: str) -> measure.Looks:
+    def looks(self, purpose: str) -> measure.Looks:
+        """The diffusion steps at which images of validation or of the test are looked at."""
         key = jax.random.key(self.models.seed(f"looks {purpose}"))
         return measure.Looks(
             self.models.base.denoiser.schedule, np.asarray(self.config.looks, np.int32), key
@@ -346,9 +358,9 @@ class Work:
         """A model's estimates of them; the base's are held."""
         x_0 = self.estimated(purpose)
         if model is not self.models.base:
-            return measure.estimates(model.denoiser, x_0, self._looks(purpose))
+            return measure.estimates(model.denoiser, x_0, self.looks(purpose))
         if purpose not in self._held:
-            self._held[purpose] = measure.estimates(model.denoiser, x_0, self._looks(purpose))
+            self._held[purpose] = measure.estimates(model.denoiser, x_0, self.looks(purpose))
         return self._held[purpose]
 
     @functools.cached_property
@@ -389,7 +401,7 @@ class _Pair:
     """What the two models, without a reward, say of images."""
 
     def __init__(self, work: Work, expert: ImageModel, purpose: str) -> None:
-        looks, x_0 = work._looks(purpose), work.estimated(purpose)
+        looks, x_0 = work.looks(purpose), work.estimated(purpose)
         others = work.estimates(work.models.base, purpose)
         begun = time.perf_counter()
         own = work.estimates(expert, purpose)
@@ -401,3 +413,8 @@ class _Pair:
 def choice_part(name: str) -> str:
     """The part of the study that a choice is."""
     return f"choices/{name}"
+
+
+def null_part(pair: int) -> str:
+    """The part of the study that a null pair is; pair: from 0."""
+    return f"null-{pair + 1}" if pair else "null"

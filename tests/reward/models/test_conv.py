@@ -174,32 +174,9 @@ def test_images_convolve_as_torchs(height, width, taps, stride, padding):
     theirs = torch.nn.functional.conv2d(
         padded, torch.from_numpy(kernel).permute(3, 2, 0, 1), stride=stride
     ).permute(0, 2, 3, 1)
-    for method in ("auto", *METHODS):
-        got = conv2d(
-            jnp.asarray(x), jnp.asarray(kernel), stride=stride, padding=padding, method=method
-        )
-        assert got.shape == theirs.shape
-        np.testing.assert_allclose(got, theirs, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("taps", "stride", "padding"), [((3, 3), 1, 1), ((3, 2), 2, ((0, 1),) * 2)]
-)
-def test_derivatives_over_images_agree(taps, stride, padding):
-    x, kernel = normal(0, 2, 5, 4, 2), normal(1, *taps, 2, 3)
-
-    def function(method):
-        return lambda x, k: conv2d(x, k, stride=stride, padding=padding, method=method)
-
-    probe = normal(2, *jax.eval_shape(function("lax"), x, kernel).shape)
-
-    @jax.jit
-    def orders(x, kernel):
-        return [all_orders(function(method), x, kernel, probe) for method in METHODS]
-
-    ours, wanted = orders(x, kernel)
-    assert_close(ours, wanted)
-    assert np.abs(wanted[2][1]).max() > 1e-3
+    got = conv2d(jnp.asarray(x), jnp.asarray(kernel), stride=stride, padding=padding)
+    assert got.shape == theirs.shape
+    np.testing.assert_allclose(got, theirs, atol=1e-5)
 
 
 def test_doubled_is_each_position_four_times():

@@ -40,6 +40,9 @@ def test_chains(monkeypatch):
     assert found.size == 2 and found.dtype == "float32"
     latents = 4 * 4 * 4 * 4  # of each of 4 evaluations x_t and three epsilons, and the last ones
     assert found.bytes["latents"] == 2 * latents
+    # What the folder of 1.5 has beside the U-Net, in float32 here.
+    assert found.bytes["autoencoder"] == 4 * 83_653_863
+    assert found.bytes["text encoder"] == 4 * 123_060_480
     assert found.bytes["output"] >= 2 * latents * (4 * 4 + 1)
     model, of = UNet(UNetConfig.of(TINY, "here")), jax.ShapeDtypeStruct
     given = of((12, 4, 4, 4), jnp.float32), of((12,), jnp.int32), of((12, 77, 12), jnp.float32)

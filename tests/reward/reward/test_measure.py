@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 from sklearn.metrics import roc_auc_score
 
-from reward_jax.reward.measure import auc, best_look, interval, mean_auc
+from reward_jax.reward.measure import auc, best_look, interval, mean_auc, over_pairs
 
 RANDOM = np.random.default_rng(0)
 HARMFUL = RANDOM.random(200) < 0.3
@@ -34,6 +35,13 @@ def test_the_mean_over_choices_has_the_spread_of_choices():
     assert found.low < 0.5 < found.high
     alike = mean_auc([(judged(0.0), HARMFUL)] * 4, 0)
     assert alike.high - alike.low < (found.high - found.low) / 2
+
+
+def test_the_interval_over_pairs_is_that_of_the_means():
+    values = np.random.default_rng(0).normal(0.4, 0.1, 5)
+    found = over_pairs(values)
+    theirs = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert found == pytest.approx((values.mean(), theirs.low, theirs.high))
 
 
 def test_the_best_look():

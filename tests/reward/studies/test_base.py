@@ -65,6 +65,19 @@ def test_a_mesh_that_cannot_be_is_refused_too(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_data_that_settings_only_name_are_kept_too(tmp_path):
+    data, out = {}, tmp_path / "out"
+    one = dataclasses.replace(study([]), check=lambda config: data)
+    one.run(Config(out))  # as before data had a checksum
+    data["rows (checksum of data)"] = "0a"
+    one.run(Config(out))
+    data["rows (checksum of data)"] = "0b"
+    before = {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    with pytest.raises(InputError, match=r"has rows .checksum of data. '0a', not '0b'; give the"):
+        one.run(Config(out))
+    assert {path: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+
+
 @contextlib.contextmanager
 def held(folder: pathlib.Path):
     """A process that holds a folder; it is killed at the end, or before."""

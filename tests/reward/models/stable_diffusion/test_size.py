@@ -14,13 +14,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common_jax.cost import _programs, each_product, products
 from reward_jax.models.stable_diffusion import attention
-from reward_jax.models.stable_diffusion.config import UNetConfig
+from reward_jax.models.stable_diffusion.config import UNetConfig, VAEConfig
 from reward_jax.models.stable_diffusion.unet import UNet
+from reward_jax.models.stable_diffusion.vae import Decoder, Encoder
 
 diffusers: Any = untyped  # its lazy names are unknown to a type checker
 
 # unet/config.json of Stable Diffusion 1.5; all else is diffusers' default.
 STATED = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
+AUTOENCODER = VAEConfig.of(  # likewise
+    {
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "layers_per_block": 2,
+    },
+    "here",
+)
 
 
 def traced(dtype: Any):
@@ -38,6 +48,14 @@ def traced(dtype: Any):
 def program():
     """In float32, whose attention is in parts everywhere."""
     return traced(jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def program_of_a_tpu():
+    """In bfloat16, whose attention is in parts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "default_backend", lambda: "tpu")
+        return traced(jnp.bfloat16)
 
 
 @pytest.fixture(scope="module")
@@ -71,26 +89,51 @@ def equations(program: Any) -> Iterator[Any]:
 
 @pytest.mark.parametrize(
     ("which", "by_cudnn"),
-    [("program", 0), pytest.param("program_of_a_gpu", 2 * 10, marks=pytest.mark.slow)],
-    ids=["anywhere", "gpu"],
+    [
+        ("program", 0),
+        pytest.param("program_of_a_tpu", 0, marks=pytest.mark.slow),
+        pytest.param("program_of_a_gpu", 2 * 10, marks=pytest.mark.slow),
+    ],
+    ids=["anywhere", "tpu", "gpu"],
 )
 def test_no_array_is_larger_than_twice_the_largest_activation(which, by_cudnn, request):
-    """Bytes of all that is computed: attention over 4096 places, for one, is in parts.
+    """Attention over 4096 places, for one, is in parts."""
+    _, jaxpr = request.getfixturevalue(which)
+    names = [one.primitive.name for one in equations(jaxpr)]
+    assert names.count("dot_product_attention_fwd_wrapper") == by_cudnn
+    check_sizes(jaxpr, 4096 * 8 * 320)  # of an MLP, with its gate
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("make", "given", "largest"),
+    [
+        (Encoder, (1, 512, 512, 3), 512 * 512 * 128),
+        (Decoder, (1, 64, 64, 4), 512 * 512 * 256),
+    ],
+    ids=["encoder", "decoder"],
+)
+def test_nor_in_the_autoencoder(make, given, largest, dtype):
+    module, of = make(AUTOENCODER), jax.ShapeDtypeStruct
+    shapes = jax.eval_shape(module.init, jax.random.key(0), of(given, jnp.float32))["params"]
+    params = jax.tree.map(lambda p: of(p.shape, dtype), shapes)
+    x = of(given, dtype)
+    run = jax.jit(lambda params, x: module.apply({"params": params}, x))
+    check_sizes(jax.make_jaxpr(run)(params, x), largest)
+
+
+def check_sizes(jaxpr: Any, largest: int) -> None:
+    """Bytes of all that is computed, beside those of the largest activation, of so many numbers.
 
     Activations are what weights give, convolutions and products of a layer.
     """
-    _, jaxpr = request.getfixturevalue(which)
-    found = list(equations(jaxpr))
-    assert (
-        sum(one.primitive.name == "dot_product_attention_fwd_wrapper" for one in found) == by_cudnn
-    )
     activations = [
         x.outvars[0].aval
         for x, _ in each_product(jaxpr)
         if x.primitive.name != "dot_general" or not x.params["dimension_numbers"][1][0]
     ]
-    largest = max(x.size * x.dtype.itemsize for x in activations)
-    assert largest == 4096 * 8 * 320 * activations[0].dtype.itemsize  # of an MLP, with its gate
-    for one in found:
+    most = max(x.size * x.dtype.itemsize for x in activations)
+    assert most == largest * activations[0].dtype.itemsize
+    for one in equations(jaxpr):
         for out in one.outvars:
-            assert out.aval.size * out.aval.dtype.itemsize <= 2 * largest, one
+            assert out.aval.size * out.aval.dtype.itemsize <= 2 * most, one

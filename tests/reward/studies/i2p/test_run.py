@@ -8,6 +8,7 @@ import shlex
 import shutil
 import threading
 import time
+import warnings
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def test_files_and_results(done):
     assert json.loads((out / "results.json").read_text()) == summary
     # Two of the eight prompts are one text.
     sides = {"train": 4, "validation": 3, "test": 1}
-    assert summary["prompts"] == {"all": 8, "different": 7, **sides}
+    assert summary["prompts"] == {"all": 8, "different": 7, "cut": 0, **sides}
     assert summary["t"] == [151, 101, 101, 51, 1] and summary["latents"] == [4, 4, 4]
     assert summary["settings"]["store"] == {"at_once": 3, "dtype": "float16"}
     assert [prompts for _, prompts, _ in done.drawn][2] == ["a red cat", "a cat", "a cat"]
@@ -158,6 +159,39 @@ def test_pairs_of_other_weights_or_prompts_are_refused(done, tmp_path, monkeypat
             STUDY.run(config)
     with pytest.raises(InputError, match="the run there has safety 'max', not 'weak'"):
         STUDY.run(dataclasses.replace(config, safety="weak", chains=ChainOptions(steps=20)))
+
+
+def test_an_edited_file_of_prompts_is_refused_when_all_is_done_too(done, tmp_path):
+    """Of as many rows: what was found of the old ones is not theirs."""
+    config = copied(done, tmp_path)
+    before, content = times(config.out), config.prompts.read_bytes()
+    try:
+        tiny.prompts(config.prompts.parent, ("a hat", *tiny.TEXTS[1:]))
+        with pytest.raises(
+            InputError, match=r"pairs: the run there has prompts .*; give the same"
+        ):
+            STUDY.run(config)
+    finally:
+        config.prompts.write_bytes(content)
+    assert times(config.out) == before
+
+
+def test_prompts_that_are_cut_are_said_once_and_counted(done, tmp_path, capsys):
+    texts = (*tiny.TEXTS[:-2], "a red cat sits " * 40, "violence " * 90)
+    config = dataclasses.replace(
+        done.config, out=tmp_path / "out", prompts=tiny.prompts(tmp_path, texts), shown=0
+    )
+    made = work.Work(config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for number in range(len(SHARDS)):
+            made.shard(number)
+    said = [line for line in capsys.readouterr().out.splitlines() if "cut" in line]
+    assert [line[:80] for line in said] == [
+        "prompts: 2 of 8 have more than 77 tokens, and are cut there: the first is a red c"[:80]
+    ]
+    made.judged()
+    assert json.loads((config.out / "reward/result.json").read_text())["prompts"]["cut"] == 2
 
 
 def test_the_reward_waits_for_shards_that_are_missing(done, tmp_path):

@@ -12,6 +12,7 @@ from reward_jax.planning.image_options import HalfUNetOptions, UNetOptions
 from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.studies.images.judge import JudgeOptions
 from reward_jax.studies.images.run import Config
+from reward_jax.studies.images.settings import CapOptions
 from tests.reward.data.images.idx_files import write_set
 
 CLASSES = ("nw", "ne", "sw", "se")
@@ -51,6 +52,7 @@ def smallest(out: pathlib.Path, data: pathlib.Path) -> Config:
         matching=MATCHING,
         energy=None,  # half a minute of compiling
         paths=dataclasses.replace(MATCHING, path_draws=64),
+        cap=CapOptions(images=16),
         judge=JudgeOptions(100, 32, 5e-3, width=8, features=6),
         validation_images=48,
         test_images=48,

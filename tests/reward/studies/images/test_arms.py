@@ -1,10 +1,24 @@
 """What comes of samples, and which guidance is chosen."""
 
+from typing import Any, ClassVar
+
+import jax
 import numpy as np
 import pytest
+from flax import struct
 
 from common_jax.errors import InputError
-from reward_jax.studies.images.arms import Drawn, Yardstick, accept, choose, excess, within
+from reward_jax.diffusion.schedule import cosine_schedule
+from reward_jax.reward.guide import GuidanceOptions, guided_sample
+from reward_jax.studies.images.arms import (
+    Drawn,
+    Yardstick,
+    accept,
+    choose,
+    excess,
+    network_runs,
+    within,
+)
 
 RANDOM = np.random.default_rng(0)
 HELD_OUT = RANDOM.normal(size=(400, 4))
@@ -106,6 +120,37 @@ def test_scales_that_fail():
     assert scale == 1.0 and rows[1] == {"scale": 8.0, "failed": "not finite"}
     with pytest.raises(InputError, match="samples of every scale fail: not finite"):
         choose(fail, yardstick(), [8.0, 9.0])
+
+
+@struct.dataclass
+class Counted:
+    """A guide that notes that it is asked."""
+
+    asked: ClassVar[list[None]] = []
+
+    def gradient(self, x, t, cond=None):
+        jax.debug.callback(lambda: self.asked.append(None))
+        return -x
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked"),
+    [
+        ({}, 5),  # at t 19, 15, 11, 7 and 3
+        ({"t_startgrad": 11}, 3),
+        ({"t_stopgrad": 7, "n_guide_steps": 2}, 8),
+        ({"scale": 0.0}, 0),
+    ],
+)
+def test_runs_are_counted_where_a_guide_is_asked(changes, asked):
+    Counted.asked.clear()
+    schedule = cosine_schedule(20)
+    options = GuidanceOptions(sampler="ddim", sampling_steps=5, **changes)
+    given: Any = dict(guide=Counted(), options=options, key=jax.random.key(0))
+    jax.block_until_ready(guided_sample(lambda x, t: -x, schedule, (2, 3), **given))
+    jax.effects_barrier()
+    assert len(Counted.asked) == asked
+    assert network_runs(options, schedule, 2) == 5 + 2 * asked
 
 
 def test_rejection_keeps_by_the_ratio():

@@ -36,6 +36,7 @@ def test_what_the_null_pair_lacks_is_of_all_classes(models):
     train, left_out = models.sets[0], models.random_rows()
     assert left_out.sum() == len(train) // len(CLASSES)
     assert set(train.labels[left_out]) == {0, 1, 2, 3}
+    assert (models.random_rows(1) != left_out).any()  # each pair lacks others
 
 
 @pytest.mark.slow

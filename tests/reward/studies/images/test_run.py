@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from common_jax.errors import InputError
+from common_jax.io.files import read_arrays, write_arrays
 from reward_jax.data.checkpoint import load_guide, load_model
 from reward_jax.data.images import fashion
 from reward_jax.data.images.pixels import ImageSpace
@@ -19,13 +20,14 @@ from reward_jax.reward.guide import GuidanceOptions
 from reward_jax.reward.relative import RelativeReward
 from reward_jax.studies.images import models
 from reward_jax.studies.images.run import STUDY, Config
-from reward_jax.studies.images.settings import check, load_sets
+from reward_jax.studies.images.settings import CapOptions, check, load_sets
 from reward_jax.studies.images.summary import JUDGES
 from tests.reward.data.images.idx_files import write_idx, write_set
 from tests.reward.studies.images.sets import (
     CLASSES,
     MATCHING,
     TRAINING,
+    quarters,
     smallest,
     write_quarters,
 )
@@ -65,7 +67,9 @@ def test_results(done):
         tried = [row["scale"] for row in rows]
         assert tried[:2] == [1.0, 2.0] and len(tried) > 2  # one of two is at an edge
         assert one["arms"]["steered"]["scale"] in tried
-        assert set(one["reward"]["by_look"]) == {"0", "2", "4"}
+        for judge in ("reward", "loss_difference"):
+            assert set(one[judge]["by_look"]) == {"0", "2", "4"}
+        assert one["reward"]["by_look"][str(one["reward"]["t"])] == one["auc"]
     left = found["choices"]["left"]
     assert set(left["variants"]) == {"uncapped", "paths"}
     assert left["variants"]["paths"]["arm"]["scale"] == left["arms"]["steered"]["scale"]
@@ -104,12 +108,36 @@ def test_the_report(done):
     assert f"| left | reward | {one['auc']:.3f} (" in text
     assert "| left | paths | " in text and "| left | uncapped | " in text
     assert (
-        "at what it gives the 0.7 quantile of 256 noised images" in text
+        "at what it gives the 0.7 quantile of 16 noised images" in text
         and "| mean | score norm | " in text
     )
     assert "at most 0.1 of the unsteered share" in text
+    held = [low <= 0.5 <= high for low, high in null_intervals(found)]
+    assert f"over images alone, {sum(held)} of 2 hold it" in text
     for name in ("curves_left", "extremes_corner", "samples_left"):
         assert (folder / f"{name}.svg").stat().st_size > 2000
+
+
+@pytest.mark.slow
+def test_intervals_of_several_null_pairs_are_over_these(done, tmp_path):
+    config, found = done
+    shutil.copytree(config.out, tmp_path / "study")
+    config = dataclasses.replace(config, out=tmp_path / "study", null_pairs=2)
+    other = config.out / "null-2"
+    shutil.copytree(config.out / "null", other)
+    judged = read_arrays(other / "judged.npz")
+    write_arrays(other / "judged.npz", **{name: -values for name, values in judged.items()})
+    both = STUDY.run(config)["null"]
+    assert both["seconds"]["models"] == pytest.approx(2 * found["null"]["seconds"]["models"])
+    far = abs(found["null"]["reward"]["auc"] - 0.5)
+    low, high = both["reward"]["interval"]
+    assert both["reward"]["auc"] == pytest.approx(0.5)  # what one tells the other turns about
+    assert (high - low) / 2 == pytest.approx(12.7062 * far, rel=1e-4)  # Student's t, one degree
+    assert "over 2 pairs, 2 of 2 hold it" in (config.out / "report" / "report.md").read_text()
+
+
+def null_intervals(found):
+    return [one["interval"] for one in found["null"]["reward"]["choices"].values()]
 
 
 @pytest.mark.slow
@@ -161,6 +189,11 @@ def test_a_second_start_makes_what_is_missing_and_no_more(done, tmp_path, monkey
             {"test_images": 20, "validation_images": 20},
             "of corner or of the other classes there are too few",
         ),
+        ({"cap": CapOptions(images=1)}, "cap.images is 1: .*give 2 or more"),
+        (
+            {"cap": CapOptions(images=33)},
+            "cap.images is 33, but of the images of validation 2. are not harmful by left: give",
+        ),
         ({"norm_images": 20}, "of corner or of the other classes there are too few"),
         ({"data": pathlib.Path("nowhere")}, "nowhere: holds neither train-images-idx3-ubyte"),
         ({"classes": ("a", "b")}, "has the label 3, but 2 classes are named"),
@@ -183,6 +216,24 @@ def test_what_could_not_be_studied_is_refused_at_once(tmp_path, changes, said):
     with pytest.raises(InputError, match=said):
         STUDY.run(dataclasses.replace(config, **changes))
     assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize("what", ["pixels", "labels"])
+def test_other_data_behind_the_same_path_are_refused(tmp_path, what):
+    """Of as many images, sizes and classes; models of both would be mixed."""
+    data = write_quarters(tmp_path / "data")
+    config = smallest(tmp_path / "study", data)
+    study = dataclasses.replace(STUDY, parts=lambda config: [], summarise=lambda config: {})
+    study.run(config)
+    study.run(config)
+    pixels, labels = quarters(160, 0)
+    if what == "pixels":
+        pixels[7, 3, 3] += 1
+    else:
+        labels[:2] = labels[1::-1]
+    write_set(data, "train", pixels, labels)
+    with pytest.raises(InputError, match=r"study: the run there has images of data .*; give the"):
+        study.run(config)
 
 
 def test_data_that_are_damaged_or_lack_labels_are_refused_at_once(tmp_path):
@@ -216,6 +267,7 @@ def test_files_of_fashion_mnist_that_the_user_has_need_no_names(tmp_path, monkey
         validation_images=160,
         norm_images=160,
         test_images=160,
+        cap=None,
         base_training=TRAINING,
         expert_training=TRAINING,
     )
