@@ -5,6 +5,7 @@ Legend: S seeds. Metrics are those of each step, [steps, ...]; `loss` is [steps]
 
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -66,19 +67,23 @@ class LoopOptions:
     steps_per_call: PositiveInt = 100
 
 
+_LEVEL = "xla_backend_optimization_level"
+
+
 def quick_jit(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`jit` for programs whose time goes into matrix products.
 
     On a CPU, LLVM's higher optimization levels take a tenth of the time of compiling, and do not
-    make such a program faster (a reward of 1M parameters: 28.3 ms
-    a step with them, 28.4 ms without). Inside
-    another program, and elsewhere, it is no other. options: of `jax.jit`.
+    make such a program faster (a reward of 1M parameters: 28.3 ms a step with them, 28.4 ms
+    without). Inside another program, elsewhere, and where XLA_FLAGS names a level, it is no other.
+    options: of `jax.jit`.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         plain = jit(function, **options)
-        least = {"xla_backend_optimization_level": 1}
-        quick = jit(function, compiler_options=least, **options)
+        if _LEVEL in os.environ.get("XLA_FLAGS", ""):  # chosen already
+            return plain
+        quick = jit(function, compiler_options={_LEVEL: 1}, **options)
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
