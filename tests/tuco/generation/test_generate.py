@@ -16,7 +16,7 @@ from common_jax.errors import InputError
 from common_jax.journal import Journal
 from common_jax.mesh import make_mesh
 from tests.tuco import random_models
-from tests.tuco.random_models import adapter_pair, full_pair, rope
+from tests.tuco.random_models import adapter_pair, different_configs, full_pair
 from tests.tuco.tiny import FAMILIES, VOCAB, save_tiny
 from tests.tuco.tiny_tokenizer import bos_tokenizer
 from tuco_jax.core import walk
@@ -154,12 +154,6 @@ def test_longrope_is_read_again_where_it_switches(tmp_path):
     assert again == got and len(journal.entries) == 2
     for prompt, tokens in zip(prompts, got, strict=True):
         assert tokens == reference_tokens(reference, prompt, eos_token_id=VOCAB)
-
-
-def different_configs():
-    base = random_models.config(ropes=(rope(8, 1e3), rope(8, 700.0)), windows=(4, 0, 0))
-    tuned = random_models.config(norm_eps=1e-4, windows=(0, 5, 0))
-    return full_pair(4, base, tuned)
 
 
 def learned_positions():
