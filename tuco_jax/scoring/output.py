@@ -17,6 +17,7 @@ from jaxtyping import Float, Shaped
 
 from common_jax import resume
 from common_jax.agreement import agree
+from common_jax.distributed import by_first
 from common_jax.errors import InputError
 from common_jax.io.files import atomic
 from common_jax.journal import plain_array
@@ -120,6 +121,10 @@ def check_made(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
     processes all were given the same settings, or it is raised in all.
     """
     agree(settings)
+    by_first(lambda: _check_made(path, settings))
+
+
+def _check_made(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
     if not path.exists() or (path.is_file() and not path.stat().st_size):
         return
     beside = meta_path(path)
