@@ -176,10 +176,10 @@ def test_another_run_s_journal_is_kept_and_its_own_goes_on(options, tmp_path, mo
 )
 def test_what_is_no_batch_is_computed_again(tmp_path, record):
     read = functools.partial(generate_module._entry, count=2, vocab_size=9)
-    kept = [0, [1, 0], [[7, 8], []], [True, False]], [[1], [[0.5, 0.25]]]
+    good = [0, [1, 0], [[7, 8], []], [True, False]], [[1], [[0.5, 0.25]]]
     with Journal(tmp_path / "journal") as journal:
         journal.begin("key", read)
-        for each in (*kept, record, *kept):
+        for each in (*good, record, *good):
             journal.append(each)
     with Journal(tmp_path / "journal") as journal:
         journal.begin("key", read)
