@@ -8,8 +8,10 @@ what is measured is the peak of resident memory, less what was resident before (
 been loaded by then), less the arrays. Then two processes with one device each, over fsdp. What the
 files hold is loaded as int8, too, and by orbax's own layout of safetensors, which leaves matrices
 as they are stored, layer by layer: these are then turned and stacked. GGUF files hold the same
-numbers in Q8_0, which loading widens to float32. Seven minutes on two quiet cores, 6 GB of disk;
-what some sources took goes into a file of its own, such as load_gguf.json.
+numbers in Q8_0, which loading widens to float32. Seven minutes on two quiet cores, 6 GB of disk.
+
+--sources: of files, store, "files as int8", gguf and "files by orbax"; what some of them took goes
+into a file of its own, such as load_gguf.json.
 """
 
 import argparse

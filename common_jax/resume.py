@@ -23,7 +23,6 @@ __all__ = [
     "alone",
     "check",
     "check_alone",
-    "check_free",
     "difference",
     "hold",
     "lock",
@@ -171,11 +170,6 @@ def open_alone(path: pathlib.Path, taken: str) -> BinaryIO:
         if _is(path, file.fileno()):
             return file
         file.close()  # its holder removed it meanwhile: there may be a new file of that name
-
-
-def check_free(path: pathlib.Path, taken: str) -> None:
-    """Raise InputError with the text `taken` while another process holds `path`."""
-    by_first(lambda: open_alone(path, taken).close() if path.exists() else None)
 
 
 def _is(path: pathlib.Path, descriptor: int) -> bool:

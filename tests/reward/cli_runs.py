@@ -51,6 +51,15 @@ def run(*argv: Any) -> int:
         return main([str(a) for a in argv])
 
 
+def printed_by(*argv: Any) -> str:
+    """What a command that succeeds prints."""
+    lines: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("builtins.print", lambda *a, **_: lines.append(" ".join(map(str, a))))
+        assert run(*argv) == 0, lines
+    return "\n".join(lines)
+
+
 def start(*argv: Any) -> subprocess.Popen:
     """The command line in a process of its own, with the flags of this one."""
     return subprocess.Popen(

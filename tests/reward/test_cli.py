@@ -44,7 +44,17 @@ from reward_jax.report.write import ReportOptions, write_report
 from reward_jax.reward import guide
 from reward_jax.studies.maze.settings import Config as StudyConfig
 from reward_jax.tasks.maze.mazes import goals, maze
-from tests.reward.cli_runs import MATCHING, ROOT, SMALL, STEPS, read_jsonl, run, space, start
+from tests.reward.cli_runs import (
+    MATCHING,
+    ROOT,
+    SMALL,
+    STEPS,
+    printed_by,
+    read_jsonl,
+    run,
+    space,
+    start,
+)
 
 WHOLE = 200  # steps of the base, whose training is killed below
 STEERED = ["--plans", 4]
@@ -58,11 +68,7 @@ def made(tmp_path_factory):
     folder, printed = tmp_path_factory.mktemp("made"), {}
 
     def go(name, *argv):
-        with pytest.MonkeyPatch.context() as patch:
-            lines = []
-            patch.setattr("builtins.print", lambda *a, **_: lines.append(" ".join(map(str, a))))
-            assert run(*argv) == 0, lines
-        printed[name] = "\n".join(lines)
+        printed[name] = printed_by(*argv)
 
     base, expert, reward = (folder / name for name in ("base", "expert", "reward"))
     data = [folder / "base.hdf5", folder / "expert.hdf5"]

@@ -27,6 +27,7 @@ from tests.reward.cli_runs import MATCHING, SMALL, run, save_all
 from tests.reward.studies.images.sets import smallest, write_quarters
 
 MESHES: dict[int, list[Any]] = {1: [], 2: [], 4: ["--mesh.data", 2, "--mesh.fsdp", 2]}
+STEERING = MESHES | {4: ["--mesh.fsdp", 2, "--mesh.tensor", 2]}
 STUDY = """
 robots:
   hopper:
@@ -67,7 +68,8 @@ def commands(made: pathlib.Path, out: pathlib.Path, count: int) -> dict[str, lis
         "sweep": ["sweep", *steered, "--scales", "[0,2]", "--t_stopgrads", "[0,4]"],
         "heatmap": ["heatmap", *guide, *windows],
     }
-    return {n: [*line, *MESHES[count], "--out", out / n] for n, line in given.items()}
+    own = {"steer": STEERING[count]}
+    return {n: [*line, *own.get(n, MESHES[count]), "--out", out / n] for n, line in given.items()}
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ from unittest import mock
 
 import jax
 
+from common_jax.journal import Journal
 from tuco_jax.cli import main
-from tuco_jax.scoring.output import Entry, Journal
+from tuco_jax.scoring.output import Entry
 
 append = Journal.append
 

@@ -16,9 +16,11 @@ from common_jax.distributed import is_first, meet
 from common_jax.errors import InputError
 from common_jax.mesh import fetch, make_mesh, mesh_for
 from tests.tuco import random_models as rm
+from tuco_jax.attacks import gcg
 from tuco_jax.core.decompose import decompose
 from tuco_jax.models.sharding import place, placement, put_rows
 from tuco_jax.scoring.options import ScoreFileOptions
+from tuco_jax.scoring.output import check_made, meta_path
 from tuco_jax.scoring.score_file import score_file
 from tuco_jax.weights import int8, precision
 from tuco_jax.weights.load import load_model
@@ -94,3 +96,27 @@ def where_parts_pay() -> None:
             wanted = precision.Wanted("float32", "auto")
             assert wanted.settled(stored) == ("bfloat16x3" if slow is None else "float32")
             assert wanted.held == ("as published" if slow is None else "float32")
+
+
+def old_news(folder: str) -> None:
+    """Of a disk that others see late all take what process 0 sees there."""
+    place, late = pathlib.Path(folder), not is_first()
+    out, search = place / "seen.jsonl", place / "seen.json"
+    state = {f.name: 0 for f in dataclasses.fields(gcg._State)}
+    lists = ("tokens", "losses", "prompts", "best", "best_rank")
+    state |= dict.fromkeys(lists, [1, 2]) | {"step": 7}
+    if is_first():
+        out.write_text("{}")
+        meta_path(out).write_text(json.dumps({"settings": {"norm": 1}}))
+        search.write_text(json.dumps(state))
+    meet()
+    exists = pathlib.Path.exists
+
+    def seen(path: pathlib.Path, **how: bool) -> bool:
+        return exists(path, **how) and not (late and path in (out, search))
+
+    with mock.patch.object(pathlib.Path, "exists", seen):
+        with pytest.raises(InputError, match="holds the results of .* norm 1, not 2"):
+            check_made(out, {"norm": 2})
+        found = gcg._read_state(search)
+    assert found is not None and found.step == 7

@@ -74,6 +74,12 @@ def full_pair(seed: int = 0, base: ModelConfig | None = None, tuned: ModelConfig
     return Pair(old, new, {}, base, tuned)
 
 
+def different_configs():
+    """A pair whose two models differ in rotary bases, windows and epsilon."""
+    base = config(ropes=(rope(8, 1e3), rope(8, 700.0)), windows=(4, 0, 0))
+    return full_pair(4, base, config(norm_eps=1e-4, windows=(0, 5, 0)))
+
+
 def adapter_pair(seed: int = 0, base: ModelConfig | None = None):
     """A pair of a model and low-rank factors."""
     base = base or config()

@@ -201,12 +201,6 @@ def test_weights_are_gathered_and_activations_stay(function):
     assert "all-reduce" not in text and "reduce-scatter" not in text
 
 
-@pytest.mark.parametrize("function", [decompose, tuco])
-def test_lowers_for_tpu_and_gpu(pair, inputs, function):
-    traced = jax.jit(function).trace(pair, *inputs)
-    assert "dot_general" in traced.lower(lowering_platforms=("tpu", "cuda")).as_text()
-
-
 def test_other_values_and_notes_do_not_recompile(inputs):
     traces = []
 

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 from tests.processes import Group, collect, in_one_start, start
 from tests.tuco.cli_pair import file_options, read_jsonl, save_pair, write_jsonl
+from tests.tuco.generation.test_generate_file import killed_after as answers_killed_after
 from tests.tuco.member import decomposed
 from tests.tuco.scoring.test_score_file import killed_after
 from tests.tuco.studies.test_over_a_mesh import assert_same, configs
@@ -43,6 +44,8 @@ def turns(i: int) -> list[dict[str, str]]:
 
 
 MESHES: dict[int, dict[str, int]] = {1: {}, 2: {}, 4: {"mesh.data": 2, "mesh.fsdp": 2}}
+# Answers: fsdp and tensor, too, lie between processes.
+ANSWERING = MESHES | {4: {"mesh.fsdp": 2, "mesh.tensor": 2}}
 STUDIES = ("gcg", "conjugate")
 RESULTS = {name: f"{name}/results.json" for name in STUDIES}
 RESULTS["state"] = "gcg/search_1/search.json"
@@ -57,7 +60,7 @@ def commands(made: pathlib.Path, out: pathlib.Path, count: int) -> dict[str, lis
     mesh, base = MESHES[count], {"base": made / "base"}
     pair = base | {"tuned": made / "tuned", "prompts": made / "prompts.jsonl"}
     answers = {"alpha": 0.6, "tuco": "true", "max_new_tokens": 6, "stop": '["q"]'}
-    answers |= {"batch_size": 4, "temperature": 0.7, "page": out / "page.html"}
+    answers |= {"batch_size": 4, "temperature": 0.7, **ANSWERING[count]}
     tuning = {"data": made / "rows.jsonl", "batch": 4, "length": 32, "packing": "false"}
     tuning |= {"steps": 50, "save_every": 25, "optimizer.learning_rate": 0.001, "lora.rank": 2}
     scored = pair | {"layers": "true", "token_budget": 256}
@@ -66,7 +69,8 @@ def commands(made: pathlib.Path, out: pathlib.Path, count: int) -> dict[str, lis
         "scores.jsonl": ["score", *argv(scored, **mesh)],
         "begun.jsonl": ["score", *argv(scored | {"token_budget": 64}, **mesh)],
         "int8.jsonl": ["score", *argv(int8)],
-        "answers.jsonl": ["generate", *argv(pair | answers, **mesh)],
+        "answers.jsonl": ["generate", *argv(pair | answers, page=out / "page.html")],
+        "begun answers.jsonl": ["generate", *argv(pair | answers)],
         "tuned": ["finetune", *argv(base | tuning, **mesh)],
     }
 
@@ -105,6 +109,9 @@ def alone(pair, studies, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         killed_after(patch, 3)
         assert main(given.pop("begun.jsonl")) == 130
+    with pytest.MonkeyPatch.context() as patch:
+        answers_killed_after(patch, 2)
+        assert main(given.pop("begun answers.jsonl")) == 130
     assert [main(line) for line in given.values()] == [0] * len(given)
     decomposed(str(out / "decomposed.npz"), "11")
     return out
@@ -117,15 +124,15 @@ def group(request, pair, studies, alone, tmp_path_factory):
     out = tmp_path_factory.mktemp(f"of {count}")
     over = {name: [*line, *argv(MESHES[count])] for name, line in studies.items()}
     given = in_folder(out, commands(made, out, count) | over)
-    journal = "begun.jsonl.journal"
-    shutil.copy(alone / journal, out / journal)
+    for journal in ("begun.jsonl.journal", "begun answers.jsonl.journal"):
+        shutil.copy(alone / journal, out / journal)
     shutil.copytree(alone / "tuned", out / "begun")
     cut_back(out / "begun")
     runs = [*given.values()]
     runs += [[*given["tuned"], "--out", str(out / "begun"), "--resume", "true"]]
     runs += [["tests.tuco.member:rounded", pair[0], str(out)]]
     sizes = "21" if count == 2 else "22"
-    runs += [["tests.tuco.member:where_parts_pay"]]
+    runs += [["tests.tuco.member:where_parts_pay"], ["tests.tuco.member:old_news", str(out)]]
     runs += [["tests.tuco.member:refused", *pair, str(made / "other"), str(out), sizes]]
     sizes = "12" if count == 2 else "22"
     runs += [["tests.tuco.member:decomposed", str(out / "decomposed.npz"), sizes]]
@@ -164,6 +171,11 @@ def test_precision_is_one_for_all(group):
         assert "several: tests.tuco.member:where_parts_pay" in one.err
 
 
+def test_a_disk_that_some_see_late(group):
+    for one in group.ended:
+        assert "several: tests.tuco.member:old_news" in one.err
+
+
 def test_options_that_are_not_the_same_for_all(tmp_path):
     """In one line, in both, before any file is looked for."""
     given = {name: tmp_path / name for name in ("base", "tuned", "prompts", "out")}
@@ -195,6 +207,17 @@ def test_generate(group):
     """With each token's TuCo, which the full decomposition gives."""
     compare(group.out / "answers.jsonl", group.alone / "answers.jsonl")
     assert "TuCo along the answers" in (group.out / "page.html").read_text("utf-8")
+    meta = json.loads((group.out / "answers.jsonl.meta.json").read_text())
+    assert meta["resumed_rows"] == 0
+    assert group.count == 2 or meta["mesh"] == {"data": 1, "fsdp": 2, "tensor": 2}
+
+
+def test_answers_that_one_process_began(group):
+    """Two batches of four, which stand in its journal."""
+    meta = json.loads((group.out / "begun answers.jsonl.meta.json").read_text())
+    assert meta["resumed_rows"] == 8
+    compare(group.out / "begun answers.jsonl", group.alone / "answers.jsonl")
+    assert not list(group.out.glob("*.journal"))
 
 
 def test_studies(group):

@@ -30,6 +30,7 @@ import numpy as np
 
 from common_jax import resume
 from common_jax.cli.ranges import NonNegativeInt, PositiveInt, Seed, check_ranges
+from common_jax.distributed import by_first
 from common_jax.errors import InputError
 from common_jax.io.files import read_json, write_json
 from common_jax.mesh import fetch
@@ -198,11 +199,12 @@ def _settings(pair: Pair, layouts: Sequence[Layout], options: Options) -> dict[s
 
 
 def _read_state(path: pathlib.Path) -> _State | None:
-    if not path.exists():
-        return None
     lists = ("tokens", "losses", "prompts", "best", "best_rank")
     wanted = {f.name: [None] if f.name in lists else None for f in dataclasses.fields(_State)}
-    found = read_json(path, wanted, "delete it, and the search begins anew")
+    mend = "delete it, and the search begins anew"
+    found = by_first(lambda: read_json(path, wanted, mend) if path.exists() else None)
+    if found is None:
+        return None
     state = _State(**{name: found[name] for name in wanted})
     state.best_rank = (state.best_rank[0], state.best_rank[1])
     return state

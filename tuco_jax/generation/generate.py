@@ -12,7 +12,7 @@ length.
 
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
 from common_jax.errors import InputError
+from common_jax.journal import Journal
 from common_jax.mesh import fetch
 from tuco_jax.core.tokens import check_row
 from tuco_jax.core.walk import Source, source_of
@@ -38,9 +39,32 @@ from tuco_jax.prompts.render import render
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Response", "end_tokens", "generate", "generate_tokens", "respond"]
+__all__ = ["Answered", "Response", "end_tokens", "generate", "generate_tokens", "respond"]
 
 _CHECK_EVERY = 8  # tokens between two checks for a stop text
+
+
+class Answered(NamedTuple):
+    """One batch's new tokens of `rows`, as a journal holds them.
+
+    turn: counts from 0; a row has several where LongRoPE's frequencies change. stopped: rows that
+    are not to go on.
+    """
+
+    turn: int
+    rows: list[int]
+    tokens: list[Int[np.ndarray, " m"]]
+    stopped: list[bool]
+
+    @classmethod
+    def read(cls, record: Any, count: int, vocab_size: int) -> "Answered | None":
+        """The entry of a journal's line; None, or an error, where it is none. count: N."""
+        turn, rows, tokens, stopped = record
+        good = type(turn) is int and all(type(row) is int and 0 <= row < count for row in rows)
+        good &= len(rows) == len(tokens) == len(stopped) and {*map(type, stopped)} <= {bool}
+        good &= all(type(t) is int and 0 <= t < vocab_size for row in tokens for t in row)
+        arrays = [np.asarray(row, np.int32) for row in tokens]
+        return cls(turn, rows, arrays, stopped) if good else None
 
 
 def generate_tokens(
@@ -51,6 +75,7 @@ def generate_tokens(
     eos: Sequence[int] = (),
     finished: Callable[[Int[np.ndarray, " m"]], bool] | None = None,
     mesh: Mesh | None = None,
+    journal: Journal[Any] | None = None,
     **options: Any,
 ) -> list[Int[np.ndarray, " m"]]:
     """New tokens of each prompt, the end token left out: N arrays int32, of unequal lengths.
@@ -62,6 +87,7 @@ def generate_tokens(
         eos: tokens that end a row.
         finished: called every few tokens with a row's new tokens; True ends the row.
         mesh: rows are sharded over it; by default over the devices that the pair lies on.
+        journal: batches that it holds are not answered again, and each new one is added to it.
         options: fields of `GenerationOptions`; of texts, and so not used here, are `stop`
             (`finished` is in its place) and `continue_final`. Row i samples with
             fold_in(key(seed), i), whatever batch it is in.
@@ -91,40 +117,57 @@ def generate_tokens(
     texts = [check_row(p, vocab_size, f"prompts[{i}]") for i, p in enumerate(prompts)]
     starts = np.asarray([len(t) for t in texts])
     ends = np.minimum(starts + how.max_new_tokens, context)
-    pending = list(range(len(texts)))
+    known = {
+        (entry.turn, i): (tokens, stop)
+        for entry in (journal.entries if journal else ())
+        if isinstance(entry, Answered)
+        for i, tokens, stop in zip(entry.rows, entry.tokens, entry.stopped, strict=True)
+    }
+
+    def answered(turn: int, rows: Int[np.ndarray, " B"]) -> Answered:
+        lengths = np.asarray([len(texts[i]) for i in rows])
+        size = min(how.batch_size, 1 << (len(rows) - 1).bit_length())
+        kinds = [_kind(pair, alphas, i, len(texts[i])) for i in rows]
+        tokens, mask, lead = led([texts[i] for i in rows], size, kinds)
+        padded = np.concatenate([rows, np.full(size - len(rows), rows[0])])
+        limits = np.zeros(size, np.int32)
+        limits[: len(rows)] = [
+            min(end - n, _until_switch(pair, n))
+            for end, n in zip(ends[rows], lengths.tolist(), strict=True)
+        ]
+        request = Request(
+            alpha=None if alphas is None else jnp.asarray(alphas[:, padded]),
+            limits=jnp.asarray(limits),
+            before=jnp.asarray([len(texts[i]) - starts[i] for i in padded], jnp.int32),
+            keys=row_keys(how.seed, jnp.asarray(padded)),
+            eos=jnp.asarray(eos, jnp.int32).reshape(-1),
+            sampling=sampling,
+        )
+        room = bucket_length(int(limits.max()))
+        earlier = [texts[i][starts[i] :] for i in rows]
+        tokens, mask = put_rows((tokens, mask), mesh)
+        begun = begin(source, request, tokens, mask, lead, room=room, mesh=mesh)
+        new, stopped = _run(source, request, begun, room, earlier, finished, mesh)
+        return Answered(turn, rows.tolist(), new[: len(rows)], stopped[: len(rows)].tolist())
+
+    pending, turn = list(range(len(texts))), 0
     while pending:
         pending.sort(key=lambda i: len(texts[i]), reverse=True)
         still = []
         for first in range(0, len(pending), how.batch_size):
-            rows = np.asarray(pending[first : first + how.batch_size])
-            lengths = np.asarray([len(texts[i]) for i in rows])
-            size = min(how.batch_size, 1 << (len(rows) - 1).bit_length())
-            kinds = [_kind(pair, alphas, i, len(texts[i])) for i in rows]
-            tokens, mask, lead = led([texts[i] for i in rows], size, kinds)
-            padded = np.concatenate([rows, np.full(size - len(rows), rows[0])])
-            limits = np.zeros(size, np.int32)
-            limits[: len(rows)] = [
-                min(end - n, _until_switch(pair, n))
-                for end, n in zip(ends[rows], lengths.tolist(), strict=True)
-            ]
-            request = Request(
-                alpha=None if alphas is None else jnp.asarray(alphas[:, padded]),
-                limits=jnp.asarray(limits),
-                before=jnp.asarray([len(texts[i]) - starts[i] for i in padded], jnp.int32),
-                keys=row_keys(how.seed, jnp.asarray(padded)),
-                eos=jnp.asarray(eos, jnp.int32).reshape(-1),
-                sampling=sampling,
-            )
-            room = bucket_length(int(limits.max()))
-            earlier = [texts[i][starts[i] :] for i in rows]
-            tokens, mask = put_rows((tokens, mask), mesh)
-            begun = begin(source, request, tokens, mask, lead, room=room, mesh=mesh)
-            new, stopped = _run(source, request, begun, room, earlier, finished, mesh)
-            for i, added, stop in zip(rows.tolist(), new, stopped, strict=False):
+            rows = pending[first : first + how.batch_size]
+            if all((turn, i) in known for i in rows):
+                found = [known[turn, i] for i in rows]
+            else:  # a batch is computed whole, as in a run that nobody ended
+                entry = answered(turn, np.asarray(rows))
+                if journal:
+                    journal.append(entry)
+                found = list(zip(entry.tokens, entry.stopped, strict=True))
+            for i, (added, stop) in zip(rows, found, strict=True):
                 texts[i] = np.concatenate([texts[i], added])
                 if not stop and len(texts[i]) < ends[i]:
                     still.append(i)
-        pending = still
+        pending, turn = still, turn + 1
     return [text[n:] for text, n in zip(texts, starts, strict=True)]
 
 
@@ -257,13 +300,14 @@ def respond(
     *,
     model: Literal["tuned", "base"] = "tuned",
     mesh: Mesh | None = None,
+    journal: Journal[Any] | None = None,
     **options: Any,
 ) -> list[Response]:
     """`generate`, with the tokens of prompts and answers; arguments and errors are the same.
 
     model: "base" is the plain base model, between its own embedding and head (unlike alpha 0,
     which keeps the tuned model's); alpha must then be 1. mesh: rows are sharded over it; by
-    default over the devices that the pair lies on.
+    default over the devices that the pair lies on. journal: as of `generate_tokens`.
     """
     if model not in ("tuned", "base"):
         raise InputError(f"model is {model!r}: give 'tuned' or 'base'")
@@ -295,6 +339,7 @@ def respond(
         eos=end_tokens(tokenizer),
         finished=finished if stops else None,
         mesh=mesh,
+        journal=journal,
         **options,
     )
     responses = []

@@ -1,15 +1,18 @@
 """Answer a file of prompts under FTC_alpha scaling, if wanted with the TuCo of each new token.
 
 `tuco-jax generate` runs this. Outputs, prompts and settings are checked before any model is read.
+Outputs appear whole at the end; from a journal beside them a killed run is resumed.
 """
 
+import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import math
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +20,7 @@ import numpy as np
 from common_jax.cli.command_line import one_line
 from common_jax.errors import InputError
 from common_jax.io.files import atomic, check_writable, write_json
+from common_jax.journal import Journal
 from common_jax.report import page as pages
 from tuco_jax.generation.options import AnswerOptions, GenerationOptions, check_turns
 from tuco_jax.prompts.messages import text_of
@@ -26,8 +30,8 @@ from tuco_jax.scoring.score_file import provenance
 from tuco_jax.weights.options import check_pair
 
 if TYPE_CHECKING:
-    from tuco_jax.generation.generate import Response
-    from tuco_jax.scoring.token_tuco import Piece
+    from tuco_jax.generation.generate import Answered, Response
+    from tuco_jax.scoring.token_tuco import Piece, TokenEntry
 
 __all__ = ["Answer", "generate_file", "lines"]
 
@@ -67,7 +71,8 @@ def generate_file(options: AnswerOptions) -> list[Answer]:
     `out` gets a row for each answer: id, prompt or messages, label, response, tokens, and with
     `tuco` or `page` each token's TuCo (`token_tuco.response_tuco`). Notes about the pair are
     printed to stderr. Raises InputError, before anything is written, for whatever is wrong with
-    the input, and where `out` or `page` is of other prompts, models or options.
+    the input, and where `out` or `page`, or the journal beside it, is of other prompts, models or
+    options.
     """
     path = None if options.out is None else check_writable(options.out, (".jsonl",))
     page_path = None if options.page is None else check_writable(options.page, (".html",))
@@ -82,8 +87,9 @@ def generate_file(options: AnswerOptions) -> list[Answer]:
     check_pair(options)
     settings = _settings(options, rows)
     outputs = [own for own in (path, page_path) if own is not None]
-    with held(outputs, settings):  # no second run, and none of other settings, loads its models
-        answers, facts, special = _answers(options, rows, outputs)
+    # No second run, and none of other settings, loads its models.
+    with held(outputs, settings), _journal(outputs, settings) as journal:
+        answers, facts, special = _answers(options, rows, outputs, journal)
         for own in outputs:
             made = settings | {name: facts[name] for name in ("precision", "weights")}
             write_json(meta_path(own), facts | {"settings": made})
@@ -97,7 +103,19 @@ def generate_file(options: AnswerOptions) -> list[Answer]:
                 shown |= {"temperature": f"{options.temperature:g}", "seed": str(options.seed)}
             with atomic(page_path) as temporary:
                 temporary.write_text(_render(answers, shown, special), "utf-8")
+        if journal is not None:
+            journal.remove()
     return answers
+
+
+def _journal(
+    outputs: Sequence[pathlib.Path], settings: Mapping[str, Any]
+) -> contextlib.AbstractContextManager[Journal[Any] | None]:
+    """Of answers' tokens and their TuCo, beside the first output; None where there is none."""
+    if not outputs:
+        return contextlib.nullcontext()
+    common = {name: value for name, value in settings.items() if name != "tuco"}
+    return Journal(outputs[0].with_name(f"{outputs[0].name}.journal"), common)
 
 
 def _settings(options: AnswerOptions, rows: Sequence[Prompt]) -> dict[str, Any]:
@@ -114,13 +132,17 @@ def _settings(options: AnswerOptions, rows: Sequence[Prompt]) -> dict[str, Any]:
 
 
 def _answers(
-    options: AnswerOptions, rows: Sequence[Prompt], outputs: Sequence[pathlib.Path]
+    options: AnswerOptions,
+    rows: Sequence[Prompt],
+    outputs: Sequence[pathlib.Path],
+    journal: Journal[Any] | None,
 ) -> tuple[list[Answer], dict[str, Any], list[str]]:
     """The answers, facts of the run for its metadata, and the tokenizer's special tokens."""
     from common_jax.mesh import mesh_for  # not above: it takes seconds
     from tuco_jax.core.checksum import weights_checksum
-    from tuco_jax.generation.generate import respond
+    from tuco_jax.generation.generate import Answered, end_tokens, respond
     from tuco_jax.prompts.encode import encode
+    from tuco_jax.scoring.fingerprint import run_fingerprint
     from tuco_jax.scoring.token_tuco import pieces, response_tuco
     from tuco_jax.weights.load import load_pair
 
@@ -133,12 +155,12 @@ def _answers(
         mesh=mesh,
         adapter=options.adapter,
     )
-    weights = weights_checksum(pair) if outputs else None
+    weights = weights_checksum(pair) if outputs else ""
     for own in outputs:
         check_made(own, {"precision": pair.precision, "weights": weights})
     # Checked here, too, since these errors name the prompt by its id and line.
     notes = [*pair.notes]
-    encode(
+    tokens = encode(
         tokenizer,
         rows,
         max_tokens=pair.context - 1,
@@ -148,12 +170,20 @@ def _answers(
     )
     for note in notes:
         print(f"note: {one_line(note)}", file=sys.stderr)
+    resumed = 0
+    if journal is not None:
+        key = run_fingerprint(weights, pair.precision, tokens, end_tokens(tokenizer))
+        sizes = {"count": len(rows), "vocab_size": pair.tuned_config.vocab_size}
+        journal.begin(key, functools.partial(_entry, **sizes))
+        resumed = len({i for e in journal.entries if isinstance(e, Answered) for i in e.rows})
+        if resumed:
+            print(f"note: {resumed} of {len(rows)} answers: {journal.path}", file=sys.stderr)
     how: Any = {f.name: getattr(options, f.name) for f in dataclasses.fields(GenerationOptions)}
-    responses = respond(pair, tokenizer, rows, options.alpha, mesh=mesh, **how)
+    responses = respond(pair, tokenizer, rows, options.alpha, mesh=mesh, journal=journal, **how)
     found: list[Sequence[Piece] | None] = [None] * len(rows)
     if options.tuco or options.page is not None:
         texts, new = [r.prompt for r in responses], [r.tokens for r in responses]
-        values = response_tuco(pair, texts, new, options.alpha)
+        values = response_tuco(pair, texts, new, options.alpha, journal=journal)
         found = [pieces(tokenizer, ids, v) for ids, v in zip(new, values, strict=True)]
     answers = [Answer(*parts) for parts in zip(rows, responses, found, strict=True)]
     facts = {n: getattr(options, n) for n in ("base", "tuned", "adapter", "prompts", "dtype")}
@@ -166,7 +196,18 @@ def _answers(
     }
     facts["mesh"] = dict(mesh.shape) if mesh is not None else None
     facts |= {"notes": notes, "family": pair.tuned_config.family, "weights": weights}
+    facts["resumed_rows"] = resumed
     return answers, facts | provenance(), list(tokenizer.all_special_tokens)
+
+
+def _entry(record: Any, count: int, vocab_size: int) -> "Answered | TokenEntry | None":
+    """The batch of a journal's line: of answers, or of their TuCo."""
+    from tuco_jax.generation.generate import Answered
+    from tuco_jax.scoring.token_tuco import TokenEntry
+
+    if len(record) == len(TokenEntry._fields):
+        return TokenEntry.read(record, count)
+    return Answered.read(record, count, vocab_size)
 
 
 def _prompts(options: AnswerOptions) -> list[Prompt]:

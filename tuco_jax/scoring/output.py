@@ -1,4 +1,4 @@
-"""Tables of results, and a journal from which a killed run is resumed.
+"""Tables of results, what made them, and a batch's scores as a journal holds them.
 
 Legend: N rows of a table, K values of a cell, L layers, b prompts of a batch, B its rows, C
 prompts of a row.
@@ -10,16 +10,17 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Shaped
 
 from common_jax import resume
 from common_jax.agreement import agree
-from common_jax.distributed import by_first, meet
+from common_jax.distributed import by_first
 from common_jax.errors import InputError
 from common_jax.io.files import atomic
+from common_jax.journal import plain_array
 from tuco_jax.prompts.packing import Packed
 from tuco_jax.prompts.read import Prompt
 
@@ -29,7 +30,6 @@ __all__ = [
     "FORMATS",
     "Columns",
     "Entry",
-    "Journal",
     "check_made",
     "held",
     "meta_path",
@@ -51,18 +51,9 @@ def write_table(path: pathlib.Path, columns: Columns) -> None:
         write[path.suffix](temporary, columns)
 
 
-def _plain(value: Any) -> Any:
-    """A value as Python's own types."""
-    if isinstance(value, np.ndarray):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.generic):
-        return float(str(value)) if value.dtype == np.float32 else value.item()
-    return value
-
-
 def _rows(columns: Columns) -> Iterator[list[Any]]:
     for row in zip(*columns.values(), strict=True):
-        yield [_plain(value) for value in row]
+        yield [plain_array(value) for value in row]
 
 
 def _write_jsonl(path: pathlib.Path, columns: Columns) -> None:
@@ -111,147 +102,16 @@ class Entry(NamedTuple):
         """The entry of a batch's tuco [B, C], layers [B, C, L] and telescoping [B, C]."""
         return cls(batch.prompts, *(batch.unpack(np.asarray(value)) for value in values))
 
-
-class Journal:
-    """An append-only file of finished batches, from which a killed run is resumed.
-
-    Its first line holds the run's settings and a fingerprint of prompts, pair and options: what
-    another run has left is refused, never overwritten. A last line cut short by the kill is
-    removed. The file is locked while it is open, so that two runs do not share it; the lock ends
-    with its process. Use as a context, or close it. Of several processes, process 0 writes it.
-    """
-
-    def __init__(self, path: pathlib.Path, settings: Mapping[str, Any] | None = None):
-        """Hold the file. settings: all but weights that scores depend on, for messages."""
-        self.path = path
-        self.entries: list[Entry] = []
-        self._settings = dict(settings or {})
-        self._file: BinaryIO | None = None  # process 0's alone
-        self._found, self._header = by_first(self._open)
-
-    def _open(self) -> tuple[dict[str, Any] | None, int]:
-        """Hold the file; returns what its first line holds, and that line's length."""
-        file = resume.open_alone(self.path, f"{self.path}: another run is writing this output")
-        try:
-            found, length = self._read_header(file)
-            if found:
-                differs = resume.difference(found.get("settings", {}), self._settings)
-                if differs:
-                    raise self._another(f"it has {differs}")
-        except BaseException:
-            file.close()
-            raise
-        self._file = file
-        return found, length
-
-    def __enter__(self) -> "Journal":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _another(self, why: str) -> InputError:
-        return InputError(
-            f"{self.path}: holds the scores of another run, which has not ended: {why}; start "
-            "that run again to end it, or name another output"
-        )
-
-    def _read_header(self, file: BinaryIO) -> tuple[dict[str, Any] | None, int]:
-        """What the first line holds, and its length; None where no batch follows it."""
-        file.seek(0)
-        start = file.read(len(_START))
-        if start and not _START.startswith(start):
-            raise InputError(f"{self.path}: is not a journal of ours; name another output")
-        file.seek(0)
-        line, more = file.readline(_LONGEST_HEADER), file.read(1)
-        if not more:
-            return None, 0
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict) or not isinstance(found.get("settings", {}), dict):
-            raise InputError(f"{self.path}: is damaged; name another output")
-        return found, len(line)
-
-    def begin(self, fingerprint: str, shape: tuple[int, int] | None = None) -> None:
-        """Take the entries of an earlier start of this run, or begin the file.
-
-        shape: N and L, which entries must fit. Raises InputError for another run's entries.
-        """
-        if self._found is None:
-            if self._file is not None:
-                self._file.truncate(0)
-            header = {"fingerprint": fingerprint, "settings": self._settings}
-            self._write(json.dumps(header).encode() + b"\n")
-            return
-        if self._found.get("fingerprint") != fingerprint:
-            raise self._another("it has other weights or tokens, or is of another version")
-        keep = self._header
-        with self.path.open("rb") as file:
-            file.seek(keep)
-            for line in file:
-                entry = _entry(line, shape)
-                if entry is None:  # cut short, or damaged: the rest is computed again
-                    break
-                self.entries.append(entry)
-                keep += len(line)
-        meet()  # all have read it
-        if self._file is not None:
-            self._file.truncate(keep)
-
-    def _write(self, data: bytes) -> None:
-        if self._file is None:
-            return
-        try:
-            self._file.write(data)
-            self._file.flush()  # to the kernel: outlives the process, not the machine
-        except OSError as error:
-            raise InputError(
-                f"{self.path}: cannot be written: {error.strerror}; what it holds is kept: make "
-                "room, and start again to go on"
-            ) from error
-
-    def append(self, entry: Entry) -> None:
-        """Add a finished batch."""
-        self.entries.append(entry)
-        record = [entry.rows, *(_plain(array) for array in entry[1:])]
-        self._write(json.dumps(record).encode() + b"\n")
-
-    def close(self) -> None:
-        """Close the file, and leave it for the next run if it holds any batch."""
-        if self._file is None:
-            return
-        if not self._file.closed and self._found is None and not self.entries:
-            self.path.unlink(missing_ok=True)
-        # What could not be written before cannot be written now, and has been told.
-        with contextlib.suppress(OSError):
-            self._file.close()
-
-    def remove(self) -> None:
-        """Delete the file, after a complete run."""
-        if self._file is not None:
-            self.path.unlink(missing_ok=True)
-            self._file.close()
-
-
-_START = b'{"fingerprint": "'
-_LONGEST_HEADER = 1 << 16
-
-
-def _entry(line: bytes, shape: tuple[int, int] | None) -> Entry | None:
-    """The entry of a line; None where it is none."""
-    try:
-        found: Any = json.loads(line) if line.endswith(b"\n") else None
-        rows, *arrays = found
-        entry = Entry(rows, *(np.asarray(a, np.float32) for a in arrays))
+    @classmethod
+    def read(cls, record: Any, shape: tuple[int, int] | None = None) -> "Entry | None":
+        """The entry of a journal's line; None, or an error, where it is none. shape: N and L."""
+        rows, *arrays = record
+        entry = cls(rows, *(np.asarray(a, np.float32) for a in arrays))
         count, depth = shape or (max(rows) + 1, entry.layers.shape[1])
         good = all(type(row) is int and 0 <= row < count for row in rows)
         shapes = entry.tuco.shape, entry.layers.shape, entry.telescoping.shape
         good &= shapes == ((len(rows),), (len(rows), depth), (len(rows),))
         return entry if good and all(np.isfinite(a).all() for a in entry[1:]) else None
-    except (ValueError, TypeError, IndexError, OverflowError, RecursionError):
-        return None
 
 
 def check_made(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
@@ -261,6 +121,10 @@ def check_made(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
     processes all were given the same settings, or it is raised in all.
     """
     agree(settings)
+    by_first(lambda: _check_made(path, settings))
+
+
+def _check_made(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
     if not path.exists() or (path.is_file() and not path.stat().st_size):
         return
     beside = meta_path(path)

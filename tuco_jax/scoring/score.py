@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from common_jax import mesh as mesh_module
 from common_jax.errors import InputError
+from common_jax.journal import Journal
 from common_jax.progress import bar
 from tuco_jax.core import engine
 from tuco_jax.core.budget import default_budget
@@ -35,7 +36,7 @@ from tuco_jax.prompts.packing import Packed, padding
 from tuco_jax.prompts.read import Prompt, as_prompts
 from tuco_jax.scoring.engine import engine_of, planned
 from tuco_jax.scoring.options import ScoringOptions
-from tuco_jax.scoring.output import Entry, Journal
+from tuco_jax.scoring.output import Entry
 from tuco_jax.scoring.streamed import stream_entries
 from tuco_jax.scoring.watch import Watch
 
@@ -139,7 +140,7 @@ def score_tokens(
     *,
     mesh: Mesh | None = None,
     progress: bool = False,
-    journal: Journal | None = None,
+    journal: Journal[Entry] | None = None,
     **options: Any,
 ) -> Scores:
     """`score` of prompts that are token ids already, int32.

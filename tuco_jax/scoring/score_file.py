@@ -6,6 +6,7 @@ table appears whole at the end; from a journal beside it a killed run is resumed
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import pathlib
 import platform
@@ -17,12 +18,13 @@ import numpy as np
 
 from common_jax.errors import InputError
 from common_jax.io.files import check_writable, write_json
+from common_jax.journal import Journal
 from tuco_jax.prompts.read import Prompt, read_prompts
 from tuco_jax.scoring.options import ScoreFileOptions
 from tuco_jax.scoring.output import (
     FORMATS,
     Columns,
-    Journal,
+    Entry,
     check_made,
     meta_path,
     prompts_checksum,
@@ -99,7 +101,7 @@ def _settings(options: ScoreFileOptions, rows: Sequence[Prompt]) -> dict[str, An
 def _score(
     options: ScoreFileOptions,
     rows: Sequence[Prompt],
-    journal: Journal,
+    journal: Journal[Entry],
     seconds: dict[str, float],
     progress: bool,
     began: float,
@@ -150,7 +152,8 @@ def _score(
     with _timed(seconds, "fingerprint"):
         key = scores_fingerprint(source, tokens, options.norm)
     check_made(pathlib.Path(options.out), {"precision": pair.precision, "fingerprint": key})
-    journal.begin(key, (len(rows), pair.tuned_config.depth))
+    shape = len(rows), pair.tuned_config.depth
+    journal.begin(key, functools.partial(Entry.read, shape=shape))
 
     before = time.perf_counter()
     scores = score_tokens(

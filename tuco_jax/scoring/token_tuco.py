@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from common_jax.errors import InputError
+from common_jax.journal import Journal
 from common_jax.mesh import fetch
 from tuco_jax.core.budget import default_budget
 from tuco_jax.core.decompose import decompose
@@ -32,7 +33,23 @@ from tuco_jax.prompts.packing import pack
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Piece", "pieces", "response_tuco", "token_tuco"]
+__all__ = ["Piece", "TokenEntry", "pieces", "response_tuco", "token_tuco"]
+
+
+class TokenEntry(NamedTuple):
+    """One batch's TuCo of every token of `rows`, as a journal holds it."""
+
+    rows: list[int]
+    tuco: list[Float[np.ndarray, " n"]]
+
+    @classmethod
+    def read(cls, record: Any, count: int) -> "TokenEntry | None":
+        """The entry of a journal's line; None, or an error, where it is none. count: N."""
+        rows, values = record
+        entry = cls(rows, [np.asarray(row, np.float32) for row in values])
+        good = all(type(row) is int and 0 <= row < count for row in rows)
+        good &= len(rows) == len(values) and all(v.ndim == 1 for v in entry.tuco)
+        return entry if good and all(np.isfinite(v).all() for v in entry.tuco) else None
 
 
 @jax.jit
@@ -47,12 +64,14 @@ def token_tuco(
     alpha: Any = 1.0,
     *,
     token_budget: int | None = None,
+    journal: Journal[Any] | None = None,
 ) -> list[Float[np.ndarray, " n"]]:
     """TuCo of every token of N rows of token ids, float32.
 
     alpha: broadcastable to [L, N]. token_budget: tokens of a batch, padding included; by default
-    `default_budget()`. Raises InputError for an empty row or one beyond the pair's context,
-    and where a score is not finite.
+    `default_budget()`. journal: batches whose `TokenEntry` it holds are not computed again, and
+    each new one is added. Raises InputError for an empty row or one beyond the pair's context, and
+    where a score is not finite.
     """
     for number, row in enumerate(rows):
         if not 0 < len(row) <= pair.context:
@@ -69,7 +88,18 @@ def token_tuco(
     vocab_size = pair.tuned_config.vocab_size
     ids = [check_row(row, vocab_size, f"rows[{i}]") for i, row in enumerate(rows)]
     budget = token_budget or default_budget()
+    done = {
+        i: values
+        for entry in (journal.entries if journal else ())
+        if isinstance(entry, TokenEntry)
+        for i, values in zip(entry.rows, entry.tuco, strict=True)
+        if values.size == ids[i].size
+    }
     for batch in pack([row.size for row in ids], budget, batch_width(mesh), last_tokens=False):
+        if done.keys() >= {*batch.prompts}:
+            for i in batch.prompts:
+                out[i] = done[i]
+            continue
         placed = batch.arrays(ids)
         by_token = np.ones((len(alphas), *placed["tokens"].shape), np.float32)
         for i, row, columns in batch.spans(ids):
@@ -88,6 +118,8 @@ def token_tuco(
                     f"rows[{i}]: its TuCo is not finite; activations overflow or weights are "
                     "damaged: try --dtype float32, or another copy of the weights"
                 )
+        if journal:
+            journal.append(TokenEntry(batch.prompts, [out[i] for i in batch.prompts]))
     return out
 
 
@@ -98,14 +130,15 @@ def response_tuco(
     alpha: Any = 1.0,
     *,
     token_budget: int | None = None,
+    journal: Journal[Any] | None = None,
 ) -> list[Float[np.ndarray, " m"]]:
     """TuCo of each generated token, float32: what `score` gives for all the text before it.
 
     prompts, responses: N arrays of token ids each, as `generate.respond` gives them; alpha: as
-    there.
+    there; token_budget and journal: as of `token_tuco`.
     """
     rows = [np.concatenate([p, r]) for p, r in zip(prompts, responses, strict=True)]
-    values = token_tuco(pair, rows, alpha, token_budget=token_budget)
+    values = token_tuco(pair, rows, alpha, token_budget=token_budget, journal=journal)
     return [v[len(p) - 1 : len(v) - 1] for v, p in zip(values, prompts, strict=True)]
 
 

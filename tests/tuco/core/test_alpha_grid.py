@@ -12,7 +12,7 @@ import torch
 from common_jax.errors import InputError
 from common_jax.mesh import make_mesh
 from tests.tuco import random_models
-from tests.tuco.random_models import adapter_pair, batch, full_pair, rope
+from tests.tuco.random_models import adapter_pair, batch, different_configs, full_pair
 from tests.tuco.tiny import FAMILIES, VOCAB, save_tiny
 from tuco_jax.core import alpha_grid, engine, walk
 from tuco_jax.core.alpha_grid import grid_logits
@@ -66,11 +66,6 @@ def test_every_family(family, tmp_path):
             text = np.asarray(tokens[row])[np.asarray(mask[row])]
             logits = reference(input_ids=torch.as_tensor(text)[None]).logits[0, -1].numpy()
             np.testing.assert_allclose(got[2, row], logits, rtol=1e-3, atol=1e-4)
-
-
-def different_configs():
-    base = random_models.config(ropes=(rope(8, 1e3), rope(8, 700.0)), windows=(4, 0, 0))
-    return full_pair(4, base, random_models.config(norm_eps=1e-4, windows=(0, 5, 0)))
 
 
 def replaced_modules():

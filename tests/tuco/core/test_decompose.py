@@ -56,6 +56,22 @@ def test_equal_models_have_no_tuning_component():
     assert np.isfinite(gradient).all()
 
 
+def test_a_route_is_a_part_of_tuning():
+    """Where routers alone differ FTC is what the tuned route adds; with equal routers nothing."""
+    config = rm.config(mlp_bias=False, experts=5, experts_used=2)
+    pair = rm.full_pair(base=config)
+    tokens, mask = rm.batch()
+    same = dataclasses.replace(pair, tuned=pair.base)
+    assert float(jnp.abs(decompose(same, tokens, mask).ftc).max()) == 0
+    layers = pair.base["layers"]
+    mlp = layers["mlp"] | {"router": pair.tuned["layers"]["mlp"]["router"]}
+    routed = pair.base | {"layers": layers | {"mlp": mlp}}
+    out = decompose(dataclasses.replace(pair, tuned=routed), tokens, mask, layers=True, parts=True)
+    # Whatever the layer, attention sees the same stream; the change of route is the MLP's alone.
+    assert float(jnp.abs(out.ftc_attention).max()) == 0
+    assert (np.abs(out.ftc_mlp).max(axis=(1, 2, 3)) > 0.01).all()
+
+
 def test_alpha_zero_is_the_base_between_the_tuned_models_ends():
     pair = rm.full_pair()
     tokens, mask = rm.batch()

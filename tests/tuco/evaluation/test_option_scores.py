@@ -9,13 +9,10 @@ import numpy as np
 import pytest
 
 from common_jax.errors import InputError
+from tests.tuco.datasets.test_multiple_choice import task
 from tests.tuco.random_models import adapter_pair, config, full_pair, rope
 from tests.tuco.tiny import tiny_tokenizer
 from tuco_jax.core.decompose import decompose
-from tuco_jax.datasets.multiple_choice import (
-    Question,
-    Task,
-)
 from tuco_jax.evaluation import option_scores as scoring
 from tuco_jax.evaluation.option_scores import (
     behaviour_prompts,
@@ -26,11 +23,6 @@ from tuco_jax.evaluation.option_scores import (
 from tuco_jax.prompts import batching
 from tuco_jax.prompts.prefixes import Behind
 from tuco_jax.scoring.engine import planned
-
-
-def task(count=3):
-    questions = [Question(f"q{i}", ("x", "y"), i % 2, f"f:{i}") for i in range(count)]
-    return Task("world_religions", (Question("e", ("u", "v"), 1, "f:9"),), tuple(questions))
 
 
 def test_prompts():

@@ -7,23 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.tuco import random_models
-from tests.tuco.random_models import adapter_pair, full_pair, rope
+from tests.tuco.random_models import different_configs, full_pair
 from tuco_jax.core import walk
 from tuco_jax.core.cache import Cache
 from tuco_jax.core.decompose import decompose
 from tuco_jax.generation import decoding
 from tuco_jax.generation.generate import generate_tokens
-from tuco_jax.generation.sampling import Sampling, row_keys
 from tuco_jax.models.pair import Notes
 
 PROMPTS = [np.random.default_rng(n).integers(0, 61, n) for n in (3, 13, 1, 8, 5)]
-
-
-def different_configs():
-    base = random_models.config(ropes=(rope(8, 1e3), rope(8, 700.0)), windows=(4, 0, 0))
-    tuned = random_models.config(norm_eps=1e-4, windows=(0, 5, 0))
-    return full_pair(4, base, tuned)
 
 
 def test_logits_from_caches_are_those_of_the_whole_text():
@@ -67,29 +59,3 @@ def test_compilations_are_few():
     generate_tokens(other, PROMPTS, 0.5, max_new_tokens=40)
     # A layer's and what is before it: of prompts, and of one token; what is after it: of a token.
     assert [compiled(function) for function in counted] == [2, 2, 1]
-
-
-def test_lowers_for_tpu_and_gpu():
-    pair = adapter_pair(1)
-    request = decoding.Request(
-        alpha=jnp.ones((3, 2)),
-        limits=jnp.full(2, 8),
-        before=jnp.zeros(2, jnp.int32),
-        keys=row_keys(0, jnp.arange(2)),
-        eos=jnp.asarray([1]),
-        sampling=Sampling.of(temperature=1.0, top_k=5, top_p=0.9),
-    )
-    platforms = ("tpu", "cuda")
-    tokens, mask = jnp.zeros((2, 16), jnp.int32), jnp.ones((2, 16), bool)
-    given = walk.Stacked.of(pair), request, tokens, mask
-
-    def begin(*given):
-        return decoding.begin(*given, room=16)
-
-    jax.jit(begin).trace(*given).lower(lowering_platforms=platforms)
-    progress = jax.eval_shape(begin, *given)
-    steps = jax.jit(
-        lambda source, request, progress: decoding.resume(source, request, progress, 4)
-    )
-    resume = steps.trace(*given[:2], progress)
-    assert resume.lower(lowering_platforms=platforms).as_text()

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -12,14 +13,15 @@ import pytest
 import torch
 
 from common_jax.errors import InputError
+from common_jax.journal import Journal
 from common_jax.mesh import make_mesh
 from tests.tuco import random_models
-from tests.tuco.random_models import adapter_pair, full_pair, rope
+from tests.tuco.random_models import adapter_pair, different_configs, full_pair
 from tests.tuco.tiny import FAMILIES, VOCAB, save_tiny
 from tests.tuco.tiny_tokenizer import bos_tokenizer
 from tuco_jax.core import walk
 from tuco_jax.core.decompose import decompose
-from tuco_jax.generation.generate import end_tokens, generate, generate_tokens
+from tuco_jax.generation.generate import Answered, end_tokens, generate, generate_tokens
 from tuco_jax.models.pair import Pair, single
 from tuco_jax.models.sharding import place
 from tuco_jax.prompts.encode import encode
@@ -137,16 +139,21 @@ def test_longrope_is_read_again_where_it_switches(tmp_path):
     assert model.config.ropes[0].switch == 10
     pair = single(model.config, model.params)
     prompts = [np.random.default_rng(n).integers(0, VOCAB, n) for n in (3, 12, 10, 11)]
-    got = lists(generate_tokens(pair, prompts, max_new_tokens=NEW))
+    read = functools.partial(Answered.read, count=len(prompts), vocab_size=VOCAB)
+    with Journal(tmp_path / "journal") as journal:
+        journal.begin("key", read)
+        got = lists(generate_tokens(pair, prompts, max_new_tokens=NEW, journal=journal))
     assert got == uncached(pair, prompts)
+    first, *others = journal.entries
+    assert sorted(first.rows) == [0, 1, 2, 3] and [e.rows for e in others] == [[2, 0]]
+    lines = (tmp_path / "journal").read_bytes().splitlines(keepends=True)
+    (tmp_path / "journal").write_bytes(b"".join(lines[:2]))
+    with Journal(tmp_path / "journal") as journal:
+        journal.begin("key", read)
+        again = lists(generate_tokens(pair, prompts, max_new_tokens=NEW, journal=journal))
+    assert again == got and len(journal.entries) == 2
     for prompt, tokens in zip(prompts, got, strict=True):
         assert tokens == reference_tokens(reference, prompt, eos_token_id=VOCAB)
-
-
-def different_configs():
-    base = random_models.config(ropes=(rope(8, 1e3), rope(8, 700.0)), windows=(4, 0, 0))
-    tuned = random_models.config(norm_eps=1e-4, windows=(0, 5, 0))
-    return full_pair(4, base, tuned)
 
 
 def learned_positions():

@@ -1,5 +1,6 @@
 """Files of answers: what rows hold, and which run they belong to."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -8,10 +9,14 @@ import sys
 import pytest
 
 from common_jax.errors import InputError
+from common_jax.journal import Journal
 from tests.tuco.cli_pair import ROOT, file_options, read_jsonl, save_pair, write_jsonl
 from tests.tuco.tiny_tokenizer import bos_tokenizer
+from tuco_jax.generation import generate_file as generate_module
+from tuco_jax.generation.generate import Answered
 from tuco_jax.generation.generate_file import generate_file, lines
 from tuco_jax.generation.options import AnswerOptions
+from tuco_jax.scoring.token_tuco import TokenEntry
 
 ROWS = [{"id": "a", "prompt": "tea", "label": "x"}, {"id": "b", "prompt": "cups"}]
 TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -67,6 +72,120 @@ def test_another_run_s_answers_are_kept(options, tmp_path, monkeypatch):
     assert {p.name: p.read_bytes() for p in tmp_path.glob("o.jsonl*")} == before
     generate_file(options(batch_size=1))
     assert (tmp_path / "o.jsonl").read_bytes() == before["o.jsonl"]
+
+
+def killed_after(monkeypatch, batches):
+    """Batches, of answers and of their TuCo, that are journaled before the run is interrupted."""
+    append = Journal.append
+
+    def some(journal, entry):
+        if len(journal.entries) == batches:
+            raise KeyboardInterrupt
+        append(journal, entry)
+
+    monkeypatch.setattr(Journal, "append", some)
+
+
+MANY = [{"id": i, "prompt": "tea and cups"[: 3 + i]} for i in range(5)]
+SAMPLED = dict(batch_size=2, temperature=0.9, seed=3, stop=["q"], alpha=0.7, max_new_tokens=6)
+
+
+def test_a_run_that_was_killed_goes_on(options, tmp_path, monkeypatch):
+    """In its three batches of answers, or in the one of their TuCo, to the same bytes."""
+    given = {"prompts": write_jsonl(tmp_path / "many.jsonl", MANY), "tuco": True, **SAMPLED}
+    outputs = [tmp_path / name for name in ("o.jsonl", "o.html")]
+    given["page"] = str(outputs[1])
+    generate_file(options(**given))
+    whole = [path.read_bytes() for path in outputs]
+    journal = tmp_path / "o.jsonl.journal"
+    assert not journal.exists() and len({*read_answers(outputs[0])}) > 3
+    for batches, rows in ((1, 2), (3, 5)):
+        for path in outputs:
+            path.unlink()
+        with monkeypatch.context() as patch:
+            killed_after(patch, batches)
+            with pytest.raises(KeyboardInterrupt):
+                generate_file(options(**given))
+        assert len(journal.read_bytes().splitlines()) == 1 + batches
+        assert not any(path.exists() for path in outputs)
+        with monkeypatch.context() as patch:
+            computed = counted(patch)
+            generate_file(options(**given))
+        assert [path.read_bytes() for path in outputs] == whole and not journal.exists()
+        assert json.loads((tmp_path / "o.jsonl.meta.json").read_text())["resumed_rows"] == rows
+        assert computed == [Answered] * (3 - batches) + [TokenEntry]
+
+
+def counted(monkeypatch):
+    """The kinds of the batches that are computed from here on."""
+    found, append = [], Journal.append
+
+    def count(journal, entry):
+        found.append(type(entry))
+        append(journal, entry)
+
+    monkeypatch.setattr(Journal, "append", count)
+    return found
+
+
+def read_answers(path):
+    return [row["response"] for row in read_jsonl(path)]
+
+
+def test_another_run_s_journal_is_kept_and_its_own_goes_on(options, tmp_path, monkeypatch):
+    given = {"batch_size": 1}
+    with monkeypatch.context() as patch:
+        killed_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            generate_file(options(**given))
+    journal = tmp_path / "o.jsonl.journal"
+    before = journal.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("tuco_jax.weights.load.load_pair", None)  # no model is thought of
+        for changes, message in (
+            ({"alpha": 0.5}, "alpha 1.0, not 0.5"),
+            ({"seed": 3}, "seed 0, not 3"),
+            ({"max_new_tokens": 4}, "max_new_tokens 3, not 4"),
+            ({"chat": True}, "prompts '"),
+        ):
+            with pytest.raises(InputError, match=f"{journal}: holds the work of .*{message}"):
+                generate_file(options(**given | changes))
+    with pytest.raises(InputError, match="it has other weights"):
+        generate_file(options(**given, base=options().tuned))
+    assert journal.read_bytes() == before
+    generate_file(options(tuco=True))  # another batch size, and TuCo beside what was answered
+    assert not journal.exists() and len(read_jsonl(tmp_path / "o.jsonl")) == len(ROWS)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        [0, [2], [[7]], [False]],  # no such prompt
+        [0, [0], [[9]], [False]],  # no such token
+        [0, [0], [[0.5]], [False]],
+        [0, [0], [[7], [7]], [False]],
+        [0, [0], [[7]], [0]],
+        [[2], [[0.5]]],
+        [[0], [[0.5], [0.5]]],
+        [[0], [[[0.5]]]],
+        [[0], [[float("inf")]]],
+        [[0], "a"],
+        {},
+        7,
+    ],
+)
+def test_what_is_no_batch_is_computed_again(tmp_path, record):
+    read = functools.partial(generate_module._entry, count=2, vocab_size=9)
+    good = [0, [1, 0], [[7, 8], []], [True, False]], [[1], [[0.5, 0.25]]]
+    with Journal(tmp_path / "journal") as journal:
+        journal.begin("key", read)
+        for each in (*good, record, *good):
+            journal.append(each)
+    with Journal(tmp_path / "journal") as journal:
+        journal.begin("key", read)
+        answered, tuco = journal.entries
+    assert isinstance(answered, Answered) and isinstance(tuco, TokenEntry)
+    assert answered.tokens[0].tolist() == [7, 8] and tuco.tuco[0].tolist() == [0.5, 0.25]
 
 
 def test_a_page_and_answers_of_other_weights_are_kept(options, tmp_path):

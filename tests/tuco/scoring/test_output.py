@@ -1,16 +1,15 @@
 """Tables read back as they were, and a journal goes on with its own run alone."""
 
 import csv
-import errno
+import functools
 import json
-import os
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet
 import pytest
 
 from common_jax.errors import InputError
+from common_jax.journal import Journal
 from tests.tuco import random_models as rm
 from tests.tuco.tiny_tokenizer import bos_tokenizer
 from tuco_jax.prompts.encode import encode
@@ -19,7 +18,6 @@ from tuco_jax.scoring.fingerprint import scores_fingerprint
 from tuco_jax.scoring.output import (
     FORMATS,
     Entry,
-    Journal,
     check_made,
     prompts_checksum,
     write_table,
@@ -44,11 +42,6 @@ def some_prompts(count=24):
     """Letters of few lengths, each prompt of its own letter: nothing is shared."""
     lengths = np.random.default_rng(0).choice([1, 3, 6, 20, 60, 63], count)
     return [chr(97 + i) * n for i, n in enumerate(lengths)]
-
-
-def entry(*rows, value=0.5):
-    shape = len(rows)
-    return Entry(list(rows), *(np.full(s, value, np.float32) for s in (shape, (shape, 2), shape)))
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -81,7 +74,7 @@ def test_journal_goes_on_and_changes_nothing(tmp_path, pair, tokenizer):
     key = scores_fingerprint(pair, tokens, 1)
     path = tmp_path / "out.journal"
     journal = Journal(path)
-    journal.begin(key)
+    journal.begin(key, Entry.read)
     whole = score_tokens(pair, tokens, prompts, token_budget=128, journal=journal)
     journal.close()
     lines = path.read_bytes().splitlines(keepends=True)
@@ -89,7 +82,7 @@ def test_journal_goes_on_and_changes_nothing(tmp_path, pair, tokenizer):
 
     path.write_bytes(b"".join(lines[:3]) + lines[3][:-5])  # killed while it wrote a line
     journal = Journal(path)
-    journal.begin(key)
+    journal.begin(key, Entry.read)
     assert len(journal.entries) == 2
     done = sum(len(e.rows) for e in journal.entries)
     again = score_tokens(pair, tokens, prompts, token_budget=128, journal=journal)
@@ -100,7 +93,7 @@ def test_journal_goes_on_and_changes_nothing(tmp_path, pair, tokenizer):
     assert path.read_bytes().splitlines(keepends=True) == lines
 
     journal = Journal(path)  # complete, and read under another batch size
-    journal.begin(key)
+    journal.begin(key, Entry.read)
     score_of_none = score_tokens(pair, tokens, prompts, token_budget=4096, journal=journal)
     journal.close()
     assert score_of_none.resumed == len(prompts) and score_of_none.shapes == []
@@ -108,119 +101,36 @@ def test_journal_goes_on_and_changes_nothing(tmp_path, pair, tokenizer):
         np.testing.assert_array_equal(getattr(score_of_none, field), getattr(whole, field))
 
 
-def write_journal(path, settings=None, key="key"):
-    with Journal(path, settings) as journal:
-        journal.begin(key)
-        journal.append(entry(0, 2))
-        journal.append(entry(1))
-    return path.read_bytes()
-
-
 SETTINGS = {"prompts": "abc", "norm": 1}
 
 
+GOOD = [[0, 2], [0.5, 0.5], [[0.5, 0.5]] * 2, [0.0, 0.0]]
+
+
 @pytest.mark.parametrize(
-    ("settings", "key", "message"),
+    "record",
     [
-        (SETTINGS | {"norm": 2}, "key", "it has norm 1, not 2"),
-        (SETTINGS | {"prompts": "abd"}, "key", "it has prompts 'abc', not 'abd'"),
-        (SETTINGS, "other", "it has other weights or tokens, or is of another version"),
+        [[9], [0.5], [[0.5, 0.5]], [0.0]],  # no such prompt
+        [[0], [0.5, 0.5], [[0.5, 0.5]], [0.0]],
+        [[0], [0.5], [[0.5]], [0.0]],  # other layers
+        [[0], [float("nan")], [[0.5, 0.5]], [0.0]],
+        [["0"], [0.5], [[0.5, 0.5]], [0.0]],
+        [[True], [0.5], [[0.5, 0.5]], [0.0]],
+        [[0], [0.5], [[0.5, 0.5]]],
+        {},
+        7,
     ],
 )
-def test_the_journal_of_another_run_is_refused_and_kept(tmp_path, settings, key, message):
-    path = tmp_path / "out.journal"
-    before = write_journal(path, SETTINGS)
-    with pytest.raises(
-        InputError, match=f"{path}: holds the scores of another run, .*{message}; "
-    ):
-        with Journal(path, settings) as journal:
-            journal.begin(key)
-    assert path.read_bytes() == before
+def test_what_is_no_entry_ends_what_a_journal_keeps(tmp_path, record):
+    path, read = tmp_path / "journal", functools.partial(Entry.read, shape=(3, 2))
     with Journal(path, SETTINGS) as journal:
-        journal.begin("key", (3, 2))
-        assert [e.rows for e in journal.entries] == [[0, 2], [1]]
-        with pytest.raises(InputError, match="another run is writing this output"):
-            Journal(path, SETTINGS)
-
-
-def test_one_that_holds_no_batch_is_nobodys(tmp_path):
-    path = tmp_path / "out.journal"
-    Journal(path, SETTINGS).close()
-    assert not path.exists()
-    path.write_bytes(write_journal(path, SETTINGS).splitlines(keepends=True)[0])
-    with Journal(path, {"norm": 2}) as journal:
-        journal.begin("other")
-        journal.append(entry(0))
-    assert b'"norm": 2' in path.read_bytes()
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"[[9], [0.5], [[0.5, 0.5]], [0.0]]",  # no such prompt
-        b"[[0], [0.5, 0.5], [[0.5, 0.5]], [0.0]]",
-        b"[[0], [0.5], [[0.5]], [0.0]]",  # other layers
-        b"[[0], [NaN], [[0.5, 0.5]], [0.0]]",
-        b'[["0"], [0.5], [[0.5, 0.5]], [0.0]]',
-        b"[[true], [0.5], [[0.5, 0.5]], [0.0]]",
-        b"[" * 5000,
-        b"{}",
-        b"7",
-        b"\xff\xfe",
-        b"[[0], [0.5], [[0.5, 0.5]]",
-    ],
-)
-def test_a_damaged_line_ends_what_is_kept(tmp_path, line):
-    path = tmp_path / "out.journal"
-    before = write_journal(path, SETTINGS)
-    path.write_bytes(before + line + b"\n" + before.splitlines(keepends=True)[2])
+        journal.begin("key", read)
+        for each in (GOOD, record, GOOD):
+            journal.append(each)
     with Journal(path, SETTINGS) as journal:
-        journal.begin("key", (3, 2))
-        assert len(journal.entries) == 2
-    assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    "data", [b"notes\n", b'{"fingerprint": "\n\n', b'{"fingerprint": "a"]\nx']
-)
-def test_what_is_no_journal_is_left_alone(tmp_path, data):
-    path = tmp_path / "out.journal"
-    path.write_bytes(data)
-    with pytest.raises(InputError, match="is (not a journal of ours|damaged); name another"):
-        Journal(path, SETTINGS)
-    assert path.read_bytes() == data
-
-
-def test_a_full_disk_is_told_once_and_keeps_what_was_written(tmp_path):
-    path = tmp_path / "out.journal"
-
-    class Full:
-        """A file whose disk fills up: what its buffer holds fails again when it is closed."""
-
-        def __init__(self, file):
-            self.file, self.closed = file, False
-
-        def write(self, data):
-            return len(data)
-
-        def flush(self):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        def close(self):
-            self.closed = True
-            self.file.close()
-            self.flush()
-
-    with pytest.raises(InputError, match=f"^{path}: cannot be written: No space left .*is kept"):
-        with Journal(path, SETTINGS) as journal:
-            journal.begin("key")
-            journal.append(entry(0))
-            full: Any = Full(journal._file)
-            journal._file = full
-            journal.append(entry(1))
-    with Journal(path, SETTINGS) as journal:
-        journal.begin("key", (3, 2))
-        assert [e.rows for e in journal.entries] == [[0]]
+        journal.begin("key", read)
+        assert [e.rows for e in journal.entries] == [[0, 2]]
+    assert len(path.read_bytes().splitlines()) == 2
 
 
 def test_an_output_says_what_made_it(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 
 import tuco_jax
 from common_jax.errors import InputError
+from common_jax.journal import Journal
 from common_jax.mesh import make_mesh
 from tests.tuco import random_models as rm
 from tests.tuco.tiny_tokenizer import bos_tokenizer
@@ -25,7 +26,7 @@ from tuco_jax.prompts.read import (
     Prompt,
     as_prompts,
 )
-from tuco_jax.scoring.output import Journal
+from tuco_jax.scoring.output import Entry
 from tuco_jax.scoring.score import score, score_tokens
 
 CONFIG = rm.config(vocab_size=272, max_positions=64)
@@ -148,13 +149,13 @@ def test_prompts_that_share_resume(pair, tokenizer, tmp_path):
     tokens = encode(tokenizer, prompts)
     whole = score_tokens(pair, tokens, prompts, token_budget=60)
     with Journal(tmp_path / "journal") as journal:
-        journal.begin("key")
+        journal.begin("key", Entry.read)
         score_tokens(pair, tokens, prompts, token_budget=60, journal=journal)
     written = (tmp_path / "journal").read_bytes().splitlines(keepends=True)
     assert len(written) > 3
     (tmp_path / "journal").write_bytes(b"".join(written[:2]))
     with Journal(tmp_path / "journal") as journal:
-        journal.begin("key")
+        journal.begin("key", Entry.read)
         again = score_tokens(pair, tokens, prompts, token_budget=60, journal=journal)
     assert 0 < again.resumed < len(prompts)
     np.testing.assert_allclose(again.tuco, whole.tuco, rtol=0, atol=1e-6)

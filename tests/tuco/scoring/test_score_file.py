@@ -105,7 +105,7 @@ def test_another_run_s_journal_is_kept_and_its_own_goes_on(options, tmp_path, mo
         no_models(patch)
         for changes, message in OTHERS.values():
             changes = {k: other if v is None else v for k, v in changes.items()}
-            with pytest.raises(InputError, match=f"{journal}: holds the scores of .*{message}"):
+            with pytest.raises(InputError, match=f"{journal}: holds the work of .*{message}"):
                 score_file(options(**changes))
     with pytest.raises(InputError, match="it has other weights"):
         score_file(options(base=options().tuned))
@@ -141,14 +141,14 @@ def test_a_disk_that_fills_up_and_is_emptied(options, pair, tmp_path):
         import jax
         jax.config.update("jax_enable_compilation_cache", False)
         from tuco_jax.cli import main
-        from tuco_jax.scoring import output
-        begin = output.Journal.begin
+        from common_jax.journal import Journal
+        begin = Journal.begin
 
         def limited(*args):
             begin(*args)
             resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
 
-        output.Journal.begin = limited
+        Journal.begin = limited
         sys.exit(main({argv!r}))
     """
     done = subprocess.run(

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from common_jax.errors import InputError
 from tests.tuco.tiny import save_tiny, tiny_hf
+from tests.tuco.weights.refused import refusal
 from tuco_jax.weights.hf.model import load
 
 WEIGHTS = "model.safetensors"
@@ -23,13 +23,6 @@ FUSED = "model.layers.1.mlp.experts.gate_up_proj"
 def edit(directory, change):
     tensors = change(load_file(directory / WEIGHTS))
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
-
-
-def refusal(directory):
-    with pytest.raises(InputError) as caught:
-        load(str(directory))
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def save_fused(directory, family):

@@ -8,9 +8,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from common_jax.errors import InputError
 from common_jax.io.wrapped_names import unwrapped
 from tests.tuco.tiny import save_tiny
+from tests.tuco.weights.refused import refusal
 from tuco_jax.weights.hf.model import load
 
 WEIGHTS = "model.safetensors"
@@ -55,13 +55,6 @@ def test_what_wrappers_add_is_taken_off(wrapper, family, tmp_path):
 def test_unwrapped_leaves_other_names_alone():
     assert unwrapped("model.layers.0.mlp.up_proj.weight") == "model.layers.0.mlp.up_proj.weight"
     assert unwrapped("model.original_module.weight") == "model.original_module.weight"
-
-
-def refusal(directory):
-    with pytest.raises(InputError) as caught:
-        load(str(directory))
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_messages_name_what_is_there(tmp_path):

@@ -10,7 +10,7 @@ from reward_jax.data.checkpoint import load_guide, load_model
 from reward_jax.data.images.pixels import ImageSpace
 from reward_jax.models.unet2d.half_unet import HalfUNet2D
 from reward_jax.reward.relative import RelativeReward
-from tests.reward.cli_runs import run, save_all
+from tests.reward.cli_runs import printed_by, run, save_all
 from tests.reward.studies.images.sets import write_quarters
 
 STEPS = ["--training.steps", 10, "--training.batch_size", 8, "--training.steps_per_call", 10]
@@ -27,11 +27,7 @@ def made(tmp_path_factory):
     folder, printed = tmp_path_factory.mktemp("images"), {}
 
     def go(name, *argv):
-        with pytest.MonkeyPatch.context() as patch:
-            lines = []
-            patch.setattr("builtins.print", lambda *a, **_: lines.append(" ".join(map(str, a))))
-            assert run(*argv) == 0, lines
-        printed[name] = "\n".join(lines)
+        printed[name] = printed_by(*argv)
 
     base, expert, reward = (folder / name for name in ("base", "expert", "reward"))
     data = ["--data", write_quarters(folder / "data")]

@@ -17,7 +17,7 @@ from reward_jax.data.trajectory.windows import begins
 from reward_jax.reward.relative import RelativeReward
 from reward_jax.tasks import find
 from reward_jax.tasks.locomotion import policies
-from tests.reward.cli_runs import MATCHING, STEPS, run
+from tests.reward.cli_runs import MATCHING, STEPS, printed_by, run
 from tests.reward.tasks.locomotion.conftest import random_policy
 
 SMALL = ["--network.dim", 8, "--network.multipliers", "[1]", "--diffusion_steps", 8, *STEPS]
@@ -31,11 +31,8 @@ def made(tmp_path_factory):
 
     def go(name, *argv):
         with pytest.MonkeyPatch.context() as patch:
-            lines = []
-            patch.setattr("builtins.print", lambda *a, **_: lines.append(" ".join(map(str, a))))
             patch.setattr(policies, "POLICIES", folder)
-            assert run(*argv) == 0, lines
-        printed[name] = "\n".join(lines).splitlines()
+            printed[name] = printed_by(*argv).splitlines()
 
     stages = {s: random_policy("hopper", i) for i, s in enumerate(["early", "late", "medium"])}
     policies.write_policies(

@@ -13,7 +13,7 @@ from reward_jax.planning import steer
 from reward_jax.report.write import ReportOptions, write_report
 from reward_jax.tasks.base import Measure
 from reward_jax.tasks.find import find
-from tests.reward.cli_runs import MATCHING, STEPS, run
+from tests.reward.cli_runs import MATCHING, STEPS, printed_by, run
 
 SMALL = ["--network.dim", 8, "--network.multipliers", "[1]", "--diffusion_steps", 8]
 SMALL += ["--horizon", 8, "--stride", 4, *STEPS, "--actions", "true"]
@@ -24,11 +24,7 @@ def made(tmp_path_factory):
     folder, printed = tmp_path_factory.mktemp("obstacles"), {}
 
     def go(name, *argv):
-        with pytest.MonkeyPatch.context() as patch:
-            lines = []
-            patch.setattr("builtins.print", lambda *a, **_: lines.append(" ".join(map(str, a))))
-            assert run(*argv) == 0, lines
-        printed[name] = "\n".join(lines).splitlines()
+        printed[name] = printed_by(*argv).splitlines()
 
     base, expert, reward = (folder / name for name in ("base", "expert", "reward"))
     data = [folder / "base.hdf5", folder / "expert.hdf5"]

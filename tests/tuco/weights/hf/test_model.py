@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common_jax.errors import InputError
 from tests.tuco.tiny import FAMILIES, save_tiny, tiny_hf, tiny_tokenizer
+from tests.tuco.weights.refused import refusal
 from tuco_jax.weights.hf.model import export, load, read_config
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -37,14 +38,6 @@ def edit(directory: pathlib.Path, change):
 def edit_config(directory: pathlib.Path, **fields):
     path = directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
-def refusal(directory) -> str:
-    with pytest.raises(InputError) as caught:
-        load(str(directory))
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def assert_equal(one, two):
