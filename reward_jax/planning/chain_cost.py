@@ -112,14 +112,14 @@ def plan_chains(options: ChainPlanOptions) -> "tuple[Plan, Device]":
             params = jax.eval_shape(model.init, jax.random.key(0), *example)["params"]
             return abstract(params, partition.placement((), mesh), weights)
 
-        encoder, decoder, words = _beside()
+        encoder, decoder, reader = _beside()
         arguments = {
             "unet": held(model, *example),
             "autoencoder": (
                 held(encoder, of((1, _PIXELS, _PIXELS, 3), jnp.float32)),
                 held(decoder, of((1, 1, 1, config.in_channels), jnp.float32)),
             ),
-            "text encoder": held(words, of((1, _TOKENS), jnp.int32)),
+            "text encoder": held(reader, of((1, _TOKENS), jnp.int32)),
             "latents": rows((options.rows, *shape), jnp.float32, mesh),
             "texts": tuple(rows((options.rows, *text), weights, mesh) for _ in range(_TEXTS)),
         }

@@ -18,7 +18,7 @@ from common_jax import resume
 from common_jax.checksum import checksum
 from common_jax.distributed import by_first, there
 from common_jax.errors import Taken
-from common_jax.io.files import write_arrays, write_json
+from common_jax.io.files import make_folder, write_arrays, write_json
 from common_jax.mesh import batch_sharding, fetch, mesh_for, put
 from reward_jax.data.checkpoint import load_guide, save_guide
 from reward_jax.data.latents import LatentGuide, LatentSpace
@@ -59,7 +59,8 @@ class Work:
         """The model, on its shards; pairs that are there must be of it, and of these prompts."""
         sd = load_stable_diffusion(self.config.base, self.config.dtype, self.mesh)
         made_of = {"base (checksum)": checksum(sd), PROMPTS: prompts_checksum(self.prompts)}
-        resume.settle(self.config.out / "pairs", made_of)
+        pairs = make_folder(self.config.out / "pairs")
+        resume.settle(pairs, made_of)
         return sd
 
     def shard(self, number: int) -> None:
