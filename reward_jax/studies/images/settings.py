@@ -90,8 +90,6 @@ class Config(
         size: sides of the images of a folder, scaled and cut; by default they are of one size.
         channels: of the images of a folder: 1 for grey, or 3.
         choices: names, and the classes that are called harmful under each.
-        null_pairs: how many experts are made that lack images of all classes, others each; of
-            several, intervals are over these pairs.
         variants: those of them whose reward is also made as `energy` and `paths` say, and steers
             uncapped, too.
         unet: of the denoisers.
