@@ -104,7 +104,12 @@ def test_the_scaled_stream_and_norm_2_equal_algorithm_1(case):
     )
 
 
+# One of each form of block: what families do differently beside it their scores' tests cover.
+FORMS = ["llama", "gemma2", "gpt2", "gpt_neox, configs differ", "mixtral"]
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("case", FORMS, indirect=True)
 def test_the_slope_of_tuco_by_the_embeddings_is_autograd_s(case):
     base, tuned, pair = case
     tokens, mask = inputs("left")
