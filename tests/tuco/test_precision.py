@@ -26,7 +26,10 @@ def score(pair):
 
 
 def components(pair):
-    return jax.jit(lambda *given: decompose(*given, 0.5, logits=True)).trace(pair, *rm.batch())
+    def run(pair, tokens, mask):
+        return decompose(pair, tokens, mask, 0.5, logits=True)
+
+    return jax.jit(run).trace(pair, *rm.batch())
 
 
 def decode(pair):

@@ -74,7 +74,7 @@ def _null(config: Config, results: Mapping[str, Any]) -> dict[str, Any]:
             of_pairs[name] = [(pair[judge][look], harmful) for pair in judged]
         if len(judged) == 1:
             alone = {name: pair for name, [pair] in of_pairs.items()}
-            of_each = {k: measure.interval(*one, config.seed) for k, one in alone.items()}
+            of_each = {k: measure.interval(x, bad, config.seed) for k, (x, bad) in alone.items()}
             mean = measure.mean_auc(list(alone.values()), config.seed)
         else:
             aucs = {k: [measure.auc(*pair) for pair in pairs] for k, pairs in of_pairs.items()}

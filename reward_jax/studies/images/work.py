@@ -111,12 +111,12 @@ class Work:
         expert = models.expert(part, left_out, models.sets[0].classes)
         reward = models.reward(part, "reward", expert, left_out, self.config.matching)
         clock.lap("models")
-        pair = _Pair(self, expert, "test")
+        untrained = _Pair(self, expert, "test")
         write_arrays(
             path.with_name("judged.npz"),
             reward=measure.scores(reward, models.test, self.looks("test")),
-            loss_difference=pair.losses.mean(0),
-            score_norm=pair.norms,
+            loss_difference=untrained.losses.mean(0),
+            score_norm=untrained.norms,
         )
         clock.lap("judged")
         write_json(path, {"seconds": clock.seconds})

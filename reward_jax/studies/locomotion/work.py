@@ -457,7 +457,8 @@ class RobotWork:
         held = Mixed(tuple(self._windows(self._held_out(which)) for which in ("base", "expert")))
         rows = held.sample(jax.random.key(self._seed("held-out rows")), 256)
         guide = TrajectoryGuide(reward, self.expert.space, base.schedule)
-        found = diagnose(guide, base, expert, jnp.asarray(rows), matching=self.own.matching)
+        held_out = diagnose(guide, base, expert, jnp.asarray(rows), matching=self.own.matching)
+        found: dict[str, Any] = dict(held_out)
         pin = self.base.space.pin if self.own.matching.pin else None
         for name, arm, by in (
             ("raw", "raw_difference", ScoreDifference(base, expert)),

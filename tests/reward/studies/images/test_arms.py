@@ -147,7 +147,7 @@ def test_runs_are_counted_where_a_guide_is_asked(changes, asked):
     schedule = cosine_schedule(20)
     options = GuidanceOptions(sampler="ddim", sampling_steps=5, **changes)
     given: Any = dict(guide=Counted(), options=options, key=jax.random.key(0))
-    jax.block_until_ready(guided_sample(lambda x, t: -x, schedule, (2, 3), **given))
+    jax.block_until_ready(guided_sample(lambda x, t, cond=None: -x, schedule, (2, 3), **given))
     jax.effects_barrier()
     assert len(Counted.asked) == asked
     assert network_runs(options, schedule, 2) == 5 + 2 * asked
