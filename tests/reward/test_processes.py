@@ -62,12 +62,12 @@ def commands(made: pathlib.Path, out: pathlib.Path, count: int) -> dict[str, lis
     given = {
         "train": ["train", *training],
         "extract": ["extract", *matching],
-        "study": ["study", "locomotion", "--config", made / "study.yaml"],
         "steer": ["steer", *steered],
         "sweep": ["sweep", *steered, "--scales", "[0,2]", "--t_stopgrads", "[0,4]"],
         "heatmap": ["heatmap", *guide, *windows],
     }
-    if count < 4:  # the dearest; four processes do a study as it is
+    if count < 4:  # the dearest; over four there are the studies of tests/tuco
+        given["study"] = ["study", "locomotion", "--config", made / "study.yaml"]
         given["images"] = ["study", "images", "--config", made / "images.yaml"]
     own = {"steer": STEERING[count]}
     return {n: [*line, *own.get(n, MESHES[count]), "--out", out / n] for n, line in given.items()}
@@ -179,6 +179,7 @@ def check_reward(path: pathlib.Path, other: pathlib.Path) -> None:
     close(wanted.learned_gradient(x, t), found.learned_gradient(x, t))
 
 
+@pytest.mark.parametrize("group", [2], indirect=True)
 def test_a_study(group):
     """Models are trained, and plans made, over all; what each acts out is what one does."""
     folders = group.alone / "study", group.out / "study"

@@ -102,7 +102,7 @@ def done(tmp_path_factory):
                     scales=(0.5,),
                 ),
                 "met": Ablation(robot="hopper", met=True),
-                "half u-net": Ablation(robot="hopper", kind="half_unet"),
+                "half u-net": Ablation(robot="hopper", kind="half_unet", rounds=1),
                 "low t": Ablation(robot="hopper", t_weights=(2.0, 1.0, 0.5, 0.1, 0.0, 0.0)),
             },
         )
@@ -177,13 +177,13 @@ def test_ablations(done):
         "the-authors": {"reward_0"},
         "low-t": rewards,
         "met": rewards,
-        "half-u-net": rewards,
+        "half-u-net": {"reward_0"},
         "one-step": set(),
         "warm": set(),
         "less-data": {"base", "expert", "discriminator", *rewards},
     }
     assert found["ablations"]["less data"]["change"] == {"base_episodes": 6}
-    guide = load_guide(config.out / "ablations/half-u-net/reward_1.safetensors", TrajectorySpace)
+    guide = load_guide(config.out / "ablations/half-u-net/reward_0.safetensors", TrajectorySpace)
     assert guide.guide.reward == HalfUnet(4, (8,))  # pyright: ignore[reportAttributeAccessIssue]
     with np.load(config.out / "ablations" / "met" / "reward_1.met.npz") as stored:
         met = stored["observations"]
