@@ -11,7 +11,7 @@ import importlib.metadata
 import re
 import sys
 from argparse import SUPPRESS
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -299,7 +299,7 @@ def _keys(config: Mapping[str, Any], known: list[str], prefix: str = "") -> Iter
             yield name
 
 
-def _nearest(name: str, names: Iterable[str], helps: Mapping[str, str] | None = None) -> str:
+def _nearest(name: str, names: Collection[str], helps: Mapping[str, str] | None = None) -> str:
     """A hint at the name that was meant, or "".
 
     By spelling, dashes and groups left out. Else by meaning: the option whose help is the first
@@ -317,6 +317,9 @@ def _nearest(name: str, names: Iterable[str], helps: Mapping[str, str] | None = 
     close = max(names, key=likeness, default="")
     if close and likeness(close) >= _ALIKE:
         return f"; did you mean {close}?"
+    group, _, field = asked.partition(".")
+    if field and f"--{group}" in names:  # may be null, and so has no option for each field
+        return f"; its fields are given together: --{group} '{{{field}: ...}}'"
     parts = [w for w in re.split(r"[._]", asked) if len(w) > 3]
 
     def place(option: str) -> int:

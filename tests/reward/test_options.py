@@ -65,3 +65,9 @@ def test_help_has_the_words_of_inherited_options(capsys):
     printed = " ".join(capsys.readouterr().out.split())
     assert "of all random numbers" in printed and "from starts that the task draws" in printed
     assert "guidance scale, a number or [B]" in printed and "default: 2.0" in printed
+
+
+def test_fields_of_what_may_be_null_are_given_together(capsys):
+    assert cli.main(["study", "images", "--cap.images", "1"]) == 2
+    said = "unknown option --cap.images; its fields are given together: --cap '{images: ...}'"
+    assert said in capsys.readouterr().err
