@@ -8,6 +8,8 @@ on both sides. PyTorch runs with both formats of memory, and the quicker counts.
 interleaved, medians, by the wall and by processor time (of one core on a busy machine: begin with
 `taskset -c 0`). A floor is the products that a step cannot do without, at the rate of large
 products in XLA. Ours run on the CPU as one device, and as one a core with a share of the rows.
+A network of flax's own convolutions is trained as well: by the package's loop, by a loop of
+`lax.scan`, and a call a step, in which XLA brings convolutions into its quick form by itself.
 Prints a report and keeps it.
 """
 
@@ -21,6 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +38,7 @@ from common_jax.mesh import cores, mesh_for
 from common_jax.precision import jit, stated
 from reward_jax import extract_reward
 from reward_jax.diffusion.denoiser import score_from
+from reward_jax.diffusion.process import q_sample
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.diffusion.train import EMA, TrainingOptions, init_state, train_denoiser
 from reward_jax.models.unet2d.half_unet import HalfUNet2D
@@ -90,6 +94,7 @@ def main() -> None:
     found = {name: measure(SIZES[name], args.rounds, args.steps, mesh) for name in args.sizes}
     report = {
         "sizes": found,
+        "network of a user's own": measure_own(args.rounds, args.steps),
         "rounds": args.rounds,
         "steps": args.steps,
         "devices": args.devices,
@@ -294,6 +299,72 @@ def work(size: Size, params: Any, learned: Any) -> dict[str, float]:
         "matching": 2 * products(denoise, params, *few) + products(student, learned, *few),
         "sampling": products(denoise, params, *several) + products(climb, learned, *several),
     }
+
+
+class Convolutions(nn.Module):
+    """What a user may write: a denoiser of flax's convolutions, not of ours."""
+
+    width: int = 32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, t: jax.Array) -> jax.Array:
+        y = nn.Conv(self.width, (3, 3))(x)
+        y = y + nn.Dense(self.width)(t.astype(x.dtype)[:, None])[:, None, None]
+        for _ in range(2):
+            y = y + nn.Conv(self.width, (3, 3))(nn.silu(nn.GroupNorm(8)(y)))
+        return nn.Conv(x.shape[-1], (3, 3))(nn.silu(y))
+
+
+def measure_own(rounds: int, steps: int, batch: int = 32) -> dict[str, Any]:
+    """A step of training such a network, seconds: in each kind of loop, and alone."""
+    net, adam, key = Convolutions(), optax.adam(2e-4), jax.random.key(0)
+    rows = np.random.default_rng(0).normal(size=(ROWS, SIDE, SIDE, 1)).astype(np.float32)
+    schedule, state = cosine_schedule(STEPS), init_state(net, adam, rows[:1], key)
+
+    def one(carry: Any, step: Any) -> tuple[Any, Any]:
+        params, moments = carry
+        keys = jax.random.split(jax.random.fold_in(key, step), 3)
+        x_0 = jnp.asarray(rows)[jax.random.randint(keys[0], (batch,), 0, ROWS)]
+        t = jax.random.randint(keys[1], (batch,), 0, STEPS)
+        noise = jax.random.normal(keys[2], x_0.shape)
+
+        def loss(params: Any) -> jax.Array:
+            output: Any = net.apply({"params": params}, q_sample(schedule, x_0, t, noise), t)
+            return jnp.square(output - noise).mean()
+
+        value, slope = jax.value_and_grad(loss)(params)
+        updates, moments = adam.update(slope, moments, params)
+        return (optax.apply_updates(params, updates), moments), value
+
+    begun = state.params, adam.init(state.params)
+    alone, looped = jit(one), jit(lambda carry: jax.lax.scan(one, carry, jnp.arange(steps)))
+
+    def training(**loop: Any) -> Any:
+        options = TrainingOptions(batch, steps, "epsilon", EMA(begin=0, every=1))
+        return train_denoiser(net, state, rows, schedule, adam, key=key, options=options, **loop)
+
+    cases: dict[str, Case] = {
+        "train_denoiser": functools.partial(_step, training, steps),
+        "a call a step": repeated(functools.partial(alone, begun, 0), steps, steps),
+        "lax.scan": repeated(functools.partial(looped, begun), steps),
+    }
+    for name, case in cases.items():
+        print(f"first run of a user's own, {name}: {case().wall:.4f} s a step", flush=True)
+    times: dict[str, list[Times]] = {name: [] for name in cases}
+    for _ in range(rounds):
+        for name, case in cases.items():
+            times[name].append(case())
+    seconds = {
+        clock: {
+            n: statistics.median(getattr(t, clock) for t in taken) for n, taken in times.items()
+        }
+        for clock in Times._fields
+    }
+    over = {
+        clock: {n: s / found["a call a step"] for n, s in found.items()}
+        for clock, found in seconds.items()
+    }
+    return {"batch": batch, "seconds": seconds, "over a call a step": over}
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """A planned pair against the pair itself: bytes, exchanges, FLOPs; and what is refused."""
 
+import dataclasses
 import json
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -40,12 +42,25 @@ def published(tmp_path_factory):
     return str(found)
 
 
-def test_a_plan_is_what_the_pair_takes(folder):
+@pytest.mark.parametrize(
+    ("stored", "precision"),
+    [("folder", "float32"), ("published", "bfloat16x3"), ("published", "bfloat16")],
+)
+def test_a_plan_is_what_the_pair_takes(stored, precision, request):
     found, _ = plan_score(
-        PlanOptions(base=folder, mesh=MeshOptions(2, 2, 2), batch=8, tokens=32, device="h100")
+        PlanOptions(
+            base=request.getfixturevalue(stored),
+            precision=precision,
+            mesh=MeshOptions(2, 2, 2),
+            batch=8,
+            tokens=32,
+            device="h100",
+        )
     )
     config, mesh = from_huggingface(tiny_config("llama", **SIZES)), make_mesh(2, 2, 2)
-    params = decoder.init(config, jax.random.key(0))
+    config = dataclasses.replace(config, precision=precision)
+    dtype = jnp.float32 if stored == "folder" else jnp.bfloat16
+    params = jax.tree.map(lambda x: x.astype(dtype), decoder.init(config, jax.random.key(0)))
     pair = place(Pair(params, params, {}, config, config), mesh)
     given = jax.device_put(
         (np.ones((8, 32), np.int32), np.ones((8, 32), bool)), batch_sharding(mesh, 8)
@@ -74,7 +89,8 @@ def test_a_plan_is_what_the_pair_takes(folder):
     assert found.kinds()["all-gather"]["count"] >= 4 and found.sent > 0
     # One model's products at every token but the last layer's, keys and values of both.
     matrices = sum(x.size for x in jax.tree.leaves(params["layers"]) if x.ndim == 3)
-    assert 0.75 * 2 * 8 * 32 * matrices < found.flops < 2 * 2 * 8 * 32 * matrices
+    products = (3 if precision == "bfloat16x3" else 1) * 2 * 8 * 32 * matrices
+    assert 0.75 * products < found.flops < 2 * products
 
 
 @pytest.mark.parametrize(

@@ -287,5 +287,5 @@ def test_a_chain_over_a_mesh_is_the_same(both):
     options: dict[str, Any] = dict(steps=2, safety="max")
     found = placed.sample(PROMPTS * 2, latents=latents, **options)
     wanted = sd.sample(PROMPTS * 2, latents=draw(4), **options)
-    np.testing.assert_allclose(found.latents, wanted.latents, atol=1e-4)
-    np.testing.assert_allclose(found.images, wanted.images, atol=1e-4)
+    np.testing.assert_allclose(found.latents, wanted.latents, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.images, wanted.images, rtol=1e-5, atol=1e-5)
