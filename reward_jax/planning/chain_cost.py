@@ -59,12 +59,11 @@ def plan_chains(options: ChainPlanOptions) -> "tuple[Plan, Device]":
     from common_jax.cost import LARGEST
 
     sizes = sizes_of(options)
-    if sizes["fsdp"] * sizes["tensor"] > 1:
-        raise InputError("mesh: chains are sharded over data alone; give mesh.data")
-    wanted = ("rows", options.rows, sizes["data"]), ("size", options.size, _PIXELS)
+    shards = sizes["data"] * sizes["fsdp"]
+    wanted = ("rows", options.rows, shards), ("size", options.size, _PIXELS)
     for name, given, divisor in wanted:
         if given % divisor:
-            of = "mesh.data, " * (name == "rows")
+            of = "mesh.data x mesh.fsdp, " * (name == "rows")
             raise InputError(f"{name} must be a multiple of {of}{divisor}; not {given}")
     positions = _TEXTS * options.rows * (options.size // _PIXELS) ** 2
     if positions > LARGEST:
@@ -83,6 +82,7 @@ def plan_chains(options: ChainPlanOptions) -> "tuple[Plan, Device]":
     from reward_jax.models.stable_diffusion.safety import Numbers, SafeGuidance
     from reward_jax.models.stable_diffusion.sampling import Guided, chain
     from reward_jax.models.stable_diffusion.unet import UNet
+    from reward_jax.sharding import RULES
 
     stated = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     stated |= {"steps_offset": 1, "set_alpha_to_one": False, "skip_prk_steps": True}
@@ -93,7 +93,7 @@ def plan_chains(options: ChainPlanOptions) -> "tuple[Plan, Device]":
     of = jax.ShapeDtypeStruct
     text = _TOKENS, config.text_width
 
-    with devices(sizes["data"], options.topology) as found:
+    with devices(shards * sizes["tensor"], options.topology) as found:
         mesh = make_mesh(**sizes, devices=found)
         schedule = schedulers.schedule_of(scheduler)
         made = schedulers.plan(scheduler, "pndm", options.steps)
@@ -110,7 +110,7 @@ def plan_chains(options: ChainPlanOptions) -> "tuple[Plan, Device]":
 
         def held(model: Any, *example: Any) -> Any:
             params = jax.eval_shape(model.init, jax.random.key(0), *example)["params"]
-            return abstract(params, partition.placement((), mesh), weights)
+            return abstract(params, partition.placement(RULES, mesh), weights)
 
         encoder, decoder, reader = _beside()
         arguments = {

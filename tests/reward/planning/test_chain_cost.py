@@ -52,11 +52,23 @@ def test_chains(monkeypatch):
     assert found.binds(device) in ("memory bandwidth", "compute")
 
 
+def test_weights_are_planned_on_their_shards(monkeypatch):
+    """By the rules that a folder is read by: of every kernel half lies on each device."""
+    monkeypatch.setattr(chain_cost, "STATED", TINY)
+    small: dict[str, Any] = dict(rows=4, size=32, steps=1, dtype="float32")
+    whole, _ = plan_chains(ChainPlanOptions(**small))
+    for axis in ("fsdp", "tensor"):
+        cut, _ = plan_chains(ChainPlanOptions(**small, mesh=MeshOptions(**{axis: 2})))
+        assert cut.size == 2
+        for kind in ("unet", "autoencoder", "text encoder"):
+            assert 0.5 <= cut.bytes[kind] / whole.bytes[kind] < 0.55, (axis, kind)
+        assert sum(kind["count"] for kind in cut.kinds().values()) > 0  # they are exchanged
+
+
 def test_what_cannot_be_planned():
     cases: list[tuple[dict[str, Any], str]] = [
-        (dict(rows=3, mesh=MeshOptions(data=2)), "rows must be a multiple of mesh.data, 2; not 3"),
+        (dict(rows=3, mesh=MeshOptions(data=2)), "multiple of mesh.data x mesh.fsdp, 2; not 3"),
         (dict(size=100), "size must be a multiple of 8; not 100"),
-        (dict(mesh=MeshOptions(fsdp=2)), "chains are sharded over data alone; give mesh.data"),
         (dict(mesh=MeshOptions(data=-1)), "a plan wants each size"),
         (dict(topology="v5e:2x4"), "topology v5e:2x4 is of TPUs: give device tpu-v5e"),
     ]
