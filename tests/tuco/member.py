@@ -89,7 +89,7 @@ def where_parts_pay() -> None:
     stored = {"base": frozenset({"bfloat16"})}
     for slow in (None, 0, jax.process_count() - 1):
 
-        def pays(_: Any, slow: int | None = slow) -> bool:
+        def pays(_: bool, __: Any, slow: int | None = slow) -> bool:
             return jax.process_index() != slow
 
         with mock.patch.object(precision, "_three_parts_pay", pays):

@@ -212,7 +212,8 @@ class OneByOne:
             if bare is None:
                 carry, out = advance(step, carry, layer, own)
             else:
-                carry, held[index] = _one_cached(step, carry, layer, own, held[index], bare)
+                one = program(layer, cached=True)
+                carry, held[index] = one(step, carry, layer, own, held[index], bare)
             if self.streams:
                 jax.block_until_ready(carry)
             return out
@@ -285,26 +286,38 @@ def advance(step: Any, carry: Any, layer: PairLayer, own: Any) -> tuple[Any, Any
     return program(layer)(step, carry, layer, own)
 
 
-def program(layer: PairLayer) -> Any:
-    """The compiled function that `advance` is for such a layer."""
+def program(layer: PairLayer, *, cached: bool = False) -> Any:
+    """The compiled function that `advance` is for such a layer; cached: of a walk with a cache."""
     by_parts = any(config.precision in ("bfloat16x3", "bfloat16x2") for config in layer.configs)
-    return _fusing() if by_parts and jax.default_backend() == "cpu" else _advance
+    if by_parts and jax.default_backend() == "cpu":
+        return _fusing(cached)
+    return _one_cached if cached else _advance
 
 
 def _step(step: Any, carry: Any, layer: PairLayer, own: Any) -> tuple[Any, Any]:
     return step(carry, layer, own)
 
 
+def _cached_step(
+    step: Any, carry: Any, layer: PairLayer, own: Any, held: Any, cache: Cache
+) -> tuple[Any, Any]:
+    # The very cache that the step joins to: only then does XLA see that it is written once.
+    carry, out = step(carry, layer, (own, cache.of_layer(held)))
+    return carry, cache.write(held, out)
+
+
 _advance = jax.jit(_step)
+_one_cached = jax.jit(_cached_step, donate_argnums=4)
 
 
 @functools.cache
-def _fusing() -> Any:
-    """`_advance` with the products of parts, their sums and what follows them in one pass.
+def _fusing(cached: bool) -> Any:
+    """`_advance` or `_one_cached`, products of parts, their sums and what follows in one pass.
 
     XLA's CPU backend otherwise writes each part's product to memory, and fetches pages for them
     anew in every call (237,000 of a score at three parts): float32's time / three parts' .81
-    without, 1.19 with it (Intel, AMX). An option that a newer XLA lacks is left out.
+    without, 1.19 with it (Intel, AMX). An option that a newer XLA lacks is left out. In a scan
+    over stacked layers it does not help (.92), so there "auto" takes float32.
     """
     kinds = ("INDIVIDUAL_DOT", "REDUCE", "ELTWISE")
     option = ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in kinds)
@@ -312,17 +325,10 @@ def _fusing() -> Any:
     try:
         jax.jit(jnp.negative, compiler_options=options).lower(0.0).compile()
     except jax.errors.JaxRuntimeError:
-        return _advance
+        return _one_cached if cached else _advance
+    if cached:
+        return jax.jit(_cached_step, donate_argnums=4, compiler_options=options)
     return jax.jit(_step, compiler_options=options)
-
-
-@jax.jit(donate_argnums=4)
-def _one_cached(
-    step: Any, carry: Any, layer: PairLayer, own: Any, held: Any, cache: Cache
-) -> tuple[Any, Any]:
-    # The very cache that the step joins to: only then does XLA see that it is written once.
-    carry, out = step(carry, layer, (own, cache.of_layer(held)))
-    return carry, cache.write(held, out)
 
 
 @jax.jit

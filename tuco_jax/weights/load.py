@@ -124,7 +124,8 @@ def load_pair(
     chat_template.jinja if it ships that. Configs are compared before any weight is read:
     InputError where the two are no pair.
     """
-    opened = open_pair(base, tuned, dtype=dtype, precision=precision, adapter=adapter)
+    how: Any = dict(dtype=dtype, precision=precision, adapter=adapter)
+    opened = open_pair(base, tuned, spread=mesh is not None, **how)
     pair, found = opened.load(placement(mesh) if mesh else None)
     return pair, needed_tokenizer(tokenizer or found, tuned)
 
@@ -158,9 +159,13 @@ def open_pair(
     dtype: str = "float32",
     precision: AskedPrecision = "auto",
     adapter: str | None = None,
+    spread: bool = False,
 ) -> OpenPair:
-    """`load_pair` before it reads the weights, to be read whole or a layer at a time."""
-    wanted = Wanted(dtype, precision)
+    """`load_pair` before it reads the weights, to be read whole or a layer at a time.
+
+    spread: they will go over a mesh, on which "auto" may stand for another precision.
+    """
+    wanted = Wanted(dtype, precision, spread)
     return _Settled(_open(base, tuned, wanted.held, adapter), wanted)
 
 

@@ -23,11 +23,13 @@ class Wanted:
     """dtype and precision as `load_pair` takes them; InputError where they exclude each other.
 
     Several processes ask it the same: what "auto" stands for is for all of their devices.
-    pays: whether three parts take less time than float32; by default, on the devices here.
+    spread: the pair goes over a mesh. pays: whether three parts take less time than float32; by
+    default, on the devices here.
     """
 
     dtype: str
     precision: AskedPrecision
+    spread: bool = False
     pays: bool | None = None
 
     def __post_init__(self) -> None:
@@ -40,7 +42,7 @@ class Wanted:
             return self.precision
         if self.dtype == "float16":
             return "float32"
-        pays = three_parts_pay() if self.pays is None else self.pays
+        pays = three_parts_pay(self.spread) if self.pays is None else self.pays
         return "bfloat16x3" if pays else "float32"
 
     @property
@@ -67,22 +69,24 @@ class Wanted:
         )
 
 
-def three_parts_pay() -> bool:
+def three_parts_pay(spread: bool = False) -> bool:
     """Whether three products in bfloat16 take less time than one in float32, on all devices.
 
     Of several processes all ask at the same point of the program. On TPUs float32 is six passes in
     bfloat16; CUDA GPUs have tensor cores for it from compute capability 8 on. On CPUs it takes
     AMX: measured, in float32's rate, one part is 4.7 and three 1.5 (Intel, AMX), and 1.9 and 0.6
-    (Zen 4, AVX512_BF16, whose peak is but twice float32's).
+    (Zen 4, AVX512_BF16, whose peak is but twice float32's). spread: over a mesh layers are stacked
+    in one program, in which three parts of a CPU with AMX have .92 of float32's speed.
     """
-    return not anywhere(not all(map(_three_parts_pay, jax.local_devices())))
+    pay = functools.partial(_three_parts_pay, spread)
+    return not anywhere(not all(map(pay, jax.local_devices())))
 
 
-def _three_parts_pay(device: Any) -> bool:
+def _three_parts_pay(spread: bool, device: Any) -> bool:
     if device.platform == "gpu":
         capability = str(getattr(device, "compute_capability", ""))
         return bool(re.fullmatch(r"\d+(\.\d+)?", capability)) and float(capability) >= 8
     if device.platform == "cpu":
         info = pathlib.Path("/proc/cpuinfo")
-        return info.exists() and " amx_bf16" in info.read_text()
+        return not spread and info.exists() and " amx_bf16" in info.read_text()
     return device.platform == "tpu"

@@ -28,6 +28,7 @@ from tuco_jax.core.streamed import Streamed
 from tuco_jax.core.trajectories import output_co, trajectories
 from tuco_jax.core.walk import Split, Stacked, program, source_of
 from tuco_jax.generation import decoding
+from tuco_jax.generation.generate import generate_tokens
 from tuco_jax.generation.sampling import Sampling, row_keys
 from tuco_jax.models.sharding import mesh_of, place
 
@@ -214,6 +215,11 @@ def test_parts_on_a_cpu_are_fused(precision):
     found = last_token(source, *batch)
     assert fused._cache_size() == 2
     close(found, jax.jit(last_token)(Stacked.of(pair), *batch))
+    cached = program(next(iter(source.layers(0, 1))), cached=True)
+    assert cached is not program(next(iter(Split(wide).layers(0, 1))), cached=True)
+    cached.clear_cache()
+    generate_tokens(pair, [np.arange(1, 6)], 0.5, max_new_tokens=2)
+    assert cached._cache_size() == 2  # of prompts, and of one token
 
 
 def test_split_weights_are_views():

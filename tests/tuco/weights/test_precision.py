@@ -20,7 +20,7 @@ NONE = {"a": frozenset({"float32"})}
 
 @pytest.fixture(params=[False, True], ids=["slow", "quick"])
 def pays(request, monkeypatch):
-    monkeypatch.setattr(module, "three_parts_pay", lambda: request.param)
+    monkeypatch.setattr(module, "three_parts_pay", lambda spread: request.param)
     return request.param
 
 
@@ -66,6 +66,13 @@ def test_devices(device, pays, monkeypatch):
     best = types.SimpleNamespace(platform="tpu")
     monkeypatch.setattr(jax, "local_devices", lambda: [best, types.SimpleNamespace(**device)])
     assert three_parts_pay() is pays
+
+
+@pytest.mark.parametrize("amx", [False, True])
+def test_on_a_cpu_parts_pay_with_amx_where_layers_are_programs_of_their_own(amx, monkeypatch):
+    flags = "flags : avx512f" + " amx_bf16 amx_tile" * amx
+    monkeypatch.setattr(module.pathlib.Path, "read_text", lambda path: flags)
+    assert three_parts_pay() is amx and three_parts_pay(spread=True) is False
 
 
 @pytest.fixture(scope="module")
