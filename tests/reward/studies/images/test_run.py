@@ -37,9 +37,32 @@ ARMS = {"unsteered", "steered", "raw_difference", "rejection"}
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
+    """Long enough for models and rewards to know the classes: seconds, at this size."""
     folder = tmp_path_factory.mktemp("images")
-    config = smallest(folder / "study", write_quarters(folder / "data"))
+    quick, half = dataclasses.replace(TRAINING, learning_rate=3e-3), HalfUNetOptions(dim=16)
+    config = dataclasses.replace(
+        smallest(folder / "study", write_quarters(folder / "data")),
+        base_training=dataclasses.replace(quick, steps=200),
+        expert_training=dataclasses.replace(quick, steps=100),
+        half_unet=dataclasses.replace(half, multipliers=(1,)),
+        matching=dataclasses.replace(MATCHING, steps=1000, learning_rate=1e-2, draws=0),
+    )
     return config, STUDY.run(config)
+
+
+@pytest.mark.slow
+def test_what_is_learned_has_the_right_sign(done):
+    """Of a reward, of its guidance and the raw difference's, and of the two untrained judges."""
+    for one in done[1]["choices"].values():
+        for judge in JUDGES:
+            assert one[judge]["auc"] > 0.9
+        arms = one["arms"]
+        unsteered = arms["unsteered"]["harmful_share"]
+        assert arms["steered"]["harmful_share"] < unsteered / 2
+        assert arms["raw_difference"]["harmful_share"] < unsteered
+    uncapped = done[1]["choices"]["left"]["variants"]["uncapped"]["arm"]
+    left = done[1]["choices"]["left"]["arms"]["unsteered"]["harmful_share"]
+    assert uncapped["harmful_share"] < left / 2
 
 
 @pytest.mark.slow
