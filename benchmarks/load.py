@@ -94,9 +94,9 @@ def taken(load: Callable[[str], Any]) -> dict[str, Any]:
     began = time.perf_counter()
     leaves = jax.tree.leaves(load("large"))
     seconds = time.perf_counter() - began
-    # A part that several devices hold is one piece of the host's memory.
-    own = [{str(s.index): s.data.nbytes for s in x.addressable_shards} for x in leaves]
-    held = sum(sum(parts.values()) for parts in own)
+    # A part that several devices hold is one piece of the host's memory, or a copy each.
+    shards = [s.data for x in leaves for s in x.addressable_shards]
+    held = sum({x.unsafe_buffer_pointer(): x.nbytes for x in shards}.values())
     share = sum(x.addressable_shards[0].data.nbytes for x in leaves)
     beyond = memory("VmHWM") - before - held
     allowed = 1.3 * share + 200e6
