@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from tests.processes import Group, collect, in_one_start, start
 from tests.tuco.cli_pair import file_options, read_jsonl, save_pair, write_jsonl
-from tests.tuco.generation.test_generate_file import killed_after as answers_killed_after
+from tests.tuco.interrupted import killed_after as interrupted_after
 from tests.tuco.member import decomposed
 from tests.tuco.scoring.test_score_file import killed_after
 from tests.tuco.studies.test_over_a_mesh import assert_same, configs
@@ -110,7 +110,7 @@ def alone(pair, studies, tmp_path_factory):
         killed_after(patch, 3)
         assert main(given.pop("begun.jsonl")) == 130
     with pytest.MonkeyPatch.context() as patch:
-        answers_killed_after(patch, 2)
+        interrupted_after(patch, 2)
         assert main(given.pop("begun answers.jsonl")) == 130
     assert [main(line) for line in given.values()] == [0] * len(given)
     decomposed(str(out / "decomposed.npz"), "11")
