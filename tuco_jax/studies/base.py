@@ -26,7 +26,7 @@ import jax
 from common_jax import resume
 from common_jax.cli.options import SeedOption
 from common_jax.cli.ranges import check_ranges
-from common_jax.distributed import is_first
+from common_jax.distributed import by_first, is_first
 from common_jax.errors import InputError
 from common_jax.io.files import read_json
 from common_jax.journal import Journal, Sections
@@ -153,13 +153,7 @@ class Study(Generic[Config, Inputs, Measured]):
 
     def _check_folder(self, config: Config) -> None:
         check_directory(config.out, resume=True)
-        stored, mend = config.out / resume.SETTINGS, "put it back, or name a new directory"
-        if stored.exists():
-            ours = "study" in read_json(stored, {}, mend)
-        else:
-            ours = not any(config.out.glob("*"))
-        if not ours:
-            raise InputError(f"{config.out}: holds something else; name a new directory")
+        by_first(lambda: _check_study(config.out))
         resume.check(config.out, self._settings(config))
 
     @contextlib.contextmanager
@@ -174,6 +168,17 @@ class Study(Generic[Config, Inputs, Measured]):
                     resume.LOCK,
                 }:
                     (config.out / resume.SETTINGS).unlink(missing_ok=True)
+
+
+def _check_study(folder: pathlib.Path) -> None:
+    """InputError for a folder of anything but a study."""
+    stored, mend = folder / resume.SETTINGS, "put it back, or name a new directory"
+    if stored.exists():
+        ours = "study" in read_json(stored, {}, mend)
+    else:
+        ours = not any(folder.glob("*"))
+    if not ours:
+        raise InputError(f"{folder}: holds something else; name a new directory")
 
 
 def command(study: str, config: StudyOptions) -> str:
