@@ -5,6 +5,7 @@ same commands is made once, for both groups.
 """
 
 import dataclasses
+import importlib.metadata
 import json
 import pathlib
 import shlex
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.processes import Group, collect, in_one_start, start
+from tests.processes import Ended, Group, collect, in_one_start, start
 from tests.tuco.cli_pair import file_options, read_jsonl, save_pair, write_jsonl
 from tests.tuco.interrupted import killed_after as interrupted_after
 from tests.tuco.member import decomposed
@@ -182,6 +183,23 @@ def test_options_that_are_not_the_same_for_all(tmp_path):
     with start("tuco_jax.cli", ["score", *argv(given)], 2, [["--norm=1"], ["--norm=2"]]) as begun:
         ended = collect(begun)
     said = "process 1 was started with norm 2, process 0 with norm 1: give all the same options"
+    assert_refused(ended, said)
+
+
+@pytest.mark.parametrize("package", ["tuco-reward-jax", "jax"])
+def test_versions_that_are_not_the_same_for_all(package, tmp_path):
+    """Likewise."""
+    given = {name: tmp_path / name for name in ("base", "tuned", "prompts", "out")}
+    with start("tests.tuco.outdated", [package, "score", *argv(given)], 2) as begun:
+        ended = collect(begun)
+    mine = f"{package} {importlib.metadata.version(package)}"
+    said = f"process 1 was started with {package} 0.0.1, process 0 with {mine}: install the same"
+    assert_refused(ended, f"{said} versions for all")
+
+
+def assert_refused(ended: list[Ended], said: str) -> None:
+    """All in the same line, and nothing else went wrong."""
+    assert len(ended) == 2
     for one in ended:
         lines = [line for line in one.err.splitlines() if "error" in line or "ended" in line]
         assert one.code == 2 and lines == [f"tuco-jax: error: {said}"], one
