@@ -23,7 +23,7 @@ import jax
 import yaml
 
 from common_jax import resume as resuming
-from common_jax.distributed import beat, by_first, is_first
+from common_jax.distributed import beat, by_first, is_first, there
 from common_jax.errors import InputError
 from common_jax.io.files import atomic, cannot_write, make_folder, parse_json, writing
 from common_jax.precision import stated
@@ -45,8 +45,12 @@ def check_directory(directory: str | pathlib.Path, *, resume: bool = False) -> N
     """Raise InputError, naming the directory, where a run cannot be written; writes nothing.
 
     A run that is already there needs `resume`. A directory that holds something else, or that
-    another process is writing to, is refused.
+    another run is writing to, is refused. Of several processes, process 0 looks for all.
     """
+    by_first(lambda: _check_directory(directory, resume))
+
+
+def _check_directory(directory: str | pathlib.Path, resume: bool) -> None:
     path = pathlib.Path(directory).absolute()
     existing = path
     while not existing.exists() and existing != existing.parent:
@@ -96,7 +100,7 @@ def check_run(directory: str | pathlib.Path, command: str, config: Mapping[str, 
 
 
 def _check_no_training(directory: str | pathlib.Path) -> None:
-    if (pathlib.Path(directory) / "metrics.jsonl").exists():
+    if there(pathlib.Path(directory) / "metrics.jsonl"):
         raise InputError(f"{directory}: holds a training run; name another directory")
 
 

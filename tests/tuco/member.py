@@ -1,6 +1,8 @@
 """What one of several processes does beyond commands: functions of the package itself."""
 
+import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 from typing import Any
@@ -15,6 +17,7 @@ from common_jax.cli.options import MeshOptions
 from common_jax.distributed import is_first, meet
 from common_jax.errors import InputError
 from common_jax.mesh import fetch, make_mesh, mesh_for
+from common_jax.run import check_directory, check_run
 from tests.tuco import random_models as rm
 from tuco_jax.attacks import gcg
 from tuco_jax.core.decompose import decompose
@@ -22,6 +25,7 @@ from tuco_jax.models.sharding import place, placement, put_rows
 from tuco_jax.scoring.options import ScoreFileOptions
 from tuco_jax.scoring.output import check_made, meta_path
 from tuco_jax.scoring.score_file import score_file
+from tuco_jax.studies import conjugate
 from tuco_jax.weights import int8, precision
 from tuco_jax.weights.load import load_model
 
@@ -101,7 +105,7 @@ def where_parts_pay() -> None:
 def old_news(folder: str) -> None:
     """Of a disk that others see late all take what process 0 sees there."""
     place, late = pathlib.Path(folder), not is_first()
-    out, search = place / "seen.jsonl", place / "seen.json"
+    out, search, run = (place / name for name in ("seen.jsonl", "seen.json", "seen"))
     state = {f.name: 0 for f in dataclasses.fields(gcg._State)}
     lists = ("tokens", "losses", "prompts", "best", "best_rank")
     state |= dict.fromkeys(lists, [1, 2]) | {"step": 7}
@@ -109,14 +113,26 @@ def old_news(folder: str) -> None:
         out.write_text("{}")
         meta_path(out).write_text(json.dumps({"settings": {"norm": 1}}))
         search.write_text(json.dumps(state))
+        run.mkdir()
+        (run / "settings.json").write_text(json.dumps({"study": "conjugate", "seed": 1}))
+        (run / "metrics.jsonl").touch()
     meet()
-    exists = pathlib.Path.exists
 
-    def seen(path: pathlib.Path, **how: bool) -> bool:
-        return exists(path, **how) and not (late and path in (out, search))
+    def seen(path: pathlib.Path, *, look: Any, **how: bool) -> bool:
+        hidden = path in (out, search) or path.is_relative_to(run)
+        return look(path, **how) and not (late and hidden)
 
-    with mock.patch.object(pathlib.Path, "exists", seen):
+    with contextlib.ExitStack() as patches:
+        for name in ("exists", "is_dir", "is_file"):
+            look = functools.partialmethod(seen, look=getattr(pathlib.Path, name))
+            patches.enter_context(mock.patch.object(pathlib.Path, name, look))
         with pytest.raises(InputError, match="holds the results of .* norm 1, not 2"):
             check_made(out, {"norm": 2})
         found = gcg._read_state(search)
+        with pytest.raises(InputError, match="seen: holds a run already; go on with it by --res"):
+            check_directory(run)
+        with pytest.raises(InputError, match="seen: the run there has seed 1, not 0"):
+            conjugate.STUDY._check_folder(conjugate.Config(out=run))
+        with pytest.raises(InputError, match="seen: holds a training run; name another directory"):
+            check_run(run, "steer", {})
     assert found is not None and found.step == 7

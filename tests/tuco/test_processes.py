@@ -5,6 +5,7 @@ same commands is made once, for both groups.
 """
 
 import dataclasses
+import importlib.metadata
 import json
 import pathlib
 import shlex
@@ -16,9 +17,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.processes import Group, collect, in_one_start, start
+from tests.processes import Ended, Group, collect, in_one_start, start
 from tests.tuco.cli_pair import file_options, read_jsonl, save_pair, write_jsonl
-from tests.tuco.generation.test_generate_file import killed_after as answers_killed_after
+from tests.tuco.interrupted import killed_after as interrupted_after
 from tests.tuco.member import decomposed
 from tests.tuco.scoring.test_score_file import killed_after
 from tests.tuco.studies.test_over_a_mesh import assert_same, configs
@@ -96,22 +97,30 @@ def studies(tmp_path_factory):
     return {name: shlex.split(command(name, config))[1:] for name, config in found.items()}
 
 
+def begun(studies: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The study that one process begins, and several go on with."""
+    return {"begun study": studies["conjugate"]}
+
+
 @pytest.fixture(scope="module")
 def alone(pair, studies, tmp_path_factory):
-    """What one process makes, and a journal of scores that it left."""
+    """What one process makes, and journals that it left, of a study, too."""
     made = pathlib.Path(pair[0]).parent
     write_jsonl(made / "prompts.jsonl", [{"id": f"p{i}", "prompt": prompt(i)} for i in range(11)])
     write_jsonl(made / "rows.jsonl", [{"messages": turns(i)} for i in range(8)])
     save_tiny(made / "other", "llama", 2)
     bos_tokenizer().save_pretrained(made / "other")
     out = tmp_path_factory.mktemp("alone")
-    given = in_folder(out, commands(made, out, 1) | studies)
+    given = in_folder(out, commands(made, out, 1) | studies | begun(studies))
     with pytest.MonkeyPatch.context() as patch:
         killed_after(patch, 3)
         assert main(given.pop("begun.jsonl")) == 130
     with pytest.MonkeyPatch.context() as patch:
-        answers_killed_after(patch, 2)
+        interrupted_after(patch, 2)
         assert main(given.pop("begun answers.jsonl")) == 130
+    with pytest.MonkeyPatch.context() as patch:
+        interrupted_after(patch, 1)
+        assert main(given.pop("begun study")) == 130
     assert [main(line) for line in given.values()] == [0] * len(given)
     decomposed(str(out / "decomposed.npz"), "11")
     return out
@@ -119,13 +128,15 @@ def alone(pair, studies, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=[2, 4])
 def group(request, pair, studies, alone, tmp_path_factory):
-    """Over several processes, with a fine-tuning and scores that one process has begun."""
+    """Over several processes, with a fine-tuning, scores and a study that one has begun."""
     count, made = request.param, pathlib.Path(pair[0]).parent
     out = tmp_path_factory.mktemp(f"of {count}")
-    over = {name: [*line, *argv(MESHES[count])] for name, line in studies.items()}
+    every = studies | begun(studies)
+    over = {name: [*line, *argv(MESHES[count])] for name, line in every.items()}
     given = in_folder(out, commands(made, out, count) | over)
     for journal in ("begun.jsonl.journal", "begun answers.jsonl.journal"):
         shutil.copy(alone / journal, out / journal)
+    shutil.copytree(alone / "begun study", out / "begun study")
     shutil.copytree(alone / "tuned", out / "begun")
     cut_back(out / "begun")
     runs = [*given.values()]
@@ -182,6 +193,23 @@ def test_options_that_are_not_the_same_for_all(tmp_path):
     with start("tuco_jax.cli", ["score", *argv(given)], 2, [["--norm=1"], ["--norm=2"]]) as begun:
         ended = collect(begun)
     said = "process 1 was started with norm 2, process 0 with norm 1: give all the same options"
+    assert_refused(ended, said)
+
+
+@pytest.mark.parametrize("package", ["tuco-reward-jax", "jax"])
+def test_versions_that_are_not_the_same_for_all(package, tmp_path):
+    """Likewise."""
+    given = {name: tmp_path / name for name in ("base", "tuned", "prompts", "out")}
+    with start("tests.tuco.outdated", [package, "score", *argv(given)], 2) as begun:
+        ended = collect(begun)
+    mine = f"{package} {importlib.metadata.version(package)}"
+    said = f"process 1 was started with {package} 0.0.1, process 0 with {mine}: install the same"
+    assert_refused(ended, f"{said} versions for all")
+
+
+def assert_refused(ended: list[Ended], said: str) -> None:
+    """All in the same line, and nothing else went wrong."""
+    assert len(ended) == 2
     for one in ended:
         lines = [line for line in one.err.splitlines() if "error" in line or "ended" in line]
         assert one.code == 2 and lines == [f"tuco-jax: error: {said}"], one
@@ -223,10 +251,26 @@ def test_answers_that_one_process_began(group):
 def test_studies(group):
     """A search by gradients, with the state that it goes on from, and a study that scores."""
     for name, file in RESULTS.items():
-        got, want = (json.loads((f / file).read_text()) for f in (group.out, group.alone))
-        for unlike in ("facts", "searches", "seconds"):  # the command, the mesh and times
-            assert (got.pop(unlike, None) is None) == (want.pop(unlike, None) is None)
-        assert_same(got, want, name, rel=0)
+        compare_results(group.out / file, group.alone / file, name)
+
+
+def test_a_study_that_one_process_began(group):
+    """Its scores, which stand in its journal."""
+    (line,) = (group.alone / "begun study/journal").read_bytes().splitlines()[1:]
+    rows = json.loads(line)[1][0]
+    folder, want = group.out / "begun study", group.alone / RESULTS["conjugate"]
+    said = f"note: {len(rows)} scores are done: {folder / 'journal'}\n"
+    assert [one.err.count(said) for one in group.ended] == [1] + [0] * (group.count - 1)
+    compare_results(folder / "results.json", want, "begun study")
+    assert not (folder / "journal").exists()
+
+
+def compare_results(path: pathlib.Path, other: pathlib.Path, name: str) -> None:
+    """Equal, but for the command, the mesh and times."""
+    got, want = (json.loads(p.read_text()) for p in (path, other))
+    for unlike in ("facts", "searches", "seconds"):
+        assert (got.pop(unlike, None) is None) == (want.pop(unlike, None) is None)
+    assert_same(got, want, name, rel=0)
 
 
 def test_finetune(group, pair):

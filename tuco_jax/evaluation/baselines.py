@@ -2,15 +2,15 @@
 
 What prompts begin with in common is run once, as in `score`.
 
-Legend: N prompts, B rows of a batch, T tokens, C prompts of a row, D residual width, V
-vocabulary; G prefixes of P tokens.
+Legend: N prompts, b prompts of a batch, B its rows, T tokens, C prompts of a row, D residual
+width, V vocabulary; G prefixes of P tokens.
 """
 
 import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from common_jax.errors import InputError
+from common_jax.journal import Section, Sections
 from common_jax.mesh import fetch
 from tuco_jax.core import engine
 from tuco_jax.core.budget import default_budget
@@ -34,11 +35,12 @@ from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.prefixes import Behind
 from tuco_jax.prompts.read import Message, Prompt, as_prompts
 from tuco_jax.scoring.engine import engine_of, planned
+from tuco_jax.scoring.fingerprint import tokens_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Baselines", "baselines", "baselines_of_tokens"]
+__all__ = ["BaselineEntry", "Baselines", "baselines", "baselines_of_tokens"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,23 +67,42 @@ class Baselines:
         }
 
 
+class BaselineEntry(NamedTuple):
+    """One batch's scores of prompts `rows`, as a journal holds them; see `Baselines`."""
+
+    rows: list[int]
+    base_perplexity: Float[np.ndarray, " b"]
+    tuned_perplexity: Float[np.ndarray, " b"]
+    output_co: Float[np.ndarray, " b"]
+
+    @classmethod
+    def read(cls, record: Any, count: int) -> "BaselineEntry | None":
+        """The entry that a journal holds; None, or an error, where it is none. count: N."""
+        rows, *values = record
+        entry = cls(rows, *(np.asarray(v, np.float32) for v in values))
+        good = all(type(row) is int and 0 <= row < count for row in rows)
+        return entry if good and all(v.shape == (len(rows),) for v in entry[1:]) else None
+
+
 def baselines(
     pair: Pair,
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[str | Sequence[Message] | Prompt],
     *,
     perplexity: bool = True,
+    journal: Sections | None = None,
 ) -> Baselines:
     """Scores of prompts in any form that `score` takes.
 
-    perplexity: False saves its cost and leaves NaN. Raises InputError for a prompt beyond the
+    perplexity: False saves its cost and leaves NaN. journal: of this pair; batches that it holds
+    are not computed again, and each new one is added. Raises InputError for a prompt beyond the
     context, or of a single token where perplexity is wanted.
     """
     wanted = as_prompts(prompts)
     tokens = encode(
         tokenizer, wanted, max_tokens=pair.context, vocab_size=pair.tuned_config.vocab_size
     )
-    return baselines_of_tokens(pair, tokens, wanted, perplexity=perplexity)
+    return baselines_of_tokens(pair, tokens, wanted, perplexity=perplexity, journal=journal)
 
 
 def baselines_of_tokens(
@@ -90,6 +111,7 @@ def baselines_of_tokens(
     prompts: Sequence[Prompt],
     *,
     perplexity: bool = True,
+    journal: Sections | None = None,
 ) -> Baselines:
     """`baselines` of prompts that are token ids already; prompts: their names, for errors."""
     lengths = [len(row) for row in tokens]
@@ -97,16 +119,28 @@ def baselines_of_tokens(
         if perplexity and length < 2:
             raise InputError(f"{prompt}: one token has no perplexity; give two or more")
     found = np.empty((3, len(tokens)), np.float32)
+    section = Section[BaselineEntry]()
+    if journal:
+        read = functools.partial(BaselineEntry.read, count=len(tokens))
+        section = journal.section("baselines", tokens_fingerprint(tokens, perplexity), read)
+    done: set[int] = set()
+    for entry in section.entries:
+        found[:, entry.rows] = entry[1:]
+        done.update(entry.rows)
     mesh = mesh_of(pair)
     source = source_of(pair, mesh)
     make = functools.partial(FinalStreams, mesh=mesh)
     for batch in planned(tokens, source.ends, default_budget(), batch_width(mesh), share=True):
+        if done.issuperset(batch.prompts):
+            continue
         rows = put_rows(batch.arrays(tokens), mesh)
         streams = engine.run(engine_of(rows, make, whole=True), source)
         if not isinstance(batch, Behind):
             streams = None, streams
         values = fetch(_measured(source.ends, *streams, rows, perplexity=perplexity))
-        found[:, batch.prompts] = batch.unpack(values.transpose(1, 2, 0)).T
+        entry = BaselineEntry(batch.prompts, *batch.unpack(values.transpose(1, 2, 0)).T)
+        section.append(entry)
+        found[:, entry.rows] = entry[1:]
     base, tuned, output_co = found
     return Baselines(np.asarray(lengths), base, tuned, output_co)
 

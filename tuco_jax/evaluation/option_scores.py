@@ -1,12 +1,12 @@
 """Log-probabilities of multiple-choice options under a grid of alphas.
 
-Legend: A alphas, N questions, O options, T tokens of a question, B rows of a batch, C questions of
-a row, D residual width, L layers, V vocabulary.
+Legend: A alphas, N questions, O options, T tokens of a question, b questions of a batch, B its
+rows, C questions of a row, D residual width, L layers, V vocabulary.
 """
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from common_jax.errors import InputError
+from common_jax.journal import Section, Sections
 from common_jax.mesh import fetch
 from tuco_jax.core import engine
 from tuco_jax.core.alpha_grid import AlphaGrid, each_alpha, layer_alphas
@@ -29,11 +30,19 @@ from tuco_jax.prompts.packing import Packed
 from tuco_jax.prompts.prefixes import SEEN, Behind
 from tuco_jax.prompts.render import render
 from tuco_jax.scoring.engine import engine_of, planned
+from tuco_jax.scoring.fingerprint import tokens_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["behaviour_prompts", "option_scores", "picks", "quiz_prompts", "tokenize"]
+__all__ = [
+    "OptionEntry",
+    "behaviour_prompts",
+    "option_scores",
+    "picks",
+    "quiz_prompts",
+    "tokenize",
+]
 
 _LOGITS = 256  # prompts whose logits are held at once
 
@@ -135,6 +144,21 @@ def _check_distinct(
         seen[row[at]] = option
 
 
+class OptionEntry(NamedTuple):
+    """One batch's log-probabilities for questions `rows`, as a journal holds them."""
+
+    rows: list[int]
+    scores: Float[np.ndarray, "b A O"]
+
+    @classmethod
+    def read(cls, record: Any, shape: tuple[int, int, int]) -> "OptionEntry | None":
+        """The entry that a journal holds; None, or an error, where it is none. shape: N, A, O."""
+        rows, values = record
+        entry = cls(rows, np.asarray(values, np.float32))
+        good = all(type(row) is int and 0 <= row < shape[0] for row in rows)
+        return entry if good and entry.scores.shape == (len(rows), *shape[1:]) else None
+
+
 def option_scores(
     pair: Pair,
     rows: Sequence[Int[np.ndarray, " T"]],
@@ -143,11 +167,13 @@ def option_scores(
     *,
     share: bool = True,
     token_budget: int | None = None,
+    journal: Sections | None = None,
 ) -> Float[np.ndarray, "A N O"]:
     """Log-probability of each option's token after each prompt, at each alpha.
 
     rows: token ids of the prompts. What some begin with in common is run once an alpha, where that
-    pays, unless `share` is off. Raises InputError for tokens outside the vocabulary.
+    pays, unless `share` is off. journal: of this pair; batches that it holds are not computed
+    again, and each new one is added. Raises InputError for tokens outside the vocabulary.
     """
     config = pair.tuned_config
     rows = [check_row(row, config.vocab_size, f"rows[{i}]") for i, row in enumerate(rows)]
@@ -157,10 +183,23 @@ def option_scores(
     budget = token_budget or default_budget()
     run = _jitted if source.one_program else _scores
     found = np.empty((len(rows), len(alphas), len(options)), np.float32)
+    section = Section[OptionEntry]()
+    if journal:
+        read = functools.partial(OptionEntry.read, shape=found.shape)
+        key = tokens_fingerprint(rows, np.asarray(options).tolist(), [*map(float, alphas)])
+        section = journal.section("questions", key, read)
+    done: set[int] = set()
+    for entry in section.entries:
+        found[entry.rows] = entry.scores
+        done.update(entry.rows)
     for batch in planned(rows, source.ends, budget, batch_width(mesh), share=share):
+        if done.issuperset(batch.prompts):
+            continue
         arrays = put_rows(batch.arrays(rows), mesh)
         scores = fetch(run(_at_once(batch, budget), mesh, source, arrays, grid, wanted))
-        found[batch.prompts] = batch.unpack(scores.transpose(1, 2, 0, 3))
+        entry = OptionEntry(batch.prompts, batch.unpack(scores.transpose(1, 2, 0, 3)))
+        section.append(entry)
+        found[entry.rows] = entry.scores
     return found.swapaxes(0, 1)
 
 
@@ -210,11 +249,12 @@ def picks(
     alphas: Sequence[float],
     *,
     share: bool = True,
+    journal: Sections | None = None,
 ) -> dict[str, Int[np.ndarray, "A N"]]:
     """The most probable option of each of N questions at each alpha, by task.
 
     tasks: rows and options as of `option_scores`, which is called once for all tasks of the same
-    options.
+    options. journal: as there.
     """
     alike: dict[tuple[int, ...], list[str]] = {}
     for name, (_, options) in tasks.items():
@@ -222,7 +262,8 @@ def picks(
     found: dict[str, Int[np.ndarray, "A N"]] = {}
     for options, names in alike.items():
         rows = [row for name in names for row in tasks[name][0]]
-        scores = option_scores(pair, rows, np.asarray(options, np.int32), alphas, share=share)
+        wanted = np.asarray(options, np.int32)
+        scores = option_scores(pair, rows, wanted, alphas, share=share, journal=journal)
         ends = np.cumsum([len(tasks[name][0]) for name in names])
         found |= zip(names, np.split(scores.argmax(axis=2), ends[:-1], axis=1), strict=True)
     return {name: found[name] for name in tasks}

@@ -11,6 +11,7 @@ length.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -20,7 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
 from common_jax.errors import InputError
-from common_jax.journal import Journal
+from common_jax.journal import Section, Sections
 from common_jax.mesh import fetch
 from tuco_jax.core.tokens import check_row
 from tuco_jax.core.walk import Source, source_of
@@ -35,6 +36,7 @@ from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.messages import Message
 from tuco_jax.prompts.read import Prompt, as_prompts
 from tuco_jax.prompts.render import render
+from tuco_jax.scoring.fingerprint import tokens_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,7 +60,7 @@ class Answered(NamedTuple):
 
     @classmethod
     def read(cls, record: Any, count: int, vocab_size: int) -> "Answered | None":
-        """The entry of a journal's line; None, or an error, where it is none. count: N."""
+        """The entry that a journal holds; None, or an error, where it is none. count: N."""
         turn, rows, tokens, stopped = record
         good = type(turn) is int and all(type(row) is int and 0 <= row < count for row in rows)
         good &= len(rows) == len(tokens) == len(stopped) and {*map(type, stopped)} <= {bool}
@@ -75,7 +77,7 @@ def generate_tokens(
     eos: Sequence[int] = (),
     finished: Callable[[Int[np.ndarray, " m"]], bool] | None = None,
     mesh: Mesh | None = None,
-    journal: Journal[Any] | None = None,
+    journal: Sections | None = None,
     **options: Any,
 ) -> list[Int[np.ndarray, " m"]]:
     """New tokens of each prompt, the end token left out: N arrays int32, of unequal lengths.
@@ -87,8 +89,9 @@ def generate_tokens(
         eos: tokens that end a row.
         finished: called every few tokens with a row's new tokens; True ends the row.
         mesh: rows are sharded over it; by default over the devices that the pair lies on.
-        journal: batches that it holds are not answered again, and each new one is added to it.
-        options: fields of `GenerationOptions`; of texts, and so not used here, are `stop`
+        journal: of this pair; batches that it holds are not answered again, and each new one is
+            added. What `finished` ends must follow from `stop`, or have a part of its own.
+        options: fields of `GenerationOptions`; of texts, and so of no use here, are `stop`
             (`finished` is in its place) and `continue_final`. Row i samples with
             fold_in(key(seed), i), whatever batch it is in.
 
@@ -117,10 +120,13 @@ def generate_tokens(
     texts = [check_row(p, vocab_size, f"prompts[{i}]") for i, p in enumerate(prompts)]
     starts = np.asarray([len(t) for t in texts])
     ends = np.minimum(starts + how.max_new_tokens, context)
+    section = Section[Answered]()
+    if journal:
+        read = functools.partial(Answered.read, count=len(texts), vocab_size=vocab_size)
+        section = journal.section("answers", _key(texts, alpha, eos, how), read)
     known = {
         (entry.turn, i): (tokens, stop)
-        for entry in (journal.entries if journal else ())
-        if isinstance(entry, Answered)
+        for entry in section.entries
         for i, tokens, stop in zip(entry.rows, entry.tokens, entry.stopped, strict=True)
     }
 
@@ -160,8 +166,7 @@ def generate_tokens(
                 found = [known[turn, i] for i in rows]
             else:  # a batch is computed whole, as in a run that nobody ended
                 entry = answered(turn, np.asarray(rows))
-                if journal:
-                    journal.append(entry)
+                section.append(entry)
                 found = list(zip(entry.tokens, entry.stopped, strict=True))
             for i, (added, stop) in zip(rows, found, strict=True):
                 texts[i] = np.concatenate([texts[i], added])
@@ -169,6 +174,20 @@ def generate_tokens(
                     still.append(i)
         pending, turn = still, turn + 1
     return [text[n:] for text, n in zip(texts, starts, strict=True)]
+
+
+def _key(
+    texts: Sequence[Int[np.ndarray, " n"]],
+    alpha: Any,
+    eos: Sequence[int],
+    how: GenerationOptions,
+) -> str:
+    """Of all that answers of a pair depend on."""
+    options = dataclasses.asdict(how) | {"stop": how.stops}
+    del options["batch_size"]
+    scales = np.asarray(alpha, np.float32)
+    ends = sorted({int(token) for token in eos})
+    return tokens_fingerprint(texts, scales.shape, scales.tobytes(), ends, options)
 
 
 def _run(
@@ -285,7 +304,7 @@ def generate(
         prompts: N texts, conversations or Prompts; conversations go through the chat template.
         alpha: broadcastable to [L, N]: a scalar, [N] per prompt, [L, 1] per layer.
         options: fields of `GenerationOptions` (max_new_tokens, temperature, top_k, top_p, seed,
-            stop, continue_final, batch_size), and `model` and `mesh` of `respond`.
+            stop, continue_final, batch_size), and `model`, `mesh` and `journal` of `respond`.
 
     Raises InputError for bad prompts or settings.
     """
@@ -300,7 +319,7 @@ def respond(
     *,
     model: Literal["tuned", "base"] = "tuned",
     mesh: Mesh | None = None,
-    journal: Journal[Any] | None = None,
+    journal: Sections | None = None,
     **options: Any,
 ) -> list[Response]:
     """`generate`, with the tokens of prompts and answers; arguments and errors are the same.
@@ -315,6 +334,7 @@ def respond(
         if np.any(np.asarray(alpha) != 1):
             raise InputError("model='base' has no tuning to scale: leave alpha at 1")
         pair = single(pair.base_config, pair.base)
+        journal = journal and journal.part("base")
     how = GenerationOptions(**options)
     stops, wanted = how.stops, as_prompts(prompts)
     check_turns(wanted, how.continue_final)

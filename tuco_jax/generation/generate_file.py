@@ -6,7 +6,6 @@ Outputs appear whole at the end; from a journal beside them a killed run is resu
 
 import contextlib
 import dataclasses
-import functools
 import importlib.metadata
 import json
 import math
@@ -30,8 +29,8 @@ from tuco_jax.scoring.score_file import provenance
 from tuco_jax.weights.options import check_pair
 
 if TYPE_CHECKING:
-    from tuco_jax.generation.generate import Answered, Response
-    from tuco_jax.scoring.token_tuco import Piece, TokenEntry
+    from tuco_jax.generation.generate import Response
+    from tuco_jax.scoring.token_tuco import Piece
 
 __all__ = ["Answer", "generate_file", "lines"]
 
@@ -110,7 +109,7 @@ def generate_file(options: AnswerOptions) -> list[Answer]:
 
 def _journal(
     outputs: Sequence[pathlib.Path], settings: Mapping[str, Any]
-) -> contextlib.AbstractContextManager[Journal[Any] | None]:
+) -> contextlib.AbstractContextManager[Journal | None]:
     """Of answers' tokens and their TuCo, beside the first output; None where there is none."""
     if not outputs:
         return contextlib.nullcontext()
@@ -135,12 +134,12 @@ def _answers(
     options: AnswerOptions,
     rows: Sequence[Prompt],
     outputs: Sequence[pathlib.Path],
-    journal: Journal[Any] | None,
+    journal: Journal | None,
 ) -> tuple[list[Answer], dict[str, Any], list[str]]:
     """The answers, facts of the run for its metadata, and the tokenizer's special tokens."""
     from common_jax.mesh import mesh_for  # not above: it takes seconds
     from tuco_jax.core.checksum import weights_checksum
-    from tuco_jax.generation.generate import Answered, end_tokens, respond
+    from tuco_jax.generation.generate import end_tokens, respond
     from tuco_jax.prompts.encode import encode
     from tuco_jax.scoring.fingerprint import run_fingerprint
     from tuco_jax.scoring.token_tuco import pieces, response_tuco
@@ -170,14 +169,8 @@ def _answers(
     )
     for note in notes:
         print(f"note: {one_line(note)}", file=sys.stderr)
-    resumed = 0
     if journal is not None:
-        key = run_fingerprint(weights, pair.precision, tokens, end_tokens(tokenizer))
-        sizes = {"count": len(rows), "vocab_size": pair.tuned_config.vocab_size}
-        journal.begin(key, functools.partial(_entry, **sizes))
-        resumed = len({i for e in journal.entries if isinstance(e, Answered) for i in e.rows})
-        if resumed:
-            print(f"note: {resumed} of {len(rows)} answers: {journal.path}", file=sys.stderr)
+        journal.begin(run_fingerprint(weights, pair.precision, tokens, end_tokens(tokenizer)))
     how: Any = {f.name: getattr(options, f.name) for f in dataclasses.fields(GenerationOptions)}
     responses = respond(pair, tokenizer, rows, options.alpha, mesh=mesh, journal=journal, **how)
     found: list[Sequence[Piece] | None] = [None] * len(rows)
@@ -196,18 +189,8 @@ def _answers(
     }
     facts["mesh"] = dict(mesh.shape) if mesh is not None else None
     facts |= {"notes": notes, "family": pair.tuned_config.family, "weights": weights}
-    facts["resumed_rows"] = resumed
+    facts["resumed_rows"] = journal.resumed["answers"] if journal is not None else 0
     return answers, facts | provenance(), list(tokenizer.all_special_tokens)
-
-
-def _entry(record: Any, count: int, vocab_size: int) -> "Answered | TokenEntry | None":
-    """The batch of a journal's line: of answers, or of their TuCo."""
-    from tuco_jax.generation.generate import Answered
-    from tuco_jax.scoring.token_tuco import TokenEntry
-
-    if len(record) == len(TokenEntry._fields):
-        return TokenEntry.read(record, count)
-    return Answered.read(record, count, vocab_size)
 
 
 def _prompts(options: AnswerOptions) -> list[Prompt]:

@@ -1,4 +1,4 @@
-"""A hash of all that results depend on: only a run with the same hash continues a journal."""
+"""Hashes of what results depend on: only where they are the same is a journal continued."""
 
 import hashlib
 import importlib.metadata
@@ -12,7 +12,7 @@ from tuco_jax.core.checksum import weights_checksum
 from tuco_jax.core.walk import Source, as_source
 from tuco_jax.models.pair import Pair
 
-__all__ = ["run_fingerprint", "scores_fingerprint"]
+__all__ = ["run_fingerprint", "scores_fingerprint", "tokens_fingerprint"]
 
 
 def scores_fingerprint(
@@ -28,10 +28,18 @@ def run_fingerprint(
 ) -> str:
     """Of a checksum of weights and configs, precision, prompts' tokens (n) and this version.
 
-    more: what has a text that is one and the same in every process.
+    more: as of `tokens_fingerprint`.
     """
     version = importlib.metadata.version("tuco-reward-jax")
-    found = hashlib.sha256(repr((version, weights, precision, *more)).encode())
+    return tokens_fingerprint(tokens, version, weights, precision, *more)
+
+
+def tokens_fingerprint(tokens: Sequence[Int[np.ndarray, " n"]], *more: Any) -> str:
+    """Of prompts' tokens (n), and of what is computed of them.
+
+    more: what has a text that is whole, and one and the same in every process: no array.
+    """
+    found = hashlib.sha256(repr(more).encode())
     found.update(np.asarray([t.size for t in tokens], np.int64).tobytes())
     for row in tokens:
         found.update(row.tobytes())

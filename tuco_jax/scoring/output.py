@@ -103,11 +103,11 @@ class Entry(NamedTuple):
         return cls(batch.prompts, *(batch.unpack(np.asarray(value)) for value in values))
 
     @classmethod
-    def read(cls, record: Any, shape: tuple[int, int] | None = None) -> "Entry | None":
-        """The entry of a journal's line; None, or an error, where it is none. shape: N and L."""
+    def read(cls, record: Any, shape: tuple[int, int]) -> "Entry | None":
+        """The entry that a journal holds; None, or an error, where it is none. shape: N and L."""
         rows, *arrays = record
         entry = cls(rows, *(np.asarray(a, np.float32) for a in arrays))
-        count, depth = shape or (max(rows) + 1, entry.layers.shape[1])
+        count, depth = shape
         good = all(type(row) is int and 0 <= row < count for row in rows)
         shapes = entry.tuco.shape, entry.layers.shape, entry.telescoping.shape
         good &= shapes == ((len(rows),), (len(rows), depth), (len(rows),))

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from common_jax import mesh as mesh_module
 from common_jax.errors import InputError
-from common_jax.journal import Journal
+from common_jax.journal import Section, Sections
 from common_jax.progress import bar
 from tuco_jax.core import engine
 from tuco_jax.core.budget import default_budget
@@ -35,6 +35,7 @@ from tuco_jax.prompts.messages import Message
 from tuco_jax.prompts.packing import Packed, padding
 from tuco_jax.prompts.read import Prompt, as_prompts
 from tuco_jax.scoring.engine import engine_of, planned
+from tuco_jax.scoring.fingerprint import tokens_fingerprint
 from tuco_jax.scoring.options import ScoringOptions
 from tuco_jax.scoring.output import Entry
 from tuco_jax.scoring.streamed import stream_entries
@@ -83,6 +84,7 @@ def score(
     *,
     mesh: Mesh | None = None,
     progress: bool = False,
+    journal: Sections | None = None,
     **options: Any,
 ) -> Scores:
     """TuCo of each prompt's last token.
@@ -98,6 +100,7 @@ def score(
         mesh: devices to run on, by default those that the pair is on; the batch is sharded over
             data and fsdp.
         progress: show a progress bar on stderr, if that is a terminal.
+        journal: of this pair; its scores are not computed again, and each new batch is added.
         options: fields of `ScoringOptions`: norm, token_budget, parallel, truncate,
             continue_final, share_prefixes, passes.
 
@@ -116,7 +119,9 @@ def score(
         truncate=how.truncate,
         continue_final=how.continue_final,
     )
-    return score_tokens(pair, tokens, prompts, mesh=mesh, progress=progress, **options)
+    return score_tokens(
+        pair, tokens, prompts, mesh=mesh, progress=progress, journal=journal, **options
+    )
 
 
 def closed_turns(prompts: Sequence[Prompt]) -> list[str]:
@@ -140,13 +145,12 @@ def score_tokens(
     *,
     mesh: Mesh | None = None,
     progress: bool = False,
-    journal: Journal[Entry] | None = None,
+    journal: Sections | None = None,
     **options: Any,
 ) -> Scores:
     """`score` of prompts that are token ids already, int32.
 
-    prompts: their names, for errors and the result. journal: its scores are not computed again,
-    and each new batch is added to it.
+    prompts: their names, for errors and the result.
     """
     how = ScoringOptions(**options)
     source = as_source(pair)
@@ -167,8 +171,13 @@ def score_tokens(
     waste = padding(batches, lengths)
     computed = sum(batch.real(lengths) for batch in batches)
 
-    results = _Results(len(tokens), source.ends.base_config.depth)
-    for entry in journal.entries if journal else ():
+    depth = source.ends.base_config.depth
+    section = Section[Entry]()
+    if journal:
+        read = functools.partial(Entry.read, shape=(len(tokens), depth))
+        section = journal.section("scores", tokens_fingerprint(tokens, how.norm), read)
+    results = _Results(len(tokens), depth)
+    for entry in section.entries:
         results.keep(entry)
     done = frozenset(results.done)
     # A batch that is not done is computed as it is: its scores are those of an unbroken run.
@@ -185,8 +194,7 @@ def score_tokens(
         for entry in entries:
             if not _finite(entry).all():
                 _raise_for_prompt(run, tokens, entry, width, prompts)
-            if journal:
-                journal.append(entry)
+            section.append(entry)
             results.keep(entry)
             first = first or time.perf_counter() - started
     took = time.perf_counter() - started

@@ -6,7 +6,6 @@ table appears whole at the end; from a journal beside it a killed run is resumed
 
 import contextlib
 import dataclasses
-import functools
 import importlib.metadata
 import pathlib
 import platform
@@ -24,7 +23,6 @@ from tuco_jax.scoring.options import ScoreFileOptions
 from tuco_jax.scoring.output import (
     FORMATS,
     Columns,
-    Entry,
     check_made,
     meta_path,
     prompts_checksum,
@@ -101,7 +99,7 @@ def _settings(options: ScoreFileOptions, rows: Sequence[Prompt]) -> dict[str, An
 def _score(
     options: ScoreFileOptions,
     rows: Sequence[Prompt],
-    journal: Journal[Entry],
+    journal: Journal,
     seconds: dict[str, float],
     progress: bool,
     began: float,
@@ -152,8 +150,7 @@ def _score(
     with _timed(seconds, "fingerprint"):
         key = scores_fingerprint(source, tokens, options.norm)
     check_made(pathlib.Path(options.out), {"precision": pair.precision, "fingerprint": key})
-    shape = len(rows), pair.tuned_config.depth
-    journal.begin(key, functools.partial(Entry.read, shape=shape))
+    journal.begin(key)
 
     before = time.perf_counter()
     scores = score_tokens(

@@ -10,6 +10,7 @@ Legend: N texts, n tokens of one, m of them generated, L layers, B rows of a bat
 residual width.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from common_jax.errors import InputError
-from common_jax.journal import Journal
+from common_jax.journal import Section, Sections
 from common_jax.mesh import fetch
 from tuco_jax.core.budget import default_budget
 from tuco_jax.core.decompose import decompose
@@ -29,6 +30,7 @@ from tuco_jax.core.walk import source_of
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import batch_width, mesh_of, put_rows
 from tuco_jax.prompts.packing import pack
+from tuco_jax.scoring.fingerprint import tokens_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,12 +45,12 @@ class TokenEntry(NamedTuple):
     tuco: list[Float[np.ndarray, " n"]]
 
     @classmethod
-    def read(cls, record: Any, count: int) -> "TokenEntry | None":
-        """The entry of a journal's line; None, or an error, where it is none. count: N."""
+    def read(cls, record: Any, sizes: Sequence[int]) -> "TokenEntry | None":
+        """The entry that a journal holds; None, or an error, where it is none. sizes: each n."""
         rows, values = record
         entry = cls(rows, [np.asarray(row, np.float32) for row in values])
-        good = all(type(row) is int and 0 <= row < count for row in rows)
-        good &= len(rows) == len(values) and all(v.ndim == 1 for v in entry.tuco)
+        good = all(type(row) is int and 0 <= row < len(sizes) for row in rows)
+        good &= [v.shape for v in entry.tuco] == [(sizes[row],) for row in rows]
         return entry if good and all(np.isfinite(v).all() for v in entry.tuco) else None
 
 
@@ -64,12 +66,12 @@ def token_tuco(
     alpha: Any = 1.0,
     *,
     token_budget: int | None = None,
-    journal: Journal[Any] | None = None,
+    journal: Sections | None = None,
 ) -> list[Float[np.ndarray, " n"]]:
     """TuCo of every token of N rows of token ids, float32.
 
     alpha: broadcastable to [L, N]. token_budget: tokens of a batch, padding included; by default
-    `default_budget()`. journal: batches whose `TokenEntry` it holds are not computed again, and
+    `default_budget()`. journal: of this pair; batches that it holds are not computed again, and
     each new one is added. Raises InputError for an empty row or one beyond the pair's context, and
     where a score is not finite.
     """
@@ -88,14 +90,13 @@ def token_tuco(
     vocab_size = pair.tuned_config.vocab_size
     ids = [check_row(row, vocab_size, f"rows[{i}]") for i, row in enumerate(rows)]
     budget = token_budget or default_budget()
-    done = {
-        i: values
-        for entry in (journal.entries if journal else ())
-        if isinstance(entry, TokenEntry)
-        for i, values in zip(entry.rows, entry.tuco, strict=True)
-        if values.size == ids[i].size
-    }
-    for batch in pack([row.size for row in ids], budget, batch_width(mesh), last_tokens=False):
+    sizes = [row.size for row in ids]
+    section = Section[TokenEntry]()
+    if journal:
+        read = functools.partial(TokenEntry.read, sizes=sizes)
+        section = journal.section("texts", tokens_fingerprint(ids, alphas.tobytes()), read)
+    done = {i: v for entry in section.entries for i, v in zip(entry.rows, entry.tuco, strict=True)}
+    for batch in pack(sizes, budget, batch_width(mesh), last_tokens=False):
         if done.keys() >= {*batch.prompts}:
             for i in batch.prompts:
                 out[i] = done[i]
@@ -118,8 +119,7 @@ def token_tuco(
                     f"rows[{i}]: its TuCo is not finite; activations overflow or weights are "
                     "damaged: try --dtype float32, or another copy of the weights"
                 )
-        if journal:
-            journal.append(TokenEntry(batch.prompts, [out[i] for i in batch.prompts]))
+        section.append(TokenEntry(batch.prompts, [out[i] for i in batch.prompts]))
     return out
 
 
@@ -130,7 +130,7 @@ def response_tuco(
     alpha: Any = 1.0,
     *,
     token_budget: int | None = None,
-    journal: Journal[Any] | None = None,
+    journal: Sections | None = None,
 ) -> list[Float[np.ndarray, " m"]]:
     """TuCo of each generated token, float32: what `score` gives for all the text before it.
 

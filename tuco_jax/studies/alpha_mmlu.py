@@ -9,6 +9,7 @@ from jaxtyping import Int
 
 from common_jax.cli.ranges import NonNegativeInt
 from common_jax.errors import InputError
+from common_jax.journal import Sections
 from common_jax.report.findings import Claim, Findings
 from tuco_jax.datasets.multiple_choice import Task, read_social_iqa, read_tasks
 from tuco_jax.evaluation import contrasts
@@ -119,7 +120,11 @@ def prepare(config: Config) -> list[Task]:
 
 
 def measure(
-    pair: Pair, tokenizer: "PreTrainedTokenizerBase", config: Config, tasks: list[Task]
+    pair: Pair,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: Config,
+    tasks: list[Task],
+    journal: Sections,
 ) -> dict[str, Int[np.ndarray, "A N"]]:
     """The most probable option of each of N questions at each of A alphas, by task."""
     ready = {
@@ -128,7 +133,7 @@ def measure(
         )
         for t in tasks
     }
-    return picks(pair, ready, config.alphas, share=config.share_prefix)
+    return picks(pair, ready, config.alphas, share=config.share_prefix, journal=journal)
 
 
 def findings(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Int
 
+from common_jax.journal import Sections
 from common_jax.report.findings import Claim, Findings
 from tuco_jax.datasets.multiple_choice import Task, read_behaviours
 from tuco_jax.evaluation.option_scores import behaviour_prompts, picks, tokenize
@@ -85,7 +86,11 @@ def prepare(config: Config) -> list[Task]:
 
 
 def measure(
-    pair: Pair, tokenizer: "PreTrainedTokenizerBase", config: Config, tasks: list[Task]
+    pair: Pair,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: Config,
+    tasks: list[Task],
+    journal: Sections,
 ) -> dict[str, Int[np.ndarray, "A N"]]:
     """The more probable answer to each of N statements at each of A alphas, by behaviour."""
     ready = {
@@ -94,7 +99,7 @@ def measure(
         )
         for t in tasks
     }
-    return picks(pair, ready, config.alphas)
+    return picks(pair, ready, config.alphas, journal=journal)
 
 
 def _choices(tasks: Sequence[Task]) -> tuple[str, ...]:

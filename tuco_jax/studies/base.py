@@ -3,12 +3,13 @@
 A study repeats an experiment of the paper, or a control that the paper lacks, on any pair. Its
 module holds `Config`, the options, and `STUDY`, three functions:
 
-    prepare(config) -> inputs                               reads and checks; loads no model
-    measure(pair, tokenizer, config, inputs) -> measured    everything that needs the models
-    findings(config, inputs, measured) -> Findings          claims, tables and figures
+    prepare(config) -> inputs                           reads and checks; loads no model
+    measure(pair, tokenizer, config, inputs, journal)   everything that needs the models
+        -> measured
+    findings(config, inputs, measured) -> Findings      claims, tables and figures
 
-`Study.run` does what all of them share: timing, the folder and its settings, loading the pair,
-facts of the run, printing and writing.
+`Study.run` does what all of them share: timing, the folder, its settings and its journal, loading
+the pair, facts of the run, printing and writing.
 """
 
 import contextlib
@@ -25,9 +26,10 @@ import jax
 from common_jax import resume
 from common_jax.cli.options import SeedOption
 from common_jax.cli.ranges import check_ranges
-from common_jax.distributed import is_first
+from common_jax.distributed import by_first, is_first
 from common_jax.errors import InputError
 from common_jax.io.files import read_json
+from common_jax.journal import Journal, Sections
 from common_jax.mesh import mesh_for
 from common_jax.report.findings import Findings, print_tables, write
 from common_jax.run import check_directory
@@ -35,6 +37,7 @@ from tuco_jax.core.checksum import weights_checksum
 from tuco_jax.datasets.assets import fetch
 from tuco_jax.datasets.prompt_sources import DATA
 from tuco_jax.models.pair import Pair
+from tuco_jax.scoring.fingerprint import run_fingerprint
 from tuco_jax.weights.options import PairOptions, check_pair
 
 if TYPE_CHECKING:
@@ -70,6 +73,7 @@ class StudyOptions(SeedOption, StudiedPairOptions):  # the last base's fields st
         check_ranges(self)
 
 
+JOURNAL = "journal"
 _WEIGHTS = "weights (their checksum)"
 Config = TypeVar("Config", bound=StudyOptions)
 Inputs = TypeVar("Inputs")
@@ -81,16 +85,17 @@ class Study(Generic[Config, Inputs, Measured]):
     """One experiment.
 
     config: class of its options. prepare: reads files and checks options, and raises InputError;
-    nothing is loaded or written before it returns. measure: scores on the loaded pair; it may keep
-    files in config.out from which a run that was killed goes on. findings: the report; facts of
-    the pair and the seed are added to its own. Where `prepare` gives nothing (empty inputs), no
-    model is loaded and `findings` is given None as what was measured. free: options, beside out
-    and mesh, that may change when the study is run again in its folder.
+    nothing is loaded or written before it returns. measure: scores on the loaded pair; whatever it
+    calls that takes a journal gets this one (a part of it, for another pair), by which a run that
+    was killed goes on, and loses the batch in flight. findings: the report; facts of the pair and
+    the seed are added to its own. Where `prepare` gives nothing (empty inputs), no model is loaded
+    and `findings` is given None as what was measured. free: options, beside out and mesh, that may
+    change when the study is run again in its folder.
     """
 
     config: type[Config]
     prepare: Callable[[Config], Inputs]
-    measure: Callable[[Pair, "PreTrainedTokenizerBase", Config, Inputs], Measured]
+    measure: Callable[[Pair, "PreTrainedTokenizerBase", Config, Inputs, Sections], Measured]
     findings: Callable[[Config, Inputs, Any], Findings]
     free: Collection[str] = ()
 
@@ -110,19 +115,34 @@ class Study(Generic[Config, Inputs, Measured]):
         check_pair(config)
         inputs = self.prepare(config)
         with self._held(config):
-            measured, facts, settings = None, {}, self._settings(config)
+            settings = self._settings(config)
             if not inputs:
                 resume.settle(config.out, settings)
-            else:
-                pair, tokenizer, facts = load_studied_pair(config)
-                made = {"precision": pair.precision, _WEIGHTS: weights_checksum(pair)}
-                resume.settle(config.out, settings | made)
-                measured = self.measure(pair, tokenizer, config, inputs)
-            found = self.findings(config, inputs, measured)
-            facts = {**facts, **found.facts, "seed": str(config.seed)}
-            found = dataclasses.replace(found, facts=facts)
-            print_tables(found)
-            write(config.out, found, started, command(self.name, config))
+                return self._report(config, inputs, None, {}, started)
+            pair, tokenizer, facts = load_studied_pair(config)
+            weights = weights_checksum(pair)
+            made = {"precision": pair.precision, _WEIGHTS: weights}
+            resume.settle(config.out, settings | made)
+            with Journal(config.out / JOURNAL) as journal:
+                journal.begin(run_fingerprint(weights, pair.precision, []))
+                measured = self.measure(pair, tokenizer, config, inputs, journal)
+                found = self._report(config, inputs, measured, facts, started)
+                journal.remove()
+            return found
+
+    def _report(
+        self,
+        config: Config,
+        inputs: Inputs,
+        measured: Measured | None,
+        facts: dict[str, str],
+        started: float,
+    ) -> Findings:
+        found = self.findings(config, inputs, measured)
+        facts = {**facts, **found.facts, "seed": str(config.seed)}
+        found = dataclasses.replace(found, facts=facts)
+        print_tables(found)
+        write(config.out, found, started, command(self.name, config))
         return found
 
     def _settings(self, config: Config) -> dict[str, Any]:
@@ -133,13 +153,7 @@ class Study(Generic[Config, Inputs, Measured]):
 
     def _check_folder(self, config: Config) -> None:
         check_directory(config.out, resume=True)
-        stored, mend = config.out / resume.SETTINGS, "put it back, or name a new directory"
-        if stored.exists():
-            ours = "study" in read_json(stored, {}, mend)
-        else:
-            ours = not any(config.out.glob("*"))
-        if not ours:
-            raise InputError(f"{config.out}: holds something else; name a new directory")
+        by_first(lambda: _check_study(config.out))
         resume.check(config.out, self._settings(config))
 
     @contextlib.contextmanager
@@ -154,6 +168,17 @@ class Study(Generic[Config, Inputs, Measured]):
                     resume.LOCK,
                 }:
                     (config.out / resume.SETTINGS).unlink(missing_ok=True)
+
+
+def _check_study(folder: pathlib.Path) -> None:
+    """InputError for a folder of anything but a study."""
+    stored, mend = folder / resume.SETTINGS, "put it back, or name a new directory"
+    if stored.exists():
+        ours = "study" in read_json(stored, {}, mend)
+    else:
+        ours = not any(folder.glob("*"))
+    if not ours:
+        raise InputError(f"{folder}: holds something else; name a new directory")
 
 
 def command(study: str, config: StudyOptions) -> str:

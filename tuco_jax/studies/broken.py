@@ -16,6 +16,7 @@ import numpy as np
 
 from common_jax.cli.ranges import PositiveFloat, PositiveInt, TwoOrMore
 from common_jax.errors import InputError
+from common_jax.journal import Sections
 from common_jax.report.findings import Findings
 from tuco_jax.attacks.layout import Placement, PlacementOption
 from tuco_jax.datasets.refusal_data import held_out_harmless
@@ -108,7 +109,11 @@ def _draw(texts: Sequence[str], count: int, rng: np.random.Generator, source: st
 
 
 def measure(
-    pair: Pair, tokenizer: "PreTrainedTokenizerBase", config: Config, inputs: Inputs
+    pair: Pair,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: Config,
+    inputs: Inputs,
+    journal: Sections,
 ) -> Outcome:
     """Score and answer benign, harmful, and attacked harmful requests, a user's turn each."""
     benign, harmful, attacks, judge = inputs
@@ -120,7 +125,7 @@ def measure(
     prompts = [
         Prompt(f"prompt {i}", None, ({"role": "user", "content": t},)) for i, t in enumerate(texts)
     ]
-    scores = score(pair, tokenizer, prompts, progress=True)
+    scores = score(pair, tokenizer, prompts, progress=True, journal=journal)
     flat = generate(
         pair,
         tokenizer,
@@ -128,6 +133,7 @@ def measure(
         max_new_tokens=config.tokens,
         temperature=config.temperature,
         seed=config.seed,
+        journal=journal,
     )
     answers = [flat[i : i + config.answers] for i in range(0, len(flat), config.answers)]
 
@@ -144,7 +150,7 @@ def measure(
         scores.tokens,
         complied(judge),
         answers,
-        baselines(pair, tokenizer, prompts).columns(),
+        baselines(pair, tokenizer, prompts, journal=journal).columns(),
         complied(refuses) if judge is gcg_judge else None,
     )
 

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from common_jax.errors import InputError
+from common_jax.journal import Sections
 from common_jax.report.findings import Claim, Findings
 from tuco_jax.attacks.conjugate import Language, as_turns, read_languages
 from tuco_jax.evaluation.baselines import baselines
@@ -80,12 +81,17 @@ def prepare(config: Config) -> list[Language]:
 
 
 def measure(
-    pair: Pair, tokenizer: "PreTrainedTokenizerBase", config: Config, languages: list[Language]
+    pair: Pair,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: Config,
+    languages: list[Language],
+    journal: Sections,
 ) -> Measured:
     """Every score of every language's requests."""
     prompts = [p for language in languages for p in as_turns(language, config.chat)]
-    tuco = score(pair, tokenizer, prompts, progress=True)
-    columns = {"TuCo": tuco.tuco, **baselines(pair, tokenizer, prompts).columns()}
+    tuco = score(pair, tokenizer, prompts, progress=True, journal=journal)
+    simpler = baselines(pair, tokenizer, prompts, journal=journal)
+    columns = {"TuCo": tuco.tuco, **simpler.columns()}
 
     def by_language(values: np.ndarray) -> dict[str, Sample]:
         parts = zip(languages, np.split(values, len(languages)), strict=True)

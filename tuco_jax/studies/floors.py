@@ -19,9 +19,11 @@ from jaxtyping import Float
 
 from common_jax.cli.ranges import PositiveInt
 from common_jax.errors import InputError
+from common_jax.journal import Sections
 from common_jax.mesh import fetch
 from common_jax.report.figures import PALETTE, draw
 from common_jax.report.findings import Claim, Figure, Findings, Table
+from tuco_jax.core.checksum import weights_checksum
 from tuco_jax.datasets.prompt_groups import CONTRASTS, PromptGroup, prompt_groups
 from tuco_jax.evaluation.baselines import baselines_of_tokens
 from tuco_jax.evaluation.contrasts import Sample, compare, contrast_table, shown, verdict
@@ -123,22 +125,28 @@ def prepare(config: Config) -> list[PromptGroup]:
 
 
 def measure(
-    pair: Pair, tokenizer: "PreTrainedTokenizerBase", config: Config, groups: list[PromptGroup]
+    pair: Pair,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: Config,
+    groups: list[PromptGroup],
+    journal: Sections,
 ) -> Measured:
     """Every score of all prompts; TuCo of each floor on the first `floors` of a group."""
     prompts = [p for group in groups for p in group.prompts()]
     tokens = encode(
         tokenizer, prompts, max_tokens=pair.context, vocab_size=pair.tuned_config.vocab_size
     )
-    tuco = score_tokens(pair, tokens, prompts, progress=True).tuco
-    scores = {"TuCo": tuco, **baselines_of_tokens(pair, tokens, prompts).columns()}
+    tuco = score_tokens(pair, tokens, prompts, progress=True, journal=journal).tuco
+    simpler = baselines_of_tokens(pair, tokens, prompts, journal=journal)
+    scores = {"TuCo": tuco, **simpler.columns()}
     starts = np.cumsum([0, *(len(g.texts) for g in groups)])[:-1]
     rows = [int(s) + i for s in starts for i in range(config.floors)]
     floors = {"this pair": tuco[rows]}
     for name, make in FLOORS.items():
         other = make(pair, config.seed)
         chosen = [tokens[i] for i in rows], [prompts[i] for i in rows]
-        floors[name] = score_tokens(other, *chosen, progress=True).tuco
+        own = journal.part(weights_checksum(other))
+        floors[name] = score_tokens(other, *chosen, progress=True, journal=own).tuco
         del other  # before the next is made: each holds a model's layers
     return Measured(scores, floors)
 

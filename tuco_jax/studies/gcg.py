@@ -16,6 +16,7 @@ import numpy as np
 from common_jax.cli.ranges import NonNegativeInt, PositiveInt
 from common_jax.errors import InputError
 from common_jax.io.files import atomic
+from common_jax.journal import Sections
 from common_jax.report.findings import Findings
 from tuco_jax.attacks.gcg import Attack, Options, SearchOptions, attack
 from tuco_jax.attacks.layout import Goal, Placement, random_strings
@@ -41,8 +42,8 @@ __all__ = ["STUDY", "Config", "place", "score_forms"]
 class Config(SearchOptions, RequestOptions):  # the last base's fields stand first
     """Attack strings by greedy coordinate gradient, then TuCo with and without them.
 
-    TuCo is measured on requests that no string was searched on. A run that was killed goes on from
-    what its searches left in `out`.
+    TuCo is measured on requests that no string was searched on. A run that was killed goes on with
+    the search that it was at.
 
     Args:
         attacks: file of strings to use (.txt or .jsonl), in place of a search.
@@ -150,8 +151,9 @@ def score_forms(
     *,
     placement: str,
     answer_tokens: int = 0,
+    journal: Sections | None = None,
 ) -> list[Form]:
-    """The requests plain, and with each of the named strings."""
+    """The requests plain, and with each of the named strings; journal: as of `score`."""
     forms = {"plain": list(requests)}
     forms |= {n: [place(s, r, placement) for r in requests] for n, s in strings.items()}
     prompts = [
@@ -161,11 +163,11 @@ def score_forms(
         for name, texts in forms.items()
         for i, text in enumerate(texts)
     ]
-    scores = score(pair, tokenizer, prompts)
-    simpler = baselines(pair, tokenizer, prompts).columns()
+    scores = score(pair, tokenizer, prompts, journal=journal)
+    simpler = baselines(pair, tokenizer, prompts, journal=journal).columns()
     refused = None
     if answer_tokens:
-        answers = generate(pair, tokenizer, prompts, max_new_tokens=answer_tokens)
+        answers = generate(pair, tokenizer, prompts, max_new_tokens=answer_tokens, journal=journal)
         refused = np.asarray([is_refusal(a, GCG_STRINGS) for a in answers])
     count = len(requests)
     return [
@@ -181,7 +183,11 @@ def score_forms(
 
 
 def measure(
-    pair: Pair, tokenizer: "PreTrainedTokenizerBase", config: Config, inputs: Inputs
+    pair: Pair,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: Config,
+    inputs: Inputs,
+    journal: Sections,
 ) -> Measured:
     """Search for the strings and keep them; score the requests with each, and with random ones."""
     searches = [] if inputs.strings else _search(pair, tokenizer, config, inputs.searched)
@@ -200,6 +206,7 @@ def measure(
         named,
         placement=config.placement,
         answer_tokens=config.answer_tokens,
+        journal=journal,
     )
     return Measured(forms, searches)
 

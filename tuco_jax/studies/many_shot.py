@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from common_jax.errors import InputError
+from common_jax.journal import Sections
 from common_jax.report.findings import Findings
 from tuco_jax.attacks.many_shot import Demonstration, matched, prompt_of, read_demonstrations
 from tuco_jax.datasets import prompt_sources as sources
@@ -176,7 +177,11 @@ def _check_lengths(tokens: Mapping[str, np.ndarray], shots: Sequence[int], conte
 
 
 def measure(
-    pair: Pair, tokenizer: "PreTrainedTokenizerBase", config: Config, inputs: Inputs
+    pair: Pair,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: Config,
+    inputs: Inputs,
+    journal: Sections,
 ) -> dict[str, Curve]:
     """The curve of each kind of demonstrations; all prompts are scored in one call."""
     shots = config.shots
@@ -186,7 +191,8 @@ def measure(
     shape = len(prompts), len(shots), -1
     lengths = np.asarray([len(t) for t in tokens]).reshape(shape)
     _check_lengths(dict(zip(prompts, lengths, strict=True)), shots, pair.context)
-    tuco = score_tokens(pair, tokens, flat, progress=True).tuco.reshape(shape)
+    scores = score_tokens(pair, tokens, flat, progress=True, journal=journal)
+    tuco = scores.tuco.reshape(shape)
     return {k: Curve(tuco[i], lengths[i]) for i, k in enumerate(prompts)}
 
 

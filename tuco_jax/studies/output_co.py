@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from common_jax.errors import InputError
+from common_jax.journal import Sections
 from common_jax.report.figures import PALETTE, draw
 from common_jax.report.findings import Claim, Figure, Findings, Table
 from tuco_jax.attacks.many_shot import Demonstration, prompt_of
@@ -68,7 +69,11 @@ def prepare(config: Config) -> list[str]:
 
 
 def measure(
-    pair: Pair, tokenizer: "PreTrainedTokenizerBase", config: Config, requests: list[str]
+    pair: Pair,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: Config,
+    requests: list[str],
+    journal: Sections,
 ) -> Measured:
     """Score every request after each number of refused copies of itself."""
     prompts = [
@@ -80,8 +85,8 @@ def measure(
         tokenizer, prompts, max_tokens=pair.context, vocab_size=pair.tuned_config.vocab_size
     )
     shape = len(config.shots), len(requests)
-    scores = score_tokens(pair, tokens, prompts, progress=True)
-    other = baselines_of_tokens(pair, tokens, prompts, perplexity=False)
+    scores = score_tokens(pair, tokens, prompts, progress=True, journal=journal)
+    other = baselines_of_tokens(pair, tokens, prompts, perplexity=False, journal=journal)
     return Measured(
         scores.tuco.reshape(shape), other.output_co.reshape(shape), scores.tokens.reshape(shape)
     )

@@ -17,6 +17,7 @@ from jaxtyping import Int
 
 from common_jax.cli.ranges import PositiveInt, TwoOrMore
 from common_jax.errors import InputError
+from common_jax.journal import Sections
 from common_jax.report.findings import Claim, Findings
 from tuco_jax.datasets import prompt_sources as sources
 from tuco_jax.evaluation.baselines import baselines_of_tokens
@@ -143,7 +144,11 @@ def windows(
 
 
 def measure(
-    pair: Pair, tokenizer: "PreTrainedTokenizerBase", config: Config, inputs: Inputs
+    pair: Pair,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: Config,
+    inputs: Inputs,
+    journal: Sections,
 ) -> Measured:
     """Every score of the prompts of each kind, in one call."""
     pieces = windows(tokenizer, inputs.web, config.window, most=config.prompts, seed=config.seed)
@@ -173,8 +178,8 @@ def measure(
     prompts = [p for group in kinds.values() for p in group]
     rows = [row for group in tokens.values() for row in group]
     scores = {
-        "TuCo": score_tokens(pair, rows, prompts, progress=True).tuco,
-        **baselines_of_tokens(pair, rows, prompts).columns(),
+        "TuCo": score_tokens(pair, rows, prompts, progress=True, journal=journal).tuco,
+        **baselines_of_tokens(pair, rows, prompts, journal=journal).columns(),
     }
     ends = np.cumsum([len(group) for group in tokens.values()])[:-1]
     samples = {

@@ -1,12 +1,16 @@
+import functools
+
 import numpy as np
 import pytest
 import torch
 
 from common_jax.errors import InputError
 from tests.tuco import random_models as rm
+from tests.tuco.interrupted import check_it_goes_on, read_back
 from tests.tuco.tiny import save_tiny
 from tuco_jax.core.budget import default_budget
-from tuco_jax.evaluation.baselines import baselines, baselines_of_tokens
+from tuco_jax.evaluation import baselines as module
+from tuco_jax.evaluation.baselines import BaselineEntry, baselines, baselines_of_tokens
 from tuco_jax.prompts.prefixes import Behind
 from tuco_jax.prompts.read import Prompt
 from tuco_jax.scoring.engine import planned
@@ -72,3 +76,41 @@ def test_what_prompts_share_is_run_once(kind):
         for name in ("base_perplexity", "tuned_perplexity", "output_co"):
             want = np.concatenate([getattr(one, name) for one in alone])
             np.testing.assert_allclose(getattr(together, name), want, rtol=1e-5)
+
+
+def test_batches_that_are_done_are_not_computed_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "default_budget", lambda: 32)
+    pair, rng = rm.adapter_pair(), np.random.default_rng(1)
+    rows = [rng.integers(0, 61, n).astype(np.int32) for n in 2 * LENGTHS]
+    names = [Prompt(i, "x") for i in range(len(rows))]
+
+    def run(journal, rows=rows, perplexity=True):
+        found = baselines_of_tokens(pair, rows, names, perplexity=perplexity, journal=journal)
+        return found.columns()
+
+    unlike = functools.partial(run, rows=rows[::-1]), functools.partial(run, perplexity=False)
+    check_it_goes_on(tmp_path / "journal", monkeypatch, run, unlike)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        [[2], [0.5], [0.5], [0.5]],  # no such prompt
+        [[0], [0.5], [0.5]],
+        [[0], [0.5], [0.5], [0.5], [0.5]],
+        [[0], [0.5], [0.5], [0.5, 0.5]],
+        [[0], [0.5], [0.5], 0.5],
+        [["0"], [0.5], [0.5], [0.5]],
+        [[0], [0.5], [0.5], ["a"]],
+        {},
+        7,
+    ],
+)
+def test_what_is_no_batch_is_computed_again(tmp_path, record):
+    """Without perplexity there is none in a batch; a large one may be beyond float32."""
+    nan, far = float("nan"), float("inf")
+    read = functools.partial(BaselineEntry.read, count=2)
+    good = [[1, 0], [nan, nan], [far, 0.1], [0.5, 0.2]]
+    (found,) = read_back(tmp_path / "journal", read, (good, record))
+    assert found.rows == [1, 0]
+    np.testing.assert_array_equal(np.stack(found[1:]), np.asarray(good[1:], np.float32))

@@ -1,6 +1,7 @@
 """Prompts, tokens and scores of multiple-choice options."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -10,11 +11,13 @@ import pytest
 
 from common_jax.errors import InputError
 from tests.tuco.datasets.test_multiple_choice import task
+from tests.tuco.interrupted import check_it_goes_on, read_back
 from tests.tuco.random_models import adapter_pair, config, full_pair, rope
 from tests.tuco.tiny import tiny_tokenizer
 from tuco_jax.core.decompose import decompose
 from tuco_jax.evaluation import option_scores as scoring
 from tuco_jax.evaluation.option_scores import (
+    OptionEntry,
     behaviour_prompts,
     option_scores,
     quiz_prompts,
@@ -99,7 +102,7 @@ def test_what_prompts_share_is_computed_once_an_alpha(kind):
 def test_tasks_of_the_same_options_are_one_call(monkeypatch):
     calls = []
 
-    def made(pair, rows, options, alphas, *, share):
+    def made(pair, rows, options, alphas, *, share, journal):
         calls.append([len(rows), options.tolist(), share])
         return np.asarray([[[r[0] == o for o in options] for r in rows] for _ in alphas], float)
 
@@ -117,3 +120,38 @@ def test_tasks_of_the_same_options_are_one_call(monkeypatch):
     assert {name: rows.tolist() for name, rows in found.items()} == {
         name: [row] * 2 for name, row in want.items()
     }
+
+
+def test_questions_that_are_done_are_not_computed_again(tmp_path, monkeypatch):
+    rng = np.random.default_rng(1)
+    rows = [*rng.integers(0, 61, (4, 9), np.int32)]
+    pair = adapter_pair(1)
+
+    def run(journal, rows=rows, options=(5, 17), alphas=(0.75, 1.0)):
+        given = rows, np.asarray(options), alphas
+        return option_scores(pair, *given, token_budget=16, journal=journal)
+
+    changes: list[Any] = [{"rows": rows[::-1]}, {"options": (5, 18)}, {"alphas": (0.75, 1.5)}]
+    unlike = [functools.partial(run, **change) for change in changes]
+    check_it_goes_on(tmp_path / "journal", monkeypatch, run, unlike)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        [[2], [[[0.5, 0.5]]]],  # no such question
+        [[0], [[[0.5]]]],  # other options
+        [[0], [[[0.5, 0.5]] * 2]],  # other alphas
+        [[0, 1], [[[0.5, 0.5]]]],
+        [["0"], [[[0.5, 0.5]]]],
+        [[0], "a"],
+        [[0]],
+        {},
+        7,
+    ],
+)
+def test_what_is_no_batch_is_computed_again(tmp_path, record):
+    read = functools.partial(OptionEntry.read, shape=(2, 1, 2))
+    (found,) = read_back(tmp_path / "journal", read, ([[1], [[[-0.1, -7.3]]]], record))
+    assert found.rows == [1]
+    np.testing.assert_array_equal(found.scores, np.asarray([[[-0.1, -7.3]]], np.float32))

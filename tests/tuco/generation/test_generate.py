@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import json
 import re
 from typing import Any
 
@@ -16,6 +17,7 @@ from common_jax.errors import InputError
 from common_jax.journal import Journal
 from common_jax.mesh import make_mesh
 from tests.tuco import random_models
+from tests.tuco.interrupted import check_it_goes_on
 from tests.tuco.random_models import adapter_pair, different_configs, full_pair
 from tests.tuco.tiny import FAMILIES, VOCAB, save_tiny
 from tests.tuco.tiny_tokenizer import bos_tokenizer
@@ -139,21 +141,45 @@ def test_longrope_is_read_again_where_it_switches(tmp_path):
     assert model.config.ropes[0].switch == 10
     pair = single(model.config, model.params)
     prompts = [np.random.default_rng(n).integers(0, VOCAB, n) for n in (3, 12, 10, 11)]
-    read = functools.partial(Answered.read, count=len(prompts), vocab_size=VOCAB)
     with Journal(tmp_path / "journal") as journal:
-        journal.begin("key", read)
+        journal.begin("key")
         got = lists(generate_tokens(pair, prompts, max_new_tokens=NEW, journal=journal))
     assert got == uncached(pair, prompts)
-    first, *others = journal.entries
-    assert sorted(first.rows) == [0, 1, 2, 3] and [e.rows for e in others] == [[2, 0]]
     lines = (tmp_path / "journal").read_bytes().splitlines(keepends=True)
+    first, *others = (Answered(*json.loads(line)[1]) for line in lines[1:])
+    assert sorted(first.rows) == [0, 1, 2, 3] and [e.rows for e in others] == [[2, 0]]
     (tmp_path / "journal").write_bytes(b"".join(lines[:2]))
     with Journal(tmp_path / "journal") as journal:
-        journal.begin("key", read)
+        journal.begin("key")
         again = lists(generate_tokens(pair, prompts, max_new_tokens=NEW, journal=journal))
-    assert again == got and len(journal.entries) == 2
+    assert again == got and (tmp_path / "journal").read_bytes().splitlines(keepends=True) == lines
     for prompt, tokens in zip(prompts, got, strict=True):
         assert tokens == reference_tokens(reference, prompt, eos_token_id=VOCAB)
+
+
+def test_answers_that_are_there_are_not_made_again(tmp_path, monkeypatch):
+    """Samples, too: what a row draws depends on its number, not on the batch or the start."""
+    pair = full_pair(1)
+    prompts = [np.random.default_rng(n).integers(0, 61, 3 + n) for n in range(7)]
+    options: dict[str, Any] = dict(max_new_tokens=4, batch_size=2, temperature=0.9, seed=3)
+
+    def run(journal, prompts=prompts, alpha=0.7, eos=(5,), **changes):
+        given = {**options, **changes, "journal": journal}
+        return generate_tokens(pair, prompts, alpha, eos=eos, **given)
+
+    changes: list[Any] = [
+        {"prompts": prompts[::-1]},
+        {"alpha": 0.6},
+        {"eos": (5, 6)},
+        {"seed": 4},
+        {"temperature": 0.8},
+        {"top_k": 9},
+        {"top_p": 0.9},
+        {"max_new_tokens": 3},
+        {"stop": ["a"]},
+    ]
+    unlike = [functools.partial(run, **change) for change in changes]
+    check_it_goes_on(tmp_path / "journal", monkeypatch, run, unlike)
 
 
 def learned_positions():

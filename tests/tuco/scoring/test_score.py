@@ -26,7 +26,6 @@ from tuco_jax.prompts.read import (
     Prompt,
     as_prompts,
 )
-from tuco_jax.scoring.output import Entry
 from tuco_jax.scoring.score import score, score_tokens
 
 CONFIG = rm.config(vocab_size=272, max_positions=64)
@@ -149,13 +148,13 @@ def test_prompts_that_share_resume(pair, tokenizer, tmp_path):
     tokens = encode(tokenizer, prompts)
     whole = score_tokens(pair, tokens, prompts, token_budget=60)
     with Journal(tmp_path / "journal") as journal:
-        journal.begin("key", Entry.read)
+        journal.begin("key")
         score_tokens(pair, tokens, prompts, token_budget=60, journal=journal)
     written = (tmp_path / "journal").read_bytes().splitlines(keepends=True)
     assert len(written) > 3
     (tmp_path / "journal").write_bytes(b"".join(written[:2]))
     with Journal(tmp_path / "journal") as journal:
-        journal.begin("key", Entry.read)
+        journal.begin("key")
         again = score_tokens(pair, tokens, prompts, token_budget=60, journal=journal)
     assert 0 < again.resumed < len(prompts)
     np.testing.assert_allclose(again.tuco, whole.tuco, rtol=0, atol=1e-6)

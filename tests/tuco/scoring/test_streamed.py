@@ -20,7 +20,6 @@ from tuco_jax.prompts.packing import pack
 from tuco_jax.prompts.read import as_prompts
 from tuco_jax.scoring.fingerprint import scores_fingerprint
 from tuco_jax.scoring.options import PassOptions, ScoreFileOptions
-from tuco_jax.scoring.output import Entry
 from tuco_jax.scoring.score import score, score_tokens
 from tuco_jax.scoring.score_file import score_file
 from tuco_jax.scoring.streamed import passes_of
@@ -196,13 +195,13 @@ def test_a_killed_run_goes_on_with_the_pass_it_was_in(where, tmp_path):
     streamed._read = killed
     key = scores_fingerprint(stream_pair(str(where / "base"), str(where / "tuned"))[0], tokens, 1)
     journal = Journal(tmp_path / "journal")
-    journal.begin(key, Entry.read)
+    journal.begin(key)
     with pytest.raises(KeyboardInterrupt):
         score_tokens(streamed, tokens, prompts, journal=journal, **options)
     journal.close()
     streamed._read = original
     journal = Journal(tmp_path / "journal")
-    journal.begin(key, Entry.read)
+    journal.begin(key)
     scores = score_tokens(streamed, tokens, prompts, journal=journal, **options)
     assert 0 < scores.resumed < len(TEXTS)
     np.testing.assert_array_equal(scores.tuco, whole.tuco)

@@ -1,5 +1,6 @@
 """TuCo along a response, and the command that shows it."""
 
+import functools
 import json
 
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from common_jax.cli import command_line
 from common_jax.cli.command_line import one_line
 from common_jax.errors import InputError
 from tests.tuco.cli_pair import ROOT, read_jsonl, run_in_process, save_pair, write_jsonl
+from tests.tuco.interrupted import check_it_goes_on, read_back
 from tests.tuco.random_models import adapter_pair
 from tests.tuco.tiny_tokenizer import bos_tokenizer
 from tuco_jax.commands import generate as command
@@ -18,7 +20,7 @@ from tuco_jax.core.decompose import decompose
 from tuco_jax.core.last_token import tuco
 from tuco_jax.core.residual import share
 from tuco_jax.generation.generate import generate, respond
-from tuco_jax.scoring.token_tuco import pieces, response_tuco, token_tuco
+from tuco_jax.scoring.token_tuco import TokenEntry, pieces, response_tuco, token_tuco
 
 ROWS = [np.random.default_rng(n).integers(0, 61, n) for n in (3, 13, 1, 8)]
 
@@ -47,6 +49,39 @@ def test_generated_tokens_have_the_share_that_they_were_chosen_from():
         out = decompose(pair, whole, alpha=alpha)
         want = share(out.ptc, out.ftc)[0, len(prompt) - 1 : whole.shape[1] - 1]
         np.testing.assert_allclose(values, want, rtol=1e-4)
+
+
+def test_texts_that_are_done_are_not_computed_again(tmp_path, monkeypatch):
+    pair, rows = adapter_pair(3), 2 * ROWS
+
+    def run(journal, rows=rows, alpha=0.5):
+        return token_tuco(pair, rows, alpha, token_budget=16, journal=journal)
+
+    unlike = functools.partial(run, rows=rows[::-1]), functools.partial(run, alpha=0.25)
+    check_it_goes_on(tmp_path / "journal", monkeypatch, run, unlike)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        [[2], [[0.5, 0.5]]],  # no such text
+        [[0], [[0.5]]],  # another length
+        [[1, 0], [[0.5]]],
+        [[1], [[[0.5]]]],
+        [[1], [[float("inf")]]],
+        [[True], [[0.5]]],
+        [[1], "a"],
+        {},
+        7,
+    ],
+)
+def test_what_is_no_batch_is_computed_again(tmp_path, record):
+    read = functools.partial(TokenEntry.read, sizes=[2, 1])
+    good = [[1, 0], [[0.1], [0.2, 0.3]]]
+    (found,) = read_back(tmp_path / "journal", read, (good, record))
+    assert found.rows == [1, 0]
+    for got, want in zip(found.tuco, good[1], strict=True):
+        np.testing.assert_array_equal(got, np.asarray(want, np.float32))
 
 
 def test_rows_that_cannot_be_read():

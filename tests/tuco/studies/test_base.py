@@ -1,19 +1,22 @@
 """The contract of a study and its runner, on a study made up here."""
 
 import dataclasses
+import importlib.metadata
 import json
 import pathlib
 import re
 import shutil
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from common_jax import resume
 from common_jax.cli.options import MeshOptions
 from common_jax.errors import InputError
+from common_jax.journal import Sections
 from common_jax.report.findings import Findings
 from tests.tuco.cli_pair import save_pair
+from tests.tuco.interrupted import computed, killed_after
 from tuco_jax.studies.base import Study, StudyOptions
 from tuco_jax.studies.catalog import STUDIES, load_study
 
@@ -35,9 +38,24 @@ def prepare(config: Config) -> list[str]:
     return list(config.texts)
 
 
-def measure(pair: Any, tokenizer: Any, config: Config, texts: list[str]) -> list[int]:
+class Count(NamedTuple):
+    """The tokens of a text."""
+
+    rows: list[int]
+    length: int
+
+
+def measure(
+    pair: Any, tokenizer: Any, config: Config, texts: list[str], journal: Sections
+) -> list[int]:
     assert config.out.is_dir() and pair.context == 64
-    return [len(tokenizer(text)["input_ids"]) for text in texts]
+    counts = journal.section("texts", "key", lambda record: Count(*record))
+    lengths = {count.rows[0]: count.length for count in counts.entries}
+    for i, text in enumerate(texts):
+        if i not in lengths:
+            lengths[i] = len(tokenizer(text)["input_ids"])
+            counts.append(Count([i], lengths[i]))
+    return [lengths[i] for i in range(len(texts))]
 
 
 def findings(config: Config, texts: list[str], measured: list[int] | None) -> Findings:
@@ -130,8 +148,8 @@ def test_options_with_which_nothing_was_measured_are_no_obstacle(models, tmp_pat
 
 
 def test_what_a_killed_run_left_is_for_the_same_options_alone(models, tmp_path):
-    def killed(pair: Any, tokenizer: Any, config: Config, texts: list[str]) -> Any:
-        (config.out / "half.json").write_text("{}")
+    def killed(*given: Any) -> Any:
+        (given[2].out / "half.json").write_text("{}")
         raise KeyboardInterrupt
 
     config = Config(("tea",), out=tmp_path / "out", **models)
@@ -141,6 +159,33 @@ def test_what_a_killed_run_left_is_for_the_same_options_alone(models, tmp_path):
         STUDY.run(dataclasses.replace(config, seed=1))
     STUDY.run(config)
     assert {"half.json", "results.json"} <= contents(config.out).keys()
+
+
+def test_what_a_killed_run_measured_is_not_measured_again(models, tmp_path, monkeypatch):
+    """By the version that measured it; for other options another folder is to be named."""
+    config = Config(("tea", "to", "a"), out=tmp_path / "out", **models)
+    journal = config.out / "journal"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        killed_after(patch, 2)
+        STUDY.run(config)
+    before = contents(config.out)
+    assert before.keys() == {"journal", "settings.json"}
+    with pytest.raises(InputError, match="the run there has seed 0, not 1"):
+        STUDY.run(dataclasses.replace(config, seed=1))
+    version = importlib.metadata.version
+    with monkeypatch.context() as patch:
+        newer = {"tuco-reward-jax": "9.9.9"}
+        patch.setattr(importlib.metadata, "version", lambda n: newer.get(n) or version(n))
+        with pytest.raises(
+            InputError, match=f"{journal}: holds the work of .* of another version"
+        ):
+            STUDY.run(config)
+    assert contents(config.out) == before
+    with monkeypatch.context() as patch:
+        found = computed(patch)
+        STUDY.run(config)
+    assert found == [Count([2], 2)] and not journal.exists()
+    assert json.loads((config.out / "results.json").read_text())["lengths"] == [4, 3, 2]
 
 
 def test_a_folder_of_results_is_of_the_same_weights(models, tmp_path):

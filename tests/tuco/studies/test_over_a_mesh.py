@@ -102,6 +102,16 @@ def configs(folder: pathlib.Path) -> dict[str, Any]:
     }
 
 
+def groups() -> list[PromptGroup]:
+    """In place of the demo's groups, of which `floors` is a study."""
+    return [
+        PromptGroup("chat", "Chat.", texts(4, 3, 6), True),
+        PromptGroup("plain text", "Plain.", texts(4, 9, 7), False),
+        PromptGroup("harmful", "Harm.", texts(4, 4, 8), True),
+        PromptGroup("jailbreak", "Attack.", texts(4, 7, 9), True, ["x", "x", "y", "y"]),
+    ]
+
+
 def assert_same(got: Any, want: Any, where: str = "", *, rel: float = 1e-4) -> None:
     """Equal structures; numbers within 1e-5, or a relative `rel` (intervals, AUCs go by ranks)."""
     if isinstance(want, dict):
@@ -121,13 +131,7 @@ def assert_same(got: Any, want: Any, where: str = "", *, rel: float = 1e-4) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_numbers_are_those_of_one_device(name, models, tmp_path, monkeypatch):
-    groups = [
-        PromptGroup("chat", "Chat.", texts(4, 3, 6), True),
-        PromptGroup("plain text", "Plain.", texts(4, 9, 7), False),
-        PromptGroup("harmful", "Harm.", texts(4, 4, 8), True),
-        PromptGroup("jailbreak", "Attack.", texts(4, 7, 9), True, ["x", "x", "y", "y"]),
-    ]
-    monkeypatch.setattr(floors, "prompt_groups", lambda count, seed: groups)
+    monkeypatch.setattr(floors, "prompt_groups", lambda count, seed: groups())
     one = dataclasses.replace(configs(tmp_path)[name], **models)
     mesh = MeshOptions(data=2, fsdp=2, tensor=2)
     found = [
