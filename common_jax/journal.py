@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Generic, TypeVar
 import numpy as np
 
 from common_jax import resume
-from common_jax.distributed import by_first, meet
+from common_jax.distributed import by_first
 from common_jax.errors import InputError
 
 __all__ = ["Journal", "plain_array"]
@@ -102,18 +102,29 @@ class Journal(Generic[E]):
             return
         if self._found.get("fingerprint") != fingerprint:
             raise self._another("it has other weights or tokens, or is of another version")
+        count, keep = by_first(lambda: self._take(read))
+        if self._file is not None:
+            self._file.truncate(keep)
+        elif self._take(read, keep) != [count, keep]:
+            raise InputError(
+                f"{self.path}: {len(self.entries)} of {count} batches in it are seen here: the "
+                "file system shows it late; start again once it shows all processes the same"
+            )
+
+    def _take(self, read: Callable[[Any], E | None], end: int | None = None) -> list[int]:
+        """Take the entries up to `end`; returns how many there are, and where the last ends."""
         keep = self._header
-        with self.path.open("rb") as file:
+        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
             file.seek(keep)
             for line in file:
+                if end is not None and keep + len(line) > end:
+                    break
                 entry = _entry(line, read)
                 if entry is None:  # cut short, or damaged: the rest is computed again
                     break
                 self.entries.append(entry)
                 keep += len(line)
-        meet()  # all have read it
-        if self._file is not None:
-            self._file.truncate(keep)
+        return [len(self.entries), keep]
 
     def _write(self, data: bytes) -> None:
         if self._file is None:

@@ -131,6 +131,7 @@ def group(request, pair, studies, alone, tmp_path_factory):
     runs = [*given.values()]
     runs += [[*given["tuned"], "--out", str(out / "begun"), "--resume", "true"]]
     runs += [["tests.tuco.member:rounded", pair[0], str(out)]]
+    runs += [["tests.tuco.member:behind", str(out)]]
     sizes = "21" if count == 2 else "22"
     runs += [["tests.tuco.member:where_parts_pay"], ["tests.tuco.member:old_news", str(out)]]
     runs += [["tests.tuco.member:refused", *pair, str(made / "other"), str(out), sizes]]
@@ -173,7 +174,8 @@ def test_precision_is_one_for_all(group):
 
 def test_a_disk_that_some_see_late(group):
     for one in group.ended:
-        assert "several: tests.tuco.member:old_news" in one.err
+        for name in ("old_news", "behind"):
+            assert f"several: tests.tuco.member:{name}" in one.err
 
 
 def test_options_that_are_not_the_same_for_all(tmp_path):
