@@ -28,7 +28,8 @@ from tuco_jax.core.tokens import check_row
 from tuco_jax.core.walk import source_of
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import batch_width, mesh_of, put_rows
-from tuco_jax.prompts.packing import pack
+from tuco_jax.prompts.packing import Packed, pack
+from tuco_jax.scoring.engine import as_begun
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,17 +89,22 @@ def token_tuco(
     vocab_size = pair.tuned_config.vocab_size
     ids = [check_row(row, vocab_size, f"rows[{i}]") for i, row in enumerate(rows)]
     budget = token_budget or default_budget()
-    done = {
-        i: values
+    entries = [
+        entry
         for entry in (journal.entries if journal else ())
         if isinstance(entry, TokenEntry)
-        for i, values in zip(entry.rows, entry.tuco, strict=True)
-        if values.size == ids[i].size
-    }
-    for batch in pack([row.size for row in ids], budget, batch_width(mesh), last_tokens=False):
+        and [v.size for v in entry.tuco] == [ids[i].size for i in entry.rows]
+    ]
+    done = {i: v for entry in entries for i, v in zip(entry.rows, entry.tuco, strict=True)}
+    for i, values in done.items():
+        out[i] = values
+    width = batch_width(mesh)
+
+    def plan(rows: Sequence[Int[np.ndarray, " n"]]) -> list[Packed]:
+        return pack([row.size for row in rows], budget, width, last_tokens=False)
+
+    for batch in as_begun(plan, ids, [entry.rows for entry in entries]):
         if done.keys() >= {*batch.prompts}:
-            for i in batch.prompts:
-                out[i] = done[i]
             continue
         placed = batch.arrays(ids)
         by_token = np.ones((len(alphas), *placed["tokens"].shape), np.float32)
