@@ -191,18 +191,17 @@ class Journal:
         """What earlier starts have appended."""
         if not self._kept:
             return
-        with self.path.open("rb") as file:
+        left = self._kept - self._header
+        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
             file.seek(self._header)
-            left = self._kept - self._header
-            while left > 0:
-                line = file.readline(left)
-                if not line:
-                    raise InputError(
-                        f"{self.path}: is shorter here than for process 0; start again once the "
-                        "file system shows all processes the same"
-                    )
+            while left > 0 and (line := file.readline(left)):
                 left -= len(line)
                 yield line
+        if left:
+            raise InputError(
+                f"{self.path}: is shorter here than for process 0: the file system shows it late; "
+                "start again once it shows all processes the same"
+            )
 
     def _write(self, data: bytes) -> None:
         if self._file is None:

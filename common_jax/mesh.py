@@ -8,6 +8,7 @@ offered for data parallelism alone, through one thin wrapper.
 Legend: B rows of a batch.
 """
 
+import base64
 import contextlib
 import functools
 import math
@@ -21,11 +22,12 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, Shaped
 
-from common_jax.distributed import beat, count
+from common_jax.distributed import beat, by_first, count
 from common_jax.errors import InputError
 
 __all__ = [
     "AXES",
+    "arrays_by_first",
     "batch_sharding",
     "constrain",
     "cores",
@@ -190,6 +192,29 @@ def fetch(tree: PyTree[Any]) -> PyTree[Any]:
     if count() > 1:  # one by one: on the devices no more than one is whole
         return jax.tree.map(lambda x: jax.device_get(_whole(x)), tree)
     return jax.device_get(tree)
+
+
+def arrays_by_first(
+    act: Callable[[], Mapping[str, Shaped[np.ndarray, "..."]]],
+) -> dict[str, Shaped[np.ndarray, "..."]]:
+    """`by_first` of arrays by name, bit for bit: what `act` gives in process 0, in every process.
+
+    For what processes must not compute each for itself, since rounding differs between processors.
+    Small arrays: they go through process 0's store, and not between devices.
+    """
+    if count() == 1:
+        return dict(act())
+
+    def packed() -> dict[str, Any]:
+        return {
+            name: [x.dtype.str, x.shape, base64.b64encode(x.tobytes()).decode()]
+            for name, x in act().items()
+        }
+
+    return {
+        name: np.frombuffer(base64.b64decode(text), dtype).reshape(shape).copy()
+        for name, (dtype, shape, text) in by_first(packed).items()
+    }
 
 
 def _whole(x: Any) -> Any:

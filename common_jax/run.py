@@ -25,7 +25,7 @@ import yaml
 from common_jax import resume as resuming
 from common_jax.distributed import beat, by_first, is_first, there
 from common_jax.errors import InputError
-from common_jax.io.files import atomic, cannot_write, make_folder, parse_json, writing
+from common_jax.io.files import cannot_write, make_folder, parse_json, write_text, writing
 from common_jax.precision import stated
 
 __all__ = [
@@ -118,8 +118,7 @@ def _note(directory: str | pathlib.Path, config: Mapping[str, Any]) -> None:
     path = make_folder(directory)
     plain = {k: str(v) if isinstance(v, pathlib.PurePath) else v for k, v in config.items()}
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-    with atomic(path / "config.yaml") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path / "config.yaml", text)
     _note_environment(path / "environment.json")
 
 
@@ -184,8 +183,7 @@ class Run:
         if not path.exists():
             return
         lines = [line for line, row in _lines(path) if row["step"] <= step] if step else []
-        with atomic(path) as scratch:
-            scratch.write_text("".join(lines), encoding="utf-8")
+        write_text(path, "".join(lines))
 
 
 def read_metrics(directory: str | pathlib.Path) -> list[dict[str, float]]:
@@ -226,8 +224,7 @@ def _note_environment(path: pathlib.Path) -> None:
     except ValueError:  # cut short by a kill: its lines are lost, the run is not
         starts = []
     starts = [*starts, environment()] if isinstance(starts, list) else [environment()]
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(starts, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(starts, indent=1) + "\n")
 
 
 def _revision() -> str | None:

@@ -8,12 +8,18 @@ from typing import Any
 import jax
 import numpy as np
 
+from common_jax.distributed import anywhere, by_first, count
 from common_jax.errors import InputError
 from common_jax.io.files import why_not_written
 from common_jax.io.orbax_noise import quiet
 from common_jax.termination import Terminated
 
 __all__ = ["Checkpoints"]
+
+_LATE = (
+    "not all processes see the newest checkpoint: their file system shows it to some of them "
+    "later than to others; start again once it shows all the same"
+)
 
 
 class Checkpoints:
@@ -55,8 +61,16 @@ class Checkpoints:
                 raise
 
     def latest(self) -> int | None:
-        """Step of the newest whole checkpoint, or None."""
-        return self._manager.latest_step()
+        """Step of the newest whole checkpoint, or None.
+
+        Of several processes, which ask together, all take what process 0 sees. Raises InputError
+        where another sees a later one: it would be written anew by some of them.
+        """
+        own = self._manager.latest_step()
+        found: int | None = by_first(self._manager.latest_step)
+        if anywhere(own is not None and (found is None or own > found)):
+            raise InputError(f"{self._directory}: {_LATE}")
+        return found
 
     def save(self, step: int, state: Any) -> None:
         """Write `state` as the checkpoint of `step`; one that exists already is left as it is."""
@@ -73,6 +87,8 @@ class Checkpoints:
             return self._manager.restore(step, args=self._ocp.args.StandardRestore(like))
         except Exception as error:  # orbax raises bare ones for damaged arrays
             place = self._directory / str(step)
+            if count() > 1 and step not in self._manager.all_steps():
+                raise InputError(f"{place}: {_LATE}") from error
             if other := self._difference(step, like):
                 raise InputError(
                     f"{place}: the checkpoint is of other settings ({other}); give the run's own, "

@@ -6,10 +6,10 @@ import os
 import pathlib
 import re
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from common_jax.distributed import by_first, is_first
+from common_jax.distributed import by_first
 from common_jax.errors import InputError
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "why_not_written",
     "write_arrays",
     "write_json",
+    "write_text",
     "writing",
 ]
 
@@ -103,28 +104,39 @@ def writing(path: pathlib.Path) -> Iterator[None]:
         raise
 
 
-@contextlib.contextmanager
-def atomic(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary path beside `path`, moved onto it when the block ends without an error.
+def atomic(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
+    """Call `write` with a temporary path beside `path`, which is moved onto it afterwards.
 
-    Of several processes, all run the block, and the file is what process 0 writes.
+    After an error `path` is as it was; where it cannot be written, InputError names it. Of several
+    processes, process 0 alone calls it, while the others wait: it may compute nothing with them.
     """
-    folder = path.parent if is_first() else pathlib.Path(tempfile.gettempdir())
-    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
-    try:
-        with writing(path):
-            yield temporary
-            by_first(lambda: os.replace(temporary, path))
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    def act() -> None:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with writing(path):
+                write(temporary)
+                os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    by_first(act)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Write a text, as UTF-8."""
+    atomic(path, lambda temporary: temporary.write_text(text, "utf-8"))
 
 
 def write_arrays(path: pathlib.Path, **arrays: Any) -> None:
     """Write arrays by name as one compressed .npz file."""
     import numpy as np
 
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+    def write(temporary: pathlib.Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    atomic(path, write)
 
 
 def read_arrays(
@@ -152,8 +164,7 @@ def read_arrays(
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Write one JSON document."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -9,6 +9,7 @@ A study makes `Findings` of its measurements; `write` puts into a folder
 
 import base64
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table as ConsoleTable
 
-from common_jax.io.files import atomic, make_folder, write_json
+from common_jax.io.files import atomic, make_folder, write_json, write_text
 from common_jax.report import page
 
 __all__ = [
@@ -114,8 +115,7 @@ def write(
         folder / "results.json",
         {"title": findings.title, "claims": claims, "facts": facts, **findings.data},
     )
-    with atomic(folder / "report.md") as temporary:
-        temporary.write_text(_markdown(folder, findings, facts), "utf-8")
+    write_text(folder / "report.md", _markdown(folder, findings, facts))
     path = folder / "report.html"
     html = page.render(
         pathlib.Path(__file__).with_name("findings.html"),
@@ -125,8 +125,7 @@ def write(
         facts=facts,
         findings=findings,
     )
-    with atomic(path) as temporary:
-        temporary.write_text(html, "utf-8")
+    write_text(path, html)
     return path
 
 
@@ -141,8 +140,7 @@ def _markdown(folder: pathlib.Path, findings: Findings, facts: Mapping[str, str]
     for figure in findings.figures:
         name = f"{figure.name}.svg"
         content = base64.b64decode(figure.image.partition(",")[2])
-        with atomic(folder / name) as temporary:
-            temporary.write_bytes(content)
+        atomic(folder / name, functools.partial(pathlib.Path.write_bytes, data=content))
         parts.append(f"![{_line(figure.caption)}]({name})")
     parts += ["## How it was measured", *findings.method]
     if findings.caveats:

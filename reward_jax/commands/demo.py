@@ -15,7 +15,7 @@ from common_jax import resume
 from common_jax.cli.options import SeedOption
 from common_jax.cli.ranges import PositiveInt, check_ranges
 from common_jax.errors import InputError
-from common_jax.io.files import atomic, make_folder
+from common_jax.io.files import make_folder, write_text
 from reward_jax.data.checkpoint import load_model
 from reward_jax.data.trajectory.space import TrajectorySpace
 from reward_jax.planning.options import MatchingOption, SteeredOption
@@ -104,10 +104,7 @@ def _folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
         raise InputError(f"{out}: holds files that are no demo's; name another folder")
     taken = f"{out}: another run is writing there; name another directory"
     with resume.lock(out / ".demo.lock", taken):  # the report has one of its own
-        with atomic(marker) as temporary:
-            temporary.write_text(
-                "Made by `reward-jax demo`, which makes it anew each time.\n", "utf-8"
-            )
+        write_text(marker, "Made by `reward-jax demo`, which makes it anew each time.\n")
         (out / resume.SETTINGS).unlink(missing_ok=True)
         shutil.rmtree(out / "reward", ignore_errors=True)
         yield out

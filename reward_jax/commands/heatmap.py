@@ -53,8 +53,10 @@ def run(config: Config) -> None:
         found = map_of(plane, guide, rows, bins=config.bins, t=config.t, mesh=mesh)
         peak = Peak.of(found, plane, goal)
 
-        with atomic(config.out / "heatmap.png") as temporary:
-            map_figure(plane, found, goal).savefig(temporary, dpi=120, format="png")
+        figure = map_figure(plane, found, goal)
+        atomic(
+            config.out / "heatmap.png", lambda path: figure.savefig(path, dpi=120, format="png")
+        )
         write_arrays(config.out / "heatmap.npz", values=found.values, counts=found.counts)
         facts = {"goal": goal, "distance": peak.distance, "at_goal": peak.at_goal}
         write_json(config.out / "heatmap.json", {"peak": peak.at.tolist()} | facts)

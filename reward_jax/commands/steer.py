@@ -44,8 +44,8 @@ def run(config: Config) -> None:
             unsteered=found["unsteered"].shown,
             starts=starts,
         )
-        with atomic(config.out / "steer.png") as temporary:
-            outcomes_figure(task, found, goal).savefig(temporary, dpi=120, format="png")
+        figure = outcomes_figure(task, found, goal)
+        atomic(config.out / "steer.png", lambda path: figure.savefig(path, dpi=120, format="png"))
         facts: dict[str, Any] = {"goal": goal, "scale": config.guidance.scale}
         facts["standard_errors"] = {n: outcome.standard_errors() for n, outcome in found.items()}
         if config.by_seed:

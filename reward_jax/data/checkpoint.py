@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from common_jax.errors import InputError
-from common_jax.io.files import atomic, make_folder, parse_json
+from common_jax.io.files import atomic, is_full, make_folder, parse_json
 from common_jax.mesh import read_shards
 from reward_jax.data import spaces
 from reward_jax.data.model import Space, SpaceGuide, SpaceModel
@@ -167,12 +167,17 @@ def _write(path: str | pathlib.Path, trees: dict[str, Any], header: dict[str, An
             f"{path}: files hold parameters and conditions that are arrays, or dictionaries of "
             "them with texts as keys, to any depth; make the model's tree such"
         )
-    try:
-        make_folder(path.parent)
-        with atomic(path) as scratch:
+
+    def write(scratch: pathlib.Path) -> None:
+        try:
             save_file(flat, scratch, {"reward_jax": json.dumps({"format": _FORMAT} | header)})
-    except SafetensorError as error:
-        raise InputError(f"{path}: cannot be written ({error}); name another place") from error
+        except SafetensorError as error:
+            if is_full(error):
+                raise
+            raise InputError(f"{path}: cannot be written ({error}); name another place") from error
+
+    make_folder(path.parent)
+    atomic(path, write)
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:

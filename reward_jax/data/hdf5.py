@@ -153,8 +153,7 @@ def write(
             file[f"metadata/{name}"] = text
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as temporary:
-        temporary.write_bytes(memory.getbuffer())
+    atomic(path, lambda temporary: temporary.write_bytes(memory.getbuffer()))
 
 
 def _array(path: pathlib.Path, file: Any, name: str) -> Shaped[np.ndarray, "..."] | None:

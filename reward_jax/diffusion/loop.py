@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from common_jax import resume
 from common_jax.checksum import program_checksum
 from common_jax.cli.ranges import PositiveInt
-from common_jax.distributed import count
+from common_jax.distributed import by_first, count
 from common_jax.errors import InputError
 from common_jax.io.checkpoint import Checkpoints
 from common_jax.mesh import fetch, on_all_devices, put
@@ -264,7 +264,7 @@ def _everywhere(x: Any) -> Any:
 
 def steps_done(directory: str | pathlib.Path) -> int:
     """Step of the newest checkpoint in `directory`; 0 where there is none."""
-    if not pathlib.Path(directory).is_dir():
+    if not by_first(pathlib.Path(directory).is_dir):
         return 0
     with Checkpoints(directory) as checkpoints:
         return checkpoints.latest() or 0

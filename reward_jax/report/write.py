@@ -8,7 +8,7 @@ import numpy as np
 
 from common_jax.cli.ranges import check_ranges
 from common_jax.errors import InputError
-from common_jax.io.files import atomic
+from common_jax.io.files import write_text
 from common_jax.run import check_run, held_run, read_metrics
 from reward_jax.data.checkpoint import load_guide, load_model
 from reward_jax.planning.kinds import check_own, kind_of_model
@@ -67,6 +67,5 @@ def write_report(options: ReportOptions) -> Written:
             compared, rows, options, held_out=held_out, metrics=metrics, diagnostics=diagnostics
         )
         path = options.out / "report.html"
-        with atomic(path) as temporary:
-            temporary.write_text(render(measured), "utf-8")
+        write_text(path, render(measured))
         return Written(path, measured)

@@ -165,7 +165,7 @@ def test_a_disk_that_this_process_sees_late(tmp_path):
     with Journal(path) as journal:
         journal.begin("key")
         path.write_bytes(before[:-30])
-        with pytest.raises(InputError, match=f"^{path}: is shorter here than for process 0; star"):
+        with pytest.raises(InputError, match=f"^{path}: is shorter here than for process 0: "):
             rows(journal)
 
 

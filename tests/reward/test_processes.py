@@ -107,6 +107,8 @@ def group(request, made, alone, tmp_path_factory):
         shutil.copytree(alone / name, begun)
         cut_back(begun)
         runs.append([*given[name][:-1], begun, "--resume"])
+    if request.param < 4:
+        runs += [[f"tests.reward.member:{name}", out] for name in ("old_news", "one_world")]
     ended = in_one_start("reward-jax", runs, out, request.param)
     return Group(request.param, ended, out, alone)
 
@@ -177,6 +179,20 @@ def check_reward(path: pathlib.Path, other: pathlib.Path) -> None:
     t = jnp.arange(64) % 8
     close(wanted.learned(x, t), found.learned(x, t))
     close(wanted.learned_gradient(x, t), found.learned_gradient(x, t))
+
+
+@pytest.mark.parametrize("group", [2], indirect=True)
+def test_a_disk_that_some_see_late(group):
+    """Which `tests.reward.member:old_news` has seen in every process."""
+    for one in group.ended:
+        assert "several: tests.reward.member:old_news" in one.err
+
+
+@pytest.mark.parametrize("group", [2], indirect=True)
+def test_hosts_whose_physics_round_otherwise(group):
+    """Which `tests.reward.member:one_world` has seen in every process."""
+    for one in group.ended:
+        assert "several: tests.reward.member:one_world" in one.err
 
 
 @pytest.mark.parametrize("group", [2], indirect=True)

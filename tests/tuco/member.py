@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import io
 import json
 import pathlib
 from typing import Any
@@ -14,8 +15,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from common_jax.cli.options import MeshOptions
-from common_jax.distributed import is_first, meet
+from common_jax.distributed import by_first, is_first, meet
 from common_jax.errors import InputError
+from common_jax.journal import Journal
 from common_jax.mesh import fetch, make_mesh, mesh_for
 from common_jax.run import check_directory, check_run
 from tests.tuco import random_models as rm
@@ -23,7 +25,7 @@ from tuco_jax.attacks import gcg
 from tuco_jax.core.decompose import decompose
 from tuco_jax.models.sharding import place, placement, put_rows
 from tuco_jax.scoring.options import ScoreFileOptions
-from tuco_jax.scoring.output import check_made, meta_path
+from tuco_jax.scoring.output import Entry, check_made, meta_path
 from tuco_jax.scoring.score_file import score_file
 from tuco_jax.studies import conjugate
 from tuco_jax.weights import int8, precision
@@ -100,6 +102,31 @@ def where_parts_pay() -> None:
             wanted = precision.Wanted("float32", "auto")
             assert wanted.settled(stored) == ("bfloat16x3" if slow is None else "float32")
             assert wanted.held == ("as published" if slow is None else "float32")
+
+
+def behind(folder: str) -> None:
+    """Who sees less of a journal than process 0 refuses to go on, and says why."""
+    path, late = pathlib.Path(folder) / "seen.jsonl.journal", not is_first()
+    read = functools.partial(Entry.read, shape=(2, 1))
+    for found in ([], [[0], [1]]):
+        with Journal(path) as journal:
+            journal.begin("key")
+            section = journal.section("scores", "of two", read)
+            assert [entry.rows for entry in section.entries] == found
+            for i in () if found else (0, 1):
+                section.append(Entry([i], np.zeros(1), np.zeros((1, 1)), np.zeros(1)))
+        meet()
+    opened, shown = pathlib.Path.open, path.read_bytes()[:-9]
+
+    def seen(own: pathlib.Path, *args: Any, **how: Any) -> Any:
+        return io.BytesIO(shown) if late and own == path else opened(own, *args, **how)
+
+    said = "seen.jsonl.journal: is shorter here than for process 0: the file system shows it late"
+    refuses: Any = pytest.raises(InputError, match=said) if late else contextlib.nullcontext()
+    with mock.patch.object(pathlib.Path, "open", seen), Journal(path) as journal, refuses:
+        journal.begin("key")
+        journal.section("scores", "of two", read)
+    by_first(path.unlink)
 
 
 def old_news(folder: str) -> None:

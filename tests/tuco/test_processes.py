@@ -6,6 +6,7 @@ same commands is made once, for both groups.
 
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import pathlib
 import shlex
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from common_jax.journal import Journal
 from tests.processes import Ended, Group, collect, in_one_start, start
 from tests.tuco.cli_pair import file_options, read_jsonl, save_pair, write_jsonl
 from tests.tuco.interrupted import killed_after as interrupted_after
@@ -142,6 +144,7 @@ def group(request, pair, studies, alone, tmp_path_factory):
     runs = [*given.values()]
     runs += [[*given["tuned"], "--out", str(out / "begun"), "--resume", "true"]]
     runs += [["tests.tuco.member:rounded", pair[0], str(out)]]
+    runs += [["tests.tuco.member:behind", str(out)]]
     sizes = "21" if count == 2 else "22"
     runs += [["tests.tuco.member:where_parts_pay"], ["tests.tuco.member:old_news", str(out)]]
     runs += [["tests.tuco.member:refused", *pair, str(made / "other"), str(out), sizes]]
@@ -164,9 +167,9 @@ def test_score(group):
 
 def test_scores_that_one_process_began(group):
     """Three batches, which stand in its journal."""
-    journaled = (group.alone / "begun.jsonl.journal").read_bytes().splitlines()
+    done = journaled(group.alone / "begun.jsonl.journal")
     meta = json.loads((group.out / "begun.jsonl.meta.json").read_text())
-    assert len(journaled) == 1 + 3 and 3 <= meta["resumed_rows"] < meta["rows"] == 11
+    assert len(done) == 3 and meta["resumed_rows"] == sum(map(len, done)) < meta["rows"] == 11
     compare(group.out / "begun.jsonl", group.alone / "scores.jsonl")
 
 
@@ -184,7 +187,8 @@ def test_precision_is_one_for_all(group):
 
 def test_a_disk_that_some_see_late(group):
     for one in group.ended:
-        assert "several: tests.tuco.member:old_news" in one.err
+        for name in ("old_news", "behind"):
+            assert f"several: tests.tuco.member:{name}" in one.err
 
 
 def test_options_that_are_not_the_same_for_all(tmp_path):
@@ -300,21 +304,31 @@ def check_finetuned(out: pathlib.Path, alone: pathlib.Path) -> None:
         np.testing.assert_allclose(got[name], want[name], rtol=0, atol=1e-5, err_msg=name)
 
 
-def test_scores_go_on_with_another_number_of_processes(pair, tmp_path):
-    """One of two is killed; the other says which, and one process ends the work."""
+def test_scores_go_on_with_another_number_of_processes(pair, tmp_path, monkeypatch):
+    """One of two is killed; the other says which; one ends the work, and computes none again."""
     rows = [{"id": i, "prompt": prompt(i)} for i in range(600)]
     options = file_options(pair, tmp_path, rows, token_budget=128)
     journal = pathlib.Path(options["out"] + ".journal")
     with start("tests.tuco.lost", ["score", *argv(options)], 2) as begun:
         left, killed = collect(begun)
     assert left.code == 1 and "process 1 was lost" in left.err and killed.code == -signal.SIGKILL
-    written = len(journal.read_bytes().splitlines()) - 1
-    assert main(["score", *argv(options)]) == 0
+    done = journaled(journal)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "remove", Journal.close)
+        assert main(["score", *argv(options)]) == 0
+    assert sorted(itertools.chain(*journaled(journal))) == [row["id"] for row in rows]
     meta = json.loads(pathlib.Path(options["out"] + ".meta.json").read_text())
-    assert written > 1 and meta["rows"] == len(rows) and meta["resumed_rows"] >= written
+    assert len(done) > 1 and meta["rows"] == len(rows)
+    assert meta["resumed_rows"] == sum(map(len, done))
+    journal.unlink()
     alone = tmp_path / "alone.jsonl"
     assert main(["score", *argv(options, out=alone)]) == 0
     compare(pathlib.Path(options["out"]), alone)
+
+
+def journaled(path: pathlib.Path) -> list[list[int]]:
+    """The prompts of each batch of scores in a journal."""
+    return [json.loads(line)[1][0] for line in path.read_bytes().splitlines()[1:]]
 
 
 def compare(path: pathlib.Path, other: pathlib.Path) -> None:

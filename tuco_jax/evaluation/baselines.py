@@ -34,7 +34,7 @@ from tuco_jax.models.sharding import batch_width, mesh_of, put_rows
 from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.prefixes import Behind
 from tuco_jax.prompts.read import Message, Prompt, as_prompts
-from tuco_jax.scoring.engine import engine_of, planned
+from tuco_jax.scoring.engine import as_begun, engine_of, planned
 from tuco_jax.scoring.fingerprint import tokens_fingerprint
 
 if TYPE_CHECKING:
@@ -130,7 +130,9 @@ def baselines_of_tokens(
     mesh = mesh_of(pair)
     source = source_of(pair, mesh)
     make = functools.partial(FinalStreams, mesh=mesh)
-    for batch in planned(tokens, source.ends, default_budget(), batch_width(mesh), share=True):
+    how: Any = dict(budget=default_budget(), multiple=batch_width(mesh), share=True)
+    plan = functools.partial(planned, ends=source.ends, **how)
+    for batch in as_begun(plan, tokens, [entry.rows for entry in section.entries]):
         if done.issuperset(batch.prompts):
             continue
         rows = put_rows(batch.arrays(tokens), mesh)

@@ -29,7 +29,7 @@ from tuco_jax.models.sharding import batch_width, mesh_of, put_rows
 from tuco_jax.prompts.packing import Packed
 from tuco_jax.prompts.prefixes import SEEN, Behind
 from tuco_jax.prompts.render import render
-from tuco_jax.scoring.engine import engine_of, planned
+from tuco_jax.scoring.engine import as_begun, engine_of, planned
 from tuco_jax.scoring.fingerprint import tokens_fingerprint
 
 if TYPE_CHECKING:
@@ -192,7 +192,9 @@ def option_scores(
     for entry in section.entries:
         found[entry.rows] = entry.scores
         done.update(entry.rows)
-    for batch in planned(rows, source.ends, budget, batch_width(mesh), share=share):
+    width = batch_width(mesh)
+    plan = functools.partial(planned, ends=source.ends, budget=budget, multiple=width, share=share)
+    for batch in as_begun(plan, rows, [entry.rows for entry in section.entries]):
         if done.issuperset(batch.prompts):
             continue
         arrays = put_rows(batch.arrays(rows), mesh)

@@ -162,13 +162,15 @@ def generate_tokens(
         still = []
         for first in range(0, len(pending), how.batch_size):
             rows = pending[first : first + how.batch_size]
-            if all((turn, i) in known for i in rows):
-                found = [known[turn, i] for i in rows]
-            else:  # a batch is computed whole, as in a run that nobody ended
-                entry = answered(turn, np.asarray(rows))
+            # All of a batch or none, unless rows were answered in batches of another size.
+            left = [i for i in rows if (turn, i) not in known]
+            if left:
+                entry = answered(turn, np.asarray(left))
                 section.append(entry)
-                found = list(zip(entry.tokens, entry.stopped, strict=True))
-            for i, (added, stop) in zip(rows, found, strict=True):
+                found = zip(entry.tokens, entry.stopped, strict=True)
+                known |= {(turn, i): own for i, own in zip(left, found, strict=True)}
+            for i in rows:
+                added, stop = known[turn, i]
                 texts[i] = np.concatenate([texts[i], added])
                 if not stop and len(texts[i]) < ends[i]:
                     still.append(i)

@@ -18,7 +18,7 @@ import numpy as np
 
 from common_jax.cli.command_line import one_line
 from common_jax.errors import InputError
-from common_jax.io.files import atomic, check_writable, write_json
+from common_jax.io.files import check_writable, write_json, write_text
 from common_jax.journal import Journal
 from common_jax.report import page as pages
 from tuco_jax.generation.options import AnswerOptions, GenerationOptions, check_turns
@@ -93,15 +93,13 @@ def generate_file(options: AnswerOptions) -> list[Answer]:
             made = settings | {name: facts[name] for name in ("precision", "weights")}
             write_json(meta_path(own), facts | {"settings": made})
         if path is not None:
-            with atomic(path) as temporary:
-                text = "".join(json.dumps(a.row, ensure_ascii=False) + "\n" for a in answers)
-                temporary.write_text(text, "utf-8")
+            text = "".join(json.dumps(a.row, ensure_ascii=False) + "\n" for a in answers)
+            write_text(path, text)
         if page_path is not None:
             shown = {"base": options.base, "tuned": options.tuned, "alpha": f"{options.alpha:g}"}
             if options.temperature:
                 shown |= {"temperature": f"{options.temperature:g}", "seed": str(options.seed)}
-            with atomic(page_path) as temporary:
-                temporary.write_text(_render(answers, shown, special), "utf-8")
+            write_text(page_path, _render(answers, shown, special))
         if journal is not None:
             journal.remove()
     return answers

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from common_jax.cli.ranges import PositiveInt, check_range
 from common_jax.errors import InputError
-from common_jax.io.files import atomic, check_writable
+from common_jax.io.files import check_writable, write_text
 from common_jax.mesh import constrain, fetch
 from common_jax.report import page
 from tuco_jax.core.budget import default_budget
@@ -228,8 +228,7 @@ def write_attribution(
         prompts=[(a, _shaded(a, top)) for a in found],
         top=top,
     )
-    with atomic(path) as temporary:
-        temporary.write_text(html, "utf-8")
+    write_text(path, html)
     return path
 
 

@@ -13,7 +13,7 @@ import dataclasses
 import heapq
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Int, Shaped
@@ -54,6 +54,11 @@ class Packed:
     def computed(self) -> int:
         """Tokens that are computed, padding included."""
         return self.size * self.length
+
+    def among(self, numbers: Sequence[int]) -> Self:
+        """The same of a longer list, in which prompt i is `numbers[i]`."""
+        rows = tuple(tuple(numbers[i] for i in row) for row in self.rows)
+        return dataclasses.replace(self, rows=rows)
 
     def real(self, lengths: Sequence[int]) -> int:
         """Tokens that are computed and no padding; lengths: of all prompts."""

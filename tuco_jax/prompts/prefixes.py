@@ -14,7 +14,7 @@ of a row, C prompts of a row at most; a batch has `chunks` times B rows.
 import dataclasses
 import itertools
 from collections.abc import Hashable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from jaxtyping import Int, Shaped
@@ -77,6 +77,11 @@ class Behind(Packed):
     def computed(self) -> int:
         """Tokens that are computed, padding and prefixes included."""
         return super().computed + self.count * self.width
+
+    def among(self, numbers: Sequence[int]) -> Self:
+        """The same of a longer list, in which prompt i is `numbers[i]`."""
+        ahead = tuple((length, numbers[prompt]) for length, prompt in self.ahead)
+        return dataclasses.replace(super().among(numbers), ahead=ahead)
 
     def real(self, lengths: Sequence[int]) -> int:
         """Tokens of its prefixes, and of its prompts without them."""
@@ -264,9 +269,8 @@ def pack_shared(
     taken = {i for group in groups for i in group.prompts}
     left = [i for i in range(len(lengths)) if i not in taken]
     if left:
-        for batch in pack([lengths[i] for i in left], token_budget, multiple):
-            rows = tuple(tuple(left[i] for i in row) for row in batch.rows)
-            batches.append(dataclasses.replace(batch, rows=rows))
+        rest = pack([lengths[i] for i in left], token_budget, multiple)
+        batches += [batch.among(left) for batch in rest]
     return batches if _cost(batches) < GAIN * _cost(alone) else alone
 
 

@@ -3,7 +3,7 @@
 Legend: N prompts, n tokens of one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from tuco_jax.models.pair import Pair
 from tuco_jax.prompts.packing import Packed, pack, segments_of
 from tuco_jax.prompts.prefixes import pack_shared
 
-__all__ = ["engine_of", "planned"]
+__all__ = ["as_begun", "engine_of", "planned"]
 
 
 def planned(
@@ -30,6 +30,26 @@ def planned(
     ropes = ends.base_config.ropes + ends.tuned_config.ropes
     kinds = [tuple(rope.kind(row.size) for rope in ropes) for row in tokens]
     return pack_shared(tokens, budget, multiple, kinds=kinds)
+
+
+def as_begun(
+    plan: Callable[[list[Int[np.ndarray, " n"]]], list[Packed]],
+    tokens: Sequence[Int[np.ndarray, " n"]],
+    begun: Collection[Sequence[int]],
+) -> list[Packed]:
+    """Batches in which a run goes on.
+
+    plan: the batches of some rows. begun: prompts of each batch that an earlier start computed.
+    Where these are batches of this plan, the plan, so that all is as of a run that nobody ended.
+    Where they are not, as on another number of devices, batches of what is left alone: none is
+    computed again because it would share a batch with one that is not done.
+    """
+    batches = plan([*tokens])
+    done = {i for prompts in begun for i in prompts}
+    left = [i for i in range(len(tokens)) if i not in done]
+    if not left or {tuple(batch.prompts) for batch in batches}.issuperset(map(tuple, begun)):
+        return batches
+    return [batch.among(left) for batch in plan([tokens[i] for i in left])]
 
 
 def engine_of(

@@ -47,8 +47,7 @@ def write_table(path: pathlib.Path, columns: Columns) -> None:
     float32 is written with the fewest digits that read back as the same number.
     """
     write = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": _write_parquet}
-    with atomic(path) as temporary:
-        write[path.suffix](temporary, columns)
+    atomic(path, lambda temporary: write[path.suffix](temporary, columns))
 
 
 def _rows(columns: Columns) -> Iterator[list[Any]]:

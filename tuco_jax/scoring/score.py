@@ -34,7 +34,7 @@ from tuco_jax.prompts.encode import encode
 from tuco_jax.prompts.messages import Message
 from tuco_jax.prompts.packing import Packed, padding
 from tuco_jax.prompts.read import Prompt, as_prompts
-from tuco_jax.scoring.engine import engine_of, planned
+from tuco_jax.scoring.engine import as_begun, engine_of, planned
 from tuco_jax.scoring.fingerprint import tokens_fingerprint
 from tuco_jax.scoring.options import ScoringOptions
 from tuco_jax.scoring.output import Entry
@@ -167,9 +167,7 @@ def score_tokens(
     budget = how.token_budget or default_budget()
     # pmap splits all that it is given by rows.
     share = how.share_prefixes and how.parallel != "pmap"
-    batches = planned(tokens, source.ends, budget, width, share=share)
-    waste = padding(batches, lengths)
-    computed = sum(batch.real(lengths) for batch in batches)
+    plan = functools.partial(planned, ends=source.ends, budget=budget, multiple=width, share=share)
 
     depth = source.ends.base_config.depth
     section = Section[Entry]()
@@ -180,7 +178,10 @@ def score_tokens(
     for entry in section.entries:
         results.keep(entry)
     done = frozenset(results.done)
-    # A batch that is not done is computed as it is: its scores are those of an unbroken run.
+    batches = as_begun(plan, tokens, results.batches)
+    waste = padding(batches, lengths)
+    alone = sum(lengths[i] for batch in batches for i in batch.prompts)
+    computed = sum(batch.real(lengths) for batch in batches)
     batches = [b for b in batches if not done.issuperset(b.prompts)]
 
     first = 0.0
@@ -208,7 +209,7 @@ def score_tokens(
         seconds=seconds,
         shapes=sorted({(b.size, b.length) for b in batches}),
         padding=waste,
-        shared=1 - computed / max(sum(lengths), 1),
+        shared=1 - computed / max(alone, 1),
         resumed=len(done),
     )
 
@@ -220,11 +221,13 @@ class _Results:
         self.tuco, self.telescoping = (np.empty(count, np.float32) for _ in range(2))
         self.layers = np.empty((count, depth), np.float32)
         self.done: set[int] = set()
+        self.batches: list[list[int]] = []
 
     def keep(self, entry: Entry) -> None:
         self.tuco[entry.rows], self.layers[entry.rows] = entry.tuco, entry.layers
         self.telescoping[entry.rows] = entry.telescoping
         self.done.update(entry.rows)
+        self.batches.append(entry.rows)
 
 
 Rows = dict[str, Any]  # of `Packed.arrays`

@@ -29,7 +29,8 @@ from tuco_jax.core.tokens import check_row
 from tuco_jax.core.walk import source_of
 from tuco_jax.models.pair import Pair
 from tuco_jax.models.sharding import batch_width, mesh_of, put_rows
-from tuco_jax.prompts.packing import pack
+from tuco_jax.prompts.packing import Packed, pack
+from tuco_jax.scoring.engine import as_begun
 from tuco_jax.scoring.fingerprint import tokens_fingerprint
 
 if TYPE_CHECKING:
@@ -96,10 +97,15 @@ def token_tuco(
         read = functools.partial(TokenEntry.read, sizes=sizes)
         section = journal.section("texts", tokens_fingerprint(ids, alphas.tobytes()), read)
     done = {i: v for entry in section.entries for i, v in zip(entry.rows, entry.tuco, strict=True)}
-    for batch in pack(sizes, budget, batch_width(mesh), last_tokens=False):
+    for i, values in done.items():
+        out[i] = values
+    width = batch_width(mesh)
+
+    def plan(rows: Sequence[Int[np.ndarray, " n"]]) -> list[Packed]:
+        return pack([row.size for row in rows], budget, width, last_tokens=False)
+
+    for batch in as_begun(plan, ids, [entry.rows for entry in section.entries]):
         if done.keys() >= {*batch.prompts}:
-            for i in batch.prompts:
-                out[i] = done[i]
             continue
         placed = batch.arrays(ids)
         by_token = np.ones((len(alphas), *placed["tokens"].shape), np.float32)

@@ -8,13 +8,14 @@ figures and numbers are copied to OUT/PAIR/STUDY; the page is OUT/README.md.
 """
 
 import dataclasses
+import functools
 import pathlib
 import shutil
 from collections.abc import Mapping
 from typing import Any
 
 from common_jax.errors import InputError
-from common_jax.io.files import atomic, make_folder, read_json
+from common_jax.io.files import atomic, make_folder, read_json, write_text
 from common_jax.report.findings import markdown_table
 from tuco_jax.studies.catalog import STUDIES
 
@@ -53,11 +54,9 @@ def run(config: CollectConfig) -> pathlib.Path:
             make_folder(target)
             for pattern in _COPIED:
                 for path in sorted((pair / study).glob(pattern)):
-                    with atomic(target / path.name) as temporary:
-                        shutil.copyfile(path, temporary)
+                    atomic(target / path.name, functools.partial(shutil.copyfile, path))
     page = config.out / "README.md"
-    with atomic(page) as temporary:
-        temporary.write_text(_page(found), "utf-8")
+    write_text(page, _page(found))
     print(page)
     return page
 

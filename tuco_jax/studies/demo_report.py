@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from common_jax.io.files import atomic
+from common_jax.io.files import write_text
 from common_jax.report import page
 from common_jax.report.figures import PALETTE, draw
 from tuco_jax.evaluation.contrasts import Contrast
@@ -78,8 +78,7 @@ class Report:
 
 def write(path: pathlib.Path, report: Report) -> None:
     """Write the page, whole or not at all."""
-    with atomic(path) as temporary:
-        temporary.write_text(render(report), "utf-8")
+    write_text(path, render(report))
 
 
 def render(report: Report) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from common_jax.cli.ranges import NonNegativeInt, PositiveInt
 from common_jax.errors import InputError
-from common_jax.io.files import atomic
+from common_jax.io.files import write_text
 from common_jax.journal import Sections
 from common_jax.report.findings import Findings
 from tuco_jax.attacks.gcg import Attack, Options, SearchOptions, attack
@@ -226,8 +226,7 @@ def findings(config: Config, inputs: Inputs, measured: Measured) -> Findings:
 
 def _keep(path: pathlib.Path, strings: Sequence[str]) -> None:
     rows = [json.dumps({"id": f"attack {i}", "prompt": s}) for i, s in enumerate(strings, 1)]
-    with atomic(path) as temporary:
-        temporary.write_text("\n".join(rows) + "\n", "utf-8")
+    write_text(path, "\n".join(rows) + "\n")
 
 
 def _method(config: Config, searched: bool) -> list[str]:

@@ -72,8 +72,7 @@ class PairStore:
         header = {"format": _FORMAT, "dtype": self.dtype, "prompts": json.dumps(list(prompts))}
         path = self.path(shard)
         make_folder(path.parent)
-        with atomic(path) as temporary:
-            save_file(stored, temporary, header)
+        atomic(path, lambda temporary: save_file(stored, temporary, header))
         _open.cache_clear()  # a file that was there before is another
 
     def _check(self, name: str, whole: Any, stored: Any, prompts: Sequence[str]) -> None:

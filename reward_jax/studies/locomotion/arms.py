@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from common_jax.distributed import there
+from common_jax.distributed import by_first
 from common_jax.errors import InputError
 from common_jax.io.files import read_json, write_json
 from reward_jax.data.trajectory.space import TrajectoryModel
@@ -49,7 +49,7 @@ class Arm:
 class World:
     """Where arms act.
 
-    seed: of starts and noise. mesh: plans are sharded over it; every process acts all of them out.
+    seed: of starts and noise. mesh: plans are sharded over it.
     """
 
     task: LocomotionTask
@@ -83,7 +83,8 @@ def choose(
     largest of several, the next one beyond; then the other stops at the best scale. count:
     episodes of each. path: file of what was tried, from which a sweep that was cut short goes on.
     """
-    before = read_json(path, [_ROW]) if there(path) else []
+    # A scale that one process tries, and another does not, would have them wait for one another.
+    before = by_first(lambda: read_json(path, [_ROW]) if path.exists() else [])
     known = {(row["scale"], row["t_stopgrad"]): row for row in before}
     rows: list[dict[str, Any]] = []
 

@@ -221,8 +221,7 @@ def _learner(sbx: Any, name: str, options: LearnOptions, out: pathlib.Path) -> t
 def _save(learner: Any, out: pathlib.Path) -> None:
     """Both files, each whole or not at all; the learner's, which says how far it is, last."""
     for name, save in (("replay.pkl", learner.save_replay_buffer), ("learner.zip", learner.save)):
-        with atomic(out / name) as temporary:
-            save(temporary)
+        atomic(out / name, save)
 
 
 def _policy(params: Mapping[str, Any]) -> Policy:

@@ -144,6 +144,6 @@ def write_policies(
         for i, (kernel, bias) in enumerate(policy.layers):
             arrays[f"{stage}/{i}/kernel"] = np.asarray(kernel, np.float16)
             arrays[f"{stage}/{i}/bias"] = np.asarray(bias, np.float16)
-    with atomic(pathlib.Path(path)) as temporary:
-        metadata = {"policies": json.dumps(about)} | ({"robot": name} if name else {})
-        temporary.write_bytes(save(arrays, metadata))
+    metadata = {"policies": json.dumps(about)} | ({"robot": name} if name else {})
+    content = save(arrays, metadata)
+    atomic(pathlib.Path(path), lambda temporary: temporary.write_bytes(content))

@@ -3,6 +3,7 @@
 Legend: B robots, O observation width, H rows of a plan, F frames that are drawn, P positions.
 """
 
+import functools
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from common_jax.errors import InputError
+from common_jax.mesh import arrays_by_first
 from reward_jax.data.episodes import Episodes
 from reward_jax.tasks.base import Captions, Measure, Outcome, Planner, Rollout, Task
 from reward_jax.tasks.locomotion.bodies import FAR, draw_strip
@@ -106,19 +108,19 @@ class LocomotionTask(Task):
     ) -> Outcome:
         """Returns of episodes; each plan is made for all robots at once, also those that fell.
 
+        Of several processes, which plan together, process 0 alone acts: on hosts of unlike
+        processors robots part by rounding, and plans, and how many are made, follow from them.
         shown: positions [B, F, P] of frames evenly spaced in time. Without steps of the world
         there is nothing to measure. Raises InputError for plans without actions, with strides, or
         of fewer rows than are to be executed.
         """
-        rollout, count = rollout or Rollout(), len(starts)
+        rollout = rollout or Rollout()
         last = rollout.steps if simulate else 0
-        simulator = Simulator(self.name, starts)
-        returns, steps = np.zeros(count), np.zeros(count, int)
-        frames, done, planning, began = [simulator.positions.copy()], 0, 0.0, time.perf_counter()
-        shown = np.linspace(0, last, _FRAMES).round().astype(int)
-        observations, plans = simulator.observations, None
-        while done < last and simulator.active.any():
-            asked = time.perf_counter()
+        robots = _Acting(self.name, starts, last)
+        done, planning, began = 0, 0.0, time.perf_counter()
+        seen, plans = arrays_by_first(robots.seen), None
+        while done < last and seen["active"].any():
+            asked, observations = time.perf_counter(), seen["observations"]
             fresh = jax.random.fold_in(key, done)
             if rollout.warm_start and plans is not None:
                 warm: Any = planner
@@ -128,23 +130,18 @@ class LocomotionTask(Task):
             planning += time.perf_counter() - asked
             actions = self._actions(plans.actions, plans.stride)
             rollout.check(actions.shape[1], self.name)
-            for row in range(min(rollout.execute, last - done)):
-                steps += simulator.active
-                step = simulator.step(actions[:, row])
-                returns += step.rewards
-                observations, done = step.observations, done + 1
-                if done in shown:
-                    frames.append(simulator.positions.copy())
-        frames += [simulator.positions.copy()] * (_FRAMES - len(frames))
+            some = actions[:, : min(rollout.execute, last - done)]
+            seen, done = arrays_by_first(functools.partial(robots.act, some)), done + some.shape[1]
+        found = arrays_by_first(robots.found)
         measured = {
-            "return": returns,
-            "normalized": self.robot.normalized(returns),
-            "steps": steps,
+            "return": found["returns"],
+            "normalized": self.robot.normalized(found["returns"]),
+            "steps": found["steps"],
         }
         total = time.perf_counter() - began
         return Outcome(
             {name: value if simulate else None for name, value in measured.items()},
-            np.stack(frames, axis=1),
+            found["frames"],
             {"planning": planning, "stepping": total - planning} if simulate else {},
         )
 
@@ -185,6 +182,36 @@ class LocomotionTask(Task):
             f"return {means['return']:.1f} (normalized {means['normalized']:.1f}) "
             f"in {means['steps']:.0f} steps"
         )
+
+
+class _Acting:
+    """B robots, and what has come of them; frames of steps evenly spaced up to the last."""
+
+    def __init__(self, name: str, starts: Float[np.ndarray, "B O"], last: int) -> None:
+        self._simulator = Simulator(name, starts)
+        self._returns, self._steps = np.zeros(len(starts)), np.zeros(len(starts), int)
+        self._shown = np.linspace(0, last, _FRAMES).round().astype(int)
+        self._frames, self._done = [self._simulator.positions.copy()], 0
+
+    def seen(self) -> dict[str, Any]:
+        """What the next plans depend on: observations [B, O], and which robots are active [B]."""
+        return {"observations": self._simulator.observations, "active": self._simulator.active}
+
+    def act(self, actions: Float[np.ndarray, "B k A"]) -> dict[str, Any]:
+        """Step k times; returns what is seen then."""
+        for row in range(actions.shape[1]):
+            self._steps += self._simulator.active
+            self._returns += self._simulator.step(actions[:, row]).rewards
+            self._done += 1
+            if self._done in self._shown:
+                self._frames.append(self._simulator.positions.copy())
+        return self.seen()
+
+    def found(self) -> dict[str, Any]:
+        """Returns and steps [B], frames [B, F, P]: those after the end are as the last."""
+        rest = [self._simulator.positions] * (_FRAMES - len(self._frames))
+        frames = np.stack([*self._frames, *rest], axis=1)
+        return {"returns": self._returns, "steps": self._steps, "frames": frames}
 
 
 def task_of(environment: str) -> str | None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from common_jax import distributed
 from common_jax.errors import InputError
 from common_jax.io.files import (
     atomic,
@@ -20,17 +21,43 @@ from common_jax.io.files import (
     writing,
 )
 from tests.hostile import bounded, fuzzed
+from tuco_jax.scoring.output import write_table
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"ä": [1, 2.5]})
     assert json.loads(path.read_text("utf-8")) == {"ä": [1, 2.5]}
-    with pytest.raises(ZeroDivisionError), atomic(path) as temporary:
+
+    def fail(temporary):
         temporary.write_text("half")
         raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        atomic(path, fail)
     assert json.loads(path.read_text("utf-8")) == {"ä": [1, 2.5]}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+class Second:
+    """Process 1 of two: what process 0 does alone is done."""
+
+    index, alone = 1, False
+
+    def by_first(self, act):
+        del act
+
+
+def test_other_processes_write_nothing_anywhere(tmp_path, monkeypatch):
+    """Where files go for a while there may be no room for a table."""
+    opened = []
+    monkeypatch.setattr(distributed, "_world", Second())
+    monkeypatch.setattr(pathlib.Path, "open", lambda path, *_, **__: opened.append(path))
+    for name in ("a.jsonl", "a.csv"):
+        write_table(tmp_path / name, {"id": [1, 2], "tuco": np.zeros(2, np.float32)})
+    write_arrays(tmp_path / "a.npz", x=np.zeros(3))
+    write_json(tmp_path / "a.json", [1])
+    assert not opened
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
@@ -181,6 +208,10 @@ class SafetensorError(Exception):
 def test_a_full_disk_is_known_by_what_any_library_says_of_it(tmp_path, error, said):
     path = tmp_path / "a"
     kind = InputError if said else SafetensorError
-    with pytest.raises(kind, match=said and f"^{path}: cannot be written: .*{said}"), atomic(path):
+
+    def fail(temporary):
         raise error
+
+    with pytest.raises(kind, match=said and f"^{path}: cannot be written: .*{said}"):
+        atomic(path, fail)
     assert not list(tmp_path.iterdir())

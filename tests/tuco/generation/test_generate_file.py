@@ -103,6 +103,24 @@ def test_a_run_that_was_killed_goes_on(options, tmp_path, monkeypatch):
         assert [*map(type, found)] == [Answered] * (3 - batches) + [TokenEntry]
 
 
+def test_answers_of_batches_of_another_size_are_not_given_again(options, tmp_path, monkeypatch):
+    given = {"prompts": write_jsonl(tmp_path / "many.jsonl", MANY), **SAMPLED}
+    generate_file(options(**given))
+    whole = (tmp_path / "o.jsonl").read_bytes()
+    (tmp_path / "o.jsonl").unlink()
+    with monkeypatch.context() as patch:
+        killed_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            generate_file(options(**given))
+    with monkeypatch.context() as patch:
+        found = computed(patch)
+        generate_file(options(**given | {"batch_size": 3}))
+    assert [len(entry.rows) for entry in found] == [1, 2] and (
+        tmp_path / "o.jsonl"
+    ).read_bytes() == whole
+    assert json.loads((tmp_path / "o.jsonl.meta.json").read_text())["resumed_rows"] == 2
+
+
 def read_answers(path):
     return [row["response"] for row in read_jsonl(path)]
 
@@ -204,6 +222,8 @@ def test_bad_input_is_told_before_models_are_thought_of(options):
     argv = ["generate", "--base", given.base, "--tuned", given.tuned, "--prompts", "absent.txt"]
     code = f"""
 import sys
+from collections.abc import Callable
+from typing import Any
 from tuco_jax.cli import main
 print(main({argv!r}), [m for m in ("transformers", "flax", "orbax", "optax") if m in sys.modules])
 """

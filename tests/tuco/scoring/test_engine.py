@@ -10,10 +10,10 @@ import pytest
 from tests.tuco import random_models as rm
 from tuco_jax.core.last_token import LastTokens
 from tuco_jax.core.shared_prefix import SharedPrefixes
-from tuco_jax.prompts.packing import pack
+from tuco_jax.prompts.packing import Packed, pack
 from tuco_jax.prompts.prefixes import Behind, pack_shared
 from tuco_jax.prompts.read import Prompt
-from tuco_jax.scoring.engine import engine_of, planned
+from tuco_jax.scoring.engine import as_begun, engine_of, planned
 from tuco_jax.scoring.score import score_tokens
 
 
@@ -27,6 +27,37 @@ def test_by_the_form_of_the_batch():
     plain = engine_of(pack([row.size for row in rows], 400)[0].arrays(rows), LastTokens)
     assert isinstance(plain, LastTokens)
     assert plain.segments is None, "a prompt a row"
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_a_plan_of_what_is_left_on_other_devices(share):
+    """By the numbers of the whole list, also of what a prefix is read from."""
+    rng = np.random.default_rng(0)
+    rows = [
+        np.append(np.arange(60), rng.integers(0, 61, n)) for n in rng.permutation(range(1, 61))
+    ]
+    rows = [row.astype(np.int32) for row in rows]
+    pair = rm.full_pair(base=rm.config(max_positions=128))
+
+    def plan(some: list[Any], budget: int = 512, multiple: int = 1) -> list[Packed]:
+        return planned(some, pair, budget, multiple, share=share)
+
+    whole = plan(rows)
+    begun = [batch.prompts for batch in whole[1:3]]
+    assert as_begun(plan, rows, []) == as_begun(plan, rows, begun) == whole and len(whole) > 3
+    assert any(isinstance(batch, Behind) for batch in whole) == share
+    four = functools.partial(plan, budget=800, multiple=4)
+    assert as_begun(four, rows, [batch.prompts for batch in whole]) == four(rows), "all are done"
+    batches = as_begun(four, rows, begun)
+    done = {i for prompts in begun for i in prompts}
+    left = sorted(i for batch in batches for i in batch.prompts)
+    assert left == sorted({*range(len(rows))} - done)
+    first = four([rows[i] for i in left])
+    for batch, same in zip(batches, first, strict=True):
+        found, wanted = batch.arrays(rows), same.arrays([rows[i] for i in left])
+        assert found.keys() == wanted.keys()
+        for name, array in wanted.items():
+            np.testing.assert_array_equal(found[name], array)
 
 
 ROPES: dict[str, dict[str, Any]] = {

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import importlib
+import itertools
+import json
 import warnings
 from typing import Any
 
@@ -157,7 +159,33 @@ def test_prompts_that_share_resume(pair, tokenizer, tmp_path):
         journal.begin("key")
         again = score_tokens(pair, tokens, prompts, token_budget=60, journal=journal)
     assert 0 < again.resumed < len(prompts)
-    np.testing.assert_allclose(again.tuco, whole.tuco, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(again.tuco, whole.tuco)
+
+
+def test_a_run_goes_on_on_other_devices(pair, tokenizer, tmp_path):
+    """To the same scores: bytes on as many; and no prompt that is done is computed again."""
+    prompts = as_prompts(some_prompts(40))
+    tokens, path = encode(tokenizer, prompts), tmp_path / "journal"
+    whole = score_tokens(pair, tokens, prompts, token_budget=128)
+    begun: list[bytes] = []  # and the journal's first line
+    for devices, keep in ((1, 4), (1, 4), (4, 5), (1, 6), (4, 0)):
+        mesh = make_mesh(devices) if devices > 1 else None
+        with Journal(path) as journal:
+            journal.begin("key")
+            found = score_tokens(
+                pair, tokens, prompts, token_budget=128, mesh=mesh, journal=journal
+            )
+        lines = path.read_bytes().splitlines(keepends=True)
+        rows = [json.loads(line)[1][0] for line in lines[1:]]
+        assert sorted(itertools.chain(*rows)) == list(range(len(prompts))), "each is there once"
+        assert lines[: len(begun)] == begun
+        assert found.resumed == sum(len(json.loads(line)[1][0]) for line in begun[1:])
+        np.testing.assert_allclose(found.layers, whole.layers, rtol=0, atol=1e-6)
+        if devices == 1 and len(begun) < 6:
+            np.testing.assert_array_equal(found.layers, whole.layers)
+        assert len(lines) > 1 + keep
+        begun = lines[: 1 + keep]
+        path.write_bytes(b"".join(begun))
 
 
 def test_adapter_and_norm_2(tokenizer):
