@@ -311,7 +311,7 @@ def test_generate_takes_texts_and_conversations(pair_and_tokenizer):
         assert generate(pair, tokenizer, prompts, alpha, **options) == want
 
 
-def test_generate_with_the_base_alone(pair_and_tokenizer):
+def test_generate_with_the_base_alone(pair_and_tokenizer, tmp_path):
     pair, tokenizer = pair_and_tokenizer
     alone = single(pair.base_config, pair.base)
     want = generate(alone, tokenizer, ["once", "upon a"], max_new_tokens=NEW)
@@ -320,6 +320,12 @@ def test_generate_with_the_base_alone(pair_and_tokenizer):
     assert got != generate(pair, tokenizer, ["once", "upon a"], max_new_tokens=NEW)
     with pytest.raises(InputError, match="model='base' has no tuning to scale"):
         generate(pair, tokenizer, ["once"], 0.5, model="base")
+    for model, want, resumed in (("tuned", None, 0), ("base", got, 0), ("base", got, 2)):
+        with Journal(tmp_path / "journal") as journal:
+            journal.begin("key")
+            options: dict[str, Any] = dict(max_new_tokens=NEW, model=model, journal=journal)
+            found = generate(pair, tokenizer, ["once", "upon a"], **options)
+            assert journal.resumed["answers"] == resumed and want in (None, found)
 
 
 def test_generate_stops_at_texts(pair_and_tokenizer):
