@@ -160,7 +160,7 @@ def test_longrope_is_read_again_where_it_switches(tmp_path):
 def test_answers_that_are_there_are_not_made_again(tmp_path, monkeypatch):
     """Samples, too: what a row draws depends on its number, not on the batch or the start."""
     pair = full_pair(1)
-    prompts = [np.random.default_rng(n).integers(0, 61, 3 + n) for n in range(7)]
+    prompts = [*np.random.default_rng(0).integers(0, 61, (6, 5))]
     options: dict[str, Any] = dict(max_new_tokens=4, batch_size=2, temperature=0.9, seed=3)
 
     def run(journal, prompts=prompts, alpha=0.7, eos=(5,), **changes):
@@ -311,7 +311,7 @@ def test_generate_takes_texts_and_conversations(pair_and_tokenizer):
         assert generate(pair, tokenizer, prompts, alpha, **options) == want
 
 
-def test_generate_with_the_base_alone(pair_and_tokenizer):
+def test_generate_with_the_base_alone(pair_and_tokenizer, tmp_path):
     pair, tokenizer = pair_and_tokenizer
     alone = single(pair.base_config, pair.base)
     want = generate(alone, tokenizer, ["once", "upon a"], max_new_tokens=NEW)
@@ -320,6 +320,12 @@ def test_generate_with_the_base_alone(pair_and_tokenizer):
     assert got != generate(pair, tokenizer, ["once", "upon a"], max_new_tokens=NEW)
     with pytest.raises(InputError, match="model='base' has no tuning to scale"):
         generate(pair, tokenizer, ["once"], 0.5, model="base")
+    for model, want, resumed in (("tuned", None, 0), ("base", got, 0), ("base", got, 2)):
+        with Journal(tmp_path / "journal") as journal:
+            journal.begin("key")
+            options: dict[str, Any] = dict(max_new_tokens=NEW, model=model, journal=journal)
+            found = generate(pair, tokenizer, ["once", "upon a"], **options)
+            assert journal.resumed["answers"] == resumed and want in (None, found)
 
 
 def test_generate_stops_at_texts(pair_and_tokenizer):
