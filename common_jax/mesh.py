@@ -206,6 +206,11 @@ def fetch_row(x: Shaped[Array, "N ..."], index: int) -> Shaped[np.ndarray, "..."
     Nothing else of it leaves its device.
     """
     beat()
+    if not _is_spread(x) and all(device.platform == "cpu" for device in x.devices()):
+        found = np.empty(x.shape[1:], x.dtype)
+        for shard in x.addressable_shards:  # the host's memory: looked into, not copied
+            found[shard.index[1:]] = np.asarray(shard.data)[index]
+        return found
     where = x.sharding if isinstance(x.sharding, NamedSharding) else None
     row = _cut(where, 1)(x, np.int32(index))
     return jax.device_get(_whole(row) if _is_spread(row) else row)[0]

@@ -184,7 +184,7 @@ def test_a_large_array_is_fetched_some_rows_at_a_time(spec, monkeypatch):
     assert len(copied) == where.shard_shape(x.shape)[0]
 
 
-@pytest.mark.parametrize("spec", [P(None, "fsdp", "tensor"), None], ids=str)
+@pytest.mark.parametrize("spec", [P(None, "fsdp", "tensor"), P(), None], ids=str)
 def test_a_row_is_fetched_by_itself(spec):
     whole = np.random.default_rng(0).normal(size=(5, 4, 6)).astype(np.float32)
     where = None if spec is None else NamedSharding(make_mesh(2, 2, 2), spec)
