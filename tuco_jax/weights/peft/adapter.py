@@ -164,8 +164,8 @@ class Adapter:
 
         shape = base[path].shape
         if base[path].dtype == np.int8:  # which asks for some outputs of a layer after others
-            kept = functools.lru_cache(maxsize=1)(changed)
-            return assemble_int8(path, shape, where, _filled(kept))
+            once = functools.lru_cache(maxsize=1)(changed)
+            return assemble_int8(path, shape, where, _filled(once))
         return {path: assemble(shape, kind, where(path, shape), _filled(changed), layered=True)}
 
     def layer(self, base: Params, index: int, *, dtype: str = "float32") -> tuple[Params, Params]:
