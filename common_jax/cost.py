@@ -151,6 +151,8 @@ _BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8,
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([\w\-]+)\(")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\w*\[([\d,]*)\]")
+_LAYOUT = re.compile(r"\{.*?\}")
+_PART = re.compile(r"\([^()]*\)|\w+\[[\d,]*\]")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _BOUND = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
@@ -183,7 +185,9 @@ def _walk(bodies: Mapping[str, list[str]], name: str, times: int) -> Iterator[Co
             continue
         kind = found[2].removesuffix("-start")
         if kind in _KINDS:
-            yield _exchange(kind, found[1], line, times)
+            # What begins an all-reduce states its results alone, as what is not asynchronous does.
+            begins = found[2] != kind != "all-reduce"
+            yield _exchange(kind, _results(found[1]) if begins else found[1], line, times)
             continue
         rounds = _rounds(bodies, line) if found[2] == "while" else 1
         called = _CALLED.findall(line)
@@ -201,6 +205,11 @@ def _rounds(bodies: Mapping[str, list[str]], line: str) -> int:
     text = "\n".join(bodies.get(condition[1], ())) if condition else ""
     bounds = _BOUND.findall(text)
     return int(bounds[0]) if len(bounds) == 1 and "direction=LT" in text else 1
+
+
+def _results(begun: str) -> str:
+    """The second part of (operands, results, contexts...), each an array or a tuple of them."""
+    return _PART.findall(_LAYOUT.sub("", begun)[1:-1])[1]
 
 
 def _exchange(kind: str, result: str, line: str, times: int) -> Collective:

@@ -33,6 +33,7 @@ __all__ = [
     "cores",
     "cudnn_width",
     "fetch",
+    "fetch_row",
     "make_mesh",
     "mesh_for",
     "pmap",
@@ -186,12 +187,19 @@ def on_all_devices() -> NamedSharding:
     return NamedSharding(make_mesh(data=-1), PartitionSpec())
 
 
+_AT_ONCE = 1 << 26  # bytes of an array that are put on every device at a time, to be fetched
+
+
 def fetch(tree: PyTree[Any]) -> PyTree[Any]:
-    """Arrays on the host, whole in every process; as `jax.device_get` in one."""
+    """Arrays on the host, whole in every process; as `jax.device_get` in one.
+
+    Of several processes each device holds, of one array at a time, no more than 64 MB that are not
+    its own, or of a larger one a row of axis 0 (a layer).
+    """
     beat()
-    if count() > 1:  # one by one: on the devices no more than one is whole
-        return jax.tree.map(lambda x: jax.device_get(_whole(x)), tree)
-    return jax.device_get(tree)
+    if count() == 1:
+        return jax.device_get(tree)
+    return jax.tree.map(lambda x: _gathered(x) if _is_spread(x) else jax.device_get(x), tree)
 
 
 def arrays_by_first(
@@ -217,10 +225,57 @@ def arrays_by_first(
     }
 
 
-def _whole(x: Any) -> Any:
-    """An array that is spread over processes, with all of it in each."""
-    if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
-        return x
+def fetch_row(x: Shaped[Array, "N ..."], index: int) -> Shaped[np.ndarray, "..."]:
+    """`x[index]` on the host, whole in every process; axis 0 must not be sharded.
+
+    Nothing else of it leaves its device.
+    """
+    beat()
+    if not _is_spread(x) and all(device.platform == "cpu" for device in x.devices()):
+        found = np.empty(x.shape[1:], x.dtype)
+        for shard in x.addressable_shards:  # the host's memory: looked into, not copied
+            found[shard.index[1:]] = np.asarray(shard.data)[index]
+        return found
+    where = x.sharding if isinstance(x.sharding, NamedSharding) else None
+    row = _cut(where, 1)(x, np.int32(index))
+    return jax.device_get(_whole(row) if _is_spread(row) else row)[0]
+
+
+def _is_spread(x: Any) -> bool:
+    """Whether it is an array of which this process has not all."""
+    return isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
+
+
+def _gathered(x: Shaped[Array, "..."]) -> Shaped[np.ndarray, "..."]:
+    """An array that is spread over processes, some rows of each device's part after others."""
+    if x.nbytes <= _AT_ONCE or not x.ndim:
+        return jax.device_get(_whole(x))
+    assert isinstance(x.sharding, NamedSharding)
+    own = x.sharding.shard_shape(x.shape)[0]
+    rows = min(max(1, _AT_ONCE * own // x.nbytes), own)
+    found = np.empty((len(x) // own, own, *x.shape[1:]), x.dtype)
+    for start in range(0, own, rows):
+        begin = min(start, own - rows)  # the last ones are as many: one program
+        some = jax.device_get(_whole(_cut(x.sharding, rows)(x, np.int32(begin))))
+        found[:, begin : begin + rows] = some.reshape(len(found), rows, *x.shape[1:])
+    return found.reshape(x.shape)
+
+
+@functools.lru_cache(maxsize=64)
+def _cut(where: NamedSharding | None, rows: int) -> Callable[..., Any]:
+    """(x, start) -> so many rows, from `start` on, of each device's part of an array."""
+
+    def own(x: Shaped[Array, "n ..."], start: Any) -> Shaped[Array, "rows ..."]:
+        return jax.lax.dynamic_slice_in_dim(x, start, rows)
+
+    if where is None:
+        return jax.jit(own)
+    given = where.spec, PartitionSpec()
+    return jax.jit(jax.shard_map(own, mesh=where.mesh, in_specs=given, out_specs=where.spec))
+
+
+def _whole(x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+    """An array, all of it on every device."""
     assert isinstance(x.sharding, NamedSharding)
     return _replicated(NamedSharding(x.sharding.mesh, PartitionSpec()))(x)
 

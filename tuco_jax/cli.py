@@ -31,7 +31,6 @@ COMMANDS = {
     "import": of_module(
         "write a model, or a base and its adapter, into a store that loads fast",
         "tuco_jax.commands.import_",
-        alone=True,
     ),
     "finetune": of_module(
         "make a tuned model, LoRA or full, and watch TuCo while it trains",

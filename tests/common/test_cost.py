@@ -119,3 +119,30 @@ def test_rounds_of_a_loop_that_does_not_state_them():
     assert one.times == 12 and one.sent == 64 * 64 * 2 * 7 / 8
     (one,) = collectives(TPU.replace("direction=LT", "direction=NE"))
     assert one.times == 1
+
+
+# Exchanges that other work goes on beside, as GPUs' and TPUs' compilers write them.
+BEGUN = """
+ENTRY %main.3 (p: bf16[64,128]) -> bf16[512,128] {
+  %gather.1 = (bf16[64,128]{1,0:T(8,128)(2,1)}, bf16[512,128]{1,0:T(8,128)(2,1)S(1)}) all-gather-start(%p), channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}
+  %gathered.1 = bf16[512,128]{1,0} all-gather-done(%gather.1)
+  %gather.2 = ((f32[2]{0}, f32[3,5]{1,0}), (f32[8]{0}, f32[12,5]{1,0})) all-gather-start(%q, %r), replica_groups={{0,1,2,3}}, dimensions={0}
+  %move.1 = (f32[6,32]{0,1}, f32[6,32]{0,1}, u32[], u32[]) collective-permute-start(%s), source_target_pairs={{0,1},{1,2}}
+  %scatter.1 = ((f32[20]{0}), f32[10]{0}) reduce-scatter-start(%t), replica_groups={{0,1}}, dimensions={0}, to_apply=%add
+  %sum.1 = f32[7]{0} all-reduce-start(%u), replica_groups={{0,1}}, to_apply=%add
+  %sum.2 = (f32[7]{0}, f32[9]{0}) all-reduce-start(%u, %v), replica_groups={{0,1}}, to_apply=%add
+}
+"""  # noqa: E501
+
+
+def test_of_exchanges_that_are_begun_the_results_count():
+    """Neither their operands nor what else the compiler keeps with them."""
+    found = collectives(BEGUN)
+    assert [(one.kind, one.shapes, one.size, one.sent) for one in found] == [
+        ("all-gather", ((512, 128),), 2 * 512 * 128, 2 * 512 * 128 * 7 / 8),
+        ("all-gather", ((8,), (12, 5)), 4 * 68, 4 * 68 * 3 / 4),
+        ("collective-permute", ((6, 32),), 4 * 192, 4 * 192),
+        ("reduce-scatter", ((10,),), 40, 40),
+        ("all-reduce", ((7,),), 28, 28),
+        ("all-reduce", ((7,), (9,)), 64, 64),
+    ]

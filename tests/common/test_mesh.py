@@ -12,11 +12,14 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from common_jax import mesh as mesh_module
+from common_jax.cost import collectives
 from common_jax.errors import InputError
 from common_jax.mesh import (
     AXES,
     cores,
     cudnn_width,
+    fetch_row,
     make_mesh,
     mesh_for,
     pmap,
@@ -151,6 +154,43 @@ def test_each_part_of_an_array_is_read_once(spec, parts):
     np.testing.assert_array_equal(read_shards(whole.shape, None, read), whole)
     scalar = read_shards((), NamedSharding(make_mesh(2, 2, 2), P()), lambda place: whole[0, 0])
     assert scalar.shape == () and scalar == whole[0, 0]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [P(None, "fsdp", "tensor"), P("tensor", "fsdp"), P(("data", "fsdp")), P(None, None, "data")],
+    ids=str,
+)
+def test_a_large_array_is_fetched_some_rows_at_a_time(spec, monkeypatch):
+    """No device holds more of what is others' at once; the last rows are as many as the first."""
+    where = NamedSharding(make_mesh(2, 2, 2), spec)
+    whole = np.random.default_rng(0).normal(size=(28, 4, 6)).astype(np.float32)
+    x, once, copied = jax.device_put(whole, where), whole.nbytes * 3 // 14, []
+    replicated = mesh_module._whole
+
+    def seen(part):
+        copied.append(part.nbytes)
+        return replicated(part)
+
+    monkeypatch.setattr(mesh_module, "_AT_ONCE", once)
+    monkeypatch.setattr(mesh_module, "_whole", seen)
+    np.testing.assert_array_equal(mesh_module._gathered(x), whole)
+    assert len(copied) >= 5 and max(copied) <= once
+    cut = mesh_module._cut(where, 1)
+    assert not collectives(str(cut.lower(x, np.int32(0)).compile().as_text()))
+    monkeypatch.setattr(mesh_module, "_AT_ONCE", 1)  # less than a row of each part
+    copied.clear()
+    np.testing.assert_array_equal(mesh_module._gathered(x), whole)
+    assert len(copied) == where.shard_shape(x.shape)[0]
+
+
+@pytest.mark.parametrize("spec", [P(None, "fsdp", "tensor"), P(), None], ids=str)
+def test_a_row_is_fetched_by_itself(spec):
+    whole = np.random.default_rng(0).normal(size=(5, 4, 6)).astype(np.float32)
+    where = None if spec is None else NamedSharding(make_mesh(2, 2, 2), spec)
+    x = jax.device_put(whole, where)
+    for index in (0, 4):
+        np.testing.assert_array_equal(fetch_row(x, index), whole[index])
 
 
 def test_types_tell_the_mesh():

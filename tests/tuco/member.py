@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from common_jax import mesh as mesh_module
 from common_jax.cli.options import MeshOptions
 from common_jax.distributed import by_first, is_first, meet
 from common_jax.errors import InputError
@@ -29,7 +30,7 @@ from tuco_jax.scoring.output import Entry, check_made, meta_path
 from tuco_jax.scoring.score_file import score_file
 from tuco_jax.studies import conjugate
 from tuco_jax.weights import int8, precision
-from tuco_jax.weights.load import load_model
+from tuco_jax.weights.load import load_model, load_pair
 
 
 def decomposed(path: str, sizes: str) -> None:
@@ -60,12 +61,25 @@ def rounded(model: str, folder: str) -> None:
 
     with mock.patch.object(int8, "rounded", counted):
         params: Any = load_model(model, dtype="int8", placement=placement(mesh)).params
-    found: Any = flatten_dict(fetch(params), sep="/")
+    with mock.patch.object(mesh_module, "_AT_ONCE", 1 << 10):  # no array at once
+        found: Any = flatten_dict(fetch(params), sep="/")
     wanted: Any = flatten_dict(load_model(model, dtype="int8").params, sep="/")
     same = all(np.array_equal(found[path], x) for path, x in wanted.items())
     numbers = sum(x.size for path, x in wanted.items() if int8.holds(path))
     path = pathlib.Path(folder) / f"rounded {jax.process_index()}"
     path.write_text(json.dumps({"same": same, "rounded": sum(sizes), "numbers": numbers}))
+
+
+def edited(base: str, adapter: str) -> None:
+    """What DoRA makes of matrices whose parts lie with several processes is what one makes."""
+    for dtype in ("float32", "int8"):
+        given: Any = {"dtype": dtype, "precision": "float32"}
+        pairs = [load_pair(base, adapter, mesh=m, **given)[0] for m in (make_mesh(fsdp=-1), None)]
+        found, wanted = (jax.tree.leaves(fetch(pair.tuned)) for pair in pairs)
+        assert len(found) == len(wanted) >= 7
+        for x, one, want in zip(jax.tree.leaves(pairs[0].tuned), found, wanted, strict=True):
+            np.testing.assert_array_equal(one, want)
+            assert x.ndim == 2 or not x.is_fully_replicated
 
 
 def refused(base: str, tuned: str, other: str, folder: str, sizes: str) -> None:

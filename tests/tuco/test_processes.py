@@ -14,21 +14,25 @@ import shutil
 import signal
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from common_jax.journal import Journal
 from tests.processes import Ended, Group, collect, in_one_start, start
+from tests.tuco import random_models as rm
 from tests.tuco.cli_pair import file_options, read_jsonl, save_pair, write_jsonl
 from tests.tuco.interrupted import killed_after as interrupted_after
 from tests.tuco.member import decomposed
 from tests.tuco.scoring.test_score_file import killed_after
 from tests.tuco.studies.test_over_a_mesh import assert_same, configs
 from tests.tuco.tiny import save_tiny
+from tests.tuco.tiny_dora import save_dora
 from tests.tuco.tiny_tokenizer import bos_tokenizer
 from tuco_jax.cli import main
 from tuco_jax.studies.base import command
+from tuco_jax.weights.load import load_pair, model_config
 
 
 def text(seed: int, length: int) -> str:
@@ -47,8 +51,9 @@ def turns(i: int) -> list[dict[str, str]]:
 
 
 MESHES: dict[int, dict[str, int]] = {1: {}, 2: {}, 4: {"mesh.data": 2, "mesh.fsdp": 2}}
-# Answers: fsdp and tensor, too, lie between processes.
+# Answers, and full tuning: fsdp and tensor, too, lie between processes.
 ANSWERING = MESHES | {4: {"mesh.fsdp": 2, "mesh.tensor": 2}}
+SHARDED = ANSWERING | {2: {"mesh.fsdp": 2}}
 STUDIES = ("gcg", "conjugate")
 RESULTS = {name: f"{name}/results.json" for name in STUDIES}
 RESULTS["state"] = "gcg/search_1/search.json"
@@ -66,6 +71,7 @@ def commands(made: pathlib.Path, out: pathlib.Path, count: int) -> dict[str, lis
     answers |= {"batch_size": 4, "temperature": 0.7, **ANSWERING[count]}
     tuning = {"data": made / "rows.jsonl", "batch": 4, "length": 32, "packing": "false"}
     tuning |= {"steps": 50, "save_every": 25, "optimizer.learning_rate": 0.001, "lora.rank": 2}
+    full = tuning | {"method": "full", "steps": 2, "save_every": 2, **SHARDED[count]}
     scored = pair | {"layers": "true", "token_budget": 256}
     int8 = scored | {"dtype": "int8", "mesh.fsdp": count}
     return {
@@ -75,6 +81,8 @@ def commands(made: pathlib.Path, out: pathlib.Path, count: int) -> dict[str, lis
         "answers.jsonl": ["generate", *argv(pair | answers, page=out / "page.html")],
         "begun answers.jsonl": ["generate", *argv(pair | answers)],
         "tuned": ["finetune", *argv(base | tuning, **mesh)],
+        "full": ["finetune", *argv(base | full)],
+        "store": ["import", *argv({"model": made / "base", "tuned": made / "tuned"})],
     }
 
 
@@ -110,6 +118,7 @@ def alone(pair, studies, tmp_path_factory):
     made = pathlib.Path(pair[0]).parent
     write_jsonl(made / "prompts.jsonl", [{"id": f"p{i}", "prompt": prompt(i)} for i in range(11)])
     write_jsonl(made / "rows.jsonl", [{"messages": turns(i)} for i in range(8)])
+    save_dora(made / "dora", config := model_config(made / "base"), rm.lora(config, 3))
     save_tiny(made / "other", "llama", 2)
     bos_tokenizer().save_pretrained(made / "other")
     out = tmp_path_factory.mktemp("alone")
@@ -144,7 +153,12 @@ def group(request, pair, studies, alone, tmp_path_factory):
     runs = [*given.values()]
     runs += [[*given["tuned"], "--out", str(out / "begun"), "--resume", "true"]]
     runs += [["tests.tuco.member:rounded", pair[0], str(out)]]
+
+@@@@1
     runs += [["tests.tuco.member:behind", str(out)]]
+
+=====
+    runs += [["tests.tuco.member:edited", pair[0], made / "dora"]]
     sizes = "21" if count == 2 else "22"
     runs += [["tests.tuco.member:where_parts_pay"], ["tests.tuco.member:old_news", str(out)]]
     runs += [["tests.tuco.member:refused", *pair, str(made / "other"), str(out), sizes]]
@@ -227,6 +241,25 @@ def test_int8(group):
         assert found["same"] and found["rounded"] == found["numbers"] / group.count
 
 
+def test_adapters_that_edit_weights(group):
+    """Which `tests.tuco.member:edited` has seen in every process."""
+    for one in group.ended:
+        assert "several: tests.tuco.member:edited" in one.err
+
+
+def test_import(group):
+    """A pair's store, which each process writes its share of."""
+    stores = [str(folder / "store") for folder in (group.out, group.alone)]
+    got, want = (load_pair(store, store)[0] for store in stores)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    assert got.notes == want.notes
+    written = [
+        sum(path.stat().st_size for path in folder.rglob("*"))
+        for folder in (group.out / "store" / "params").glob("ocdbt.process_*")
+    ]
+    assert len(written) == group.count and max(written) < 1.2 * sum(written) / group.count
+
+
 def test_decompose(group):
     """Of a mixture of experts and of a dense pair, every layer's parts and the logits."""
     got, want = (np.load(folder / "decomposed.npz") for folder in (group.out, group.alone))
@@ -286,6 +319,19 @@ def test_finetune(group, pair):
     again = commands(pathlib.Path(pair[0]).parent, group.out, 1)["tuned"]
     assert main([*again, "--out", str(out), "--resume", "true"]) == 0
     check_finetuned(out, alone)
+
+
+def test_full_finetune(group, pair):
+    """All parameters over fsdp and tensor, and the model that comes of it."""
+    runs = group.out / "full", group.alone / "full"
+    losses = [[row["loss"] for row in read_jsonl(run / "metrics.jsonl")] for run in runs]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0, atol=1e-5)
+    got, want = (load_file(run / "model/model.safetensors") for run in runs)
+    before = load_file(pathlib.Path(pair[0]) / "model.safetensors")
+    assert got.keys() == want.keys() == before.keys()
+    for name in want:
+        np.testing.assert_allclose(got[name], want[name], rtol=0, atol=1e-5, err_msg=name)
+        assert np.abs(want[name] - before[name]).max() > 1e-4, name
 
 
 def cut_back(run: pathlib.Path) -> None:

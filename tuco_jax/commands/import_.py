@@ -3,6 +3,7 @@
 import dataclasses
 
 from common_jax.cli.command_line import one_line
+from common_jax.distributed import by_first, count
 from tuco_jax.weights.options import AdapterOptions, WeightOptions, check_sources
 from tuco_jax.weights.orbax.target import check_target
 
@@ -12,6 +13,8 @@ __all__ = ["Config", "run"]
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(AdapterOptions, WeightOptions):
     """Write a model, or a pair, into a store; the store restores onto any devices.
+
+    Of several processes each reads, holds and writes its share: without a mesh, over fsdp.
 
     Args:
         model: a Hugging Face directory, a hub id or a .gguf file.
@@ -26,7 +29,7 @@ class Config(AdapterOptions, WeightOptions):
 
 def run(config: Config) -> None:
     """Read, write the store, and say where it is."""
-    check_target(config.out)
+    by_first(lambda: check_target(config.out))
     check_sources(config.model, config.tuned)
 
     from common_jax.mesh import mesh_for
@@ -34,7 +37,10 @@ def run(config: Config) -> None:
     from tuco_jax.weights import load
     from tuco_jax.weights.orbax import store
 
-    mesh = mesh_for(dataclasses.asdict(config.mesh))
+    sizes = dataclasses.asdict(config.mesh)
+    if count() > 1 and set(sizes.values()) == {1}:  # a whole copy each would be of no use
+        sizes = {"fsdp": -1}
+    mesh = mesh_for(sizes)
     if config.tuned is None:
         where = placement(mesh) if mesh else None
         model = load.load_model(config.model, dtype=config.dtype, placement=where)

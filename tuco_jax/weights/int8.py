@@ -23,7 +23,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float, Int8
 
-from common_jax.mesh import fetch
+from common_jax.mesh import fetch_row
 
 __all__ = ["INT8", "Rounded", "abstract", "holds", "numbers", "rounded", "scale_of", "widened"]
 
@@ -105,12 +105,19 @@ class Rounded:
                 yield box if expert is None else ((expert, expert + 1), *box)
 
 
-def numbers(params: Mapping[str, Any], path: str) -> Float[np.ndarray, "..."]:
-    """The parameter at a path of a flat tree, on the host; of int8 what it stands for, float32."""
-    value = np.asarray(fetch(params[path]))
-    if value.dtype != np.int8:
-        return value
-    return value * np.asarray(fetch(params[scale_of(path)]))[..., None, :]
+def numbers(
+    params: Mapping[str, Any], path: str, layer: int | None = None
+) -> Float[np.ndarray, "..."]:
+    """The parameter at a path of a flat tree, on the host; of int8 what it stands for, float32.
+
+    layer: of a stacked one that alone.
+    """
+
+    def read(path: str) -> np.ndarray:
+        return np.asarray(params[path]) if layer is None else fetch_row(params[path], layer)
+
+    value = read(path)
+    return value if value.dtype != np.int8 else value * read(scale_of(path))[..., None, :]
 
 
 def widened(params: Any) -> Any:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+from typing import Any
 
 import chex
 import jax
@@ -131,8 +132,10 @@ def test_devices_exchange_integers_of_one_layer(layout):
     rows = jax.device_put(rm.batch(rows=8, vocab=64), batch_sharding(mesh))
     lowered = jax.jit(lambda *a: tuco(*a, mesh=mesh)).lower(place(short, mesh), *rows)
     found = collectives(str(lowered.compile().as_text()))
-    matrices = {x.shape for x in jax.tree.leaves(short.base["layers"]) if x.dtype == jnp.int8}
-    assert not [one for one in found if matrices & set(one.shapes)]
+    layers: Any = flatten_dict(short.base["layers"])
+    matrices = {x.shape for x in layers.values() if x.dtype == jnp.int8}
+    scales = {layers[*path[:-1], "scale"].shape for path in layers if path[-1] == "kernel"}
+    assert not [one for one in found if (matrices | scales) & set(one.shapes)]
     gathered = [one for one in found if one.kind == "all-gather" and one.times > 1]
     assert {math.prod(shape) for one in gathered for shape in one.shapes if len(shape) > 2} == {
         math.prod(shape[1:]) // layout[2] for shape in matrices

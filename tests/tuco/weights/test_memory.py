@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.tuco.tiny import tiny_config
+from tests.tuco.tiny_dora import save_dora
 from tests.tuco.tiny_tokenizer import bos_tokenizer
 from tests.tuco.weights.gguf.writer import write
 from tuco_jax.finetune import lora
@@ -104,6 +105,7 @@ def models(tmp_path_factory):
         factors = lora.init(config, lora.LoraOptions(rank=64), jax.random.key(1))
         factors = jax.tree.map(np.asarray, lora.fold_scale(factors, 0.25))
         save(folder / "adapter", config, factors, base_name="owner/name")
+        save_dora(folder / "dora", config, factors)
         torch.manual_seed(0)
         hf = AutoModelForCausalLM.from_config(hf_config)
         for kind in ("F16", "Q8_0"):
@@ -167,7 +169,8 @@ print(sum(x.nbytes for x in leaves), share, memory("VmHWM") - before)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("pair", "layout"), [("float32,Q8_0.gguf", "2x2x2"), ("bfloat16,store", "1x8x1")]
+    ("pair", "layout"),
+    [("float32,Q8_0.gguf", "2x2x2"), ("bfloat16,store", "1x8x1"), ("float32,dora", "2x2x2")],
 )
 def test_shards_take_no_whole_parameter_on_the_way(models, pair, layout):
     """Over eight devices, whose arrays are the host's memory, too; copies of a shard are one.
@@ -186,7 +189,7 @@ def test_shards_take_no_whole_parameter_on_the_way(models, pair, layout):
     assert out.returncode == 0, out.stderr
     held, share, peak = map(int, out.stdout.split())
     print(f"beyond the arrays {(peak - held) / share:.2f} x a device's share")
-    assert held > 500e6 and peak - held <= 1.3 * share
+    assert held > 400e6 and peak - held <= 1.3 * share
 
 
 TOKENS = 128  # of a batch

@@ -182,7 +182,7 @@ def _write(
     overwrite: bool,
     hf_config: PreTrainedConfig | None = None,
 ) -> None:
-    check_target(directory, overwrite=overwrite)
+    by_first(lambda: check_target(directory, overwrite=overwrite))
     final = pathlib.Path(directory).absolute()
     partial = final.with_name(f".{final.name}.partial")
 

@@ -19,7 +19,7 @@ Legend: L layers, E experts, r rank.
 
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +31,7 @@ from common_jax.mesh import put as on_shards
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.decoder import Params
 from tuco_jax.weights import int8
+from tuco_jax.weights.arrays import Bounds, Fill, assemble, assemble_int8
 from tuco_jax.weights.assemble import Placement, TensorSource
 from tuco_jax.weights.peft import merge
 from tuco_jax.weights.peft.config import AdapterConfig
@@ -110,19 +111,62 @@ class Adapter:
             where = placement(f"{prefix}/{path}", value.shape) if placement else None
             return jax.device_put(value) if where is None else on_shards(value, where)
 
-        lora = {}
-        for path in self._factored:
-            if layers or not path.startswith("layers/"):
-                for name, value in zip("ab", self._factors(path), strict=True):
-                    cast = self._cast(value, kind, path)
-                    lora[f"{path}/{name}"] = put("lora", f"{path}/{name}", cast)
-        tuned = {
-            path: put("tuned", path, value)
-            for path, value in _held_as(
-                held, self._tuned.stacked(held, kind, layers=layers)
-            ).items()
-        }
+        lora, tuned = {}, {}
+        for path, modules in self._factored.items():
+            if path.startswith("layers/"):
+                lora |= self._stacked_factors(path, kind, placement) if layers else {}
+                continue
+            for letter, value in zip("ab", self._module_factors(modules[()], path), strict=True):
+                name = f"{path}/{letter}"
+                lora[name] = put("lora", name, self._cast(value, kind, path))
+        for path, value in self._tuned.outside(held, kind).items():
+            tuned[path] = put("tuned", path, value)
+        for paths in self._tuned.stacked if layers else ():
+            for path in paths:
+                tuned |= self._stacked(path, paths, held, kind, placement)
         return unflatten_dict(lora, sep="/"), unflatten_dict(tuned, sep="/")
+
+    def _stacked_factors(
+        self, path: str, kind: Any, placement: Placement | None
+    ) -> dict[str, jax.Array]:
+        """A parameter's factors a [L, .., in, r] and b [L, .., r, out], a layer at a time."""
+        out = {}
+        for which, letter in enumerate("ab"):
+
+            def factor(layer: int, which: int = which) -> np.ndarray:
+                return self._cast(self._layer_factors(path, layer)[which], kind, path)
+
+            name, shape = f"{path}/{letter}", (self._model.depth, *factor(0).shape)
+            where = placement(f"lora/{name}", shape) if placement else None
+            out[name] = assemble(shape, kind, where, _filled(factor), layered=True)
+        return out
+
+    def _stacked(
+        self,
+        path: str,
+        together: tuple[str, ...],
+        base: Mapping[str, Any],
+        kind: Any,
+        placement: Placement | None,
+    ) -> dict[str, jax.Array]:
+        """A stacked parameter that is replaced, a layer at a time; of int8 with its scales.
+
+        together: paths of all that one tensor holds. Several processes read the base's layers,
+        which each needs whole, in step.
+        """
+
+        def changed(layer: int) -> np.ndarray:
+            read = functools.partial(int8.numbers, base, layer=layer)
+            return self._tuned.at(together, layer, read, kind)[path]
+
+        def where(path: str, shape: tuple[int, ...]) -> jax.sharding.Sharding | None:
+            return placement(f"tuned/{path}", shape) if placement else None
+
+        shape = base[path].shape
+        if base[path].dtype == np.int8:  # which asks for some outputs of a layer after others
+            once = functools.lru_cache(maxsize=1)(changed)
+            return assemble_int8(path, shape, where, _filled(once))
+        return {path: assemble(shape, kind, where(path, shape), _filled(changed), layered=True)}
 
     def layer(self, base: Params, index: int, *, dtype: str = "float32") -> tuple[Params, Params]:
         """One layer of what `load` returns, arrays of the host; base: that layer of the base."""
@@ -235,19 +279,11 @@ class Adapter:
                 f"{a[0] if rank is None else rank}: are the files of one adapter?"
             )
 
-    def _factors(self, path: str) -> tuple[np.ndarray, np.ndarray]:
-        """A parameter's factors in float32: a [L, .., in, r], b [L, .., r, out]; no L outside."""
-        if not path.startswith("layers/"):
-            return self._module_factors(self._factored[path][()], path)
-        a, b = self._layer_factors(path, 0)
-        stacked = tuple(np.empty((self._model.depth, *x.shape), x.dtype) for x in (a, b))
-        for layer in range(self._model.depth):
-            for whole, part in zip(stacked, self._layer_factors(path, layer), strict=True):
-                whole[layer] = part
-        return stacked[0], stacked[1]
-
     def _layer_factors(self, path: str, layer: int) -> tuple[np.ndarray, np.ndarray]:
-        """One layer's factors, a [.., in, r] and b [.., r, out]; r is the largest of any layer."""
+        """One layer's factors in float32, a [.., in, r] and b [.., r, out].
+
+        r is the largest of any layer.
+        """
         modules = self._factored[path]
         rank = max(self._stored[self._parts[m]["lora_A"]][0] for m in modules.values())
         inputs, outputs = self._places.shape(f"{path}/kernel")
@@ -311,6 +347,17 @@ class Adapter:
         new = old.copy()
         new[rows] = values
         return new
+
+
+def _filled(at: Callable[[int], np.ndarray]) -> Fill:
+    """What fills parts of a stacked parameter, whose layers `at` gives."""
+
+    def fill(layer: int, parts: list[tuple[Bounds, np.ndarray]]) -> None:
+        whole = at(layer)
+        for bounds, part in parts:
+            part[...] = whole[tuple(slice(*ends) for ends in bounds)]
+
+    return fill
 
 
 def _held_as(base: Mapping[str, Any], flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

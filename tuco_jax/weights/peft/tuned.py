@@ -18,7 +18,10 @@ from tuco_jax.weights.peft.places import EMBED, HEAD, Place, Places
 
 __all__ = ["Edit", "Tuned"]
 
-Edit = Callable[[np.ndarray], np.ndarray]  # of a weight as Hugging Face stores it, in float32
+# The path of a stacked parameter -> numbers of one of its layers.
+Read = Callable[[str], Float[np.ndarray, "..."]]
+# Of a weight as Hugging Face stores it, float32, which it leaves as it is.
+Edit = Callable[[np.ndarray], np.ndarray]
 
 
 class Tuned:
@@ -55,44 +58,74 @@ class Tuned:
         return list(dict.fromkeys([*self._whole, *self._edits]))
 
     @functools.cached_property
-    def _layered(self) -> list[str]:
-        """Paths in a layer of the parameters that some layer replaces."""
-        changed = (place for place in self._places_changed if place.at)
-        paths = {path for place in changed for path in place.row.paths}
-        return sorted(path.removeprefix("layers/") for path in paths)
+    def _layered(self) -> dict[tuple[str, ...], list[Place]]:
+        """Places in layers that are changed, by the paths that one tensor holds there."""
+        out: dict[tuple[str, ...], list[Place]] = {}
+        for place in self._places_changed:
+            if place.at:
+                out.setdefault(place.row.paths, []).append(place)
+        return out
 
-    def stacked(
-        self, base: Mapping[str, Any], dtype: Any, *, layers: bool = True
+    @property
+    def stacked(self) -> list[tuple[str, ...]]:
+        """Paths of the base's stacked parameters that are replaced, in whichever layers.
+
+        Those that one tensor holds stand together.
+        """
+        return sorted(self._layered)
+
+    def at(
+        self, paths: tuple[str, ...], layer: int, read: Read, dtype: Any
     ) -> dict[str, Float[np.ndarray, "..."]]:
-        """Replaced parameters by path, layers stacked; layers: else only those outside them.
+        """One layer of what replaces parameters of `stacked`, by path.
+
+        read: that layer of the base's parameters, which stay where nothing replaces them.
+        """
+        old = {path: read(path) for path in paths}
+        out = dict(old)
+        for place in self._layered[paths]:
+            inside = place.at[1:]  # an expert's
+            if place.at[0] != layer:
+                continue
+            if inside and out[paths[0]] is old[paths[0]]:
+                out = {path: np.array(value, dtype) for path, value in old.items()}
+            held = {path: value[inside] for path, value in old.items()}
+            for path, part in self._parts(place, held):
+                if inside:
+                    out[path][inside] = part
+                else:
+                    out[path] = part
+        return {path: np.asarray(value, dtype, order="C") for path, value in out.items()}
+
+    def layer(
+        self, base: Mapping[str, Any], index: int, dtype: Any
+    ) -> dict[str, Float[np.ndarray, "..."]]:
+        """One layer of all stacked parameters that are replaced, by their paths in it.
+
+        base: that layer of the base.
+        """
+
+        def read(path: str) -> np.ndarray:
+            return int8.numbers(base, path.removeprefix("layers/"))
+
+        return {
+            path.removeprefix("layers/"): value
+            for paths in self.stacked
+            for path, value in self.at(paths, index, read, dtype).items()
+        }
+
+    def outside(self, base: Mapping[str, Any], dtype: Any) -> dict[str, Float[np.ndarray, "..."]]:
+        """Replaced parameters outside the layers, by path.
 
         base: the base's parameters by path, of type dtype. Embedding and head may have another
         number of rows than the base's; a tied head is there once it differs from the embedding.
         """
         out: dict[str, np.ndarray] = {}
         for place in self._places_changed:
-            if place.is_end or (place.at and not layers):
-                continue
-            for path in place.row.paths:  # layers that stay keep the base's values
-                if path not in out:
-                    out[path] = np.array(int8.numbers(base, path), dtype)
-            old = {path: out[path][place.at] for path in place.row.paths}
-            for path, part in self._parts(place, old):
-                out[path][place.at] = part
+            if not place.is_end and not place.at:
+                old = {path: np.asarray(fetch(base[path]), dtype) for path in place.row.paths}
+                out |= {path: part.astype(dtype) for path, part in self._parts(place, old)}
         return out | self._ends(base, dtype)
-
-    def layer(
-        self, base: Mapping[str, Any], index: int, dtype: Any
-    ) -> dict[str, Float[np.ndarray, "..."]]:
-        """One layer of what `stacked` gives; base: that layer of the base."""
-        out = {path: np.array(int8.numbers(base, path), dtype) for path in self._layered}
-        for place in self._places_changed:
-            if place.at[:1] == (index,):
-                held = {path: out[path.removeprefix("layers/")] for path in place.row.paths}
-                old = {path: value[place.at[1:]] for path, value in held.items()}
-                for path, part in self._parts(place, old):
-                    old[path][...] = part
-        return out
 
     def _error(self, message: str) -> InputError:
         return InputError(f"{self._tensors.name}: {message}")
@@ -108,7 +141,7 @@ class Tuned:
         """A weight as Hugging Face stores it, after all edits."""
         value = old
         for edit in self._edits.get(place, ()):
-            value = value.astype(np.float32)
+            value = value.astype(np.float32, copy=False)
             try:
                 with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # seen below
                     new = edit(value)

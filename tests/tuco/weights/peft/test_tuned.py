@@ -50,8 +50,12 @@ def test_a_layer_is_replaced_and_another_edited():
     tuned.add_whole(find(NORM.format(0)), "new", saved=False)
     tuned.add_edit(find(NORM.format(0)), lambda x: x + 1)
     tuned.add_edit(find(UP.format(2)), lambda x: 3 * x)
-    out = tuned.stacked(held, np.float32)
-    scale, kernel = out["layers/attention_norm/scale"], out["layers/mlp/up/kernel"]
+    paths = [("layers/attention_norm/scale",), ("layers/mlp/up/kernel",)]
+    assert tuned.stacked == paths and tuned.outside(held, np.float32) == {}
+    scale, kernel = (
+        np.stack([tuned.at(p, i, lambda p, i=i: held[p][i], np.float32)[p[0]] for i in range(3)])
+        for p in paths
+    )
     np.testing.assert_array_equal(scale[0], 3.0)
     np.testing.assert_array_equal(scale[1:], held["layers/attention_norm/scale"][1:])
     np.testing.assert_array_equal(kernel[2], 3 * held["layers/mlp/up/kernel"][2])
@@ -60,7 +64,6 @@ def test_a_layer_is_replaced_and_another_edited():
         one = tuned.layer(layer, index, np.float32)
         np.testing.assert_array_equal(one["mlp/up/kernel"], kernel[index])
         np.testing.assert_array_equal(one["attention_norm/scale"], scale[index])
-    assert tuned.stacked(held, np.float32, layers=False) == {}
 
 
 @pytest.mark.parametrize("keeps_ties", [False, True])
@@ -69,16 +72,17 @@ def test_a_tied_head_follows_what_both_ends_share(keeps_ties):
     held = base(config)
     tuned, find = made(config, keeps_ties=keeps_ties)
     tuned.add_edit(find("model.embed_tokens.weight"), lambda x: 2 * x)
-    out = tuned.stacked(held, np.float32)
+    out = tuned.outside(held, np.float32)
     np.testing.assert_array_equal(out["embed/table"], 2 * held["embed/table"])
     assert ("head/kernel" in out) is not keeps_ties
     shared, find = made(config)
     shared.add_edit(find("model.embed_tokens.weight"), lambda x: 2 * x, both_ends=True)
-    assert shared.stacked(held, np.float32).keys() == {"embed/table"}
+    assert shared.outside(held, np.float32).keys() == {"embed/table"}
 
 
 def test_what_does_not_fit_is_named():
     config = rm.config()
+    held = base(config)
     for edit, message in (
         (lambda x: x[:-1], "a.file: what it holds for model.layers.0.mlp.up_proj.weight does not"),
         (lambda x: x / np.zeros((1, 1), np.float32), "a.file: put into .*, it gives NaN"),
@@ -86,4 +90,4 @@ def test_what_does_not_fit_is_named():
         tuned, find = made(config)
         tuned.add_edit(find(UP.format(0)), edit)
         with pytest.raises(InputError, match=message), np.errstate(all="ignore"):
-            tuned.stacked(base(config), np.float32)
+            tuned.at(("layers/mlp/up/kernel",), 0, lambda path: held[path][0], np.float32)
