@@ -153,9 +153,7 @@ def group(request, pair, studies, alone, tmp_path_factory):
     runs = [*given.values()]
     runs += [[*given["tuned"], "--out", str(out / "begun"), "--resume", "true"]]
     runs += [["tests.tuco.member:rounded", pair[0], str(out)]]
-
     runs += [["tests.tuco.member:behind", str(out)]]
-
     runs += [["tests.tuco.member:edited", pair[0], made / "dora"]]
     sizes = "21" if count == 2 else "22"
     runs += [["tests.tuco.member:where_parts_pay"], ["tests.tuco.member:old_news", str(out)]]

@@ -53,15 +53,15 @@ def test_chains(monkeypatch):
 
 
 def test_weights_are_planned_on_their_shards(monkeypatch):
-    """By the rules that a folder is read by: of every kernel half lies on each device."""
+    """By the rules that a folder is read by: half of each kernel, embeddings whole."""
     monkeypatch.setattr(chain_cost, "STATED", TINY)
     small: dict[str, Any] = dict(rows=4, size=32, steps=1, dtype="float32")
     whole, _ = plan_chains(ChainPlanOptions(**small))
     for axis in ("fsdp", "tensor"):
         cut, _ = plan_chains(ChainPlanOptions(**small, mesh=MeshOptions(**{axis: 2})))
         assert cut.size == 2
-        for kind in ("unet", "autoencoder", "text encoder"):
-            assert 0.5 <= cut.bytes[kind] / whole.bytes[kind] < 0.55, (axis, kind)
+        for kind, most in (("unet", 0.55), ("autoencoder", 0.55), ("text encoder", 0.66)):
+            assert 0.5 <= cut.bytes[kind] / whole.bytes[kind] < most, (axis, kind)
         assert sum(kind["count"] for kind in cut.kinds().values()) > 0  # they are exchanged
 
 

@@ -284,8 +284,10 @@ def test_a_chain_over_a_mesh_is_the_same(both):
     kernel = placed.unet["mid_block.resnets.0"]["conv1"]["kernel"]
     assert tuple(kernel.sharding.spec) == (None, None, "fsdp", "tensor")
     latents = jax.device_put(draw(4), batch_sharding(mesh))
-    options: dict[str, Any] = dict(steps=2, safety="max")
-    found = placed.sample(PROMPTS * 2, latents=latents, **options)
-    wanted = sd.sample(PROMPTS * 2, latents=draw(4), **options)
-    np.testing.assert_allclose(found.latents, wanted.latents, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(found.images, wanted.images, rtol=1e-5, atol=1e-5)
+    # Safe guidance multiplies differences by up to 5,000, and their rounding with them.
+    for safety, close in ((None, 1e-5), ("max", 1e-4)):
+        options: dict[str, Any] = dict(steps=2, safety=safety)
+        found = placed.sample(PROMPTS * 2, latents=latents, **options)
+        wanted = sd.sample(PROMPTS * 2, latents=draw(4), **options)
+        np.testing.assert_allclose(found.latents, wanted.latents, rtol=close, atol=close)
+        np.testing.assert_allclose(found.images, wanted.images, rtol=close, atol=close)
