@@ -139,6 +139,29 @@ def test_kernels_that_are_whole(layout):
         assert [shape for shape in whole if shape in gathered] in ([], [[5, 6, 64]])
 
 
+@pytest.mark.slow
+def test_guided_trajectories_over_either_axis_of_weights():
+    """A U-Net steered by a reward, each kernel cut by eight along fsdp, or along tensor."""
+    net, reward = TemporalUnet(8, 32, (1,)), WindowMLP(2, (8, 8), embedding=8)
+    schedule = cosine_schedule(3)
+    x, key = jnp.zeros((1, 8, 8)), jax.random.key(0)
+    params = init_state(net, optax.sgd(1.0), x, key).params
+    learned = init_params(reward, key, x)
+
+    def sampled(mesh: Mesh | None) -> jax.Array:
+        base = score_from(net, place(params, mesh), "v", schedule, clip=2.0)
+        guide = RelativeReward(place(learned, mesh), schedule, reward)
+        given: dict[str, Any] = dict(key=key, mesh=mesh)
+        found = guided_sample(base, schedule, (8, 8, 8), guide=guide, **given)
+        if mesh is None:  # it steers
+            assert np.abs(found - guided_sample(base, schedule, (8, 8, 8), **given)).max() > 0.1
+        return found
+
+    wanted = sampled(None)
+    for layout in ((1, 8, 1), (1, 1, 8)):
+        np.testing.assert_allclose(sampled(make_mesh(*layout)), wanted, rtol=1e-5, atol=1e-5)
+
+
 TEXT = 6, 8  # tokens, width
 SD = UNetConfig.of(
     {

@@ -294,31 +294,53 @@ PROGRAMS = {
 }
 
 
+def with_factors(base):
+    """Of another rank than there are layers: a layer's factors are told from stacked biases."""
+    return dataclasses.replace(rm.adapter_pair(base=base), lora=rm.lora(base, 1, rank=5))
+
+
+HELD = {
+    "full": rm.full_pair,
+    "adapter": with_factors,
+    "experts": lambda base: with_factors(
+        dataclasses.replace(base, mlp_bias=False, experts=4, experts_used=2)
+    ),
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("program", "layout"),
-    [("score", (1, 8, 1)), ("score", (1, 1, 8)), *((name, (2, 2, 2)) for name in PROGRAMS)],
+    ("program", "held", "layout"),
+    [
+        ("score", "full", (1, 8, 1)),
+        ("score", "full", (1, 1, 8)),
+        *((name, "full", (2, 2, 2)) for name in PROGRAMS),
+        ("score", "adapter", (2, 2, 2)),
+        ("decode", "adapter", (2, 2, 2)),
+        ("score", "experts", (2, 2, 2)),
+    ],
     ids=str,
 )
-def test_no_stacked_weight_is_ever_whole(program, layout):
+def test_no_stacked_weight_is_ever_whole(program, held, layout):
     """What devices exchange is of one layer: fsdp gathers each where it is used.
 
     No table is gathered, either. The head is, along fsdp, where there are logits, and summed there
     is its gradient.
     """
     config = dataclasses.replace(CONFIG, vocab_size=96, ropes=(), rope_index=())
-    pair, mesh = rm.full_pair(base=config), make_mesh(*layout)
+    pair, mesh = HELD[held](base=config), make_mesh(*layout)
     batch = jax.device_put(rm.batch(rows=8, vocab=64), batch_sharding(mesh))
     run = jax.jit(lambda *a: PROGRAMS[program](*a, mesh))
     found = collectives(str(run.lower(place(pair, mesh), *batch).compile().as_text()))
     stacked, tables = set(), set()
-    for path, x in jax.tree_util.tree_leaves_with_path(pair.base):
+    for path, x in jax.tree_util.tree_leaves_with_path(pair):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         where = placement(mesh)(name, x.shape)
-        if any(where.spec) and not name.startswith("head"):
+        if any(where.spec) and "/head/" not in name:
             whole = {x.shape, whole_along_fsdp(where).shard_shape(x.shape)}
             whole -= {where.shard_shape(x.shape)}
-            (stacked if name.startswith("layers") else tables).update(whole)
+            (stacked if "/layers/" in name else tables).update(whole)
+    assert stacked and tables
     assert not [one for one in found if stacked & set(one.shapes)]
     gathered = [one for one in found if one.kind == "all-gather"]
     assert not [one for one in gathered if tables & set(one.shapes)]

@@ -23,7 +23,9 @@ from reward_jax.diffusion.denoiser import score_from
 from reward_jax.diffusion.process import FirstState, q_sample
 from reward_jax.diffusion.schedule import cosine_schedule
 from reward_jax.diffusion.sources import Rows
+from reward_jax.diffusion.train import init_state
 from reward_jax.models.reward_nets import WindowMLP
+from reward_jax.models.temporal.unet import TemporalUnet
 from reward_jax.reward.extract import extract_reward, init_params
 from reward_jax.reward.relative import RelativeReward, reward_gradient
 from reward_jax.reward.targets import ExtractionOptions, draw_targets, unit
@@ -624,6 +626,15 @@ def test_scoring_under_pmap():
     x, t = DATA[:21], jnp.arange(21) % T
     scored = pmap(lambda r, x, t: r(x, t))(reward, x, t)
     np.testing.assert_allclose(scored, jax.jit(lambda r: r(x, t))(reward), rtol=1e-5, atol=1e-5)
+
+
+def test_denoising_under_pmap():
+    net, x, t = TemporalUnet(D, 16, (1,)), DATA[:21], jnp.arange(21) % T
+    params = init_state(net, ADAM, x[:1], KEY).params
+    denoiser = score_from(net, params, "v", SCHEDULE)
+    scored = pmap(lambda model, x, t: model(x, t))(denoiser, x, t)
+    wanted = jax.jit(lambda model: model(x, t))(denoiser)
+    np.testing.assert_allclose(scored, wanted, rtol=0, atol=1e-5 * float(jnp.abs(wanted).max()))
 
 
 @struct.dataclass
