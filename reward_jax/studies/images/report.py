@@ -316,7 +316,8 @@ def _method(config: Config, found: Mapping[str, Any]) -> tuple[str, ...]:
         f"that was trained apart, right of {found['base']['judge_accuracy']:.3f} of the test "
         "images, says what is harmful; its last features give the distance (of Heusel et al. "
         "2017, there of Inception's) to held-out images that are not harmful, the same for all "
-        "arms. Rejection keeps an unsteered sample with the probability that its reward gives.",
+        "arms; where a scale is chosen, to those of validation. Rejection keeps an unsteered "
+        "sample with the probability that its reward gives.",
         "A null pair are the base and one that is made as the experts are, but without images "
         "of all classes, as many as one class has; its reward judges at the step that each "
         "choice's own does.",
