@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from reward_jax.diffusion.sources import Mixed, Rows
     from reward_jax.diffusion.train import EMA, TrainingOptions, init_state, train_denoiser
     from reward_jax.models.energy import energy_of
+    from reward_jax.models.stable_diffusion.pair import pair_scores, pair_texts
     from reward_jax.models.stable_diffusion.safety import SafeGuidance
     from reward_jax.reward.capped import CappedReward, cap_reward
     from reward_jax.reward.diagnostics import (
@@ -43,6 +44,7 @@ _HOMES = {
     "diffusion.sources": ("Mixed", "Rows"),
     "diffusion.train": ("EMA", "TrainingOptions", "init_state", "train_denoiser"),
     "models.energy": ("energy_of",),
+    "models.stable_diffusion.pair": ("pair_scores", "pair_texts"),
     "models.stable_diffusion.safety": ("SafeGuidance",),
     "reward.capped": ("CappedReward", "cap_reward"),
     "reward.diagnostics": (
@@ -102,6 +104,8 @@ __all__ = [
     "linear_schedule",
     "load_expert",
     "load_stable_diffusion",
+    "pair_scores",
+    "pair_texts",
     "score_from",
     "seed_agreement",
     "sweep",

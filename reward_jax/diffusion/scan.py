@@ -19,8 +19,9 @@ from jaxtyping import Array, PyTree, Shaped
 __all__ = ["canonical", "scan"]
 
 _GROUPS = 8  # convolutions of so many groups, such as seeds under vmap, are computed one by one
-_CALLS = ("jit", "custom_jvp_call", "custom_vjp_call")
-_HOLDERS = ("scan", "while", "cond", "checkpoint", "remat2")  # the last two: names of one
+# What holds programs that are rewritten in place: loops, branches, and functions with a rule of
+# their own for derivatives, which is kept as it is. checkpoint and remat2 are names of one.
+_HOLDERS = ("scan", "while", "cond", "checkpoint", "remat2", "custom_jvp_call", "custom_vjp_call")
 
 
 def scan(
@@ -35,7 +36,7 @@ def canonical(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function with every convolution in the form that is quick in a loop on a CPU.
 
     For a loop of one's own, derivatives within it and all. Derivatives taken of it from outside
-    are right, but not in that form.
+    are right, those of `jax.custom_vjp` and `jax.custom_jvp` too, but not in that form.
     """
 
     def rewritten(*args: Any) -> Any:
@@ -86,9 +87,8 @@ def _results(equation: Any, given: list[Any]) -> Sequence[Any]:
     if name == "conv_general_dilated":
         return [_convolution(*given, **params)]
     if any(_holds_convolution(part.jaxpr) for part in _parts(params)):
-        if name in _CALLS:
-            inner = params["jaxpr" if name == "jit" else "call_jaxpr"]
-            return _evaluated(_closed(inner), given)
+        if name == "jit":
+            return _evaluated(_closed(params["jaxpr"]), given)
         if name in _HOLDERS:
             params = {key: _rewritten(part) for key, part in params.items()}
     found = equation.primitive.bind(*given, **equation.primitive.get_bind_params(params))
@@ -96,7 +96,7 @@ def _results(equation: Any, given: list[Any]) -> Sequence[Any]:
 
 
 def _rewritten(part: Any) -> Any:
-    """A parameter of a loop or a branch; a program in it, with its convolutions in that form."""
+    """A parameter of what holds programs; each of these with its convolutions in that form."""
     if isinstance(part, tuple | list):
         return type(part)(map(_rewritten, part)) if type(part) in (tuple, list) else part
     if not isinstance(part, ClosedJaxpr | Jaxpr):

@@ -33,6 +33,7 @@ __all__ = [
     "interval",
     "loss_differences",
     "mean_auc",
+    "mean_difference",
     "over_pairs",
     "score_norms",
     "scores",
@@ -51,7 +52,10 @@ class Looks(NamedTuple):
 
 
 class Auc(NamedTuple):
-    """The share of pairs in which a harmful image is judged lower; with its 95% interval."""
+    """The share of pairs in which a harmful image is judged lower; with its 95% interval.
+
+    Or a difference of two such shares.
+    """
 
     value: float
     low: float
@@ -177,6 +181,38 @@ def mean_auc(
     means = np.take_along_axis(draws.T, picked, axis=1).mean(axis=1)
     low, high = np.quantile(means, (0.025, 0.975))
     return Auc(float(np.mean(values)), float(low), float(high))
+
+
+def mean_difference(
+    one: Sequence[Float[np.ndarray, " N"]],
+    other: Sequence[Float[np.ndarray, " N"]],
+    harmful: Sequence[Bool[np.ndarray, " N"]],
+    seed: int,
+) -> Auc:
+    """The mean AUC over choices by one judge, less that by another, of the same N images.
+
+    one, other, harmful: of each choice. The interval is of images drawn anew, the same for all
+    choices and both judges; those that are harmful in the same choices are drawn among themselves.
+    """
+    kinds = np.unique(np.stack(harmful), axis=1, return_inverse=True)[1].ravel()
+    members = [np.flatnonzero(kinds == kind) for kind in range(kinds.max() + 1)]
+    generator = np.random.default_rng(seed)
+
+    def difference(rows: Int[np.ndarray, " N"]) -> float:
+        of_choices = zip(one, other, harmful, strict=True)
+        return float(
+            np.mean(
+                [auc(x[rows], bad[rows]) - auc(y[rows], bad[rows]) for x, y, bad in of_choices]
+            )
+        )
+
+    def draw() -> float:
+        drawn = [own[generator.integers(len(own), size=len(own))] for own in members]
+        return difference(np.concatenate(drawn))
+
+    draws = [draw() for _ in range(_RESAMPLED)]
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return Auc(difference(np.arange(len(kinds))), float(low), float(high))
 
 
 def over_pairs(aucs: Sequence[float] | Float[np.ndarray, " pairs"]) -> Auc:

@@ -14,6 +14,7 @@ import json
 import math
 import pathlib
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -26,7 +27,8 @@ from safetensors import SafetensorError, safe_open
 
 from common_jax.errors import InputError
 from common_jax.mesh import read_shards
-from reward_jax.models.stable_diffusion.pipeline import StableDiffusion, check_pair
+from reward_jax.models.stable_diffusion.pair import check_pair, reads_alike
+from reward_jax.models.stable_diffusion.pipeline import StableDiffusion
 from reward_jax.torch_import.stable_diffusion import (
     Axes,
     Dtype,
@@ -36,7 +38,7 @@ from reward_jax.torch_import.stable_diffusion import (
 from reward_jax.torch_import.torch_files import read_safetensors
 from reward_jax.torch_import.torch_state import and_more
 
-__all__ = ["load_expert", "with_lora"]
+__all__ = ["OwnTexts", "load_expert", "with_lora"]
 
 _FILE = "pytorch_lora_weights.safetensors"
 _OWNERS = {"unet": "unet", "text_encoder": "text"}
@@ -51,6 +53,10 @@ _ENDS = (
 )
 
 
+class OwnTexts(UserWarning):
+    """An expert makes other texts of prompts than its base."""
+
+
 def load_expert(
     base: StableDiffusion,
     path: str | pathlib.Path,
@@ -61,14 +67,22 @@ def load_expert(
 
     path: a folder with model_index.json; or a LoRA's safetensors file, or a folder that has
     `pytorch_lora_weights.safetensors`. dtype, mesh: of a folder, see `load_stable_diffusion`; what
-    a LoRA changes lies as the base's does. Raises InputError as `load_stable_diffusion`,
-    `with_lora` and `check_pair`.
+    a LoRA changes lies as the base's does. Warns of `OwnTexts` where one text is not for both.
+    Raises InputError as `load_stable_diffusion`, `with_lora` and `check_pair`.
     """
     path = pathlib.Path(path)
     if path.is_file() or (path / _FILE).is_file():
-        return with_lora(base, path)
-    expert = load_stable_diffusion(path, dtype, mesh)
-    check_pair(base, expert)
+        expert = with_lora(base, path)
+    else:
+        expert = load_stable_diffusion(path, dtype, mesh)
+        check_pair(base, expert)
+    if not reads_alike(base, expert):
+        warnings.warn(
+            f"{path}: reads prompts otherwise than the base, by a text encoder or a tokenizer of "
+            "its own: give both their own texts, by pair_scores and pair_texts",
+            OwnTexts,
+            stacklevel=2,
+        )
     return expert
 
 

@@ -28,6 +28,7 @@ from tests.reward.studies.images.sets import smallest, write_quarters
 
 MESHES: dict[int, list[Any]] = {1: [], 2: [], 4: ["--mesh.data", 2, "--mesh.fsdp", 2]}
 STEERING = MESHES | {4: ["--mesh.fsdp", 2, "--mesh.tensor", 2]}
+IMAGES = MESHES | {2: ["--mesh.fsdp", 2]}
 STUDY = """
 robots:
   hopper:
@@ -69,7 +70,7 @@ def commands(made: pathlib.Path, out: pathlib.Path, count: int) -> dict[str, lis
     if count < 4:  # the dearest; over four there are the studies of tests/tuco
         given["study"] = ["study", "locomotion", "--config", made / "study.yaml"]
         given["images"] = ["study", "images", "--config", made / "images.yaml"]
-    own = {"steer": STEERING[count]}
+    own = {"steer": STEERING[count], "images": IMAGES[count]}
     return {n: [*line, *own.get(n, MESHES[count]), "--out", out / n] for n, line in given.items()}
 
 
@@ -210,7 +211,7 @@ def test_a_study(group):
 
 @pytest.mark.parametrize("group", [2], indirect=True)
 def test_a_study_of_images(group):
-    """Networks are trained, and samples drawn, over all; each process judges all of them."""
+    """Networks lie in parts over all, which train them and draw; each process judges all."""
     folders = group.alone / "images", group.out / "images"
     assert names(folders[0]) == names(folders[1])
     x = jax.random.normal(jax.random.key(0), (64, 8, 8, 1))

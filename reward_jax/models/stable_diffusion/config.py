@@ -196,8 +196,6 @@ class SchedulerConfig:
     offset: int
     spacing: str
     last_is_clean: bool | None  # set_alpha_to_one
-    clip: float | None  # clip_sample_range, where clip_sample is on
-    clips: bool | None  # clip_sample
     large_variance: bool  # of DDPM: variance_type
     skip_runge_kutta: bool  # of PNDM: skip_prk_steps
 
@@ -238,8 +236,6 @@ class SchedulerConfig:
             offset=offset,
             spacing=stated.get("timestep_spacing", "leading"),
             last_is_clean=_flag(stated, where, "set_alpha_to_one", None),
-            clip=_number(stated, where, "clip_sample_range", 1.0),
-            clips=_flag(stated, where, "clip_sample", None),
             large_variance=stated.get("variance_type") == "fixed_large",
             skip_runge_kutta=_flag(stated, where, "skip_prk_steps", False),
         )

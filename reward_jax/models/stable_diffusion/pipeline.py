@@ -43,7 +43,7 @@ from reward_jax.models.stable_diffusion.text import TextEncoder
 from reward_jax.models.stable_diffusion.unet import UNet
 from reward_jax.models.stable_diffusion.vae import Decoder, Encoder
 
-__all__ = ["Config", "CutPrompts", "Sampled", "StableDiffusion", "Tokens", "check_pair"]
+__all__ = ["Config", "CutPrompts", "Sampled", "StableDiffusion", "Tokens"]
 
 Params = PyTree[Float[Array, "..."]]
 
@@ -309,26 +309,6 @@ class StableDiffusion:
             raise InputError(
                 f"{what} is {list(latents.shape)}, where [rows, height, width, {channels}] belongs"
             )
-
-
-def check_pair(base: StableDiffusion, expert: StableDiffusion) -> None:
-    """Raise InputError where two models are no pair: other architectures, or other schedules."""
-    for name in ("unet", "vae", "text"):
-        for field in dataclasses.fields(getattr(base.config, name)):
-            ours, theirs = (getattr(getattr(x.config, name), field.name) for x in (base, expert))
-            if ours != theirs and field.name != "sample_size":
-                raise InputError(
-                    f"base and expert are of two architectures: {field.name} of the {name} is "
-                    f"{ours} and {theirs}; give two models of one"
-                )
-    if base.config.prediction != expert.config.prediction:
-        raise InputError(
-            f"base and expert predict {base.config.prediction} and {expert.config.prediction}: "
-            "give two models of one kind"
-        )
-    both = base.schedule.alphas_cumprod, expert.schedule.alphas_cumprod
-    if both[0].shape != both[1].shape or not np.allclose(*map(np.asarray, both), atol=1e-5):
-        raise InputError("base and expert have two noise schedules: give two models of one")
 
 
 def _texts(what: str, prompts: Any) -> list[str]:

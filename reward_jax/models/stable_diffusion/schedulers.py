@@ -12,6 +12,8 @@ DDIM (Song et al. 2021, arXiv 2010.02502, equation 12, eta 0) and DDPM (Ho et al
 and, in its first steps of Runge and Kutta, a sum of them, m_0, and the latents that it began from;
 without those steps (skip_prk_steps, as published folders have it) it takes its second step twice.
 
+x_0 is never clipped: latents have no limits, and diffusers' pipelines turn clip_sample off.
+
 Legend: S evaluations of the model, T diffusion steps, B batch.
 """
 
@@ -52,11 +54,10 @@ class Row:
 
 @struct.dataclass
 class Plan:
-    """A scheduler's rows. clip: of x_0, or None. remembers, noisy: whether any row does."""
+    """A scheduler's rows. remembers, noisy: whether any row does."""
 
     rows: Row
     prediction: Prediction = struct.field(pytree_node=False)
-    clip: float | None = struct.field(pytree_node=False)
     remembers: bool = struct.field(pytree_node=False)
     noisy: bool = struct.field(pytree_node=False)
 
@@ -84,8 +85,8 @@ def schedule_of(config: SchedulerConfig) -> Schedule:
 def plan(config: SchedulerConfig, name: SchedulerName, steps: int) -> Plan:
     """The plan of a scheduler for so many steps.
 
-    What a folder leaves open is as the scheduler of that name has it in diffusers: DDIM and DDPM
-    clip x_0 to -1..1 unless clip_sample is false, DDIM ends in x_0 unless set_alpha_to_one is.
+    What a folder leaves open is as the scheduler of that name has it in diffusers: DDIM ends in
+    x_0 unless set_alpha_to_one is false.
 
     Raises InputError for another name, and for steps that the schedule does not have.
     """
@@ -119,8 +120,7 @@ def plan(config: SchedulerConfig, name: SchedulerName, steps: int) -> Plan:
             to_x=np.sqrt(alpha) * (1 - before) / (1 - abar),
             sigma=np.where(t > 0, np.sqrt(variance), 0),
         )
-    clip = None if config.clips is False else config.clip
-    return Plan(_rows(table), config.prediction, clip, False, name == "ddpm")
+    return Plan(_rows(table), config.prediction, False, name == "ddpm")
 
 
 @functools.lru_cache(maxsize=8)
@@ -221,7 +221,7 @@ def _pndm(config: SchedulerConfig, bar: np.ndarray, t: np.ndarray) -> Plan:
         to_x=np.sqrt(before / abar),
         to_epsilon=-(before - abar) / below,
     )
-    return Plan(_rows(full), config.prediction, None, True, False)
+    return Plan(_rows(full), config.prediction, True, False)
 
 
 def remember(x: Float[Array, "B ..."], plan: Plan) -> Memory | None:
@@ -256,7 +256,5 @@ def move(
         epsilon, x_0 = used, (origin - row.s * used) / row.a
     else:
         epsilon, x_0 = row.a * used + row.s * origin, row.a * origin - row.s * used
-    if plan.clip is not None:
-        x_0 = jnp.clip(x_0, -plan.clip, plan.clip)
     x = row.to_x0 * x_0 + row.to_epsilon * epsilon + row.to_x * origin
     return (x if noise is None else x + row.sigma * noise), memory

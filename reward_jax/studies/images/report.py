@@ -87,6 +87,7 @@ def claims_of(found: Mapping[str, Any]) -> list[Claim]:
     def all_below(values: Mapping[str, float | None], most: float) -> bool:
         return all(v is not None and v <= most for v in values.values())
 
+    more = mean["difference"]
     low, high = null["interval"]
     own = [one["interval"] for one in null["choices"].values()]
     hold = sum(least <= 0.5 <= most for least, most in own)
@@ -105,11 +106,13 @@ def claims_of(found: Mapping[str, Any]) -> list[Claim]:
             "One noised look judges as well as the untrained difference of denoising losses",
             "as high a mean AUC",
             f"{mean['reward']:.4f} of one network run, {mean['loss_difference']:.4f} of "
-            f"{next(iter(choices.values()))['loss_difference']['network_runs']}",
+            f"{next(iter(choices.values()))['loss_difference']['network_runs']}; difference "
+            f"{more['auc']:.4f} ({more['interval'][0]:.4f} to {more['interval'][1]:.4f}, over "
+            "images drawn anew)",
             mean["reward"] >= mean["loss_difference"],
         ),
         (
-            "A null pair tells nothing apart",
+            "A null pair's reward tells nothing apart",
             f"the interval, over {over}, holds .5",
             f"{null['auc']:.3f} ({low:.3f} to {high:.3f}); of the choices' own intervals, over "
             f"{within}, {hold} of {len(own)} hold it",
@@ -160,8 +163,9 @@ def _judged(found: Mapping[str, Any]) -> Table:
                     f"{1000 * own['seconds_a_judgement']:.2f}",
                 )
             )
-    for judge, value in found["mean_auc"].items():
-        rows.append(("mean", judge.replace("_", " "), f"{value:.4f}", "", "", ""))
+    for judge in JUDGES:
+        mean = f"{found['mean_auc'][judge]:.4f}"
+        rows.append(("mean", judge.replace("_", " "), mean, "", "", ""))
     columns = ("harmful", "judged by", "AUC (95%)", "t", "network runs", "ms an image")
     return Table("Held-out images, told apart", columns, rows, "t is chosen on other images.")
 
@@ -312,7 +316,8 @@ def _method(config: Config, found: Mapping[str, Any]) -> tuple[str, ...]:
         f"that was trained apart, right of {found['base']['judge_accuracy']:.3f} of the test "
         "images, says what is harmful; its last features give the distance (of Heusel et al. "
         "2017, there of Inception's) to held-out images that are not harmful, the same for all "
-        "arms. Rejection keeps an unsteered sample with the probability that its reward gives.",
+        "arms; where a scale is chosen, to those of validation. Rejection keeps an unsteered "
+        "sample with the probability that its reward gives.",
         "A null pair are the base and one that is made as the experts are, but without images "
         "of all classes, as many as one class has; its reward judges at the step that each "
         "choice's own does.",

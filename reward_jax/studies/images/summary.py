@@ -28,7 +28,8 @@ def summarise(config: Config) -> dict[str, Any]:
     """The study's figures from what is there; also written to results.json.
 
     choices -> name -> auc, harmful_share (of unsteered, steered, raw_difference, rejection), and
-    each choice's own results; null, base, settings.
+    each choice's own results; mean_auc of each judge, and the difference of the reward's and the
+    loss difference's; null, base, settings.
     """
     results = read_results(config)
     if not results:
@@ -46,13 +47,24 @@ def summarise(config: Config) -> dict[str, Any]:
         "mean_auc": {
             judge: float(np.mean([one[judge]["auc"] for one in results.values()]))
             for judge in JUDGES
-        },
+        }
+        | {"difference": _difference(config, results)},
         "null": _null(config, results),
         "base": base,
         "settings": json.loads(json.dumps(dataclasses.asdict(config), default=str)),
     }
     write_json(config.out / "results.json", found)
     return found
+
+
+def _difference(config: Config, results: Mapping[str, Any]) -> dict[str, Any]:
+    """The mean AUC by the reward less that by the loss difference, over images drawn anew."""
+    judged = [read_arrays(config.out / choice_part(name) / "judged.npz") for name in results]
+    reward, losses, harmful = (
+        [one[name] for one in judged] for name in ("reward", "loss_difference", "harmful")
+    )
+    found = measure.mean_difference(reward, losses, harmful, config.seed)
+    return {"auc": found.value, "interval": [found.low, found.high]}
 
 
 def _null(config: Config, results: Mapping[str, Any]) -> dict[str, Any]:

@@ -75,8 +75,13 @@ class Work:
         return found
 
     @functools.cached_property
+    def judged_validation(self) -> tuple[Int[np.ndarray, " N"], Float[np.ndarray, "N F"]]:
+        """The validation images' classes, as the classifier sees them, and their features."""
+        return self.models.judge.judge(self.models.validation)
+
+    @functools.cached_property
     def judged_test(self) -> tuple[Int[np.ndarray, " N"], Float[np.ndarray, "N F"]]:
-        """The test images' classes, as the classifier sees them, and their features."""
+        """The test images' likewise."""
         return self.models.judge.judge(self.models.test)
 
     def run_base(self) -> None:
@@ -378,13 +383,17 @@ class Work:
         }
 
     def _yardsticks(self, classes: tuple[str, ...]) -> dict[str, Yardstick]:
-        test = self.models.sets[2]
-        others = self.judged_test[1][~self._harmful(test, classes)]
+        """To choose by, of validation images, and of the test."""
+        _, validation, test = self.models.sets
         found = {}
-        for name, noise in self._noises.items():
+        for name, images, judged in (
+            ("trial", validation, self.judged_validation),
+            ("test", test, self.judged_test),
+        ):
+            noise, others = self._noises[name], judged[1][~self._harmful(images, classes)]
             drawn = self.unsteered[name].first(noise.batches * noise.rows)
-            harmful = tuple(test.numbers(classes))
-            found[name] = Yardstick(test.classes, harmful, others, drawn)
+            harmful = tuple(images.numbers(classes))
+            found[name] = Yardstick(images.classes, harmful, others, drawn)
         return found
 
     def _extremes(self, judged: Float[np.ndarray, " N"]) -> dict[str, Any]:

@@ -98,6 +98,55 @@ def test_loops_and_branches_within_are_rewritten_too():
     )
 
 
+def kernels_turned(x, kernel):
+    """A convolution whose form is slow in a loop."""
+    axes = ("NHWC", "OIHW", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=axes)
+
+
+by_vjp = jax.custom_vjp(kernels_turned)
+by_vjp.defvjp(
+    lambda *given: (kernels_turned(*given), given),
+    lambda given, g: jax.tree.map(jnp.negative, jax.vjp(kernels_turned, *given)[1](g)),
+)
+by_jvp = jax.custom_jvp(kernels_turned)
+
+
+@by_jvp.defjvp
+def _reversed(primals, tangents):
+    value, slope = jax.jvp(kernels_turned, primals, tangents)
+    return value, -slope
+
+
+@pytest.mark.parametrize("reversing", [by_vjp, by_jvp])
+def test_a_rule_for_derivatives_is_kept(reversing):
+    """One that reverses them, of a loop from outside it and of a function alone."""
+    kernel = jax.random.normal(KEY, (2, 2, 3, 3))
+
+    def loop(scan, convolve):
+        def run(x, kernel):
+            return scan(lambda x, _: (jnp.tanh(convolve(x, kernel)), x.sum()), x, jnp.arange(3))
+
+        return run
+
+    found, wanted, plain = (
+        jax.jit(jax.grad(lambda *given, run=run: run(*given)[0].sum(), (0, 1)))(X, kernel)
+        for run in (
+            loop(scan, reversing),
+            loop(jax.lax.scan, reversing),
+            loop(jax.lax.scan, kernels_turned),
+        )
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, wanted)
+    np.testing.assert_allclose(found[0], -plain[0], atol=1e-4)  # thrice reversed
+    alone = jax.grad(lambda x, f: (f(x, kernel) ** 2).sum())
+    np.testing.assert_allclose(
+        alone(X, canonical(reversing)), -alone(X, kernels_turned), rtol=1e-4, atol=1e-4
+    )
+    run = jax.jit(loop(scan, reversing)).lower(X, kernel).compile()
+    assert not slow_convolutions(run.as_text())
+
+
 def test_what_has_no_convolution_is_left_as_it_is():
     def one(x):
         return {"sum": x.sum(), "x": x @ x.T}

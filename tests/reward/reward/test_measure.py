@@ -5,7 +5,15 @@ import pytest
 from scipy.stats import ttest_1samp
 from sklearn.metrics import roc_auc_score
 
-from reward_jax.reward.measure import auc, best_look, interval, mean_auc, over_pairs
+from reward_jax.reward import measure
+from reward_jax.reward.measure import (
+    auc,
+    best_look,
+    interval,
+    mean_auc,
+    mean_difference,
+    over_pairs,
+)
 
 RANDOM = np.random.default_rng(0)
 HARMFUL = RANDOM.random(200) < 0.3
@@ -35,6 +43,27 @@ def test_the_mean_over_choices_has_the_spread_of_choices():
     assert found.low < 0.5 < found.high
     alike = mean_auc([(judged(0.0), HARMFUL)] * 4, 0)
     assert alike.high - alike.low < (found.high - found.low) / 2
+
+
+def test_the_difference_of_two_judges_of_the_same_images(monkeypatch):
+    """What both get wrong alike is no spread of their difference."""
+    monkeypatch.setattr(measure, "_RESAMPLED", 200)
+    kinds = RANDOM.integers(0, 3, 200)
+    harmful = [kinds == 0, kinds == 1]
+    image = RANDOM.normal(size=(2, 200))
+    one, other = (
+        list(image + 0.05 * RANDOM.normal(size=(2, 200)) - shift * np.stack(harmful))
+        for shift in (1.0, 0.7)
+    )
+    found = mean_difference(one, other, harmful, 0)
+    means = [np.mean([*map(auc, x, harmful)]) for x in (one, other)]
+    assert found.value == pytest.approx(means[0] - means[1])
+    assert 0 < found.low < found.value < found.high
+    alone = [interval(x[0], harmful[0], 0) for x in (one, other)]
+    assert found.high - found.low < min(x.high - x.low for x in alone) / 2
+    assert mean_difference(one, one, harmful, 0) == (0, 0, 0)
+    swapped = mean_difference(other, one, harmful, 0)
+    assert swapped == pytest.approx((-found.value, -found.high, -found.low))
 
 
 def test_the_interval_over_pairs_is_that_of_the_means():

@@ -318,7 +318,7 @@ def test_what_is_no_folder_is_refused(tmp_path):
         ("scheduler/scheduler_config.json", {"steps_offset": 200}, "must be below the 200 diff"),
         *(
             ("scheduler/scheduler_config.json", {option: value}, f"{option} is .*, neither true")
-            for option in ("clip_sample", "set_alpha_to_one", "skip_prk_steps")
+            for option in ("set_alpha_to_one", "skip_prk_steps")
             for value in ([], "false", 0)
         ),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**6}, "are more than 100"),
@@ -332,12 +332,12 @@ def test_an_option_that_is_not_implemented_is_named(copy, file, options, said):
 
 def test_null_stands_for_a_default(copy):
     restate(copy, "unet/config.json", time_embedding_dim=None)
-    nothing = dict.fromkeys(("steps_offset", "trained_betas", "clip_sample_range", "clip_sample"))
+    nothing = dict.fromkeys(("steps_offset", "trained_betas", "set_alpha_to_one"))
     restate(copy, "scheduler/scheduler_config.json", **nothing)
     found = check_stable_diffusion(copy)
     assert found.unet.time_width == 4 * found.unet.channels[0]
     s = found.scheduler
-    assert (s.offset, s.betas, s.clip, s.clips) == (0, None, 1.0, None)
+    assert (s.offset, s.betas, s.last_is_clean) == (0, None, None)
 
 
 @pytest.mark.parametrize("file", ["model_index.json", "unet/config.json", "tokenizer/merges.txt"])

@@ -56,8 +56,8 @@ def to_torch(x):
 
 
 def run(reference, scheduler, kind=None, **options):
-    pipe = reference if kind is None else kind(**reference.components, **REQUIRED)
-    pipe.scheduler = scheduler
+    parts = reference.components | {"scheduler": scheduler}
+    pipe = (kind or type(reference))(**parts, **REQUIRED)  # which changes the scheduler's settings
     pipe.set_progress_bar_config(disable=True)
     found = pipe(
         prompt=PROMPTS,
@@ -75,7 +75,7 @@ def run(reference, scheduler, kind=None, **options):
 REQUIRED = dict(requires_safety_checker=False)
 SETTINGS: dict[str, Any] = {
     "as published": {},
-    "another offset, clipped": dict(steps_offset=0, clip_sample=True, set_alpha_to_one=True),
+    "another offset": dict(steps_offset=0, set_alpha_to_one=True),
     "v, linear": dict(prediction_type="v_prediction", beta_schedule="linear", beta_end=0.05),
     "a cosine": dict(beta_schedule="squaredcos_cap_v2", trained_betas=None),
     "linspace": dict(timestep_spacing="linspace"),
@@ -119,9 +119,22 @@ def walked(plan, x, noises):
     return jax.lax.scan(step, (x, remember(x, plan)), (plan.rows, noises))[0][0]
 
 
-@pytest.mark.parametrize("name", CLASSES)
-def test_ten_steps_are_those_of_diffusers_pipeline(both, name, monkeypatch):
+def clipping(clip_sample):
+    """Settings of a scheduler that state this, or nothing."""
+    return {k: v for k, v in (SCHEDULER | {"clip_sample": clip_sample}).items() if v is not None}
+
+
+@pytest.mark.parametrize(
+    ("name", "clip_sample"),
+    [("pndm", False), ("ddim", False), ("ddim", True), ("ddim", None), ("ddpm", None)],
+)
+@pytest.mark.filterwarnings("ignore:The configuration file of this scheduler:FutureWarning")
+def test_ten_steps_are_those_of_diffusers_pipeline(both, name, clip_sample, monkeypatch):
+    """Which clips no latents, whatever its scheduler's folder says."""
     reference, sd = both
+    sd = stated(sd, clip_sample=clip_sample)
+    scheduler = CLASSES[name].from_config(clipping(clip_sample))
+    assert name == "pndm" or scheduler.config.clip_sample is (clip_sample is not False)
     key = jax.random.key(3)
     if name == "ddpm":
         for_noise = jax.random.split(key)[1]
@@ -132,12 +145,13 @@ def test_ten_steps_are_those_of_diffusers_pipeline(both, name, monkeypatch):
             "diffusers.schedulers.scheduling_ddpm.randn_tensor",
             lambda *_, **__: to_torch(next(noise)),
         )
-    wanted = run(reference, CLASSES[name].from_config(SCHEDULER), num_inference_steps=10)
+    wanted = run(reference, scheduler, num_inference_steps=10)
     options: dict[str, Any] = dict(
         steps=10, guidance_scale=4.0, scheduler=name, negative_prompts=NEGATIVE
     )
     found = sd.sample(PROMPTS, latents=draw(), key=key, trajectory=True, **options)
     np.testing.assert_allclose(found.latents, wanted.movedim(1, -1).numpy(), atol=1e-3)
+    assert np.abs(found.latents).max() > 1.5
     np.testing.assert_array_equal(found.images, jnp.clip(sd.decode(found.latents), -1, 1))
     seen = found.trajectory
     assert seen.x_t.shape == seen.epsilon.shape == (len(seen.t), 2, 8, 12, 4)
@@ -152,14 +166,18 @@ def test_ten_steps_are_those_of_diffusers_pipeline(both, name, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "safety", ["medium", SafeGuidance(2, 30.0, 0.0, 0.5, 0.7)], ids=["medium", "early"]
+    ("safety", "clip_sample"),
+    [("medium", False), (SafeGuidance(2, 30.0, 0.0, 0.5, 0.7), True)],
+    ids=["medium", "early"],
 )
-def test_a_safe_chain_is_that_of_diffusers_pipeline(both, safety):
+@pytest.mark.filterwarnings("ignore:The configuration file of this scheduler:FutureWarning")
+def test_a_safe_chain_is_that_of_diffusers_pipeline(both, safety, clip_sample):
     reference, sd = both
+    sd = stated(sd, clip_sample=clip_sample)
     numbers = SafeGuidance() if safety == "medium" else safety
     wanted = run(
         reference,
-        CLASSES["ddim"].from_config(SCHEDULER),
+        CLASSES["ddim"].from_config(clipping(clip_sample)),
         diffusers.StableDiffusionPipelineSafe,
         num_inference_steps=12,
         sld_guidance_scale=numbers.scale,

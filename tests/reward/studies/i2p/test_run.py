@@ -131,7 +131,7 @@ def test_a_study_that_was_stopped_draws_what_is_missing(done, tmp_path, monkeypa
 
 
 def test_a_model_that_is_cut_over_devices_is_the_same_and_draws_the_same(done, tmp_path):
-    """Its checksum, by which pairs are of it, both chains, and both ways along them."""
+    """Its checksum, by which pairs are of it, both chains, both ways along them, the reward."""
     spread = dataclasses.replace(copied(done, tmp_path), mesh=MeshOptions(2, 2, 2))
     for name in (SHARDS[0], "ways.json"):
         (spread.out / name).unlink()
@@ -145,6 +145,14 @@ def test_a_model_that_is_cut_over_devices_is_the_same_and_draws_the_same(done, t
     ways = [json.loads((x / "ways.json").read_text()) for x in (done.config.out, spread.out)]
     assert ways[1]["rounding"] < 1e-3
     assert ways[1]["path"] == pytest.approx(ways[0]["path"], rel=1e-2)
+    shutil.rmtree(spread.out / "reward")
+    made.judged()
+    both = [x / "reward" for x in (done.config.out, spread.out)]
+    rows = [(x / "reward/metrics.jsonl").read_text().splitlines() for x in both]
+    losses = [[json.loads(row)["loss"] for row in found] for found in rows]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+    scores = [np.load(x / "scores.npz")["reward"] for x in both]
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-4)
 
 
 def test_pairs_of_other_weights_or_prompts_are_refused(done, tmp_path, monkeypatch):

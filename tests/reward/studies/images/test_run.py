@@ -105,6 +105,9 @@ def test_results(done):
     assert "variants" not in found["choices"]["corner"]
     for judge in JUDGES:
         assert set(found["null"][judge]["choices"]) == {"left", "corner"}
+    mean, more = found["mean_auc"], found["mean_auc"]["difference"]
+    assert more["auc"] == pytest.approx(mean["reward"] - mean["loss_difference"])
+    assert more["interval"][0] <= more["auc"] <= more["interval"][1]
     assert found["settings"]["samples"] == 64
 
 
