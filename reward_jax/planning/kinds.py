@@ -74,7 +74,7 @@ class Samples(abc.ABC, Generic[S]):
 
 
 class HeldOut(NamedTuple):
-    """Samples that a reward is asked about: x_0, and which of them the expert never saw the like.
+    """Samples that a reward is asked about: x_0, and which have what the expert was tuned without.
 
     lacking: None where nothing says so.
     """

@@ -53,7 +53,7 @@ class RewardRunOptions(RunOptions, AnyRewardNetOption, CutOption, PairOption):
         init: a reward to begin with, a file or a run: its network, target and seeds are taken
             over, and matching.path_draws are on its own paths.
         data: the base's data, for matching.x_t mixed or base: x_t is noised data. Images are read
-            as the model's were: of its size, and without the classes that it never saw.
+            as the model's were: of its size, and without the classes that were left out.
         expert_data: the expert's data, likewise, for matching.x_t mixed or expert.
         held_out: share of the data that the diagnostics are measured on, and nothing else.
     """

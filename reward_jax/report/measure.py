@@ -92,8 +92,8 @@ class Maps:
 class Judged:
     """The reward of held-out images, each noised at some diffusion steps.
 
-    t: these. rewards: the network's own output. lacking: images of classes that the expert never
-    saw; None where that is not known, or there are none, or no others.
+    t: these. rewards: the network's own output. lacking: images of classes that the expert was
+    tuned on without; None where that is not known, or there are none, or no others.
     """
 
     t: Int[np.ndarray, " L"]
@@ -111,7 +111,7 @@ class Judged:
         found = self.aucs()
         best = int(np.argmax(found))
         return (
-            "images of classes that the expert never saw have the lower reward: AUC "
+            "images of classes that the expert was tuned on without have the lower reward: AUC "
             f"{found[best]:.3f} at t {self.t[best]}, the highest of {len(found)} steps"
         )
 

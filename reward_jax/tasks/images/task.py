@@ -3,7 +3,7 @@
 Of the contract a planner, its outcome and the drawing fit: a planner's plans are pixels, made once
 from observations of width 0. What does not fit is recording: images are had, not recorded, so
 `record` says how, and no goal is known before the data are: an expert's is the classes that it
-never saw, which its file names.
+was tuned on without, which its file names.
 
 Legend: N and B images; H, W, C height, width and channels.
 """
@@ -55,7 +55,7 @@ class ImagesTask(Task):
         return []
 
     def goal(self, given: Any) -> list[str] | None:
-        """Names of the classes that an expert never saw; None where it says nothing of them."""
+        """Names of the classes that an expert was tuned on without; None where it says none."""
         if given is None:
             return None
         if isinstance(given, list | tuple) and all(isinstance(name, str) for name in given):

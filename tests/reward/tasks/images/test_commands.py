@@ -102,7 +102,10 @@ def test_a_report_of_images(made):
     assert "trajector" not in text and "plans" not in text
     # base, expert, unsteered, steered, judged, loss, diagnostics
     assert text.count("data:image/svg+xml;base64,") == 7
-    assert "images of classes that the expert never saw have the lower" in printed["report"]
+    assert (
+        "images of classes that the expert was tuned on without have the lower"
+        in printed["report"]
+    )
 
 
 @pytest.fixture(scope="module")
