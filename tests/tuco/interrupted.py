@@ -1,5 +1,6 @@
 """Runs that are killed after some batches, and what the next start computes and reads."""
 
+import functools
 import itertools
 import pathlib
 from collections.abc import Callable, Iterable
@@ -55,10 +56,12 @@ def check_it_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     run: Callable[[Journal | None], Any],
     unlike: Iterable[Callable[[Journal], Any]] = (),
+    otherwise: Callable[[Journal], Any] | None = None,
 ) -> None:
     """Check that a run killed after two batches computes the rest alone, to the same numbers.
 
     run: computes arrays in three batches or more. unlike: runs that share none of its batches.
+    otherwise: the same run in other batches, as on other devices, which computes nothing again.
     """
     with monkeypatch.context() as patch:
         every = computed(patch)
@@ -78,16 +81,22 @@ def check_it_goes_on(
         assert journal.resumed.total() == len({row for e in every[:2] for row in e.rows})
     assert [e.rows for e in rest] == [e.rows for e in every[2:]]
     jax.tree.map(np.testing.assert_array_equal, again, whole)
-    section = Journal.section
-
-    def opened(*given: Any) -> Any:  # and no more: nothing is computed
-        section(*given)
-        raise KeyboardInterrupt
-
     for other in unlike:
         with monkeypatch.context() as patch, Journal(path) as journal:
-            patch.setattr(Journal, "section", opened)
+            killed_after(patch, 0)
             journal.begin("key")
             with pytest.raises(KeyboardInterrupt):
                 other(journal)
             assert not journal.resumed
+    if otherwise is None:
+        return
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
+    with monkeypatch.context() as patch, Journal(path) as journal:
+        rest = computed(patch)
+        journal.begin("key")
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-5), otherwise(journal), whole
+        )
+    rows = [{row for e in some for row in e.rows} for some in (every[:2], rest, every)]
+    assert not rows[0] & rows[1] and rows[0] | rows[1] == rows[2]
+    assert [e.rows for e in rest] != [e.rows for e in every[2:]]

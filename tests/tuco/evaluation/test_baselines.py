@@ -89,7 +89,12 @@ def test_batches_that_are_done_are_not_computed_again(tmp_path, monkeypatch):
         return found.columns()
 
     unlike = functools.partial(run, rows=rows[::-1]), functools.partial(run, perplexity=False)
-    check_it_goes_on(tmp_path / "journal", monkeypatch, run, unlike)
+
+    def otherwise(journal):
+        monkeypatch.setattr(module, "default_budget", lambda: 64)
+        return run(journal)
+
+    check_it_goes_on(tmp_path / "journal", monkeypatch, run, unlike, otherwise)
 
 
 @pytest.mark.parametrize(

@@ -127,13 +127,14 @@ def test_questions_that_are_done_are_not_computed_again(tmp_path, monkeypatch):
     rows = [*rng.integers(0, 61, (4, 9), np.int32)]
     pair = adapter_pair(1)
 
-    def run(journal, rows=rows, options=(5, 17), alphas=(0.75, 1.0)):
+    def run(journal, rows=rows, options=(5, 17), alphas=(0.75, 1.0), budget=16):
         given = rows, np.asarray(options), alphas
-        return option_scores(pair, *given, token_budget=16, journal=journal)
+        return option_scores(pair, *given, token_budget=budget, journal=journal)
 
     changes: list[Any] = [{"rows": rows[::-1]}, {"options": (5, 18)}, {"alphas": (0.75, 1.5)}]
     unlike = [functools.partial(run, **change) for change in changes]
-    check_it_goes_on(tmp_path / "journal", monkeypatch, run, unlike)
+    otherwise = functools.partial(run, budget=32)
+    check_it_goes_on(tmp_path / "journal", monkeypatch, run, unlike, otherwise)
 
 
 @pytest.mark.parametrize(
