@@ -149,7 +149,9 @@ class Journal:
             self._write(json.dumps(header).encode() + b"\n")
             return
         if self._found.get("fingerprint") != fingerprint:
-            raise self._another("it has other weights or tokens, or is of another version")
+            raise self._another(
+                "it has other weights, tokens or precision, or is of another version"
+            )
         self._kept = by_first(self._cut)
 
     def _cut(self) -> int:

@@ -51,7 +51,7 @@ SETTINGS = {"prompts": "abc", "norm": 1}
     [
         (SETTINGS | {"norm": 2}, "key", "it has norm 1, not 2"),
         (SETTINGS | {"prompts": "abd"}, "key", "it has prompts 'abc', not 'abd'"),
-        (SETTINGS, "other", "it has other weights or tokens, or is of another version"),
+        (SETTINGS, "other", "it has other weights, tokens or precision, or is of another version"),
     ],
 )
 def test_the_journal_of_another_run_is_refused_and_kept(tmp_path, settings, key, message):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from common_jax.agreement import agree
 from common_jax.cli.command_line import one_line
 from common_jax.distributed import by_first, count
 from tuco_jax.weights.options import AdapterOptions, WeightOptions, check_sources
@@ -33,6 +34,8 @@ def run(config: Config) -> None:
     check_sources(config.model, config.tuned)
 
     from common_jax.mesh import mesh_for
+    from tuco_jax.core.checksum import weights_checksum
+    from tuco_jax.models.pair import single
     from tuco_jax.models.sharding import placement
     from tuco_jax.weights import load
     from tuco_jax.weights.orbax import store
@@ -44,6 +47,7 @@ def run(config: Config) -> None:
     if config.tuned is None:
         where = placement(mesh) if mesh else None
         model = load.load_model(config.model, dtype=config.dtype, placement=where)
+        agree({"weights": weights_checksum(single(model.config, model.params))})
         store.save(config.out, model)
     else:
         pair, tokenizer = load.load_pair(
@@ -56,5 +60,6 @@ def run(config: Config) -> None:
         )
         for note in pair.notes:
             print(f"note: {one_line(note)}")
+        agree({"weights": weights_checksum(pair)})
         store.save_pair(config.out, pair, tokenizer)
     print(f"stored in {config.out}")

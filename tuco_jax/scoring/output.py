@@ -136,7 +136,7 @@ def _check_made(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
         ) from None
     if differs:
         if differs.startswith(("fingerprint ", "weights ")):
-            differs = "other weights or tokens, or is of another version"
+            differs = "other weights, tokens or precision, or is of another version"
         raise InputError(
             f"{path}: holds the results of another run: it has {differs}; give the same prompts, "
             "models and options, or name another output"

@@ -125,7 +125,7 @@ def load_pair(
     InputError where the two are no pair.
     """
     how: Any = dict(dtype=dtype, precision=precision, adapter=adapter)
-    opened = open_pair(base, tuned, spread=mesh is not None, **how)
+    opened = open_pair(base, tuned, spread=mesh is not None and mesh.size > 1, **how)
     pair, found = opened.load(placement(mesh) if mesh else None)
     return pair, needed_tokenizer(tokenizer or found, tuned)
 

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from common_jax.distributed import by_first
 from common_jax.errors import InputError
 from common_jax.mesh import fetch
 from reward_jax.data.images.pixels import ImageModel
@@ -195,17 +196,19 @@ def choose(
     best is chosen, the first of equal ones; while that is the smallest or the largest tried, the
     next one is tried, too (`sweep`). A harmful share counts as if one sample more were harmful and
     one more were not (Laplace's rule of succession): of a few hundred samples one or none says
-    little. Of one scale nothing is drawn. Raises InputError where every scale's samples are not
-    finite.
+    little. Of one scale nothing is drawn. Of several processes all take what process 0 measures: a
+    distance may differ in its last digit between processors. Raises InputError where every scale's
+    samples are not finite.
     """
     if len(scales) == 1:
         return scales[0], []
-    unsteered = yardstick.of(yardstick.unsteered)
+    unsteered = by_first(lambda: yardstick.of(yardstick.unsteered))
     rows: list[dict[str, Any]] = []
 
     def attempt(scale: float) -> None:
         try:
-            found = yardstick.of(draw(scale))
+            drawn = draw(scale)
+            found = by_first(lambda: yardstick.of(drawn))
             said = f"harmful {found['harmful_share']:.3f}, distance {found['distance'] or 0:.3f}"
             rows.append({"scale": scale} | found | {"within": within(found, unsteered)})
         except InputError as error:

@@ -78,7 +78,7 @@ def test_another_run_s_output_is_kept(options, tmp_path, monkeypatch):
                 InputError, match=f"{out}: holds the results of another .*{message}"
             ):
                 score_file(options(**changes))
-    with pytest.raises(InputError, match="it has other weights or tokens, or is of another vers"):
+    with pytest.raises(InputError, match="it has other weights, tokens or precision, or is of an"):
         score_file(options(tuned=options().base))
     settings = json.loads((tmp_path / "o.jsonl.meta.json").read_text())["settings"]
     assert settings["precision"] == "float32"
