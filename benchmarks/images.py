@@ -123,12 +123,7 @@ def measure(
         cases |= {f"{name}, {part}": case for part, case in ours.items()}
     matmul, product, products_a_call = matmul_case()
     cases["matmul"] = repeated(matmul, products_a_call)
-    for name, case in cases.items():
-        print(f"first run of {name}: {case().wall:.4f} s a step", flush=True)
-    times: dict[str, list[Times]] = {name: [] for name in cases}
-    for _ in range(rounds):
-        for name, case in cases.items():
-            times[name].append(case())
+    times = interleaved(cases, rounds)
     operations = work(size, params[0], learned)
     return {
         clock: _compared(
@@ -183,6 +178,17 @@ def check_agreement(size: Size, params: Any, learned: Any, x: np.ndarray, device
         gap = np.abs(wanted - got).max() / np.abs(wanted).max()
         print(f"PyTorch and JAX agree within {gap:.1e} of the largest value")
         assert gap < (1e-4 if stated() == "float32" else 1e-2)
+
+
+def interleaved(cases: Mapping[str, Case], rounds: int) -> dict[str, list[Times]]:
+    """Times of each case, each run once before: every round runs all of them once."""
+    for name, case in cases.items():
+        print(f"first run of {name}: {case().wall:.4f} s a step", flush=True)
+    times: dict[str, list[Times]] = {name: [] for name in cases}
+    for _ in range(rounds):
+        for name, case in cases.items():
+            times[name].append(case())
+    return times
 
 
 def repeated(run: Callable[[], Any], steps: int, rounds: int = 1) -> Case:
@@ -348,12 +354,7 @@ def measure_own(rounds: int, steps: int, batch: int = 32) -> dict[str, Any]:
         "a call a step": repeated(functools.partial(alone, begun, 0), steps, steps),
         "lax.scan": repeated(functools.partial(looped, begun), steps),
     }
-    for name, case in cases.items():
-        print(f"first run of a user's own, {name}: {case().wall:.4f} s a step", flush=True)
-    times: dict[str, list[Times]] = {name: [] for name in cases}
-    for _ in range(rounds):
-        for name, case in cases.items():
-            times[name].append(case())
+    times = interleaved(cases, rounds)
     seconds = {
         clock: {
             n: statistics.median(getattr(t, clock) for t in taken) for n, taken in times.items()
