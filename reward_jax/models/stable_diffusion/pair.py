@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from common_jax.errors import InputError
 from common_jax.mesh import fetch
+from common_jax.precision import jit
 from reward_jax.diffusion.denoiser import ClassifierFree
 from reward_jax.models.stable_diffusion.pipeline import StableDiffusion
 from reward_jax.models.stable_diffusion.safety import SafeGuidance
@@ -99,7 +100,7 @@ def reads_alike(base: StableDiffusion, expert: StableDiffusion) -> bool:
     return all(x is y or bool(fetch(_alike(x, y))) for x, y in pairs)
 
 
-@jax.jit
+@jit
 def _alike(x: Shaped[Array, "..."], y: Shaped[Array, "..."]) -> Bool[Array, ""]:
     """Whether two arrays hold the same numbers, as far as the narrower type keeps them."""
     dtype = min(x.dtype, y.dtype, key=lambda dtype: dtype.itemsize)
