@@ -3,7 +3,7 @@
 run/
   config.yaml         settings, ready to be given to the command again
   settings.json       those that must be the same when it is resumed (`common_jax.resume`)
-  environment.json    git revision, versions, devices, precision, time and command of each start
+  environment.json    of each start: revision, versions, devices, precision, time and command
   metrics.jsonl       one object a logged step
   tensorboard/        the same numbers
 """
@@ -26,6 +26,7 @@ from common_jax import resume as resuming
 from common_jax.distributed import beat, by_first, is_first, there
 from common_jax.errors import InputError
 from common_jax.io.files import cannot_write, make_folder, parse_json, write_text, writing
+from common_jax.machine import processor
 from common_jax.precision import stated
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "check_run",
     "environment",
     "held_run",
+    "made_by",
     "note_run",
     "read_metrics",
 ]
@@ -213,18 +215,43 @@ def environment() -> dict[str, Any]:
         "command": sys.argv,
         "revision": _revision(),
         "devices": [str(d.device_kind) for d in jax.devices()],
+        "processor": processor(),
         "matmul_precision": stated(),
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
     }
 
 
+def made_by(directory: str | pathlib.Path, *packages: str) -> dict[str, str]:
+    """What made a run's results, in all of its starts, as facts of a report.
+
+    packages: those whose versions are told beside JAX's, as they are now.
+    """
+    starts = _starts(pathlib.Path(directory) / "environment.json") or [environment()]
+
+    def all_of(name: str) -> str:
+        said = (one.get(name) for one in starts)
+        flat = (x for one in said for x in (one if isinstance(one, list) else [one]))
+        return ", ".join(dict.fromkeys("not noted" if x is None else str(x) for x in flat))
+
+    return {
+        "device": all_of("devices"),
+        "processor": all_of("processor"),
+        "precision of products": all_of("matmul_precision"),
+        "revision": all_of("revision"),
+        "versions": ", ".join(f"{n} {importlib.metadata.version(n)}" for n in ("jax", *packages)),
+    }
+
+
 def _note_environment(path: pathlib.Path) -> None:
+    write_text(path, json.dumps([*_starts(path), environment()], indent=1) + "\n")
+
+
+def _starts(path: pathlib.Path) -> list[dict[str, Any]]:
     try:
         starts = parse_json(path.read_bytes()) if path.exists() else []
     except ValueError:  # cut short by a kill: its lines are lost, the run is not
         starts = []
-    starts = [*starts, environment()] if isinstance(starts, list) else [environment()]
-    write_text(path, json.dumps(starts, indent=1) + "\n")
+    return [x for x in starts if isinstance(x, dict)] if isinstance(starts, list) else []
 
 
 def _revision() -> str | None:

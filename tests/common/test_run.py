@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import stat
 
 import pytest
@@ -9,7 +10,8 @@ from tensorboardX.proto import event_pb2
 from common_jax import resume
 from common_jax import run as run_module
 from common_jax.errors import InputError
-from common_jax.run import Run, check_directory, check_run, held_run, read_metrics
+from common_jax.machine import processor
+from common_jax.run import Run, check_directory, check_run, held_run, made_by, read_metrics
 
 
 def rows(directory):
@@ -81,6 +83,22 @@ def test_an_environment_cut_short_does_not_stop_a_run(tmp_path):
     with Run(tmp_path, {}, start=1):
         pass
     assert len(json.loads(path.read_text())) == 1
+
+
+def test_results_name_all_that_made_them(tmp_path, monkeypatch):
+    for revision in ("abc+", "def", "def"):
+        monkeypatch.setattr(run_module, "_revision", lambda revision=revision: revision)
+        with Run(tmp_path, {}):
+            pass
+    path = tmp_path / "environment.json"
+    path.write_text(json.dumps([{"revision": None}, *json.loads(path.read_text())]))
+    monkeypatch.setattr(run_module, "_revision", lambda: "the one that writes the report")
+    found = made_by(tmp_path, "flax")
+    assert found["revision"] == "not noted, abc+, def"
+    assert found["processor"] == f"not noted, {processor()}"
+    assert found["precision of products"] == "not noted, float32"
+    assert re.fullmatch(r"jax [\d.]+, flax [\d.]+", found["versions"])
+    assert made_by(tmp_path / "none")["revision"] == "the one that writes the report"
 
 
 def test_revision_names_changed_files(tmp_path, monkeypatch):

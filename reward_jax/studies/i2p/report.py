@@ -3,19 +3,16 @@
 Reads the folder that `studies/i2p/run.py` fills; measures nothing.
 """
 
-import importlib.metadata
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from common_jax.io.files import read_arrays
-from common_jax.precision import stated
 from common_jax.report.figures import PALETTE, draw
 from common_jax.report.findings import Claim, Figure, Findings, Table, Verdict, print_tables, write
-from common_jax.run import environment
+from common_jax.run import made_by
 from reward_jax.studies.i2p.pairs import CHAINS
 
 __all__ = ["write_report"]
@@ -75,12 +72,7 @@ def write_report(out: pathlib.Path, summary: Mapping[str, Any]) -> pathlib.Path:
             f"{100 * summary['ways']['path']:.0f}% depends on the path",
             "stored as": settings["store"]["dtype"],
             "seconds": f"{sum(summary['seconds'].values()):.0f}, pairs apart",
-            "device": str(jax.devices()[0].device_kind),
-            "precision of products": stated(),
-            "revision": str(environment()["revision"]),
-            "versions": ", ".join(
-                f"{n} {importlib.metadata.version(n)}" for n in ("jax", "flax", "scikit-learn")
-            ),
+            **made_by(out, "flax", "scikit-learn"),
         },
         data=summary,
     )

@@ -3,20 +3,17 @@
 Reads the folder that `studies/images/run.py` fills; measures nothing.
 """
 
-import importlib.metadata
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import UInt8
 
 from common_jax.io.files import read_arrays
-from common_jax.precision import stated
 from common_jax.report.figures import PALETTE, draw
 from common_jax.report.findings import Claim, Figure, Findings, Table, print_tables, write
-from common_jax.run import environment
+from common_jax.run import made_by
 from reward_jax.data.images.pixels import tiled
 from reward_jax.studies.images.arms import OTHERS, QUALITY, SHARE
 from reward_jax.studies.images.settings import Config
@@ -344,8 +341,5 @@ def _facts(config: Config, found: Mapping[str, Any]) -> dict[str, str]:
         "images": f"{config.test_images} judged, {config.validation_images} of validation",
         "samples": f"{config.samples} of each arm",
         "seconds in sum": f"{seconds:.0f}",
-        "device": str(jax.devices()[0].device_kind),
-        "precision of products": stated(),
-        "revision": str(environment()["revision"]),
-        "versions": ", ".join(f"{n} {importlib.metadata.version(n)}" for n in ("jax", "flax")),
+        **made_by(config.out, "flax"),
     }

@@ -3,20 +3,17 @@
 Reads the folder that `studies/locomotion/run.py` fills; measures nothing.
 """
 
-import importlib.metadata
 import math
 import pathlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from common_jax.precision import stated
 from common_jax.report.figures import PALETTE, draw
 from common_jax.report.findings import Figure, Findings, Table, print_tables, write
-from common_jax.run import environment
+from common_jax.run import made_by
 from reward_jax.diffusion.samplers import make_sampler
 from reward_jax.studies.locomotion.arms import compared
 from reward_jax.studies.locomotion.claims import (
@@ -359,7 +356,6 @@ def _strips(config: Config, name: str) -> Figure | None:
 
 
 def _facts(config: Config, found: Mapping[str, Any]) -> dict[str, str]:
-    names = ("jax", "flax", "gymnasium", "mujoco")
     seconds = sum(sum(one["seconds"].values()) for one in found["robots"].values())
     return {
         "environments": ", ".join(found["environments"]),
@@ -368,10 +364,7 @@ def _facts(config: Config, found: Mapping[str, Any]) -> dict[str, str]:
         f"{config.rollout.steps} steps at most, {config.rollout.execute} executed of each plan",
         "validation episodes": f"{config.validation} for each setting",
         "seconds in sum": f"{seconds:.0f}",
-        "device": str(jax.devices()[0].device_kind),
-        "precision of products": stated(),
-        "revision": str(environment()["revision"]),
-        "versions": ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names),
+        **made_by(config.out, "flax", "gymnasium", "mujoco"),
     }
 
 

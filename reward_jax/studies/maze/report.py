@@ -3,19 +3,16 @@
 Reads the folder that `studies/maze/run.py` fills; measures nothing.
 """
 
-import importlib.metadata
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from common_jax.io.files import read_arrays
-from common_jax.precision import stated
 from common_jax.report.figures import draw
 from common_jax.report.findings import Claim, Figure, Findings, Table, Verdict, print_tables, write
-from common_jax.run import environment
+from common_jax.run import made_by
 from reward_jax.tasks.maze.mazes import Maze, draw_maze, maze
 
 __all__ = ["write_report"]
@@ -38,7 +35,7 @@ def write_report(out: pathlib.Path, summary: Mapping[str, Any], scale: float) ->
         figures=[_maps(out, maze(n), results) for n, results in by_maze.items()],
         method=METHOD,
         caveats=CAVEATS,
-        facts=_facts(summary, scale),
+        facts=_facts(out, summary, scale),
         data={k: v for k, v in summary.items() if k != "results"} | {"goals_by_maze": by_maze},
     )
     print_tables(findings)
@@ -212,8 +209,7 @@ def _reward_map(folder: pathlib.Path) -> np.ndarray:
     return read_arrays(folder / "maps.npz", ["reward"], mend)["reward"]
 
 
-def _facts(summary: Mapping[str, Any], scale: float) -> dict[str, str]:
-    names = ("jax", "flax", "gymnasium-robotics", "mujoco")
+def _facts(out: pathlib.Path, summary: Mapping[str, Any], scale: float) -> dict[str, str]:
     null = summary["null_share_in_goal_cell"]
     return {
         "null control": "none"
@@ -222,8 +218,5 @@ def _facts(summary: Mapping[str, Any], scale: float) -> dict[str, str]:
         "the map of two checkpoints of their base",
         "guidance scale": f"{scale:g} (1 moves as far as the expert's mean would)",
         "seconds of all goals": f"{summary['seconds']:.0f}, bases apart",
-        "device": str(jax.devices()[0].device_kind),
-        "precision of products": stated(),
-        "revision": str(environment()["revision"]),
-        "versions": ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names),
+        **made_by(out, "flax", "gymnasium-robotics", "mujoco"),
     }
