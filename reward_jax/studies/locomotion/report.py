@@ -82,13 +82,26 @@ def _method(config: Config) -> tuple[str, ...]:
         f"and on the paths of guided chains ({trained}). A discriminator of one seed, a network "
         "over the window, is trained for as many steps in all, on noised data.",
         "Robots plan again and again, and execute the first actions of each plan. All arms have "
-        "the same test starts. Scale and t_stopgrad of each guide are those of the highest return "
-        "on validation seeds (the authors chose theirs on the rollouts that they report). Errors "
+        f"the same test starts. {_guidance(config)} Errors "
         "are standard errors over environments; of the reward an environment's return is the mean "
         "over reward seeds, whose own error stands apart. What is said to be more is more by two "
         "standard errors of both kinds.",
         "Controls: lower temperatures of the unsteered base, the raw difference of the two scores "
         "as a guide, which needs no reward, and the expert's own plans.",
+    )
+
+
+def _guidance(config: Config) -> str:
+    """Whose guidance arms have; where a single one is given it is nobody's choice."""
+    if len(config.scales) == len(config.t_stopgrads) == 1:
+        return (
+            f"Every guide has scale {config.scales[0]:g} and t_stopgrad {config.t_stopgrads[0]}, "
+            "given and not chosen: another may have returned more."
+        )
+    return (
+        "Scale and t_stopgrad of each guide are those of the highest return on validation seeds "
+        "(the authors chose theirs on the rollouts that they report), or the next best where "
+        "that one's plans are not finite on a test start."
     )
 
 
@@ -117,7 +130,6 @@ def _table(title: str, environments: Mapping[str, Any], *, whole: bool) -> Table
     rows = []
     for identifier, arms in environments.items():
         for name, one in arms.items():
-            settings = one["settings"]
             rows.append(
                 (
                     identifier,
@@ -125,7 +137,7 @@ def _table(title: str, environments: Mapping[str, Any], *, whole: bool) -> Table
                     _arm(one),
                     *([_normalized(one)] if whole else []),
                     *(more(one["over"][other]) for other in ("unsteered", "discriminator")),
-                    f"{_scale(one)}, {settings['t_stopgrad']}",
+                    f"{_chosen(one, 'scale')}, {_chosen(one, 't_stopgrad')}",
                     " + ".join(f"{seconds:.0f}" for seconds in one["seconds"].values()),
                 )
             )
@@ -141,12 +153,12 @@ def _normalized(one: Mapping[str, Any]) -> str:
     return f"{one['normalized']:.2f} +- {one['normalized_standard_error']:.2f}{apart}"
 
 
-def _scale(one: Mapping[str, Any]) -> str:
-    """The scale that was chosen, and whether it is the last of those that were tried."""
-    tried = sorted({row["scale"] for row in one.get("validation", [])})
-    scale = one["settings"]["scale"]
+def _chosen(one: Mapping[str, Any], name: str) -> str:
+    """A scale or t_stopgrad, and whether it is the last of those tried; none is below 0."""
+    tried = sorted({row[name] for row in one.get("validation", [])})
+    value = one["settings"][name]
     edges = {tried[0]: "smallest", tried[-1]: "largest"} if len(tried) > 1 else {}
-    return f"{scale:g}" + (f" (the {edges[scale]} tried)" if scale in edges else "")
+    return f"{value:g}" + (f" (the {edges[value]} tried)" if value and value in edges else "")
 
 
 def _sweeps(bases: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -285,7 +297,7 @@ def _ablations(found: Mapping[str, Any]) -> Table:
             of_arms = (*(_arm(arms[arm]) for arm in MAIN), _best_temperature(arms))
             share = share_of(arms, "reward", "raw_difference")
             explained = _means_explained(arms.get("diagnostics"))
-            scale = _scale(arms["reward"])
+            scale = _chosen(arms["reward"], "scale")
             rows.append((identifier, name, *of_arms, scale, change, share, *explained))
     names = (*(arm.replace("_", " ") for arm in MAIN), "best temperature")
     rest = ("the reward's scale", "reward, changed", "gain / raw difference's")

@@ -1,5 +1,8 @@
 """The locomotion study's report, of made up results: the paper's figures beside ours."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from reward_jax.studies.locomotion import claims, report
@@ -59,3 +62,34 @@ def test_the_mean_of_the_three_is_that_of_the_paper_s_table(base, arm, paper):
 def test_the_gain_that_is_claimed_is_that_of_the_means():
     of = [[arms[name][0] for arms in claims.PAPER.values()] for name in ("unsteered", "reward")]
     assert sum(of[1]) / sum(of[0]) - 1 == pytest.approx(claims.PAPER_GAIN, abs=5e-4)
+
+
+def tried(*pairs):
+    rows = [{"scale": scale, "t_stopgrad": stop, "return": 1.0} for scale, stop in pairs]
+    return lambda scale, stop: {
+        "settings": {"scale": scale, "t_stopgrad": stop},
+        "validation": rows,
+    }
+
+
+@pytest.mark.parametrize(
+    "scale, stop, wanted",
+    [
+        (0.5, 3, ("0.5 (the smallest tried)", "3")),
+        (1.0, 0, ("1", "0")),
+        (2.0, 6, ("2 (the largest tried)", "6 (the largest tried)")),
+    ],
+)
+def test_what_was_chosen_at_an_edge_is_marked(scale, stop, wanted):
+    arm = tried((0.5, 0), (1.0, 0), (2.0, 0), (2.0, 3), (2.0, 6))(scale, stop)
+    assert tuple(report._chosen(arm, name) for name in ("scale", "t_stopgrad")) == wanted
+    only = tried((scale, stop))(scale, stop)
+    assert report._chosen(only, "t_stopgrad") == str(stop)
+
+
+def test_guidance_that_nobody_chose_is_told_as_such():
+    one: Any = SimpleNamespace(scales=[1.5], t_stopgrads=[3])
+    assert "scale 1.5 and t_stopgrad 3, given and not chosen" in report._guidance(one)
+    for more in ({"scales": [1.0, 2.0]}, {"t_stopgrads": [0, 3]}):
+        several: Any = SimpleNamespace(**vars(one) | more)
+        assert "on validation seeds" in report._guidance(several)
