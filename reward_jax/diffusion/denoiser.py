@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
+from common_jax import struct
 from common_jax.errors import InputError
 from common_jax.precision import precise
 from reward_jax.diffusion.process import (
@@ -306,5 +306,9 @@ def score_and_x0(
 
 
 def as_argument(tree: PyTree[Any]) -> PyTree[Any]:
-    """A callable, or a tree of some, as an argument of jit: functions are wrapped in `Partial`."""
-    return jax.tree.map(lambda x: jax.tree_util.Partial(x) if callable(x) else x, tree)
+    """A callable, or a tree of some, as an argument of jit: functions are wrapped in `Partial`.
+
+    Dataclasses of users' own are in `struct.Apart`.
+    """
+    wrapped = jax.tree.map(lambda x: jax.tree_util.Partial(x) if callable(x) else x, tree)
+    return struct.apart(wrapped)

@@ -16,9 +16,9 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from common_jax import struct
 from common_jax.errors import InputError
 from reward_jax.diffusion.schedule import Schedule
 

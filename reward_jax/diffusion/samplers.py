@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Float, Int
 
+from common_jax import struct
 from common_jax.errors import InputError
 from reward_jax.diffusion.process import posterior_mean
 from reward_jax.diffusion.schedule import Schedule
@@ -47,7 +47,7 @@ class Jump(NamedTuple):
 
 
 class Sampler:
-    """The base of samplers, which are frozen pytrees (`flax.struct.dataclass`).
+    """The base of samplers, which are frozen pytrees (`common_jax.struct.dataclass`).
 
     guides_first: guidance moves x_t before the model is evaluated, as in Diffuser. Else it is
     added to the score that the move is made with (Dhariwal and Nichol 2021, algorithm 2).

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
+from common_jax import struct
 from common_jax.checksum import checksum, program_checksum
 from common_jax.errors import InputError
 
@@ -60,9 +60,9 @@ def as_source(batches: Any) -> Any:
             if not isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float):
                 raise InputError(
                     f"{type(batches).__name__} is no pytree of arrays: make the source one, such "
-                    "as a flax.struct.dataclass"
+                    "as by common_jax.struct.dataclass"
                 )
-        return batches
+        return struct.apart(batches)
     if not isinstance(batches, tuple | np.ndarray | jax.Array):
         raise InputError(
             f"{type(batches).__name__} cannot be drawn from: give an array x_0, (x_0, cond) or "

@@ -19,9 +19,9 @@ Legend: B batch, N data rows, T diffusion steps; x has any shape of a row.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
+from common_jax import struct
 from common_jax.errors import InputError
 from common_jax.precision import jit
 from reward_jax import sharding

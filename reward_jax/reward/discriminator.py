@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from common_jax import struct
 from common_jax.checksum import checksum
 from common_jax.cli.ranges import check_ranges
 from common_jax.errors import InputError

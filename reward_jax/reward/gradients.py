@@ -12,9 +12,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float, Int
 
+from common_jax import struct
 from common_jax.errors import InputError
 from reward_jax.diffusion.denoiser import Condition
 from reward_jax.diffusion.process import check_shape

@@ -10,9 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float, Int, PyTree
 
+from common_jax import struct
 from common_jax.errors import InputError
 from common_jax.precision import precise
 from reward_jax.diffusion.denoiser import Condition, steps_of

@@ -21,10 +21,10 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
+from common_jax import struct
 from common_jax.checksum import checksum, program_checksum
 from common_jax.cli.ranges import check_ranges
 from common_jax.errors import InputError

@@ -17,10 +17,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from common_jax import struct
 from common_jax.mesh import constrain
 from tuco_jax.core.cache import Cache, LayerCache
 from tuco_jax.core.layer import PairLayer

@@ -21,10 +21,10 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped
 
+from common_jax import struct
 from common_jax.errors import InputError
 from common_jax.mesh import constrain
 from tuco_jax.core.budget import default_budget

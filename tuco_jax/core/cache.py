@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Bool, Int, Shaped
 
+from common_jax import struct
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.layers import KeysValues
 from tuco_jax.models.pair import Pair

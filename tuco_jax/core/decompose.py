@@ -17,10 +17,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped
 
+from common_jax import struct
 from common_jax.mesh import constrain
 from tuco_jax.core.layer import PairLayer
 from tuco_jax.core.places import Places

@@ -5,9 +5,9 @@ Legend: B rows, T tokens, C selected tokens of a row, D residual width.
 
 from typing import NamedTuple
 
-from flax import struct
 from jaxtyping import Array, Float
 
+from common_jax import struct
 from tuco_jax.core.cache import Join
 from tuco_jax.core.places import ModelPlaces
 from tuco_jax.models.config import ModelConfig

@@ -8,9 +8,9 @@ import dataclasses
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from common_jax import struct
 from tuco_jax.core.cache import Cache
 from tuco_jax.models.config import ModelConfig
 from tuco_jax.models.pair import Pair

@@ -20,9 +20,9 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Bool, Int
 
+from common_jax import struct
 from tuco_jax.core.cache import Ahead, Cache, LayerCache, each
 from tuco_jax.core.engine import Engine, Phase
 from tuco_jax.core.layer import PairLayer

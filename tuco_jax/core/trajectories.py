@@ -20,10 +20,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped
 
+from common_jax import struct
 from common_jax.mesh import constrain
 from tuco_jax.core.cache import Ahead, LayerCache
 from tuco_jax.core.engine import Phase, run

@@ -18,11 +18,11 @@ from typing import Any, Protocol, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
+from common_jax import struct
 from tuco_jax.core.cache import Cache
 from tuco_jax.core.layer import PairLayer, stacked_layers
 from tuco_jax.models.pair import Pair
@@ -102,6 +102,7 @@ def walk(
     the last carry and the cache with its next columns written.
     """
     depth = source.ends.base_config.depth
+    step = struct.apart(step)
     return source.run(step, carry, inputs, cache, start, depth if stop is None else stop)
 
 

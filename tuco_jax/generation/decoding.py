@@ -22,10 +22,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from common_jax import struct
 from common_jax.mesh import constrain
 from tuco_jax.core.cache import Cache
 from tuco_jax.core.layer import ModelLayer, PairLayer

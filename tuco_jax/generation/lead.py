@@ -8,9 +8,9 @@ from collections.abc import Hashable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Bool, Int
 
+from common_jax import struct
 from tuco_jax.prompts.batching import Batch, bucket_length, pad
 from tuco_jax.prompts.prefixes import GAIN, groups_of
 

@@ -5,8 +5,9 @@ Legend: B batch, V vocabulary.
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float, Int, Key
+
+from common_jax import struct
 
 __all__ = ["Sampling", "choose", "row_keys"]
 

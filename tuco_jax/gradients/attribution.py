@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped
 
+from common_jax import struct
 from common_jax.cli.ranges import PositiveInt, check_range
 from common_jax.errors import InputError
 from common_jax.io.files import check_writable, write_text

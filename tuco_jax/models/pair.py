@@ -3,8 +3,7 @@
 import dataclasses
 from typing import Any
 
-from flax import struct
-
+from common_jax import struct
 from tuco_jax.models.config import ModelConfig, Precision
 from tuco_jax.models.decoder import Params, merge
 

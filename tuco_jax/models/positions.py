@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from common_jax import struct
 from tuco_jax.models.config import ModelConfig, Rope
 
 __all__ = ["EVERY", "LayerInfo", "Positions", "layer_infos", "rotate", "spans"]

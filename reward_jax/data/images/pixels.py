@@ -11,9 +11,9 @@ from collections.abc import Collection
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Float, Int, Key, UInt8
 
+from common_jax import struct
 from common_jax.errors import InputError
 from reward_jax.data.grids import GridSpace
 from reward_jax.data.model import SpaceGuide, SpaceModel

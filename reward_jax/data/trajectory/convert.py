@@ -13,9 +13,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Float, Int
 
+from common_jax import struct
 from common_jax.errors import InputError
 from reward_jax.data.trajectory.normalisers import Normaliser, on_last
 from reward_jax.data.trajectory.space import TrajectoryModel, check_same_space

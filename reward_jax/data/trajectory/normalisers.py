@@ -6,9 +6,9 @@ Legend: M rows, D width.
 from typing import Any, TypeVar
 
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Bool, Float
 
+from common_jax import struct
 from common_jax.errors import InputError
 
 __all__ = ["KINDS", "Normaliser", "gaussian", "limits", "on_last"]

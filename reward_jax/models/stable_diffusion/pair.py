@@ -18,9 +18,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from common_jax import struct
 from common_jax.errors import InputError
 from common_jax.mesh import fetch
 from common_jax.precision import jit

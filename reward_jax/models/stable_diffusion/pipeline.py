@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from common_jax import struct
 from common_jax.errors import InputError
 from common_jax.precision import jit
 from reward_jax import sharding

@@ -15,9 +15,9 @@ import dataclasses
 from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from common_jax import struct
 from common_jax.errors import InputError
 from reward_jax.diffusion.denoiser import Denoiser, steps_of
 from reward_jax.diffusion.process import convert, x0_to_score

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from common_jax import struct
 from common_jax.precision import jit
 from reward_jax import sharding
 from reward_jax.diffusion.process import convert, draw_noise

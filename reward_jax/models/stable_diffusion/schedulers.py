@@ -22,9 +22,9 @@ from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from common_jax import struct
 from common_jax.errors import InputError
 from reward_jax.diffusion.schedule import Schedule, cosine_schedule, from_betas
 from reward_jax.models.stable_diffusion.config import Prediction, SchedulerConfig

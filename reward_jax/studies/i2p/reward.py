@@ -20,9 +20,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Float, Int
 
+from common_jax import struct
 from common_jax.cli.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from common_jax.io.files import read_arrays
 from common_jax.precision import jit

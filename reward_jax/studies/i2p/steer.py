@@ -18,9 +18,9 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Float, Int
 
+from common_jax import struct
 from reward_jax.data.checkpoint import load_guide
 from reward_jax.data.latents import LatentSpace
 from reward_jax.diffusion.denoiser import Condition

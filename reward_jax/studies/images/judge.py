@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from flax import struct
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from common_jax import struct
 from common_jax.cli.ranges import PositiveFloat, PositiveInt
 from common_jax.errors import InputError
 from common_jax.precision import jit
