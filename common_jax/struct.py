@@ -71,7 +71,12 @@ class Apart:
 
 
 def apart(tree: PyTree[Any]) -> PyTree[Any]:
-    """A tree as an argument of a compiled function: dataclasses of others are in `Apart`."""
+    """A tree as an argument of a compiled function: dataclasses of others are in `Apart`.
+
+    Without any it is the tree itself.
+    """
+    if not any(_others(jax.tree.structure(tree))):
+        return tree
 
     def wrapped(x: Any) -> Any:
         return Apart(x, tuple(_others(jax.tree.structure(x)))) if _is_other(type(x)) else x
