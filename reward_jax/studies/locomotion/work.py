@@ -4,7 +4,7 @@ import functools
 import json
 import math
 import pathlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -102,40 +102,19 @@ class RobotWork:
         self._say(json.dumps(clock.seconds))
 
     def run_ablation(self, name: str) -> None:
-        """The reward and its bounds with one thing changed, of a robot whose own work is done.
-
-        A result of before ablations had diagnostics gets them, and keeps its returns, where its
-        models are there and its data are recorded here; else it stays as it is.
-        """
+        """The reward and its bounds with one thing changed, of a robot whose own work is done."""
         path = self.config.out / ablation_part(name) / "result.json"
-        found = read_json(path, {"arms": {}, "seconds": {}}) if there(path) else {}
+        if there(path):
+            return
         work, untouched = self._ablated(name)
-        if found:
-            untouched = [one for one in untouched if one != "judge"]  # which only arms ask for
-            if "diagnostics" in found or not self._all_there(work, untouched):
-                return
         # `cached_property` takes what stands in the object already.
         vars(work).update({one: getattr(self, one) for one in untouched})
         clock = Clock(path.with_name("seconds.json"))
-        if not found:
-            found["arms"] = work._measured(work._arms(), work.base, "arms")
-            clock.lap("all")
+        found = {"arms": work._measured(work._arms(), work.base, "arms")}
+        clock.lap("all")
         found["diagnostics"] = work._diagnostics(found["arms"])
         clock.lap("diagnostics")
-        write_json(path, found | {"seconds": found.get("seconds", {}) | clock.seconds})
-
-    def _all_there(self, work: "RobotWork", untouched: Collection[str]) -> bool:
-        """Whether an ablation's models are in files, untouched ones in this one's folder.
-
-        And its data are recorded here: files of others may be gone.
-        """
-        files = {"base": ["base"], "expert": ["expert"]}
-        files["reward"] = [f"reward_{index}" for index in range(work.own.rounds)]
-        return all(map(is_recorded, self.sources.values())) and all(
-            (self if model in untouched else work).shop.has(name)
-            for model, names in files.items()
-            for name in names
-        )
+        write_json(path, found | {"seconds": clock.seconds})
 
     def _ablated(self, name: str) -> tuple["RobotWork", list[str]]:
         """The work of an ablation, and this one's models that its change does not touch.
