@@ -68,7 +68,6 @@ class RobotWork:
         self.config, self.own, self.task = config, config.robots[name], LocomotionTask(name)
         self.part, self.world_seed = part or name, config.seed
         self.sampling = GuidanceOptions()  # but for what an arm sets
-        self.scales = config.scales
         self.sources = sources(config, name)
         self.limits: dict[str, int] = {}  # episodes of data of others, where not all
         self.measured: pathlib.Path | None = None  # where arms stand that no reward moves
@@ -123,7 +122,7 @@ class RobotWork:
         """
         a, config = self.config.ablations[name], ablated(self.config, name)
         work = RobotWork(config, self.task.name, ablation_part(name))
-        work.scales, work.limits = a.scales or config.scales, limits_of(a)
+        work.limits = limits_of(a)
         if a.sampling_steps:
             work.sampling = replace(
                 work.sampling,
@@ -136,9 +135,9 @@ class RobotWork:
         untouched = []
         if all(getattr(config, name) == getattr(self.config, name) for name in models):
             untouched = ["base", "expert", "judge"]
-            same = "sampling", "scales"
-            if config.rollout == self.config.rollout and all(
-                getattr(work, name) == getattr(self, name) for name in same
+            acts = "rollout", "scales"
+            if work.sampling == self.sampling and all(
+                getattr(config, name) == getattr(self.config, name) for name in acts
             ):
                 work.measured = self.shop.folder / "arms"
             if replace(work.own, distilled=None) == replace(self.own, distilled=None):
@@ -379,7 +378,7 @@ class RobotWork:
             say = functools.partial(self._say_of, name)
             # As many episodes of each guide: one of several seeds has `validation` for each.
             count = c.validation * (self.reward.seeds or 1) // arm.seeds
-            swept = self.sampling, self.scales, c.t_stopgrads, path.with_suffix(".sweep.json")
+            swept = self.sampling, c.scales, c.t_stopgrads, path.with_suffix(".sweep.json")
             options, rows = choose(arm, validation, count, *swept, say)
         elif name in self._temperatures():
             options = replace(options, temperature=self._temperatures()[name])
