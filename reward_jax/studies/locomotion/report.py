@@ -25,9 +25,9 @@ from reward_jax.studies.locomotion.claims import (
     share_of,
 )
 from reward_jax.studies.locomotion.data import is_recorded
+from reward_jax.studies.locomotion.models import slug
 from reward_jax.studies.locomotion.settings import Config, sources
 from reward_jax.studies.locomotion.summary import EXPLAINED, MAIN
-from reward_jax.studies.locomotion.work import slug
 from reward_jax.tasks.locomotion.collect import STEPS
 from reward_jax.tasks.locomotion.robots import ROBOTS
 from reward_jax.tasks.locomotion.task import LocomotionTask

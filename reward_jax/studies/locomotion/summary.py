@@ -7,8 +7,9 @@ from typing import Any
 
 from common_jax.errors import InputError
 from common_jax.io.files import read_json, write_json
+from reward_jax.studies.locomotion.models import ablation_part
 from reward_jax.studies.locomotion.settings import Config, changed, sources
-from reward_jax.studies.locomotion.work import ARM, ablation_part
+from reward_jax.studies.locomotion.work import ARM
 from reward_jax.tasks.locomotion.robots import ROBOTS
 
 __all__ = ["EXPLAINED", "MAIN", "read_ablations", "read_results", "summarise"]
