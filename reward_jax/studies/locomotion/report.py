@@ -25,9 +25,9 @@ from reward_jax.studies.locomotion.claims import (
     share_of,
 )
 from reward_jax.studies.locomotion.data import is_recorded
+from reward_jax.studies.locomotion.models import slug
 from reward_jax.studies.locomotion.settings import Config, sources
 from reward_jax.studies.locomotion.summary import EXPLAINED, MAIN
-from reward_jax.studies.locomotion.work import slug
 from reward_jax.tasks.locomotion.collect import STEPS
 from reward_jax.tasks.locomotion.robots import ROBOTS
 from reward_jax.tasks.locomotion.task import LocomotionTask
@@ -296,7 +296,7 @@ def _ablations(found: Mapping[str, Any]) -> Table:
             change = more(compared(arms["reward"], whole["reward"])) if whole else ""
             of_arms = (*(_arm(arms[arm]) for arm in MAIN), _best_temperature(arms))
             share = share_of(arms, "reward", "raw_difference")
-            explained = _means_explained(arms.get("diagnostics"))
+            explained = _means_explained(arms["diagnostics"])
             scale = _chosen(arms["reward"], "scale")
             rows.append((identifier, name, *of_arms, scale, change, share, *explained))
     names = (*(arm.replace("_", " ") for arm in MAIN), "best temperature")
@@ -306,10 +306,8 @@ def _ablations(found: Mapping[str, Any]) -> Table:
     return Table("Ablations", columns, rows, note)
 
 
-def _means_explained(diagnostics: Mapping[str, Any] | None) -> tuple[str, str]:
-    """What the reward explains of data and on its own paths; blank of an older result."""
-    if diagnostics is None:
-        return "", ""
+def _means_explained(diagnostics: Mapping[str, Any]) -> tuple[str, str]:
+    """What the reward explains of data and on its own paths."""
     on_data, _, on_paths = (
         f"{np.nanmean(np.array(diagnostics[key], np.float64)):.2f}" for key in EXPLAINED
     )
@@ -323,13 +321,13 @@ def _changed(option: str, value: Any) -> str:
 
 
 def _best_temperature(arms: Mapping[str, Any]) -> str:
-    """The best temperature's returns; of older results, too, where none could have changed any."""
+    """The best temperature's returns; blank where none was asked for."""
+    tried = [one for name, one in arms.items() if name.startswith("temperature ")]
+    if tried:
+        return _arm(max(tried, key=lambda one: one["mean"]))
     settings = arms["unsteered"]["settings"]
-    if not make_sampler(settings["sampler"], eta=settings["eta"]).draws_noise:
-        return "none: no noise is drawn"
-    names = [name for name in arms if name.startswith("temperature ")]
-    best = max(names, key=lambda name: arms[name]["mean"], default=None)
-    return _arm(arms[best]) if best else ""
+    draws_noise = make_sampler(settings["sampler"], eta=settings["eta"]).draws_noise
+    return "" if draws_noise else "none: no noise is drawn"
 
 
 def _sentences(environments: Mapping[str, Any]) -> list[str]:
@@ -389,5 +387,4 @@ def _data(robots: Mapping[str, Any]) -> dict[str, str]:
             for which, one in robot["data"].items()
         )
         for name, robot in robots.items()
-        if "data" in robot
     }

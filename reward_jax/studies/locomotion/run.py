@@ -25,10 +25,11 @@ from common_jax import resume
 from common_jax.distributed import there
 from reward_jax.studies.base import Part, Study
 from reward_jax.studies.locomotion.data import check_data, is_recorded
+from reward_jax.studies.locomotion.models import Models, ablation_part
 from reward_jax.studies.locomotion.report import write_report
 from reward_jax.studies.locomotion.settings import Config, check, sources
 from reward_jax.studies.locomotion.summary import read_ablations, read_results, summarise
-from reward_jax.studies.locomotion.work import RobotWork, ablation_part
+from reward_jax.studies.locomotion.work import Work
 from reward_jax.tasks.locomotion.policies import policies
 
 __all__ = ["STUDY", "Config"]
@@ -64,7 +65,7 @@ def _parts(config: Config) -> Iterator[Part]:
 
 
 def _robot(config: Config, name: str) -> None:
-    RobotWork(config, name).run()
+    Work(Models(config, name)).run()
 
 
 def _ablation(config: Config, name: str) -> None:
@@ -72,7 +73,7 @@ def _ablation(config: Config, name: str) -> None:
     if not there(config.out / robot / "result.json"):  # another process is at it, or was
         with resume.alone(config.out / robot):
             _robot(config, robot)
-    RobotWork(config, robot).run_ablation(name)
+    Work(Models(config, robot).ablation(name)).run_ablation()
 
 
 def _summarise(config: Config) -> dict[str, Any]:

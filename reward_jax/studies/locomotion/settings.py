@@ -5,7 +5,7 @@ import json
 import math
 import pathlib
 import re
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from common_jax.cli.options import CheckpointOption, DeviceOption, SeedOption
 from common_jax.cli.ranges import (
@@ -17,7 +17,7 @@ from common_jax.cli.ranges import (
 )
 from common_jax.errors import InputError
 from reward_jax.data.trajectory.windows import HorizonOption
-from reward_jax.planning.extract import Noised
+from reward_jax.planning.extract import Matching, Noised, RewardOptions
 from reward_jax.planning.fit import Training
 from reward_jax.planning.options import (
     DiffusionOption,
@@ -101,29 +101,15 @@ class RobotSettings(Rounds, NetworkOption, DiffusionOption, HorizonOption):
 class Ablation:
     """One change to a robot's study, all else the same; null keeps what stands there.
 
+    An option without words here is that of its name elsewhere: of the study, or of the robot's own
+    settings, its `reward` or its `matching`.
+
     Args:
         robot: whose.
-        base_episodes: of the base's data; of a file's, spread evenly over it.
-        expert_episodes: of the expert's data, likewise.
-        seed: of data and models.
-        steps: of matching.
-        batch_size: of matching.
-        learning_rate: of matching.
-        weight_decay: of matching.
-        path_draws: of matching.
-        action_weight: of matching.
-        target: of matching.
-        gradient_at: of matching.
-        x_t: of matching.
-        pin: of matching.
-        t_weights: of matching.
-        rounds: of matching.
-        met: of matching.
-        kind: of the reward.
-        widths: of the reward's network.
+        base_episodes: of data of others, spread evenly over them.
+        expert_episodes: likewise.
         execute: steps of a plan that are executed.
         sampling_steps: of DDIM, in place of the ancestral sampler.
-        scales: of which the guides' are chosen.
         skip: of them that a plan leaves out, which begins with what is left of the last one.
     """
 
@@ -152,39 +138,24 @@ class Ablation:
     skip: PositiveInt | None = None
 
 
+Changed = TypeVar("Changed", "Config", RobotSettings, RewardOptions, Matching)
+
+
 def ablated(config: "Config", name: str) -> "Config":
     """The settings of an ablation: of its robot alone, with one thing changed."""
-    a = config.ablations[name]
-    own = config.robots[a.robot]
-    network = given(kind=a.kind, widths=a.widths)
-    matching = given(
-        steps=a.steps,
-        batch_size=a.batch_size,
-        learning_rate=a.learning_rate,
-        weight_decay=a.weight_decay,
-        path_draws=a.path_draws,
-        action_weight=a.action_weight,
-        target=a.target,
-        gradient_at=a.gradient_at,
-        x_t=a.x_t,
-        pin=a.pin,
-        t_weights=a.t_weights,
-    )
-    own = dataclasses.replace(
-        own,
-        reward=dataclasses.replace(own.reward, **network),
-        matching=dataclasses.replace(own.matching, **matching),
-        distilled=None,
-        **given(rounds=a.rounds, met=a.met),
-    )
-    acts = given(execute=a.execute, warm_start=True if a.skip else None)
-    return dataclasses.replace(
-        config,
-        robots={a.robot: own},
-        rollout=dataclasses.replace(config.rollout, **acts),
-        ablations={},
-        **given(base_episodes=a.base_episodes, expert_episodes=a.expert_episodes, seed=a.seed),
-    )
+    change = config.ablations[name]
+    own = config.robots[change.robot]
+    reward, matching = _replaced(own.reward, change), _replaced(own.matching, change)
+    own = _replaced(own, change, reward=reward, matching=matching, distilled=None)
+    acts = given(execute=change.execute, warm_start=True if change.skip else None)
+    rollout = dataclasses.replace(config.rollout, **acts)
+    return _replaced(config, change, robots={change.robot: own}, rollout=rollout, ablations={})
+
+
+def _replaced(settings: Changed, change: Ablation, **others: Any) -> Changed:
+    """Settings with what an ablation gives of the options that they have; and with others."""
+    own = {name: value for name, value in vars(change).items() if hasattr(settings, name)}
+    return dataclasses.replace(settings, **given(**own), **others)
 
 
 def sources(config: "Config", name: str) -> dict[str, str]:
@@ -258,78 +229,15 @@ def check(config: Config) -> None:
     check_ranges(config)
     if not config.robots:
         raise InputError(f"robots is empty: give one of {', '.join(TASKS)}")
-    for name, own in config.robots.items():
-        if name not in TASKS:
-            raise InputError(f"robots: {name!r} is none; there are {', '.join(TASKS)}")
-        own.network.check(own.horizon)
-        config.rollout.check(own.horizon, name)
-        if any(stop >= own.diffusion_steps for stop in config.t_stopgrads):
-            raise InputError(
-                f"t_stopgrads are {', '.join(map(str, config.t_stopgrads))}, but t of {name} goes "
-                f"from 0 to {own.diffusion_steps - 1}: a guide that stops above it never acts; "
-                f"give numbers below {own.diffusion_steps}"
-            )
-        if own.distilled and own.distilled.reward.kind == "energy":
-            raise InputError(
-                f"robots.{name}.distilled.reward.kind is energy, the dear one: give window"
-            )
-        nets = {"reward": own.reward} | (
-            {"distilled.reward": own.distilled.reward} if own.distilled else {}
-        )
-        for where, net in nets.items():
-            try:
-                net.check(own.horizon)
-            except InputError as error:
-                raise InputError(f"robots.{name}.{where}: {error}") from None
-        if own.matching.batch_size % 2:
-            raise InputError(
-                f"robots.{name}.matching.batch_size is {own.matching.batch_size}: give an even "
-                "number, for a discriminator sees as many rows of each data set"
-            )
-        for one in (own, *([own.distilled] if own.distilled else [])):
-            one.matching.check(own.diffusion_steps)
-            if one.met and not (one.rounds > 1 and one.matching.path_draws and one.matching.pin):
-                where = f"robots.{name}" + (".distilled" if one is own.distilled else "")
-                raise InputError(
-                    f"{where}.met is of paths of a second round that begin at a state: give "
-                    "rounds 2 or more, matching.path_draws, and matching.pin true"
-                )
-        if own.expert_training.prediction != own.base_training.prediction:
-            raise InputError(
-                f"robots.{name}: expert_training.prediction must be base_training.prediction, for "
-                "experts begin as their base"
-            )
-    for name, ablation in config.ablations.items():
-        if not re.fullmatch(r"[a-z0-9][a-z0-9 _.-]*", name):
-            raise InputError(
-                f"ablations: {name!r} names a folder: give small letters, digits and spaces"
-            )
-        if ablation.robot not in config.robots:
-            raise InputError(
-                f"ablations.{name}.robot is {ablation.robot!r}: give one of "
-                + ", ".join(config.robots)
-            )
-        steps = config.robots[ablation.robot].diffusion_steps
-        if (ablation.sampling_steps or 0) > steps:
-            raise InputError(
-                f"ablations.{name}.sampling_steps is {ablation.sampling_steps}: there are {steps}"
-            )
-        if ablation.skip and ablation.skip >= (ablation.sampling_steps or 0):
-            raise InputError(
-                f"ablations.{name}.skip is {ablation.skip}: give sampling_steps, too, and more"
-            )
-        if not changed(ablation):
-            options = [field.name for field in dataclasses.fields(Ablation)][1:]
-            raise InputError(f"ablations.{name} changes nothing: give one of {', '.join(options)}")
-        try:
-            check(ablated(config, name))
-        except InputError as error:
-            raise InputError(f"ablations.{name}: {error}") from None
+    for name in config.robots:
+        _check_robot(config, name)
+    for name in config.ablations:
+        _check_ablation(config, name)
     for option in ("base_data", "expert_data", "unseen_data"):
-        given = getattr(config, option)
-        if given not in SETS and not (option == "unseen_data" and given is None):
+        source = getattr(config, option)
+        if source not in SETS and not (option == "unseen_data" and source is None):
             raise InputError(
-                f"{option} is {given!r}: give one of {', '.join(SETS)}; data of others are a "
+                f"{option} is {source!r}: give one of {', '.join(SETS)}; data of others are a "
                 f"robot's own, robots.ROBOT.data.{option.removesuffix('_data')}"
             )
     if not config.scales or not config.t_stopgrads:
@@ -347,3 +255,77 @@ def check(config: Config) -> None:
                     f"{option} is {getattr(config, option)}: the set {source} has {parts} parts; "
                     "record as many"
                 )
+
+
+def _check_robot(config: Config, name: str) -> None:
+    """InputError for what one robot's models cannot be."""
+    if name not in TASKS:
+        raise InputError(f"robots: {name!r} is none; there are {', '.join(TASKS)}")
+    own = config.robots[name]
+    own.network.check(own.horizon)
+    config.rollout.check(own.horizon, name)
+    if any(stop >= own.diffusion_steps for stop in config.t_stopgrads):
+        raise InputError(
+            f"t_stopgrads are {', '.join(map(str, config.t_stopgrads))}, but t of {name} goes "
+            f"from 0 to {own.diffusion_steps - 1}: a guide that stops above it never acts; "
+            f"give numbers below {own.diffusion_steps}"
+        )
+    if own.distilled and own.distilled.reward.kind == "energy":
+        raise InputError(
+            f"robots.{name}.distilled.reward.kind is energy, the dear one: give window"
+        )
+    learned: dict[str, Rounds] = {"": own} | (
+        {"distilled.": own.distilled} if own.distilled else {}
+    )
+    for where, one in learned.items():
+        try:
+            one.reward.check(own.horizon)
+        except InputError as error:
+            raise InputError(f"robots.{name}.{where}reward: {error}") from None
+    if own.matching.batch_size % 2:
+        raise InputError(
+            f"robots.{name}.matching.batch_size is {own.matching.batch_size}: give an even "
+            "number, for a discriminator sees as many rows of each data set"
+        )
+    for where, one in learned.items():
+        one.matching.check(own.diffusion_steps)
+        if one.met and not (one.rounds > 1 and one.matching.path_draws and one.matching.pin):
+            raise InputError(
+                f"robots.{name}.{where}met is of paths of a second round that begin at a state: "
+                "give rounds 2 or more, matching.path_draws, and matching.pin true"
+            )
+    if own.expert_training.prediction != own.base_training.prediction:
+        raise InputError(
+            f"robots.{name}: expert_training.prediction must be base_training.prediction, for "
+            "experts begin as their base"
+        )
+
+
+def _check_ablation(config: Config, name: str) -> None:
+    """InputError for a change that is none, or that could not be studied."""
+    ablation = config.ablations[name]
+    if not re.fullmatch(r"[a-z0-9][a-z0-9 _.-]*", name):
+        raise InputError(
+            f"ablations: {name!r} names a folder: give small letters, digits and spaces"
+        )
+    if ablation.robot not in config.robots:
+        raise InputError(
+            f"ablations.{name}.robot is {ablation.robot!r}: give one of "
+            + ", ".join(config.robots)
+        )
+    steps = config.robots[ablation.robot].diffusion_steps
+    if (ablation.sampling_steps or 0) > steps:
+        raise InputError(
+            f"ablations.{name}.sampling_steps is {ablation.sampling_steps}: there are {steps}"
+        )
+    if ablation.skip and ablation.skip >= (ablation.sampling_steps or 0):
+        raise InputError(
+            f"ablations.{name}.skip is {ablation.skip}: give sampling_steps, too, and more"
+        )
+    if not changed(ablation):
+        options = [field.name for field in dataclasses.fields(Ablation)][1:]
+        raise InputError(f"ablations.{name} changes nothing: give one of {', '.join(options)}")
+    try:
+        check(ablated(config, name))
+    except InputError as error:
+        raise InputError(f"ablations.{name}: {error}") from None

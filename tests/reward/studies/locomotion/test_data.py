@@ -147,7 +147,7 @@ def test_a_study_of_data_of_others(tmp_path, monkeypatch):
         ablations={"less data": Ablation(robot="hopper", base_episodes=9)},
     )
     with monkeypatch.context() as patch:  # stopped once the base is trained
-        patch.setattr(work.RobotWork, "_gap", lambda self: 1 / 0)
+        patch.setattr(work.Work, "_gap", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             STUDY.run(config)
     before = (tmp_path / "base.hdf5").read_bytes()

@@ -93,3 +93,15 @@ def test_guidance_that_nobody_chose_is_told_as_such():
     for more in ({"scales": [1.0, 2.0]}, {"t_stopgrads": [0, 3]}):
         several: Any = SimpleNamespace(**vars(one) | more)
         assert "on validation seeds" in report._guidance(several)
+
+
+def test_the_best_temperature_is_shown_or_why_there_is_none():
+    def best(settings, *names):
+        own = {"mean": 3.0, "standard_error": 1.0, "seed_standard_error": None}
+        one = own | {"settings": settings}
+        return report._best_temperature(dict.fromkeys(("unsteered", *names), one))
+
+    ddim, ancestral = {"sampler": "ddim", "eta": 0.0}, {"sampler": "ancestral", "eta": 0.0}
+    assert best(ddim) == "none: no noise is drawn" and best(ancestral) == ""
+    assert best(ancestral, "temperature 0.5") == best(ddim | {"eta": 1.0}, "temperature 0")
+    assert best(ancestral, "temperature 0.5") == "3 +- 1"

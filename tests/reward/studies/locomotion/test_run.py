@@ -1,75 +1,28 @@
 """The locomotion study at its smallest: one robot, policies of random weights."""
 
-import contextlib
 import dataclasses
 import json
 import re
-import shutil
-import types
-from typing import Any
 
 import numpy as np
 import pytest
 
 from common_jax import resume
 from common_jax.errors import InputError, Taken
-from common_jax.io.files import write_arrays
 from reward_jax.data.checkpoint import load_guide, load_model
-from reward_jax.data.trajectory.normalisers import Normaliser
 from reward_jax.data.trajectory.space import TrajectorySpace
-from reward_jax.diffusion.train import EMA
 from reward_jax.models.reward_nets import HalfUnet
 from reward_jax.planning.extract import Matching, RewardOptions
-from reward_jax.planning.fit import NetworkOptions, Training
-from reward_jax.reward.guide import GuidanceOptions
-from reward_jax.studies.locomotion import arms, run, work
-from reward_jax.studies.locomotion.report import _best_temperature, write_report
+from reward_jax.planning.fit import Training
+from reward_jax.studies.locomotion import models, run, work
+from reward_jax.studies.locomotion.report import write_report
 from reward_jax.studies.locomotion.run import STUDY, Config
-from reward_jax.studies.locomotion.settings import Ablation, RobotSettings, Rounds
+from reward_jax.studies.locomotion.settings import Ablation, Rounds
 from reward_jax.studies.locomotion.summary import EXPLAINED, MAIN
-from reward_jax.tasks.base import Outcome, Rollout
+from reward_jax.tasks.base import Rollout
 from reward_jax.tasks.locomotion import policies
 from reward_jax.tasks.locomotion.task import LocomotionTask
-from tests.reward.tasks.locomotion.conftest import random_policy
-
-TRAINING = Training(
-    steps=20, batch_size=8, ema=EMA(begin=0, every=1), steps_per_call=10, action_weight=10
-)
-OWN = RobotSettings(
-    horizon=4,
-    diffusion_steps=6,
-    network=NetworkOptions(kind="mlp", width=16, blocks=1),
-    base_training=TRAINING,
-    expert_training=TRAINING,
-    reward=RewardOptions(widths=(8,), multipliers=(8,)),
-    matching=Matching(
-        steps=10,
-        batch_size=8,
-        draws=64,
-        path_draws=48,
-        seeds=2,
-        steps_per_call=10,
-        action_weight=5,
-    ),
-    rounds=2,
-    distilled=Rounds(
-        reward=RewardOptions(widths=(6,)),
-        matching=Matching(steps=10, batch_size=8, draws=64, seeds=2, steps_per_call=10),
-    ),
-)
-
-
-@contextlib.contextmanager
-def shipped(folder):
-    """Policies of random weights, always the same, in place of those that are shipped."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(policies, "POLICIES", folder)
-        policies.policies.cache_clear()
-        stages = ("early", "late", "medium", "expert")
-        made = {stage: random_policy("hopper", i) for i, stage in enumerate(stages)}
-        policies.write_policies(folder / "hopper.safetensors", made)
-        yield
-    policies.policies.cache_clear()
+from tests.reward.studies.locomotion.small import OWN, shipped
 
 
 @pytest.fixture(scope="module")
@@ -215,33 +168,6 @@ def test_what_an_ablation_s_reward_explains(done):
 
 
 @pytest.mark.slow
-def test_an_older_ablation_is_given_what_it_explains_where_its_models_are(
-    done, tmp_path, monkeypatch
-):
-    """Without training or rollouts; where a model is gone its result stays as it is."""
-    config, found = done
-    shutil.copytree(config.out, out := tmp_path / "study")
-    for path in (out / "ablations").glob("*/result.json"):
-        result = json.loads(path.read_text())
-        del result["diagnostics"], result["seconds"]["diagnostics"]
-        path.write_text(json.dumps(result))
-    (out / "ablations" / "less-data" / "reward_0.safetensors").unlink()
-    for module, name in ((work, "fit"), (work, "fit_reward"), (work, "returns")):
-        monkeypatch.setattr(module, name, None)
-    with shipped(tmp_path):
-        again = STUDY.run(dataclasses.replace(config, out=out))
-    wanted = json.loads(json.dumps(found["ablations"]))
-    del wanted["less data"]["diagnostics"]
-    assert again["ablations"] == wanted
-    seconds = json.loads((out / "ablations/slower/result.json").read_text())["seconds"]
-    assert set(seconds) == {"all", "diagnostics"}
-    text = (out / "report" / "report.md").read_text()
-    assert "explained on data | on its own paths |" in text
-    rows = [x for x in text.splitlines() if "| Hopper-v5 | less data (base_episodes 6) |" in x]
-    assert len(rows) == 1 and rows[0].endswith("|  |  |")
-
-
-@pytest.mark.slow
 def test_models(done):
     config, _ = done
     folder = config.out / "hopper"
@@ -255,18 +181,6 @@ def test_models(done):
         == "expert"
     )
     assert not list(folder.glob("*/checkpoints"))
-
-
-@pytest.mark.slow
-def test_whose_data_are_noised(done, monkeypatch):
-    """x_t of the settings: both data sets in equal parts, or one of them alone."""
-    config, _ = done
-    one = work.RobotWork(config, "hopper")
-    vars(one).update(base_data=one.base, expert_data=one.expert)  # any two objects
-    monkeypatch.setattr(one, "_windows", lambda episodes: episodes)
-    assert one._noised("mixed").sources == (one.base, one.expert)
-    assert one._noised("base").sources == (one.base,)
-    assert one._noised("expert").sources == (one.expert,)
 
 
 @pytest.mark.slow
@@ -328,7 +242,7 @@ def test_a_report_of_two_robots_of_which_one_has_a_cheap_network(done, tmp_path,
 @pytest.mark.slow
 def test_a_second_start_makes_nothing_anew(done, monkeypatch):
     config, found = done
-    for module, name in ((work, "fit"), (work, "fit_reward"), (work, "returns")):
+    for module, name in ((models, "fit"), (models, "fit_reward"), (work, "returns")):
         monkeypatch.setattr(module, name, None)
     monkeypatch.setattr(LocomotionTask, "record", None)
     monkeypatch.setattr(run, "policies", lambda name: None)
@@ -339,7 +253,7 @@ def test_an_ablation_waits_for_its_robot(tmp_path, monkeypatch):
     """It begins with the robot's models: where another process makes those, it is `Taken`, too."""
     ablations = {"slower": Ablation(robot="hopper", learning_rate=1e-4)}
     config = Config(out=tmp_path / "study", robots={"hopper": OWN}, ablations=ablations)
-    monkeypatch.setattr(work.RobotWork, "run", lambda self: 1 / 0)
+    monkeypatch.setattr(work.Work, "run", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         STUDY.run(config)  # it has begun
     ablation = list(STUDY.parts(config))[-1]
@@ -350,15 +264,16 @@ def test_an_ablation_waits_for_its_robot(tmp_path, monkeypatch):
 def test_an_ablation_that_is_added_goes_on_and_is_then_held_to(tmp_path, monkeypatch):
     """In the same folder, beside what is there; no result stands under another change."""
     done = []
-    monkeypatch.setattr(work.RobotWork, "run", lambda self: None)
-    monkeypatch.setattr(work.RobotWork, "run_ablation", lambda self, name: done.append(name))
+    monkeypatch.setattr(work.Work, "run", lambda self: None)
+    monkeypatch.setattr(work.Work, "run_ablation", lambda self: done.append(self.models.part))
     study = dataclasses.replace(STUDY, summarise=lambda config: {})
     slower = {"slower": Ablation(robot="hopper", learning_rate=1e-4)}
     config = Config(out=tmp_path / "study", robots={"hopper": OWN}, ablations=slower)
     study.run(config)
     both = slower | {"wider": Ablation(robot="hopper", widths=(9,))}
     study.run(dataclasses.replace(config, ablations=both))
-    assert done == ["slower", "slower", "wider"]  # each of which looks for its result
+    # Each of them looks for its result.
+    assert done == [f"ablations/{name}" for name in ("slower", "slower", "wider")]
     for name, other in (
         ("slower.learning_rate 0.0001, not 0.01", Ablation(robot="hopper", learning_rate=1e-2)),
         (r"wider.widths \[9\], not \[8\]", Ablation(robot="hopper", widths=(8,))),
@@ -366,65 +281,6 @@ def test_an_ablation_that_is_added_goes_on_and_is_then_held_to(tmp_path, monkeyp
         changed = both | {name.partition(".")[0]: other}
         with pytest.raises(InputError, match=f"the run there has ablations.{name}; give the same"):
             study.run(dataclasses.replace(config, ablations=changed))
-
-
-def test_where_no_noise_is_drawn_there_are_no_temperatures(tmp_path):
-    """Each would be the unsteered base once more; older results have them still."""
-    one = work.RobotWork(Config(out=tmp_path, robots={"hopper": OWN}), "hopper")
-    arms = one._arms()
-    temperatures = {"temperature 0", "temperature 0.5", "temperature 0.8"}
-    assert temperatures < set(arms)
-    one.sampling = GuidanceOptions(sampler="ddim", sampling_steps=3)
-    assert one._arms() == [name for name in arms if name not in temperatures]
-    one.sampling = GuidanceOptions(sampler="ddim", eta=0.5)
-    assert one._arms() == arms
-
-    def best(settings, *names):
-        own = {"mean": 3.0, "standard_error": 1.0, "seed_standard_error": None}
-        return _best_temperature({n: own | {"settings": settings} for n in ("unsteered", *names)})
-
-    ddim, ancestral = {"sampler": "ddim", "eta": 0.0}, {"sampler": "ancestral", "eta": 0.0}
-    said = "none: no noise is drawn"
-    assert best(ddim) == best(ddim, "temperature 0.5") == said
-    assert best(ancestral, "temperature 0.5") == best(ddim | {"eta": 1.0}, "temperature 0") != said
-    assert best(ancestral, "temperature 0.5") == "3 +- 1" and best(ancestral) == ""
-
-
-def test_where_the_expert_is_no_better_there_is_no_reward_to_learn(tmp_path, monkeypatch, capsys):
-    """It is said, and noted, that its plans do not beat the base's by two standard errors."""
-    one = work.RobotWork(Config(out=tmp_path, robots={"hopper": OWN}), "hopper")
-    vars(one).update(base="base", expert="expert")
-    above = {"base": np.zeros(4)}
-
-    def returns(arm, world, count, options):
-        shown = {"return": 7.0 + above[arm.model], "steps": np.full(4, 9)}
-        return Outcome(shown, np.zeros(0))
-
-    monkeypatch.setattr(work, "returns", returns)
-    for more, beats in ((np.array([1.0, 2, 3, 4]), True), (np.array([-1.0, 2, 0, 1]), False)):
-        above["expert"] = more
-        gap = one._gap()
-        assert (gap["mean"], gap["expert_beats_base"]) == (pytest.approx(more.mean()), beats)
-        said = "the expert's plans return 0.5 (0.6) more than the base's: there is no reward to"
-        assert (said in capsys.readouterr().out) == (not beats)
-
-
-def test_states_that_were_met_are_kept_and_a_damaged_file_of_them_is_one_line(tmp_path):
-    one = work.RobotWork(Config(out=tmp_path, robots={"hopper": OWN}), "hopper")
-    normaliser = Normaliser(np.zeros(14, np.float32), np.ones(14, np.float32), "gaussian")
-    space = TrajectorySpace(4, 1, 3, normaliser, {})
-    vars(one).update(base=types.SimpleNamespace(space=space))
-    path = tmp_path / "hopper" / "reward_1.met.npz"
-    path.parent.mkdir()
-    met = np.random.default_rng(0).normal(size=(5, 11)).astype(np.float32)
-    write_arrays(path, observations=met)
-    by: Any = None
-    np.testing.assert_allclose(one._met("reward_1", by, OWN).rows[:, 0, 3:], met, rtol=1e-6)
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(
-        InputError, match="reward_1.met.npz: is missing or damaged; delete it, and"
-    ):
-        one._met("reward_1", by, OWN)
 
 
 def test_robots_without_policies_are_refused_at_once(tmp_path, monkeypatch):
@@ -437,95 +293,6 @@ def test_robots_without_policies_are_refused_at_once(tmp_path, monkeypatch):
         STUDY.run(config)
     policies.policies.cache_clear()
     assert not (tmp_path / "study").exists()
-
-
-def test_paired_differences_and_errors():
-    one = {"returns": [3.0, 5.0, 4.0], "seed_standard_error": 0.3}
-    other = {"returns": [1.0, 2.0, 3.0], "seed_standard_error": None}
-    found = arms.compared(one, other)
-    assert found["mean"] == 2.0
-    assert found["standard_error"] == pytest.approx(1 / np.sqrt(3))
-    assert found["seed_standard_error"] == pytest.approx(0.3)
-    assert arms.compared(other, other)["seed_standard_error"] is None
-    # 2 is above twice either error, and above twice both, which is 1.3; not above an error of .9.
-    assert arms.exceeds(found) and not arms.exceeds(found | {"seed_standard_error": 0.9})
-    assert not arms.exceeds(arms.compared(other, one))
-
-
-def sweep(monkeypatch, tmp_path, returned):
-    """`choose`, where an episode returns what `returned` says of (scale, t_stopgrad)."""
-
-    def returns(arm, world, count, options):
-        tried.append((options.scale, options.t_stopgrad))
-        return Outcome({"return": np.full(count, returned(*tried[-1]))}, np.zeros(0))
-
-    monkeypatch.setattr(arms, "returns", returns)
-    nothing: Any = None
-    options, tried, path = GuidanceOptions(), [], tmp_path / "sweep.json"
-
-    def choose(scales, stops, done=None):
-        return arms.choose(nothing, nothing, 3, options, scales, stops, path, done)
-
-    return choose, tried
-
-
-def test_a_scale_that_fails_is_not_chosen(monkeypatch, tmp_path):
-    def returned(scale, stop):
-        if scale > 1:
-            raise InputError("actions are not finite: lower the guidance scale")
-        return 10.0 * scale + {0: 0.0, 3: 3.0, 5: -5.0}[stop]
-
-    choose, _ = sweep(monkeypatch, tmp_path, returned)
-    lines = []
-    best, rows = choose((0.5, 1.0, 4.0), (0, 3, 5), lines.append)
-    assert (best.scale, best.t_stopgrad) == (1.0, 3)  # 4 fails, so that 1 is no edge
-    assert [row["return"] for row in rows] == [5.0, 10.0, None, 13.0, 5.0]
-    assert [row["scale"] for row in rows[3:]] == [1.0, 1.0]
-    assert lines[2] == "scale 4, t_stopgrad 0: actions are not finite: lower the guidance scale"
-    with pytest.raises(InputError, match="plans of every scale fail: actions are not finite"):
-        choose((4.0,), (0,))
-
-
-@pytest.mark.parametrize(
-    ("peak", "beyond"),
-    [(1.0, []), (0.5, [0.25]), (0.2, [0.25, 0.125]), (7.0, [4.0, 8.0, 16.0])],
-    ids=["inside", "the smallest", "below", "above"],
-)
-def test_a_sweep_goes_beyond_an_edge_that_is_best(monkeypatch, tmp_path, peak, beyond):
-    choose, tried = sweep(monkeypatch, tmp_path, lambda s, _: -abs(np.log2(s / peak)))
-    best, rows = choose((0.5, 1.0, 2.0), (0, 3))
-    scales = [0.5, 1.0, 2.0, *beyond]
-    assert tried == [(scale, 0) for scale in scales] + [(best.scale, 3)]
-    assert [row["scale"] for row in rows] == [*scales, best.scale]
-    assert min(scales) < best.scale < max(scales)
-
-
-def test_a_sweep_that_only_rises_has_an_end_and_one_scale_has_no_edge(monkeypatch, tmp_path):
-    choose, tried = sweep(monkeypatch, tmp_path, lambda scale, _: scale)
-    assert choose((3.0,), (0,))[0].scale == 3.0 and tried == [(3.0, 0)]
-    best, _ = choose((1.0, 2.0), (0,))
-    assert [scale for scale, _ in tried[1:]] == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0]
-    assert best.scale == 32.0
-
-
-def test_a_sweep_that_was_cut_short_goes_on(monkeypatch, tmp_path):
-    """What was tried is not tried again, and the choice is the same."""
-
-    def cut(scale, _):
-        if len(tried) > 2:
-            raise KeyboardInterrupt
-        return -abs(scale - 1)
-
-    choose, tried = sweep(monkeypatch, tmp_path, cut)
-    with pytest.raises(KeyboardInterrupt):
-        choose((0.5, 1.0, 2.0), (0, 3))
-    choose, tried = sweep(monkeypatch, tmp_path, lambda scale, _: -abs(scale - 1))
-    best, rows = choose((0.5, 1.0, 2.0), (0, 3))
-    assert tried == [(2.0, 0), (1.0, 3)] and (best.scale, best.t_stopgrad) == (1.0, 0)
-    assert [row["return"] for row in rows] == [-0.5, 0.0, -1.0, 0.0]
-    (tmp_path / "sweep.json").write_text("[{}]")
-    with pytest.raises(InputError, match=r"sweep.json: is damaged, .*; delete it"):
-        choose((0.5, 1.0, 2.0), (0, 3))
 
 
 @pytest.mark.parametrize(
