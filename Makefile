@@ -72,7 +72,7 @@ SIZE ?= tiny
 study-locomotion: $(REWARDS)
 	$(BIN)/reward-jax study locomotion --config configs/reward/study_locomotion_$(SIZE).yaml
 
-# Relative rewards of images, of Fashion-MNIST or DATA=FOLDER: tiny in some 17 minutes on two cores, cpu in some two
+# Relative rewards of images, of Fashion-MNIST or DATA=FOLDER: tiny in 15 minutes on two quiet cores, cpu in some two
 # hours by the steps of tiny, paper for a GPU.
 DATA ?=
 study-images: $(REWARDS)
