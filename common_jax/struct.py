@@ -26,7 +26,7 @@ def field(*, pytree_node: bool = True, **kwargs: Any) -> Any:
     return dataclasses.field(metadata={"pytree_node": pytree_node}, **kwargs)
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(field, dataclasses.field))
+@dataclass_transform(field_specifiers=(field, dataclasses.field))
 def dataclass(cls: type[_T]) -> type[_T]:
     """A frozen dataclass that is a pytree, with `replace(**changes)`."""
     made: Any = dataclasses.dataclass(frozen=True)(cls)
